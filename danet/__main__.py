@@ -1,0 +1,21 @@
+"""``python -m danet`` and the ``danet`` command: data, train, evaluate, detect."""
+
+from collections.abc import Sequence
+
+from danet.dispatch import dispatch
+
+COMMANDS = {
+    "data": ("danet.data.__main__", "import, split, synthesize and inspect datasets"),
+    "train": ("danet.train", "train a detector"),
+    "evaluate": ("danet.evaluate", "measure a detector on a dataset"),
+    "detect": ("danet.detect", "detect in images, folders, videos or a webcam"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command named by the first word."""
+    return dispatch("danet", COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,71 @@
+"""Weights files: safetensors with the model's configuration in the header. Nothing is ever unpickled."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from danet.config import ModelConfig
+from danet.errors import UserError
+from danet.files import atomic_path
+from danet.models import DANet, build_model
+
+FORMAT = "danet-weights-1"
+
+
+def save_weights(path: str | os.PathLike, model: DANet, metadata: dict | None = None) -> None:
+    """Writes the model's parameters and buffers, its configuration and ``metadata`` (JSON-able)."""
+    header = {"config": dataclasses.asdict(model.config), "metadata": metadata or {}}
+    save_tensors(path, FORMAT, model.state_dict(), header)
+
+
+def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") -> tuple[DANet, dict]:
+    """Reads a model written by ``save_weights``.
+
+    Returns:
+        The model in eval mode on ``device``, and the metadata.
+
+    Raises:
+        UserError: naming the file, if it is missing, broken, or not a DANet's weights.
+    """
+    tensors, header = load_tensors(path, FORMAT)
+    try:
+        model = build_model(ModelConfig(**header["config"]))
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError, UserError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: weights do not fit this version of DANet ({reason})") from error
+    return model.eval().to(device), header["metadata"]
+
+
+def save_tensors(path: str | os.PathLike, kind: str, tensors: dict[str, Tensor], header: dict) -> None:
+    """Writes named tensors and a JSON header of a certain kind, atomically."""
+    with atomic_path(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"format": kind, "header": json.dumps(header)},
+        )
+
+
+def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict]:
+    """Reads what ``save_tensors`` wrote. Raises UserError naming the file if it is anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != kind:
+                raise UserError(f"{path}: a safetensors file, but not of kind {kind}")
+            header = json.loads(metadata["header"])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error

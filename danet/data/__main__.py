@@ -1,0 +1,21 @@
+"""``danet data import|split|synthesize|inspect``."""
+
+from collections.abc import Sequence
+
+from danet.dispatch import dispatch
+
+COMMANDS = {
+    "import": ("danet.data.importers", "bring a public format into COCO json and images"),
+    "split": ("danet.data.split", "divide a dataset by recording"),
+    "synthesize": ("danet.data.synthesize", "make synthetic infrared scenes"),
+    "inspect": ("danet.data.inspect", "count, draw and check datasets, and find leakage between them"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command named by the first word."""
+    return dispatch("danet data", COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

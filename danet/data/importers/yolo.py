@@ -1,0 +1,148 @@
+"""YOLO: a txt file beside each image, ``class x y width height`` a line, relative to the image's size.
+
+The labels of ``images/train/a.png`` are in ``labels/train/a.txt``. Class names come from ``data.yaml``,
+``classes.txt`` or ``obj.names``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from danet import cli
+from danet.data.importers.output import ImportFolder, find_images, note, record
+from danet.data.progress import track
+from danet.errors import UserError
+
+# Rounded numbers may leave the unit square by this much.
+TOLERANCE = 1e-3
+
+
+@dataclass
+class Options:
+    source: str
+    """Folder that holds data.yaml or classes.txt and the folders images and labels, or a data.yaml."""
+
+    out: str
+    """Folder to write: images/ and one json for each split of data.yaml, or annotations.json."""
+
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+def import_yolo(options: Options) -> None:
+    """Imports YOLO txt labels; images without a label file have no boxes."""
+    source = Path(options.source).resolve()
+    if not source.exists():
+        raise UserError(f"{options.source}: no such folder")
+    config_path = source if source.suffix in (".yaml", ".yml") else source / "data.yaml"
+    config = _read_yaml(config_path)
+    root = config_path.parent
+    splits = {key: _folder(config_path, config, key) for key in ("train", "val", "test") if config.get(key)}
+    names = _class_names(root, config_path, config)
+    labels: set[Path] = set()
+    with ImportFolder(options.out, quiet=options.quiet) as out:
+        for split, folder in (splits or {"annotations": root / "images"}).items():
+            records = []
+            images = find_images(folder)
+            for name, image in track(list(images.items()), f"importing {split}", quiet=options.quiet):
+                path, *size = out.copy(image, (f"{split}/" if splits else "") + name + image.suffix)
+                label = label_path(image, root)
+                boxes, classes = [], []
+                if label.is_file():
+                    labels.add(label)
+                    boxes, classes = read_label(label, size, names)
+                records.append(record(path, size, boxes, classes))
+            out.write(f"{split}.json", records, names)
+        if not labels:
+            raise UserError(f"{root}: none of the images has a label file (labels/NAME.txt for images/NAME.png)")
+        orphans = {path for folder in {path.parent for path in labels} for path in folder.glob("*.txt")} - labels
+        orphans = sorted(path for path in orphans if path.name != "classes.txt")
+        if orphans and not options.quiet:
+            note(f"{orphans[0]}: no image belongs to this label file and {len(orphans) - 1} others")
+
+
+def label_path(image: Path, root: Path) -> Path:
+    """The txt file of an image: the last folder ``images`` of its path becomes ``labels``."""
+    parts = list(image.relative_to(root).parts) if image.is_relative_to(root) else list(image.parts)
+    folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    if folders:
+        parts[folders[-1]] = "labels"
+    return root.joinpath(*parts).with_suffix(".txt")
+
+
+def read_label(path: Path, size: Sequence[int], names: Sequence[str]) -> tuple[list[list[float]], list[str]]:
+    """Boxes (x0, y0, x1, y1) in pixels of an image of ``size`` (width, height), and the class name of each."""
+    width, height = size
+    boxes, classes = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        place = f"{path}: line {number}"
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != 5:
+            raise UserError(f"{place}: must be 'class x y width height', got {len(words)} words")
+        try:
+            index, (x, y, w, h) = int(words[0]), map(float, words[1:])
+        except ValueError:
+            raise UserError(f"{place}: must be five numbers, the first one whole, got {line.strip()!r}") from None
+        if not 0 <= index < len(names):
+            raise UserError(f"{place}: class {index} has no name; there are {len(names)} ({', '.join(names)})")
+        if not all(math.isfinite(v) and -TOLERANCE <= v <= 1 + TOLERANCE for v in (x, y, w, h)) or w < 0 or h < 0:
+            raise UserError(f"{place}: numbers must be from 0 to 1 of the image's size, got {line.strip()!r}")
+        boxes.append([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height])
+        classes.append(names[index])
+    return boxes, classes
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold 'names' and folders")
+    return content
+
+
+def _folder(path: Path, config: dict, key: str) -> Path:
+    """The folder of a split: relative to data.yaml, or to its ``path`` where that exists here."""
+    value = config[key]
+    if not isinstance(value, str):
+        raise UserError(f"{path}: {key!r} must be one folder, got {value!r}")
+    # Exported files often say ../train/images for the folder that lies beside data.yaml.
+    bases = [path.parent / str(config.get("path") or "."), path.parent]
+    candidates = [base / value for base in bases] + [path.parent / value.removeprefix("../")]
+    found = next((folder.resolve() for folder in candidates if folder.is_dir()), None)
+    if found is None:
+        raise UserError(f"{path}: {key!r} names the folder {value}, which does not exist")
+    return found
+
+
+def _class_names(root: Path, path: Path, config: dict) -> list[str]:
+    names = config.get("names")
+    if isinstance(names, dict):
+        if sorted(names) != list(range(len(names))):
+            raise UserError(f"{path}: 'names' must count from 0 without a gap, got {sorted(names)}")
+        names = [names[index] for index in range(len(names))]
+    for file in (root / "classes.txt", root / "obj.names", root / "labels" / "classes.txt"):
+        if names is None and file.is_file():
+            names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names or not isinstance(names, list):
+        raise UserError(f"{root}: no class names; give them in data.yaml (names: [...]) or classes.txt")
+    names = [str(name) for name in names]
+    if len(set(names)) != len(names):
+        raise UserError(f"{root}: a class name occurs twice: {names}")
+    return names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(import_yolo, Options, prog="danet data import yolo", positionals=["source", "out"], argv=argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

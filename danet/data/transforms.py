@@ -1,0 +1,386 @@
+"""Augmentation of raw 8- and 16-bit infrared images and their boxes, before ``danet.data.image.normalise``.
+
+`normalise` subtracts the median and divides by a percentile span, so a plain gain and offset teach
+little. What changes the network's view is geometry, gamma, polarity, shading, noise, blur and the
+target's own contrast; those are the transforms here. Strengths are in units of the image's span
+(1st to 99th percentile), so that they mean the same for an 8-bit video and a 14-bit sensor.
+
+Every random number comes from the Generator that is passed in. Images are ``[H, W]`` or
+``[H, W, 3]``, uint8 or uint16, and are never changed in place; boxes are float32 ``[M, 4]``
+(x0, y0, x1, y1) in pixels, where pixel i covers [i, i + 1).
+"""
+
+import math
+from dataclasses import dataclass, fields
+from statistics import NormalDist
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from danet.data.image import MINIMUM_RANGE
+from danet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied; the defaults suit 320 x 256 frames with targets of 3 to 60 pixels."""
+
+    crop: tuple[int, int] | None = (256, 320)
+    """Height and width of the training images in pixels; null keeps each image's own size."""
+
+    around_target: float = 0.7
+    """Probability that the crop is placed so that it contains a target; otherwise it falls anywhere."""
+
+    scale: tuple[float, float] = (0.6, 1.6)
+    """Smallest and largest magnification, drawn log-uniformly."""
+
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+
+    rotation: float = 0.0
+    """Largest rotation in degrees (at most 45); boxes get looser, so it is off by default."""
+
+    min_visible: float = 0.5
+    """A box that keeps less than this part of its area in the crop becomes an ignore region."""
+
+    min_size: float = 2.0
+    """A box that is scaled down to less than this, in pixels (square root of its area), becomes an ignore region."""
+
+    copy_paste: float = 0.25
+    """Probability of pasting one or two more targets or distractors, of this or of another image."""
+
+    target_contrast: float = 0.25
+    """Probability for each box that its object is made dimmer or brighter against its surroundings."""
+
+    polarity: float = 0.05
+    """Probability of swapping black-hot and white-hot."""
+
+    gamma: float = 0.3
+    """Largest absolute logarithm of the gamma exponent, applied between the image's extremes; 0 is off."""
+
+    contrast: tuple[float, float] = (0.6, 1.3)
+    """Range of the gain about the median; small gains meet `normalise`'s least range, large ones saturate."""
+
+    shading: float = 0.15
+    """Largest amplitude of added low-frequency shading, in spans; 0 is off."""
+
+    blur: float = 0.2
+    """Probability of a Gaussian blur with a standard deviation of 0.3 to 1 pixel."""
+
+    noise: float = 0.03
+    """Largest standard deviation of added sensor noise, in spans; half of the images get some; 0 is off."""
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and min(self.crop) < 1:
+            raise UserError(f"crop must be two positive numbers of pixels, got {self.crop}")
+        for name in ("scale", "contrast"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < math.inf:
+                raise UserError(f"{name} must be two positive numbers, the smaller first, got {(low, high)}")
+        for name in ("around_target", "flip", "copy_paste", "target_contrast", "polarity", "blur", "min_visible"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        for name in ("gamma", "shading", "noise", "min_size"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.rotation <= 45:
+            raise UserError(f"rotation must lie between 0 and 45 degrees, got {self.rotation}")
+
+    @classmethod
+    def off(cls, **changes) -> "Augmentation":
+        """Options that change nothing, but for ``changes``."""
+        nothing = {item.name: 0.0 for item in fields(cls)}
+        return cls(**{**nothing, "crop": None, "scale": (1.0, 1.0), "contrast": (1.0, 1.0), **changes})
+
+
+class Annotated(NamedTuple):
+    """An image and what is on it: the arguments and the result of `augment`."""
+
+    image: np.ndarray  # [H, W] or [H, W, 3], uint8 or uint16
+    boxes: np.ndarray  # float32 [M, 4]
+    labels: np.ndarray  # int64 [M], -1 for distractors
+    ignore: np.ndarray  # bool [M]
+
+
+def augment(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    ignore: np.ndarray,
+    rng: np.random.Generator,
+    options: Augmentation,
+    donor: Annotated | None = None,
+) -> Annotated:
+    """One random variant of an image and its boxes.
+
+    Args:
+        image: ``[H, W]`` or ``[H, W, 3]``, uint8 or uint16.
+        boxes, labels, ignore: float32 ``[M, 4]``, int64 ``[M]`` (-1: distractor), bool ``[M]``.
+        rng: source of all randomness; equal generators give equal results.
+        donor: another image whose objects may be pasted into this one; otherwise its own are.
+
+    Returns:
+        image of ``options.crop`` pixels and the input's dtype, boxes inside it, labels, ignore. Boxes
+        centred outside the crop are dropped, the others clipped, distractors like targets; ignore
+        regions stay as far as they reach in.
+    """
+    sample = Annotated(image, np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels), np.asarray(ignore))
+    if rng.random() < options.copy_paste:
+        for _ in range(rng.integers(1, 3)):
+            sample = paste_object(sample, sample if donor is None else donor, rng)
+    sample = _geometry(sample, rng, options)
+    return sample._replace(image=_photometry(sample, rng, options))
+
+
+# --- geometry ---
+
+
+def letterbox(
+    image: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, tuple[float, tuple[float, float]]]:
+    """Fits an image into ``size = (height, width)``, its shape kept, centred, the rest filled with its median.
+
+    Returns the image, the boxes in it, and ``(scale, (x, y))`` for `undo_letterbox`; the scale may
+    be above one.
+    """
+    height, width = image.shape[:2]
+    scale = min(size[0] / height, size[1] / width)
+    offset = (float((size[1] - round(width * scale)) // 2), float((size[0] - round(height * scale)) // 2))
+    matrix = np.array([[scale, 0.0, offset[0]], [0.0, scale, offset[1]]])
+    return warp(image, matrix, size), warp_boxes(boxes, matrix), (scale, offset)
+
+
+def undo_letterbox(boxes: np.ndarray, scale: float, offset: tuple[float, float]) -> np.ndarray:
+    """Boxes of the letterboxed image in pixels of the original one, float32 ``[M, 4]``."""
+    return ((np.asarray(boxes, np.float32).reshape(-1, 4) - np.tile(offset, 2)) / scale).astype(np.float32)
+
+
+def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resamples an image to ``size = (height, width)``; what lies outside it becomes its median.
+
+    ``matrix`` ``[2, 3]`` maps positions in the image to positions in the result, both in pixels with
+    corners at integers. A constant border, since a reflected one shows ghosts of the targets.
+    """
+    scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    fill = median(image)
+    if scale < 0.9:  # bilinear sampling alone would skip pixels, and with them parts of small targets
+        image = cv2.GaussianBlur(image, (0, 0), 0.5 * math.sqrt(1.0 / scale**2 - 1.0), borderType=cv2.BORDER_REPLICATE)
+    centres = matrix.astype(np.float64).copy()  # OpenCV counts from the centre of pixel 0
+    centres[:, 2] += 0.5 * centres[:, :2].sum(axis=1) - 0.5
+    return cv2.warpAffine(image, centres, size[::-1], flags=cv2.INTER_LINEAR, borderValue=fill)
+
+
+def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Upright boxes around the mapped corners of ``boxes``, float32 ``[M, 4]``."""
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ matrix[:, :2].T + matrix[:, 2]
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
+
+
+def _geometry(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> Annotated:
+    """Scale, flip, rotation and crop in one resampling, and the boxes with it."""
+    height, width = sample.image.shape[:2]
+    size = options.crop or (height, width)
+    scale = math.exp(rng.uniform(*np.log(options.scale)))
+    mirror = -1.0 if rng.random() < options.flip else 1.0
+    angle = math.radians(rng.uniform(-options.rotation, options.rotation))
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    matrix = np.array([[mirror * cos, -sin, 0.0], [mirror * sin, cos, 0.0]])
+    # Until the shift below, positions are relative to the upper left corner of the scaled image.
+    matrix[:, 2] = np.array([width, height]) * scale / 2 - matrix[:, :2] @ (np.array([width, height]) / 2)
+
+    low = np.minimum(0.0, np.array([width, height]) * scale - size[::-1])
+    high = np.maximum(0.0, np.array([width, height]) * scale - size[::-1])
+    targets = np.flatnonzero((sample.labels >= 0) & ~sample.ignore)
+    if targets.size and rng.random() < options.around_target:
+        box = warp_boxes(sample.boxes[rng.choice(targets)], matrix)[0]
+        low, high = (np.clip(bound, low, high) for bound in (box[2:] - size[::-1], box[:2]))
+        low, high = np.minimum(low, high), np.maximum(low, high)
+    # Whole pixels: at a magnification of one the image is then copied, not resampled.
+    matrix[:, 2] -= np.round(rng.uniform(low, high))
+
+    image = warp(sample.image, matrix, size)
+    boxes, kept, lost = _clip(warp_boxes(sample.boxes, matrix), sample.ignore, size, options)
+    return Annotated(image, boxes[kept], sample.labels[kept], (sample.ignore | lost)[kept])
+
+
+def _clip(
+    boxes: np.ndarray, ignore: np.ndarray, size: tuple[int, int], options: Augmentation
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes clipped to the image, which of them to keep, and which to turn into ignore regions."""
+    limits = np.array([size[1], size[0]], np.float32)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    clipped = np.concatenate([np.clip(boxes[:, :2], 0, limits), np.clip(boxes[:, 2:], 0, limits)], axis=1)
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    visible = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1)
+    inside = ((centres >= 0) & (centres < limits)).all(axis=1)
+    kept = (visible > 0) & (inside | ignore)
+    return clipped, kept, (visible < options.min_visible * area) | (area < options.min_size**2)
+
+
+# --- brightness ---
+
+
+def median(image: np.ndarray) -> tuple[float, ...]:
+    """The median of each channel, from every third row and column: a ninth of the time, the same to a count or two."""
+    sparse = image[::3, ::3]
+    return tuple(np.atleast_1d(np.median(sparse.reshape(-1, *image.shape[2:]), axis=0)).tolist())
+
+
+def span(image: np.ndarray) -> float:
+    """Counts from the 1st to the 99th percentile, at least `normalise`'s least range."""
+    levels = np.sort(image[::3, ::3], axis=None)
+    return max(float(levels[int(0.99 * levels.size)]) - float(levels[int(0.01 * levels.size)]), MINIMUM_RANGE)
+
+
+def _photometry(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> np.ndarray:
+    """The image with its brightness varied, in its own dtype."""
+    image = sample.image.astype(np.float32)
+    scale = span(sample.image)
+
+    for box, ignored in zip(sample.boxes, sample.ignore, strict=True):
+        if rng.random() < options.target_contrast and not ignored:
+            change_contrast(image, box, math.exp(rng.uniform(-0.7, 0.3)))
+    # In place wherever possible: touching fresh memory costs as much as the arithmetic.
+    if rng.random() < options.polarity:
+        np.subtract(np.float32(float(image.min()) + float(image.max())), image, out=image)
+    if options.gamma:
+        apply_gamma(image, math.exp(rng.uniform(-options.gamma, options.gamma)))
+    gain = rng.uniform(*options.contrast)
+    if gain != 1.0:
+        centre = float(np.mean(median(image)))
+        image *= np.float32(gain)
+        image += np.float32((1.0 - gain) * centre)
+    if options.shading:
+        image += _per_channel(shading(image.shape[:2], rng, rng.uniform(0, options.shading) * scale), image)
+    if rng.random() < options.blur:
+        cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.0), dst=image)
+    if options.noise and rng.random() < 0.5:
+        image += _per_channel(sensor_noise(image.shape[:2], rng, rng.uniform(0, options.noise) * scale), image)
+
+    limits = np.iinfo(sample.image.dtype)
+    np.clip(np.rint(image, out=image), limits.min, limits.max, out=image)
+    return image.astype(sample.image.dtype)
+
+
+def _per_channel(field: np.ndarray, image: np.ndarray) -> np.ndarray:
+    return field[..., None] if image.ndim == 3 else field
+
+
+def apply_gamma(image: np.ndarray, exponent: float) -> None:
+    """A power law between the image's own extremes, float32 ``[H, W, ...]``, in place; the extremes stay."""
+    low, high = image.min(), image.max()
+    if high > low:
+        image -= low
+        image *= 1 / (high - low)
+        cv2.pow(image, exponent, dst=image)
+        image *= high - low
+        image += low
+
+
+def shading(size: tuple[int, int], rng: np.random.Generator, amplitude: float) -> np.ndarray:
+    """Smooth random field, float32 ``[H, W]``: the drift of an uncooled sensor."""
+    coarse = cv2.resize(rng.standard_normal((4, 4), np.float32), (48, 48), interpolation=cv2.INTER_CUBIC)
+    coarse *= amplitude / max(float(np.abs(coarse).max()), 1e-6)
+    return cv2.resize(coarse, size[::-1])  # cubic over the whole image would take five times as long
+
+
+# 256 equally likely values of a normal distribution, scaled to unit variance: a random byte indexes them, ten times
+# as fast as drawing normal numbers, and the image is rounded to integers anyway.
+_QUANTILES = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
+_QUANTILES /= _QUANTILES.std()
+
+
+def sensor_noise(size: tuple[int, int], rng: np.random.Generator, sigma: float) -> np.ndarray:
+    """White noise, at times with column noise as read-out circuits make it, float32 ``[H, W]``."""
+    random_bytes = np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size)
+    noise = cv2.LUT(random_bytes, _QUANTILES * np.float32(sigma))
+    if rng.random() < 0.3:
+        noise += rng.uniform(0.2, 0.8) * sigma * rng.standard_normal((1, size[1]), np.float32)
+    return noise
+
+
+# --- single objects ---
+
+
+def change_contrast(image: np.ndarray, box: np.ndarray, factor: float) -> None:
+    """Multiplies the difference between an object and its surroundings, with soft edges, in place.
+
+    ``image``: float32 ``[H, W]`` or ``[H, W, 3]``; ``box``: ``[4]``.
+    """
+    x0, y0, x1, y1 = _surroundings(box)
+    height, width = image.shape[:2]
+    window = _soft_window(y1 - y0, x1 - x0)[max(-y0, 0) : height - y0, max(-x0, 0) : width - x0]
+    region = image[max(y0, 0) : y1, max(x0, 0) : x1]
+    region += (factor - 1.0) * _per_channel(window, image) * (region - _border_level(region))
+
+
+def paste_object(sample: Annotated, donor: Annotated, rng: np.random.Generator) -> Annotated:
+    """Adds one random object of ``donor`` at a free place of ``sample``, flipped and scaled at random.
+
+    What is pasted is the object's difference from its surroundings (in spans of its image), with
+    soft edges. Without a suitable object, or where it would be overlapped or lost in clutter, the
+    sample comes back unchanged.
+    """
+    height, width = sample.image.shape[:2]
+    x0, y0, x1, y1 = (np.array([_surroundings(box) for box in donor.boxes]).reshape(-1, 4)).T
+    whole = (x0 >= 0) & (y0 >= 0) & (x1 <= donor.image.shape[1]) & (y1 <= donor.image.shape[0])
+    fits = whole & ~donor.ignore & ((x1 - x0) * 2 < width) & ((y1 - y0) * 2 < height)
+    if not fits.any() or donor.image.shape[2:] != sample.image.shape[2:]:
+        return sample
+    index = rng.choice(np.flatnonzero(fits))
+    left, top = x0[index], y0[index]
+    patch = donor.image[top : y1[index], left : x1[index]].astype(np.float32)
+    patch = (patch - _border_level(patch)) * _per_channel(_soft_window(*patch.shape[:2]), patch)
+    patch *= span(sample.image) / span(donor.image)
+    box = donor.boxes[index] - np.array([left, top, left, top], np.float32)
+    if rng.random() < 0.5:
+        patch = patch[:, ::-1]
+        box = np.array([patch.shape[1] - box[2], box[1], patch.shape[1] - box[0], box[3]], np.float32)
+    before = np.array(patch.shape[1::-1])
+    after = np.maximum(np.rint(before * rng.uniform(0.7, 1.3)).astype(int), 3)
+    method = cv2.INTER_AREA if after[0] < before[0] else cv2.INTER_LINEAR
+    patch = cv2.resize(patch, after.tolist(), interpolation=method)
+    box = box * np.tile(after / before, 2)
+
+    for _ in range(8):
+        place = rng.integers(0, np.array([width, height]) - after + 1)
+        (x, y), (right, bottom) = place, place + after
+        region = sample.image[y:bottom, x:right]
+        overlap = np.minimum(sample.boxes[:, 2:], place + after) > np.maximum(sample.boxes[:, :2], place)
+        if overlap.all(axis=1).any() or np.abs(patch).max() < 3 * region.std():
+            continue
+        image = sample.image.copy()
+        limits = np.iinfo(image.dtype)
+        image[y:bottom, x:right] = np.clip(np.rint(region + patch), limits.min, limits.max)
+        return Annotated(
+            image,
+            np.concatenate([sample.boxes, (box + np.tile(place, 2))[None].astype(np.float32)]),
+            np.append(sample.labels, donor.labels[index]),
+            np.append(sample.ignore, False),
+        )
+    return sample
+
+
+def _surroundings(box: np.ndarray) -> tuple[int, int, int, int]:
+    """A box with a margin of a quarter of its size, at least two pixels, in whole pixels."""
+    margin_x, margin_y = (max(2.0, 0.25 * side) for side in (box[2] - box[0], box[3] - box[1]))
+    x0, y0 = math.floor(box[0] - margin_x), math.floor(box[1] - margin_y)
+    return x0, y0, math.ceil(box[2] + margin_x), math.ceil(box[3] + margin_y)
+
+
+def _soft_window(height: int, width: int) -> np.ndarray:
+    """1 in the middle, smoothly down to 0 over the outer sixth of each side, float32 ``[height, width]``."""
+    ramps = []
+    for side in (height, width):
+        position = np.minimum(np.arange(side) + 0.5, side - 0.5 - np.arange(side)) / max(side / 6, 1.5)
+        ramps.append(np.clip(position, 0, 1))
+    window = np.outer(*ramps)
+    return (window * window * (3 - 2 * window)).astype(np.float32)
+
+
+def _border_level(region: np.ndarray) -> np.ndarray:
+    """Median of the outermost pixels of ``[h, w]`` or ``[h, w, 3]``: the level of the surroundings."""
+    rim = np.concatenate([region[0], region[-1], region[:, 0], region[:, -1]])
+    return np.median(rim, axis=0).astype(np.float32)

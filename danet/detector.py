@@ -1,0 +1,113 @@
+"""The trained detector as people call it: an image in, boxes in that image's pixels out."""
+
+import os
+
+import numpy as np
+import torch
+
+from danet.boxes import Detections
+from danet.checkpoint import load_weights
+from danet.data.image import normalise, read_image
+from danet.data.transforms import letterbox
+from danet.models import DANet
+from danet.models.detector import MINIMUM_SIZE
+
+
+class Detector:
+    """A model together with its preprocessing and its thresholds.
+
+    Args:
+        model: a trained DANet; a fused copy of it is used, the model stays as it is.
+        score_threshold: detections with a lower score are left out.
+        iou_threshold: a detection is dropped where a better one overlaps it by more.
+        max_detections: at most so many detections an image.
+        input_size: (height, width) every image is letterboxed to; None keeps native sizes.
+        metadata: what was saved beside the weights.
+    """
+
+    def __init__(
+        self,
+        model: DANet,
+        *,
+        score_threshold: float = 0.5,
+        iou_threshold: float = 0.5,
+        max_detections: int = 300,
+        input_size: tuple[int, int] | None = None,
+        metadata: dict | None = None,
+    ) -> None:
+        self.model = model.fused()
+        self.score_threshold = score_threshold
+        self.iou_threshold = iou_threshold
+        self.max_detections = max_detections
+        self.input_size = input_size
+        self.metadata = metadata or {}
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; ``Detections.labels`` are indices into it."""
+        return self.model.config.classes
+
+    def __call__(self, image: np.ndarray | str | os.PathLike) -> Detections:
+        """Detects in one image: a path, or ``[H, W]`` / ``[H, W, 3]`` (BGR) of uint8 or uint16."""
+        return self.batch([image])[0]
+
+    def batch(self, images: list[np.ndarray | str | os.PathLike]) -> list[Detections]:
+        """Detects in several images at once; sizes may differ."""
+        return self.postprocess(*self.forward(*self.preprocess(images)))
+
+    def preprocess(
+        self, images: list[np.ndarray | str | os.PathLike]
+    ) -> tuple[torch.Tensor, list[tuple[int, int, float, tuple[float, float]]]]:
+        """Reads, letterboxes and normalises: ``[N, C, H, W]`` float32, and what ``postprocess`` needs of each image.
+
+        Smaller images of a batch are padded at the right and bottom with 0, the normalised median.
+        """
+        arrays = [image if isinstance(image, np.ndarray) else read_image(image) for image in images]
+        placed, geometry = [], []
+        for array in arrays:
+            height, width = array.shape[:2]
+            scale, offset = 1.0, (0.0, 0.0)
+            if self.input_size is not None and (height, width) != tuple(self.input_size):
+                array, _, (scale, offset) = letterbox(array, np.zeros((0, 4), np.float32), self.input_size)
+            placed.append(normalise(array, self.model.config.input_channels))
+            geometry.append((height, width, scale, offset))
+        shape = [max(MINIMUM_SIZE, *(p.shape[axis] for p in placed)) for axis in (1, 2)]
+        batch = np.zeros((len(placed), placed[0].shape[0], *shape), np.float32)
+        for i, p in enumerate(placed):
+            batch[i, :, : p.shape[1], : p.shape[2]] = p
+        return torch.from_numpy(batch), geometry
+
+    @torch.inference_mode()
+    def forward(self, batch: torch.Tensor, geometry: list) -> tuple[object, list]:
+        """Runs the network on the model's device."""
+        device = next(self.model.buffers()).device
+        return self.model(batch.to(device, memory_format=torch.channels_last)), geometry
+
+    @torch.inference_mode()
+    def postprocess(self, output: object, geometry: list) -> list[Detections]:
+        """Thresholds, suppresses, and maps boxes back into the images, clipped to them; on the CPU."""
+        results = []
+        found = self.model.decode(
+            output,
+            score_threshold=self.score_threshold,
+            iou_threshold=self.iou_threshold,
+            max_detections=self.max_detections,
+        )
+        for detections, (height, width, scale, (x, y)) in zip(found, geometry, strict=True):
+            boxes = (detections.boxes.cpu() - torch.tensor([x, y, x, y])) / scale
+            limits = torch.tensor([width, height, width, height], dtype=boxes.dtype)
+            boxes = torch.minimum(boxes.clamp(min=0), limits)
+            inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)  # a box in the padding is no box
+            kept = (boxes, detections.scores.cpu(), detections.labels.cpu())
+            results.append(Detections(*(values[inside] for values in kept)))
+        return results
+
+
+def load(weights: str | os.PathLike, device: str | torch.device = "cpu", **options) -> Detector:
+    """Loads a detector from a weights file; ``options`` are those of ``Detector``.
+
+    Raises:
+        UserError: naming the file, if it is missing or not a DANet's weights.
+    """
+    model, metadata = load_weights(weights, device)
+    return Detector(model, metadata=metadata, **options)

@@ -1,0 +1,121 @@
+"""Running a detector over a dataset, with the time of each part, and its results as COCO files hold them."""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from danet.data.coco import CocoDataset, ImageRecord
+from danet.data.progress import track
+from danet.errors import UserError
+from danet.files import read_json
+
+if TYPE_CHECKING:
+    from danet.boxes import Detections
+    from danet.detector import Detector
+
+
+@dataclass
+class Speed:
+    """Seconds spent on ``images`` images in each part; the first batch of a run is left out as warm-up."""
+
+    images: int = 0
+    read_and_preprocess: float = 0.0
+    network: float = 0.0
+    decode: float = 0.0
+
+    def figures(self, method: str) -> dict:
+        """Milliseconds an image by part, images a second with and without reading, and how it was measured."""
+        if not self.images:
+            return {"method": method, "images": 0}
+        parts = {name: getattr(self, name) for name in ("read_and_preprocess", "network", "decode")}
+        return {
+            "method": method,
+            "images": self.images,
+            "milliseconds_per_image": {name: 1000.0 * seconds / self.images for name, seconds in parts.items()},
+            "fps": self.images / sum(parts.values()),
+            "fps_network_and_decode": self.images / (self.network + self.decode),
+        }
+
+
+def choose_device(name: str) -> str:
+    """``auto`` to a GPU where there is one, else the CPU. A device that is not there is a UserError."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"--device {name}: not available here ({reason})") from error
+    return name
+
+
+def predict(
+    detector: "Detector", records: Sequence[ImageRecord], batch: int = 8, *, quiet: bool = False
+) -> tuple[list["Detections"], Speed]:
+    """Detects in every image, successive ones of equal size together.
+
+    Raises UserError naming an image that cannot be read or whose size is not the one annotated.
+    """
+    predictions: list[Detections] = []
+    speed = Speed()
+    device = next(detector.model.buffers()).device
+    batches = list(_batches(records, batch))
+    for number, part in enumerate(track(batches, "detecting", quiet=quiet)):
+        started = time.perf_counter()
+        tensor, geometry = detector.preprocess([record.path for record in part])
+        for record, (height, width, *_) in zip(part, geometry, strict=True):
+            if (height, width) != (record.height, record.width):
+                annotated = f"{record.width} x {record.height}"
+                raise UserError(f"{record.path}: the image is {width} x {height}, its annotation says {annotated}")
+        ready = time.perf_counter()
+        output = detector.forward(tensor, geometry)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        computed = time.perf_counter()
+        predictions += detector.postprocess(*output)
+        if number > 0:
+            speed.images += len(part)
+            speed.read_and_preprocess += ready - started
+            speed.network += computed - ready
+            speed.decode += time.perf_counter() - computed
+    return predictions, speed
+
+
+def coco_results(
+    data: CocoDataset, records: Sequence[ImageRecord], predictions: Sequence["Detections"], classes: Sequence[str]
+) -> list[dict]:
+    """Detections in COCO's result format, with the ids of ``data``'s file.
+
+    A class that the file lacks gets an id after the largest of the file.
+    """
+    content = read_json(data.path)
+    image_ids = {record.path: image["id"] for record, image in zip(data.records, content["images"], strict=True)}
+    category_ids = {category["name"]: category["id"] for category in content["categories"]}
+    largest = max((key for key in category_ids.values() if isinstance(key, int)), default=0)
+    for name in classes:
+        if name not in category_ids:
+            largest += 1
+            category_ids[name] = largest
+    results = []
+    for record, (boxes, scores, labels) in zip(records, predictions, strict=True):
+        for (x0, y0, x1, y1), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
+            results.append(
+                {
+                    "image_id": image_ids[record.path],
+                    "category_id": category_ids[classes[label]],
+                    "bbox": [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)],
+                    "score": round(score, 6),
+                }
+            )
+    return results
+
+
+def _batches(records: Sequence[ImageRecord], size: int) -> Iterator[list[ImageRecord]]:
+    """Up to ``size`` successive images of equal size: padding would let results depend on the neighbours."""
+    for _, group in itertools.groupby(records, key=lambda record: (record.height, record.width)):
+        while part := list(itertools.islice(group, size)):
+            yield part

@@ -1,0 +1,168 @@
+"""What goes wrong: misses and false alarms of one class with their causes, and a picture of the worst."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from danet.data.image import read_image, to_display
+from danet.matching import CRITERIA, FALSE_ALARM, HIT, Criterion, flatten, iou, match
+from danet.visual import PALETTE, contact_sheet, draw_boxes, enlarge
+
+TILE = 224
+COLUMNS = 6
+# Mistakes shown of one video at most: neighbouring frames repeat them.
+PER_VIDEO = 2
+TRUTH_COLOR, DETECTION_COLOR = PALETTE[1], PALETTE[2]
+
+
+class Mistake(NamedTuple):
+    """One miss (``score`` None) or false alarm, its box ``[4]`` in pixels of image ``image``."""
+
+    image: int
+    box: np.ndarray
+    score: float | None
+    cause: str
+
+
+class Mistakes(NamedTuple):
+    """The worst first: misses far from any detection and large, false alarms of high score."""
+
+    misses: list[Mistake]
+    false_alarms: list[Mistake]
+
+    def causes(self) -> dict[str, dict[str, int]]:
+        """How many mistakes have each cause."""
+        return {name: dict(Counter(m.cause for m in getattr(self, name)).most_common()) for name in self._fields}
+
+
+def find_mistakes(
+    records: Sequence,
+    predictions: Sequence,
+    classes: Sequence[str],
+    *,
+    target: str,
+    threshold: float,
+    criterion: str = "iou50",
+) -> Mistakes:
+    """Lists the misses and false alarms of ``target`` among detections with a score of at least ``threshold``.
+
+    Causes of a miss: "misplaced" (a detection overlaps it, not well enough), "low score" (a fitting
+    detection scores less), "not found". Causes of a false alarm: "duplicate" (fits an object that a
+    better one took), "misplaced" (overlaps an object), the name of a distractor that it overlaps, or
+    "background". Arguments as ``danet.metrics.evaluate_predictions`` takes them.
+    """
+    data = flatten(records, predictions, classes)[target]
+    rule = CRITERIA[criterion]
+    matches = match(data, rule)
+    kept = data.scores >= threshold
+    found = np.zeros(len(data.truths), bool)
+    found[matches.truth[kept & (matches.outcome == HIT)]] = True
+    of_image = _members(data.image, data.images)
+    truths_of_image = _members(data.truth_image, data.images)
+
+    misses = []
+    for index in np.flatnonzero(matches.counted & ~found):
+        near = of_image[data.truth_image[index]]
+        cause = _cause_of_miss(data.truths[index], data.boxes[near], kept[near], rule)
+        misses.append(Mistake(int(data.truth_image[index]), data.truths[index], None, cause))
+    far_first = ("not found", "low score", "misplaced")
+    misses.sort(key=lambda m: (far_first.index(m.cause), -_size(m.box)))
+
+    false_alarms = []
+    for index in np.flatnonzero(kept & (matches.outcome == FALSE_ALARM)):
+        image = int(data.image[index])
+        truths = data.truths[truths_of_image[image]]
+        cause = _cause_of_false_alarm(data.boxes[index], truths, records[image], target, rule)
+        false_alarms.append(Mistake(image, data.boxes[index], float(data.scores[index]), cause))
+    return Mistakes(misses, false_alarms)
+
+
+def mistakes_sheet(
+    records: Sequence,
+    predictions: Sequence,
+    classes: Sequence[str],
+    mistakes: Mistakes,
+    *,
+    target: str,
+    threshold: float,
+    each: int = 18,
+) -> np.ndarray | None:
+    """Up to ``each`` misses, then as many false alarms, cropped and enlarged: uint8 BGR, None without any.
+
+    Truths are blue (distractors grey), detections of ``target`` orange with their scores.
+    """
+    tiles, titles = [], []
+    for mistake in [*_varied(mistakes.misses, records, each), *_varied(mistakes.false_alarms, records, each)]:
+        record = records[mistake.image]
+        boxes, scores, labels = (np.asarray(values) for values in predictions[mistake.image])
+        shown = (labels == classes.index(target)) & (scores >= threshold)
+        tiles.append(_tile(record, mistake.box, boxes[shown], scores[shown], target))
+        what = "miss" if mistake.score is None else f"false {mistake.score:.2f}"
+        titles.append(f"{what} {mistake.cause} {record.path.stem}")
+    return contact_sheet(tiles, COLUMNS, titles) if tiles else None
+
+
+def _cause_of_miss(truth: np.ndarray, boxes: np.ndarray, kept: np.ndarray, rule: Criterion) -> str:
+    repeated = np.broadcast_to(truth, boxes.shape)
+    if (iou(boxes, repeated)[kept] > 0).any():
+        return "misplaced"
+    return "low score" if rule.accepts(rule.quality(boxes, repeated)).any() else "not found"
+
+
+def _cause_of_false_alarm(box: np.ndarray, truths: np.ndarray, record: object, target: str, rule: Criterion) -> str:
+    repeated = np.broadcast_to(box, truths.shape)
+    if rule.accepts(rule.quality(repeated, truths)).any():
+        return "duplicate"
+    if (iou(repeated, truths) > 0).any():
+        return "misplaced"
+    others = np.array([name != target for name in record.names], bool)
+    overlap = iou(np.broadcast_to(box, record.boxes.shape), record.boxes.astype(np.float64)) * others
+    return record.names[int(overlap.argmax())] if (overlap > 0).any() else "background"
+
+
+def _varied(mistakes: Sequence[Mistake], records: Sequence, count: int) -> list[Mistake]:
+    """The first ``count``, at most PER_VIDEO of a video."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for mistake in mistakes:
+        video = records[mistake.image].video or str(records[mistake.image].path)
+        seen[video] += 1
+        if seen[video] <= PER_VIDEO:
+            chosen.append(mistake)
+    return chosen[:count]
+
+
+def _tile(record: object, box: np.ndarray, boxes: np.ndarray, scores: np.ndarray, target: str) -> np.ndarray:
+    image = to_display(read_image(record.path))
+    height, width = image.shape[:2]
+    side = int(np.clip(4 * max(box[2:] - box[:2]), 40, max(height, width)))
+    centre = 0.5 * (box[:2] + box[2:])
+    x, y = (
+        int(np.clip(c - side / 2, 0, max(limit - side, 0))) for c, limit in zip(centre, (width, height), strict=True)
+    )
+    crop = image[y : y + side, x : x + side]
+    factor = TILE / side
+    tile = enlarge(crop, factor)
+
+    def placed(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        moved = found - np.array([x, y, x, y])
+        visible = (moved[:, 2:] > 0).all(1) & (moved[:, :2] < np.array(crop.shape[1::-1])).all(1)
+        return moved[visible] * factor, visible
+
+    truths, visible = placed(np.asarray(record.boxes))
+    labels = [0 if name == target else -1 for name in np.array(record.names, object)[visible]]
+    tile = draw_boxes(tile, truths, labels=labels, colors=[TRUTH_COLOR])
+    detected, visible = placed(boxes)
+    return draw_boxes(tile, detected, scores[visible], colors=[DETECTION_COLOR])
+
+
+def _members(image: np.ndarray, images: int) -> list[np.ndarray]:
+    """Indices of the items of each image."""
+    order = np.argsort(image, kind="stable")
+    return np.split(order, np.searchsorted(image[order], np.arange(1, images)))
+
+
+def _size(box: np.ndarray) -> float:
+    return float(np.sqrt(max((box[2] - box[0]) * (box[3] - box[1]), 0.0)))

@@ -1,0 +1,89 @@
+"""The two blocks that everything else is made of: MBB and FFN."""
+
+import torch
+from torch import Tensor, nn
+
+from danet.ops import rep_conv
+
+
+class MBB(nn.Module):
+    """Multi-Branch Block (section 3.1, after RepVGG): ReLU(BN(Conv3x3) + BN(Conv1x1) + BN(shortcut)).
+
+    The shortcut exists where input and output have the same shape. ``fuse()`` gives the equivalent
+    single 3x3 convolution for inference.
+
+    Shapes: ``[N, in_channels, H, W] -> [N, out_channels, ceil(H / stride), ceil(W / stride)]``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv3x3 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.norm3x3 = nn.BatchNorm2d(out_channels)
+        self.conv1x1 = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        self.norm1x1 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.BatchNorm2d(in_channels) if stride == 1 and in_channels == out_channels else None
+        for conv in (self.conv3x3, self.conv1x1):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm3x3(self.conv3x3(x)) + self.norm1x1(self.conv1x1(x))
+        if self.shortcut is not None:
+            y = y + self.shortcut(x)
+        return torch.relu(y)
+
+    @torch.no_grad()
+    def fuse(self) -> "FusedMBB":
+        """The same function in eval mode as one 3x3 convolution with bias.
+
+        Exact but for rounding: every branch is linear once its batch norm's statistics are frozen, and
+        a 1x1 kernel or a shortcut is a 3x3 kernel whose only taps are in the middle. Summed in
+        float64.
+        """
+        kernel, bias = _fold(self.conv3x3.weight, self.norm3x3)
+        pointwise, pointwise_bias = _fold(self.conv1x1.weight, self.norm1x1)
+        kernel[:, :, 1:2, 1:2] += pointwise
+        bias += pointwise_bias
+        if self.shortcut is not None:
+            channels = self.shortcut.num_features
+            identity = torch.eye(channels, device=kernel.device)[:, :, None, None]
+            scale, shift = _fold(identity, self.shortcut)
+            kernel[:, :, 1:2, 1:2] += scale
+            bias += shift
+        dtype = self.conv3x3.weight.dtype
+        return FusedMBB(kernel.to(dtype), bias.to(dtype), stride=self.stride)
+
+
+class FusedMBB(nn.Module):
+    """An MBB for inference: 3x3 convolution, bias and ReLU in one pass (``danet.ops.rep_conv``)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rep_conv(x, self.weight, self.bias, stride=self.stride)
+
+
+def _fold(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Kernel and bias in float64 of a convolution without bias followed by a frozen batch norm."""
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return weight.double() * scale[:, None, None, None], norm.bias.double() - norm.running_mean.double() * scale
+
+
+class FFN(nn.Sequential):
+    """Two 1x1 layers, C to 2C to C, GELU between (section 3.1.1).
+
+    The last layer starts at zero, so that a gate computed from it starts neutral (our decision).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, 2 * channels, 1),
+            nn.GELU(),
+            nn.Conv2d(2 * channels, channels, 1),
+        )
+        nn.init.zeros_(self[2].weight)
+        nn.init.zeros_(self[2].bias)

@@ -1,0 +1,113 @@
+"""DANet, put together."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from danet.boxes import Detections, select
+from danet.config import ModelConfig
+from danet.errors import UserError
+from danet.models.acfa import Neck
+from danet.models.backbone import Backbone
+from danet.models.blocks import MBB
+from danet.models.head import AnchorFreeHead, AnchorHead
+
+WIDTHS = {"danet": (64, 128, 256, 512), "danet_s": (32, 64, 128, 256), "danet_nano": (16, 32, 64, 128)}
+DEPTHS = {"danet": (4, 6, 16, 1), "danet_s": (4, 6, 16, 1), "danet_nano": (1, 2, 2, 1)}
+NECK_WIDTH = {"danet": 64, "danet_s": 64, "danet_nano": 32}
+MINIMUM_SIZE = 32
+
+
+class Output(NamedTuple):
+    """What the network computes for a batch; every list holds one tensor for each of the strides 4, 8, 16, 32."""
+
+    features: list[Tensor]
+    """Stage outputs (after SaFEM) ``[N, widths[l], H_l, W_l]``: where ADCR and distillation attach."""
+    logits: list[Tensor]
+    """``[N, A * outputs, H_l, W_l]``, see ``danet.models.head``."""
+    deltas: list[Tensor]
+    """``[N, A * 4, H_l, W_l]``."""
+
+
+class DANet(nn.Module):
+    """The dynamic attentive network of section 3.1: backbone with SaFEM, ACFA neck, detection head.
+
+    ``forward`` takes float images ``[N, input_channels, H, W]`` as ``danet.data.image.normalise`` makes
+    them, H and W at least 32, odd sizes too, and returns an ``Output``; ``decode`` turns that into boxes.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = list(config.widths or WIDTHS[config.name])
+        depths = list(config.depths or DEPTHS[config.name])
+        neck_width = config.neck_width or NECK_WIDTH[config.name]
+        self.backbone = Backbone(
+            config.input_channels,
+            widths,
+            depths,
+            safem=config.safem,
+            groups=config.groups,
+            literal_softmax=config.literal_softmax,
+        )
+        self.neck = Neck(widths, neck_width, acfa=config.acfa, groups=config.groups, literal=config.literal_acfa)
+        head = AnchorFreeHead if config.head == "default" else AnchorHead
+        self.head = head(neck_width, self.backbone.strides, len(config.classes))
+
+    def forward(self, images: Tensor) -> Output:
+        if images.ndim != 4 or images.shape[1] != self.config.input_channels or min(images.shape[2:]) < MINIMUM_SIZE:
+            raise ValueError(
+                f"DANet: images must be [N, {self.config.input_channels}, H, W] with H, W >= {MINIMUM_SIZE}, "
+                f"got {list(images.shape)}"
+            )
+        features = self.backbone(images)
+        logits, deltas = self.head(self.neck(features))
+        return Output(features, logits, deltas)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        output: Output,
+        *,
+        score_threshold: float = 0.05,
+        iou_threshold: float = 0.5,
+        max_detections: int = 300,
+    ) -> list[Detections]:
+        """Detections of every image of the batch, boxes in pixels of the network's input."""
+        scores, boxes = self.head.scores(output.logits), self.head.boxes(output.deltas)
+        return [
+            select(
+                boxes[i],
+                scores[i],
+                score_threshold=score_threshold,
+                iou_threshold=iou_threshold,
+                max_detections=max_detections,
+            )
+            for i in range(len(boxes))
+        ]
+
+    def fused(self) -> "DANet":
+        """A copy for inference, in eval mode, with every MBB as a single convolution; ``self`` stays as it is."""
+        model = copy.deepcopy(self).eval()
+        for parent in list(model.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, MBB):
+                    setattr(parent, name, child.fuse())
+        return model.requires_grad_(False)
+
+
+def build_model(config: ModelConfig) -> DANet:
+    """Builds a detector with random weights. Raises UserError for an impossible configuration."""
+    if not config.classes or len(set(config.classes)) != len(config.classes):
+        raise UserError(f"model.classes must be distinct names, at least one, got {config.classes}")
+    if config.input_channels not in (1, 3):
+        raise UserError(f"model.input_channels must be 1 or 3, got {config.input_channels}")
+    for name, values in (("widths", config.widths), ("depths", config.depths)):
+        if values is not None and (len(values) != 4 or min(values) < 1):
+            raise UserError(f"model.{name} must be four positive numbers, got {values}")
+    for width in [*(config.widths or WIDTHS[config.name]), config.neck_width or NECK_WIDTH[config.name]]:
+        if config.groups < 1 or width < 1 or width % config.groups:
+            raise UserError(f"model.groups must divide every width, got {config.groups} for a width of {width}")
+    return DANet(config)

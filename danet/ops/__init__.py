@@ -1,0 +1,27 @@
+"""DANet's operators. They need nothing but torch.
+
+Every operator has a public function and a reference in plain PyTorch with the same signature.
+"""
+
+from danet.ops.info import describe, info
+from danet.ops.lcdc import lcdc, lcdc_kernel_size, lcdc_reference
+from danet.ops.rep_conv import PreparedRepConv, prepare_rep_conv, rep_conv, rep_conv_reference
+from danet.ops.sdc import SDC, sdc, sdc_reference
+from danet.ops.softmax_gate import softmax_gate, softmax_gate_reference
+
+__all__ = [
+    "SDC",
+    "PreparedRepConv",
+    "describe",
+    "info",
+    "lcdc",
+    "lcdc_kernel_size",
+    "lcdc_reference",
+    "prepare_rep_conv",
+    "rep_conv",
+    "rep_conv_reference",
+    "sdc",
+    "sdc_reference",
+    "softmax_gate",
+    "softmax_gate_reference",
+]

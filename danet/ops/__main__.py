@@ -1,0 +1,5 @@
+from danet.ops.info import info
+
+if __name__ == "__main__":
+    for name, value in info().items():
+        print(f"{name:<10} {value}")

@@ -1,0 +1,97 @@
+"""What every operator's argument checker and reference share: one-line errors, computing types, autocast."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_tensor(op: str, name: str, value: Any) -> None:
+    """TypeError unless `value` is a dense floating tensor of a supported type."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be a strided (dense) tensor, got {dtype_name(value.layout)}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must be float64, float32, float16 or bfloat16, got {dtype_name(value.dtype)}")
+
+
+def check_like_input(op: str, name: str, value: Any, input: Tensor) -> None:
+    """Errors unless `value` is a tensor of input's dtype on input's device."""
+    check_tensor(op, name, value)
+    if value.dtype != input.dtype:
+        raise TypeError(
+            f"{op}: {name} must have input's dtype {dtype_name(input.dtype)}, got {dtype_name(value.dtype)}"
+        )
+    if value.device != input.device:
+        raise ValueError(f"{op}: {name} must be on input's device {input.device}, got {value.device}")
+
+
+def check_image(op: str, name: str, value: Tensor) -> None:
+    """ValueError unless `value` is [N, C, H, W]; only N may be 0."""
+    if value.ndim != 4:
+        raise ValueError(f"{op}: {name} must be [N, C, H, W], got {list(value.shape)}")
+    if 0 in value.shape[1:]:
+        raise ValueError(f"{op}: {name} must be [N, C, H, W] with C, H, W >= 1, got {list(value.shape)}")
+
+
+def check_shape(op: str, name: str, value: Tensor, symbols: str, expected: tuple[int, ...]) -> None:
+    if tuple(value.shape) != expected:
+        raise ValueError(f"{op}: {name} must be {symbols} = {list(expected)}, got {list(value.shape)}")
+
+
+def check_bool(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+
+
+def integer(op: str, name: str, value: Any, minimum: int) -> int:
+    number = _index(value)
+    if number is None:
+        raise TypeError(f"{op}: {name} must be an integer, got {value!r}")
+    if number < minimum:
+        raise ValueError(f"{op}: {name} must be >= {minimum}, got {value!r}")
+    return number
+
+
+def pair(op: str, name: str, value: Any, minimum: int) -> tuple[int, int]:
+    """(y, x) from one integer or a pair of them, each >= minimum."""
+    sides = value if isinstance(value, (tuple, list)) else (value, value)
+    numbers = tuple(_index(side) for side in sides)
+    if len(numbers) != 2 or None in numbers:
+        raise TypeError(f"{op}: {name} must be an integer or a pair of integers, got {value!r}")
+    if min(numbers) < minimum:
+        raise ValueError(f"{op}: {name} must be >= {minimum}, got {value!r}")
+    return numbers
+
+
+def _index(value: Any) -> int | None:
+    if isinstance(value, (bool, Tensor)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type a reference computes in: half types accumulate in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in autocast's type where autocast is on, as it treats a convolution's; float64 stays."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        value.to(dtype) if isinstance(value, Tensor) and value.dtype in FLOATING[1:] else value for value in tensors
+    )

@@ -1,0 +1,124 @@
+"""The reparameterised MBB (paper section 3, after RepVGG): 3x3 convolution, bias and ReLU in one pass.
+
+    out[n, o, y, x] = relu(bias[o] + sum_{c, i, j < 3} weight[o, c, i, j] * input[n, c, y*s - 1 + i, x*s - 1 + j])
+
+with zeros outside the input and stride s of 1 or 2. Forward only: it runs after training, when `fuse()` has folded a
+block's branches and norms into one kernel.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from danet.ops.common import autocast, check_bool, check_image, check_like_input, check_shape, check_tensor, integer
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRepConv:
+    """A weight laid out for `rep_conv`; lives beside the raw weight, is rebuilt rather than saved.
+
+    weight: [C_out, C, 3, 3] in channels-last strides, detached from autograd.
+    """
+
+    weight: Tensor
+
+
+def prepare_rep_conv(weight: Tensor) -> PreparedRepConv:
+    """Lay a [C_out, C, 3, 3] weight out once; a later change of `weight` does not reach the result."""
+    _check_weight(weight)
+    return PreparedRepConv(weight.detach().clone(memory_format=torch.channels_last))
+
+
+def rep_conv(
+    input: Tensor,
+    weight: Tensor | PreparedRepConv,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    relu: bool = True,
+) -> Tensor:
+    """3x3 convolution with padding 1, bias and an optional ReLU; forward only.
+
+    Args:
+        input: [N, C, H, W], float64, float32, float16 or bfloat16.
+        weight: [C_out, C, 3, 3] of input's dtype, or what `prepare_rep_conv` made of it.
+        bias: [C_out] of input's dtype, or None.
+        stride: 1 or 2.
+        relu: clamp the result at zero.
+
+    Returns:
+        [N, C_out, ceil(H / stride), ceil(W / stride)] in channels-last strides.
+
+    Raises:
+        TypeError, ValueError: one line that names the wrong argument.
+        NotImplementedError: from backward; `rep_conv_reference` has gradients.
+    """
+    prepared = isinstance(weight, PreparedRepConv)
+    input, raw, bias = autocast(input, weight.weight if prepared else weight, bias)
+    check_rep_conv(input, raw, bias, stride, relu)
+    return _ForwardOnly.apply(input, raw, bias, stride, relu)
+
+
+def rep_conv_reference(
+    input: Tensor,
+    weight: Tensor | PreparedRepConv,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    relu: bool = True,
+) -> Tensor:
+    """`rep_conv` in plain PyTorch: any device, and differentiable; half types accumulate in float32."""
+    if isinstance(weight, PreparedRepConv):
+        weight = weight.weight
+    check_rep_conv(input, weight, bias, stride, relu)
+    dtype = input.dtype
+    if input.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
+        # A GPU's half convolution sums in float32 by itself; most CPUs have no half units, and are faster this way.
+        input, weight = input.float(), weight.float()
+        bias = None if bias is None else bias.float()
+    out = F.conv2d(input.contiguous(memory_format=torch.channels_last), weight, bias, stride=stride, padding=1)
+    if relu:
+        out = F.relu(out)
+    return out.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def check_rep_conv(input: Any, weight: Any, bias: Any, stride: Any, relu: Any) -> None:
+    check_tensor("rep_conv", "input", input)
+    check_image("rep_conv", "input", input)
+    _check_weight(weight)
+    check_like_input("rep_conv", "weight", weight, input)
+    C_out, C = weight.shape[0], input.shape[1]
+    check_shape("rep_conv", "weight", weight, "[C_out, C, 3, 3]", (C_out, C, 3, 3))
+    if bias is not None:
+        check_like_input("rep_conv", "bias", bias, input)
+        check_shape("rep_conv", "bias", bias, "[C_out]", (C_out,))
+    if integer("rep_conv", "stride", stride, minimum=1) > 2:
+        raise ValueError(f"rep_conv: stride must be 1 or 2, got {stride}")
+    check_bool("rep_conv", "relu", relu)
+
+
+def _check_weight(weight: Any) -> None:
+    check_tensor("rep_conv", "weight", weight)
+    if weight.ndim != 4 or 0 in weight.shape or tuple(weight.shape[2:]) != (3, 3):
+        raise ValueError(f"rep_conv: weight must be [C_out, C, 3, 3], got {list(weight.shape)}")
+
+
+class _ForwardOnly(torch.autograd.Function):
+    """Runs the reference; says who has gradients when one is asked."""
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, stride: int, relu: bool) -> Tensor:
+        return rep_conv_reference(input, weight, bias, stride=stride, relu=relu)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        raise NotImplementedError(
+            "rep_conv: forward only, no gradient is defined; train before fuse(), or use rep_conv_reference"
+        )

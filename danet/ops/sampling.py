@@ -1,0 +1,122 @@
+"""Weighted sums of table rows four neighbours at a time: what a bilinear operator does, in torch's own primitives.
+
+An image in channels-last memory is a table of rows; a bilinear sample reads the rows of four neighbouring pixels:
+`base`, and `base` plus each of three constant steps. Many samples summed with weights are then an "embedding bag",
+for which torch has a fused loop on every device: nothing of the size of the samples is ever stored.
+
+    gather:   out[b]           = sum_{i < 4, j} weight[i, b, j] * table[base[b, j] + steps[i]]
+    project:  weight[i, b, j]  = sum_d out[b, d] * table[base[b, j] + steps[i], d]
+    scatter:  table[r]         = sum_{i, b, j: base[b, j] + steps[i] = r} weight[i, b, j] * out[b]
+
+These are the three contractions of one trilinear form, so the derivatives of each are the other two, to any order.
+"""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Steps = tuple[int, int, int, int]
+
+
+def gather(table: Tensor, weight: Tensor, base: Tensor, steps: Steps) -> Tensor:
+    """[R, D] table, [4, B, J] weight, int32 or int64 [B, J] base, steps ascending from 0 -> [B, D]."""
+    return _Gather.apply(table, weight, base, steps)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(table: Tensor, weight: Tensor, base: Tensor, steps: Steps) -> Tensor:
+        out = F.embedding_bag(base, table, mode="sum", per_sample_weights=weight[0])
+        for i in (1, 2, 3):
+            out += F.embedding_bag(base + steps[i], table, mode="sum", per_sample_weights=weight[i])
+        return out
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        table, weight, base, ctx.steps = inputs
+        ctx.save_for_backward(table, weight, base)
+
+    @staticmethod
+    def backward(ctx, grad_out: Tensor):
+        table, weight, base = ctx.saved_tensors
+        grad_table = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_table = _Scatter.apply(grad_out, weight, base, ctx.steps, table.shape[0])
+        if ctx.needs_input_grad[1]:
+            grad_weight = _Project.apply(grad_out, table, base, ctx.steps)
+        return grad_table, grad_weight, None, None
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(out: Tensor, table: Tensor, base: Tensor, steps: Steps) -> Tensor:
+        B, J = base.shape
+        # A product of two dense matrices wanted at a few places: torch has that, and copies no row. It takes no more
+        # places a row than there are columns, repeated or not.
+        columns = F.pad(table, (0, 0, 0, max(J - table.shape[0], 0))).t()
+        starts = torch.arange(0, B * J + 1, J, dtype=base.dtype, device=base.device)
+        weight = out.new_zeros(4, B * J)
+        for i, step in enumerate(steps):
+            places = _csr(starts, (base + step).flatten(), weight[i], (B, columns.shape[1]))
+            torch.sparse.sampled_addmm(places, out, columns, beta=0.0, out=places)
+        return weight.view(4, B, J)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        out, table, base, ctx.steps = inputs
+        ctx.save_for_backward(out, table, base)
+
+    @staticmethod
+    def backward(ctx, grad_weight: Tensor):
+        out, table, base = ctx.saved_tensors
+        grad_out = grad_table = None
+        if ctx.needs_input_grad[0]:
+            grad_out = _Gather.apply(table, grad_weight, base, ctx.steps)
+        if ctx.needs_input_grad[1]:
+            grad_table = _Scatter.apply(out, grad_weight, base, ctx.steps, table.shape[0])
+        return grad_out, grad_table, None, None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(out: Tensor, weight: Tensor, base: Tensor, steps: Steps, R: int) -> Tensor:
+        J = base.shape[1]
+        # Ordered by the row they go to, the samples are bags again: one writer a row, whatever the threads.
+        order = torch.sort(base.flatten(), stable=True)[1].to(base.dtype)
+        counts = torch.bincount(base.flatten(), minlength=R)
+        starts = (counts.cumsum(0) - counts).to(base.dtype)
+        source = order // J
+        table = out.new_zeros(R, out.shape[1])
+        for i, step in enumerate(steps):
+            weights = weight[i].flatten().index_select(0, order)
+            rows = F.embedding_bag(source, out, starts, mode="sum", per_sample_weights=weights)
+            table[step:] += rows[: R - step]
+        return table
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        out, weight, base, ctx.steps, _ = inputs
+        ctx.save_for_backward(out, weight, base)
+
+    @staticmethod
+    def backward(ctx, grad_table: Tensor):
+        out, weight, base = ctx.saved_tensors
+        grad_out = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_out = _Gather.apply(grad_table, weight, base, ctx.steps)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _Project.apply(out, grad_table, base, ctx.steps)
+        return grad_out, grad_weight, None, None, None
+
+
+def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    """A sparse matrix that shares the memory of `values`."""
+    return torch.sparse_csr_tensor(starts, columns, values, size=size, check_invariants=False)
+
+
+with warnings.catch_warnings():
+    # torch says once a process that these matrices are in beta; users of sdc need not hear it.
+    warnings.simplefilter("ignore")
+    _csr(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))

@@ -1,0 +1,282 @@
+"""``python -m danet.train``: trains a detector, and goes on exactly where a run was cut off."""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from danet import cli
+from danet.config import ModelConfig
+from danet.data.loader import DataSource, DetectionDataset, default_workers, load_source
+from danet.data.transforms import Augmentation
+from danet.errors import UserError
+from danet.files import write_json, write_text
+
+PRESETS = ("default", "paper", "demo")
+CONFIG = "config.yaml"
+
+
+@dataclass
+class TrainOptions:
+    """Options of ``danet train``. The defaults are the preset ``default``."""
+
+    data: list[str | DataSource] = field(default_factory=list)
+    """Training datasets: COCO json files, or folders with one. In a YAML file each may also have a
+    weight and a class_map."""
+
+    val: str | DataSource | None = None
+    """Validation dataset; without one the last weights are the result."""
+
+    out: str = "runs/train"
+    """Folder of the run: config.yaml, metrics.csv, validation.csv, last.safetensors (the state to resume
+    from), best.safetensors, weights.safetensors (the result)."""
+
+    resume: bool = False
+    """Go on with the run in --out, or in RUN_DIR for `--resume RUN_DIR`, exactly where its last state was
+    saved, with its own options."""
+
+    overwrite: bool = False
+    """Replace a run that is in --out."""
+
+    weights: str | None = None
+    """Start from the weights in this file instead of random ones; the model must be the same."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The detector."""
+
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """How training images are varied."""
+
+    epochs: int = 60
+    """Passes over the training data."""
+
+    batch: int = 8
+    """Images a step, over all processes together."""
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Optimiser."""
+
+    lr: float = 2e-3
+    """Highest learning rate."""
+
+    momentum: float = 0.9
+    """Momentum of sgd; beta1 of adamw."""
+
+    nesterov: bool = False
+    """Nesterov's momentum, for sgd."""
+
+    weight_decay: float = 0.05
+    """Weight decay; an L2 penalty for sgd, decoupled for adamw."""
+
+    decay_norms: bool = False
+    """Weight decay also on biases and on the scales of norms."""
+
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+
+    final_lr: float = 0.01
+    """Where the cosine ends, as a part of lr."""
+
+    warmup_steps: int = 200
+    """Steps over which the learning rate rises from near zero; at most a tenth of all."""
+
+    clip: float = 10.0
+    """Largest norm of the gradient, longer ones are shortened; 0 does not clip."""
+
+    ema: float = 0.998
+    """Decay of the moving average of the weights that is validated and kept; 0 keeps the weights themselves."""
+
+    amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
+    """Type of the convolutions; auto: bfloat16 (float16 on older GPUs) on CUDA, float32 on the CPU."""
+
+    freeze_norm: bool = False
+    """Batch norms keep their statistics, so that images of a batch do not depend on each other."""
+
+    seed: int = 0
+    """Of the weights, the order of the images and their augmentation."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: CUDA where there is one."""
+
+    threads: int | None = None
+    """CPU threads of torch; by default torch's choice."""
+
+    workers: int | None = None
+    """Processes that load images; 0 loads in the training process, the default under 4 cores. The data are the same."""
+
+    cache_mb: int = 1024
+    """Decoded images kept in memory, in MiB over all loading processes."""
+
+    val_every: int = 1
+    """Epochs between validations; the last epoch always has one."""
+
+    save_every_minutes: float = 5.0
+    """Minutes between saved states; every epoch ends with one as well."""
+
+    save_every_steps: int = 0
+    """Steps between saved states, besides those; 0 is off."""
+
+    tensorboard: bool = False
+    """Write TensorBoard files into the run's folder."""
+
+    json: str | None = None
+    """Write the final figures to this JSON file."""
+
+    quiet: bool = False
+    """Print nothing but errors."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "lr", "val_every"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps", "clip", "seed", "cache_mb"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("momentum", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+        if not 0 <= self.final_lr <= 1:
+            raise UserError(f"final_lr must lie between 0 and 1, got {self.final_lr}")
+        if self.nesterov and self.momentum == 0:
+            raise UserError("nesterov needs a momentum")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads must be positive, got {self.threads}")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"workers must be 0 or more, got {self.workers}")
+
+
+def train(options: TrainOptions) -> int:
+    """Trains a detector on COCO datasets.
+
+    Ctrl-C saves the state and exits with code 130; `--resume RUN_DIR` goes on, also after a kill.
+    """
+    from danet.training import distributed
+
+    if not options.data:
+        raise UserError("--data: no training dataset given")
+    with distributed.process_group(options.device) as device:
+        return _train(options, device)
+
+
+def _train(options: TrainOptions, device) -> int:
+    import torch
+
+    from danet.models import build_model
+    from danet.training import distributed
+    from danet.training.trainer import WEIGHTS, Trainer
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.workers is None:
+        options = dataclasses.replace(options, workers=default_workers(distributed.world_size()))
+    dataset = DetectionDataset(
+        options.data,
+        options.model.classes,
+        channels=options.model.input_channels,
+        augmentation=options.augmentation,
+        seed=options.seed,
+        cache_bytes=options.cache_mb * 2**20 // max(1, options.workers),
+    )
+    validation = load_source(options.val) if options.val else []
+    torch.manual_seed(options.seed)
+    model = build_model(options.model)
+    if options.weights and not options.resume:
+        _start_from(options.weights, model)
+    trainer = Trainer(options, model.to(device), dataset, validation, device)
+    if distributed.rank() == 0:
+        _prepare_folder(options)
+        if not options.quiet:
+            print(_header(options, trainer))
+    finished = trainer.run()
+    if distributed.rank() == 0:
+        progress = trainer.state.progress
+        if not finished:
+            go_on = f"python -m danet.train --resume {options.out}"
+            print(f"stopped after step {progress.step}; go on with: {go_on}", file=sys.stderr)
+        elif not options.quiet:
+            best = progress.best
+            shown = f": epoch {best['epoch']}, AP50 {best['ap50']:.3f}, F1 {best['f1']:.3f}" if best else ""
+            print(f"done in {progress.seconds / 60:.1f} minutes{shown}; weights: {Path(options.out) / WEIGHTS}")
+        if finished and options.json:
+            write_json(options.json, {"steps": progress.step, "seconds": progress.seconds, "best": progress.best})
+    return 0 if finished else 130
+
+
+def _start_from(path: str, model) -> None:
+    """Copies weights of the same architecture and classes into ``model``."""
+    from danet.checkpoint import load_weights
+
+    loaded, _ = load_weights(path)
+    theirs, ours = dataclasses.asdict(loaded.config), dataclasses.asdict(model.config)
+    for key, value in theirs.items():
+        if value != ours[key]:
+            raise UserError(f"{path}: weights of another model: model.{key} is {value!r} there and {ours[key]!r} here")
+    model.load_state_dict(loaded.state_dict())
+
+
+def _prepare_folder(options: TrainOptions) -> None:
+    from danet.training.trainer import BEST, STATE, WEIGHTS
+
+    folder = Path(options.out)
+    config = folder / CONFIG
+    if options.resume and not config.exists():
+        raise UserError(f"{folder}: no run to resume ({CONFIG} is missing)")
+    if config.exists() and not options.resume:
+        if not options.overwrite:
+            raise UserError(f"{folder}: holds a run; give --resume, --overwrite, or another --out")
+        for name in (STATE, BEST, WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+    for leftover in folder.glob(f".{Path(STATE).stem}-*"):  # of a process killed while it saved
+        leftover.unlink(missing_ok=True)
+    write_text(config, cli.dump(options))
+
+
+def _header(options: TrainOptions, trainer) -> str:
+    from danet import ops
+    from danet.models import summary
+    from danet.training import distributed
+
+    processes = distributed.world_size()
+    count = f"{processes} processes, " if processes > 1 else ""
+    size = options.augmentation.crop or (256, 320)
+    return "\n".join(
+        (
+            f"{ops.describe()}, {trainer.device}, {count}{options.workers} loader processes",
+            summary.describe(trainer.weights, size),
+            f"{len(trainer.dataset)} training images, {len(trainer.validation)} to validate, classes "
+            f"{', '.join(options.model.classes)}; {trainer.sampler.steps_per_epoch} steps of {options.batch} an epoch, "
+            f"{options.epochs} epochs, in {options.out}",
+        )
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return cli.run(train, TrainOptions, prog="danet train", presets=PRESETS, argv=_expand_resume(argv))
+
+
+def _expand_resume(argv: list[str]) -> list[str]:
+    """Rewrites ``--resume [RUN_DIR]`` so that the run's own options are read first and typed ones then override."""
+    if "--resume" not in argv:
+        return argv
+    at = argv.index("--resume")
+    folder = argv[at + 1] if at + 1 < len(argv) and not argv[at + 1].startswith("-") else None
+    rest = argv[:at] + argv[at + (1 if folder is None else 2) :]
+    if folder in ("true", "false"):
+        return argv
+    if folder is None:
+        given = [value for option, value in itertools.pairwise(rest) if option == "--out"]
+        folder = given[-1] if given else TrainOptions.out
+    else:
+        rest += ["--out", folder]
+    config = Path(folder) / CONFIG
+    saved = ["--config", str(config)] if config.is_file() else []
+    return [*saved, *rest, "--resume=true"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

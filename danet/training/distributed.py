@@ -1,0 +1,71 @@
+"""The few things a training needs to know of the other processes that ``torchrun`` started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from danet.errors import UserError
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[torch.device]:
+    """Joins the processes of ``torchrun``, if it started this one, and yields the device of this process.
+
+    gloo on the CPU, NCCL on CUDA devices, of which each process takes its own. ``device``: "auto" (CUDA
+    where there is one), "cpu", "cuda" or "cuda:N".
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device}: this torch ({torch.__version__}) finds no CUDA device")
+    if "RANK" not in os.environ:
+        yield chosen
+        return
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    # The others wait while rank 0 validates.
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    try:
+        yield chosen
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process; 0 is the one that writes."""
+    return dist.get_rank() if _active() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if _active() else 1
+
+
+def mean(values: Tensor) -> Tensor:
+    """Averages ``values`` over the processes, in place."""
+    if _active():
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is set in any process: all take the same turn."""
+    if not _active():
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def _active() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,148 @@
+"""Where a training's figures go: CSV files, TensorBoard, the terminal."""
+
+import csv
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from danet.errors import UserError
+from danet.files import atomic_path
+
+SHOWN = {"precision": "P", "recall": "R", "f1": "F1", "ap50": "AP50"}
+
+
+class CsvLog:
+    """A CSV file of rows that begin with a step, cut back to ``step`` so that a resumed run leaves no row twice."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept: list[str] = []
+        if path.is_file() and step > 0:
+            header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+            # A run that was killed may have left half a line.
+            complete = [row for row in rows if row.endswith("\n") and row.split(",")[0].isdigit()]
+            kept = [header, *(row for row in complete if int(row.split(",")[0]) <= step)]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self._empty = not kept
+        self._file = path.open("a", newline="", encoding="utf-8", buffering=1)
+
+    def write(self, row: dict[str, int | float]) -> None:
+        writer = csv.DictWriter(self._file, list(row), lineterminator="\n")
+        if self._empty:
+            writer.writeheader()
+            self._empty = False
+        writer.writerow(row)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TrainingLog:
+    """The log of one run, a context manager.
+
+    ``metrics.csv`` has a row for every step, ``validation.csv`` one for every validation. A terminal
+    shows a progress bar with the loss terms; every epoch gets a line of text, terminal or not.
+
+    Args:
+        folder: of the run.
+        step, finished_epoch_at: of the ``Progress`` to go on from; rows after it are dropped.
+        total_steps, steps_per_epoch, batch: the run's sizes; ``batch`` over all processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        step: int,
+        finished_epoch_at: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        batch: int,
+        quiet: bool = False,
+        tensorboard: bool = False,
+    ) -> None:
+        self.quiet = quiet
+        self.batch = batch
+        self.steps_per_epoch = steps_per_epoch
+        self.epochs = total_steps // steps_per_epoch
+        self._tensorboard = _tensorboard_writer(folder, step) if tensorboard else None
+        self._steps = CsvLog(folder / "metrics.csv", step)
+        self._validations = CsvLog(folder / "validation.csv", finished_epoch_at)
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/" + str(self.epochs)),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[terms]}  {task.fields[speed]:.1f} images/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total_steps, completed=step, epoch=1, terms="", speed=0.0)
+        self._start_epoch()
+
+    def __enter__(self) -> "TrainingLog":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        for log in (self._steps, self._validations, self._tensorboard):
+            if log is not None:
+                log.close()
+
+    def step(self, step: int, losses: dict[str, float], lr: float, grad_norm: float) -> None:
+        """Records step ``step`` (from 1): ``losses`` holds the total as "loss", then its terms."""
+        epoch = (step - 1) // self.steps_per_epoch + 1
+        self._steps.write({"step": step, "epoch": epoch, "lr": lr, **losses, "grad_norm": grad_norm})
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        self._speed = self._count * self.batch / max(time.monotonic() - self._started, 1e-9)
+        if self._tensorboard:
+            for name, value in {**losses, "lr": lr, "grad_norm": grad_norm}.items():
+                self._tensorboard.add_scalar(f"train/{name}", value, step)
+        terms = " ".join(f"{name} {value / self._count:.3f}" for name, value in self._sums.items())
+        self._bar.update(self._task, completed=step, epoch=epoch, terms=terms, speed=self._speed)
+
+    def validation(self, step: int, figures: dict[str, float]) -> None:
+        epoch = step // self.steps_per_epoch
+        self._validations.write({"step": step, "epoch": epoch, **figures})
+        if self._tensorboard:
+            for name, value in figures.items():
+                self._tensorboard.add_scalar(f"val/{name}", value, step)
+
+    def end_epoch(self, epoch: int, lr: float, figures: dict[str, float] | None) -> None:
+        """Prints the line of epoch ``epoch`` (from 1): mean losses since the last one, the speed, the validation."""
+        losses = "  ".join(f"{name} {value / max(1, self._count):.4f}" for name, value in self._sums.items())
+        line = f"epoch {epoch}/{self.epochs}  {losses}  lr {lr:.2g}  {self._speed:.1f} images/s"
+        if figures:
+            line += "  val " + "  ".join(f"{SHOWN[name]} {figures[name]:.3f}" for name in SHOWN if name in figures)
+        self.message(line)
+        self._start_epoch()
+
+    def message(self, line: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if not self.quiet:
+            print(line, flush=True)
+
+    def _start_epoch(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._speed = 0.0
+        self._started = time.monotonic()
+
+
+def _tensorboard_writer(folder: Path, step: int):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(f"--tensorboard needs a package: {sys.executable} -m pip install tensorboard") from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

@@ -1,0 +1,102 @@
+"""The state of a training from which it goes on exactly: written whole, read without unpickling."""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from danet.checkpoint import load_tensors, save_tensors
+from danet.errors import UserError
+
+FORMAT = "danet-training-state-1"
+
+
+@dataclass
+class Progress:
+    """How far a training is: what the state holds besides tensors."""
+
+    step: int = 0
+    """Steps done since the start."""
+    finished_epoch_at: int = 0
+    """Steps done when an epoch was last finished, its validation included."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Epoch and figures of the best validation so far; empty before the first."""
+    seconds: float = 0.0
+    """Time spent in training steps and validation."""
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while training.
+
+    The learning rate, torch's random numbers, the order of the samples and their augmentation are
+    functions of the options and the step, so that the step stands for them.
+    """
+
+    model: nn.Module
+    average: AveragedModel | None
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    progress: Progress = field(default_factory=Progress)
+
+    def save(self, path: str | os.PathLike, identity: dict) -> None:
+        """Writes the state atomically. ``identity`` (JSON-able): what a run must have in common to go on from it."""
+        header = {
+            "identity": identity,
+            "progress": dataclasses.asdict(self.progress),
+            "scaler": self.scaler.state_dict(),
+        }
+        save_tensors(path, FORMAT, self._tensors(), header)
+
+    def load(self, path: str | os.PathLike, identity: dict) -> None:
+        """Restores the state in place. Raises UserError naming the file if it is none or another training's."""
+        tensors, header = load_tensors(path, FORMAT)
+        try:
+            for name, value in header["identity"].items():
+                if name in identity and identity[name] != value:
+                    raise UserError(
+                        f"{path}: the state of a run with {name} {value!r}, now it is {identity[name]!r}; "
+                        "a run goes on only with its own options (start a new one in another --out)"
+                    )
+            self._restore(tensors)
+            self.scaler.load_state_dict(header["scaler"])
+            self.progress = Progress(**header["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path}: does not fit this model ({str(error).splitlines()[0]})") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if value is not None:
+                    tensors[f"optimizer.{key}.{name}"] = value
+        return tensors
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
+        for name, value in tensors.items():
+            part, rest = name.split(".", 1)
+            if part == "optimizer":
+                key, owner = rest.split(".", 1)
+                self.optimizer.state[parameters[owner]][key] = _like(parameters[owner], value)
+            else:
+                parts[part][rest] = value
+        self.model.load_state_dict(parts["model"])
+        if self.average is not None:
+            self.average.load_state_dict(parts["average"])
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """``value`` as the optimiser keeps it: with the device and memory format of its parameter, counters as they are."""
+    if value.shape != parameter.shape:
+        return value.clone()
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,0 +1,320 @@
+"""The training loop."""
+
+import dataclasses
+import json
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from danet.checkpoint import save_weights
+from danet.data.coco import ImageRecord
+from danet.data.loader import Batch, DetectionDataset, EpochSampler, collate, start_worker
+from danet.detector import Detector
+from danet.errors import UserError
+from danet.files import atomic_path
+from danet.losses import DetectionLoss
+from danet.metrics import quick_metrics
+from danet.models import DANet
+from danet.training import distributed
+from danet.training.log import TrainingLog
+from danet.training.optim import average_weights, build_optimizer, freeze_norms, learning_rate
+from danet.training.state import TrainingState
+
+if TYPE_CHECKING:
+    from danet.train import TrainOptions
+
+STATE = "last.safetensors"
+BEST = "best.safetensors"
+WEIGHTS = "weights.safetensors"
+
+# A run may go on with other values of these: they do not change what a step learns, or (`epochs`) are
+# meant to be raised. `data` is compared by its content.
+FREE = {
+    *("data", "val", "out", "resume", "overwrite", "weights", "epochs", "device", "threads", "workers", "cache_mb"),
+    *("val_every", "save_every_minutes", "save_every_steps", "tensorboard", "quiet", "json"),
+}
+VALIDATION_BATCH = 8
+
+
+class Trainer:
+    """One run: a model, its data, and the folder in which everything is kept.
+
+    Args:
+        options: of the command.
+        model: on ``device``.
+        dataset: the training samples.
+        validation: images to validate on; empty for none.
+    """
+
+    def __init__(
+        self,
+        options: "TrainOptions",
+        model: DANet,
+        dataset: DetectionDataset,
+        validation: Sequence[ImageRecord],
+        device: torch.device,
+    ) -> None:
+        self.options = options
+        self.dataset = dataset
+        self.validation = validation
+        self.device = device
+        self.folder = Path(options.out)
+        self.sampler = EpochSampler(
+            dataset.sizes,
+            dataset.weights,
+            batch=options.batch,
+            epochs=options.epochs,
+            seed=options.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        self.model = model.to(memory_format=torch.channels_last).train()
+        if options.freeze_norm:
+            freeze_norms(self.model)
+        self.criterion = DetectionLoss(self.model)
+        self.autocast = _autocast_dtype(options.amp, device)
+        self.state = TrainingState(
+            model=self.model,
+            average=average_weights(self.model, options.ema) if options.ema else None,
+            optimizer=build_optimizer(self.model, options),
+            scaler=torch.amp.GradScaler(device.type, enabled=self.autocast == torch.float16),
+        )
+        self.stop = threading.Event()
+        self._saved = time.monotonic()
+        self.log: TrainingLog | None = None  # only in the process that writes
+
+    @property
+    def weights(self) -> DANet:
+        """The model to validate and to keep: the averaged one where there is one."""
+        return self.model if self.state.average is None else self.state.average.module
+
+    def run(self) -> bool:
+        """Trains to the end, or until a signal asks to stop: then the state is saved and False returned."""
+        if self.options.resume and (self.folder / STATE).exists():
+            self._resume()
+        self.network = self.model
+        if distributed.world_size() > 1:
+            device_ids = [self.device] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.model, device_ids=device_ids)
+        if distributed.rank() != 0:
+            with stop_on_signals(self.stop):
+                return self._loop()
+        self.log = TrainingLog(
+            self.folder,
+            step=self.state.progress.step,
+            finished_epoch_at=self.state.progress.finished_epoch_at,
+            total_steps=self.sampler.total_steps,
+            steps_per_epoch=self.sampler.steps_per_epoch,
+            batch=self.options.batch,
+            quiet=self.options.quiet,
+            tensorboard=self.options.tensorboard,
+        )
+        with self.log, stop_on_signals(self.stop):
+            self._save()
+            return self._loop()
+
+    def _resume(self) -> None:
+        self.state.load(self.folder / STATE, self._identity())
+        self.sampler.start_step = self.state.progress.step
+        if self.sampler.start_step > self.sampler.total_steps:
+            epoch = self.sampler.start_step / self.sampler.steps_per_epoch
+            raise UserError(
+                f"{self.folder / STATE}: {epoch:.1f} epochs are done, more than --epochs {self.options.epochs}"
+            )
+
+    def _loop(self) -> bool:
+        progress = self.state.progress
+        if progress.step and progress.step % self.sampler.steps_per_epoch == 0:
+            self._end_epoch()  # a state saved between an epoch's last step and the end of its validation
+        loaded = iter(self._loader())
+        while progress.step < self.sampler.total_steps:
+            if distributed.any_process(self.stop.is_set(), self.device):
+                self._save()
+                return False
+            started = time.monotonic()
+            self._step(_next(loaded))
+            progress.seconds += time.monotonic() - started
+            if progress.step % self.sampler.steps_per_epoch == 0:
+                self._end_epoch()
+            elif self._save_due():
+                self._save()
+        if distributed.any_process(self.stop.is_set(), self.device):
+            return False
+        self._finish()
+        return True
+
+    def _loader(self) -> DataLoader:
+        return DataLoader(
+            self.dataset,
+            batch_sampler=self.sampler,
+            collate_fn=collate,
+            num_workers=self.options.workers or 0,
+            worker_init_fn=start_worker,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _step(self, batch: Batch) -> None:
+        """One update of the weights. A loss or gradient that is not finite stops the run before it does harm."""
+        options, state, step = self.options, self.state, self.state.progress.step
+        # Each step has its own random numbers: nothing to save, and no process depends on another's.
+        torch.manual_seed(_seed(options.seed, step, distributed.rank()))
+        lr = learning_rate(step, self.sampler.total_steps, options)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+
+        batch = batch.to(self.device)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            output = self.network(batch.images)
+        terms = self.criterion(output, batch.boxes, batch.labels, batch.ignore)
+        loss = torch.stack(list(terms.values())).sum()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.scaler.scale(loss).backward()
+        state.scaler.unscale_(state.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip or math.inf)
+
+        # Each process has its part of the global sums divided by the mean normaliser: the mean is the whole.
+        shared = distributed.mean(torch.stack([loss.detach(), *(term.detach() for term in terms.values())]))
+        *values, norm = torch.cat([shared, norm[None]]).tolist()
+        losses = dict(zip(["loss", *terms], values, strict=True))
+        self._check_finite(losses, norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.average is not None:
+            state.average.update_parameters(self.model)
+        state.progress.step += 1
+        if self.log:
+            self.log.step(state.progress.step, losses, lr, norm)
+
+    def _check_finite(self, losses: dict[str, float], norm: float) -> None:
+        wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+        # With float16 the scaler leaves out steps whose gradient overflows, and lowers its scale.
+        if not wrong and not self.state.scaler.is_enabled() and not math.isfinite(norm):
+            wrong = [f"the gradient's norm is {norm}"]
+        if wrong:
+            step = self.state.progress.step
+            raise UserError(
+                f"step {step + 1} (epoch {step // self.sampler.steps_per_epoch + 1}): {', '.join(wrong)}; "
+                f"stopped, the last good state is kept in {self.folder / STATE}; try a lower --lr or --clip 10"
+            )
+
+    def _end_epoch(self) -> None:
+        """Validates if it is time, prints the epoch's line, saves. Does nothing if that was done before."""
+        progress, options = self.state.progress, self.options
+        if self.log is None or progress.finished_epoch_at == progress.step:
+            return
+        epoch = progress.step // self.sampler.steps_per_epoch
+        figures = None
+        if self.validation and (epoch % options.val_every == 0 or progress.step == self.sampler.total_steps):
+            self._save()
+            started = time.monotonic()
+            figures = self._validate()
+            progress.seconds += time.monotonic() - started
+            if figures is None:  # stopped; the saved state begins with this validation
+                return
+            # Of equals the later: it has seen more, and scores keep rising when AP no longer does.
+            if figures["ap50"] >= progress.best.get("ap50", 0.0):
+                progress.best = {"epoch": epoch, **figures}
+                self._save_weights(BEST, progress.best)
+            self.log.validation(progress.step, figures)
+        progress.finished_epoch_at = progress.step
+        self.log.end_epoch(epoch, learning_rate(progress.step - 1, self.sampler.total_steps, options), figures)
+        self._save()
+
+    def _validate(self) -> dict[str, float] | None:
+        """Figures of the averaged weights on the validation images; None if a signal came in between."""
+        detector = Detector(self.weights, score_threshold=0.05)
+        detections = []
+        for start in range(0, len(self.validation), VALIDATION_BATCH):
+            if self.stop.is_set():
+                return None
+            paths = [record.path for record in self.validation[start : start + VALIDATION_BATCH]]
+            detections += detector.batch(paths)
+        return quick_metrics(self.validation, detections, self.dataset.classes)
+
+    def _save_due(self) -> bool:
+        options = self.options
+        steps = options.save_every_steps
+        return bool(steps and self.state.progress.step % steps == 0) or (
+            time.monotonic() - self._saved >= options.save_every_minutes * 60
+        )
+
+    def _save(self) -> None:
+        if self.log:
+            self.state.save(self.folder / STATE, self._identity())
+        self._saved = time.monotonic()
+
+    def _save_weights(self, name: str, figures: dict[str, float]) -> None:
+        save_weights(self.folder / name, self.weights, {"step": self.state.progress.step, "validation": figures})
+
+    def _finish(self) -> None:
+        """Leaves the weights to use: the best by validation, or else the last."""
+        if self.log is None:
+            return
+        if self.state.progress.best:
+            with atomic_path(self.folder / WEIGHTS) as temporary:
+                shutil.copyfile(self.folder / BEST, temporary)
+        else:
+            self._save_weights(WEIGHTS, {})
+
+    def _identity(self) -> dict:
+        """What a state must have in common with a run that goes on from it: options and data."""
+        options = {key: value for key, value in dataclasses.asdict(self.options).items() if key not in FREE}
+        return {"data": self.dataset.fingerprint(), **_flatten(json.loads(json.dumps(options)))}
+
+
+@contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set ``stop``, so that a step is finished; a second one interrupts at once."""
+
+    def handle(number: int, _: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _next(loaded: Iterator[Batch]) -> Batch:
+    try:
+        return next(loaded)
+    except UserError as error:
+        # A loader process hands on its error as the text of a traceback; the message is its last line.
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix("danet.errors.UserError: ")) from error
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    if amp == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]
+
+
+def _flatten(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,188 @@
+"""Frames in from images, folders, videos and webcams; annotated videos out."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from danet.data.image import read_image, squeeze_grey, to_display
+from danet.errors import UserError
+from danet.files import atomic_path
+
+# FFmpeg prints a page about one damaged frame; danet says it in a line. Read at OpenCV's first video,
+# hence set here; users' own settings stand.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+if "OPENCV_LOG_LEVEL" not in os.environ:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp"})
+DEFAULT_FPS = 25.0
+
+
+class Frame(NamedTuple):
+    """One image of a source."""
+
+    name: str
+    """Path of the image or video, ``camera0`` for a webcam."""
+    index: int
+    """Frame number in the video from 0; 0 for an image."""
+    image: np.ndarray
+    """``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16."""
+
+
+class ImageFiles:
+    """The images of a folder in the order of their names, or a single image. Iterates over Frames."""
+
+    def __init__(self, name: str, paths: Sequence[Path]):
+        self.name = name
+        self.paths = list(paths)
+
+    @property
+    def total(self) -> int:
+        return len(self.paths)
+
+    def check(self) -> None:
+        """Raises UserError naming the first image that cannot be decoded: better now than in an hour."""
+        for path in self.paths:
+            read_image(path)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for path in self.paths:
+            yield Frame(str(path), 0, read_image(path))
+
+
+class Video:
+    """A video file or a webcam. Iterates over Frames, once.
+
+    A file that ends before the number of frames it announces gives what decodes and then one line
+    on stderr that names file and frame.
+
+    Attributes:
+        total: number of frames the file announces; None for a webcam or where it is unknown.
+        fps: frames a second; DEFAULT_FPS where it is unknown.
+    """
+
+    def __init__(self, source: str | int):
+        self.name = f"camera{source}" if isinstance(source, int) else source
+        self._capture = cv2.VideoCapture(source)
+        if not self._capture.isOpened():
+            raise UserError(
+                f"{source}: no such camera" if isinstance(source, int) else f"{source}: not a readable image or video"
+            )
+        self._first = self._capture.read()[1]
+        if self._first is None:
+            raise UserError(f"{self.name}: no frame of this video can be decoded")
+        total = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.total = total if total > 0 and not isinstance(source, int) else None
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = float(fps) if 0.0 < fps <= 1000.0 else DEFAULT_FPS
+
+    def __iter__(self) -> Iterator[Frame]:
+        index = 0
+        image, self._first = self._first, None
+        try:
+            while image is not None:
+                yield Frame(self.name, index, squeeze_grey(image))
+                index += 1
+                image = self._capture.read()[1]
+        finally:
+            self._capture.release()
+        if self.total is not None and index < self.total:
+            print(f"{self.name}: ends early: frame {index} of {self.total} cannot be decoded", file=sys.stderr)
+
+
+def open_source(source: str | os.PathLike) -> ImageFiles | Video:
+    """Opens an image, a folder of images, a video file or, for a number that is no file, a webcam.
+
+    Raises UserError naming the source if there is nothing to read.
+    """
+    text = str(source)
+    path = Path(text)
+    if path.is_dir():
+        images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+        if not images:
+            raise UserError(f"{text}: no images in this folder ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        return ImageFiles(text, images)
+    if path.is_file():
+        return ImageFiles(text, [path]) if path.suffix.lower() in IMAGE_SUFFIXES else Video(text)
+    if text.isdecimal():
+        return Video(int(text))
+    raise UserError(f"{text}: no such file or folder")
+
+
+def read_frames(source: str | os.PathLike) -> Iterator[Frame]:
+    """Yields the (name, frame index, image) of all images of ``source``; see ``open_source``."""
+    yield from open_source(source)
+
+
+class VideoWriter:
+    """Writes an MP4 video (codec mp4v) that appears under its name when the ``with`` block ends.
+
+    Ctrl-C finishes it too, so that what was recorded plays; any other exception leaves nothing behind.
+    The first frame sets size and colour (``[H, W]``: a grey video); frames of another size are letterboxed
+    to it. Odd sizes get one black row or column, since the codec would cut one off. Without a frame no
+    file is made.
+
+    Args:
+        path: the file, ending in ``.mp4``.
+        fps: frames a second.
+
+    Raises:
+        UserError: naming ``path``, if the codec or the file cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike, fps: float = DEFAULT_FPS):
+        self.path = Path(path)
+        self.fps = fps
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+        self._grey = False
+        self._file = contextlib.ExitStack()
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def write(self, image: np.ndarray) -> None:
+        """Appends an image ``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16."""
+        if self._writer is None:
+            self._open(image)
+        picture = letterbox(to_display(image), *self._size)
+        # As colour, the codec's rounding would tint grey frames.
+        self._writer.write(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) if self._grey else picture)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._writer is not None:
+            self._writer.release()
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self._file.close()
+        else:
+            self._file.__exit__(kind, error, trace)
+
+    def _open(self, first: np.ndarray) -> None:
+        height, width = first.shape[:2]
+        temporary = self._file.enter_context(atomic_path(self.path))
+        self._size = width + width % 2, height + height % 2
+        self._grey = first.ndim == 2
+        codec = cv2.VideoWriter_fourcc(*"mp4v")
+        self._writer = cv2.VideoWriter(str(temporary), codec, self.fps, self._size, isColor=not self._grey)
+        if not self._writer.isOpened():
+            raise UserError(f"{self.path}: OpenCV cannot write MP4 video here (codec mp4v)")
+
+
+def letterbox(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Fits a BGR image into ``width`` x ``height``: shrunk if too large, never enlarged, centred on black."""
+    if image.shape[:2] == (height, width):
+        return image
+    factor = min(1.0, width / image.shape[1], height / image.shape[0])
+    if factor < 1.0:
+        size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    canvas = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
+    canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return canvas

@@ -1,0 +1,15 @@
+"""Fixtures of the whole suite."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the public infrared data: DANET_DATA, or shared/data beside the repository."""
+    folder = Path(os.environ.get("DANET_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set DANET_DATA)")
+    return folder

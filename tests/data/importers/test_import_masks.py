@@ -1,0 +1,123 @@
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+
+from danet.data.__main__ import main
+from danet.data.coco import load_coco
+
+
+def make(folder, mask=None, image=None, ending="_pixels0"):
+    """Two images; the first has a diagonal part of two pixels and a block of 4 x 3, the second none."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    if mask is None:
+        mask = np.zeros((30, 40), np.uint8)
+        mask[5, 6] = mask[6, 7] = 255
+        mask[20:23, 30:34] = 1
+    image = np.full((30, 40), 9, np.uint8) if image is None else image
+    cv2.imwrite(str(folder / "images" / "a.png"), image)
+    cv2.imwrite(str(folder / "masks" / f"a{ending}.png"), mask)
+    cv2.imwrite(str(folder / "images" / "b.png"), np.full((10, 12), 9, np.uint8))
+    cv2.imwrite(str(folder / "masks" / f"b{ending}.png"), np.zeros((10, 12), np.uint8))
+    return folder
+
+
+def run(source, *options):
+    return main(["import", "masks", str(source), str(source.parent / "out"), *options])
+
+
+@pytest.mark.parametrize("ending", ["", "_pixels0", "_mask"])
+def test_touching_pixels_are_one_box_corners_included(tmp_path, ending):
+    assert run(make(tmp_path / "in", ending=ending), "--category", "drone") == 0
+    a, b = load_coco(tmp_path / "out").records
+    np.testing.assert_array_equal(a.boxes, [[6, 5, 8, 7], [30, 20, 34, 23]])
+    assert a.names == ["drone", "drone"] and (a.width, a.height) == (40, 30)
+    assert b.names == [] and (b.width, b.height) == (12, 10)
+
+
+@pytest.mark.parametrize(
+    "image", [np.full((30, 40), 9999, np.uint16), np.arange(3600, dtype=np.uint8).reshape(30, 40, 3)]
+)
+def test_deep_and_colour_images_are_copied(tmp_path, image):
+    mask = np.zeros((30, 40, 3), np.uint8)
+    mask[2:4, 3:6] = (0, 0, 255)
+    assert run(make(tmp_path / "in", mask, image)) == 0
+    item = load_coco(tmp_path / "out").records[0]
+    np.testing.assert_array_equal(item.boxes, [[3, 2, 6, 4]])
+    np.testing.assert_array_equal(cv2.imread(str(item.path), cv2.IMREAD_UNCHANGED), image)
+
+
+def test_each_list_gives_a_json_and_images_are_shared(tmp_path):
+    source = make(tmp_path / "in")
+    (source / "idx").mkdir()
+    (source / "idx" / "train.txt").write_text("b\n\na.png\n")
+    (tmp_path / "val.txt").write_text("a\n")
+    assert run(source, "--lists", "idx/train.txt", str(tmp_path / "val.txt")) == 0
+    assert [item.path.name for item in load_coco(tmp_path / "out/train.json").records] == ["b.png", "a.png"]
+    assert [item.path.name for item in load_coco(tmp_path / "out/val.json").records] == ["a.png"]
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 2
+
+
+def remove_mask(source):
+    (source / "masks/b_pixels0.png").unlink()
+
+
+def cut_image(source):
+    (source / "images/b.png").write_bytes((source / "images/b.png").read_bytes()[:50])
+
+
+def empty_folder(source):
+    for path in (source / "images").iterdir():
+        path.unlink()
+
+
+def wrong_size(source):
+    cv2.imwrite(str(source / "masks/b_pixels0.png"), np.zeros((12, 10), np.uint8))
+
+
+def same_name(source):
+    cv2.imwrite(str(source / "images/b.jpg"), np.zeros((12, 10), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "message"),
+    [
+        (wrong_size, [], "b_pixels0.png: the mask is 10 x 12, its image 12 x 10"),
+        (remove_mask, [], "b.png: no mask in"),
+        (cut_image, [], "b.png: not a readable image"),
+        (empty_folder, [], "images: no images in this folder"),
+        (same_name, [], "b.png: another image has this name (b.jpg)"),
+        (None, ["--lists", "none.txt"], "none.txt: no such list file"),
+        (None, ["--masks", "mask"], "mask: no such folder"),
+    ],
+)
+def test_faults_are_named_and_nothing_is_left(tmp_path, capfd, damage, options, message):
+    source = make(tmp_path / "in")
+    if damage:
+        damage(source)
+    assert run(source, *options) == 2
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_with_an_unknown_name(tmp_path, capsys):
+    source = make(tmp_path / "in")
+    (source / "train.txt").write_text("a\nc\n")
+    assert run(source, "--lists", "train.txt") == 2
+    assert "train.json lists 'c', but there is no such image" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_sirst_has_its_published_counts(real_data, tmp_path):
+    lists = ["idx_427/train.txt", "idx_427/val.txt"]
+    command = ["import", "masks", str(real_data / "sirst"), str(tmp_path), "--lists", *lists, "--quiet", "true"]
+    assert main(command) == 0
+    for split, images, targets, buckets in (("train", 256, 327, (85, 187, 55)), ("val", 85, 97, (26, 48, 23))):
+        records = load_coco(tmp_path / f"{split}.json").records
+        boxes = np.concatenate([item.boxes for item in records])
+        sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+        assert (len(records), len(boxes)) == (images, targets)
+        assert tuple(Counter(np.digitize(sides, [4, 8]).tolist())[bucket] for bucket in range(3)) == buckets

@@ -1,0 +1,211 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from danet.data.__main__ import main
+from danet.data.coco import load_coco
+from danet.data.importers.svanstrom import check_counts, find_videos, read_labels
+from danet.errors import UserError
+from danet.video import VideoWriter
+
+# Several boxes a frame, two classes a file, frames without a box; the other videos are sampled.
+TRICKY = {f"IR_DRONE_{number:03d}" for number in (67, 96, 101, 104, *range(143, 148))} | {"IR_HELICOPTER_006"}
+
+
+@pytest.fixture(scope="session")
+def videos(real_data):
+    return real_data / "svanstrom-ir"
+
+
+def subset(videos, folder, names, **changes):
+    """A folder with some of the real videos and their part of splits.json."""
+    folder.mkdir()
+    entries = json.loads((videos / "splits.json").read_text())["videos"]
+    entries = [entry | changes for entry in entries if entry["video"] in names]
+    (folder / "splits.json").write_text(json.dumps({"videos": entries}))
+    for name in names:
+        for ending in (".mp4", "_LABELS.mat"):
+            shutil.copyfile(videos / f"{name}{ending}", folder / f"{name}{ending}")
+            (folder / f"{name}{ending}").chmod(0o644)
+    return folder
+
+
+def run(source, *options):
+    return main(["import", "svanstrom", str(source), str(source.parent / "out"), *options])
+
+
+def test_labels_have_the_published_counts(videos):
+    every = find_videos(videos)
+    assert len(every) == 255
+    chosen = [item for item in every if item.name in TRICKY or item.expected["max_boxes_in_a_frame"] > 1]
+    assert len(chosen) >= 22
+    for video in chosen + every[::25]:
+        check_counts(video, read_labels(videos / f"{video.name}_LABELS.mat"))
+
+
+def test_first_pixel_is_zero_and_two_classes_are_told_apart(videos):
+    labels = read_labels(videos / "IR_DRONE_096_LABELS.mat")
+    np.testing.assert_allclose(labels[0]["drone"], [[160, 98, 181, 109]])
+    assert "bird" not in labels[0] and any(set(frame) == {"drone", "bird"} for frame in labels)
+    assert all(len(frame["drone"]) == 2 for frame in read_labels(videos / "IR_DRONE_143_LABELS.mat"))
+
+
+def test_frames_and_boxes_agree_with_the_published_frames(videos, real_data, tmp_path):
+    names = ["IR_DRONE_096", "IR_DRONE_067", "IR_BIRD_001", "IR_DRONE_014"]
+    assert run(subset(videos, tmp_path / "in", names), "--stride", "15", "--class_stride", "{bird: 60}") == 0
+    published = {
+        (item.video, item.frame): item
+        for split in ("train", "val")
+        for item in load_coco(real_data / f"svanstrom-ir-frames/{split}.json").records
+    }
+    entries = {item.name: item for item in find_videos(videos)}
+    compared = 0
+    for split in ("train", "val"):
+        for item in load_coco(tmp_path / f"out/{split}.json").records:
+            assert entries[item.video].split == split and entries[item.video].recording == item.recording
+            assert item.frame % (60 if item.video == "IR_BIRD_001" else 15) == 0
+            other = published.get((item.video, item.frame))
+            if other is None:
+                continue
+            compared += 1
+            assert item.names == other.names
+            np.testing.assert_allclose(item.boxes, other.boxes, atol=0.02)
+            image, jpeg = (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (item.path, other.path))
+            assert image.shape == jpeg.shape == (256, 320)
+            assert np.abs(image.astype(float) - jpeg).mean() < 3  # the neighbouring frames differ by more in places
+    assert compared >= 20
+
+
+def test_frames_without_boxes_are_kept(videos, tmp_path):
+    source = subset(videos, tmp_path / "in", ["IR_DRONE_067"])
+    assert run(source, "--quiet", "true") == 0
+    records = load_coco(tmp_path / "out").records
+    assert [item.frame for item in records if not item.names] == [304, 305]
+    assert [item.frame for item in records] == list(range(len(records)))
+
+
+def test_splits_are_chosen_and_share_the_folder(videos, tmp_path):
+    source = subset(videos, tmp_path / "in", ["IR_DRONE_067", "IR_DRONE_014"])
+    assert run(source, "--split", "val", "--stride", "50") == 0
+    val = tmp_path / "out/val.json"
+    before = val.read_bytes()
+    assert load_coco(tmp_path / "out").path == val and {item.video for item in load_coco(val).records} == {
+        "IR_DRONE_014"
+    }
+    assert run(source, "--split", "train", "--stride", "100") == 0
+    assert [item.frame for item in load_coco(tmp_path / "out/train.json").records] == [0, 100, 200, 300]
+    assert val.read_bytes() == before and load_coco(val).records
+
+
+def test_without_splits_json_all_videos_go_into_one_file(videos, tmp_path):
+    source = subset(videos, tmp_path / "in", ["IR_DRONE_067"])
+    (source / "splits.json").unlink()
+    assert run(source, "--stride", "100") == 0
+    dataset = load_coco(tmp_path / "out")
+    assert dataset.path.name == "annotations.json"
+    assert {(item.video, item.recording) for item in dataset.records} == {("IR_DRONE_067", "IR_DRONE_067")}
+
+
+def end_early(source):
+    with VideoWriter(source / "IR_DRONE_067.mp4", 30) as writer:
+        for _ in range(20):
+            writer.write(np.full((256, 320), 90, np.uint8))
+
+
+def cut_video(source):
+    path = source / "IR_DRONE_067.mp4"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def cut_labels(source):
+    path = source / "IR_DRONE_067_LABELS.mat"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def text_labels(source):
+    (source / "IR_DRONE_067_LABELS.mat").write_text("not MATLAB " * 50)
+
+
+def no_labels(source):
+    (source / "IR_DRONE_067_LABELS.mat").unlink()
+
+
+def no_video(source):
+    (source / "IR_DRONE_067.mp4").unlink()
+
+
+def other_labels(source):
+    shutil.copyfile(source / "IR_DRONE_096_LABELS.mat", source / "IR_DRONE_067_LABELS.mat")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (end_early, "IR_DRONE_067.mp4: 20 frames can be decoded, but 306 are labelled"),
+        (cut_video, "IR_DRONE_067.mp4: not a readable video"),
+        (cut_labels, "IR_DRONE_067_LABELS.mat: no readable groundTruth labels"),
+        (text_labels, "IR_DRONE_067_LABELS.mat: no readable groundTruth labels"),
+        (no_labels, "IR_DRONE_067_LABELS.mat: no such label file"),
+        (no_video, "IR_DRONE_067.mp4: no such video"),
+        (other_labels, "IR_DRONE_067_LABELS.mat: frames: read"),
+    ],
+)
+def test_faults_are_named_and_nothing_is_left(videos, tmp_path, capfd, damage, message):
+    # 067 is the second video of the folder by name: images of the first one have been written by then.
+    source = subset(videos, tmp_path / "in", ["IR_BIRD_001", "IR_DRONE_067", "IR_DRONE_096"])
+    damage(source)
+    assert run(source, "--stride", "100") == 2
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labelled_frames": 306}, "labelled frames: read 304, but splits.json says 306"),
+        ({"boxes": {"drone": 303}}, "boxes: read {'drone': 304}, but splits.json says {'drone': 303}"),
+        ({"max_boxes_in_a_frame": 2}, "max boxes in a frame: read 1, but splits.json says 2"),
+        ({"recording": None}, "splits.json: video IR_DRONE_067: 'recording' is missing"),
+    ],
+)
+def test_counts_that_differ_from_splits_json_are_refused(videos, tmp_path, capsys, changes, message):
+    assert run(subset(videos, tmp_path / "in", ["IR_DRONE_067"], **changes)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stride", "0"], "stride must be 1 or more, got 0"),
+        (["--class_stride", "{bird: 0}"], "bird: a stride must be 1 or more"),
+        (["--class_stride", "{brid: 3}"], "unknown class 'brid'"),
+        (["--split", "test"], "--split"),
+        (["--split", "val"], "without it only --split all is possible"),
+        ([], "no videos to import"),
+    ],
+)
+def test_impossible_requests(tmp_path, capsys, options, message):
+    (tmp_path / "in").mkdir()
+    assert run(tmp_path / "in", *options) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_without_a_class_is_refused(tmp_path):
+    (tmp_path / "clip.mp4").touch()
+    with pytest.raises(UserError, match=r"clip\.mp4: the name must be IR_<CLASS>_<NUMBER>\.mp4"):
+        find_videos(tmp_path)
+
+
+def test_missing_mat_io_is_said_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matio", None)
+    with pytest.raises(UserError, match="needs mat-io: pip install mat-io"):
+        read_labels(Path("x_LABELS.mat"))

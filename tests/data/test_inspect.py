@@ -1,0 +1,133 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from danet.data.__main__ import main
+from danet.data.coco import ImageRecord, write_coco
+from danet.data.importers.svanstrom import decode
+from danet.data.leakage import average_hash, near_pairs
+
+RNG = np.random.default_rng(5)
+
+
+def scene(seed):
+    """A picture of smooth structure, as landscapes are."""
+    coarse = np.random.default_rng(seed).uniform(40, 200, (6, 8)).astype(np.float32)
+    return cv2.resize(coarse, (80, 60), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+
+
+def make(folder, name, images, recording=None, boxes=((10, 10, 22, 18),)):
+    records = []
+    for index, image in enumerate(images):
+        path = folder / "images" / f"{name}{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), image)
+        array = np.array(boxes, np.float32).reshape(-1, 4)
+        names = ["drone"] * len(array)
+        ignore = np.zeros(len(array), bool)
+        records.append(ImageRecord(path, 80, 60, array, names, ignore, frame=index, recording=recording))
+    write_coco(folder / f"{name}.json", records, ["drone", "bird"])
+    return folder / f"{name}.json"
+
+
+def inspect(folder, *options):
+    result = folder / "result.json"
+    assert main(["inspect", *map(str, options), "--json", str(result)]) == 0
+    return json.loads(result.read_text())
+
+
+def test_counts_sizes_and_buckets(tmp_path, capsys):
+    boxes = [(0, 0, 10, 10), (0, 0, 14, 14), (0, 0, 32, 8), (0, 0, 18, 18), (0, 0, 40, 40)]
+    path = make(tmp_path, "a", [scene(1), scene(2)], "r", boxes)
+    figures = inspect(tmp_path, path)["datasets"][0]
+    assert figures["images"] == 2 and figures["recordings"] == 1 and figures["boxes"] == {"drone": 10, "bird": 0}
+    assert figures["scale_buckets"] == {"drone": {"small": 2, "medium": 4, "large": 4}}
+    quantiles = figures["size_quantiles"]["drone"]
+    assert (quantiles["min"], quantiles["50%"], quantiles["max"]) == (10, 16, 40)
+    assert figures["warnings"] == []
+    output = capsys.readouterr().out
+    assert "14-18" in output and "drone" in output
+    figures = inspect(tmp_path, path, "--edges", "10", "41")["datasets"][0]
+    assert figures["scale_buckets"]["drone"] == {"small": 0, "medium": 10, "large": 0}
+
+
+def test_faulty_boxes_and_images_are_warned_of(tmp_path, capsys):
+    boxes = [(10, 10, 10, 14), (70, 50, 90, 58), (100, 100, 110, 110)]
+    path = make(tmp_path, "a", [scene(1)], boxes=boxes)
+    cv2.imwrite(str(tmp_path / "images/a0.png"), np.zeros((30, 40), np.uint8))
+    warnings = inspect(tmp_path, path)["datasets"][0]["warnings"]
+    endings = (
+        "has no area, dropped",
+        "reaches outside the image (80 x 60), clipped",
+        "is outside the image",
+        "40 x 30",
+    )
+    assert len(warnings) == 4
+    assert all(ending in warning for ending, warning in zip(endings, warnings, strict=True))
+    assert "a0.png: the file is 40 x 30, the json says 80 x 60" in capsys.readouterr().out
+    (tmp_path / "images/a0.png").write_bytes(b"")
+    assert "a0.png: not a readable image" in inspect(tmp_path, path)["datasets"][0]["warnings"][-1]
+
+
+def test_leakage_is_found_by_recording_file_and_picture(tmp_path):
+    a = make(tmp_path, "a", [scene(1), scene(2), scene(3)], "r1")
+    noisy = np.clip(scene(2) + RNG.normal(0, 1, (60, 80)), 0, 255).astype(np.uint8)
+    b = make(tmp_path, "b", [scene(11), noisy], "r2")
+    c = make(tmp_path, "c", [scene(21)], "r1")
+    d = make(tmp_path, "d", [scene(31)], "r4")
+    assert inspect(tmp_path, a, d)["leakage"] == []
+    (line,) = inspect(tmp_path, a, b)["leakage"]
+    assert "near-identical images in both (1): images/a1.png ~ images/b1.png" in line
+    assert inspect(tmp_path, a, b, "--images", "false")["leakage"] == []
+    (line,) = inspect(tmp_path, a, c)["leakage"]
+    assert line.endswith("the same recordings in both (1): r1")
+    lines = inspect(tmp_path, a, tmp_path / "a.json")["leakage"]
+    assert [word in line for word, line in zip(("image files", "recordings", "near-identical"), lines, strict=True)]
+
+
+def test_pictures_without_contrast_resemble_nothing():
+    flat = average_hash(np.full((60, 80), 7, np.uint8))
+    assert near_pairs(flat[None], flat[None], 12) == []
+
+
+def test_neighbouring_frames_are_near_and_other_clips_are_not(real_data):
+    hashes = {}
+    for name in ("IR_DRONE_001", "IR_DRONE_014", "IR_BIRD_001"):
+        frames = decode(real_data / f"svanstrom-ir/{name}.mp4", 3)
+        hashes[name] = np.array([average_hash(image) for _, image in frames if image is not None])
+    assert len(near_pairs(hashes["IR_DRONE_001"][::2], hashes["IR_DRONE_001"][1::2], 12)) > 40
+    assert near_pairs(hashes["IR_DRONE_001"], hashes["IR_DRONE_014"], 12) == []
+    assert near_pairs(hashes["IR_DRONE_001"], hashes["IR_BIRD_001"], 12) == []
+
+
+def test_the_sheet_shows_boxes(tmp_path):
+    path = make(tmp_path, "a", [np.full((60, 80), 50, np.uint8) for _ in range(7)])
+    inspect(tmp_path, path, "--sheet", tmp_path / "sheet.png", "--pictures", 5)
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet.shape[0] > 2 * 60 and sheet.shape[1] > 4 * 80
+    coloured = sheet.max(axis=2).astype(int) - sheet.min(axis=2) > 60
+    assert coloured.sum() > 5 * 2 * (12 + 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--edges", "18", "14"], "--edges must be two rising numbers"),
+        (["--edges", "14"], "--edges must be two rising numbers"),
+        (["--pictures", "0", "--sheet", "sheet.png"], "--pictures must be 1 or more"),
+    ],
+)
+def test_impossible_requests(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    path = make(tmp_path, "a", [scene(1)])
+    assert main(["inspect", str(path), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_no_file_and_a_missing_file(tmp_path, capsys):
+    assert main(["inspect"]) == 2
+    assert main(["inspect", str(tmp_path / "none.json")]) == 2
+    assert "none.json: no such file" in capsys.readouterr().err

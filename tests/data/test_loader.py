@@ -1,0 +1,172 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from scenes import write_scenes
+from torch.utils.data import DataLoader
+
+from danet.data.coco import ImageRecord, write_coco
+from danet.data.loader import (
+    DataSource,
+    DetectionDataset,
+    EpochSampler,
+    Sample,
+    collate,
+    load_source,
+    start_worker,
+)
+from danet.data.transforms import Augmentation
+from danet.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return str(write_scenes(tmp_path_factory.mktemp("data") / "scenes", 6))
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """One image with a uav, a bird and a cloud."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((40, 60), 9, np.uint8))
+    boxes = np.array([[1, 2, 11, 12], [20, 5, 26, 9], [0, 0, 60, 20]], np.float32)
+    record = ImageRecord(tmp_path / "a.png", 60, 40, boxes, ["uav", "bird", "cloud"], np.zeros(3, bool))
+    write_coco(tmp_path / "annotations.json", [record], ["uav", "bird", "cloud"])
+    return str(tmp_path / "annotations.json")
+
+
+def equal(a: Sample, b: Sample) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_names_become_labels(mixed):
+    source = DataSource(mixed, class_map={"uav": "drone", "cloud": "ignore"})
+    sample = DetectionDataset([source], ["drone"])[0, 0]
+    assert sample.labels.tolist() == [0, -1, -1]
+    assert sample.ignore.tolist() == [False, False, True]
+    assert sample.boxes.tolist() == [[1, 2, 11, 12], [20, 5, 26, 9], [0, 0, 60, 20]]
+    assert sample.image.shape == (1, 40, 60) and sample.image.dtype == torch.float32
+    assert (sample.labels.dtype, sample.ignore.dtype, sample.boxes.dtype) == (torch.int64, torch.bool, torch.float32)
+
+    both = DetectionDataset([DataSource(mixed)], ["bird", "uav"])[0, 0]
+    assert both.labels.tolist() == [1, 0, -1]
+
+
+def test_three_channels(mixed):
+    sample = DetectionDataset([mixed], ["uav"], channels=3)[0, 0]
+    assert sample.image.shape == (3, 40, 60)
+
+
+def test_wrong_class_map_and_classes_are_named(mixed):
+    with pytest.raises(UserError, match=r"annotations\.json: class_map renames 'uavs'.*uav, bird, cloud"):
+        load_source(DataSource(mixed, class_map={"uavs": "drone"}))
+    with pytest.raises(UserError, match=r"no box named 'dron' \(it has: bird, cloud, uav\)"):
+        DetectionDataset([mixed], ["uav", "dron"])
+    with pytest.raises(UserError, match="no box named 'uav'"):  # ignore regions teach no class
+        DetectionDataset([DataSource(mixed, class_map={"uav": "ignore"})], ["uav"])
+    with pytest.raises(UserError, match="weight must be 0 or more, got -1"):
+        load_source(DataSource(mixed, weight=-1))
+
+
+def test_image_of_another_size_is_named(mixed, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 30), np.uint8))
+    with pytest.raises(UserError, match=r"a\.png: is 30 x 20 pixels, its json says 60 x 40"):
+        DetectionDataset([mixed], ["uav"])[0, 0]
+
+
+def test_sample_depends_on_seed_epoch_and_index_alone(scenes):
+    options = {"augmentation": Augmentation(crop=(48, 48), copy_paste=0.5), "seed": 3}
+    plain = DetectionDataset([scenes], ["drone"], **options)
+    cached = DetectionDataset([scenes], ["drone"], cache_bytes=2**20, **options)
+    for key in ((0, 1), (0, 5), (0, 1), (4, 1)):
+        assert equal(plain[key], cached[key])
+        assert equal(plain[key], plain[key])
+    assert not equal(plain[0, 1], plain[1, 1])
+    assert not equal(plain[0, 1], plain[0, 1 + len(plain)])  # a repetition within the epoch
+    other = DetectionDataset([scenes], ["drone"], augmentation=options["augmentation"], seed=4)
+    assert not equal(plain[0, 1], other[0, 1])
+
+
+def test_cache_stays_within_its_size(scenes):
+    dataset = DetectionDataset([scenes], ["drone"], cache_bytes=3 * 64 * 64 + 100)
+    for index in range(6):
+        dataset[0, index]
+    assert sum(image.nbytes for image in dataset._cache.values()) == 3 * 64 * 64
+
+
+def test_worker_processes_give_the_same_batches(scenes):
+    dataset = DetectionDataset([scenes], ["drone"], augmentation=Augmentation(crop=(48, 48)))
+    sampler = EpochSampler([6], [1.0], batch=2, epochs=2)
+    loaders = [
+        DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=n, worker_init_fn=start_worker)
+        for n in (0, 2)
+    ]
+    count = 0
+    for here, there in zip(*loaders, strict=True):
+        assert torch.equal(here.images, there.images)
+        assert all(torch.equal(a, b) for a, b in zip(here.boxes, there.boxes, strict=True))
+        count += 1
+    assert count == 6
+
+
+def test_collate_pads_at_the_right_and_bottom_with_zeros():
+    def sample(height, width, boxes):
+        return Sample(torch.ones(1, height, width), torch.ones(boxes, 4), torch.zeros(boxes), torch.zeros(boxes))
+
+    batch = collate([sample(4, 6, 2), sample(5, 3, 0)])
+    assert batch.images.shape == (2, 1, 5, 6)
+    assert batch.images[0, :, :4].eq(1).all() and batch.images[0, :, 4:].eq(0).all()
+    assert batch.images[1, :, :, :3].eq(1).all() and batch.images[1, :, :, 3:].eq(0).all()
+    assert [len(boxes) for boxes in batch.boxes] == [2, 0]
+
+
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own():
+    sampler = EpochSampler([5, 7], [1.0, 1.0], batch=4, epochs=3, seed=1)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == 9
+    epochs = [[index for batch in batches[i : i + 3] for _, index in batch] for i in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert [batch[0][0] for batch in batches] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert batches == list(EpochSampler([5, 7], [1.0, 1.0], batch=4, epochs=3, seed=1))
+    assert batches != list(EpochSampler([5, 7], [1.0, 1.0], batch=4, epochs=3, seed=2))
+
+
+def test_weights_are_the_frequency_of_a_sources_images():
+    sampler = EpochSampler([4, 6, 5], [2.5, 0.5, 0.0], batch=1, epochs=4)
+    halves = []
+    for epoch in range(4):
+        order = sampler.order(epoch)[:, 0]
+        images = order % 15
+        assert np.bincount(images, minlength=15)[:4].tolist().count(2) == 2  # two of four are shown a third time
+        assert np.isin(images, range(4)).sum() == 10
+        assert len(set(images[(images >= 4) & (images < 10)])) == 3
+        assert not (images >= 10).any()
+        assert len(set(order.tolist())) == len(order)  # repetitions differ in their index, so in their augmentation
+        halves.append(frozenset(images[(images >= 4) & (images < 10)]))
+    assert len(set(halves)) > 1
+
+
+@pytest.mark.parametrize("size", [3, 10, 16])
+def test_ranks_share_a_batch_and_any_step_can_be_the_first(size):
+    whole = list(EpochSampler([size], [1.0], batch=4, epochs=3))
+    parts = [list(EpochSampler([size], [1.0], batch=4, epochs=3, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert all(len(batch) == 4 for batch in whole)
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert first == batch[::2] and second == batch[1::2]
+    for step in range(len(whole) + 1):
+        assert list(EpochSampler([size], [1.0], batch=4, epochs=3, start_step=step)) == whole[step:]
+
+
+def test_impossible_batches_are_refused():
+    with pytest.raises(UserError, match="positive multiple of the 2 processes, got 3"):
+        EpochSampler([4], [1.0], batch=3, epochs=1, world_size=2)
+    with pytest.raises(UserError, match="no image is left"):
+        EpochSampler([4], [0.0], batch=1, epochs=1)
+
+
+def test_fingerprint_knows_the_annotations(scenes, mixed):
+    assert DetectionDataset([scenes], ["drone"]).fingerprint() == DetectionDataset([scenes], ["drone"]).fingerprint()
+    renamed = DataSource(mixed, class_map={"bird": "ignore"})
+    weighted = DataSource(mixed, weight=2.0)
+    prints = {DetectionDataset([source], ["uav"]).fingerprint() for source in (mixed, renamed, weighted)}
+    assert len(prints) == 3

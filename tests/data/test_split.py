@@ -1,0 +1,91 @@
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+
+from danet.data.__main__ import main
+from danet.data.coco import ImageRecord, load_coco, write_coco
+from danet.data.split import group_of
+
+
+def make(folder, recordings=12, key="recording"):
+    """A dataset of clips of 3 to 8 images; every third clip holds birds, the others drones."""
+    image = folder / "images" / "x.png"
+    image.parent.mkdir(parents=True)
+    cv2.imwrite(str(image), np.zeros((20, 20), np.uint8))
+    records = []
+    for index in range(recordings):
+        for frame in range(3 + index % 6):
+            boxes = np.array([[1, 2, 5, 6]], np.float32)
+            name = "bird" if index % 3 == 0 else "drone"
+            item = ImageRecord(image, 20, 20, boxes, [name], np.zeros(1, bool), frame=frame)
+            if key is not None:
+                setattr(item, key, f"clip{index}")
+            records.append(item)
+    write_coco(folder / "all.json", records, ["drone", "bird"])
+    return folder / "all.json"
+
+
+@pytest.mark.parametrize("key", ["recording", "video"])
+def test_no_recording_is_divided_and_categories_are_balanced(tmp_path, key):
+    source = make(tmp_path, 40, key)
+    a, b = tmp_path / "a.json", tmp_path / "elsewhere" / "b.json"
+    assert main(["split", str(source), "--fraction", "0.25", "--out_a", str(a), "--out_b", str(b)]) == 0
+    whole, first, second = (load_coco(path) for path in (source, a, b))
+    assert len(first.records) + len(second.records) == len(whole.records)
+    assert not {group_of(item) for item in first.records} & {group_of(item) for item in second.records}
+    count = [Counter(name for item in part.records for name in item.names) for part in (whole, second)]
+    for name in ("drone", "bird"):
+        assert 0.2 < count[1][name] / count[0][name] < 0.3
+    assert second.records[0].path == whole.records[0].path
+
+
+def test_the_seed_decides(tmp_path):
+    source = make(tmp_path, 40)
+    chosen = []
+    for seed in ("0", "0", "1"):
+        outs = ["--out_a", str(tmp_path / "a.json"), "--out_b", str(tmp_path / "b.json")]
+        assert main(["split", str(source), "--seed", seed, "--quiet", "true", *outs]) == 0
+        chosen.append({item.recording for item in load_coco(tmp_path / "b.json").records})
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_folds_cover_everything_once(tmp_path):
+    source = make(tmp_path, 15)
+    assert main(["split", str(source), "--folds", "3", "--out", str(tmp_path / "folds")]) == 0
+    total = len(load_coco(source).records)
+    groups = []
+    for fold in range(3):
+        train, val = (load_coco(tmp_path / "folds" / f"fold{fold}_{side}.json").records for side in ("train", "val"))
+        assert len(train) + len(val) == total
+        assert not {item.recording for item in train} & {item.recording for item in val}
+        groups += {item.recording for item in val}
+    assert sorted(groups) == sorted(f"clip{index}" for index in range(15))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fraction", "1", "--out_a", "a.json", "--out_b", "b.json"], "--fraction must lie between 0 and 1"),
+        (["--fraction", "-0.5", "--out_a", "a.json", "--out_b", "b.json"], "--fraction must lie between 0 and 1"),
+        (["--out_a", "a.json"], "--out_a and --out_b"),
+        (["--out_a", "a.json", "--out_b", "a.json"], "must differ"),
+        (["--folds", "1", "--out", "x"], "--folds must be 2 or more"),
+        (["--folds", "3"], "--folds needs --out"),
+        (["--folds", "99", "--out", "x"], "99 parts cannot be made of 12 recordings"),
+    ],
+)
+def test_impossible_requests_write_nothing(tmp_path, monkeypatch, capsys, options, message):
+    source = make(tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+    assert main(["split", str(source), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_source_is_not_overwritten(tmp_path, capsys):
+    source = make(tmp_path)
+    before = source.read_bytes()
+    assert main(["split", str(source), "--out_a", str(source), "--out_b", str(tmp_path / "b.json")]) == 2
+    assert source.read_bytes() == before and "must differ" in capsys.readouterr().err

@@ -1,0 +1,233 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import danet
+from danet.checkpoint import save_weights
+from danet.config import ModelConfig
+from danet.detect import main
+from danet.models import build_model
+from danet.video import VideoWriter, read_frames
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A danet_nano with random weights; its scores spread around 0.01."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    save_weights(path, build_model(ModelConfig(name="danet_nano", classes=["drone", "bird"])))
+    return str(path)
+
+
+def scene(seed=0, size=(96, 128), dtype=np.uint8):
+    rng = np.random.default_rng(seed)
+    image = rng.normal(90, 5, size)
+    image[40:46, 60:70] += 100
+    return image.astype(dtype)
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for index in range(5):
+        cv2.imwrite(str(folder / f"{index}.png"), scene(index))
+    return folder
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_folder_gives_pictures_csv_and_json_as_the_python_interface_does(weights, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "7"]
+    assert main([str(images), *arguments]) == 0
+    assert files(out) == ["boxes.csv", "boxes.json", *(f"frames/{index}.png" for index in range(5))]
+
+    detector = danet.load(weights, score_threshold=0.001, max_detections=7)
+    table = rows(out / "boxes.csv")
+    for index in range(5):
+        path = images / f"{index}.png"
+        found = detector(path)
+        mine = [row for row in table if row["file"] == str(path)]
+        assert len(mine) == len(found.scores) > 0
+        boxes = [[float(row[key]) for key in ("x0", "y0", "x1", "y1")] for row in mine]
+        assert np.allclose(boxes, found.boxes, atol=0.01)
+        assert np.allclose([float(row["score"]) for row in mine], found.scores, atol=1e-4)
+        assert [row["class"] for row in mine] == [detector.classes[label] for label in found.labels]
+
+    content = json.loads((out / "boxes.json").read_text())
+    assert content["frames"] == 5 and content["classes"] == ["drone", "bird"]
+    assert [{key: str(value) for key, value in row.items()} for row in content["boxes"]] == table
+    picture = cv2.imread(str(out / "frames" / "0.png"))
+    assert picture.shape == (96, 128, 3) and not np.array_equal(picture[..., 0], picture[..., 2]), "boxes are drawn"
+
+    printed = capsys.readouterr().out
+    assert "operators" in printed.splitlines()[0]
+    assert f"5 frames, {len(table)} boxes" in printed and "frames/s" in printed
+    assert f"{out}/frames (5 pictures)" in printed and f"{out}/boxes.csv" in printed
+
+
+def test_batches_and_threads_change_nothing(weights, images, tmp_path):
+    cv2.imwrite(str(images / "2b.png"), scene(9, size=(64, 80)))
+    common = ["--weights", weights, "--score", "0.001", "--max_detections", "5", "--quiet", "true"]
+    assert main([str(images), "--out", str(tmp_path / "one"), *common]) == 0
+    assert main([str(images), "--out", str(tmp_path / "four"), "--batch", "4", "--threads", "1", *common]) == 0
+    one, four = rows(tmp_path / "one" / "boxes.csv"), rows(tmp_path / "four" / "boxes.csv")
+    assert len(one) == len(four) > 0
+    assert [row["file"] for row in one] == [row["file"] for row in four]
+    assert np.allclose([float(r["x0"]) for r in one], [float(r["x0"]) for r in four], atol=0.05)
+
+
+def test_video_gives_a_video_that_plays(weights, tmp_path, capsys):
+    clip = tmp_path / "clip.mp4"
+    with VideoWriter(clip, fps=12) as writer:
+        for index in range(6):
+            writer.write(scene(index))
+    out = tmp_path / "out"
+    arguments = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "3"]
+    assert main([str(clip), *arguments, "--upscale", "2"]) == 0
+    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4"]
+    frames = list(read_frames(out / "clip.mp4"))
+    assert len(frames) == 6 and frames[0].image.shape == (192, 256, 3)
+    assert {row["frame"] for row in rows(out / "boxes.csv")} == set("012345")
+    assert "18 boxes" in capsys.readouterr().out
+    # Boxes are in pixels of the source, whatever the picture's size.
+    assert max(float(row["x1"]) for row in rows(out / "boxes.csv")) <= 128
+
+
+def test_video_that_ends_early_is_processed_and_named(weights, tmp_path, capfd):
+    writer = cv2.VideoWriter(str(tmp_path / "whole.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 30, (128, 96), isColor=False)
+    for index in range(12):
+        writer.write(scene(index))
+    writer.release()
+    content = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "cut.avi"), "--weights", weights, "--out", str(out), "--quiet", "true"]) == 0
+    count = len(list(read_frames(out / "cut.mp4")))
+    assert 3 <= count < 12
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "cut.avi: ends early" in line and f"frame {count} of 12" in line
+
+
+def test_sixteen_bit_and_jpeg_and_no_pictures(weights, tmp_path):
+    cv2.imwrite(str(tmp_path / "raw.tif"), scene(dtype=np.uint16) * 4 + 8000)
+    cv2.imwrite(str(tmp_path / "photo.jpg"), scene())
+    sources = [str(tmp_path / "raw.tif"), str(tmp_path / "photo.jpg")]
+    out = tmp_path / "out"
+    assert main([*sources, "--weights", weights, "--out", str(out), "--quiet", "true"]) == 0
+    assert files(out) == ["boxes.csv", "boxes.json", "photo.jpg", "raw.png"]
+    picture = cv2.imread(str(out / "raw.png"))
+    assert picture[42:44, 62:68].min() > 200 and picture[:30].mean() < 120, "the hot target is bright, the sky is not"
+    bare = tmp_path / "bare"
+    switches = ["--save_images", "false", "--save_json", "false", "--quiet", "true"]
+    assert main([*sources, "--weights", weights, "--out", str(bare), *switches]) == 0
+    assert files(bare) == ["boxes.csv"]
+
+
+def test_equal_names_do_not_replace_each_other(weights, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "x.png"), scene())
+    cv2.imwrite(str(tmp_path / "a" / "x.bmp"), scene())
+    out = tmp_path / "out"
+    sources = [str(tmp_path / "a"), str(tmp_path / "a" / "x.png"), str(tmp_path / "b" / "x.png")]
+    assert main([*sources, "--weights", weights, "--out", str(out), "--quiet", "true"]) == 0
+    assert files(out) == ["a/x.png", "a/x_2.png", "boxes.csv", "boxes.json", "x.png", "x_2.png"]
+
+
+def test_a_source_is_never_replaced(weights, images, capsys):
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    assert main([str(images), "--weights", weights, "--out", str(images.parent)]) == 2
+    assert "would replace the source" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in images.iterdir()} == before
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(weights, images, tmp_path, capfd):
+    text = tmp_path / "text.safetensors"
+    text.write_text("not weights")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    cv2.imwrite(str(broken / "a.png"), scene())
+    (broken / "b.png").write_bytes((broken / "a.png").read_bytes()[:40])
+    (tmp_path / "clip.mp4").write_text("not a video")
+    out = tmp_path / "out"
+    cases = [
+        ([str(images), "--weights", str(text)], "text.safetensors"),
+        ([str(images), "--weights", str(tmp_path / "none.safetensors")], "none.safetensors"),
+        ([str(images)], "weights"),
+        ([str(tmp_path / "nowhere"), "--weights", weights], "nowhere"),
+        ([str(empty), "--weights", weights], "empty: no images"),
+        ([str(broken), "--weights", weights], "b.png"),
+        ([str(tmp_path / "clip.mp4"), "--weights", weights], "clip.mp4"),
+        ([str(images), str(tmp_path / "clip.mp4"), "--weights", weights], "clip.mp4"),
+        ([str(images), "--weights", weights, "--score", "7"], "--score"),
+        ([str(images), "--weights", weights, "--scroe", "0.7"], "did you mean --score"),
+        ([str(images), "--weights", weights, "--batch", "0"], "--batch"),
+        ([str(images), "--weights", weights, "--upscale", "0"], "--upscale"),
+        ([str(images), "--weights", weights, "--input_size", "8"], "--input_size"),
+        ([str(images), "--weights", weights, "--device", "abacus"], "--device abacus"),
+    ]
+    for arguments, expected in cases:
+        assert main([*arguments, "--out", str(out)]) == 2, arguments
+        captured = capfd.readouterr()
+        assert len(captured.err.splitlines()) == 1 and expected in captured.err, (arguments, captured.err)
+        assert not out.exists(), arguments
+
+
+def test_input_size_is_respected(weights, images, tmp_path):
+    out = tmp_path / "out"
+    options = ["--weights", weights, "--score", "0.001", "--quiet", "true", "--out", str(out)]
+    assert main([str(images / "0.png"), *options, "--input_size", "192", "256"]) == 0
+    found = danet.load(weights, score_threshold=0.001, input_size=(192, 256))(images / "0.png")
+    boxes = [[float(row[key]) for key in ("x0", "y0", "x1", "y1")] for row in rows(out / "boxes.csv")]
+    assert np.allclose(boxes, found.boxes, atol=0.01)
+
+
+def test_ctrl_c_finishes_the_outputs(weights, tmp_path):
+    clip = tmp_path / "clip.mp4"
+    with VideoWriter(clip) as writer:
+        for index in range(1500):
+            writer.write(scene(index % 7))
+    out = tmp_path / "out"
+    # Large pictures, so that the encoder's buffer soon reaches the disk.
+    options = ["--out", str(out), "--score", "0.001", "--max_detections", "2", "--threads", "1", "--upscale", "6"]
+    command = [sys.executable, "-m", "danet.detect", str(clip), "--weights", weights, *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 60
+    while not (out.exists() and any(p.stat().st_size > 10_000 for p in out.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted after" in errors and "Traceback" not in errors
+    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4"]
+    frames = sum(1 for _ in read_frames(out / "clip.mp4"))
+    assert 0 < frames < 1500
+    detected = json.loads((out / "boxes.json").read_text())["frames"]
+    assert frames <= detected <= frames + 1
+
+
+def test_importing_danet_is_light():
+    code = "import sys, danet; print(danet.__version__, *(m for m in ('torch', 'cv2', 'numpy') if m in sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": ""}
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert printed.stdout.split() == [danet.__version__]
