@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from danet.ops.common import autocast, check_bool, check_image, check_like_input, check_tensor, compute_dtype
+from danet.ops.common import autocast, check_bool, check_image, check_like_input, check_tensor, compute_dtype, integer
 
 
 def lcdc(input: Tensor, weight: Tensor, *, gate: bool = False) -> Tensor:
@@ -55,6 +55,9 @@ def lcdc_reference(input: Tensor, weight: Tensor, *, gate: bool = False) -> Tens
 
 def lcdc_kernel_size(channels: int, tau: float = 2) -> int:
     """The paper's k: the largest odd integer not above (log2(channels) + 1) / tau, at least 1."""
+    integer("lcdc_kernel_size", "channels", channels, minimum=1)
+    if not tau > 0:
+        raise ValueError(f"lcdc_kernel_size: tau must be > 0, got {tau!r}")
     k = math.floor((math.log2(channels) + 1) / tau)
     return max(k if k % 2 == 1 else k - 1, 1)
 

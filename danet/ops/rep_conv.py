@@ -54,7 +54,7 @@ def rep_conv(
 
     Raises:
         TypeError, ValueError: one line that names the wrong argument.
-        NotImplementedError: from backward; `rep_conv_reference` has gradients.
+        RuntimeError: from backward; `rep_conv_reference` has gradients.
     """
     prepared = isinstance(weight, PreparedRepConv)
     input, raw, bias = autocast(input, weight.weight if prepared else weight, bias)
@@ -119,6 +119,6 @@ class _ForwardOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        raise NotImplementedError(
+        raise RuntimeError(
             "rep_conv: forward only, no gradient is defined; train before fuse(), or use rep_conv_reference"
         )

@@ -2,7 +2,7 @@
 
 An image in channels-last memory is a table of rows; a bilinear sample reads the rows of four neighbouring pixels:
 `base`, and `base` plus each of three constant steps. Many samples summed with weights are then an "embedding bag",
-for which torch has a fused loop on every device: nothing of the size of the samples is ever stored.
+for which torch has a fused loop on every device: nothing of the size of all samples is ever stored.
 
     gather:   out[b]           = sum_{i < 4, j} weight[i, b, j] * table[base[b, j] + steps[i]]
     project:  weight[i, b, j]  = sum_d out[b, d] * table[base[b, j] + steps[i], d]
@@ -11,13 +11,13 @@ for which torch has a fused loop on every device: nothing of the size of the sam
 These are the three contractions of one trilinear form, so the derivatives of each are the other two, to any order.
 """
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Steps = tuple[int, int, int, int]
+
+CHUNK = 8192  # bags whose rows `project` copies at once
 
 
 def gather(table: Tensor, weight: Tensor, base: Tensor, steps: Steps) -> Tensor:
@@ -53,15 +53,13 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(out: Tensor, table: Tensor, base: Tensor, steps: Steps) -> Tensor:
         B, J = base.shape
-        # A product of two dense matrices wanted at a few places: torch has that, and copies no row. It takes no more
-        # places a row than there are columns, repeated or not.
-        columns = F.pad(table, (0, 0, 0, max(J - table.shape[0], 0))).t()
-        starts = torch.arange(0, B * J + 1, J, dtype=base.dtype, device=base.device)
-        weight = out.new_zeros(4, B * J)
-        for i, step in enumerate(steps):
-            places = _csr(starts, (base + step).flatten(), weight[i], (B, columns.shape[1]))
-            torch.sparse.sampled_addmm(places, out, columns, beta=0.0, out=places)
-        return weight.view(4, B, J)
+        weight = out.new_empty(4, B, J)
+        for start in range(0, B, CHUNK):
+            part = slice(start, start + CHUNK)
+            for i, step in enumerate(steps):
+                rows = table.index_select(0, (base[part] + step).flatten()).view(*base[part].shape, -1)
+                torch.bmm(rows, out[part].unsqueeze(2), out=weight[i, part].unsqueeze(2))
+        return weight
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -109,14 +107,3 @@ class _Scatter(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = _Project.apply(out, grad_table, base, ctx.steps)
         return grad_out, grad_weight, None, None, None
-
-
-def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    """A sparse matrix that shares the memory of `values`."""
-    return torch.sparse_csr_tensor(starts, columns, values, size=size, check_invariants=False)
-
-
-with warnings.catch_warnings():
-    # torch says once a process that these matrices are in beta; users of sdc need not hear it.
-    warnings.simplefilter("ignore")
-    _csr(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))

@@ -141,7 +141,7 @@ def sdc_reference(
     offset = offset.permute(0, 2, 3, 1).to(dtype).contiguous().view(N, H_out, W_out, G, K, 2)
     mask = mask.permute(0, 2, 3, 1).to(dtype).contiguous().view(N, H_out, W_out, G, K)
     if softmax:
-        # torch.softmax takes many times longer over so short an axis.
+        # torch.softmax takes several times longer over so short an axis.
         mask = (mask - mask.detach().amax(-1, keepdim=True)).exp()
         mask = mask / mask.sum(-1, keepdim=True)
 

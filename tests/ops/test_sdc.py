@@ -127,3 +127,274 @@ def test_gradcheck(case):
     tensors, options = case
     tensors = [t.requires_grad_() for t in tensors]
     torch.autograd.gradcheck(lambda *t: sdc(*t, **options), tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["groups", "stride", "offset_scale", "remove_center", "no softmax", "kernel 3x2"])
+def test_gradgradcheck(name):
+    *shape, options = CASES[name]
+    tensors, options = arguments(*shape, **options)
+    tensors = [t.requires_grad_() for t in tensors]
+    torch.autograd.gradgradcheck(lambda *t: sdc(*t, **options), tensors, fast_mode=True)
+
+
+def test_gradient_of_each_argument_alone():
+    tensors, options = arguments(2, 4, 4, 5, groups=2)
+    together = gradients(lambda *t: sdc(*t, **options), tensors, torch.ones(2, 4, 4, 5, dtype=torch.float64))
+    for i, expected in enumerate(together):
+        leaves = [t.clone().requires_grad_(i == j) for j, t in enumerate(tensors)]
+        sdc(*leaves, **options).sum().backward()
+        torch.testing.assert_close(leaves[i].grad, expected)
+
+
+def test_gradient_at_whole_coordinates_is_that_of_the_floor_cell():
+    input = torch.tensor([[[[1.0, 4.0, 16.0]]]], dtype=torch.float64)
+    offset = torch.zeros(1, 2, 1, 3, dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(1, 1, 1, 3, dtype=torch.float64)
+    sdc(input, offset, mask, kernel_size=1, padding=0, softmax=False).sum().backward()
+    assert offset.grad[0, 1, 0].tolist() == [3.0, 12.0, -16.0]  # towards the right neighbour, zero past the border
+    assert offset.grad[0, 0, 0].tolist() == [-1.0, -4.0, -16.0]  # and the lower one
+
+
+def test_zero_offsets_and_equal_logits_are_a_mean_filter():
+    input = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    zeros = input.new_zeros(2, 27, 5, 6)
+    expected = torch.nn.functional.avg_pool2d(input, 3, stride=1, padding=1)
+    torch.testing.assert_close(sdc(input, zeros[:, :18], zeros[:, 18:]), expected)
+
+
+def test_offset_scale_one_changes_nothing_and_scales_about_the_center():
+    (input, offset, mask), _ = arguments(1, 2, 6, 6)
+    torch.testing.assert_close(
+        sdc(input, offset, mask, offset_scale=2.0),
+        sdc(input, 2 * offset + torch.tensor(list(itertools.product((-1, 0, 1), repeat=2))).view(1, 18, 1, 1), mask),
+    )
+
+
+def test_empty_batch():
+    tensors = [torch.randn(0, c, 4, 5, requires_grad=True) for c in (8, 36, 18)]
+    out = sdc(*tensors, groups=2)
+    assert out.shape == (0, 8, 4, 5)
+    out.sum().backward()
+    assert [t.grad.shape for t in tensors] == [t.shape for t in tensors]
+
+
+LAYOUTS = {
+    "channels-last": lambda t: t.to(memory_format=torch.channels_last),
+    "batch sliced": lambda t: t.repeat_interleave(2, 0)[::2],
+    "image cropped": lambda t: torch.nn.functional.pad(t, (1, 2, 3, 1))[..., 3:-1, 1:-2],
+    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "expanded": lambda t: t[:, :, :1, :1].expand(t.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_any_strides(layout):
+    tensors, options = arguments(2, 6, 4, 5, groups=2)
+    strided = [layout(t) for t in tensors]
+    out = sdc(*strided, **options)
+    dense = [t.contiguous().clone() for t in strided]
+    torch.testing.assert_close(out, sdc(*dense, **options), rtol=0, atol=0)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    grad_output = torch.randn_like(out)
+    for actual, expected in zip(
+        gradients(lambda *t: sdc(*(layout(x) for x in t), **options), tensors, grad_output),
+        gradients(lambda *t: sdc(*(layout(x).contiguous() for x in t), **options), tensors, grad_output),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_offset_and_mask_sliced_from_one_convolution(memory_format):
+    predicted = torch.randn(2, 54, 4, 5, dtype=torch.float64).to(memory_format=memory_format)
+    input = torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    offset, mask = predicted[:, :36], predicted[:, 36:]
+    expected = sdc_loop(input, offset, mask, groups=2)
+    torch.testing.assert_close(sdc(input, offset, mask, groups=2), expected)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_nan_coordinate(softmax, axis):
+    (input, offset, mask), options = arguments(2, 4, 4, 5, groups=2, softmax=softmax)
+    clean = (input, offset, mask)
+    offset = offset.clone()
+    offset[1, (9 + 4) * 2 + axis, 2, 3] = math.nan  # group 1, tap 4
+    used = torch.zeros(2, 4, 4, 5, dtype=torch.bool)
+    used[1, 2:, 2, 3] = True
+    out = sdc(input, offset, mask, **options)
+    assert out[used].isnan().all()
+    torch.testing.assert_close(out[~used], sdc(*clean, **options)[~used], rtol=0, atol=0)
+
+    # Backward, that sample is a zero sample: as if its coordinate were infinite.
+    infinite = offset.nan_to_num(math.inf)
+    grad_output = torch.randn_like(out)
+    actual = gradients(lambda *t: sdc(*t, **options), (input, offset, mask), grad_output)
+    expected = gradients(lambda *t: sdc(*t, **options), (input, infinite, mask), grad_output)
+    assert actual[1][1, 26:28, 2, 3].tolist() == [0, 0]
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_infinite_coordinate_is_a_zero_sample_with_zero_gradient(value):
+    (input, offset, mask), options = arguments(2, 4, 4, 5, groups=2)
+    offset[0, 0, 1, 1] = offset[1, 19, 2, 3] = value
+    far = offset.clamp(-1e3, 1e3)
+    torch.testing.assert_close(sdc(input, offset, mask, **options), sdc_loop(input, offset, mask, **options))
+    grad_output = torch.randn(2, 4, 4, 5, dtype=torch.float64)
+    actual = gradients(lambda *t: sdc(*t, **options), (input, offset, mask), grad_output)
+    expected = gradients(lambda *t: sdc(*t, **options), (input, far, mask), grad_output)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+    assert actual[1][0, 0, 1, 1] == 0
+    assert actual[1][1, 19, 2, 3] == 0
+
+
+def test_every_coordinate_infinite_or_nan():
+    (input, offset, mask), options = arguments(1, 2, 3, 3)
+    out = sdc(input, torch.full_like(offset, math.inf), mask, **options)
+    assert torch.equal(out, torch.zeros_like(out))
+    out = sdc(input, torch.full_like(offset, math.nan), mask, **options)
+    assert out.isnan().all()
+
+
+def test_nan_pixel_stays_where_it_is_sampled():
+    (input, offset, mask), options = arguments(2, 2, 5, 5, spread=4.0)
+    input[:, :, 0, 0] = math.nan
+    out, expected = sdc(input, offset, mask, **options), sdc_loop(input, offset, mask, **options)
+    assert out.isnan().any()
+    assert not out.isnan().all()
+    torch.testing.assert_close(out, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_lower_precision(dtype, tolerance):
+    tensors, options = arguments(2, 8, 6, 7, groups=2, dtype=dtype)
+    out = sdc(*tensors, **options)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), sdc_loop(*tensors, **options), rtol=tolerance, atol=tolerance)
+    grad_output = torch.randn(out.shape, dtype=torch.float64).to(dtype)
+    actual = gradients(lambda *t: sdc(*t, **options), tensors, grad_output)
+    expected = gradients(lambda *t: sdc(*t, **options), [t.double() for t in tensors], grad_output.double())
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), e, rtol=4 * tolerance, atol=4 * tolerance)
+
+
+def test_half_accumulates_in_float32():
+    N_taps = 49 * 4
+    input = torch.full((1, 1, 28, 28), 0.1, dtype=torch.bfloat16)
+    offset = torch.zeros(1, 2 * N_taps, 1, 1, dtype=torch.bfloat16)
+    mask = torch.ones(1, N_taps, 1, 1, dtype=torch.bfloat16)
+    out = sdc(input, offset, mask, kernel_size=14, padding=0, stride=28, softmax=False)
+    assert out.item() == torch.tensor(N_taps * input[0, 0, 0, 0].item()).bfloat16().item()
+
+
+def test_large_logits_do_not_overflow():
+    (input, offset, mask), options = arguments(1, 2, 3, 3, dtype=torch.float32)
+    assert sdc(input, offset, mask * 1e4, **options).isfinite().all()
+
+
+def test_backward_is_deterministic_in_threads():
+    tensors, options = arguments(2, 16, 24, 20, groups=4, dtype=torch.float32)
+    grad_output = torch.randn(2, 16, 24, 20)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(gradients(lambda *t: sdc(*t, **options), tensors, grad_output))
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_autocast_runs_in_autocast_type():
+    tensors, options = arguments(1, 4, 4, 4, dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in tensors]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = sdc(leaves[0], leaves[1].bfloat16(), leaves[2], **options)
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert leaves[0].grad.dtype == torch.float32
+    torch.testing.assert_close(out.float(), sdc(*tensors, **options), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
+)
+def test_devices_agree(device):
+    """Repeated rows and short tables are where torch's sparse products could differ between devices."""
+    for C, H, W, kernel_size in ((16, 12, 9, 3), (2, 1, 1, 7)):
+        p = kernel_size // 2
+        tensors, options = arguments(2, C, H, W, groups=2, kernel_size=(kernel_size,) * 2, padding=(p, p))
+        leaves = [t.to(device).requires_grad_() for t in tensors]
+        torch.testing.assert_close(sdc(*leaves, **options).cpu(), sdc_loop(*tensors, **options))
+        torch.autograd.gradcheck(lambda *t, o=options: sdc(*t, **o), leaves, fast_mode=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_arguments_equal_the_formula(data):
+    def draw_pair(low, high):
+        return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+
+    kernel_size, dilation, padding, stride = draw_pair(1, 4), draw_pair(1, 3), draw_pair(0, 3), draw_pair(1, 3)
+    groups = data.draw(st.integers(1, 3))
+    odd = kernel_size[0] * kernel_size[1] % 2 == 1 and kernel_size != (1, 1)
+    smallest = [max(d * (k - 1) + 1 - 2 * p, 1) for d, k, p in zip(dilation, kernel_size, padding, strict=True)]
+    H, W = (low + data.draw(st.integers(0, 4)) for low in smallest)
+    tensors, options = arguments(
+        data.draw(st.integers(0, 2)),
+        groups * data.draw(st.integers(1, 3)),
+        H,
+        W,
+        groups=groups,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        offset_scale=data.draw(st.sampled_from([0.5, 1.0, 2.0])),
+        softmax=data.draw(st.booleans()),
+        remove_center=odd and data.draw(st.booleans()),
+        spread=data.draw(st.sampled_from([0.5, 2.0, 10.0])),
+        seed=data.draw(st.integers(0, 1000)),
+    )
+    torch.testing.assert_close(sdc(*tensors, **options), sdc_loop(*tensors, **options), rtol=1e-10, atol=1e-10)
+
+
+def test_module_starts_as_a_mean_followed_by_a_projection():
+    module = SDC(8, groups=2).eval()
+    input = torch.randn(2, 8, 5, 6)
+    expected = module.projection(torch.nn.functional.avg_pool2d(input, 3, stride=1, padding=1))
+    torch.testing.assert_close(module(input), expected)
+
+
+def test_module_learns_offsets_and_mask():
+    module = SDC(8, groups=4, kernel_size=5)
+    module(torch.randn(2, 8, 6, 7)).square().sum().backward()
+    taps = 4 * 25
+    assert module.predictor.weight.shape == (3 * taps, 8, 1, 1)
+    assert module.predictor.weight.grad[: 2 * taps].abs().sum() > 0
+    assert module.predictor.weight.grad[2 * taps :].abs().sum() > 0
+    with torch.no_grad():
+        module.predictor.weight.normal_()
+    module.zero_grad()
+    module(torch.randn(2, 8, 6, 7)).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"channels": 6}, "SDC: groups must divide channels = 6, got 4"),
+        ({"channels": 8, "kernel_size": 2}, "SDC: kernel_size must be odd, got 2"),
+        ({"channels": 0}, "SDC: channels must be >= 1, got 0"),
+    ],
+)
+def test_module_error(options, text):
+    with pytest.raises(ValueError) as caught:
+        SDC(**options)
+    assert str(caught.value) == text

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from danet.ops import prepare_rep_conv, rep_conv, rep_conv_reference
+
+
+def rep_conv_loop(input, weight, bias=None, stride=1, relu=True):
+    input, weight = input.detach().double().numpy(), weight.detach().double().numpy()
+    N, _, H, W = input.shape
+    C_out = weight.shape[0]
+    out = np.zeros((N, C_out, -(-H // stride), -(-W // stride)))
+    for n, o, y, x in np.ndindex(out.shape):
+        total = 0.0 if bias is None else float(bias[o])
+        for i, j in np.ndindex(3, 3):
+            row, column = y * stride - 1 + i, x * stride - 1 + j
+            if 0 <= row < H and 0 <= column < W:
+                total += weight[o, :, i, j] @ input[n, :, row, column]
+        out[n, o, y, x] = max(total, 0.0) if relu else total
+    return torch.from_numpy(out)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(st.integers(0, 2), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6)),
+    C_out=st.integers(1, 5),
+    has_bias=st.booleans(),
+    stride=st.sampled_from([1, 2]),
+    relu=st.booleans(),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+)
+def test_equals_the_formula(shape, C_out, has_bias, stride, relu, memory_format):
+    input = torch.randn(shape, dtype=torch.float64).to(memory_format=memory_format)
+    weight = torch.randn(C_out, shape[1], 3, 3, dtype=torch.float64)
+    bias = torch.randn(C_out, dtype=torch.float64) if has_bias else None
+    expected = rep_conv_loop(input, weight, bias, stride, relu)
+    for function in (rep_conv, rep_conv_reference):
+        for either in (weight, prepare_rep_conv(weight)):
+            out = function(input, either, bias, stride=stride, relu=relu)
+            torch.testing.assert_close(out, expected)
+            assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_sliced_arguments():
+    input = torch.randn(2, 9, 8, 7, dtype=torch.float64)[:, 1::2, ::2, 1:]
+    weight = torch.randn(6, 4, 3, 3, dtype=torch.float64)[::2]
+    torch.testing.assert_close(rep_conv(input, weight), rep_conv_loop(input, weight))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_lower_precision(dtype, tolerance):
+    input, weight, bias = torch.randn(2, 8, 5, 6).to(dtype), torch.randn(4, 8, 3, 3).to(dtype), torch.randn(4).to(dtype)
+    out = rep_conv(input, prepare_rep_conv(weight), bias)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), rep_conv_loop(input, weight, bias), rtol=tolerance, atol=tolerance)
+
+
+def test_prepared_weight_is_a_copy():
+    weight = torch.randn(4, 3, 3, 3, requires_grad=True)
+    input = torch.randn(1, 3, 5, 5)
+    prepared = prepare_rep_conv(weight)
+    before = rep_conv(input, prepared)
+    assert not before.requires_grad
+    with torch.no_grad():
+        weight.zero_()
+    assert torch.equal(rep_conv(input, prepared), before)
+
+
+def test_backward_says_forward_only():
+    input, weight = torch.randn(1, 3, 5, 5), torch.randn(4, 3, 3, 3, requires_grad=True)
+    out = rep_conv(input, weight)
+    with pytest.raises(RuntimeError) as caught:
+        out.sum().backward()
+    text = "rep_conv: forward only, no gradient is defined; train before fuse(), or use rep_conv_reference"
+    assert str(caught.value) == text
+    rep_conv_reference(input, weight).sum().backward()
+    assert weight.grad.abs().sum() > 0
+
+
+INPUT, WEIGHT = torch.zeros(2, 8, 4, 5), torch.zeros(6, 8, 3, 3)
+ERRORS = [
+    ((None, WEIGHT), {}, TypeError, "rep_conv: input must be a tensor, got NoneType"),
+    ((INPUT[0], WEIGHT), {}, ValueError, "rep_conv: input must be [N, C, H, W], got [8, 4, 5]"),
+    ((INPUT, None), {}, TypeError, "rep_conv: weight must be a tensor, got NoneType"),
+    ((INPUT, WEIGHT[..., 0]), {}, ValueError, "rep_conv: weight must be [C_out, C, 3, 3], got [6, 8, 3]"),
+    ((INPUT, WEIGHT[..., :2]), {}, ValueError, "rep_conv: weight must be [C_out, C, 3, 3], got [6, 8, 3, 2]"),
+    (
+        (INPUT, WEIGHT[:, :4]),
+        {},
+        ValueError,
+        "rep_conv: weight must be [C_out, C, 3, 3] = [6, 8, 3, 3], got [6, 4, 3, 3]",
+    ),
+    (
+        (INPUT, prepare_rep_conv(WEIGHT[:, :4])),
+        {},
+        ValueError,
+        "rep_conv: weight must be [C_out, C, 3, 3] = [6, 8, 3, 3], got [6, 4, 3, 3]",
+    ),
+    ((INPUT, WEIGHT.half()), {}, TypeError, "rep_conv: weight must have input's dtype float32, got float16"),
+    ((INPUT, WEIGHT.to("meta")), {}, ValueError, "rep_conv: weight must be on input's device cpu, got meta"),
+    ((INPUT, WEIGHT, torch.zeros(5)), {}, ValueError, "rep_conv: bias must be [C_out] = [6], got [5]"),
+    (
+        (INPUT, WEIGHT, torch.zeros(6).double()),
+        {},
+        TypeError,
+        "rep_conv: bias must have input's dtype float32, got float64",
+    ),
+    ((INPUT, WEIGHT), {"stride": 3}, ValueError, "rep_conv: stride must be 1 or 2, got 3"),
+    ((INPUT, WEIGHT), {"stride": (1, 1)}, TypeError, "rep_conv: stride must be an integer, got (1, 1)"),
+    ((INPUT, WEIGHT), {"relu": 0}, TypeError, "rep_conv: relu must be True or False, got 0"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "error", "text"), ERRORS)
+def test_error(arguments, options, error, text):
+    for function in (rep_conv, rep_conv_reference):
+        with pytest.raises(error) as caught:
+            function(*arguments, **options)
+        assert str(caught.value) == text
+
+
+def test_prepare_error():
+    with pytest.raises(ValueError) as caught:
+        prepare_rep_conv(torch.zeros(3, 3))
+    assert str(caught.value) == "rep_conv: weight must be [C_out, C, 3, 3], got [3, 3]"

@@ -1,0 +1,289 @@
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scenes import write_scenes
+
+import danet
+from danet import cli
+from danet.data.coco import load_coco
+from danet.data.transforms import Augmentation
+from danet.metrics import quick_metrics
+from danet.train import PRESETS, TrainOptions, main
+
+# One thread: several test processes share few cores.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SMALL = ["--model.name", "danet_nano", "--threads", "1", "--quiet", "true", "--augmentation.crop", "[64, 64]"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return str(write_scenes(tmp_path_factory.mktemp("data") / "scenes", 8))
+
+
+@pytest.fixture
+def run(scenes, tmp_path):
+    """Runs the command in this process: exit code."""
+
+    def run(*arguments: object) -> int:
+        given = [str(argument) for argument in arguments]
+        return main([*SMALL, "--data", scenes, "--out", str(tmp_path / "run"), *given])
+
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
+
+
+def losses(folder: Path) -> list[float]:
+    with (folder / "metrics.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def only_error(capsys) -> str:
+    """The single line a failed command printed."""
+    output = capsys.readouterr()
+    lines = output.err.strip().splitlines()
+    assert len(lines) == 1, output.err
+    return lines[0].removeprefix("danet train: error: ")
+
+
+def test_two_images_are_learned_by_heart(tmp_path):
+    data = str(write_scenes(tmp_path / "two", 2, seed=4))
+    plain = Augmentation.off()
+    config = tmp_path / "plain.yaml"
+    config.write_text(cli.dump(TrainOptions(augmentation=plain)))
+    arguments = ["--epochs", "150", "--batch", "2", "--lr", "0.003", "--ema", "0.9", "--val_every", "150"]
+    small = [*SMALL[:-2], "--data", data, "--val", data, "--out", str(tmp_path / "run"), *arguments]
+    assert main(["--config", str(config), *small]) == 0
+
+    detector = danet.load(tmp_path / "run" / "weights.safetensors")
+    records = load_coco(data).records
+    figures = quick_metrics(records, [detector(record.path) for record in records], ["drone"])
+    assert (figures["precision"], figures["recall"], figures["f1"]) == (1.0, 1.0, 1.0)
+    assert detector.metadata["validation"]["f1"] == 1.0
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(scenes, tmp_path):
+    command = [sys.executable, "-W", "ignore", "-m", "danet.train", *SMALL, "--data", scenes, "--val", scenes]
+    command += ["--epochs", "6", "--batch", "2", "--save_every_steps", "3"]
+    through, killed = tmp_path / "through", tmp_path / "killed"
+    subprocess.run([*command, "--out", str(through)], env=ENVIRONMENT, check=True)
+    assert len(losses(through)) == 24
+
+    process = subprocess.Popen([*command, "--out", str(killed)], env=ENVIRONMENT)
+    rows = killed / "metrics.csv"
+    deadline = time.monotonic() + 60
+    while not rows.exists() or rows.read_text().count("\n") < 12:  # the header and eleven steps: within epoch 3
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert rows.read_text() != (through / "metrics.csv").read_text()
+
+    resume = [sys.executable, "-W", "ignore", "-m", "danet.train", "--resume", str(killed)]
+    subprocess.run(resume, env=ENVIRONMENT, check=True)
+    for name in ("metrics.csv", "validation.csv", "weights.safetensors", "best.safetensors"):
+        assert (killed / name).read_bytes() == (through / name).read_bytes(), name
+    assert not list(killed.glob(".*"))
+
+    # Nothing is left to do: resuming again changes nothing.
+    assert main(["--resume", str(killed)]) == 0
+    assert (killed / "metrics.csv").read_bytes() == (through / "metrics.csv").read_bytes()
+
+
+def test_sigterm_saves_and_says_how_to_go_on(scenes, tmp_path):
+    command = [sys.executable, "-W", "ignore", "-m", "danet.train", *SMALL, "--data", scenes, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [*command, "--epochs", "1000", "--batch", "4"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    rows = tmp_path / "run" / "metrics.csv"
+    while not rows.exists() or rows.read_text().count("\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    step = int(re.fullmatch(r"stopped after step (\d+); go on with: (.*)\n", error)[1])
+    assert error.endswith(f"python -m danet.train --resume {tmp_path / 'run'}\n")
+    with safe_open(tmp_path / "run" / "last.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["header"])["progress"]["step"] == step == len(losses(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("head", ["default", "paper"])
+def test_two_processes_equal_one(scenes, tmp_path, head):
+    options = [*SMALL, "--data", scenes, "--model.head", head, "--batch", "4", "--epochs", "2", "--freeze_norm", "true"]
+    options += ["--optimizer", "sgd", "--lr", "0.01", "--warmup_steps", "0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*torchrun, "-m", "danet.train", *options, "--out", str(two)], env=ENVIRONMENT, check=True, timeout=120
+    )
+    assert main([*options, "--out", str(one)]) == 0
+    assert len(losses(one)) == 4
+    assert losses(two) == pytest.approx(losses(one), rel=2e-5)
+    assert losses(one)[0] != pytest.approx(losses(one)[-1], rel=1e-2)  # the weights did move
+    first, second = (danet.load(folder / "weights.safetensors").model.state_dict() for folder in (one, two))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_other_ways_to_train_go_on_exactly_too(run, tmp_path):
+    """SGD with its momentum, no average, no validation; two workers; raised epochs."""
+    options = ["--optimizer", "sgd", "--lr", "0.01", "--ema", "0", "--batch", "4", "--schedule", "constant"]
+    options += ["--warmup_steps", "0"]
+    assert run(*options, "--epochs", "3") == 0
+    whole = losses(tmp_path / "run")
+    assert run(*options, "--epochs", "1", "--overwrite", "true", "--workers", "2") == 0
+    assert losses(tmp_path / "run") == whole[:2]
+    assert main(["--epochs", "3", "--resume", "--out", str(tmp_path / "run")]) == 0
+    assert losses(tmp_path / "run") == whole
+
+
+def test_config_is_saved_and_read_back(run, scenes, tmp_path, capsys):
+    assert run("--epochs", "1", "--batch", "8", "--model.classes", "drone", "bird") == 0
+    saved = tmp_path / "run" / "config.yaml"
+    values = yaml.safe_load(saved.read_text())
+    assert values["model"]["classes"] == ["drone", "bird"] and values["data"] == [scenes]
+    assert main(["--config", str(saved), "--out", str(tmp_path / "again")]) == 0
+    again = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
+    assert again == {**values, "out": str(tmp_path / "again")}
+    assert losses(tmp_path / "again") == losses(tmp_path / "run")
+    assert danet.load(tmp_path / "again" / "weights.safetensors").classes == ["drone", "bird"]
+    assert capsys.readouterr().out == ""
+
+
+def test_presets(capsys):
+    def preset(name: str, *arguments: str) -> TrainOptions:
+        found = []
+        assert cli.run(found.append, TrainOptions, prog="danet train", presets=PRESETS, argv=["--preset", name, *arguments]) == 0
+        return found[0]
+
+    assert preset("default") == TrainOptions()
+    paper = preset("paper", "--batch", "4")
+    assert (paper.optimizer, paper.lr, paper.momentum, paper.weight_decay) == ("sgd", 1e-3, 0.9, 1e-4)
+    assert (paper.batch, paper.epochs, paper.model.head, paper.schedule, paper.ema) == (4, 476, "paper", "constant", 0)
+    assert paper.augmentation == Augmentation.off()
+    assert preset("demo").model.name == "danet_nano"
+
+
+def test_weights_start_another_run(run, tmp_path, capsys):
+    assert run("--epochs", "1", "--batch", "8") == 0
+    weights = tmp_path / "run" / "weights.safetensors"
+    assert run("--epochs", "1", "--batch", "8", "--out", tmp_path / "tuned", "--weights", weights) == 0
+    assert losses(tmp_path / "tuned") != losses(tmp_path / "run")
+    capsys.readouterr()
+    assert run("--out", tmp_path / "other", "--weights", weights, "--model.safem", "false") == 2
+    assert only_error(capsys) == f"{weights}: weights of another model: model.safem is True there and False here"
+    assert run("--out", tmp_path / "other", "--weights", weights, "--model.classes", "bird") == 2
+    assert "model.classes is ['drone'] there and ['bird'] here" in only_error(capsys)
+    assert not (tmp_path / "other").exists()
+
+
+def test_state_of_another_run_is_refused(run, tmp_path, capsys):
+    assert run("--epochs", "1", "--batch", "8") == 0
+    state = tmp_path / "run" / "last.safetensors"
+    before = state.read_bytes()
+    for change, words in (
+        (("--lr", "0.5"), "a run with lr 0.002, now it is 0.5"),
+        (("--model.groups", "2"), "a run with model.groups 4, now it is 2"),
+        (("--augmentation.flip", "0"), "a run with augmentation.flip 0.5, now it is 0.0"),
+    ):
+        capsys.readouterr()
+        assert main(["--resume", str(tmp_path / "run"), *change]) == 2
+        assert words in (error := only_error(capsys)) and error.startswith(f"{state}: ")
+
+    for content, words in (
+        (b"These are not tensors.\n", "not a readable safetensors file"),
+        ((tmp_path / "run" / "weights.safetensors").read_bytes(), "not of kind danet-training-state"),
+        (before[: len(before) // 2], "not a readable safetensors file"),
+    ):
+        state.write_bytes(content)
+        assert main(["--resume", str(tmp_path / "run")]) == 2
+        assert words in (error := only_error(capsys)) and error.startswith(f"{state}: ")
+        assert state.read_bytes() == content
+
+    # The right kind and options, but a tensor is missing.
+    state.write_bytes(before)
+    with safe_open(state, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del tensors["model.backbone.stem.conv3x3.weight"]
+    save_file(tensors, state, metadata)
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    assert only_error(capsys).startswith(f"{state}: does not fit this model")
+
+
+def test_other_data_is_another_run(run, tmp_path, capsys):
+    assert run("--epochs", "1", "--batch", "8") == 0
+    other = str(write_scenes(tmp_path / "other", 5, seed=1))
+    assert main(["--resume", str(tmp_path / "run"), "--data", other]) == 2
+    assert "a run with data '8 images" in only_error(capsys)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path, capsys):
+    options = ("--batch", "8", "--epochs", "20", "--warmup_steps", "0", "--clip", "0", "--optimizer", "sgd")
+    assert run(*options, "--lr", "1e8") == 2
+    error = only_error(capsys)
+    match = re.match(r"step (\d+) \(epoch \d+\): (?:loss is|cls is|reg is|the gradient's norm is) \S*(?:nan|inf)", error)
+    assert match and str(tmp_path / "run" / "last.safetensors") in error
+    with safe_open(tmp_path / "run" / "last.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["header"])["progress"]["step"] < int(match[1])
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "missing.json"], "missing.json: no such file"),
+        (["--val", "missing.json"], "missing.json: no such file"),
+        (["--model.classes", "dron"], "the training data has no box named 'dron' (it has: bird, drone)"),
+        (["--batch", "0"], "batch must be positive, got 0"),
+        (["--epochs", "-1"], "epochs must be positive, got -1"),
+        (["--lr", "nan"], "lr must be positive, got nan"),
+        (["--learning_rate", "1"], "unknown option --learning_rate"),
+        (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (["--weights", "missing.safetensors"], "missing.safetensors: no such file"),
+        (["--preset", "papr"], "papr"),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, capsys, arguments, words):
+    assert run(*arguments) == 2
+    assert words in only_error(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten_unasked(run, tmp_path, capsys):
+    assert run("--epochs", "1", "--batch", "8") == 0
+    capsys.readouterr()
+    assert run("--epochs", "1", "--batch", "8") == 2
+    assert only_error(capsys) == f"{tmp_path / 'run'}: holds a run; give --resume, --overwrite, or another --out"
+    assert main(["--resume", str(tmp_path / "nothing")]) == 2
+    assert "no run to resume" in only_error(capsys)
+
+
+def test_text_file_as_weights(run, tmp_path, capsys):
+    fake = tmp_path / "fake.safetensors"
+    fake.write_text("hello")
+    assert run("--weights", fake) == 2
+    assert only_error(capsys).startswith(f"{fake}: not a readable safetensors file")
+
+
+def test_tensorboard_and_lines(scenes, tmp_path, capsys):
+    small = [*SMALL, "--quiet", "false", "--data", scenes, "--val", scenes, "--out", str(tmp_path), "--epochs", "2"]
+    assert main([*small, "--tensorboard", "true", "--json", str(tmp_path / "figures.json")]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"epoch 2/2  loss \d\.\d+  cls \d\.\d+  reg \d\.\d+  lr \S+  \S+ images/s  val P \d", output)
+    assert "reference operators" in output or "compiled operators" in output
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert json.loads((tmp_path / "figures.json").read_text())["steps"] == 2
