@@ -19,7 +19,7 @@ else
   READY :=
 endif
 
-.PHONY: help venv demo test test-all real lint clean
+.PHONY: help venv demo real test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,16 +41,17 @@ DEMO := runs/demo
 
 demo: $(READY)  ## synthetic scenes, a short training, its figures, a video with boxes; under 6 minutes on two cores
 	@echo "== 1/4  synthetic infrared scenes"
-	@$(RUN) -m danet.data synthesize $(DEMO)/data --images 600 --val_images 60 --video_frames 120 --overwrite true
-	@$(RUN) -m danet.data synthesize $(DEMO)/heldout --images 0 --val_images 150 --seed 1 --overwrite true
+	@$(RUN) -m danet.data synthesize $(DEMO)/data --images 600 --val_images 210 --video_frames 120 --overwrite
+	@$(RUN) -m danet.data split $(DEMO)/data/val.json --fraction 0.3 --quiet \
+	  --out_a $(DEMO)/data/heldout.json --out_b $(DEMO)/data/tune.json
 	@echo "== 2/4  training danet_nano"
-	@$(RUN) -m danet.train --preset demo --data $(DEMO)/data/train.json --val $(DEMO)/data/val.json \
-	  --out $(DEMO)/train --overwrite true
+	@$(RUN) -m danet.train --preset demo --data $(DEMO)/data/train.json --val $(DEMO)/data/tune.json \
+	  --out $(DEMO)/train --overwrite
 	@echo "== 3/4  evaluation on held-out scenes"
-	@$(RUN) -m danet.evaluate $(DEMO)/train/weights.safetensors $(DEMO)/heldout/val.json \
-	  --tune $(DEMO)/data/val.json --out $(DEMO)/evaluate
+	@$(RUN) -m danet.evaluate $(DEMO)/train/weights.safetensors $(DEMO)/data/heldout.json \
+	  --tune $(DEMO)/data/tune.json --out $(DEMO)/evaluate
 	@echo "== 4/4  detection in a video and in pictures"
-	@$(RUN) -m danet.detect $(DEMO)/data/video.mp4 $(DEMO)/heldout/val \
+	@$(RUN) -m danet.detect $(DEMO)/data/video.mp4 $(DEMO)/data/val \
 	  --weights $(DEMO)/train/weights.safetensors --out $(DEMO)/detect --upscale 2
 	@echo
 	@echo "The demo's results:"
@@ -63,6 +64,39 @@ demo: $(READY)  ## synthetic scenes, a short training, its figures, a video with
 	@echo "  $(RUN) -m danet.detect YOUR_VIDEO.mp4 --weights $(DEMO)/train/weights.safetensors"
 	@echo "  $(RUN) -m danet.data import --help            bring COCO, YOLO, VOC, masks or the Svanstrom videos"
 	@echo "  $(RUN) -m danet.train --help                  train on them"
+
+REAL := runs/real
+DATA ?=
+
+real: $(READY)  ## train and evaluate on real frames (docs/results.md): make real DATA=FOLDER with svanstrom-ir/ and sirst/
+	@[ -d "$(DATA)/svanstrom-ir" ] && [ -d "$(DATA)/sirst" ] \
+	  || { echo "make real DATA=FOLDER: the folder must hold svanstrom-ir/ and sirst/"; exit 2; }
+	@echo "== 1/5  frames of the Svanstrom videos; a fifth of the training recordings tunes"
+	@$(MAKE) $(REAL)/tune.json $(REAL)/val.json $(REAL)/sirst/val.json
+	@echo "== 2/5  training danet_s, under an hour on two cores"
+	@$(RUN) -m danet.train --preset svanstrom --data $(REAL)/fit.json --val $(REAL)/tune.json \
+	  --out $(REAL)/train --overwrite
+	@echo "== 3/5  every third frame of the validation videos"
+	@$(RUN) -m danet.evaluate $(REAL)/train/weights.safetensors $(REAL)/val.json --target drone \
+	  --tune $(REAL)/tune.json --criterion iou30 --out $(REAL)/evaluate
+	@echo "== 4/5  training on SIRST, a quarter of an hour"
+	@$(RUN) -m danet.train --preset sirst --data $(REAL)/sirst/train.json --out $(REAL)/train-sirst --overwrite
+	@echo "== 5/5  SIRST's validation list"
+	@$(RUN) -m danet.evaluate $(REAL)/train-sirst/weights.safetensors $(REAL)/sirst/val.json --out $(REAL)/evaluate-sirst
+
+# The imported sets are kept: a second run trains at once.
+$(REAL)/train.json:
+	@$(RUN) -m danet.data import svanstrom "$(DATA)/svanstrom-ir" $(REAL) --split train \
+	  --stride 6 --class_stride '{bird: 10, airplane: 12, helicopter: 12}'
+
+$(REAL)/val.json:
+	@$(RUN) -m danet.data import svanstrom "$(DATA)/svanstrom-ir" $(REAL) --split val --stride 3
+
+$(REAL)/tune.json: $(REAL)/train.json
+	@$(RUN) -m danet.data split $< --fraction 0.2 --seed 0 --out_a $(REAL)/fit.json --out_b $@
+
+$(REAL)/sirst/val.json:
+	@$(RUN) -m danet.data import masks "$(DATA)/sirst" $(REAL)/sirst --lists idx_427/train.txt idx_427/val.txt
 
 test: $(READY)  ## the test suite, under 6 minutes on two cores
 	@$(RUN) -m pytest -q

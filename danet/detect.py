@@ -94,7 +94,7 @@ def detect(options: DetectOptions) -> int:
     import torch
 
     import danet
-    from danet.inference import choose_device
+    from danet.inference import choose_device, parse_size
     from danet.ops import describe
 
     if options.threads is not None:
@@ -106,7 +106,7 @@ def detect(options: DetectOptions) -> int:
         score_threshold=options.score,
         iou_threshold=options.iou,
         max_detections=options.max_detections,
-        input_size=_input_size(options.input_size),
+        input_size=parse_size(options.input_size),
     )
     sources = [open_source(source) for source in options.sources]
     for source in sources:
@@ -331,14 +331,6 @@ def _check(options: DetectOptions) -> None:
         raise UserError(f"--upscale must lie between 0.1 and 16, got {options.upscale}")
     if not options.sources:
         raise UserError("no source: name images, folders, videos or a webcam's number")
-
-
-def _input_size(values: list[int] | None) -> tuple[int, int] | None:
-    if values is None:
-        return None
-    if len(values) > 2 or not values or min(values) < 32:
-        raise UserError(f"--input_size takes height and width of at least 32 pixels, got {values}")
-    return values[0], values[-1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -109,7 +109,7 @@ def evaluate(options: EvaluateOptions) -> None:
     import torch
 
     import danet
-    from danet.inference import choose_device, predict
+    from danet.inference import choose_device, parse_size, predict
     from danet.ops import describe, info
 
     data = load_coco(options.data)
@@ -127,7 +127,7 @@ def evaluate(options: EvaluateOptions) -> None:
         score_threshold=LOWEST_SCORE,
         iou_threshold=options.iou,
         max_detections=options.max_detections,
-        input_size=_input_size(options.input_size),
+        input_size=parse_size(options.input_size),
     )
     classes = detector.classes
     target = _choose_target(options, classes, records)
@@ -282,14 +282,6 @@ def _print_speed(console: Console, speed: dict) -> None:
 
 def _warn(message: str) -> None:
     print(f"danet evaluate: warning: {message}", file=sys.stderr)
-
-
-def _input_size(values: list[int] | None) -> tuple[int, int] | None:
-    if values is None:
-        return None
-    if len(values) not in (1, 2) or min(values) < 32:
-        raise UserError(f"--input_size takes height and width of at least 32 pixels, got {values}")
-    return values[0], values[-1]
 
 
 def _check(options: EvaluateOptions) -> None:

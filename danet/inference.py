@@ -12,6 +12,7 @@ from danet.data.coco import CocoDataset, ImageRecord
 from danet.data.progress import track
 from danet.errors import UserError
 from danet.files import read_json
+from danet.models.detector import MINIMUM_SIZE
 
 if TYPE_CHECKING:
     from danet.boxes import Detections
@@ -51,6 +52,15 @@ def choose_device(name: str) -> str:
         reason = str(error).split("\n")[0]
         raise UserError(f"--device {name}: not available here ({reason})") from error
     return name
+
+
+def parse_size(values: list[int] | None) -> tuple[int, int] | None:
+    """``--input_size`` as (height, width); one number is a square, None keeps native sizes."""
+    if values is None:
+        return None
+    if len(values) not in (1, 2) or min(values) < MINIMUM_SIZE:
+        raise UserError(f"--input_size takes height and width of at least {MINIMUM_SIZE} pixels, got {values}")
+    return values[0], values[-1]
 
 
 def predict(

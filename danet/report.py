@@ -22,7 +22,7 @@ def print_metrics(metrics: Metrics, console: Console) -> None:
     console.print(_results(f"{metrics.target} by size (sqrt of the box's area), {main}", "size", metrics.scales))
     if metrics.false_alarms:
         console.print(_false_alarms(metrics))
-    if 0 < len(metrics.recordings) <= MOST_RECORDINGS:
+    if 0 < len(metrics.recordings) <= MOST_RECORDINGS and any(group.images > 1 for group in metrics.recordings):
         console.print(_recordings(metrics, main))
     if metrics.other_classes:
         console.print(_results(f"other classes, {main}", "class", metrics.other_classes))

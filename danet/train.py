@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from danet import cli
 from danet.config import ModelConfig
@@ -15,7 +15,13 @@ from danet.data.transforms import Augmentation
 from danet.errors import UserError
 from danet.files import write_json, write_text
 
-PRESETS = ("default", "paper", "demo")
+if TYPE_CHECKING:
+    import torch
+
+    from danet.models import DANet
+    from danet.training.trainer import Trainer
+
+PRESETS = ("default", "paper", "demo", "svanstrom", "sirst")
 CONFIG = "config.yaml"
 
 
@@ -155,18 +161,19 @@ def train(options: TrainOptions) -> int:
     """
     from danet.training import distributed
 
+    _check_folder(options)
     if not options.data:
         raise UserError("--data: no training dataset given")
     with distributed.process_group(options.device) as device:
         return _train(options, device)
 
 
-def _train(options: TrainOptions, device) -> int:
+def _train(options: TrainOptions, device: "torch.device") -> int:
     import torch
 
     from danet.models import build_model
     from danet.training import distributed
-    from danet.training.trainer import WEIGHTS, Trainer
+    from danet.training.trainer import STATE, WEIGHTS, Trainer
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -183,9 +190,11 @@ def _train(options: TrainOptions, device) -> int:
     validation = load_source(options.val) if options.val else []
     torch.manual_seed(options.seed)
     model = build_model(options.model)
-    if options.weights and not options.resume:
+    if options.weights and not (options.resume and (Path(options.out) / STATE).exists()):
         _start_from(options.weights, model)
     trainer = Trainer(options, model.to(device), dataset, validation, device)
+    if options.resume:
+        trainer.resume()
     if distributed.rank() == 0:
         _prepare_folder(options)
         if not options.quiet:
@@ -205,7 +214,7 @@ def _train(options: TrainOptions, device) -> int:
     return 0 if finished else 130
 
 
-def _start_from(path: str, model) -> None:
+def _start_from(path: str, model: "DANet") -> None:
     """Copies weights of the same architecture and classes into ``model``."""
     from danet.checkpoint import load_weights
 
@@ -217,24 +226,28 @@ def _start_from(path: str, model) -> None:
     model.load_state_dict(loaded.state_dict())
 
 
+def _check_folder(options: TrainOptions) -> None:
+    config = Path(options.out) / CONFIG
+    if options.resume and not config.is_file():
+        raise UserError(f"{options.out}: no run to resume ({CONFIG} is missing)")
+    if config.exists() and not options.resume and not options.overwrite:
+        raise UserError(f"{options.out}: holds a run; give --resume, --overwrite, or another --out")
+
+
 def _prepare_folder(options: TrainOptions) -> None:
+    """Leaves nothing of an earlier run that this one does not go on from, and saves the options."""
     from danet.training.trainer import BEST, STATE, WEIGHTS
 
     folder = Path(options.out)
-    config = folder / CONFIG
-    if options.resume and not config.exists():
-        raise UserError(f"{folder}: no run to resume ({CONFIG} is missing)")
-    if config.exists() and not options.resume:
-        if not options.overwrite:
-            raise UserError(f"{folder}: holds a run; give --resume, --overwrite, or another --out")
+    if not options.resume:
         for name in (STATE, BEST, WEIGHTS):
             (folder / name).unlink(missing_ok=True)
     for leftover in folder.glob(f".{Path(STATE).stem}-*"):  # of a process killed while it saved
         leftover.unlink(missing_ok=True)
-    write_text(config, cli.dump(options))
+    write_text(folder / CONFIG, cli.dump(options))
 
 
-def _header(options: TrainOptions, trainer) -> str:
+def _header(options: TrainOptions, trainer: "Trainer") -> str:
     from danet import ops
     from danet.models import summary
     from danet.training import distributed

@@ -85,7 +85,7 @@ def test_folder_gives_pictures_csv_and_json_as_the_python_interface_does(weights
 
 def test_batches_and_threads_change_nothing(weights, images, tmp_path):
     cv2.imwrite(str(images / "2b.png"), scene(9, size=(64, 80)))
-    common = ["--weights", weights, "--score", "0.001", "--max_detections", "5", "--quiet", "true"]
+    common = ["--weights", weights, "--score", "0.001", "--max_detections", "5", "--quiet"]
     assert main([str(images), "--out", str(tmp_path / "one"), *common]) == 0
     assert main([str(images), "--out", str(tmp_path / "four"), "--batch", "4", "--threads", "1", *common]) == 0
     one, four = rows(tmp_path / "one" / "boxes.csv"), rows(tmp_path / "four" / "boxes.csv")
@@ -119,7 +119,7 @@ def test_video_that_ends_early_is_processed_and_named(weights, tmp_path, capfd):
     content = (tmp_path / "whole.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
     out = tmp_path / "out"
-    assert main([str(tmp_path / "cut.avi"), "--weights", weights, "--out", str(out), "--quiet", "true"]) == 0
+    assert main([str(tmp_path / "cut.avi"), "--weights", weights, "--out", str(out), "--quiet"]) == 0
     count = len(list(read_frames(out / "cut.mp4")))
     assert 3 <= count < 12
     (line,) = capfd.readouterr().err.splitlines()
@@ -131,12 +131,12 @@ def test_sixteen_bit_and_jpeg_and_no_pictures(weights, tmp_path):
     cv2.imwrite(str(tmp_path / "photo.jpg"), scene())
     sources = [str(tmp_path / "raw.tif"), str(tmp_path / "photo.jpg")]
     out = tmp_path / "out"
-    assert main([*sources, "--weights", weights, "--out", str(out), "--quiet", "true"]) == 0
+    assert main([*sources, "--weights", weights, "--out", str(out), "--quiet"]) == 0
     assert files(out) == ["boxes.csv", "boxes.json", "photo.jpg", "raw.png"]
     picture = cv2.imread(str(out / "raw.png"))
     assert picture[42:44, 62:68].min() > 200 and picture[:30].mean() < 120, "the hot target is bright, the sky is not"
     bare = tmp_path / "bare"
-    switches = ["--save_images", "false", "--save_json", "false", "--quiet", "true"]
+    switches = ["--save_images", "false", "--save_json", "false", "--quiet"]
     assert main([*sources, "--weights", weights, "--out", str(bare), *switches]) == 0
     assert files(bare) == ["boxes.csv"]
 
@@ -148,7 +148,7 @@ def test_equal_names_do_not_replace_each_other(weights, tmp_path):
     cv2.imwrite(str(tmp_path / "a" / "x.bmp"), scene())
     out = tmp_path / "out"
     sources = [str(tmp_path / "a"), str(tmp_path / "a" / "x.png"), str(tmp_path / "b" / "x.png")]
-    assert main([*sources, "--weights", weights, "--out", str(out), "--quiet", "true"]) == 0
+    assert main([*sources, "--weights", weights, "--out", str(out), "--quiet"]) == 0
     assert files(out) == ["a/x.png", "a/x_2.png", "boxes.csv", "boxes.json", "x.png", "x_2.png"]
 
 
@@ -195,7 +195,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(weights, images, tmp_path, cap
 
 def test_input_size_is_respected(weights, images, tmp_path):
     out = tmp_path / "out"
-    options = ["--weights", weights, "--score", "0.001", "--quiet", "true", "--out", str(out)]
+    options = ["--weights", weights, "--score", "0.001", "--quiet", "--out", str(out)]
     assert main([str(images / "0.png"), *options, "--input_size", "192", "256"]) == 0
     found = danet.load(weights, score_threshold=0.001, input_size=(192, 256))(images / "0.png")
     boxes = [[float(row[key]) for key in ("x0", "y0", "x1", "y1")] for row in rows(out / "boxes.csv")]

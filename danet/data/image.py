@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,9 @@ from danet.errors import UserError
 try:
     import cv2
 except ImportError as error:  # opencv-python without libGL; the headless build needs none
-    raise ImportError(f"OpenCV cannot be loaded ({error}); `pip install opencv-python-headless` needs no libGL") from error
+    raise ImportError(
+        f"OpenCV cannot be loaded ({error}); `pip install opencv-python-headless` needs no libGL"
+    ) from error
 
 # Counts between the 1st and 99th percentile that are stretched to the network's range at least: an
 # empty sky keeps its noise small instead of having it amplified.
@@ -43,20 +46,39 @@ def squeeze_grey(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def normalise(image: np.ndarray, channels: int = 1) -> np.ndarray:
+class Levels(NamedTuple):
+    """Where an image's counts lie: what ``normalise`` subtracts and divides by."""
+
+    median: float
+    span: float
+    """From the 1st to the 99th percentile, at least MINIMUM_RANGE."""
+
+
+def levels(image: np.ndarray) -> Levels:
+    """The levels of a grey or colour image of uint8 or uint16."""
+    low, median, high = percentiles(image, (1.0, 50.0, 99.0))
+    return Levels(median, max(high - low, MINIMUM_RANGE))
+
+
+def normalise(image: np.ndarray, channels: int = 1, frame: Levels | None = None) -> np.ndarray:
     """Robust scaling of one image to float32 ``[channels, H, W]``, the median at 0.
 
     The span from the 1st to the 99th percentile becomes 2 units (at least MINIMUM_RANGE counts, for
     8-bit and 16-bit images alike), so that a 14-bit sensor and an 8-bit video look the same to the
     network; hotter and colder pixels keep their order up to 8 units. Our decision.
+
+    Args:
+        image: ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16.
+        channels: 1 or 3.
+        frame: levels of the whole frame where ``image`` is a part of it. A piece of sky has other
+            levels than the frame that it is cut from, and the network is to see it as part of that.
     """
     if channels == 1 and image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     elif channels == 3 and image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
-    low, median, high = percentiles(image, (1.0, 50.0, 99.0))
-    scale = 2.0 / max(high - low, MINIMUM_RANGE)
-    scaled = (image.astype(np.float32) - np.float32(median)) * np.float32(scale)
+    median, span = frame or levels(image)
+    scaled = (image.astype(np.float32) - np.float32(median)) * np.float32(2.0 / span)
     np.clip(scaled, -8.0, 8.0, out=scaled)
     return scaled[None] if scaled.ndim == 2 else np.ascontiguousarray(scaled.transpose(2, 0, 1))
 

@@ -25,7 +25,7 @@ def average_hash(image: np.ndarray) -> np.ndarray:
     """int8 ``[1024]`` of 1 and -1: which cells of a 32 x 32 reduction are brighter than their median.
 
     On the Svanstrom videos, frames of one clip that are 0.1 s apart differ by 3 bits (median; four of five
-    by at most 7), frames of different recordings by 33 and more. Zeros, which resemble nothing, for an image
+    by at most 7), frames of clips with other views by 33 and more. Zeros, which resemble nothing, for an image
     without any contrast.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image

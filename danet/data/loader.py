@@ -7,6 +7,7 @@ processes, and still see the same data.
 
 import hashlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -15,11 +16,11 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from danet.data.coco import ImageRecord, load_coco
-from danet.data.image import normalise, read_image
-from danet.data.transforms import Annotated, Augmentation, augment
+from danet.data.image import levels, normalise, read_image
+from danet.data.transforms import Annotated, Augmentation, cut, vary_frame
 from danet.errors import UserError
 
 DISTRACTOR = -1
@@ -141,11 +142,10 @@ class DetectionDataset(Dataset):
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         donor = self._annotated(int(rng.integers(len(self)))) if self.augmentation.copy_paste else None
-        image, boxes, labels, ignore = augment(
-            *self._annotated(index % len(self)), rng=rng, options=self.augmentation, donor=donor
-        )
+        frame = vary_frame(self._annotated(index % len(self)), rng, self.augmentation, donor)
+        image, boxes, labels, ignore = cut(frame, rng, self.augmentation)
         return Sample(
-            torch.from_numpy(normalise(image, self.channels)),
+            torch.from_numpy(normalise(image, self.channels, levels(frame.image))),
             torch.from_numpy(boxes),
             torch.from_numpy(labels),
             torch.from_numpy(ignore),
@@ -255,9 +255,27 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return np.resize(shuffled, (self.steps_per_epoch, self.batch))
 
 
-def start_worker(_: int) -> None:
-    """For ``DataLoader``: one thread a worker; OpenCV would start one for every core in each."""
-    cv2.setNumThreads(1)
+def make_loader(
+    dataset: DetectionDataset, sampler: EpochSampler, *, workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
+    """Yields the ``Batch`` of every step of ``sampler``, the same for any number of worker processes."""
+    if workers:
+        # A forked process waits forever for OpenCV's threads, which exist only in its parent.
+        cv2.setNumThreads(1)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_parent,
+        pin_memory=pin_memory,
+    )
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the parent finishes its step and then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def default_workers(processes: int = 1) -> int:

@@ -97,7 +97,7 @@ def _write_scenes(
         path = folder / split / f"{index:05d}.png"
         path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
         ignore = np.zeros(len(boxes), bool)
-        recording = f"{split}-{index:05d}"
+        recording = "synthetic-" + "-".join(map(str, seed))  # another seed, another scene
         records.append(ImageRecord(path, size[1], size[0], boxes, names, ignore, recording=recording))
     return records
 

@@ -126,10 +126,16 @@ def augment(
         regions stay as far as they reach in.
     """
     sample = Annotated(image, np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels), np.asarray(ignore))
+    return cut(vary_frame(sample, rng, options, donor), rng, options)
+
+
+def vary_frame(
+    sample: Annotated, rng: np.random.Generator, options: Augmentation, donor: Annotated | None = None
+) -> Annotated:
+    """The first half of ``augment``: pasted objects and other brightness, on the whole frame."""
     if rng.random() < options.copy_paste:
         for _ in range(rng.integers(1, 3)):
             sample = paste_object(sample, sample if donor is None else donor, rng)
-    sample = _geometry(sample, rng, options)
     return sample._replace(image=_photometry(sample, rng, options))
 
 
@@ -178,8 +184,8 @@ def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
 
 
-def _geometry(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> Annotated:
-    """Scale, flip, rotation and crop in one resampling, and the boxes with it."""
+def cut(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> Annotated:
+    """The second half of ``augment``: scale, flip, rotation and crop in one resampling, and the boxes with it."""
     height, width = sample.image.shape[:2]
     size = options.crop or (height, width)
     scale = math.exp(rng.uniform(*np.log(options.scale)))

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from danet.checkpoint import save_weights
 from danet.data.coco import ImageRecord
-from danet.data.loader import Batch, DetectionDataset, EpochSampler, collate, start_worker
+from danet.data.loader import Batch, DetectionDataset, EpochSampler, make_loader
 from danet.detector import Detector
 from danet.errors import UserError
 from danet.files import atomic_path
@@ -99,10 +98,19 @@ class Trainer:
         """The model to validate and to keep: the averaged one where there is one."""
         return self.model if self.state.average is None else self.state.average.module
 
+    def resume(self) -> None:
+        """Takes up the saved state. A run that was cut off before it saved one begins again."""
+        path = self.folder / STATE
+        if not path.exists():
+            return
+        self.state.load(path, self._identity())
+        self.sampler.start_step = self.state.progress.step
+        if self.sampler.start_step > self.sampler.total_steps:
+            epochs = self.sampler.start_step / self.sampler.steps_per_epoch
+            raise UserError(f"{path}: {epochs:g} epochs are done, more than --epochs {self.options.epochs}")
+
     def run(self) -> bool:
         """Trains to the end, or until a signal asks to stop: then the state is saved and False returned."""
-        if self.options.resume and (self.folder / STATE).exists():
-            self._resume()
         self.network = self.model
         if distributed.world_size() > 1:
             device_ids = [self.device] if self.device.type == "cuda" else None
@@ -124,20 +132,12 @@ class Trainer:
             self._save()
             return self._loop()
 
-    def _resume(self) -> None:
-        self.state.load(self.folder / STATE, self._identity())
-        self.sampler.start_step = self.state.progress.step
-        if self.sampler.start_step > self.sampler.total_steps:
-            epoch = self.sampler.start_step / self.sampler.steps_per_epoch
-            raise UserError(
-                f"{self.folder / STATE}: {epoch:.1f} epochs are done, more than --epochs {self.options.epochs}"
-            )
-
     def _loop(self) -> bool:
         progress = self.state.progress
         if progress.step and progress.step % self.sampler.steps_per_epoch == 0:
             self._end_epoch()  # a state saved between an epoch's last step and the end of its validation
-        loaded = iter(self._loader())
+        pinned = self.device.type == "cuda"
+        loaded = iter(make_loader(self.dataset, self.sampler, workers=self.options.workers or 0, pin_memory=pinned))
         while progress.step < self.sampler.total_steps:
             if distributed.any_process(self.stop.is_set(), self.device):
                 self._save()
@@ -153,16 +153,6 @@ class Trainer:
             return False
         self._finish()
         return True
-
-    def _loader(self) -> DataLoader:
-        return DataLoader(
-            self.dataset,
-            batch_sampler=self.sampler,
-            collate_fn=collate,
-            num_workers=self.options.workers or 0,
-            worker_init_fn=start_worker,
-            pin_memory=self.device.type == "cuda",
-        )
 
     def _step(self, batch: Batch) -> None:
         """One update of the weights. A loss or gradient that is not finite stops the run before it does harm."""
