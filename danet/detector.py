@@ -2,12 +2,13 @@
 
 import os
 
+import cv2
 import numpy as np
 import torch
 
 from danet.boxes import Detections
 from danet.checkpoint import load_weights
-from danet.data.image import normalise, read_image
+from danet.data.image import levels, normalise, read_image
 from danet.data.transforms import letterbox
 from danet.models import DANet
 from danet.models.detector import MINIMUM_SIZE
@@ -21,7 +22,8 @@ class Detector:
         score_threshold: detections with a lower score are left out.
         iou_threshold: a detection is dropped where a better one overlaps it by more.
         max_detections: at most so many detections an image.
-        input_size: (height, width) every image is letterboxed to; None keeps native sizes.
+        input_size: (height, width), or one number for a square, every image is letterboxed to; None keeps
+            native sizes.
         metadata: what was saved beside the weights.
     """
 
@@ -32,9 +34,14 @@ class Detector:
         score_threshold: float = 0.5,
         iou_threshold: float = 0.5,
         max_detections: int = 300,
-        input_size: tuple[int, int] | None = None,
+        input_size: tuple[int, int] | int | None = None,
         metadata: dict | None = None,
     ) -> None:
+        for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
+        if isinstance(input_size, int):
+            input_size = (input_size, input_size)
         self.model = model.fused()
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
@@ -52,8 +59,8 @@ class Detector:
         return self.batch([image])[0]
 
     def batch(self, images: list[np.ndarray | str | os.PathLike]) -> list[Detections]:
-        """Detects in several images at once; sizes may differ."""
-        return self.postprocess(*self.forward(*self.preprocess(images)))
+        """Detects in several images at once; where sizes differ, the smaller ones are padded."""
+        return self.postprocess(*self.forward(*self.preprocess(images))) if images else []
 
     def preprocess(
         self, images: list[np.ndarray | str | os.PathLike]
@@ -62,14 +69,18 @@ class Detector:
 
         Smaller images of a batch are padded at the right and bottom with 0, the normalised median.
         """
-        arrays = [image if isinstance(image, np.ndarray) else read_image(image) for image in images]
+        channels = self.model.config.input_channels
         placed, geometry = [], []
-        for array in arrays:
+        for image in images:
+            array = _check_image(image) if not isinstance(image, (str, os.PathLike)) else read_image(image)
+            if channels == 1 and array.ndim == 3:
+                array = cv2.cvtColor(array, cv2.COLOR_BGR2GRAY)
             height, width = array.shape[:2]
+            frame = levels(array)  # of the image alone: letterbox's padding has no say
             scale, offset = 1.0, (0.0, 0.0)
             if self.input_size is not None and (height, width) != tuple(self.input_size):
                 array, _, (scale, offset) = letterbox(array, np.zeros((0, 4), np.float32), self.input_size)
-            placed.append(normalise(array, self.model.config.input_channels))
+            placed.append(normalise(array, channels, frame))
             geometry.append((height, width, scale, offset))
         shape = [max(MINIMUM_SIZE, *(p.shape[axis] for p in placed)) for axis in (1, 2)]
         batch = np.zeros((len(placed), placed[0].shape[0], *shape), np.float32)
@@ -101,6 +112,18 @@ class Detector:
             kept = (boxes, detections.scores.cpu(), detections.labels.cpu())
             results.append(Detections(*(values[inside] for values in kept)))
         return results
+
+
+def _check_image(image: object) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"Detector: an image must be a path or a numpy array, got {type(image).__name__}")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"Detector: an image must be uint8 or uint16, got {image.dtype}")
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.size == 0 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+        raise ValueError(f"Detector: an image must be [H, W] or [H, W, 3], got {list(image.shape)}")
+    return image
 
 
 def load(weights: str | os.PathLike, device: str | torch.device = "cpu", **options) -> Detector:

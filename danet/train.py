@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from danet import cli
 from danet.config import ModelConfig
-from danet.data.loader import DataSource, DetectionDataset, default_workers, load_source
+from danet.data.loader import MINIMUM_SIZE, DataSource, DetectionDataset, default_workers, load_source
 from danet.data.transforms import Augmentation
 from danet.errors import UserError
 from danet.files import write_json, write_text
@@ -254,7 +254,8 @@ def _header(options: TrainOptions, trainer: "Trainer") -> str:
 
     processes = distributed.world_size()
     count = f"{processes} processes, " if processes > 1 else ""
-    size = options.augmentation.crop or (256, 320)
+    height, width = options.augmentation.crop or (256, 320)
+    size = max(height, MINIMUM_SIZE), max(width, MINIMUM_SIZE)  # smaller crops are padded
     return "\n".join(
         (
             f"{ops.describe()}, {trainer.device}, {count}{options.workers} loader processes",

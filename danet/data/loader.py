@@ -24,6 +24,7 @@ from danet.data.transforms import Annotated, Augmentation, cut, vary_frame
 from danet.errors import UserError
 
 DISTRACTOR = -1
+MINIMUM_SIZE = 64
 IGNORE = "ignore"
 
 
@@ -181,8 +182,12 @@ class DetectionDataset(Dataset):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pads the images at the right and bottom with 0, the normalised median, to the largest of the batch."""
-    height, width = (max(s.image.shape[axis] for s in samples) for axis in (1, 2))
+    """Pads the images at the right and bottom with 0, the normalised median, to the largest of the batch.
+
+    At least to MINIMUM_SIZE: on less, the deepest stage has too few positions for batch norm. With
+    images of one size (a crop) a step does not depend on how the batch is split over processes.
+    """
+    height, width = (max(MINIMUM_SIZE, *(s.image.shape[axis] for s in samples)) for axis in (1, 2))
     images = torch.zeros(len(samples), samples[0].image.shape[0], height, width)
     for padded, sample in zip(images, samples, strict=True):
         padded[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image

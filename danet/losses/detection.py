@@ -76,7 +76,7 @@ class AnchorFreeLoss(nn.Module):
             int64 ``[N, P]`` and bool ``[N, P]``.
         """
         centre, stride = references[:, None, :2], references[:, None, 2]
-        ignored = (_inside(centre, targets.ignored) & targets.ignored_valid[:, None]).any(-1)
+        ignored = _ignored(references[:, :2], references[:, 2], targets)
         if targets.boxes.shape[1] == 0:
             return torch.full(ignored.shape, -1, device=references.device), ignored
 
@@ -85,10 +85,9 @@ class AnchorFreeLoss(nn.Module):
         finest, coarsest = references[:, 2].min(), references[:, 2].max()
         in_range = (size < self.HIGH * stride) | (stride == coarsest)
         in_range &= (size >= self.LOW * stride) | (stride == finest)
-        # On the half-open grid of cells, as floor would choose: exactly one cell holds the centre.
         distance = (boxes[..., :2] + boxes[..., 2:]) / 2 - centre
-        holds_centre = ((distance >= -stride[..., None] / 2) & (distance < stride[..., None] / 2)).all(-1)
         near = (distance.abs() < self.RADIUS * stride[..., None]).all(-1) & _inside(centre, targets.boxes)
+        holds_centre = _holds_centre(references[:, :2], references[:, 2], targets.boxes)
         positive = in_range & (near | holds_centre) & targets.valid[:, None]
         cost = torch.where(positive, size, torch.inf)
         best, index = cost.min(dim=-1)
@@ -114,7 +113,7 @@ class AnchorLoss(nn.Module):
         logits = self.head.flatten(output.logits, self.head.outputs)
         deltas = self.head.flatten(output.deltas, 4)
         references = self.head.references(output.logits)
-        matched, ignored = self.assign(references, targets)
+        matched, ignored = self.assign(references, self.head.cell_sizes(output.logits), targets)
 
         image, anchor = (matched >= 0).nonzero(as_tuple=True)
         truth = matched[image, anchor]
@@ -135,11 +134,15 @@ class AnchorLoss(nn.Module):
         return {"cls": entropy[learned].sum() / positives, "reg": distance / positives}
 
     @torch.no_grad()
-    def assign(self, references: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """For every image and anchor the index of its box or -1, and whether it lies in an ignore region."""
+    def assign(self, references: Tensor, cells: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """For every image and anchor the index of its box or -1, and whether it lies in an ignore region.
+
+        Args:
+            references: ``[P, 4]`` centres and sizes of the anchors. cells: ``[P]`` strides of their levels.
+        """
         centre, size = references[:, :2], references[:, 2:]
         anchors = torch.cat([centre - size / 2, centre + size / 2], dim=1)
-        ignored = (_inside(centre[:, None], targets.ignored) & targets.ignored_valid[:, None]).any(-1)
+        ignored = _ignored(centre, cells, targets)
         matched = torch.full(ignored.shape, -1, device=references.device)
         for i, count in enumerate(targets.valid.sum(1).tolist()):
             if count == 0:
@@ -147,7 +150,11 @@ class AnchorLoss(nn.Module):
             overlap = iou(anchors, targets.boxes[i, :count])
             best, index = overlap.max(dim=1)
             matched[i] = torch.where(best >= self.POSITIVE_IOU, index, -1)
-            matched[i, overlap.argmax(dim=0)] = torch.arange(count, device=matched.device)
+            # Boxes that want the same anchor: the better fit takes it, the other its next best.
+            for box in overlap.max(dim=0).values.argsort(descending=True, stable=True).tolist():
+                anchor = overlap[:, box].argmax()
+                matched[i, anchor] = box
+                overlap[anchor] = -1.0
         return matched, ignored
 
 
@@ -198,6 +205,25 @@ def _inside(points: Tensor, boxes: Tensor) -> Tensor:
     """Whether points ``[P, 1, 2]`` lie in boxes ``[N, M, 4]``: bool ``[N, P, M]``."""
     boxes = boxes[:, None]
     return ((points >= boxes[..., :2]) & (points < boxes[..., 2:])).all(-1)
+
+
+def _holds_centre(centres: Tensor, cells: Tensor, boxes: Tensor) -> Tensor:
+    """Whether cells (centres ``[P, 2]``, sides ``[P]``) contain the centres of boxes ``[N, M, 4]``: bool ``[N, P, M]``.
+
+    Cells are half-open, so that exactly one of a level contains a point.
+    """
+    distance = (boxes[:, None, :, :2] + boxes[:, None, :, 2:]) / 2 - centres[:, None]
+    half = cells[:, None, None] / 2
+    return ((distance >= -half) & (distance < half)).all(-1)
+
+
+def _ignored(centres: Tensor, cells: Tensor, targets: Targets) -> Tensor:
+    """Whether a cell's centre lies in an ignore region or the cell holds a region's centre: bool ``[N, P]``.
+
+    The latter, since most regions are slivers of targets, smaller than a cell.
+    """
+    inside = _inside(centres[:, None], targets.ignored) | _holds_centre(centres, cells, targets.ignored)
+    return (inside & targets.ignored_valid[:, None]).any(-1)
 
 
 def _pad(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:

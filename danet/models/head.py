@@ -52,6 +52,15 @@ class Head(nn.Module):
             levels.append(torch.cat(torch.broadcast_tensors(centres, sizes), dim=-1).reshape(-1, 4))
         return torch.cat(levels)
 
+    def cell_sizes(self, maps: list[Tensor]) -> Tensor:
+        """The stride of every prediction's level, ``[P]``, in the order of ``references``."""
+        return torch.cat(
+            [
+                m.new_full((m.shape[2] * m.shape[3] * len(self.reference_sizes(level)),), float(stride))
+                for level, (stride, m) in enumerate(zip(self.strides, maps, strict=True))
+            ]
+        ).float()
+
 
 class AnchorFreeHead(Head):
     """Preset ``default``: one prediction a cell, a sigmoid score for every class.

@@ -37,6 +37,7 @@ def process_group(device: str) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield chosen
+        dist.barrier()  # a process that leaves early would cut the connections of those still at work
     finally:
         dist.destroy_process_group()
 

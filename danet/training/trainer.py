@@ -22,6 +22,7 @@ from danet.data.loader import Batch, DetectionDataset, EpochSampler, make_loader
 from danet.detector import Detector
 from danet.errors import UserError
 from danet.files import atomic_path
+from danet.inference import predict
 from danet.losses import DetectionLoss
 from danet.metrics import quick_metrics
 from danet.models import DANet
@@ -44,6 +45,7 @@ FREE = {
     *("val_every", "save_every_minutes", "save_every_steps", "tensorboard", "quiet", "json"),
 }
 VALIDATION_BATCH = 8
+VALIDATION_CHUNK = 64  # images between two looks at whether to stop
 
 
 class Trainer:
@@ -225,11 +227,11 @@ class Trainer:
         """Figures of the averaged weights on the validation images; None if a signal came in between."""
         detector = Detector(self.weights, score_threshold=0.05)
         detections = []
-        for start in range(0, len(self.validation), VALIDATION_BATCH):
+        for start in range(0, len(self.validation), VALIDATION_CHUNK):
             if self.stop.is_set():
                 return None
-            paths = [record.path for record in self.validation[start : start + VALIDATION_BATCH]]
-            detections += detector.batch(paths)
+            chunk = self.validation[start : start + VALIDATION_CHUNK]
+            detections += predict(detector, chunk, VALIDATION_BATCH, quiet=True)[0]
         return quick_metrics(self.validation, detections, self.dataset.classes)
 
     def _save_due(self) -> bool:

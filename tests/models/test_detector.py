@@ -14,7 +14,7 @@ from danet.models.summary import count_flops, count_parameters
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 96), (75, 101)])
 @pytest.mark.parametrize("head", ["default", "paper"])
-def test_any_size_from_32_gives_boxes_in_it(size, head):
+def test_any_size_from_32_gives_finite_boxes_near_it(size, head):
     torch.manual_seed(0)
     model = build_model(ModelConfig(name="danet_nano", classes=["drone", "bird"], head=head)).eval()
     with torch.no_grad():
@@ -26,6 +26,8 @@ def test_any_size_from_32_gives_boxes_in_it(size, head):
     for boxes, scores, labels in detections:
         assert 0 < len(boxes) <= 50
         assert boxes.isfinite().all() and (boxes[:, 2:] > boxes[:, :2]).all()
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        assert (centres > -32).all() and (centres < torch.tensor([size[1], size[0]]) + 32).all()
         assert (scores.diff() <= 0).all()
         assert set(labels.tolist()) <= {0, 1}
 

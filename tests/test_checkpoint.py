@@ -1,0 +1,71 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from danet.checkpoint import load_weights, save_weights
+from danet.config import ModelConfig
+from danet.errors import UserError
+from danet.models import build_model
+
+
+def test_weights_come_back_bit_by_bit_with_configuration_and_metadata(tmp_path):
+    config = ModelConfig(name="danet_nano", classes=["drone", "bird"], acfa=False)
+    model = build_model(config)
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, model, {"step": 7})
+    loaded, metadata = load_weights(path)
+    assert loaded.config == config and metadata == {"step": 7} and not loaded.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def write_text(path):
+    path.write_text("these are no weights\n" * 50)
+
+
+def write_nothing(path):
+    path.write_bytes(b"")
+
+
+def write_pickle(path):
+    torch.save({"a": torch.zeros(2)}, path)
+
+
+def write_foreign(path):
+    save_file({"conv.weight": torch.zeros(2, 2)}, path)
+
+
+def write_truncated(path):
+    save_weights(path, build_model(ModelConfig(name="danet_nano")))
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def write_other_architecture(path):
+    model = build_model(ModelConfig(name="danet_nano"))
+    model.config = ModelConfig(name="danet_s")
+    save_weights(path, model)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (write_text, "not a readable safetensors file"),
+        (write_nothing, "not a readable safetensors file"),
+        (write_pickle, "not a readable safetensors file"),
+        (write_truncated, "not a readable safetensors file"),
+        (write_foreign, "a safetensors file, but not of kind danet-weights-1"),
+        (write_other_architecture, "weights do not fit this version of DANet"),
+    ],
+)
+def test_files_that_are_no_weights_are_named_in_one_line(tmp_path, write, message):
+    path = tmp_path / "weights.safetensors"
+    write(path)
+    with pytest.raises(UserError, match=message) as caught:
+        load_weights(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.safetensors: no such file"):
+        load_weights(tmp_path / "nowhere.safetensors")

@@ -1,0 +1,53 @@
+import json
+import os
+
+import pytest
+
+from danet.errors import UserError
+from danet.files import atomic_path, read_json, write_json
+
+
+def test_an_output_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder" / "result.txt"
+    with pytest.raises(RuntimeError, match="midway"), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("midway")
+    assert list(path.parent.iterdir()) == []
+    with atomic_path(path) as temporary:
+        assert temporary.suffix == ".txt" and not path.exists()
+        temporary.write_text("whole")
+    assert path.read_text() == "whole" and len(list(path.parent.iterdir())) == 1
+
+
+def test_an_older_output_survives_a_failure(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    previous = os.umask(0o027)
+    try:
+        write_json(tmp_path / "a.json", 1)
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"a\.json: cannot be written"):
+        write_json(tmp_path / "file" / "a.json", 1)
+
+
+def test_json_that_is_none_is_named(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UserError, match=r"a\.json: not valid JSON"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "b.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"b\.json: not valid JSON"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(UserError, match=r"c\.json: no such file"):
+        read_json(tmp_path / "c.json")

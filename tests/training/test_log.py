@@ -1,0 +1,30 @@
+import sys
+
+import pytest
+
+from danet.errors import UserError
+from danet.training.log import CsvLog, TrainingLog
+
+
+def test_rows_after_the_step_and_half_lines_are_dropped(tmp_path):
+    path = tmp_path / "metrics.csv"
+    log = CsvLog(path, 0)
+    for step in (1, 2, 3):
+        log.write({"step": step, "loss": step / 3})
+    log.close()
+    path.write_text(path.read_text() + "4,0.")
+
+    log = CsvLog(path, 2)
+    log.write({"step": 3, "loss": 0.5})
+    log.close()
+    assert path.read_text() == f"step,loss\n1,{1 / 3}\n2,{2 / 3}\n3,0.5\n"
+
+    log = CsvLog(path, 0)  # a new run in the same place
+    log.close()
+    assert path.read_text() == ""
+
+
+def test_missing_tensorboard_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"--tensorboard needs a package: .* -m pip install tensorboard"):
+        TrainingLog(tmp_path, step=0, finished_epoch_at=0, total_steps=1, steps_per_epoch=1, batch=1, tensorboard=True)
