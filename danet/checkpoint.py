@@ -37,20 +37,21 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     try:
         model = build_model(ModelConfig(**header["config"]))
         model.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError, UserError) as error:
+        metadata = dict(header["metadata"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path}: weights do not fit this version of DANet ({reason})") from error
-    return model.eval().to(device), header["metadata"]
+    return model.eval().to(device), metadata
 
 
 def save_tensors(path: str | os.PathLike, kind: str, tensors: dict[str, Tensor], header: dict) -> None:
     """Writes named tensors and a JSON header of a certain kind, atomically."""
     with atomic_path(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"format": kind, "header": json.dumps(header)},
-        )
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(stored, temporary, metadata={"format": kind, "header": json.dumps(header)})
+        except SafetensorError as error:  # a full disk, above all
+            raise UserError(f"{path}: cannot be written ({error})") from error
 
 
 def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import json
 import re
 import sys
@@ -13,10 +14,21 @@ import jsonargparse
 from jsonargparse import ArgumentError, ArgumentParser
 
 from danet.errors import UserError
+from danet.files import check_folder, read_text
+
+try:
+    import danet.data.image  # noqa: F401
+except ImportError as error:  # commands import this module before all that needs OpenCV, hence here
+    print(f"danet: error: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 PRESETS = Path(__file__).parent / "presets"
+
+# A list or tuple in one word, and a size such as 192x256.
+WHOLE = re.compile(r"null|\[.*\]", re.DOTALL)
+SIZE = re.compile(r"\d+x\d+")
 
 
 def run(
@@ -33,10 +45,10 @@ def run(
     Args:
         command: takes the dataclass, returns ``None`` or an exit code.
         options: a dataclass whose attribute docstrings become the help; nested dataclasses give
-            dotted options (``--model.name``); list fields take several words (``--data A B``).
+            dotted options (``--model.name``); list and tuple fields take several words (``--data A B``).
         prog: name in messages, such as ``danet train``.
-        positionals: names of fields that may also be given as leading words, in this order; a list
-            field may only be the last and takes all remaining leading words.
+        positionals: names of fields that may also be given as words that belong to no option, in this
+            order; a list field may only be the last and takes all remaining words.
         presets: names of YAML files in ``danet/presets`` offered as ``--preset NAME``.
 
     Values are taken from the defaults, then ``--preset``, then ``--config FILE``, then the command
@@ -46,10 +58,12 @@ def run(
     parser = ArgumentParser(prog=prog, description=_summary(command), exit_on_error=False, allow_abbrev=False)
     if presets:
         parser.add_argument("--preset", choices=list(presets), help="a recipe shipped with danet")
-    parser.add_argument("--config", action="config", help="YAML file of options; later ones override it")
+    parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
     parser.add_class_arguments(options, None, as_group=False)
     try:
         parsed = parser.parse_args(_expand(argv, options, positionals, presets))
+        if presets and parsed.preset is not None:  # --preset itself never gets here
+            raise UserError("preset can only be typed, not given in a file")
         values = parser.instantiate(parsed)
         names = [f.name for f in dataclasses.fields(options)]
         return command(options(**{name: values[name] for name in names})) or 0
@@ -57,11 +71,28 @@ def run(
         message = str(error)
     except ArgumentError as error:
         message = _one_line(error.message or str(error), options)
+    except OSError as error:  # the last resort: a traceback helps nobody with a full disk
+        message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     print(f"{prog}: error: {message}", file=sys.stderr)
     return 2
+
+
+def check_out(options: object) -> None:
+    """Raises UserError if nothing can be written into ``options.out``, or another command's config.yaml is there.
+
+    Evaluating into a training run's folder would otherwise take away what the run resumes from.
+    """
+    import yaml
+
+    check_folder(options.out)
+    config = Path(options.out) / "config.yaml"
+    if config.is_file():
+        saved = yaml.safe_load(read_text(config))
+        if not isinstance(saved, dict) or saved.keys() - {item.name for item in dataclasses.fields(options)}:
+            raise UserError(f"{config}: belongs to another command; give another --out")
 
 
 def dump(options: object) -> str:
@@ -76,50 +107,94 @@ def _summary(command: Callable) -> str:
 
 
 def _expand(argv: list[str], options: type, positionals: Sequence[str], presets: Sequence[str]) -> list[str]:
-    """Rewrites what a person types into what jsonargparse parses.
+    """Rewrites what a person types into ``--option=value`` for jsonargparse.
 
-    Leading words become the positional fields, words after a list option become one JSON list, a bare
-    ``--switch`` means true, and ``--preset NAME`` puts the preset's file first, so that everything
-    typed overrides it.
+    An option takes one word, a list all up to the next option, a tuple as many as it has elements, a
+    ``--switch`` only true or false and none otherwise. Words that are left are the positionals. Presets
+    and then ``--config`` files come first, so that everything typed overrides them.
     """
-    lists = {f"--{name}" for name in _list_fields(options)}
-    switches = {f"--{name}" for name, hint in _fields(options) if hint is bool}
-    words: list[str] = []
-    while argv and not argv[0].startswith("-"):
-        words.append(argv[0])
-        argv = argv[1:]
-    expanded: list[str] = []
-    for index, name in enumerate(positionals):
-        if not words:
-            break
-        take = len(words) if f"--{name}" in lists and index == len(positionals) - 1 else 1
-        taken, words = words[:take], words[take:]
-        expanded.append(_assign(f"--{name}", taken, lists))
-    if words:
-        raise UserError(f"unexpected argument {words[0]!r}")
-
-    position = 0
-    while position < len(argv):
-        token = argv[position]
-        position += 1
-        if token == "--preset" and position < len(argv) and argv[position] in presets:
-            expanded[:0] = ["--config", str(PRESETS / f"{argv[position]}.yaml")]
-            position += 1
-        elif token in lists and position < len(argv) and not argv[position].startswith(("[", "-")):
-            end = position
-            while end < len(argv) and not argv[end].startswith("-"):
-                end += 1
-            expanded.append(_assign(token, argv[position:end], lists))
-            position = end
-        elif token in switches and (position == len(argv) or argv[position].lower() not in ("true", "false")):
-            expanded.append(f"{token}=true")
+    hints = {f"--{name}": hint for name, hint in _fields(options)}
+    presets_given: list[str] = []
+    configs: list[str] = []
+    typed: list[str] = []
+    loose: list[str] = []
+    given = set()
+    rest = list(argv)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if not _is_option(option):
+            loose.append(option + equals + value)
+            continue
+        words = [value] if equals else _take(rest, hints.get(option, str))
+        given.add(option)
+        if option in ("-h", "--help"):
+            rest[:0] = words
+            typed.append(option)
+        elif not words:
+            typed.append(option)
+        elif option == "--preset" and words[0] in presets:
+            presets_given.append(f"--config={PRESETS / words[0]}.yaml")
+        elif option == "--config":
+            read_text(words[0])
+            configs.append(f"--config={words[0]}")
         else:
-            expanded.append(token)
-    return expanded
+            typed.append(_assign(option, words, hints.get(option, str)))
+    for name in positionals:
+        option = f"--{name}"
+        if loose and option not in given:
+            count = len(loose) if _part(hints[option], list) else 1
+            words, loose = loose[:count], loose[count:]
+            typed.append(f"{option}={json.dumps(words) if _part(hints[option], list) else words[0]}")
+    if loose:
+        raise UserError(f"unexpected argument {loose[0]!r}")
+    return [*presets_given, *configs, *typed]
 
 
-def _assign(option: str, words: list[str], lists: set[str]) -> str:
-    return f"{option}={json.dumps(words) if option in lists else words[0]}"
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and not re.match(r"-$|-\.?\d|-\.(inf|nan)", word)
+
+
+def _take(rest: list[str], hint: object) -> list[str]:
+    """Removes the words that belong to an option of type ``hint`` from the front of ``rest``."""
+    following = list(itertools.takewhile(lambda word: not _is_option(word), rest))
+    if hint is bool:
+        return [rest.pop(0)] if following and following[0].lower() in ("true", "false") else ["true"]
+    count = 1
+    if following and not WHOLE.fullmatch(following[0]):
+        if _part(hint, list):
+            count = len(following)
+        elif (numbers := _part(hint, tuple)) and not SIZE.fullmatch(following[0]):
+            count = len(typing.get_args(numbers))
+    words = following[:count]
+    del rest[: len(words)]
+    return words
+
+
+def _assign(option: str, words: list[str], hint: object) -> str:
+    """``--option=value``, the words of a list or tuple as JSON; in these 192x256 is two numbers."""
+    container = _part(hint, list) or _part(hint, tuple)
+    if container is None or (len(words) == 1 and WHOLE.fullmatch(words[0])):
+        return f"{option}={words[0]}"
+    kinds = typing.get_args(container)
+    values: list[object] = []
+    for word in words:
+        if kinds[0] is int and SIZE.fullmatch(word):
+            values += word.split("x")
+        elif word.startswith("{"):
+            try:
+                values.append(json.loads(word))
+            except ValueError as error:
+                raise UserError(f"{option}: {word} is not valid JSON ({error})") from None
+        else:
+            values.append(word)
+    if typing.get_origin(container) is tuple and len(values) != len(kinds):
+        raise UserError(f"{option}: takes {len(kinds)} numbers, got {' '.join(words)}")
+    return f"{option}={json.dumps(values)}"
+
+
+def _part(hint: object, kind: type) -> object | None:
+    """The list or tuple type in ``hint``, which may be a union."""
+    return next((part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is kind), None)
 
 
 def _fields(options: type, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -133,14 +208,6 @@ def _fields(options: type, prefix: str = "") -> Iterator[tuple[str, object]]:
                 yield from _fields(inner, f"{prefix}{item.name}.")
 
 
-def _list_fields(options: type) -> list[str]:
-    return [
-        name
-        for name, hint in _fields(options)
-        if any(typing.get_origin(part) is list for part in (hint, *typing.get_args(hint)))
-    ]
-
-
 def _one_line(message: str, options: type) -> str:
     """jsonargparse's message as one line in our words, with the nearest name for a misspelt option."""
     message = " ".join(message.split())
@@ -151,4 +218,10 @@ def _one_line(message: str, options: type) -> str:
         return f"unknown option {wrong}" + (f"; did you mean {near[0]}?" if near else "")
     message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    # Of a union jsonargparse lists all that was tried; its kinds and the value say enough.
+    message = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: .* Given value: (.*)",
+        lambda union: f"Expected {union[1].replace(', NoneType', ' or null')}. Got value: {union[2]}",
+        message,
+    )
     return message.replace("typing.", "").replace("Literal", "one of ")

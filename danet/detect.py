@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from danet import cli
-from danet.data.image import to_display
+from danet.data.image import to_display, write_image
 from danet.errors import UserError
-from danet.files import atomic_path, write_json, write_text
+from danet.files import write_json, write_text
 from danet.video import Frame, ImageFiles, Video, VideoWriter, open_source
 from danet.visual import draw_boxes, enlarge
 
@@ -42,7 +41,7 @@ class DetectOptions:
     """Weights file (.safetensors) written by danet train."""
 
     out: str = "runs/detect"
-    """Folder for the results; files of the same name in it are replaced."""
+    """Folder for the results and config.yaml; files of the same name in it are replaced."""
 
     score: float = 0.5
     """Lowest score of a detection, 0 to 1."""
@@ -91,6 +90,7 @@ def detect(options: DetectOptions) -> int:
     source) go to ``options.out``. Ctrl-C finishes the files with what was done up to there.
     """
     _check(options)
+    cli.check_out(options)
     import torch
 
     import danet
@@ -188,7 +188,7 @@ def _process(
                         video.write(picture)
                     else:
                         path = next(remaining)
-                        _write_image(path, picture)
+                        write_image(path, picture)
                         results.pictures.append(path)
                 yield
 
@@ -249,14 +249,9 @@ def _place_pictures(sources: Sequence[ImageFiles | Video], out: Path) -> list[li
     return pictures
 
 
-def _write_image(path: Path, image: np.ndarray) -> None:
-    with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), image):
-            raise UserError(f"{path}: cannot be written")
-
-
 def _write_tables(results: Results, detector: "Detector", options: DetectOptions) -> list[Path]:
-    """Writes boxes.csv and boxes.json; returns their paths."""
+    """Writes config.yaml, boxes.csv and boxes.json; returns the paths of the boxes."""
+    write_text(Path(options.out) / "config.yaml", cli.dump(options))
     written = []
     if options.save_csv:
         text = io.StringIO()

@@ -21,4 +21,6 @@ def dispatch(prog: str, commands: dict[str, tuple[str, str]], argv: Sequence[str
         said = f"unknown name {argv[0]!r}" if argv else "a name is missing"
         print(f"{prog}: error: {said}; choose from {', '.join(commands)}", file=sys.stderr)
         return 2
+    import danet.cli  # noqa: F401  first, since it says in one line that OpenCV is missing
+
     return importlib.import_module(commands[argv[0]][0]).main(argv[1:])

@@ -1,21 +1,22 @@
 """``danet evaluate``: how good a detector is on annotated images, with intervals, curves and its worst mistakes."""
 
 import itertools
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import cv2
 import numpy as np
 from rich.console import Console
 
 from danet import cli
+from danet.data.classes import rename
 from danet.data.coco import CocoDataset, ImageRecord, load_coco
+from danet.data.image import write_image
 from danet.errors import UserError
-from danet.files import atomic_path, write_json
-from danet.matching import IGNORE_NAME
+from danet.files import write_json, write_text
 from danet.metrics import Metrics, choose_threshold, evaluate_predictions
 from danet.mistakes import find_mistakes, mistakes_sheet
 from danet.report import print_metrics
@@ -64,7 +65,8 @@ class EvaluateOptions:
     """Take every so-manieth image of each video (of all images where no video is known), also of `tune`."""
 
     out: str = "runs/evaluate"
-    """Folder for metrics.json, predictions.json, curves and pictures; files of the same name are replaced."""
+    """Folder for config.yaml, metrics.json, predictions.json, curves and pictures; files of these names are
+    replaced."""
 
     json: str | None = None
     """Write the figures to this file as well."""
@@ -106,6 +108,7 @@ def evaluate(options: EvaluateOptions) -> None:
     alarms to `out`.
     """
     _check(options)
+    cli.check_out(options)
     import torch
 
     import danet
@@ -190,9 +193,7 @@ def _select(data: CocoDataset, options: EvaluateOptions) -> list[ImageRecord]:
         index = position.get(record.video, 0)
         position[record.video] = index + 1
         if index % options.stride == 0:
-            names = [options.class_map.get(name, name) for name in record.names]
-            ignore = record.ignore | np.array([name == IGNORE_NAME for name in names], bool)
-            chosen.append(replace(record, names=names, ignore=ignore))
+            chosen.append(rename(record, options.class_map))
     if not chosen:
         raise UserError(f"{data.path}: no images")
     return chosen
@@ -246,6 +247,7 @@ def _write(
     from danet.plots import plot_f1_curves, plot_pr_curves
 
     out = Path(options.out)
+    write_text(out / "config.yaml", cli.dump(options))
     written = [out / name for name in ("metrics.json", "predictions.json", "pr_curve.png", "f1_confidence.png")]
     write_json(written[0], content)
     write_json(written[1], coco_results(data, records, predictions, classes), indent=None)
@@ -254,8 +256,7 @@ def _write(
     pictures = out / "misses_and_false_alarms.png"
     pictures.unlink(missing_ok=True)
     if sheet is not None:
-        with atomic_path(pictures) as temporary:
-            cv2.imwrite(str(temporary), sheet)
+        write_image(pictures, sheet)
         written.append(pictures)
     if options.json is not None:
         written.append(Path(options.json))
@@ -296,8 +297,10 @@ def _check(options: EvaluateOptions) -> None:
             raise UserError(f"--{name} must be at least 1, got {value}")
     if options.tune is not None and options.threshold is not None:
         raise UserError("--tune and --threshold exclude each other")
-    edges = [0.0, *options.scale_edges]
-    if any(low >= high for low, high in itertools.pairwise(edges)):
+    if options.seed < 0:
+        raise UserError(f"--seed must be 0 or more, got {options.seed}")
+    edges = [0.0, *options.scale_edges, math.inf]
+    if not all(low < high for low, high in itertools.pairwise(edges)):
         raise UserError(f"--scale_edges must be positive and ascending, got {options.scale_edges}")
 
 

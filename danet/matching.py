@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from danet.data.classes import IGNORE
+
 HIT, FALSE_ALARM, IGNORED = 1, 0, -1
 """What a detection turned out to be; an IGNORED one counts neither way."""
-
-IGNORE_NAME = "ignore"
-"""Category of an ignore region that belongs to every class, not to one."""
 
 _CHUNK = 1 << 19
 
@@ -131,7 +130,7 @@ def flatten(records: Sequence, predictions: Sequence, classes: Sequence[str]) ->
     result = {}
     for label, name in enumerate(classes):
         mine = labels == label
-        own = (names == name) | ((names == IGNORE_NAME) & crowd)
+        own = (names == name) | ((names == IGNORE) & crowd)
         result[name] = ClassData(
             boxes[mine], scores[mine], image[mine], truths[own], truth_image[own], crowd[own], len(records)
         )

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from danet.bootstrap import Estimate, Resampling, divide, resample
-from danet.matching import CRITERIA, FALSE_ALARM, HIT, IGNORE_NAME, IGNORED, ClassData, Matches, flatten, match
+from danet.data.classes import IGNORE
+from danet.matching import CRITERIA, FALSE_ALARM, HIT, IGNORED, ClassData, Matches, flatten, match
 
 RECALLS = (0.90, 0.95)
 """Recalls at whose thresholds false alarms are reported."""
@@ -358,7 +359,7 @@ def _false_alarms(
     shown: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         if target not in record.names:
-            for name in {*record.names} - {IGNORE_NAME} or {NOTHING}:
+            for name in {*record.names} - {IGNORE} or {NOTHING}:
                 shown.setdefault(name, []).append(index)
     if len(shown) > 1:
         shown[ALL] = sorted({index for members in shown.values() for index in members})

@@ -13,7 +13,7 @@ from danet.config import ModelConfig
 from danet.data.loader import MINIMUM_SIZE, DataSource, DetectionDataset, default_workers, load_source
 from danet.data.transforms import Augmentation
 from danet.errors import UserError
-from danet.files import write_json, write_text
+from danet.files import check_folder, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from danet.models import DANet
     from danet.training.trainer import Trainer
 
-PRESETS = ("default", "paper", "demo", "svanstrom", "sirst")
+PRESETS = ("default", "paper", "demo", "svanstrom", "svanstrom_frames", "sirst")
 CONFIG = "config.yaml"
 
 
@@ -138,9 +138,11 @@ class TrainOptions:
         for name in ("epochs", "batch", "lr", "val_every"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "clip", "seed", "cache_mb"):
+        for name in ("weight_decay", "warmup_steps", "clip", "cache_mb", "save_every_minutes", "save_every_steps"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must lie between 0 and 2^63, got {self.seed}")
         for name in ("momentum", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
@@ -227,6 +229,7 @@ def _start_from(path: str, model: "DANet") -> None:
 
 
 def _check_folder(options: TrainOptions) -> None:
+    check_folder(options.out)
     config = Path(options.out) / CONFIG
     if options.resume and not config.is_file():
         raise UserError(f"{options.out}: no run to resume ({CONFIG} is missing)")
@@ -244,7 +247,8 @@ def _prepare_folder(options: TrainOptions) -> None:
             (folder / name).unlink(missing_ok=True)
     for leftover in folder.glob(f".{Path(STATE).stem}-*"):  # of a process killed while it saved
         leftover.unlink(missing_ok=True)
-    write_text(folder / CONFIG, cli.dump(options))
+    # What reads the file back decides for itself whether it may go on or replace something.
+    write_text(folder / CONFIG, cli.dump(dataclasses.replace(options, resume=False, overwrite=False)))
 
 
 def _header(options: TrainOptions, trainer: "Trainer") -> str:
@@ -275,17 +279,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _expand_resume(argv: list[str]) -> list[str]:
     """Rewrites ``--resume [RUN_DIR]`` so that the run's own options are read first and typed ones then override."""
+    pairs = (token.split("=", 1) if token.startswith(("--resume=", "--out=")) else [token] for token in argv)
+    argv = list(itertools.chain.from_iterable(pairs))
     if "--resume" not in argv:
         return argv
     at = argv.index("--resume")
-    folder = argv[at + 1] if at + 1 < len(argv) and not argv[at + 1].startswith("-") else None
-    rest = argv[:at] + argv[at + (1 if folder is None else 2) :]
-    if folder in ("true", "false"):
-        return argv
-    if folder is None:
+    value = argv[at + 1] if at + 1 < len(argv) and not argv[at + 1].startswith("-") else None
+    rest = argv[:at] + argv[at + (1 if value is None else 2) :]
+    if value is not None and value.lower() == "false":
+        return rest
+    if value is None or value.lower() == "true":
         given = [value for option, value in itertools.pairwise(rest) if option == "--out"]
         folder = given[-1] if given else TrainOptions.out
     else:
+        folder = value
         rest += ["--out", folder]
     config = Path(folder) / CONFIG
     saved = ["--config", str(config)] if config.is_file() else []

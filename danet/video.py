@@ -14,12 +14,6 @@ from danet.data.image import read_image, squeeze_grey, to_display
 from danet.errors import UserError
 from danet.files import atomic_path
 
-# FFmpeg prints a page about one damaged frame; danet says it in a line. Read at OpenCV's first video,
-# hence set here; users' own settings stand.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-if "OPENCV_LOG_LEVEL" not in os.environ:
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp"})
 DEFAULT_FPS = 25.0
 
@@ -115,11 +109,6 @@ def open_source(source: str | os.PathLike) -> ImageFiles | Video:
     raise UserError(f"{text}: no such file or folder")
 
 
-def read_frames(source: str | os.PathLike) -> Iterator[Frame]:
-    """Yields the (name, frame index, image) of all images of ``source``; see ``open_source``."""
-    yield from open_source(source)
-
-
 class VideoWriter:
     """Writes an MP4 video (codec mp4v) that appears under its name when the ``with`` block ends.
 
@@ -151,7 +140,7 @@ class VideoWriter:
         """Appends an image ``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16."""
         if self._writer is None:
             self._open(image)
-        picture = letterbox(to_display(image), *self._size)
+        picture = fit_picture(to_display(image), *self._size)
         # As colour, the codec's rounding would tint grey frames.
         self._writer.write(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) if self._grey else picture)
 
@@ -166,16 +155,16 @@ class VideoWriter:
     def _open(self, first: np.ndarray) -> None:
         height, width = first.shape[:2]
         temporary = self._file.enter_context(atomic_path(self.path))
-        self._size = width + width % 2, height + height % 2
+        self._size = height + height % 2, width + width % 2
         self._grey = first.ndim == 2
         codec = cv2.VideoWriter_fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter(str(temporary), codec, self.fps, self._size, isColor=not self._grey)
+        self._writer = cv2.VideoWriter(str(temporary), codec, self.fps, self._size[::-1], isColor=not self._grey)
         if not self._writer.isOpened():
             raise UserError(f"{self.path}: OpenCV cannot write MP4 video here (codec mp4v)")
 
 
-def letterbox(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Fits a BGR image into ``width`` x ``height``: shrunk if too large, never enlarged, centred on black."""
+def fit_picture(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Fits a BGR image into ``height`` x ``width``: shrunk if too large, never enlarged, centred on black."""
     if image.shape[:2] == (height, width):
         return image
     factor = min(1.0, width / image.shape[1], height / image.shape[0])

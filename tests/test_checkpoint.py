@@ -1,8 +1,12 @@
+import resource
+import signal
+from dataclasses import asdict
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from danet.checkpoint import load_weights, save_weights
+from danet.checkpoint import FORMAT, load_weights, save_tensors, save_weights
 from danet.config import ModelConfig
 from danet.errors import UserError
 from danet.models import build_model
@@ -41,6 +45,11 @@ def write_truncated(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def write_no_metadata(path):
+    model = build_model(ModelConfig(name="danet_nano"))
+    save_tensors(path, FORMAT, model.state_dict(), {"config": asdict(model.config)})
+
+
 def write_other_architecture(path):
     model = build_model(ModelConfig(name="danet_nano"))
     model.config = ModelConfig(name="danet_s")
@@ -55,6 +64,7 @@ def write_other_architecture(path):
         (write_pickle, "not a readable safetensors file"),
         (write_truncated, "not a readable safetensors file"),
         (write_foreign, "a safetensors file, but not of kind danet-weights-1"),
+        (write_no_metadata, "weights do not fit this version of DANet .'metadata'"),
         (write_other_architecture, "weights do not fit this version of DANet"),
     ],
 )
@@ -69,3 +79,16 @@ def test_files_that_are_no_weights_are_named_in_one_line(tmp_path, write, messag
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.safetensors: no such file"):
         load_weights(tmp_path / "nowhere.safetensors")
+
+
+def test_weights_that_do_not_fit_on_the_disk_are_named_and_leave_nothing(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"w\.safetensors: cannot be written"):
+            save_weights(tmp_path / "w.safetensors", build_model(ModelConfig(name="danet_nano")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from danet.checkpoint import save_weights
 from danet.config import ModelConfig
 from danet.detect import main
 from danet.models import build_model
-from danet.video import VideoWriter, read_frames
+from danet.video import VideoWriter, open_source
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_folder_gives_pictures_csv_and_json_as_the_python_interface_does(weights
     out = tmp_path / "out"
     arguments = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "7"]
     assert main([str(images), *arguments]) == 0
-    assert files(out) == ["boxes.csv", "boxes.json", *(f"frames/{index}.png" for index in range(5))]
+    assert files(out) == ["boxes.csv", "boxes.json", "config.yaml", *(f"frames/{index}.png" for index in range(5))]
 
     detector = danet.load(weights, score_threshold=0.001, max_detections=7)
     table = rows(out / "boxes.csv")
@@ -102,8 +102,8 @@ def test_video_gives_a_video_that_plays(weights, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "3"]
     assert main([str(clip), *arguments, "--upscale", "2"]) == 0
-    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4"]
-    frames = list(read_frames(out / "clip.mp4"))
+    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4", "config.yaml"]
+    frames = list(open_source(out / "clip.mp4"))
     assert len(frames) == 6 and frames[0].image.shape == (192, 256, 3)
     assert {row["frame"] for row in rows(out / "boxes.csv")} == set("012345")
     assert "18 boxes" in capsys.readouterr().out
@@ -120,7 +120,7 @@ def test_video_that_ends_early_is_processed_and_named(weights, tmp_path, capfd):
     (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
     out = tmp_path / "out"
     assert main([str(tmp_path / "cut.avi"), "--weights", weights, "--out", str(out), "--quiet"]) == 0
-    count = len(list(read_frames(out / "cut.mp4")))
+    count = len(list(open_source(out / "cut.mp4")))
     assert 3 <= count < 12
     (line,) = capfd.readouterr().err.splitlines()
     assert "cut.avi: ends early" in line and f"frame {count} of 12" in line
@@ -132,13 +132,13 @@ def test_sixteen_bit_and_jpeg_and_no_pictures(weights, tmp_path):
     sources = [str(tmp_path / "raw.tif"), str(tmp_path / "photo.jpg")]
     out = tmp_path / "out"
     assert main([*sources, "--weights", weights, "--out", str(out), "--quiet"]) == 0
-    assert files(out) == ["boxes.csv", "boxes.json", "photo.jpg", "raw.png"]
+    assert files(out) == ["boxes.csv", "boxes.json", "config.yaml", "photo.jpg", "raw.png"]
     picture = cv2.imread(str(out / "raw.png"))
     assert picture[42:44, 62:68].min() > 200 and picture[:30].mean() < 120, "the hot target is bright, the sky is not"
     bare = tmp_path / "bare"
     switches = ["--save_images", "false", "--save_json", "false", "--quiet"]
     assert main([*sources, "--weights", weights, "--out", str(bare), *switches]) == 0
-    assert files(bare) == ["boxes.csv"]
+    assert files(bare) == ["boxes.csv", "config.yaml"]
 
 
 def test_equal_names_do_not_replace_each_other(weights, tmp_path):
@@ -149,7 +149,7 @@ def test_equal_names_do_not_replace_each_other(weights, tmp_path):
     out = tmp_path / "out"
     sources = [str(tmp_path / "a"), str(tmp_path / "a" / "x.png"), str(tmp_path / "b" / "x.png")]
     assert main([*sources, "--weights", weights, "--out", str(out), "--quiet"]) == 0
-    assert files(out) == ["a/x.png", "a/x_2.png", "boxes.csv", "boxes.json", "x.png", "x_2.png"]
+    assert files(out) == ["a/x.png", "a/x_2.png", "boxes.csv", "boxes.json", "config.yaml", "x.png", "x_2.png"]
 
 
 def test_a_source_is_never_replaced(weights, images, capsys):
@@ -219,8 +219,8 @@ def test_ctrl_c_finishes_the_outputs(weights, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted after" in errors and "Traceback" not in errors
-    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4"]
-    frames = sum(1 for _ in read_frames(out / "clip.mp4"))
+    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4", "config.yaml"]
+    frames = sum(1 for _ in open_source(out / "clip.mp4"))
     assert 0 < frames < 1500
     detected = json.loads((out / "boxes.json").read_text())["frames"]
     assert frames <= detected <= frames + 1
@@ -231,3 +231,14 @@ def test_importing_danet_is_light():
     environment = {**os.environ, "PYTHONPATH": ""}
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert printed.stdout.split() == [danet.__version__]
+
+
+def test_the_saved_options_repeat_the_run_and_other_folders_are_refused(weights, images, tmp_path, capsys):
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert main(["--weights", weights, "--score", "0.01", str(images / "0.png"), "--out", str(out), "--quiet"]) == 0
+    assert main(["--config", str(out / "config.yaml"), "--out", str(again)]) == 0
+    assert files(again) == files(out) and rows(again / "boxes.csv") == rows(out / "boxes.csv")
+    (again / "config.yaml").write_text("epochs: 3\n")
+    for folder, words in ((again, "belongs to another command"), (images / "0.png", "is a file")):
+        assert main(["--config", str(out / "config.yaml"), "--out", str(folder)]) == 2
+        assert words in (error := capsys.readouterr().err) and error.count("\n") == 1

@@ -103,7 +103,8 @@ def read(path):
 
 
 def test_files_and_figures(evaluated):
-    assert sorted(p.name for p in evaluated.iterdir() if p.name != SHEET) == sorted([*NAMES, "again.json"])
+    names = {path.name for path in evaluated.iterdir()}
+    assert names - {SHEET} == {*NAMES, "again.json", "config.yaml"}
     metrics = read(evaluated / "metrics.json")
     assert metrics == read(evaluated / "again.json")
     assert set(metrics["criteria"]) == {"iou50", "iou30", "iop50", "center3"}
@@ -221,6 +222,8 @@ def test_bad_input_is_one_line(weights, data, tune, tmp_path, capsys):
         ([weights, data, "--target", "dron"], "not a class of the model (drone, bird)"),
         ([weights, data, "--class_map", '{"Target": "drone"}'], "'Target' is not a category"),
         ([weights, data, "--scale_edges", "18", "14"], "ascending"),
+        ([weights, data, "--scale_edges", "14", ".nan"], "ascending"),
+        ([weights, data, "--seed", "-1"], "--seed must be 0 or more"),
         ([weights, data, "--device", "gpu"], "--device gpu: not available here"),
         ([weights, data, "--stride", "0"], "--stride must be at least 1"),
         ([weights, data, "--criterion", "iou75"], "--criterion"),

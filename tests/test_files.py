@@ -1,10 +1,12 @@
 import json
 import os
+import resource
+import signal
 
 import pytest
 
 from danet.errors import UserError
-from danet.files import atomic_path, read_json, write_json
+from danet.files import atomic_path, check_folder, read_json, write_json
 
 
 def test_an_output_appears_whole_or_not_at_all(tmp_path):
@@ -47,7 +49,39 @@ def test_json_that_is_none_is_named(tmp_path):
     with pytest.raises(UserError, match=r"a\.json: not valid JSON"):
         read_json(tmp_path / "a.json")
     (tmp_path / "b.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"b\.json: not valid JSON"):
+    with pytest.raises(UserError, match=r"b\.json: not UTF-8 text"):
         read_json(tmp_path / "b.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(UserError, match=r"deep\.json: not usable JSON"):
+        read_json(tmp_path / "deep.json")
     with pytest.raises(UserError, match=r"c\.json: no such file"):
         read_json(tmp_path / "c.json")
+
+
+def test_what_the_system_refuses_while_writing_names_the_output(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"a\.json: cannot be written \(File too large\)"):
+            write_json(tmp_path / "a.json", "x" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="folder: cannot be written"):
+        write_json(tmp_path / "folder", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_error_about_another_file_is_not_blamed_on_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError, match="other"), atomic_path(tmp_path / "a.txt"):
+        (tmp_path / "other").read_text()
+
+
+def test_a_file_in_the_place_of_a_folder_is_found_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_folder(tmp_path / "new" / "folder")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="file is a file"):
+            check_folder(path)

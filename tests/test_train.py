@@ -22,7 +22,7 @@ from danet.data.coco import load_coco
 from danet.data.transforms import Augmentation
 from danet.metrics import quick_metrics
 from danet.models import build_model
-from danet.train import PRESETS, TrainOptions, main
+from danet.train import PRESETS, TrainOptions, _expand_resume, main
 
 # One thread: several test processes share few cores.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -158,9 +158,10 @@ def test_other_ways_to_train_go_on_exactly_too(run, tmp_path):
 
 
 def test_config_is_saved_and_read_back(run, scenes, tmp_path, capsys):
-    assert run("--epochs", "1", "--batch", "8", "--model.classes", "drone", "bird") == 0
+    assert run("--epochs", "1", "--batch", "8", "--model.classes", "drone", "bird", "--overwrite") == 0
     saved = tmp_path / "run" / "config.yaml"
     values = yaml.safe_load(saved.read_text())
+    assert values["overwrite"] is False and values["resume"] is False
     assert values["model"]["classes"] == ["drone", "bird"] and values["data"] == [scenes]
     assert main(["--config", str(saved), "--out", str(tmp_path / "again")]) == 0
     again = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
@@ -168,6 +169,30 @@ def test_config_is_saved_and_read_back(run, scenes, tmp_path, capsys):
     assert losses(tmp_path / "again") == losses(tmp_path / "run")
     assert danet.load(tmp_path / "again" / "weights.safetensors").classes == ["drone", "bird"]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--resume", "--out", "RUN"],
+        ["--out=RUN", "--resume"],
+        ["--resume", "RUN"],
+        ["--resume=RUN"],
+        ["--resume", "true", "--out", "RUN"],
+        ["--resume=true", "--out=RUN"],
+    ],
+)
+def test_resume_in_all_spellings_reads_the_run(tmp_path, words):
+    (tmp_path / "config.yaml").write_text(cli.dump(TrainOptions(data=["a"], epochs=7, out="moved")))
+    found = []
+    argv = _expand_resume(["--batch", "3", *(word.replace("RUN", str(tmp_path)) for word in words)])
+    assert cli.run(found.append, TrainOptions, prog="danet train", argv=argv) == 0
+    assert found == [TrainOptions(data=["a"], epochs=7, batch=3, out=str(tmp_path), resume=True)]
+
+
+def test_resume_false_is_a_new_run():
+    for words in (["--resume", "false"], ["--resume=false"]):
+        assert _expand_resume([*words, "--epochs", "3"]) == ["--epochs", "3"]
 
 
 def test_presets(capsys):
@@ -262,6 +287,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path, capsys):
         (["--model.classes", "dron"], "the training data has no box named 'dron' (it has: bird, drone)"),
         (["--batch", "0"], "batch must be positive, got 0"),
         (["--epochs", "-1"], "epochs must be positive, got -1"),
+        (["--save_every_steps", "-3"], "save_every_steps must be 0 or more, got -3"),
+        (["--save_every_minutes", ".nan"], "save_every_minutes must be 0 or more, got nan"),
+        (["--seed", "-1"], "seed must lie between 0 and 2^63, got -1"),
+        (["--out", __file__], "no folder for results"),
         (["--lr", ".nan"], "lr must be positive, got nan"),
         (["--learning_rate", "1"], "unknown option --learning_rate"),
         (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from danet.errors import UserError
-from danet.video import VideoWriter, letterbox, open_source, read_frames
+from danet.video import VideoWriter, fit_picture, open_source
 
 
 def make_video(path, frames=12, size=(64, 48), codec="mp4v", noise=False):
@@ -44,7 +44,7 @@ def test_folder_of_images_of_several_kinds(tmp_path):
     assert [os.path.basename(frame.name) for frame in frames] == ["a.JPG", "b.png"]
     assert frames[1].image.dtype == np.uint16 and frames[1].image.shape == (40, 50)
     assert [frame.index for frame in frames] == [0, 0]
-    (single,) = read_frames(tmp_path / "b.png")
+    (single,) = open_source(tmp_path / "b.png")
     assert np.array_equal(single.image, frames[1].image)
 
 
@@ -52,9 +52,9 @@ def test_video_that_ends_early_gives_what_decodes_and_one_line(tmp_path, capfd):
     whole = make_video(tmp_path / "whole.avi", frames=30, codec="MJPG", noise=True)
     path = tmp_path / "cut.avi"
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    frames = list(read_frames(path))
+    frames = list(open_source(path))
     assert 10 <= len(frames) < 20
-    original = [frame.image for frame in read_frames(whole)]
+    original = [frame.image for frame in open_source(whole)]
     assert np.array_equal(frames[5].image, original[5])
     (line,) = capfd.readouterr().err.splitlines()
     assert line == f"{path}: ends early: frame {len(frames)} of 30 cannot be decoded"
@@ -65,7 +65,7 @@ def test_damaged_video_says_nothing_but_our_lines(tmp_path, capfd):
     middle = len(content) // 2
     content[middle : middle + 400] = bytes(400)
     (tmp_path / "damaged.mp4").write_bytes(content)
-    frames = list(read_frames(tmp_path / "damaged.mp4"))
+    frames = list(open_source(tmp_path / "damaged.mp4"))
     assert 10 <= len(frames) <= 30
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == (len(frames) < 30)
@@ -78,7 +78,7 @@ def test_damaged_video_says_nothing_but_our_lines(tmp_path, capfd):
 def test_unreadable_sources_are_named(tmp_path, capfd, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
-        list(read_frames(tmp_path / name))
+        list(open_source(tmp_path / name))
     assert capfd.readouterr().err == ""
 
 
@@ -115,7 +115,7 @@ def test_written_video_plays(tmp_path):
 def test_colour_is_kept(tmp_path):
     with VideoWriter(tmp_path / "out.mp4") as writer:
         writer.write(np.full((48, 64, 3), (30, 60, 220), np.uint8))
-    (frame,) = read_frames(tmp_path / "out.mp4")
+    (frame,) = open_source(tmp_path / "out.mp4")
     assert np.allclose(frame.image.mean((0, 1)), (30, 60, 220), atol=8)
 
 
@@ -124,17 +124,17 @@ def test_odd_sizes_lose_nothing_and_other_sizes_are_letterboxed(tmp_path):
         writer.write(np.full((47, 63, 3), 200, np.uint8))
         writer.write(np.full((24, 126, 3), 200, np.uint8))
         writer.write(np.full((20, 20), 40000, np.uint16))
-    frames = [frame.image for frame in read_frames(tmp_path / "out.mp4")]
+    frames = [frame.image for frame in open_source(tmp_path / "out.mp4")]
     assert [frame.shape[:2] for frame in frames] == [(48, 64)] * 3
     assert frames[0][:46, :62].min() > 180
     assert frames[1][20:28, 4:60].min() > 170 and frames[1][:14].max() < 40
 
 
-def test_letterbox_keeps_the_aspect_ratio():
-    fitted = letterbox(np.full((100, 50, 3), 9, np.uint8), 40, 40)
+def test_a_fitted_picture_keeps_the_aspect_ratio():
+    fitted = fit_picture(np.full((100, 50, 3), 9, np.uint8), 40, 40)
     assert fitted.shape == (40, 40, 3)
     assert (fitted[:, 10:30] == 9).all() and (fitted[:, :10] == 0).all() and (fitted[:, 30:] == 0).all()
-    small = letterbox(np.full((10, 10, 3), 9, np.uint8), 40, 40)
+    small = fit_picture(np.full((10, 10, 3), 9, np.uint8), 40, 40)
     assert (small == 9).all(2).sum() == 100, "small frames are not enlarged"
 
 
@@ -176,6 +176,6 @@ with VideoWriter({str(path)!r}) as writer:
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) != 0
-    frames = list(read_frames(path))
+    frames = list(open_source(path))
     assert len(frames) >= 50
     assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]

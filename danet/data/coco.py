@@ -1,7 +1,7 @@
 """A dataset on disk is one COCO json: reading it into arrays, checked, and writing it."""
 
-import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,7 +195,8 @@ def _read_box(place: str, bbox: object, record: ImageRecord) -> tuple[list[float
     if not shape or any(isinstance(v, bool) or not isinstance(v, int | float) for v in bbox):
         raise UserError(f"{place}: bbox must be four numbers, got {bbox!r}")
     x, y, w, h = bbox
-    if not all(map(math.isfinite, bbox)) or w < 0 or h < 0:
+    # Not math.isfinite, which cannot take JSON's integers of hundreds of digits.
+    if not all(abs(v) <= sys.float_info.max for v in bbox) or w < 0 or h < 0:
         problem = "a negative size" if w < 0 or h < 0 else "a number that is not finite"
         raise UserError(f"{place}: bbox {bbox} has {problem} ({record.path.name})")
     if w == 0 or h == 0:

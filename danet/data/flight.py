@@ -72,6 +72,7 @@ def write_video(
     as itself, its box is an ignore region.
     """
     rng = np.random.default_rng(seed)
+    recording = "synthetic-" + "-".join(map(str, seed))  # another seed, another flight
     height, width = size
     camera = Camera.random(size, rng)
     camera.noise = min(camera.noise, 0.02)
@@ -112,7 +113,7 @@ def write_video(
                     np.array(lost, bool),
                     video="video",
                     frame=index,
-                    recording="video",
+                    recording=recording,
                 )
             )
     return records

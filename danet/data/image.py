@@ -7,13 +7,20 @@ from typing import NamedTuple
 import numpy as np
 
 from danet.errors import UserError
+from danet.files import atomic_path
 
 try:
     import cv2
 except ImportError as error:  # opencv-python without libGL; the headless build needs none
     raise ImportError(
-        f"OpenCV cannot be loaded ({error}); `pip install opencv-python-headless` needs no libGL"
+        f"OpenCV (cv2) cannot be loaded ({error}); `pip install opencv-python-headless` needs no libGL"
     ) from error
+
+# OpenCV and FFmpeg print lines, FFmpeg a page, about one damaged image or frame; danet says it in one.
+# FFmpeg's level is read at the first video, hence set here; users' own settings stand.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+if "OPENCV_LOG_LEVEL" not in os.environ:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 # Counts between the 1st and 99th percentile that are stretched to the network's range at least: an
 # empty sky keeps its noise small instead of having it amplified.
@@ -28,12 +35,31 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such image")
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
+    try:
+        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except cv2.error:  # a size beyond OpenCV's limits
+        image = None
     if image is None:
         raise UserError(f"{path}: not a readable image")
     if image.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path}: {image.dtype} images are not supported, only 8 and 16 bit")
     return squeeze_grey(image[..., :3] if image.ndim == 3 else image)
+
+
+def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16, atomically, in the format of the suffix.
+
+    Raises UserError naming the file if the suffix is no image's or the file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            written = cv2.imwrite(str(temporary), image)
+        except cv2.error:
+            raise UserError(f"{path}: not a name for an image; it must end in .png, .jpg or the like") from None
+        if not written:
+            raise UserError(f"{path}: cannot be written")
 
 
 def squeeze_grey(image: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-import cv2
 import numpy as np
 from rich import box
 from rich.console import Console
@@ -11,11 +10,11 @@ from rich.table import Table
 
 from danet import cli
 from danet.data.coco import CocoDataset, ImageRecord, load_coco
-from danet.data.image import read_image
+from danet.data.image import read_image, write_image
 from danet.data.leakage import BITS, average_hash, find_leakage
 from danet.data.progress import track
 from danet.errors import UserError
-from danet.files import atomic_path, write_json
+from danet.files import read_json, write_json
 from danet.visual import contact_sheet, draw_boxes
 
 QUANTILES = {0.0: "min", 0.05: "5%", 0.25: "25%", 0.5: "50%", 0.75: "75%", 0.95: "95%", 1.0: "max"}
@@ -74,6 +73,8 @@ def inspect(options: Options) -> None:
         raise UserError("give at least one COCO json")
     if len(options.edges) != 2 or not 0 < options.edges[0] < options.edges[1]:
         raise UserError(f"--edges must be two rising numbers, got {options.edges}")
+    if options.seed < 0:
+        raise UserError(f"--seed must be 0 or more, got {options.seed}")
     if options.pictures < 1:
         raise UserError(f"--pictures must be 1 or more, got {options.pictures}")
     datasets = [load_coco(path) for path in options.data]
@@ -118,8 +119,32 @@ def summarise(dataset: CocoDataset, edges: Sequence[float]) -> Summary:
         boxes={name: len(values) for name, values in sizes.items()},
         size_quantiles=quantiles,
         scale_buckets=buckets,
-        warnings=list(dataset.warnings),
+        warnings=[*dataset.warnings, *check_masks(dataset)],
     )
+
+
+def check_masks(dataset: CocoDataset) -> list[str]:
+    """A line for each COCO ``segmentation`` that does not fit its image: an RLE of another size, or a polygon
+    that leaves the image by more than a pixel."""
+    content = read_json(dataset.path)
+    images = {item["id"]: item for item in content["images"]}
+    warnings = []
+    for index, annotation in enumerate(content["annotations"]):
+        mask, image = annotation.get("segmentation"), images[annotation["image_id"]]
+        width, height = image["width"], image["height"]
+        place = f"{image['file_name']}: mask of annotation {annotation.get('id', f'number {index}')}"
+        try:
+            if isinstance(mask, dict):
+                rows, columns = mask["size"]
+                if (rows, columns) != (height, width):
+                    warnings.append(f"{place} is {columns} x {rows}, the image {width} x {height}")
+            elif mask:
+                points = np.concatenate([np.array(polygon, float).reshape(-1, 2) for polygon in mask])
+                if not ((points >= -1) & (points <= [width + 1, height + 1])).all():
+                    warnings.append(f"{place} reaches outside the image ({width} x {height})")
+        except (KeyError, TypeError, ValueError):
+            warnings.append(f"{place} is neither RLE nor polygons")
+    return warnings
 
 
 def read_all(dataset: CocoDataset, warnings: list[str], quiet: bool = False) -> np.ndarray:
@@ -160,8 +185,7 @@ def draw_sheet(datasets: Sequence[CocoDataset], path: str, pictures: int, seed: 
             titles.append(f"{dataset.path.stem}: {name}")
     if not tiles:
         raise UserError(f"{path}: no image can be drawn")
-    with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), contact_sheet(tiles, columns=4, titles=titles))
+    write_image(path, contact_sheet(tiles, columns=4, titles=titles))
 
 
 def choose(dataset: CocoDataset, count: int, rng: np.random.Generator) -> list[ImageRecord]:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from danet.data.classes import rename
 from danet.data.coco import ImageRecord, load_coco
 from danet.data.image import levels, normalise, read_image
 from danet.data.transforms import Annotated, Augmentation, cut, vary_frame
@@ -25,7 +26,6 @@ from danet.errors import UserError
 
 DISTRACTOR = -1
 MINIMUM_SIZE = 64
-IGNORE = "ignore"
 
 
 @dataclass
@@ -83,14 +83,7 @@ def load_source(source: DataSource | str) -> list[ImageRecord]:
     if unknown:
         known = ", ".join(dataset.categories)
         raise UserError(f"{dataset.path}: class_map renames {unknown[0]!r}, which is no category (there are: {known})")
-    if not source.class_map:
-        return dataset.records
-    records = []
-    for record in dataset.records:
-        names = [source.class_map.get(name, name) for name in record.names]
-        ignore = record.ignore | np.array([name == IGNORE for name in names], bool)
-        records.append(replace(record, names=names, ignore=ignore))
-    return records
+    return [rename(record, source.class_map) for record in dataset.records]
 
 
 class DetectionDataset(Dataset):
@@ -98,10 +91,11 @@ class DetectionDataset(Dataset):
 
     ``dataset[epoch, index]`` is a ``Sample``. An index counts images over all sources; beyond the last
     image it starts over, so that repetitions of an image within an epoch are augmented differently.
+    ``dataset[index]`` is the image in epoch 0, and an IndexError beyond the last image.
 
     Args:
         sources: where the images come from. A category that is not among ``classes`` is a distractor.
-        classes: names of the model's classes; each must have a box in some source.
+        classes: names of the model's classes; each must have a box in some source of a weight above 0.
         channels: channels of the network's input.
         augmentation: how samples are varied.
         seed: of the augmentation.
@@ -129,7 +123,10 @@ class DetectionDataset(Dataset):
         self.cache_bytes = cache_bytes
         self._cache: dict[int, np.ndarray] = {}
 
-        present = {name for r in self.records for name, skip in zip(r.names, r.ignore, strict=True) if not skip}
+        used = [weight > 0 for weight, size in zip(self.weights, self.sizes, strict=True) for _ in range(size)]
+        self._shown = np.flatnonzero(used)
+        shown = [self.records[index] for index in self._shown]
+        present = {name for r in shown for name, skip in zip(r.names, r.ignore, strict=True) if not skip}
         missing = [name for name in self.classes if name not in present]
         if missing:
             known = ", ".join(sorted(present)) or "no boxes"
@@ -139,10 +136,10 @@ class DetectionDataset(Dataset):
         """Images in all sources."""
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (0, self._checked(key))
         rng = np.random.default_rng([self.seed, epoch, index])
-        donor = self._annotated(int(rng.integers(len(self)))) if self.augmentation.copy_paste else None
+        donor = self._annotated(int(rng.choice(self._shown))) if self.augmentation.copy_paste else None
         frame = vary_frame(self._annotated(index % len(self)), rng, self.augmentation, donor)
         image, boxes, labels, ignore = cut(frame, rng, self.augmentation)
         return Sample(
@@ -159,6 +156,11 @@ class DetectionDataset(Dataset):
             digest.update(repr((r.path.name, r.width, r.height, r.names)).encode())
             digest.update(r.boxes.tobytes() + r.ignore.tobytes())
         return f"{len(self)} images, {digest.hexdigest()[:12]}"
+
+    def _checked(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} in a dataset of {len(self)} images")
+        return index % len(self)
 
     def _annotated(self, index: int) -> Annotated:
         record = self.records[index]
@@ -184,8 +186,9 @@ class DetectionDataset(Dataset):
 def collate(samples: Sequence[Sample]) -> Batch:
     """Pads the images at the right and bottom with 0, the normalised median, to the largest of the batch.
 
-    At least to MINIMUM_SIZE: on less, the deepest stage has too few positions for batch norm. With
-    images of one size (a crop) a step does not depend on how the batch is split over processes.
+    At least to MINIMUM_SIZE: on less, the deepest stage has too few positions for batch norm.
+    Each process pads to the largest image of its own part of the batch, so that several processes do
+    exactly what one does only with images of one size, such as crops.
     """
     height, width = (max(MINIMUM_SIZE, *(s.image.shape[axis] for s in samples)) for axis in (1, 2))
     images = torch.zeros(len(samples), samples[0].image.shape[0], height, width)

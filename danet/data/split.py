@@ -46,6 +46,8 @@ class Options:
 
 def split_command(options: Options) -> None:
     """Divides a dataset by recording (or video, or image, where there is none), balanced over categories."""
+    if options.seed < 0:
+        raise UserError(f"--seed must be 0 or more, got {options.seed}")
     jsons = _requested(options)
     dataset = load_coco(options.source)
     if options.folds is None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from danet.data.image import MINIMUM_RANGE
+from danet.data.image import levels
 from danet.errors import UserError
 
 
@@ -235,9 +235,8 @@ def median(image: np.ndarray) -> tuple[float, ...]:
 
 
 def span(image: np.ndarray) -> float:
-    """Counts from the 1st to the 99th percentile, at least `normalise`'s least range."""
-    levels = np.sort(image[::3, ::3], axis=None)
-    return max(float(levels[int(0.99 * levels.size)]) - float(levels[int(0.01 * levels.size)]), MINIMUM_RANGE)
+    """What `normalise` divides by, here from every third row and column."""
+    return levels(image[::3, ::3]).span
 
 
 def _photometry(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> np.ndarray:

@@ -26,17 +26,21 @@ class Targets:
 
 
 class AnchorFreeLoss(nn.Module):
-    """Preset ``default``: focal loss on every cell, GIoU on the cells that answer for a box.
+    """Preset ``default``: focal loss on the cells, GIoU on the cells that answer for a box.
 
     A box belongs to the levels where ``sqrt(area)`` is 2.5 to 6 strides (the finest level takes all that
-    are smaller, the coarsest all that are larger); there, the cells whose centres lie
-    within 1.5 strides of its centre and inside it answer for it, and always the cell that contains its
-    centre, so that no box is too small to be learned. Where boxes compete, the smaller wins.
-    Classification targets are 0 or 1: soft ones push the scores of loosely labelled targets under 0.5.
+    are smaller, the coarsest all that are larger); there, the cells whose centres lie within 1.5 strides
+    of its centre and inside it answer for it, and always the cell that contains its centre, so that no
+    box is too small to be learned. Where boxes compete, the smaller wins.
 
+    All of these learn the box, but only those within 1 stride of its centre learn that something is
+    there; the others, and all cells of these levels within 2 strides, are free to say either. Where the window of a
+    loosely drawn box ends is chance, and learning it as truth keeps every score near 0.5. Targets
+    are 0 or 1: soft ones have the same effect.
     """
 
     RADIUS = 1.5
+    SURE_RADIUS, FREE_RADIUS = 1.0, 2.0
     LOW, HIGH = 2.5, 6.0
     ALPHA, GAMMA = 0.25, 2.0
     BOX_WEIGHT = 2.0
@@ -49,36 +53,39 @@ class AnchorFreeLoss(nn.Module):
         logits = self.head.flatten(output.logits, self.head.outputs)
         references = self.head.references(output.logits)
         boxes = self.head.boxes(output.deltas)
-        matched, ignored = self.assign(references, targets)
+        matched, sure, free = self.assign(references, targets)
+
+        image, cell = sure.nonzero(as_tuple=True)
+        hard = torch.zeros_like(logits)
+        hard[image, cell, targets.labels[image, matched[image, cell]]] = 1.0
+        focal = _focal(logits, hard, self.ALPHA, self.GAMMA).sum(-1)
+        focal = torch.where(free & ~sure, 0.0, focal)
+        certain = _normaliser(len(image), logits)
 
         image, cell = (matched >= 0).nonzero(as_tuple=True)
-        truth = matched[image, cell]
+        overlap = giou(boxes[image, cell], targets.boxes[image, matched[image, cell]])
         positives = _normaliser(len(image), logits)
-        labels = targets.labels[image, truth]
-        hard = torch.zeros_like(logits)
-        hard[image, cell, labels] = 1.0
-        focal = _focal(logits, hard, self.ALPHA, self.GAMMA).sum(-1)
-        focal = torch.where(ignored & (matched < 0), 0.0, focal)
-        overlap = giou(boxes[image, cell], targets.boxes[image, truth])
         return {
-            "cls": focal.sum() / positives,
+            "cls": focal.sum() / certain,
             "reg": self.BOX_WEIGHT * (1.0 - overlap).sum() / positives,
         }
 
     @torch.no_grad()
-    def assign(self, references: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """For every image and cell the index of its box or -1, and whether it lies in an ignore region.
+    def assign(self, references: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+        """Which box each cell answers for, and what it learns of it.
 
         Args:
             references: ``[P, 4]`` cell centres and strides.
 
         Returns:
-            int64 ``[N, P]`` and bool ``[N, P]``.
+            ``[N, P]`` each: the index of the cell's box or -1 (int64), whether it learns that the box is
+            there (bool), and whether it is free of learning either (bool; near a box, or in an ignore
+            region; where both are true, it learns).
         """
         centre, stride = references[:, None, :2], references[:, None, 2]
         ignored = _ignored(references[:, :2], references[:, 2], targets)
         if targets.boxes.shape[1] == 0:
-            return torch.full(ignored.shape, -1, device=references.device), ignored
+            return torch.full(ignored.shape, -1, device=references.device), torch.zeros_like(ignored), ignored
 
         boxes = targets.boxes[:, None]
         size = area(boxes).sqrt()
@@ -86,12 +93,16 @@ class AnchorFreeLoss(nn.Module):
         in_range = (size < self.HIGH * stride) | (stride == coarsest)
         in_range &= (size >= self.LOW * stride) | (stride == finest)
         distance = (boxes[..., :2] + boxes[..., 2:]) / 2 - centre
-        near = (distance.abs() < self.RADIUS * stride[..., None]).all(-1) & _inside(centre, targets.boxes)
+        strides_away = (distance.abs() / stride[..., None]).amax(-1)
+        inside = _inside(centre, targets.boxes)
         holds_centre = _holds_centre(references[:, :2], references[:, 2], targets.boxes)
-        positive = in_range & (near | holds_centre) & targets.valid[:, None]
+        positive = in_range & (((strides_away < self.RADIUS) & inside) | holds_centre) & targets.valid[:, None]
         cost = torch.where(positive, size, torch.inf)
         best, index = cost.min(dim=-1)
-        return torch.where(best.isfinite(), index, -1), ignored
+        matched = torch.where(best.isfinite(), index, -1)
+        central = (positive & ((strides_away < self.SURE_RADIUS) | holds_centre)).gather(2, index[..., None])[..., 0]
+        near = in_range & ((strides_away < self.FREE_RADIUS) | inside) & targets.valid[:, None]
+        return matched, (matched >= 0) & central, ignored | near.any(-1)
 
 
 class AnchorLoss(nn.Module):

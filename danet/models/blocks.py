@@ -20,14 +20,16 @@ class MBB(nn.Module):
         self.stride = stride
         self.conv3x3 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.norm3x3 = nn.BatchNorm2d(out_channels)
-        self.conv1x1 = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        # Its stride is taken in forward: the backward of oneDNN's strided 1x1 convolution writes out of bounds
+        # for channels-last input of fewer than 16 channels (torch 2.13, AVX-512).
+        self.conv1x1 = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.norm1x1 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.BatchNorm2d(in_channels) if stride == 1 and in_channels == out_channels else None
         for conv in (self.conv3x3, self.conv1x1):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm3x3(self.conv3x3(x)) + self.norm1x1(self.conv1x1(x))
+        y = self.norm3x3(self.conv3x3(x)) + self.norm1x1(self.conv1x1(x[:, :, :: self.stride, :: self.stride]))
         if self.shortcut is not None:
             y = y + self.shortcut(x)
         return torch.relu(y)

@@ -89,6 +89,7 @@ def change(**values):
     [
         (change(bbox=[1, float("nan"), 3, 4]), r"annotation 1: .*not finite \(a\.png\)"),
         (change(bbox=[1, 2, float("inf"), 4]), "annotation 1: .*not finite"),
+        (change(bbox=[1, 2, 10**400, 4]), "annotation 1: .*not finite"),
         (change(bbox=[1, 2, -3, 4]), "annotation 1: .*negative size"),
         (change(bbox=[1, 2, 3]), "annotation 1: bbox must be four numbers"),
         (change(bbox=None), "annotation 1: bbox must be four numbers"),

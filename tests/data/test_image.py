@@ -1,8 +1,13 @@
+import struct
+import subprocess
+import sys
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 
-from danet.data.image import MINIMUM_RANGE, levels, normalise, read_image, to_display
+from danet.data.image import MINIMUM_RANGE, levels, normalise, read_image, to_display, write_image
 from danet.errors import UserError
 
 
@@ -71,3 +76,35 @@ def test_16_bit_images_are_shown_with_contrast():
     assert shown.shape == (60, 80, 3) and shown.dtype == np.uint8
     assert shown.min() == 0 and shown.max() == 255
     assert np.array_equal(to_display(scene())[..., 0], scene())
+
+
+def test_a_size_beyond_every_limit_is_a_broken_image(tmp_path):
+    header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    with pytest.raises(UserError, match=r"a\.png: not a readable image"):
+        read_image(tmp_path / "a.png")
+
+
+def test_opencv_adds_no_lines_of_its_own(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), scene())
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1500])
+    script = """
+import sys
+from danet.data.image import read_image
+try:
+    read_image(sys.argv[1])
+except ValueError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "a.png")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
+
+
+def test_written_images_come_back_and_a_name_that_is_none_is_named(tmp_path):
+    write_image(tmp_path / "new" / "a.png", scene())
+    assert np.array_equal(read_image(tmp_path / "new" / "a.png"), scene())
+    for name in ("a", "a.unknown"):
+        with pytest.raises(UserError, match=f"{name}: not a name for an image"):
+            write_image(tmp_path / name, scene())
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

@@ -71,6 +71,27 @@ def test_faulty_boxes_and_images_are_warned_of(tmp_path, capsys):
     assert "a0.png: not a readable image" in inspect(tmp_path, path)["datasets"][0]["warnings"][-1]
 
 
+def test_masks_that_do_not_fit_their_image_are_warned_of(tmp_path):
+    path = make(tmp_path, "a", [scene(1)], boxes=[(10, 10, 22, 18)] * 6)
+    content = json.loads(path.read_text())
+    masks = [
+        {"size": [60, 80], "counts": [4800]},
+        {"size": [80, 60], "counts": [4800]},
+        [[10, 10, 80, 10, 80, 60]],
+        [[10, 10, 22, 10, 22, 18], [10, 10, 22, 10, 22, 64]],
+        [[1, 2, 3]],
+        [],
+    ]
+    for annotation, mask in zip(content["annotations"], masks, strict=True):
+        annotation["segmentation"] = mask
+    path.write_text(json.dumps(content))
+    assert inspect(tmp_path, path, "--images", "false")["datasets"][0]["warnings"] == [
+        "images/a0.png: mask of annotation 2 is 60 x 80, the image 80 x 60",
+        "images/a0.png: mask of annotation 4 reaches outside the image (80 x 60)",
+        "images/a0.png: mask of annotation 5 is neither RLE nor polygons",
+    ]
+
+
 def test_leakage_is_found_by_recording_file_and_picture(tmp_path):
     a = make(tmp_path, "a", [scene(1), scene(2), scene(3)], "r1")
     noisy = np.clip(scene(2) + RNG.normal(0, 1, (60, 80)), 0, 255).astype(np.uint8)
@@ -116,6 +137,8 @@ def test_the_sheet_shows_boxes(tmp_path):
     [
         (["--edges", "18", "14"], "--edges must be two rising numbers"),
         (["--edges", "14"], "--edges must be two rising numbers"),
+        (["--seed", "-1", "--sheet", "sheet.png"], "--seed must be 0 or more"),
+        (["--sheet", "sheet.unknown"], "sheet.unknown: not a name for an image"),
         (["--pictures", "0", "--sheet", "sheet.png"], "--pictures must be 1 or more"),
     ],
 )

@@ -6,6 +6,7 @@ from scenes import write_scenes
 
 from danet.data.coco import ImageRecord, write_coco
 from danet.data.loader import (
+    MINIMUM_SIZE,
     DataSource,
     DetectionDataset,
     EpochSampler,
@@ -48,6 +49,27 @@ def test_names_become_labels(mixed):
 
     both = DetectionDataset([DataSource(mixed)], ["bird", "uav"])[0, 0]
     assert both.labels.tolist() == [1, 0, -1]
+
+
+def test_a_plain_index_means_epoch_0(scenes):
+    dataset = DetectionDataset([scenes], ["drone"], augmentation=Augmentation(crop=(48, 48)))
+    assert equal(dataset[0], dataset[0, 0]) and equal(dataset[-1], dataset[0, 5])
+    assert len(list(dataset)) == 6  # iteration ends by the IndexError
+    for index in (6, -7):
+        with pytest.raises(IndexError, match="in a dataset of 6 images"):
+            dataset[index]
+
+
+def test_a_source_of_weight_0_neither_teaches_nor_donates(scenes, mixed):
+    unused = DataSource(mixed, weight=0.0)
+    with pytest.raises(UserError, match="no box named 'uav'"):
+        DetectionDataset([scenes, unused], ["uav"])
+    options = Augmentation(crop=(48, 48), copy_paste=1.0)
+    dataset = DetectionDataset([unused, scenes], ["drone"], augmentation=options, cache_bytes=2**20)
+    for epoch in range(8):
+        for index in range(1, 7):
+            dataset[epoch, index]
+    assert set(dataset._cache) == set(range(1, 7))
 
 
 def test_three_channels(mixed):
@@ -108,11 +130,12 @@ def test_collate_pads_at_the_right_and_bottom_with_zeros():
     def sample(height, width, boxes):
         return Sample(torch.ones(1, height, width), torch.ones(boxes, 4), torch.zeros(boxes), torch.zeros(boxes))
 
-    batch = collate([sample(4, 6, 2), sample(5, 3, 0)])
-    assert batch.images.shape == (2, 1, 5, 6)
-    assert batch.images[0, :, :4].eq(1).all() and batch.images[0, :, 4:].eq(0).all()
-    assert batch.images[1, :, :, :3].eq(1).all() and batch.images[1, :, :, 3:].eq(0).all()
+    batch = collate([sample(70, 90, 2), sample(80, 30, 0)])
+    assert batch.images.shape == (2, 1, 80, 90)
+    assert batch.images[0, :, :70].eq(1).all() and batch.images[0, :, 70:].eq(0).all()
+    assert batch.images[1, :, :, :30].eq(1).all() and batch.images[1, :, :, 30:].eq(0).all()
     assert [len(boxes) for boxes in batch.boxes] == [2, 0]
+    assert collate([sample(4, 6, 0)]).images.shape == (1, 1, MINIMUM_SIZE, MINIMUM_SIZE)
 
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_its_own():

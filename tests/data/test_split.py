@@ -69,6 +69,7 @@ def test_folds_cover_everything_once(tmp_path):
     [
         (["--fraction", "1", "--out_a", "a.json", "--out_b", "b.json"], "--fraction must lie between 0 and 1"),
         (["--fraction", "-0.5", "--out_a", "a.json", "--out_b", "b.json"], "--fraction must lie between 0 and 1"),
+        (["--seed", "-1", "--out_a", "a.json", "--out_b", "b.json"], "--seed must be 0 or more"),
         (["--out_a", "a.json"], "--out_a and --out_b"),
         (["--out_a", "a.json", "--out_b", "a.json"], "must differ"),
         (["--folds", "1", "--out", "x"], "--folds must be 2 or more"),

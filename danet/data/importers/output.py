@@ -12,7 +12,7 @@ import numpy as np
 from danet.data.coco import ImageRecord, write_coco
 from danet.data.image import read_image
 from danet.errors import UserError
-from danet.files import atomic_path
+from danet.files import atomic_path, read_text
 from danet.video import IMAGE_SUFFIXES
 
 
@@ -124,7 +124,7 @@ def read_names(path: str | os.PathLike, below: Path) -> list[str]:
     found = next((file for file in (Path(path), below / path) if file.is_file()), None)
     if found is None:
         raise UserError(f"{path}: no such list file, here or in {below}")
-    names = [line.strip() for line in found.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(found).splitlines() if line.strip()]
     if not names:
         raise UserError(f"{found}: this list is empty")
     return [name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in IMAGE_SUFFIXES else name for name in names]

@@ -7,6 +7,7 @@ counts that a reader must find.
 """
 
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from danet.errors import UserError
 from danet.files import read_json
 
 CLASSES = ("drone", "bird", "airplane", "helicopter")
+BUCKETS = ("small", "medium", "large")
 
 Labels = list[dict[str, np.ndarray]]
 """For each frame the boxes of each class: float64 ``[n, 4]`` corners in 0-based pixels; no empty arrays."""
@@ -54,7 +56,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Video:
-    """One video of the folder; ``expected`` is its entry of splits.json, None without one."""
+    """One video of the folder.
+
+    ``expected`` is its entry of splits.json, None without one; ``size_edges`` are the two pixel sizes between
+    its small, medium and large boxes.
+    """
 
     path: Path
     name: str
@@ -62,6 +68,7 @@ class Video:
     split: str
     recording: str | None
     expected: dict | None
+    size_edges: tuple[float, ...] = ()
 
 
 def import_svanstrom(options: Options) -> None:
@@ -88,7 +95,8 @@ def find_videos(folder: Path, split: str = "all") -> list[Video]:
         raise UserError(f"{folder}: no such folder")
     listing = folder / "splits.json"
     if listing.is_file():
-        videos = [_listed(listing, item) for item in _entries(listing)]
+        entries, edges = _read_listing(listing)
+        videos = [_listed(listing, item, edges) for item in entries]
         videos = [video for video in videos if split in ("all", video.split)]
     elif split != "all":
         raise UserError(f"{listing}: no such file; without it only --split all is possible")
@@ -184,36 +192,51 @@ def read_labels(path: str | os.PathLike) -> Labels:
 
 
 def check_counts(video: Video, labels: Labels) -> None:
-    """Compares what was read with splits.json: frames, labelled frames, boxes of each class, most in a frame."""
+    """Compares what was read with every count in splits.json; sizes are those of the video's own class."""
+    place = f"{video.path.with_name(video.name)}_LABELS.mat"
     boxes = Counter()
     for frame in labels:
         boxes.update({name: len(found) for name, found in frame.items()})
+    own = [frame[video.category] for frame in labels if video.category in frame]
+    corners = np.concatenate([np.zeros((0, 4)), *own])
+    sizes = np.sqrt((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]))
+    in_bucket = np.bincount(np.digitize(sizes, video.size_edges), minlength=len(BUCKETS))
     read = {
         "frames": len(labels),
         "labelled_frames": sum(bool(frame) for frame in labels),
         "boxes": dict(boxes),
         "max_boxes_in_a_frame": max((sum(map(len, frame.values())) for frame in labels), default=0),
+        "boxes_by_size": dict(zip(BUCKETS, in_bucket.tolist(), strict=True)),
+        "mean_box_sqrt_area_px": round(float(sizes.mean()), 1) if sizes.size else None,
     }
     for key, value in read.items():
-        if key in video.expected and video.expected[key] != value:
-            place = f"{video.path.with_name(video.name)}_LABELS.mat: {key.replace('_', ' ')}"
-            raise UserError(f"{place}: read {value}, but splits.json says {video.expected[key]}")
+        if key not in video.expected:
+            raise UserError(f"{place}: splits.json has no {key!r} of this video to compare with")
+        if video.expected[key] != value:
+            said = f"read {value}, but splits.json says {video.expected[key]}"
+            raise UserError(f"{place}: {key.replace('_', ' ')}: {said}")
 
 
-def _entries(path: Path) -> list[dict]:
+def _read_listing(path: Path) -> tuple[list[dict], tuple[float, ...]]:
+    """The videos of splits.json, and the edges in its {"small": "sqrt(w*h) < 14", ..., "large": "sqrt(w*h) >= 18"}."""
     content = read_json(path)
     entries = content.get("videos") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
         raise UserError(f"{path}: must hold a list 'videos' of objects")
-    return entries
+    buckets = content.get("size_buckets_px")
+    texts = [buckets.get(name) if isinstance(buckets, dict) else None for name in ("small", "large")]
+    edges = [re.fullmatch(r"sqrt\(w\*h\) (?:<|>=) (\d+(?:\.\d+)?)", str(text)) for text in texts]
+    if None in edges:
+        raise UserError(f"{path}: 'size_buckets_px' must give edges such as 'sqrt(w*h) < 14', got {buckets}")
+    return entries, tuple(float(edge[1]) for edge in edges)
 
 
-def _listed(path: Path, item: dict) -> Video:
+def _listed(path: Path, item: dict, size_edges: tuple[float, ...]) -> Video:
     name = item.get("video")
     for key in ("video", "split", "class", "recording"):
         if not isinstance(item.get(key), str):
             raise UserError(f"{path}: video {name}: {key!r} is missing")
-    return Video(path.parent / f"{name}.mp4", name, item["class"], item["split"], item["recording"], item)
+    return Video(path.parent / f"{name}.mp4", name, item["class"], item["split"], item["recording"], item, size_edges)
 
 
 def _class_of(path: Path) -> str:

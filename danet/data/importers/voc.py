@@ -1,4 +1,8 @@
-"""Pascal VOC: one xml an image, with ``bndbox`` corners in whole pixels."""
+"""Pascal VOC: one xml an image, with ``bndbox`` corners in whole pixels.
+
+Both corners are pixels that belong to the box: where an image's first pixel has the number ``first``, the
+box covers ``[xmin - first, xmax + 1 - first)``.
+"""
 
 import math
 import xml.etree.ElementTree as ElementTree
@@ -32,7 +36,8 @@ class Options:
     (ImageSets/Main/train.txt); without them all xml files go into annotations.json."""
 
     first_pixel: int = 1
-    """Coordinate of an image's first pixel: 1 in Pascal VOC itself, 0 in the xml files of some tools."""
+    """Number of an image's first pixel: 1 in Pascal VOC itself, 0 in the xml files of some tools. Either way
+    pixel xmax is part of the box, which is xmax - xmin + 1 wide."""
 
     quiet: bool = False
     """Print nothing but errors."""
@@ -76,14 +81,13 @@ def _import_image(image: Path, name: str, xml: Path, first_pixel: int, out: Impo
             raise UserError(f"{xml}: says {said[0]} x {said[1]}, but {image} is {size[0]} x {size[1]}")
     boxes, names, ignore = [], [], []
     for item in root.iter("object"):
-        # The last pixel belongs to the box, so that its far edge counted from 0 is its number counted from 1.
         x0, y0, x1, y1 = (_number(xml, item, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
         if x1 < x0 or y1 < y0:
             raise UserError(f"{xml}: a box has a negative size: {[x0, y0, x1, y1]}")
         category = (item.findtext("name") or "").strip()
         if not category:
             raise UserError(f"{xml}: an object has no name")
-        boxes.append([x0 - first_pixel, y0 - first_pixel, x1, y1])
+        boxes.append([x0 - first_pixel, y0 - first_pixel, x1 + 1 - first_pixel, y1 + 1 - first_pixel])
         names.append(category)
         ignore.append((item.findtext("difficult") or "0").strip() == "1")
     return record(path, size, boxes, names, ignore=ignore)

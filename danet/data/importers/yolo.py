@@ -15,6 +15,7 @@ from danet import cli
 from danet.data.importers.output import ImportFolder, find_images, note, record
 from danet.data.progress import track
 from danet.errors import UserError
+from danet.files import read_text
 
 # Rounded numbers may leave the unit square by this much.
 TOLERANCE = 1e-3
@@ -131,7 +132,7 @@ def _class_names(root: Path, path: Path, config: dict) -> list[str]:
         names = [names[index] for index in range(len(names))]
     for file in (root / "classes.txt", root / "obj.names", root / "labels" / "classes.txt"):
         if names is None and file.is_file():
-            names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if not names or not isinstance(names, list):
         raise UserError(f"{root}: no class names; give them in data.yaml (names: [...]) or classes.txt")
     names = [str(name) for name in names]

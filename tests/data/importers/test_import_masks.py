@@ -108,6 +108,9 @@ def test_a_list_with_an_unknown_name(tmp_path, capsys):
     (source / "train.txt").write_text("a\nc\n")
     assert run(source, "--lists", "train.txt") == 2
     assert "train.json lists 'c', but there is no such image" in capsys.readouterr().err
+    (source / "train.txt").write_bytes(b"\x89PNG")
+    assert run(source, "--lists", "train.txt") == 2
+    assert "train.txt: not UTF-8 text (byte 0)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -25,9 +25,9 @@ def videos(real_data):
 def subset(videos, folder, names, **changes):
     """A folder with some of the real videos and their part of splits.json."""
     folder.mkdir()
-    entries = json.loads((videos / "splits.json").read_text())["videos"]
-    entries = [entry | changes for entry in entries if entry["video"] in names]
-    (folder / "splits.json").write_text(json.dumps({"videos": entries}))
+    listing = json.loads((videos / "splits.json").read_text())
+    listing["videos"] = [entry | changes for entry in listing["videos"] if entry["video"] in names]
+    (folder / "splits.json").write_text(json.dumps(listing))
     for name in names:
         for ending in (".mp4", "_LABELS.mat"):
             shutil.copyfile(videos / f"{name}{ending}", folder / f"{name}{ending}")
@@ -171,6 +171,8 @@ def test_faults_are_named_and_nothing_is_left(videos, tmp_path, capfd, damage, m
         ({"labelled_frames": 306}, "labelled frames: read 304, but splits.json says 306"),
         ({"boxes": {"drone": 303}}, "boxes: read {'drone': 304}, but splits.json says {'drone': 303}"),
         ({"max_boxes_in_a_frame": 2}, "max boxes in a frame: read 1, but splits.json says 2"),
+        ({"mean_box_sqrt_area_px": 15.5}, "mean box sqrt area px: read "),
+        ({"boxes_by_size": {"small": 303, "medium": 1, "large": 0}}, "boxes by size: read {'small': 304"),
         ({"recording": None}, "splits.json: video IR_DRONE_067: 'recording' is missing"),
     ],
 )
@@ -178,6 +180,30 @@ def test_counts_that_differ_from_splits_json_are_refused(videos, tmp_path, capsy
     assert run(subset(videos, tmp_path / "in", ["IR_DRONE_067"], **changes)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["boxes", "boxes_by_size", "mean_box_sqrt_area_px", "max_boxes_in_a_frame"])
+def test_a_count_that_splits_json_lacks_is_named(videos, tmp_path, capsys, key):
+    source = subset(videos, tmp_path / "in", ["IR_DRONE_067"])
+    listing = json.loads((source / "splits.json").read_text())
+    del listing["videos"][0][key]
+    (source / "splits.json").write_text(json.dumps(listing))
+    assert run(source) == 2
+    assert f"IR_DRONE_067_LABELS.mat: splits.json has no {key!r}" in capsys.readouterr().err
+
+
+def test_size_buckets_are_read_from_splits_json(videos, tmp_path, capsys):
+    source = subset(videos, tmp_path / "in", ["IR_DRONE_067"])
+    listing = json.loads((source / "splits.json").read_text())
+    listing["size_buckets_px"]["large"] = "sqrt(w*h) >= 2"
+    listing["size_buckets_px"]["small"] = "sqrt(w*h) < 1.5"
+    listing["videos"][0]["boxes_by_size"] = {"small": 0, "medium": 0, "large": 304}
+    (source / "splits.json").write_text(json.dumps(listing))
+    assert run(source, "--stride", "300") == 0
+    listing["size_buckets_px"]["small"] = "tiny"
+    (source / "splits.json").write_text(json.dumps(listing))
+    assert run(source) == 2
+    assert "splits.json: 'size_buckets_px' must give edges" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

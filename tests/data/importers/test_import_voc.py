@@ -25,8 +25,8 @@ def run(source, *options):
     return main(["import", "voc", str(source), str(source.parent / "out"), *options])
 
 
-@pytest.mark.parametrize(("first_pixel", "first"), [("1", [0, 2, 10, 12]), ("0", [1, 3, 10, 12])])
-def test_corners_count_from_zero_and_difficult_is_ignored(tmp_path, capsys, first_pixel, first):
+@pytest.mark.parametrize(("first_pixel", "first"), [("1", [0, 2, 10, 12]), ("0", [1, 3, 11, 13])])
+def test_both_corners_are_part_of_the_box_and_difficult_is_ignored(tmp_path, capsys, first_pixel, first):
     assert run(make(tmp_path / "in"), "--first_pixel", first_pixel) == 0
     dataset = load_coco(tmp_path / "out")
     (item,) = dataset.records

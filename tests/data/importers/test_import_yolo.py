@@ -74,6 +74,9 @@ def test_missing_parts_are_named(tmp_path, capsys):
     (source / "labels/a.txt").unlink()
     assert run(source) == 2
     assert "none of the images has a label file" in capsys.readouterr().err
+    (source / "classes.txt").write_bytes("a\u00e9rien\n".encode("latin-1"))
+    assert run(source) == 2
+    assert "classes.txt: not UTF-8 text (byte 1)" in capsys.readouterr().err
     (source / "classes.txt").unlink()
     assert run(source) == 2
     assert "no class names" in capsys.readouterr().err
