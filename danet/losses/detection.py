@@ -34,13 +34,12 @@ class AnchorFreeLoss(nn.Module):
     box is too small to be learned. Where boxes compete, the smaller wins.
 
     All of these learn the box, but only those within 1 stride of its centre learn that something is
-    there; the others, and all cells of these levels within 2 strides, are free to say either. Where the window of a
-    loosely drawn box ends is chance, and learning it as truth keeps every score near 0.5. Targets
-    are 0 or 1: soft ones have the same effect.
+    there; the others are free to say either. Where the window of a loosely drawn box ends is chance, and
+    learning it as truth keeps every score near 0.5. Targets are 0 or 1: soft ones have the same effect.
     """
 
     RADIUS = 1.5
-    SURE_RADIUS, FREE_RADIUS = 1.0, 2.0
+    SURE_RADIUS = 1.0
     LOW, HIGH = 2.5, 6.0
     ALPHA, GAMMA = 0.25, 2.0
     BOX_WEIGHT = 2.0
@@ -79,8 +78,8 @@ class AnchorFreeLoss(nn.Module):
 
         Returns:
             ``[N, P]`` each: the index of the cell's box or -1 (int64), whether it learns that the box is
-            there (bool), and whether it is free of learning either (bool; near a box, or in an ignore
-            region; where both are true, it learns).
+            there (bool), and whether it is free of learning either (bool; it answers for a box, or lies in
+            an ignore region; where both are true, it learns).
         """
         centre, stride = references[:, None, :2], references[:, None, 2]
         ignored = _ignored(references[:, :2], references[:, 2], targets)
@@ -101,8 +100,7 @@ class AnchorFreeLoss(nn.Module):
         best, index = cost.min(dim=-1)
         matched = torch.where(best.isfinite(), index, -1)
         central = (positive & ((strides_away < self.SURE_RADIUS) | holds_centre)).gather(2, index[..., None])[..., 0]
-        near = in_range & ((strides_away < self.FREE_RADIUS) | inside) & targets.valid[:, None]
-        return matched, (matched >= 0) & central, ignored | near.any(-1)
+        return matched, (matched >= 0) & central, ignored | (matched >= 0)
 
 
 class AnchorLoss(nn.Module):
