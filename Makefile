@@ -71,7 +71,7 @@ DATA ?=
 real: $(READY)  ## train and evaluate on real frames (docs/results.md): make real DATA=FOLDER with svanstrom-ir/ and sirst/
 	@[ -d "$(DATA)/svanstrom-ir" ] && [ -d "$(DATA)/sirst" ] \
 	  || { echo "make real DATA=FOLDER: the folder must hold svanstrom-ir/ and sirst/"; exit 2; }
-	@echo "== 1/5  frames of the Svanstrom videos; a fifth of the training recordings tunes"
+	@echo "== 1/5  frames of the Svanstrom videos; a tenth of the training recordings tunes"
 	@$(MAKE) $(REAL)/tune.json $(REAL)/val.json $(REAL)/sirst/val.json
 	@echo "== 2/5  training danet_s: on crops, then on whole frames; under an hour on two cores"
 	@$(RUN) -m danet.train --preset svanstrom --data $(REAL)/fit.json --out $(REAL)/crops --overwrite
@@ -94,7 +94,7 @@ $(REAL)/val.json:
 	@$(RUN) -m danet.data import svanstrom "$(DATA)/svanstrom-ir" $(REAL) --split val --stride 3
 
 $(REAL)/tune.json: $(REAL)/train.json
-	@$(RUN) -m danet.data split $< --fraction 0.2 --seed 0 --out_a $(REAL)/fit.json --out_b $@
+	@$(RUN) -m danet.data split $< --fraction 0.1 --seed 0 --out_a $(REAL)/fit.json --out_b $@
 
 $(REAL)/sirst/val.json:
 	@$(RUN) -m danet.data import masks "$(DATA)/sirst" $(REAL)/sirst --lists idx_427/train.txt idx_427/val.txt
