@@ -41,7 +41,8 @@ DEMO := runs/demo
 
 demo: $(READY)  ## synthetic scenes, a short training, its figures, a video with boxes; under 6 minutes on two cores
 	@echo "== 1/4  synthetic infrared scenes"
-	@$(RUN) -m danet.data synthesize $(DEMO)/data --images 600 --val_images 210 --video_frames 120 --overwrite
+	@$(RUN) -m danet.data synthesize $(DEMO)/data --size 160x192 --images 500 --val_images 210 --video_frames 120 \
+	  --overwrite
 	@$(RUN) -m danet.data split $(DEMO)/data/val.json --fraction 0.3 --quiet \
 	  --out_a $(DEMO)/data/heldout.json --out_b $(DEMO)/data/tune.json
 	@echo "== 2/4  training danet_nano"
