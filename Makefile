@@ -76,7 +76,7 @@ real: $(READY)  ## train and evaluate on real frames (docs/results.md): make rea
 	@$(MAKE) $(REAL)/tune.json $(REAL)/val.json $(REAL)/sirst/val.json
 	@echo "== 2/5  training danet_s: on crops, then on whole frames; under an hour on two cores"
 	@$(RUN) -m danet.train --preset svanstrom --data $(REAL)/fit.json --out $(REAL)/crops --overwrite
-	@$(RUN) -m danet.train --preset svanstrom_frames --data='[{"path": "$(REAL)/fit.json", "weight": 0.7}]' \
+	@$(RUN) -m danet.train --preset svanstrom_frames --data $(REAL)/fit.json \
 	  --weights $(REAL)/crops/weights.safetensors --out $(REAL)/train --overwrite
 	@echo "== 3/5  every third frame of the validation videos"
 	@$(RUN) -m danet.evaluate $(REAL)/train/weights.safetensors $(REAL)/val.json --target drone \

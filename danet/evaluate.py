@@ -39,7 +39,8 @@ class EvaluateOptions:
     """COCO json (or a folder with one) whose figures are reported; also given as the second word."""
 
     tune: str | None = None
-    """COCO json of other images: the threshold with the best F1 there is applied to `data`."""
+    """COCO json of other images: the middle of the thresholds whose F1 there is within 0.01 of the best is applied
+    to `data`."""
 
     threshold: float | None = None
     """Score threshold (0 to 1) found elsewhere, reported beside the fixed one; excludes `tune`."""

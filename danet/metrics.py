@@ -67,6 +67,23 @@ class Curve(NamedTuple):
         lower = self.thresholds[best + 1] if best + 1 < len(self.thresholds) else 0.0
         return float(0.5 * (self.thresholds[best] + lower)), float(self.f1[best])
 
+    def middle_of_best(self, tolerance: float = 0.01) -> tuple[float | None, float]:
+        """The middle of the scores around the best whose F1 is within `tolerance` of it, and the F1 there.
+
+        Where few mistakes are made many thresholds serve nearly equally well, and the best of them is an
+        accident of a single detection; the middle stays right when other images shift the scores either way.
+        """
+        if not self.tp.any():
+            return None, 0.0 if self.objects else math.nan
+        best = int(np.argmax(self.f1))
+        worse = np.flatnonzero(self.f1 < self.f1[best] - tolerance)
+        position = int(np.searchsorted(worse, best))
+        first = int(worse[position - 1]) + 1 if position > 0 else 0
+        end = int(worse[position]) if position < len(worse) else len(self.f1)
+        lower = self.thresholds[end] if end < len(self.f1) else 0.0
+        threshold = float(0.5 * (self.thresholds[first] + lower))
+        return threshold, self.at(threshold)[2]
+
     def at(self, threshold: float) -> tuple[float, float, float]:
         """Precision, recall and F1 of the detections with at least this score; NaN where undefined."""
         kept = int((self.thresholds >= threshold).sum())
@@ -229,13 +246,13 @@ def choose_threshold(
     target: str | None = None,
     criterion: str = "iou50",
 ) -> tuple[float | None, float]:
-    """The score with the best F1 on these images (None where nothing is found), and that F1.
+    """The score in the middle of those whose F1 is within 0.01 of the best on these images, and its F1.
 
-    Use images apart from those whose figures are reported.
+    (None, 0) where nothing is found. Use images apart from those whose figures are reported.
     """
     target = classes[0] if target is None else target
     data = flatten(records, predictions, classes)[target]
-    return _curve(data, match(data, CRITERIA[criterion])).best_f1()
+    return _curve(data, match(data, CRITERIA[criterion])).middle_of_best()
 
 
 def quick_metrics(records: Sequence, predictions: Sequence, classes: Sequence[str]) -> dict[str, float]:
