@@ -19,7 +19,12 @@ else
   READY :=
 endif
 
-.PHONY: help venv demo real test test-all lint clean
+# Rebuilt where a source is newer; CMake compiles what changed.
+KERNELS := danet/ops/libdanet.so
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
+BUILD := build/kernels.log
+
+.PHONY: help venv kernels sanitize demo real test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -32,14 +37,32 @@ venv: $(READY)  ## install everything into .venv (the others do it too)
 	  || { echo "python3 must be 3.10 or newer, it is $$(python3 --version)"; exit 1; }
 	@echo "installing $(TORCH) and danet into .venv (once; torch is large)"
 	@python3 -m venv .venv
-	@.venv/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)"
-	@.venv/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)" --editable '.[test]' ruff
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)" "setuptools>=77" cmake ninja
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)" ruff --no-build-isolation --editable '.[test]'
+	@touch $(KERNELS)
 	@rm -f .venv/.installed-*
 	@touch $@
 
+$(KERNELS): $(READY) $(SOURCES)
+	@mkdir -p build
+	@echo "building the kernels"
+	@$(RUN) setup.py --quiet build_ext --inplace >$(BUILD) 2>&1 || { cat $(BUILD); exit 1; }
+	@touch $@
+
+kernels: $(KERNELS)  ## build what changed in csrc/
+
+SANITIZED := build/cmake-sanitize/libdanet.so
+SANITIZE_TESTS ?= tests/ops
+
+sanitize: $(READY)  ## the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer in the CPU kernels
+	@SANITIZE=address,undefined $(RUN) setup.py --quiet build_ext --build-lib build/sanitized >build/sanitize.log 2>&1 \
+	  || { cat build/sanitize.log; exit 1; }
+	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" \
+	  DANET_LIBRARY=$(SANITIZED) $(RUN) -m pytest -q -p no:cacheprovider $(SANITIZE_TESTS)
+
 DEMO := runs/demo
 
-demo: $(READY)  ## synthetic scenes, a short training, its figures, a video with boxes; under 6 minutes on two cores
+demo: $(KERNELS)  ## synthetic scenes, a short training, its figures, a video with boxes; under 6 minutes on two cores
 	@echo "== 1/4  synthetic infrared scenes"
 	@$(RUN) -m danet.data synthesize $(DEMO)/data --size 160x192 --images 500 --val_images 210 --video_frames 120 \
 	  --overwrite
@@ -69,7 +92,7 @@ demo: $(READY)  ## synthetic scenes, a short training, its figures, a video with
 REAL := runs/real
 DATA ?=
 
-real: $(READY)  ## train and evaluate on real frames (docs/results.md): make real DATA=FOLDER with svanstrom-ir/ and sirst/
+real: $(KERNELS)  ## train and evaluate on real frames (docs/results.md): make real DATA=FOLDER with svanstrom-ir/ and sirst/
 	@[ -d "$(DATA)/svanstrom-ir" ] && [ -d "$(DATA)/sirst" ] \
 	  || { echo "make real DATA=FOLDER: the folder must hold svanstrom-ir/ and sirst/"; exit 2; }
 	@echo "== 1/5  frames of the Svanstrom videos; a tenth of the training recordings tunes"
@@ -100,7 +123,7 @@ $(REAL)/tune.json: $(REAL)/train.json
 $(REAL)/sirst/val.json:
 	@$(RUN) -m danet.data import masks "$(DATA)/sirst" $(REAL)/sirst --lists idx_427/train.txt idx_427/val.txt
 
-test: $(READY)  ## the test suite, under 6 minutes on two cores
+test: $(KERNELS)  ## the test suite, under 6 minutes on two cores
 	@$(RUN) -m pytest -q
 
 test-all: lint test  ## the test suite and the linter
@@ -109,5 +132,5 @@ lint: $(READY)  ## the linter
 	@$(RUN) -m ruff check .
 
 clean:  ## remove .venv, the demo's results and caches; other runs stay
-	rm -rf .venv $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(DEMO) build dist *.egg-info $(KERNELS) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from danet.ops import rep_conv
+from danet.ops import PreparedRepConv, prepare_rep_conv, rep_conv
 
 
 class MBB(nn.Module):
@@ -64,9 +64,24 @@ class FusedMBB(nn.Module):
         self.stride = stride
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
+        self.register_buffer("transformed", None, persistent=False)
+        self._prepare()
 
     def forward(self, x: Tensor) -> Tensor:
-        return rep_conv(x, self.weight, self.bias, stride=self.stride)
+        return rep_conv(x, PreparedRepConv(self.weight, self.transformed), self.bias, stride=self.stride)
+
+    def _prepare(self) -> None:
+        self.transformed = prepare_rep_conv(self.weight).transformed if self.stride == 1 else None
+
+    # Whatever changes the weight: a move, a conversion, a loaded state.
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._prepare()
+        return self
+
+    def _load_from_state_dict(self, *arguments) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._prepare()
 
 
 def _fold(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,11 @@ from danet.models.detector import DANet
 
 
 def count_parameters(model: DANet) -> int:
-    """Parameters of the deployed network (every MBB as one convolution), batch-norm statistics left out."""
+    """Parameters of the deployed network (every MBB as one convolution), batch-norm statistics and second forms of a
+    weight left out."""
     fused = model.fused()
-    statistics = {"running_mean", "running_var", "num_batches_tracked"}
-    buffers = sum(b.numel() for name, b in fused.named_buffers() if name.split(".")[-1] not in statistics)
+    others = {"running_mean", "running_var", "num_batches_tracked", "transformed"}
+    buffers = sum(b.numel() for name, b in fused.named_buffers() if name.split(".")[-1] not in others)
     return buffers + sum(p.numel() for p in fused.parameters())
 
 

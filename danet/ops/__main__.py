@@ -2,4 +2,4 @@ from danet.ops.info import info
 
 if __name__ == "__main__":
     for name, value in info().items():
-        print(f"{name:<10} {value}")
+        print(f"{name:<18} {value}")

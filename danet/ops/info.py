@@ -4,18 +4,25 @@ import platform
 
 import torch
 
+from danet.ops import library
+
 
 def info() -> dict[str, str | int]:
-    """Versions, whether the operators are "reference" or "compiled", and why.
+    """Versions, whether the operators are compiled, and what they use.
 
-    Keys: python, torch, cuda (runtime version or "none"), operators, why, threads.
+    Keys: python, torch, cuda (runtime version or "none"), operators ("compiled" or "reference"), why (where they are
+    references), instruction_set (of the CPU kernels; DANET_CPU_CAPABILITY=default|avx2|avx512 lowers it),
+    cuda_architectures, threads.
     """
+    compiled = library.WHY_NOT is None
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
-        "operators": "reference",
-        "why": "this version has no compiled kernels",
+        "operators": "compiled" if compiled else "reference",
+        "why": library.WHY_NOT or "",
+        "instruction_set": library.CAPABILITIES[torch.ops.danet.cpu_capability()] if compiled else "none",
+        "cuda_architectures": "none",
         "threads": torch.get_num_threads(),
     }
 
@@ -24,4 +31,5 @@ def describe() -> str:
     """`info()` in one line."""
     facts = info()
     threads = f"{facts['threads']} thread{'' if facts['threads'] == 1 else 's'}"
-    return f"torch {facts['torch']}, CUDA {facts['cuda']}, {threads}, {facts['operators']} operators ({facts['why']})"
+    kind = facts["instruction_set"] if facts["operators"] == "compiled" else facts["why"]
+    return f"torch {facts['torch']}, CUDA {facts['cuda']}, {threads}, {facts['operators']} operators ({kind})"

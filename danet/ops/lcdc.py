@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from danet.ops import library
 from danet.ops.common import autocast, check_bool, check_image, check_like_input, check_tensor, compute_dtype, integer
 
 
@@ -33,6 +34,9 @@ def lcdc(input: Tensor, weight: Tensor, *, gate: bool = False) -> Tensor:
         TypeError, ValueError: one line that names the wrong argument.
     """
     input, weight = autocast(input, weight)
+    check_lcdc(input, weight, gate)
+    if library.has_kernel(input):
+        return library.call("lcdc", input, weight, gate)
     return lcdc_reference(input, weight, gate=gate)
 
 
@@ -72,3 +76,53 @@ def check_lcdc(input: Any, weight: Any, gate: Any) -> None:
     if weight.shape[1] % 2 == 0:
         raise ValueError(f"lcdc: weight must be [P, k] with k odd, got {list(weight.shape)}")
     check_bool("lcdc", "gate", gate)
+
+
+def _fake(input: Tensor, weight: Tensor, gate: bool) -> Tensor:
+    check_lcdc(input, weight, gate)
+    return torch.empty_like(input, memory_format=torch.channels_last)
+
+
+def _fake_backward(grad_output: Tensor, input: Tensor, weight: Tensor, gate: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(input, memory_format=torch.channels_last), weight.new_empty(weight.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.gate = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad_output: Tensor):
+    return (*torch.ops.danet.lcdc_backward(grad_output, *ctx.saved_tensors, ctx.gate), None)
+
+
+def _backward_of_backward(ctx, *grads):
+    grad_output, *tensors = ctx.saved_tensors
+    return (
+        *library.double_backward(lambda *t: lcdc_reference(*t, gate=ctx.gate), tensors, grad_output, grads),
+        None,
+    )
+
+
+def _vmap(info, in_dims, input: Tensor, weight: Tensor, gate: bool):
+    if in_dims[1] is None:
+        out = torch.ops.danet.lcdc(library.fold_batch(input, in_dims[0], info.batch_size), weight, gate)
+        return out.unflatten(0, (info.batch_size, -1)), 0
+    calls = library.each_of_batch(info.batch_size, in_dims, input, weight)
+    return torch.stack([torch.ops.danet.lcdc(*tensors, gate) for tensors in calls]), 0
+
+
+def _vmap_backward(info, in_dims, grad_output: Tensor, input: Tensor, weight: Tensor, gate: bool):
+    calls = library.each_of_batch(info.batch_size, in_dims, grad_output, input, weight)
+    grads = [torch.ops.danet.lcdc_backward(*tensors, gate) for tensors in calls]
+    return tuple(torch.stack(each) for each in zip(*grads, strict=True)), (0, 0)
+
+
+library.register("lcdc", fake=_fake, setup_context=_setup_context, backward=_backward, vmap=_vmap)
+library.register(
+    "lcdc_backward",
+    fake=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward_of_backward,
+    vmap=_vmap_backward,
+)

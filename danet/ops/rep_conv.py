@@ -6,6 +6,7 @@ with zeros outside the input and stride s of 1 or 2. Forward only: it runs after
 block's branches and norms into one kernel.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from danet.ops import library
 from danet.ops.common import autocast, check_bool, check_image, check_like_input, check_shape, check_tensor, integer
 
 
@@ -20,16 +22,20 @@ from danet.ops.common import autocast, check_bool, check_image, check_like_input
 class PreparedRepConv:
     """A weight laid out for `rep_conv`; lives beside the raw weight, is rebuilt rather than saved.
 
-    weight: [C_out, C, 3, 3] in channels-last strides, detached from autograd.
+    weight: [C_out, C, 3, 3], a copy, detached from autograd.
+    transformed: what the kernel reads in its place, laid out for this processor; None where it reads the weight.
     """
 
     weight: Tensor
+    transformed: Tensor | None
 
 
 def prepare_rep_conv(weight: Tensor) -> PreparedRepConv:
     """Lay a [C_out, C, 3, 3] weight out once; a later change of `weight` does not reach the result."""
     _check_weight(weight)
-    return PreparedRepConv(weight.detach().clone(memory_format=torch.channels_last))
+    copy = weight.detach().clone(memory_format=torch.channels_last)
+    transformed = torch.ops.danet.prepare_rep_conv(copy) if library.has_kernel(copy) and not copy.is_meta else None
+    return PreparedRepConv(copy, transformed if transformed is not None and transformed.numel() > 0 else None)
 
 
 def rep_conv(
@@ -56,10 +62,14 @@ def rep_conv(
         TypeError, ValueError: one line that names the wrong argument.
         RuntimeError: from backward; `rep_conv_reference` has gradients.
     """
-    prepared = isinstance(weight, PreparedRepConv)
-    input, raw, bias = autocast(input, weight.weight if prepared else weight, bias)
-    check_rep_conv(input, raw, bias, stride, relu)
-    return _ForwardOnly.apply(input, raw, bias, stride, relu)
+    transformed = None
+    if isinstance(weight, PreparedRepConv):
+        weight, transformed = weight.weight, weight.transformed
+    input, weight, bias = autocast(input, weight, bias)
+    check_rep_conv(input, weight, bias, stride, relu)
+    if library.has_kernel(input):
+        return library.call("rep_conv", input, weight, transformed, bias, stride, relu)
+    return _ForwardOnly.apply(input, weight, bias, stride, relu)
 
 
 def rep_conv_reference(
@@ -106,6 +116,10 @@ def _check_weight(weight: Any) -> None:
         raise ValueError(f"rep_conv: weight must be [C_out, C, 3, 3], got {list(weight.shape)}")
 
 
+def _refuse_gradient(ctx, grad_output: Tensor):
+    raise RuntimeError("rep_conv: forward only, no gradient is defined; train before fuse(), or use rep_conv_reference")
+
+
 class _ForwardOnly(torch.autograd.Function):
     """Runs the reference; says who has gradients when one is asked."""
 
@@ -117,8 +131,37 @@ class _ForwardOnly(torch.autograd.Function):
     def setup_context(ctx, inputs, output) -> None:
         pass
 
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        raise RuntimeError(
-            "rep_conv: forward only, no gradient is defined; train before fuse(), or use rep_conv_reference"
-        )
+    backward = staticmethod(_refuse_gradient)
+
+
+def _fake(
+    input: Tensor, weight: Tensor, prepared: Tensor | None, bias: Tensor | None, stride: int, relu: bool
+) -> Tensor:
+    check_rep_conv(input, weight, bias, stride, relu)
+    N, _, H, W = input.shape
+    shape = (N, weight.shape[0], (H - 1) // stride + 1, (W - 1) // stride + 1)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
+def _vmap(info, in_dims, input, weight, prepared, bias, stride, relu):
+    if in_dims[1:4] == (None, None, None):
+        folded = library.fold_batch(input, in_dims[0], info.batch_size)
+        out = torch.ops.danet.rep_conv(folded, weight, prepared, bias, stride, relu)
+        return out.unflatten(0, (info.batch_size, -1)), 0
+    calls = library.each_of_batch(info.batch_size, in_dims, input, weight, prepared, bias)
+    return torch.stack([torch.ops.danet.rep_conv(*tensors, stride, relu) for tensors in calls]), 0
+
+
+def _flops(input, weight, prepared, bias, stride, relu, *, out_shape, **_) -> int:
+    """Of a direct convolution, as torch counts its own; a multiply-add is two."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+library.register(
+    "rep_conv",
+    fake=_fake,
+    setup_context=lambda ctx, inputs, output: None,
+    backward=_refuse_gradient,
+    vmap=_vmap,
+    flops=_flops,
+)

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.ops import library
 from danet.ops.common import (
     autocast,
     check_bool,
@@ -93,7 +94,7 @@ def sdc(
         TypeError, ValueError: one line that names the wrong argument.
     """
     input, offset, mask = autocast(input, offset, mask)
-    return sdc_reference(
+    sizes = check_sdc(
         input,
         offset,
         mask,
@@ -106,6 +107,10 @@ def sdc(
         softmax=softmax,
         remove_center=remove_center,
     )
+    if library.has_kernel(input):
+        windows = (sizes.kernel_size, sizes.stride, sizes.padding, sizes.dilation)
+        return library.call("sdc", input, offset, mask, sizes.G, *windows, offset_scale, softmax, remove_center)
+    return _reference(input, offset, mask, sizes, offset_scale, softmax)
 
 
 def sdc_reference(
@@ -136,6 +141,12 @@ def sdc_reference(
         softmax=softmax,
         remove_center=remove_center,
     )
+    return _reference(input, offset, mask, sizes, offset_scale, softmax)
+
+
+def _reference(
+    input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSizes, offset_scale: float, softmax: bool
+) -> Tensor:
     N, C, H, W, G, K, H_out, W_out = sizes[:8]
     dtype = compute_dtype(input.dtype)
     offset = offset.permute(0, 2, 3, 1).to(dtype).contiguous().view(N, H_out, W_out, G, K, 2)
@@ -178,7 +189,7 @@ def _tap_positions(
     sizes: SdcSizes, offset_scale: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Y [H_out, 1, 1, K] and X [W_out, 1, K] of the formula for zero offsets."""
-    taps = torch.cartesian_prod(*(torch.arange(side) for side in sizes.kernel_size)).view(-1, 2)
+    taps = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in sizes.kernel_size)).view(-1, 2)
     if sizes.remove_center:
         taps = torch.cat([taps[: sizes.K // 2], taps[sizes.K // 2 + 1 :]])
     positions = []
@@ -217,7 +228,7 @@ def check_sdc(
     dilation = pair("sdc", "dilation", dilation, minimum=1)
     if isinstance(offset_scale, bool) or not isinstance(offset_scale, (int, float)):
         raise TypeError(f"sdc: offset_scale must be a number, got {offset_scale!r}")
-    if not math.isfinite(offset_scale):
+    if not -math.inf < offset_scale < math.inf:
         raise ValueError(f"sdc: offset_scale must be finite, got {offset_scale!r}")
     check_bool("sdc", "softmax", softmax)
     check_bool("sdc", "remove_center", remove_center)
@@ -239,6 +250,75 @@ def check_sdc(
     check_shape("sdc", "offset", offset, "[N, 2*G*K, H_out, W_out]", (N, 2 * G * K, H_out, W_out))
     check_shape("sdc", "mask", mask, "[N, G*K, H_out, W_out]", (N, G * K, H_out, W_out))
     return SdcSizes(N, C, H, W, G, K, H_out, W_out, kernel_size, stride, padding, dilation, remove_center)
+
+
+def _fake(input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center):
+    sizes = check_sdc(
+        input,
+        offset,
+        mask,
+        groups=groups,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        offset_scale=offset_scale,
+        softmax=softmax,
+        remove_center=remove_center,
+    )
+    shape = (sizes.N, sizes.C, sizes.H_out, sizes.W_out)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
+def _fake_backward(grad_output, input, offset, mask, *options):
+    return tuple(torch.empty_like(value, memory_format=torch.channels_last) for value in (input, offset, mask))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[3:]
+
+
+def _backward(ctx, grad_output: Tensor):
+    grads = torch.ops.danet.sdc_backward(grad_output, *ctx.saved_tensors, *ctx.options)
+    return (*grads, *(None for _ in ctx.options))
+
+
+def _setup_context_backward(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+
+
+def _backward_of_backward(ctx, *grads):
+    def reference(input, offset, mask):
+        names = ("groups", "kernel_size", "stride", "padding", "dilation", "offset_scale", "softmax", "remove_center")
+        return sdc_reference(input, offset, mask, **dict(zip(names, ctx.options, strict=True)))
+
+    grad_output, *tensors = ctx.saved_tensors
+    results = library.double_backward(reference, tensors, grad_output, grads)
+    return (*results, *(None for _ in ctx.options))
+
+
+def _vmap(info, in_dims, *arguments):
+    tensors = [library.fold_batch(*pair, info.batch_size) for pair in zip(arguments[:3], in_dims, strict=False)]
+    out = torch.ops.danet.sdc(*tensors, *arguments[3:])
+    return out.unflatten(0, (info.batch_size, -1)), 0
+
+
+def _vmap_backward(info, in_dims, *arguments):
+    tensors = [library.fold_batch(*pair, info.batch_size) for pair in zip(arguments[:4], in_dims, strict=False)]
+    grads = torch.ops.danet.sdc_backward(*tensors, *arguments[4:])
+    return tuple(grad.unflatten(0, (info.batch_size, -1)) for grad in grads), (0, 0, 0)
+
+
+library.register("sdc", fake=_fake, setup_context=_setup_context, backward=_backward, vmap=_vmap)
+library.register(
+    "sdc_backward",
+    fake=_fake_backward,
+    setup_context=_setup_context_backward,
+    backward=_backward_of_backward,
+    vmap=_vmap_backward,
+)
 
 
 class SDC(nn.Module):

@@ -1,30 +1,59 @@
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 
+import danet.ops
 from danet.ops import describe, info
 
 
 def test_info_and_its_line():
     facts = info()
     assert facts["torch"] == torch.__version__
-    assert facts["operators"] == "reference"
+    assert (facts["operators"], facts["why"]) == ("compiled", "")
+    assert facts["instruction_set"] in ("baseline", "AVX2 and FMA", "AVX-512")
     assert facts["threads"] == torch.get_num_threads()
     assert "\n" not in describe()
     assert torch.__version__ in describe()
-    assert "reference operators" in describe()
+    assert "compiled operators" in describe()
 
 
-def run(*arguments):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
 
 
 def test_command_prints_every_fact():
     result = run("-m", "danet.ops")
     assert result.returncode == 0, result.stderr
     assert [line.split()[0] for line in result.stdout.splitlines()] == list(info())
-    assert "reference" in result.stdout
+    assert "compiled" in result.stdout
+
+
+@pytest.mark.parametrize(("asked", "text"), [("default", "baseline"), ("avx2", "AVX2 and FMA"), ("avx512", "AVX-512")])
+def test_the_instruction_set_can_be_lowered(asked, text):
+    result = run("-m", "danet.ops", DANET_CPU_CAPABILITY=asked)
+    assert result.returncode == 0, result.stderr
+    if text == "baseline" or info()["instruction_set"] == "AVX-512":
+        assert text in result.stdout
+
+
+def test_without_the_library_the_references_serve_with_one_warning(tmp_path):
+    """A checkout that was not built."""
+    package = Path(danet.ops.__file__).parent
+    shutil.copytree(package, tmp_path / "danet/ops", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    program = (
+        "from danet.ops import SDC, info; import torch; SDC(8)(torch.randn(1, 8, 5, 5)); print(info()['operators'])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert result.stdout.strip() == "reference", result.stderr
+    assert result.stderr.count("Warning") == 1
+    assert "pip install -e . --no-build-isolation" in result.stderr
 
 
 def test_operators_need_nothing_but_torch_and_say_nothing():

@@ -1,0 +1,326 @@
+"""Measures the operators against the forms that others would write: python -m benchmarks.ops [OPERATOR] [options]."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import rivals
+from benchmarks.timing import alternate, ceilings, header
+from danet.ops import (
+    info,
+    lcdc,
+    lcdc_reference,
+    prepare_rep_conv,
+    rep_conv,
+    rep_conv_reference,
+    sdc,
+    sdc_reference,
+    softmax_gate,
+    softmax_gate_reference,
+)
+
+Function = Callable[[], object]
+
+
+@dataclass
+class Case:
+    """One line of the table: what is measured, what it costs at least, and what it must agree with."""
+
+    operator: str
+    name: str
+    direction: str
+    ours: Function
+    rivals: dict[str, Function | None]
+    flops: float
+    bytes: float
+    check: Callable[[], tuple[Tensor, Tensor, float]]  # our result, what it must be, largest error allowed
+    times: dict[str, float] = field(default_factory=dict)
+
+
+def image(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    return (torch.randn(shape) * scale).to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def backward_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Function:
+    """The backward pass alone: the graph is built once and kept."""
+    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in leaves]
+    out = function(*leaves)
+    grad_output = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out)
+    grad_output = grad_output.contiguous(memory_format=torch.channels_last)
+    return lambda: torch.autograd.grad(out, leaves, grad_output, retain_graph=True)
+
+
+def both_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Function:
+    """Forward and backward."""
+    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in leaves]
+    grad_output = torch.ones(function(*leaves).shape).contiguous(memory_format=torch.channels_last)
+    return lambda: torch.autograd.grad(function(*leaves), leaves, grad_output)
+
+
+def same(ours: Function, reference: Function, tolerance: float) -> Callable[[], tuple[Tensor, Tensor, float]]:
+    def check():
+        pair = []
+        for function in (ours, reference):
+            result = function()
+            result = result if isinstance(result, tuple) else (result,)
+            pair.append(torch.cat([t.detach().flatten().double() for t in result]))
+        return *pair, tolerance
+
+    return check
+
+
+def sdc_cases() -> Iterator[Case]:
+    for N, C, H, W in ((1, 64, 64, 80), (1, 128, 32, 40), (1, 256, 16, 20), (2, 128, 56, 56)):
+        G, K = 4, 9
+        predicted = image(N, 3 * G * K, H, W)  # offsets and logits of one convolution, as the SDC module has them
+        leaves = [image(N, C, H, W), predicted[:, : 2 * G * K], predicted[:, 2 * G * K :]]
+        flops, bytes = 8.0 * N * C * H * W * K, 4.0 * N * H * W * (2 * C + 3 * G * K)
+
+        def ours(*t: Tensor) -> Tensor:
+            return sdc(*t, groups=4)
+
+        def reference(*t: Tensor) -> Tensor:
+            return sdc_reference(*t, groups=4)
+
+        def grid_sample(*t: Tensor) -> Tensor:
+            return rivals.sdc_grid_sample(*t, groups=4)
+
+        functions = {"sdc_reference": reference, "grid_sample": grid_sample}
+        size = f"{N}x{C}x{H}x{W} G4"
+        if N > 1:
+            both = {name: both_of(f, leaves) for name, f in functions.items()}
+            call = both_of(ours, leaves)
+            yield Case("sdc", size, "both", call, both, 3 * flops, 3 * bytes, same(call, both["sdc_reference"], 1e-3))
+            continue
+        forward = {name: lambda f=f, t=leaves: f(*t) for name, f in functions.items()}
+        forward["onnxruntime"] = rivals.onnxruntime_deform_conv(*leaves, groups=4)
+        call = lambda f=ours, t=leaves: f(*t)  # noqa: E731
+        yield Case("sdc", size, "forward", call, forward, flops, bytes, same(call, forward["sdc_reference"], 1e-4))
+        backward = {name: backward_of(f, leaves) for name, f in functions.items()}
+        call = backward_of(ours, leaves)
+        check = same(call, backward["sdc_reference"], 1e-3)
+        yield Case("sdc", size, "backward", call, backward, 2 * flops, 2 * bytes, check)
+
+
+def lcdc_cases() -> Iterator[Case]:
+    for C, H, W, k in ((64, 64, 80, 3), (128, 32, 40, 3), (256, 16, 20, 5)):
+        leaves = [image(1, C, H, W), torch.randn(1, k)]
+
+        def ours(*t: Tensor) -> Tensor:
+            return lcdc(*t, gate=True)
+
+        functions = {"shifted": rivals.lcdc_shifted, "conv1d": rivals.lcdc_conv1d}
+        reference = lambda *t: lcdc_reference(*t, gate=True)  # noqa: E731
+        flops, bytes = 2.0 * C * H * W * (k + 4), 8.0 * C * H * W
+        for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
+            call, factor = wrap(ours, leaves), 1 if direction == "forward" else 3
+            others = {name: wrap(f, leaves) for name, f in functions.items()}
+            check = same(call, wrap(reference, leaves), 1e-2)
+            size = f"1x{C}x{H}x{W} k{k} gate"
+            yield Case("lcdc", size, direction, call, others, factor * flops, factor * bytes, check)
+
+
+def softmax_gate_cases() -> Iterator[Case]:
+    for C, H, W in ((64, 64, 80), (128, 32, 40), (256, 16, 20)):
+        leaves = [image(1, C, H, W), image(1, C, H, W)]
+        functions = {"eager": rivals.softmax_gate_eager, "softmax_gate_reference": softmax_gate_reference}
+        for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
+            call, factor = wrap(softmax_gate, leaves), 1 if direction == "forward" else 2
+            others = {name: wrap(f, leaves) for name, f in functions.items()}
+            check = same(call, others["softmax_gate_reference"], 1e-4)
+            size, flops, bytes = f"1x{C}x{H}x{W}", 5.0 * C * H * W, 12.0 * C * H * W
+            yield Case("softmax_gate", size, direction, call, others, factor * flops, factor * bytes, check)
+
+
+def rep_conv_cases() -> Iterator[Case]:
+    for H, W in ((256, 320), (512, 640)):
+        for stage, (C, layers) in enumerate(((64, 4), (128, 6), (256, 16)), 1):
+            size = (1, C, H >> stage + 1, W >> stage + 1)
+            yield rep_conv_case(size, C, layers=1)
+            yield rep_conv_case(size, C, layers=layers)
+            yield rep_conv_case((1, C, size[2], size[3]), 2 * C, layers=1, stride=2)
+    yield rep_conv_case((1, 64, 64, 80), 64, layers=1, dtype=torch.bfloat16)
+    yield rep_conv_case((1, 128, 32, 40), 128, layers=1, dtype=torch.bfloat16)
+
+
+def rep_conv_case(
+    size: tuple[int, ...], C_out: int, *, layers: int, stride: int = 1, dtype: torch.dtype = torch.float32
+) -> Case:
+    """One layer, or a chain of them, each with weights of its own."""
+    N, C, H, W = size
+    input = image(*size, dtype=dtype)
+    weights = [image(C_out, C, 3, 3, dtype=dtype, scale=(2 / (9 * C)) ** 0.5) for _ in range(layers)]
+    biases = [torch.randn(C_out).to(dtype) * 0.1 for _ in range(layers)]
+    prepared = [prepare_rep_conv(weight) for weight in weights]
+
+    def chain(function: Callable, kernels: list) -> Function:
+        def run() -> Tensor:
+            x = input
+            for kernel, bias in zip(kernels, biases, strict=True):
+                x = function(x, kernel, bias, stride=stride)
+            return x
+
+        return run
+
+    def check() -> tuple[Tensor, Tensor, float]:
+        exact = input.double()
+        for weight, bias in zip(weights, biases, strict=True):
+            exact = rep_conv_reference(exact, weight.double(), bias.double(), stride=stride)
+        result = ours().double()
+        norm = exact.norm()
+        return result / norm, exact / norm, {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+
+    ours = chain(rep_conv, prepared)
+    name = f"{N}x{C}x{H}x{W} to {C_out}" + (f" x {layers}" if layers > 1 else "") + (" stride 2" if stride == 2 else "")
+    name += "" if dtype == torch.float32 else " bfloat16"
+    out = N * C_out * math.ceil(H / stride) * math.ceil(W / stride)
+    bytes = input.element_size() * layers * (input.numel() + out + weights[0].numel())
+    oneDNN = chain(rivals.rep_conv_eager, weights)
+    return Case("rep_conv", name, "forward", ours, {"oneDNN": oneDNN}, 2.0 * layers * out * C * 9, float(bytes), check)
+
+
+CASES = {"sdc": sdc_cases, "lcdc": lcdc_cases, "rep_conv": rep_conv_cases, "softmax_gate": softmax_gate_cases}
+
+
+def verify(case: Case) -> None:
+    """A fast wrong answer is no answer."""
+    result, expected, tolerance = case.check()
+    difference = result - expected
+    error = float(difference.norm() if case.operator == "rep_conv" else difference.abs().max())
+    if not error <= tolerance:
+        raise SystemExit(f"{case.operator} {case.name} {case.direction}: error {error:.2e} is above {tolerance:.0e}")
+
+
+def measure(case: Case, repetitions: int) -> None:
+    grad = torch.enable_grad() if case.direction != "forward" else torch.no_grad()
+    with grad:
+        verify(case)
+        functions = {"ours": case.ours, **{name: f for name, f in case.rivals.items() if f is not None}}
+        case.times = alternate(functions, repetitions=repetitions)
+
+
+def ratios(case: Case) -> dict[str, float]:
+    return {name: time / case.times["ours"] for name, time in case.times.items() if name != "ours"}
+
+
+def line(case: Case, ceiling: dict[str, float]) -> str:
+    time = case.times["ours"]
+    bandwidth, speed = case.bytes / time / 1e9, case.flops / time / 1e9
+    share = max(bandwidth / ceiling["GB/s"], speed / ceiling["GFLOP/s"])
+    text = f"{case.operator:<13}{case.name:<34}{case.direction:<9}"
+    text += f"{time * 1e3:8.3f}{bandwidth:8.1f}{speed:9.1f}{share:6.0%}"
+    return text + "".join(f"   {ratio:5.2f}x {name}" for name, ratio in ratios(case).items())
+
+
+def dispatch_cost(repetitions: int) -> dict[str, float]:
+    """Microseconds of a call on the smallest input: what is not the kernel's work."""
+    leaves = {
+        "sdc": (sdc, [image(1, 1, 1, 1), image(1, 18, 1, 1), image(1, 9, 1, 1)]),
+        "lcdc": (lcdc, [image(1, 1, 1, 1), torch.ones(1, 3)]),
+        "softmax_gate": (softmax_gate, [image(1, 1, 1, 1), image(1, 1, 1, 1)]),
+        "rep_conv": (rep_conv, [image(1, 8, 1, 1), image(8, 8, 3, 3)]),
+    }
+    functions = {name: lambda f=f, t=t: f(*t) for name, (f, t) in leaves.items()}
+    functions["F.conv2d"] = lambda t=leaves["rep_conv"][1]: F.conv2d(*t, padding=1)
+    with torch.no_grad():
+        times = alternate(functions, repetitions=repetitions)
+    return {name: time * 1e6 for name, time in times.items()}
+
+
+def plot(cases: list[Case], path: Path, title: str) -> None:
+    """Bars of how many times faster than each rival, a group a case."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [(f"{c.operator} {c.name}, {c.direction}", ratios(c)) for c in cases]
+    names = list(dict.fromkeys(name for _, each in rows for name in each))
+    count = sum(len(each) for _, each in rows)
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.2 * count + 0.12 * len(rows)))
+    y, ticks = 0.0, []
+    for text, each in reversed(rows):
+        ticks.append((y + (len(each) - 1) / 2, text))
+        for name, ratio in each.items():
+            axes.barh(y, ratio, color=f"C{names.index(name)}")
+            axes.annotate(f" {ratio:.1f}", (ratio, y), va="center", fontsize=7)
+            y += 1
+        y += 0.6
+    axes.set_yticks([t for t, _ in ticks], [text for _, text in ticks], fontsize=7)
+    axes.set_xscale("log")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("times as fast as the rival (logarithmic)")
+    axes.set_title(title, fontsize=8)
+    axes.legend([plt.Rectangle((0, 0), 1, 1, color=f"C{i}") for i in range(len(names))], names, fontsize=7)
+    axes.margins(y=0.01, x=0.12)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__)
+    parser.add_argument("operator", nargs="?", choices=CASES, help="by default all of them")
+    parser.add_argument("--json", type=Path, help="write the raw figures to this file")
+    parser.add_argument("--plot", type=Path, help="draw a chart to this file (.png)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads, 2 by default")
+    parser.add_argument("--repetitions", type=int, default=30, help="measurements a function, at least 30")
+    options = parser.parse_args(arguments)
+    for path in (options.json, options.plot):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"{path}: no such folder")
+    if options.repetitions < 30 or options.threads < 1:
+        parser.error("--repetitions must be at least 30, --threads at least 1")
+    if info()["operators"] != "compiled":
+        raise SystemExit(f"benchmarks.ops: nothing to measure, {info()['why']}")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+
+    facts, ceiling = header(), ceilings()
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    print(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, float32 product {ceiling['GFLOP/s']:.0f} GFLOP/s; medians")
+    print(f"{'operator':<13}{'case':<34}{'pass':<9}{'ms':>8}{'GB/s':>8}{'GFLOP/s':>9}{'share':>6}   times as fast as")
+    cases = []
+    for name in [options.operator] if options.operator else CASES:
+        for case in CASES[name]():
+            measure(case, options.repetitions)
+            print(line(case, ceiling), flush=True)
+            cases.append(case)
+    every = {name for case in cases for name in ratios(case)}
+    means = {}
+    for name in sorted(every):
+        values = [ratios(case)[name] for case in cases if name in ratios(case)]
+        means[name] = math.exp(sum(map(math.log, values)) / len(values))
+    costs = dispatch_cost(options.repetitions)
+    print("dispatch, microseconds: " + ", ".join(f"{name} {cost:.1f}" for name, cost in costs.items()))
+    print("geometric means: " + ", ".join(f"{mean:.2f}x {name}" for name, mean in means.items()))
+
+    if options.json is not None:
+        rows = [
+            {
+                "operator": c.operator,
+                "case": c.name,
+                "pass": c.direction,
+                "flops": c.flops,
+                "bytes": c.bytes,
+                "seconds": c.times,
+                "times_as_fast_as": ratios(c),
+            }
+            for c in cases
+        ]
+        content = {"machine": facts, "ceilings": ceiling, "dispatch_us": costs, "geometric_means": means, "cases": rows}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    if options.plot is not None:
+        plot(cases, options.plot, f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The forms that others would write, which our operators are measured against."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sdc_grid_sample(input: Tensor, offset: Tensor, mask: Tensor, groups: int) -> Tensor:
+    """SDC, 3x3 with padding 1, as a grid_sample of every tap: the usual eager form."""
+    N, C, H, W = input.shape
+    image = input.contiguous().view(N * groups, C // groups, H, W)
+    offset = offset.reshape(N * groups, 9, 2, H, W)
+    weight = mask.reshape(N * groups, 9, H, W).softmax(1)
+    ys, xs = torch.meshgrid(torch.arange(H, dtype=input.dtype), torch.arange(W, dtype=input.dtype), indexing="ij")
+    out = torch.zeros_like(image)
+    for k in range(9):
+        y, x = ys + (k // 3 - 1) + offset[:, k, 0], xs + (k % 3 - 1) + offset[:, k, 1]
+        grid = torch.stack([(2 * x + 1) / W - 1, (2 * y + 1) / H - 1], dim=-1)
+        out = out + weight[:, k : k + 1] * F.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
+    return out.view(N, C, H, W)
+
+
+def lcdc_shifted(input: Tensor, weight: Tensor) -> Tensor:
+    """sigmoid(lcdc(input)) * input by a padded copy and shifted multiply-adds, along the innermost axis."""
+    rows = input.permute(0, 2, 3, 1)
+    C, k = rows.shape[-1], weight.shape[1]
+    padded = F.pad(rows, (k // 2, k // 2))
+    total = padded[..., :C] * weight[0, 0]
+    for j in range(1, k):
+        total = torch.addcmul(total, padded[..., j : j + C], weight[0, j])
+    return (torch.sigmoid(total) * rows).permute(0, 3, 1, 2)
+
+
+def lcdc_conv1d(input: Tensor, weight: Tensor) -> Tensor:
+    """The same by conv1d over the positions."""
+    N, C, H, W = input.shape
+    rows = input.permute(0, 2, 3, 1).reshape(N * H * W, 1, C)
+    total = F.conv1d(rows, weight.view(1, 1, -1), padding=weight.shape[1] // 2)
+    return (torch.sigmoid(total) * rows).view(N, H, W, C).permute(0, 3, 1, 2)
+
+
+def softmax_gate_eager(input: Tensor, logits: Tensor) -> Tensor:
+    return torch.softmax(logits, dim=1) * input * input.shape[1]
+
+
+def rep_conv_eager(input: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """torch's convolution with bias (oneDNN) and ReLU."""
+    return F.relu_(F.conv2d(input, weight, bias, stride=stride, padding=1))
+
+
+def onnxruntime_deform_conv(input: Tensor, offset: Tensor, mask: Tensor, groups: int) -> Callable[[], object] | None:
+    """ONNX Runtime's DeformConv with one channel a group, which is SDC but for the softmax (left out, in its favour).
+
+    None where onnx and onnxruntime are not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        return None
+    C = input.shape[1]
+    tensors = {"X": input, "W": torch.ones(C, 1, 3, 3), "offset": offset, "mask": mask}
+    arrays = {name: value.contiguous().numpy() for name, value in tensors.items()}
+    node = onnx.helper.make_node(
+        "DeformConv",
+        ["X", "W", "offset", "", "mask"],
+        ["Y"],
+        group=C,
+        offset_group=groups,
+        kernel_shape=[3, 3],
+        pads=[1, 1, 1, 1],
+    )
+    values = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, a.shape) for n, a in arrays.items()]
+    result = onnx.helper.make_tensor_value_info("Y", onnx.TensorProto.FLOAT, input.shape)
+    graph = onnx.helper.make_graph([node], "deform_conv", values, [result])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, arrays)

@@ -1,0 +1,67 @@
+"""Times functions side by side, so that a noisy machine is equally noisy for all of them."""
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from danet.ops import info
+
+
+def alternate(
+    functions: dict[str, Callable[[], object]], *, repetitions: int = 30, seconds: float = 1.0
+) -> dict[str, float]:
+    """Median seconds of each function; one call of each in turn, at least `repetitions` and `seconds` long.
+
+    A call faster than 0.2 ms is repeated within a turn, so that the clock's own cost does not count.
+    """
+    inner = {}
+    for name, function in functions.items():
+        for _ in range(3):
+            function()
+        started = time.perf_counter()
+        function()
+        inner[name] = max(1, int(2e-4 / max(time.perf_counter() - started, 1e-9)))
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    started = time.perf_counter()
+    while len(next(iter(times.values()))) < repetitions or time.perf_counter() - started < seconds:
+        for name, function in functions.items():
+            begin = time.perf_counter()
+            for _ in range(inner[name]):
+                function()
+            times[name].append((time.perf_counter() - begin) / inner[name])
+        if len(next(iter(times.values()))) >= 2000:
+            break
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def ceilings() -> dict[str, float]:
+    """What this machine reaches now: GB/s of a large copy (read and written), GFLOP/s of a large float32 product."""
+    source = torch.ones(32 << 20)
+    target = torch.empty_like(source)
+    a = torch.ones(1536, 1536)
+    times = alternate({"copy": lambda: target.copy_(source), "product": lambda: a @ a}, repetitions=20, seconds=0.5)
+    return {"GB/s": 2 * source.nbytes / times["copy"] / 1e9, "GFLOP/s": 2 * 1536**3 / times["product"] / 1e9}
+
+
+def header() -> dict[str, str | int]:
+    """The machine and the software that were measured."""
+    facts = info()
+    cpu = platform.processor()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    compiler = subprocess.run(["c++", "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
+    return {
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "instruction_set": facts["instruction_set"],
+        "torch": facts["torch"],
+        "python": facts["python"],
+        "compiler": compiler or "unknown",
+    }

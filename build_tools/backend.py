@@ -1,0 +1,76 @@
+"""The build backend: setuptools', which asks for torch, cmake and ninja only where there are none.
+
+An isolated build cannot import the torch of the environment that it builds for. It need not: headers and
+libtorch_cpu.so of any torch from 2.10 on will do, and `find_torch` finds them without importing anything.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from setuptools.build_meta import *  # noqa: F403  (the hooks that are not defined below)
+
+OLDEST = (2, 10)
+
+
+def find_torch() -> Path | None:
+    """The folder of an installed torch with what the build needs: this environment's, or that around it."""
+    for folder in _candidates():
+        version = folder / "version.py"
+        if (folder / "include/torch/csrc/stable/library.h").exists() and version.exists():
+            numbers = re.search(r"__version__ = '(\d+)\.(\d+)", version.read_text())
+            if numbers and tuple(map(int, numbers.groups())) >= OLDEST:
+                return folder
+    return None
+
+
+def find_tool(name: str) -> str | None:
+    """An executable beside this Python or on the PATH."""
+    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+def _candidates() -> Iterator[Path]:
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        yield Path(spec.origin).parent
+    for name in ("purelib", "platlib"):  # pip hides these from an isolated build's imports, not from its eyes
+        yield Path(sysconfig.get_path(name)) / "torch"
+    for python in _pythons():
+        code = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s else '')"
+        found = subprocess.run([python, "-c", code], capture_output=True, text=True)
+        if found.returncode == 0 and found.stdout.strip():
+            yield Path(found.stdout.strip()).parent
+
+
+def _pythons() -> Iterator[str]:
+    """The interpreters that may have started this build in an environment of its own."""
+    configuration = Path(sys.prefix) / "pyvenv.cfg"
+    if configuration.exists():
+        creator = re.search(r"^command = (.+?) -m ", configuration.read_text(), re.MULTILINE)
+        if creator and Path(creator.group(1)).exists():
+            yield creator.group(1)
+    if "VIRTUAL_ENV" in os.environ:
+        yield str(Path(os.environ["VIRTUAL_ENV"]) / "bin/python")
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        python = Path(folder) / "python3"
+        if python.exists() and python.parent != Path(sys.executable).parent:
+            yield str(python)
+
+
+def _requirements() -> list[str]:
+    needed = [] if find_torch() else ["torch>=2.10"]
+    return needed + [name for name in ("cmake", "ninja") if find_tool(name) is None]
+
+
+def get_requires_for_build_wheel(config_settings=None) -> list[str]:
+    return _requirements()
+
+
+def get_requires_for_build_editable(config_settings=None) -> list[str]:
+    return _requirements()

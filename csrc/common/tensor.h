@@ -1,0 +1,98 @@
+// What the torch side of every CPU operator shares: checks, channels-last views, threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <string>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "kernels.h"
+
+namespace danet {
+
+using torch::headeronly::IntHeaderOnlyArrayRef;
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Guards of memory safety for direct callers of torch.ops.danet; users get their messages from the Python checkers.
+// Unlike STD_TORCH_CHECK, the message names no file.
+#define DANET_CHECK(condition, ...) \
+  if (!(condition)) throw std::runtime_error(torch::headeronly::detail::stdTorchCheckMsgImpl("", __VA_ARGS__))
+
+inline DType dtype_of(const Tensor& t) {
+  ScalarType type = t.scalar_type();
+  DANET_CHECK(
+      type == ScalarType::Double || type == ScalarType::Float || type == ScalarType::Half ||
+          type == ScalarType::BFloat16,
+      "danet: dtype must be float64, float32, float16 or bfloat16");
+  return DType(int8_t(type));
+}
+
+// t is a CPU tensor of input's type and of these sizes.
+inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& input, IntHeaderOnlyArrayRef sizes) {
+  DANET_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU");
+  DANET_CHECK(t.scalar_type() == input.scalar_type(), op, ": ", name, " must have input's dtype");
+  DANET_CHECK(t.dim() == int64_t(sizes.size()) && std::equal(sizes.begin(), sizes.end(), t.sizes().begin()),
+              op, ": ", name, " has the wrong shape");
+}
+
+// An [N, C, H, W] tensor whose pixels lie one after the other, each with its channels side by side. Slices of channels or
+// of images of a channels-last tensor are such already and are not copied.
+struct Image {
+  Tensor tensor;
+  ImageView view;
+
+  explicit Image(const Tensor& t) : tensor(t) {
+    if (!strides_fit()) {
+      tensor = torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+      strides_fit();
+    }
+    view.data = const_cast<void*>(tensor.const_data_ptr());
+  }
+
+ private:
+  // Sets the strides; a dimension of size 1 may have any.
+  bool strides_fit() {
+    auto sizes = tensor.sizes(), strides = tensor.strides();
+    view.image_stride = sizes[0] == 1 ? 0 : strides[0];
+    view.pixel_stride = sizes[3] > 1 ? strides[3] : sizes[2] > 1 ? strides[2] : sizes[1];
+    return (sizes[1] == 1 || strides[1] == 1) &&
+           (sizes[2] == 1 || sizes[3] == 1 || strides[2] == sizes[3] * strides[3]);
+  }
+};
+
+inline Tensor empty_image(const Tensor& like, IntHeaderOnlyArrayRef sizes) {
+  return torch::stable::empty(
+      sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
+}
+
+// Memory of one thread, aligned to a cache line, given back at the end of the scope.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : memory_(static_cast<char*>(std::aligned_alloc(64, size_t((bytes + 127) / 64 * 64)))) {
+    if (memory_ == nullptr) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(memory_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  char* get() const { return memory_; }
+
+ private:
+  char* memory_;
+};
+
+// Least work worth a thread of its own, in elementary operations (a few microseconds).
+constexpr int64_t kWorkPerThread = 20000;
+
+// body(begin, end) for parts of [0, count) on torch's threads; cost: elementary operations of one item.
+template <typename Body>
+void parallel_for(int64_t count, int64_t cost, const Body& body) {
+  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(cost, 1)), body);
+}
+
+}  // namespace danet

@@ -1,0 +1,364 @@
+// Vectors of the widest registers that this compilation may use, as GCC and Clang's own vector types: + - * / < ?: act
+// on all lanes and take scalars. Every kernels file is compiled once per instruction set (CMakeLists.txt), so everything
+// here is in an anonymous namespace: a function built for AVX-512 must never be linked into code for older processors.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define DANET_INLINE inline __attribute__((always_inline))
+
+namespace danet {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Storage types without arithmetic; the kernels compute in Compute<T>.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename T>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <typename T>
+using Compute = typename ComputeOf<T>::type;
+
+template <typename E, int L>
+struct VecOf {
+  typedef E type __attribute__((vector_size(L * sizeof(E))));
+};
+
+template <typename A>
+constexpr int kLanes = kVectorBytes / int(sizeof(A));
+template <typename A>
+using Vec = typename VecOf<A, kLanes<A>>::type;
+// As many int32 as Vec<A> has lanes, whatever their size.
+template <typename A>
+using IntVec = typename VecOf<int32_t, kLanes<A>>::type;
+// What a comparison of two Vec<A> gives: -1 or 0.
+template <typename A>
+using Mask = decltype(Vec<A>{} < Vec<A>{});
+
+template <typename A>
+DANET_INLINE Vec<A> broadcast(A value) {
+  return value - Vec<A>{};
+}
+
+template <typename V>
+DANET_INLINE V bits_as(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// --- scalars of the storage types ---------------------------------------------------------------------------------
+
+DANET_INLINE float to_compute(float value) { return value; }
+DANET_INLINE double to_compute(double value) { return value; }
+DANET_INLINE float to_compute(BFloat16 value) {
+  uint32_t bits = uint32_t(value.bits) << 16;
+  return bits_as<float>(&bits);
+}
+DANET_INLINE float to_compute(Half value) {
+#if defined(__F16C__)
+  return _cvtsh_ss(value.bits);
+#else
+  // The exponent is moved by a multiplication, which also makes subnormals normal; infinity and NaN need its top bits.
+  uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13;
+  float scaled = bits_as<float>(&magnitude) * 0x1p112f;
+  uint32_t bits = bits_as<uint32_t>(&scaled);
+  if (magnitude >= 0x0f800000) bits |= 0x7f800000;
+  bits |= uint32_t(value.bits & 0x8000) << 16;
+  return bits_as<float>(&bits);
+#endif
+}
+
+template <typename T>
+DANET_INLINE T from_compute(Compute<T> value);
+template <>
+DANET_INLINE float from_compute<float>(float value) {
+  return value;
+}
+template <>
+DANET_INLINE double from_compute<double>(double value) {
+  return value;
+}
+template <>
+DANET_INLINE BFloat16 from_compute<BFloat16>(float value) {
+  uint32_t bits = bits_as<uint32_t>(&value);
+  if (value != value) return {uint16_t(bits >> 16 | 0x40)};
+  return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest, ties to even
+}
+template <>
+DANET_INLINE Half from_compute<Half>(float value) {
+#if defined(__F16C__)
+  return {uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT))};
+#else
+  uint32_t bits = bits_as<uint32_t>(&value), magnitude = bits & 0x7fffffff;
+  uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  if (magnitude > 0x7f800000) return {uint16_t(sign | 0x7e00)};
+  if (magnitude >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // rounds beyond 65504
+  if (magnitude < 0x38800000) {                                   // subnormal: let the addition round
+    float sum = bits_as<float>(&magnitude) + 0.5f;
+    return {uint16_t(sign | (bits_as<uint32_t>(&sum) - 0x3f000000))};
+  }
+  return {uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13))};
+#endif
+}
+
+// --- memory: kLanes<Compute<T>> consecutive values at any alignment -------------------------------------------------
+
+template <typename T>
+DANET_INLINE Vec<Compute<T>> load(const T* p) {
+  return bits_as<Vec<T>>(p);
+}
+template <>
+DANET_INLINE Vec<float> load(const BFloat16* p) {
+  using U16 = typename VecOf<uint16_t, kLanes<float>>::type;
+  using U32 = typename VecOf<uint32_t, kLanes<float>>::type;
+  return (Vec<float>)(__builtin_convertvector(bits_as<U16>(p), U32) << 16);
+}
+template <>
+DANET_INLINE Vec<float> load(const Half* p) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__) && defined(__AVX2__)
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_compute(p[i]);
+  return v;
+#endif
+}
+
+template <typename T>
+DANET_INLINE void store(T* p, Vec<Compute<T>> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+template <>
+DANET_INLINE void store(BFloat16* p, Vec<float> v) {
+  using U16 = typename VecOf<uint16_t, kLanes<float>>::type;
+  using U32 = typename VecOf<uint32_t, kLanes<float>>::type;
+  U32 bits = (U32)v;
+  U32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  U16 narrow = __builtin_convertvector(v != v ? (bits >> 16 | 0x40) : rounded, U16);
+  std::memcpy(p, &narrow, sizeof narrow);
+}
+template <>
+DANET_INLINE void store(Half* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__) && defined(__AVX2__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) p[i] = from_compute<Half>(v[i]);
+#endif
+}
+
+// The first `count` lanes from memory, zero in the others; never touches what lies beyond.
+template <typename T>
+DANET_INLINE Vec<Compute<T>> load_first(const T* p, int64_t count) {
+  T lanes[kLanes<Compute<T>>] = {};
+  for (int i = 0; i < kLanes<Compute<T>>; ++i)
+    if (i < count) lanes[i] = p[i];
+  return load(lanes);
+}
+template <typename T>
+DANET_INLINE void store_first(T* p, Vec<Compute<T>> v, int64_t count) {
+  T lanes[kLanes<Compute<T>>];
+  store(lanes, v);
+  for (int i = 0; i < kLanes<Compute<T>>; ++i)
+    if (i < count) p[i] = lanes[i];
+}
+#if defined(__AVX512F__)
+template <>
+DANET_INLINE Vec<float> load_first(const float* p, int64_t count) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+}
+template <>
+DANET_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+}
+#elif defined(__AVX2__)
+DANET_INLINE __m256i first_lanes(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+template <>
+DANET_INLINE Vec<float> load_first(const float* p, int64_t count) {
+  return (Vec<float>)_mm256_maskload_ps(p, first_lanes(count));
+}
+template <>
+DANET_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
+  _mm256_maskstore_ps(p, first_lanes(count), (__m256)v);
+}
+#endif
+
+// v with zeros from lane `count` on.
+template <typename A>
+DANET_INLINE Vec<A> keep_first(Vec<A> v, int count) {
+  Mask<A> lane;
+  for (int i = 0; i < kLanes<A>; ++i) lane[i] = i;
+  return lane < count ? v : Vec<A>{};
+}
+
+// --- functions of all lanes -----------------------------------------------------------------------------------------
+
+template <typename A>
+DANET_INLINE bool any(Mask<A> mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8((__m256i)mask) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8((__m128i)mask) != 0;
+#else
+  bool result = false;
+  for (int i = 0; i < kLanes<A>; ++i) result |= mask[i] != 0;
+  return result;
+#endif
+}
+
+// A NaN in a stays.
+template <typename V, typename B>
+DANET_INLINE V at_least(V a, B low) {
+  return a < low ? low - V{} : a;
+}
+template <typename V, typename B>
+DANET_INLINE V at_most(V a, B high) {
+  return a > high ? high - V{} : a;
+}
+
+// |v| < 2^31.
+template <typename A>
+DANET_INLINE Vec<A> floor(Vec<A> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4)
+    return (Vec<A>)_mm512_floor_ps((__m512)v);
+  else
+    return (Vec<A>)_mm512_floor_pd((__m512d)v);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(A) == 4)
+    return (Vec<A>)_mm256_floor_ps((__m256)v);
+  else
+    return (Vec<A>)_mm256_floor_pd((__m256d)v);
+#else
+  Vec<A> whole = __builtin_convertvector(__builtin_convertvector(v, IntVec<A>), Vec<A>);
+  return whole > v ? whole - A(1) : whole;
+#endif
+}
+
+DANET_INLINE Vec<double> exp(Vec<double> v) {
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_exp(v[i]);
+  return v;
+}
+// Relative error below 2e-7; exp(-inf) = 0, exp(NaN) = NaN, infinite from 88.73 on.
+DANET_INLINE Vec<float> exp(Vec<float> v) {
+  // exp(v) = 2^n exp(r), r = v - n ln 2 in [-0.35, 0.35], ln 2 in two parts; coefficients: Cephes' expf.
+  Vec<float> x = at_most(at_least(v, -88.0f), 88.8f);
+  Vec<float> n = floor<float>(x * 1.44269504f + 0.5f);
+  Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  // 2^n in two factors: n reaches 128, where a single one would overflow.
+  IntVec<float> whole = __builtin_convertvector(n, IntVec<float>);
+  IntVec<float> half = whole >> 1;
+  p = p * (Vec<float>)((half + 127) << 23) * (Vec<float>)((whole - half + 127) << 23);
+  return v < -87.3f ? Vec<float>{} : p;
+}
+
+// --- lanes of two vectors by constant numbers: lane i of a is i, lane i of b is L + i --------------------------------
+
+template <typename Lanes, typename V, int... I>
+DANET_INLINE V pick_lanes(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, Lanes::lane(I, int(sizeof...(I)))...);
+}
+template <typename Lanes, typename V>
+DANET_INLINE V pick(V a, V b) {
+  return pick_lanes<Lanes>(a, b, std::make_integer_sequence<int, int(sizeof(V) / sizeof(a[0]))>{});
+}
+
+struct EvenLanes {
+  static constexpr int lane(int i, int) { return 2 * i; }
+};
+struct OddLanes {
+  static constexpr int lane(int i, int) { return 2 * i + 1; }
+};
+struct InterleavedLow {
+  static constexpr int lane(int i, int L) { return i / 2 + i % 2 * L; }
+};
+struct InterleavedHigh {
+  static constexpr int lane(int i, int L) { return L / 2 + i / 2 + i % 2 * L; }
+};
+// Every run of 2 * Part lanes of both vectors has two halves; the first (Upper = 0) or second ones, one after the other.
+template <int Parts, int Upper>
+struct Halves {
+  static constexpr int lane(int i, int L) {
+    int part = L / Parts;
+    return i / part * 2 * part + Upper * part + i % part;
+  }
+};
+template <int Distance>
+struct Exchanged {
+  static constexpr int lane(int i, int) { return i ^ Distance; }
+};
+struct EveryQuarter {
+  static constexpr int lane(int i, int L) { return i % 4 * (L / 4); }
+};
+
+// out[j] = the sum of the lanes of v[j], for four vectors at the price of two.
+template <typename A>
+DANET_INLINE void sum_lanes(const Vec<A> (&v)[4], A* out) {
+  constexpr int L = kLanes<A>;
+  if constexpr (L == 2) {
+    for (int j = 0; j < 4; ++j) out[j] = v[j][0] + v[j][1];
+  } else {
+    Vec<A> ab = pick<Halves<2, 0>>(v[0], v[1]) + pick<Halves<2, 1>>(v[0], v[1]);
+    Vec<A> cd = pick<Halves<2, 0>>(v[2], v[3]) + pick<Halves<2, 1>>(v[2], v[3]);
+    Vec<A> sums = pick<Halves<4, 0>>(ab, cd) + pick<Halves<4, 1>>(ab, cd);  // a quarter of the lanes for each j
+    if constexpr (L >= 16) sums += pick<Exchanged<2>>(sums, sums);
+    if constexpr (L >= 8) sums += pick<Exchanged<1>>(sums, sums);
+    sums = pick<EveryQuarter>(sums, sums);
+    std::memcpy(out, &sums, 4 * sizeof(A));
+  }
+}
+
+// The sum of all lanes.
+template <typename A>
+DANET_INLINE A sum_lanes(Vec<A> v) {
+  A sum = v[0];
+  for (int i = 1; i < kLanes<A>; ++i) sum += v[i];
+  return sum;
+}
+
+// A template of tables by type: the one for dtype.
+#define DANET_PICK_TYPE(tables, dtype) \
+  (dtype == DType::kDouble ? tables<double> : dtype == DType::kHalf ? tables<Half> \
+   : dtype == DType::kBFloat16 ? tables<BFloat16> : tables<float>)
+
+}  // namespace
+}  // namespace danet

@@ -1,0 +1,172 @@
+// The CPU kernels of LCDC: a pixel at a time. Its channels are copied between zeros, so that every vector of them can be
+// read shifted by any tap; backward does the same with d.
+#include "../common/vec.h"
+#include "lcdc.h"
+
+namespace danet {
+namespace {
+
+// One row of C channels with k / 2 zeros before and k / 2 and a vector's after them.
+template <typename A>
+struct PaddedRow {
+  A* start;     // k / 2 before channel 0
+  A* channels;  // channel 0
+
+  static int64_t size(const LcdcParams& p) { return (p.C + 2 * (p.k / 2) + 2 * kLanes<A> + 15) / 16 * 16; }
+
+  PaddedRow(const LcdcParams& p, A* memory) : start(memory), channels(memory + p.k / 2) {
+    for (int64_t i = 0; i < size(p); ++i) memory[i] = 0;
+  }
+};
+
+// What one thread holds: rows of the input, of d and (with gate) of g * s, the taps, and the sums for grad_weight, a
+// vector for each tap.
+template <typename A>
+struct Workspace {
+  PaddedRow<A> x, d, gated;
+  A *taps, *sums;
+
+  static int64_t size(const LcdcParams& p) { return 3 * PaddedRow<A>::size(p) + (p.k + 15) / 16 * 16 + p.k * kLanes<A>; }
+  Workspace(const LcdcParams& p, char* scratch)
+      : x(p, reinterpret_cast<A*>(scratch)), d(p, x.start + PaddedRow<A>::size(p)),
+        gated(p, d.start + PaddedRow<A>::size(p)), taps(gated.start + PaddedRow<A>::size(p)), sums(taps + (p.k + 15) / 16 * 16) {}
+};
+
+template <typename T>
+int64_t scratch_size(const LcdcParams& p) {
+  return Workspace<Compute<T>>::size(p) * int64_t(sizeof(Compute<T>));
+}
+
+template <typename T, typename A>
+DANET_INLINE void copy_row(const T* from, A* to, int64_t C) {
+  int64_t c = 0;
+  for (; c + kLanes<A> <= C; c += kLanes<A>) store(to + c, load(from + c));
+  for (; c < C; ++c) to[c] = to_compute(from[c]);
+}
+template <typename T, typename A>
+DANET_INLINE void copy_taps(const T* from, A* to, int64_t k) {
+  for (int64_t j = 0; j < k; ++j) to[j] = to_compute(from[j]);
+}
+
+template <typename V>
+DANET_INLINE V sigmoid(V a) {
+  return 1 / (1 + exp(-a));
+}
+
+// sum_j taps[Reversed ? k-1-j : j] * row[c + j]; kTaps = 0: k taps.
+template <int kTaps, bool kReversed, typename A>
+DANET_INLINE Vec<A> convolve(const A* taps, const A* row, int64_t c, int64_t k) {
+  if constexpr (kTaps > 0) k = kTaps;
+  Vec<A> sum{};
+#pragma GCC unroll 8
+  for (int64_t j = 0; j < k; ++j) sum += taps[kReversed ? k - 1 - j : j] * load(row + c + j);
+  return sum;
+}
+
+template <typename T, int kTaps>
+void forward_taps(
+    const LcdcParams& p, ImageView input, const T* weight, ImageView out, int64_t begin, int64_t end, char* scratch) {
+  using A = Compute<T>;
+  const Workspace<A> work(p, scratch);
+  copy_taps(weight, work.taps, p.k);
+  for (int64_t pixel = begin; pixel < end; ++pixel) {
+    int64_t n = pixel / p.P, i = pixel % p.P;
+    T* result = out.pixel<T>(n, i);
+    copy_row(input.pixel<T>(n, i), work.x.channels, p.C);
+    if (!p.shared) copy_taps(weight + i * p.k, work.taps, p.k);
+    for (int64_t c = 0; c < p.C; c += kLanes<A>) {
+      Vec<A> a = convolve<kTaps, false>(work.taps, work.x.start, c, p.k);
+      if (p.gate) a = sigmoid(a) * load(work.x.channels + c);
+      c + kLanes<A> <= p.C ? store(result + c, a) : store_first(result + c, a, p.C - c);
+    }
+  }
+}
+
+template <typename T, int kTaps>
+void backward_taps(
+    const LcdcParams& p, ImageView grad_output, ImageView input, const T* weight, ImageView grad_input,
+    double* partial, T* grad_weight, int64_t begin, int64_t end, char* scratch) {
+  using A = Compute<T>;
+  constexpr int L = kLanes<A>;
+  const int64_t k = kTaps > 0 ? kTaps : p.k, images = p.shared ? 1 : p.N;
+  const Workspace<A> work(p, scratch);
+  copy_taps(weight, work.taps, k);
+  for (int64_t j = 0; j < k * L; ++j) work.sums[j] = 0;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    if (!p.shared) {
+      copy_taps(weight + unit * k, work.taps, k);
+      for (int64_t j = 0; j < k * L; ++j) work.sums[j] = 0;
+    }
+    for (int64_t image = 0; image < images; ++image) {
+      int64_t n = p.shared ? unit / p.P : image, i = p.shared ? unit % p.P : unit;
+      T* result = grad_input.pixel<T>(n, i);
+      copy_row(input.pixel<T>(n, i), work.x.channels, p.C);
+      copy_row(grad_output.pixel<T>(n, i), work.d.channels, p.C);
+      if (p.gate)
+        for (int64_t c = 0; c < p.C; c += L) {
+          Vec<A> s = sigmoid(convolve<kTaps, false>(work.taps, work.x.start, c, k));
+          // Beyond C these are zero, and so is what is stored there.
+          Vec<A> gated = load(work.d.channels + c) * s;
+          store(work.gated.channels + c, gated);
+          store(work.d.channels + c, gated * load(work.x.channels + c) * (1 - s));
+        }
+      for (int64_t c = 0; c < p.C; c += L) {
+        Vec<A> grad = convolve<kTaps, true>(work.taps, work.d.start, c, k);
+        if (p.gate) grad += load(work.gated.channels + c);
+        Vec<A> d = load(work.d.channels + c);
+#pragma GCC unroll 8
+        for (int64_t j = 0; j < k; ++j)
+          store(work.sums + j * L, load(work.sums + j * L) + d * load(work.x.start + c + j));
+        c + L <= p.C ? store(result + c, grad) : store_first(result + c, grad, p.C - c);
+      }
+    }
+    if (!p.shared)
+      for (int64_t j = 0; j < k; ++j) grad_weight[unit * k + j] = from_compute<T>(sum_lanes<A>(load(work.sums + j * L)));
+  }
+  if (p.shared)
+    for (int64_t j = 0; j < k; ++j) partial[j] = double(sum_lanes<A>(load(work.sums + j * L)));
+}
+
+// Calls f with the number of taps as a constant where it is small.
+template <typename F>
+DANET_INLINE void with_taps(int64_t k, const F& f) {
+  switch (k) {
+    case 3: return f(std::integral_constant<int, 3>{});
+    case 5: return f(std::integral_constant<int, 5>{});
+    default: return f(std::integral_constant<int, 0>{});
+  }
+}
+
+template <typename T>
+void forward(
+    const LcdcParams& p, ImageView input, const void* weight, ImageView out, int64_t begin, int64_t end,
+    char* scratch) {
+  with_taps(p.k, [&](auto taps) {
+    forward_taps<T, taps()>(p, input, static_cast<const T*>(weight), out, begin, end, scratch);
+  });
+}
+
+template <typename T>
+void backward(
+    const LcdcParams& p, ImageView grad_output, ImageView input, const void* weight, ImageView grad_input,
+    double* partial, void* grad_weight, int64_t begin, int64_t end, char* scratch) {
+  with_taps(p.k, [&](auto taps) {
+    backward_taps<T, taps()>(
+        p, grad_output, input, static_cast<const T*>(weight), grad_input, partial, static_cast<T*>(grad_weight), begin,
+        end, scratch);
+  });
+}
+
+template <typename T>
+void store_taps(const double* from, void* to, int64_t count) {
+  for (int64_t j = 0; j < count; ++j) static_cast<T*>(to)[j] = from_compute<T>(Compute<T>(from[j]));
+}
+
+template <typename T>
+constexpr LcdcKernels kKernels = {scratch_size<T>, forward<T>, backward<T>, store_taps<T>};
+
+}  // namespace
+
+const LcdcKernels& DANET_ISA::lcdc_kernels(DType dtype) { return DANET_PICK_TYPE(kKernels, dtype); }
+
+}  // namespace danet

@@ -1,0 +1,31 @@
+// The schemas of all operators. The implementations register themselves, each in its operator's folder; fakes and
+// gradients are in danet/ops.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(danet, library) {
+  // input [N, C, H, W], offset [N, 2*G*K, H_out, W_out], mask [N, G*K, H_out, W_out] -> [N, C, H_out, W_out]
+  library.def(
+      "sdc(Tensor input, Tensor offset, Tensor mask, int groups, int[] kernel_size, int[] stride, int[] padding, "
+      "int[] dilation, float offset_scale, bool softmax, bool remove_center) -> Tensor");
+  // grad_output [N, C, H_out, W_out] -> the gradients of input, offset and mask
+  library.def(
+      "sdc_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, int groups, int[] kernel_size, "
+      "int[] stride, int[] padding, int[] dilation, float offset_scale, bool softmax, bool remove_center) "
+      "-> (Tensor, Tensor, Tensor)");
+  // input [N, C, H, W], weight [1 or H*W, k] -> [N, C, H, W]
+  library.def("lcdc(Tensor input, Tensor weight, bool gate) -> Tensor");
+  // grad_output [N, C, H, W] -> the gradients of input and weight
+  library.def("lcdc_backward(Tensor grad_output, Tensor input, Tensor weight, bool gate) -> (Tensor, Tensor)");
+  // input and logits [N, C, H, W] -> [N, C, H, W]
+  library.def("softmax_gate(Tensor input, Tensor logits) -> Tensor");
+  // grad_output [N, C, H, W] -> the gradients of input and logits
+  library.def("softmax_gate_backward(Tensor grad_output, Tensor input, Tensor logits) -> (Tensor, Tensor)");
+  // input [N, C, H, W], weight [C_out, C, 3, 3], prepared: prepare_rep_conv(weight), bias [C_out]
+  // -> [N, C_out, ceil(H / stride), ceil(W / stride)]; forward only
+  library.def(
+      "rep_conv(Tensor input, Tensor weight, Tensor? prepared, Tensor? bias, int stride, bool relu) -> Tensor");
+  // weight [C_out, C, 3, 3] -> a float tensor whose layout is this processor's own affair
+  library.def("prepare_rep_conv(Tensor weight) -> Tensor");
+  // 0: baseline, 1: AVX2 and FMA, 2: AVX-512
+  library.def("cpu_capability() -> int");
+}

@@ -1,0 +1,40 @@
+// rep_conv: 3x3 convolution with padding 1, bias and an optional ReLU in one pass.
+//
+//   out[n, o, y, x] = relu(bias[o] + sum_{c, i, j < 3} weight[o, c, i, j] * input[n, c, y*s - 1 + i, x*s - 1 + j])
+//
+// At stride 1 by Winograd's F(4x4, 3x3): output tiles of 4x4 from input tiles of 6x6,
+//
+//   out tile = A^T [ sum_c (G w G^T) * (B^T d B) ] A
+//
+// with 36 multiplications for 16 outputs instead of 144. G w G^T of all o and c is the prepared weight.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/kernels.h"
+
+namespace danet {
+
+struct RepConvParams {
+  int64_t N, C, C_out, H, W;
+  bool relu;
+};
+
+// The CPU kernels of one type, stride 1. Tiles are numbered row after row, image after image.
+struct RepConvKernels {
+  // Output channels in a panel of the prepared weight, [36, ceil(C_out / panel), C, panel] floats.
+  int64_t panel;
+  // Tiles that are worked on together.
+  int64_t (*tiles_at_once)(const RepConvParams&);
+  int64_t (*scratch_size)(const RepConvParams&, int64_t tiles);
+  // weight [C_out, C, 3, 3], contiguous; panels [begin, end) of prepared.
+  void (*prepare)(const RepConvParams&, const void* weight, float* prepared, int64_t begin, int64_t end);
+  // Tiles [begin, end), panels [first, last); bias [C_out] or null.
+  void (*forward)(
+      const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
+      int64_t end, int64_t first, int64_t last, char* scratch);
+};
+
+DANET_DECLARE_KERNELS(RepConvKernels, rep_conv_kernels)
+
+}  // namespace danet

@@ -1,0 +1,86 @@
+// SDC: every output pixel of every group of channels samples its own K places of the input.
+//
+//   out[n, c, y, x] = sum_{k < K} m[n, g, k, y, x] * input[n, c, Y, X],   g = c / (C / G)
+//   Y = y*s_y - p_y + h_y + scale * (k_y*d_y - h_y + offset[n, g, k, 0, y, x]),   the same for X with index 1
+//
+// h = d * (kernel_size - 1) / 2 (whole numbers), tap k = (k_y, k_x) in row-major order without the middle one where
+// remove_center, m the softmax of mask over the K taps, or mask itself. input[Y, X] is bilinear between the four pixels
+// of the cell floor(Y), floor(X), zero outside the image. A NaN coordinate is a NaN sample forward and a zero sample
+// backward, an infinite one a zero sample; the gradient of their offsets is zero.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/kernels.h"
+
+#if defined(__CUDACC__)
+#define DANET_SHARED __host__ __device__ __forceinline__
+#else
+#define DANET_SHARED inline __attribute__((always_inline))
+#endif
+
+namespace danet {
+
+struct SdcParams {
+  int64_t N, C, H, W, G, K, H_out, W_out;
+  int64_t kernel_size[2], stride[2], padding[2], dilation[2];  // (y, x)
+  double offset_scale;
+  bool softmax, remove_center;
+};
+
+namespace {
+
+// Y of output row 0 and tap k at offset zero is start + tap; a row adds stride, an offset offset_scale times itself.
+DANET_SHARED double sdc_start(const SdcParams& p, int axis) {
+  return double(p.dilation[axis] * (p.kernel_size[axis] - 1) / 2 - p.padding[axis]);
+}
+DANET_SHARED double sdc_tap(const SdcParams& p, int axis, int64_t k) {
+  if (p.remove_center && k >= p.K / 2) ++k;
+  int64_t side = axis == 0 ? k / p.kernel_size[1] : k % p.kernel_size[1];
+  return p.offset_scale * double(side * p.dilation[axis] - p.dilation[axis] * (p.kernel_size[axis] - 1) / 2);
+}
+
+// Weights of a cell's corners (top left, top right, bottom left, bottom right) times m; y and x: the place in the cell.
+template <typename V>
+DANET_SHARED void bilinear(V y, V x, V m, V (&weight)[4]) {
+  V bottom = y * m, top = m - bottom;
+  weight[1] = top * x;
+  weight[0] = top - weight[1];
+  weight[3] = bottom * x;
+  weight[2] = bottom - weight[3];
+}
+
+// From dot[corner] = sum_c grad_output * input at that corner: the derivatives by m, Y and X.
+template <typename V>
+DANET_SHARED void bilinear_gradients(V y, V x, V m, const V (&dot)[4], V& grad_m, V& grad_y, V& grad_x) {
+  V top = dot[0] + x * (dot[1] - dot[0]), bottom = dot[2] + x * (dot[3] - dot[2]);
+  V left = dot[0] + y * (dot[2] - dot[0]), right = dot[1] + y * (dot[3] - dot[1]);
+  grad_m = top + y * (bottom - top);
+  grad_y = m * (bottom - top);
+  grad_x = m * (right - left);
+}
+
+}  // namespace
+
+// The CPU kernels of one type. Each call works on its own rows; `scratch` is aligned to 64 bytes and a thread's own.
+struct SdcKernels {
+  // Bytes of scratch.
+  int64_t (*scratch_size)(const SdcParams&);
+  // Rows n * H_out + y of [begin, end): out.
+  void (*forward)(
+      const SdcParams&, ImageView input, ImageView offset, ImageView mask, ImageView out,
+      int64_t begin, int64_t end, char* scratch);
+  // reach[row] = the first and last input row that the output row touches (clipped to the image; first > last: none).
+  void (*reach)(
+      const SdcParams&, ImageView offset, int64_t begin, int64_t end, int32_t (*reach)[2], char* scratch);
+  // Output rows [begin, end) of image n: grad_offset and grad_mask; input rows [first, last) of image n: grad_input,
+  // which holds zeros and is of the computing type (float for half types). reach may be null: all rows are scanned.
+  void (*backward)(
+      const SdcParams&, ImageView grad_output, ImageView input, ImageView offset, ImageView mask,
+      ImageView grad_input, ImageView grad_offset, ImageView grad_mask, int64_t n, int64_t begin, int64_t end,
+      int64_t first, int64_t last, const int32_t (*reach)[2], char* scratch);
+};
+
+DANET_DECLARE_KERNELS(SdcKernels, sdc_kernels)
+
+}  // namespace danet

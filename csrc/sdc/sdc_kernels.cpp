@@ -1,0 +1,465 @@
+// The CPU kernels of SDC. The taps of a pixel are prepared together, a tap a vector lane: softmax, coordinates, corner
+// weights. Then, a group at a time, whole vectors of channels are gathered from the four corners of each tap. Nothing
+// else is stored: a pixel's prepared taps stay in the first-level cache.
+#include "../common/vec.h"
+#include "sdc.h"
+
+namespace danet {
+namespace {
+
+// Taps of so many groups are prepared at once that they stay in the cache.
+constexpr int64_t kTapsAtOnce = 256;
+
+// Prepared taps of one pixel, [J] each with J = groups * K; a whole vector may be stored at any place.
+template <typename A>
+struct Taps {
+  int64_t groups, J;
+  A *tap_y, *tap_x;           // sdc_tap of every tap
+  A *weight[4];               // of the corners, times m (forward: before the division by the sum)
+  A *m;                       // forward: before the division by the sum
+  A *cell_y, *cell_x;         // the place in the cell, 0 to 1
+  A *dot;                     // [J, 4] backward: grad_output times the corners
+  A *grad_m;
+  int32_t *y, *x, *pixel;     // the cell's top left corner; -2 to H and -2 to W; y * W + x
+
+  static int64_t groups_at_once(const SdcParams& p) {
+    int64_t groups = kTapsAtOnce / p.K;
+    return groups < 1 ? 1 : groups < p.G ? groups : p.G;
+  }
+  static int64_t size(const SdcParams& p) { return 18 * row(groups_at_once(p) * p.K) * int64_t(sizeof(A)); }
+
+  Taps(const SdcParams& p, char* scratch) : groups(groups_at_once(p)), J(groups * p.K) {
+    A* next = reinterpret_cast<A*>(scratch);
+    auto take = [&](int64_t rows = 1) {
+      A* taken = next;
+      next += rows * row(J);
+      return taken;
+    };
+    tap_y = take(), tap_x = take(), m = take(), cell_y = take(), cell_x = take(), grad_m = take(), dot = take(4);
+    for (A*& w : weight) w = take();
+    y = reinterpret_cast<int32_t*>(take());
+    x = reinterpret_cast<int32_t*>(take());
+    pixel = reinterpret_cast<int32_t*>(take());
+    for (int64_t j = 0; j < row(J); ++j) {
+      tap_y[j] = A(sdc_tap(p, 0, j % p.K));
+      tap_x[j] = A(sdc_tap(p, 1, j % p.K));
+    }
+  }
+
+ private:
+  // J and room for a vector that starts at the last tap, in whole cache lines.
+  static int64_t row(int64_t J) { return (J + kLanes<A> + 15) / 16 * 16; }
+};
+
+// Calls body(j) for vectors of taps that cover [0, J), J >= L; the last one may overlap the one before.
+template <int L, typename Body>
+DANET_INLINE void for_vectors(int64_t J, const Body& body) {
+  for (int64_t j = 0; j < J; j += L) body(j + L <= J ? j : J - L);
+}
+
+// A row of values that can be read in whole vectors: itself, or a padded copy where it is shorter than one.
+template <typename T, int kCount>
+struct Readable {
+  T copy[kCount];
+  const T* values;
+
+  DANET_INLINE Readable(const T* p, int64_t count) : values(p) {
+    if (count >= kCount) return;
+    for (int i = 0; i < kCount; ++i) copy[i] = i < count ? p[i] : T{};
+    values = copy;
+  }
+};
+
+template <typename A, typename T>
+DANET_INLINE void load_offsets(const T* offset, int64_t j, Vec<A>& y, Vec<A>& x) {
+  Vec<A> low = load(offset + 2 * j), high = load(offset + 2 * j + kLanes<A>);
+  y = pick<EvenLanes>(low, high);
+  x = pick<OddLanes>(low, high);
+}
+
+// The softmax's numerators of `groups` groups of K logits, to m.
+template <typename A>
+void stable_exp(A* m, int64_t groups, int64_t K) {
+  for (int64_t g = 0; g < groups; ++g, m += K) {
+    A top = m[0];
+    for (int64_t k = 1; k < K; ++k) top = m[k] > top || m[k] != m[k] ? m[k] : top;
+    // A row of its own: the vectors of one group would run into the next.
+    for (int64_t k = 0; k < K; ++k) {
+      A shifted = m[k] - top;
+      m[k] = exp(broadcast<A>(shifted))[0];
+    }
+  }
+}
+
+// Fills taps for the groups at `offset` and `mask`; returns whether all their cells lie inside the image.
+template <typename A, typename T>
+DANET_INLINE bool prepare(
+    const SdcParams& p, const Taps<A>& taps, int64_t groups, A start_y, A start_x, const T* offset, const T* mask) {
+  constexpr int L = kLanes<A>;
+  int64_t J = groups * p.K;
+  Readable<T, L> masks(mask, J);
+  Readable<T, 2 * L> offsets(offset, 2 * J);
+  int64_t padded = J < L ? L : J;
+
+  // Moderate logits need no maximum: their exponentials neither overflow nor vanish.
+  Mask<A> large{};
+  for_vectors<L>(padded, [&](int64_t j) {
+    Vec<A> m = load(masks.values + j);
+    if (p.softmax) {
+      large |= ~((m < A(20)) & (m > A(-20)));
+      m = exp(m);
+    }
+    store(taps.m + j, m);
+  });
+  if (p.softmax && any<A>(large)) {
+    for (int64_t j = 0; j < J; ++j) taps.m[j] = to_compute(mask[j]);
+    stable_exp(taps.m, groups, p.K);
+  }
+
+  const A scale = A(p.offset_scale), last_y = A(p.H - 2), last_x = A(p.W - 2);
+  const int32_t W = int32_t(p.W);
+  Mask<A> outside{};
+  for_vectors<L>(padded, [&](int64_t j) {
+    Vec<A> dy, dx;
+    load_offsets<A>(offsets.values, j, dy, dx);
+    Vec<A> y = (load(taps.tap_y + j) + start_y) + scale * dy, x = (load(taps.tap_x + j) + start_x) + scale * dx;
+    // Far away is as good as just outside; a NaN fails the comparisons and goes there too.
+    Mask<A> near = (y >= A(-2)) & (y <= A(p.H)) & (x >= A(-2)) & (x <= A(p.W));
+    Vec<A> m = load(taps.m + j), forward_m = (y != y) | (x != x) ? y + x : m;
+    y = near ? y : broadcast<A>(-2);
+    x = near ? x : broadcast<A>(-2);
+    Vec<A> cell_y = floor<A>(y), cell_x = floor<A>(x);
+    outside |= ~((cell_y >= A(0)) & (cell_y <= last_y) & (cell_x >= A(0)) & (cell_x <= last_x));
+    y -= cell_y;
+    x -= cell_x;
+    Vec<A> weight[4];
+    bilinear(y, x, forward_m, weight);
+    for (int corner = 0; corner < 4; ++corner) store(taps.weight[corner] + j, weight[corner]);
+    store(taps.cell_y + j, y);
+    store(taps.cell_x + j, x);
+    IntVec<A> row = __builtin_convertvector(cell_y, IntVec<A>), column = __builtin_convertvector(cell_x, IntVec<A>);
+    IntVec<A> pixel = row * W + column;
+    std::memcpy(taps.y + j, &row, sizeof row);
+    std::memcpy(taps.x + j, &column, sizeof column);
+    std::memcpy(taps.pixel + j, &pixel, sizeof pixel);
+  });
+  // Lanes beyond J count as outside at worst: short rows are slow anyway.
+  return !any<A>(outside);
+}
+
+// Where the image's rows and columns are in memory, and which corners of a cell exist.
+struct Corners {
+  int32_t H, W;
+  int64_t pixel_stride, step[4];
+
+  Corners(const SdcParams& p, const ImageView& image)
+      : H(int32_t(p.H)), W(int32_t(p.W)), pixel_stride(image.pixel_stride),
+        step{0, pixel_stride, p.W * pixel_stride, (p.W + 1) * pixel_stride} {}
+
+  DANET_INLINE bool exists(int32_t y, int32_t x, int corner) const {
+    return uint32_t(y + corner / 2) < uint32_t(H) && uint32_t(x + corner % 2) < uint32_t(W);
+  }
+};
+
+// A row's channels in blocks of 4, 2 and 1 vectors, then the rest: body(block<V>, c, count), count = 0 for whole ones.
+template <int V>
+struct Block {
+  static constexpr int vectors = V;
+};
+template <typename A, typename Body>
+DANET_INLINE void for_channels(int64_t C, const Body& body) {
+  constexpr int L = kLanes<A>;
+  int64_t c = 0;
+  for (; c + 4 * L <= C; c += 4 * L) body(Block<4>{}, c, 0);
+  if (c + 2 * L <= C) body(Block<2>{}, c, 0), c += 2 * L;
+  if (c + L <= C) body(Block<1>{}, c, 0), c += L;
+  if (c < C) body(Block<1>{}, c, int(C - c));
+}
+
+template <typename T>
+DANET_INLINE Vec<Compute<T>> load_channels(const T* p, int count) {
+  return count == 0 ? load(p) : load_first(p, count);
+}
+
+// out[0..C) of one group: the sum over its taps.
+template <bool kInside, typename T, typename A>
+DANET_INLINE void gather(
+    const Taps<A>& taps, int64_t first, int64_t K, bool softmax, const Corners& corners, const T* image, T* out,
+    int64_t C) {
+  constexpr int L = kLanes<A>;
+  A sum = 1;
+  if (softmax) {
+    sum = 0;
+    for (int64_t j = first; j < first + K; ++j) sum += taps.m[j];
+  }
+  const Vec<A> factor = broadcast<A>(1 / sum);
+  for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
+    constexpr int V = decltype(block)::vectors;
+    constexpr int kChains = V >= 4 ? 1 : 4 / V;  // an addition waits for the one before: keep four on their way
+    Vec<A> total[kChains][V] = {};
+    for (int64_t j = first; j < first + K; ++j) {
+      const T* cell = image + taps.pixel[j] * corners.pixel_stride + c;
+      if (!kInside && taps.weight[0][j] != taps.weight[0][j])  // NaN, wherever it lies
+        for (int v = 0; v < V; ++v) total[0][v] += taps.weight[0][j];
+#pragma GCC unroll 4
+      for (int corner = 0; corner < 4; ++corner) {
+        if (!kInside && !corners.exists(taps.y[j], taps.x[j], corner)) continue;
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+          total[corner % kChains][v] +=
+              taps.weight[corner][j] * load_channels(cell + corners.step[corner] + v * L, count);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      Vec<A> result = total[0][v];
+#pragma GCC unroll 4
+      for (int chain = 1; chain < kChains; ++chain) result += total[chain][v];
+      result *= factor;
+      count == 0 ? store(out + c + v * L, result) : store_first(out + c, result, count);
+    }
+  });
+}
+
+template <typename T>
+void forward(
+    const SdcParams& p, ImageView input, ImageView offset, ImageView mask, ImageView out, int64_t begin, int64_t end,
+    char* scratch) {
+  using A = Compute<T>;
+  const Taps<A> taps(p, scratch);
+  const Corners corners(p, input);
+  const int64_t C = p.C / p.G;
+  const A start_y = A(sdc_start(p, 0)), start_x = A(sdc_start(p, 1));
+  for (int64_t row = begin; row < end; ++row) {
+    int64_t n = row / p.H_out, y = row % p.H_out;
+    for (int64_t x = 0; x < p.W_out; ++x) {
+      int64_t i = y * p.W_out + x;
+      for (int64_t g = 0; g < p.G; g += taps.groups) {
+        int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
+        bool inside = prepare(
+            p, taps, groups, start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]),
+            offset.pixel<T>(n, i) + 2 * g * p.K, mask.pixel<T>(n, i) + g * p.K);
+        const T* image = input.pixel<T>(n, 0) + g * C;
+        T* result = out.pixel<T>(n, i) + g * C;
+        for (int64_t h = 0; h < groups; ++h, image += C, result += C) {
+          if (inside)
+            gather<true>(taps, h * p.K, p.K, p.softmax, corners, image, result, C);
+          else
+            gather<false>(taps, h * p.K, p.K, p.softmax, corners, image, result, C);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void reach(const SdcParams& p, ImageView offset, int64_t begin, int64_t end, int32_t (*result)[2], char* scratch) {
+  using A = Compute<T>;
+  constexpr int L = kLanes<A>;
+  const Taps<A> taps(p, scratch);
+  const A scale = A(p.offset_scale), H = A(p.H);
+  for (int64_t row = begin; row < end; ++row) {
+    int64_t n = row / p.H_out, y = row % p.H_out;
+    const A start = A(sdc_start(p, 0)) + A(y * p.stride[0]);
+    Vec<A> lowest = broadcast<A>(H), highest = broadcast<A>(-2);
+    for (int64_t x = 0; x < p.W_out; ++x)
+      for (int64_t g = 0; g < p.G; g += taps.groups) {
+        int64_t J = (g + taps.groups <= p.G ? taps.groups : p.G - g) * p.K;
+        Readable<T, 2 * L> offsets(offset.pixel<T>(n, y * p.W_out + x) + 2 * g * p.K, 2 * J);
+        for_vectors<L>(J < L ? L : J, [&](int64_t j) {
+          Vec<A> dy, dx;
+          load_offsets<A>(offsets.values, j, dy, dx);
+          Vec<A> place = (load(taps.tap_y + j) + start) + scale * dy;
+          lowest = place < lowest ? place : lowest;
+          highest = place > highest ? place : highest;
+        });
+      }
+    A low = H, high = -2;
+    for (int i = 0; i < L; ++i) {
+      low = lowest[i] < low ? lowest[i] : low;
+      high = highest[i] > high ? highest[i] : high;
+    }
+    low = low < 0 ? 0 : low;             // whole rows from here on: floor and one more row
+    high = high > H - 1 ? H - 1 : high;
+    result[row][0] = int32_t(low);
+    result[row][1] = high < -1 ? -1 : int32_t(high + 1) < int32_t(H) ? int32_t(high + 1) : int32_t(H) - 1;
+  }
+}
+
+// grad_input[corner of each tap] += weight * grad_output, for the corners in rows [first, last).
+template <bool kInside, typename T, typename A>
+DANET_INLINE void scatter(
+    const Taps<A>& taps, int64_t j0, int64_t K, A factor, const Corners& corners, int32_t first, int32_t last,
+    const T* grad_output, A* grad_image, int64_t C) {
+  constexpr int L = kLanes<A>;
+  for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
+    constexpr int V = decltype(block)::vectors;
+    Vec<A> grad[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + c + v * L, count) * factor;
+    for (int64_t j = j0; j < j0 + K; ++j) {
+      A* cell = grad_image + taps.pixel[j] * corners.pixel_stride + c;
+#pragma GCC unroll 4
+      for (int corner = 0; corner < 4; ++corner) {
+        int32_t y = taps.y[j] + corner / 2;
+        if (!kInside && (y < first || y >= last || !corners.exists(taps.y[j], taps.x[j], corner))) continue;
+        A* place = cell + corners.step[corner];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+          Vec<A> updated = load_channels(place + v * L, count) + taps.weight[corner][j] * grad[v];
+          count == 0 ? store(place + v * L, updated) : store_first(place + v * L, updated, count);
+        }
+      }
+    }
+  });
+}
+
+// taps.dot[j, corner] = sum_c grad_output * input at that corner, zero where there is no corner.
+template <bool kInside, typename T, typename A>
+DANET_INLINE void project(
+    const Taps<A>& taps, int64_t j0, int64_t K, const Corners& corners, const T* grad_output, const T* image,
+    int64_t C) {
+  constexpr int L = kLanes<A>;
+  for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
+    constexpr int V = decltype(block)::vectors;
+    Vec<A> grad[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + c + v * L, count);
+    for (int64_t j = j0; j < j0 + K; ++j) {
+      const T* cell = image + taps.pixel[j] * corners.pixel_stride + c;
+      Vec<A> product[4] = {};
+#pragma GCC unroll 4
+      for (int corner = 0; corner < 4; ++corner) {
+        if (!kInside && !corners.exists(taps.y[j], taps.x[j], corner)) continue;
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+          product[corner] += grad[v] * load_channels(cell + corners.step[corner] + v * L, count);
+      }
+      A sums[4];
+      sum_lanes<A>(product, sums);
+      A* dot = taps.dot + 4 * j;
+#pragma GCC unroll 4
+      for (int corner = 0; corner < 4; ++corner) dot[corner] = c == 0 ? sums[corner] : dot[corner] + sums[corner];
+    }
+  });
+}
+
+// grad_offset and grad_mask of the prepared groups, from taps.dot.
+template <typename T, typename A>
+DANET_INLINE void finish(
+    const SdcParams& p, const Taps<A>& taps, int64_t groups, const A* sum, T* grad_offset, T* grad_mask) {
+  constexpr int L = kLanes<A>;
+  int64_t J = groups * p.K;
+  const A scale = A(p.offset_scale);
+  T short_offsets[2 * L], short_masks[L];
+  T* offsets = J < L ? short_offsets : grad_offset;
+  T* masks = J < L ? short_masks : grad_mask;
+  auto vectors = [&](const auto& body) { for_vectors<L>(J < L ? L : J, body); };
+
+  if (p.softmax)
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t j = g * p.K; j < (g + 1) * p.K; ++j) taps.m[j] *= sum[g];
+  vectors([&](int64_t j) {
+    const A* d = taps.dot + 4 * j;
+    Vec<A> d0 = load(d), d1 = load(d + L), d2 = load(d + 2 * L), d3 = load(d + 3 * L);
+    Vec<A> even_low = pick<EvenLanes>(d0, d1), even_high = pick<EvenLanes>(d2, d3);
+    Vec<A> odd_low = pick<OddLanes>(d0, d1), odd_high = pick<OddLanes>(d2, d3);
+    Vec<A> dot[4] = {
+        pick<EvenLanes>(even_low, even_high), pick<EvenLanes>(odd_low, odd_high),
+        pick<OddLanes>(even_low, even_high), pick<OddLanes>(odd_low, odd_high)};
+    Vec<A> grad_m, grad_y, grad_x;
+    bilinear_gradients(load(taps.cell_y + j), load(taps.cell_x + j), load(taps.m + j), dot, grad_m, grad_y, grad_x);
+    store(taps.grad_m + j, grad_m);
+    grad_y *= scale;
+    grad_x *= scale;
+    store(offsets + 2 * j, pick<InterleavedLow>(grad_y, grad_x));
+    store(offsets + 2 * j + L, pick<InterleavedHigh>(grad_y, grad_x));
+  });
+  if (p.softmax) {
+    for (int64_t g = 0; g < groups; ++g) {
+      A mean = 0;
+      for (int64_t j = g * p.K; j < (g + 1) * p.K; ++j) mean += taps.m[j] * taps.grad_m[j];
+      for (int64_t j = g * p.K; j < (g + 1) * p.K; ++j) taps.grad_m[j] = taps.m[j] * (taps.grad_m[j] - mean);
+    }
+  }
+  vectors([&](int64_t j) { store(masks + j, load(taps.grad_m + j)); });
+  if (J < L) {
+    for (int64_t j = 0; j < J; ++j) grad_mask[j] = masks[j];
+    for (int64_t j = 0; j < 2 * J; ++j) grad_offset[j] = offsets[j];
+  }
+}
+
+template <typename T>
+void backward(
+    const SdcParams& p, ImageView grad_output, ImageView input, ImageView offset, ImageView mask, ImageView grad_input,
+    ImageView grad_offset, ImageView grad_mask, int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last,
+    const int32_t (*reach)[2], char* scratch) {
+  using A = Compute<T>;
+  const Taps<A> taps(p, scratch);
+  const Corners corners(p, input), grad_corners(p, grad_input);
+  const int64_t C = p.C / p.G;
+  const A start_y = A(sdc_start(p, 0)), start_x = A(sdc_start(p, 1));
+  for (int64_t y = 0; y < p.H_out; ++y) {
+    bool own = y >= begin && y < end, within = true, touched = true;
+    if (reach != nullptr) {
+      const int32_t* rows = reach[n * p.H_out + y];
+      within = rows[0] >= first && rows[1] < last;
+      touched = rows[0] < last && rows[1] >= first;
+    }
+    if (!own && !touched) continue;
+    for (int64_t x = 0; x < p.W_out; ++x) {
+      int64_t i = y * p.W_out + x;
+      for (int64_t g = 0; g < p.G; g += taps.groups) {
+        int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
+        bool inside = prepare(
+            p, taps, groups, start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]),
+            offset.pixel<T>(n, i) + 2 * g * p.K, mask.pixel<T>(n, i) + g * p.K);
+        A factor[kTapsAtOnce];
+        for (int64_t h = 0; h < groups; ++h) {
+          A sum = p.softmax ? 0 : 1;
+          for (int64_t j = h * p.K; p.softmax && j < (h + 1) * p.K; ++j) sum += taps.m[j];
+          factor[h] = 1 / sum;
+        }
+        const T* grad = grad_output.pixel<T>(n, i) + g * C;
+        if (own) {
+          const T* image = input.pixel<T>(n, 0) + g * C;
+          for (int64_t h = 0; h < groups; ++h) {
+            if (inside)
+              project<true>(taps, h * p.K, p.K, corners, grad + h * C, image + h * C, C);
+            else
+              project<false>(taps, h * p.K, p.K, corners, grad + h * C, image + h * C, C);
+          }
+        }
+        if (touched) {
+          A* grad_image = grad_input.pixel<A>(n, 0) + g * C;
+          for (int64_t h = 0; h < groups; ++h) {
+            if (inside && within)
+              scatter<true>(
+                  taps, h * p.K, p.K, factor[h], grad_corners, 0, 0, grad + h * C, grad_image + h * C, C);
+            else
+              scatter<false>(
+                  taps, h * p.K, p.K, factor[h], grad_corners, int32_t(first), int32_t(last), grad + h * C,
+                  grad_image + h * C, C);
+          }
+        }
+        if (own)
+          finish(
+              p, taps, groups, factor, grad_offset.pixel<T>(n, i) + 2 * g * p.K, grad_mask.pixel<T>(n, i) + g * p.K);
+      }
+    }
+  }
+}
+
+template <typename T>
+int64_t scratch_size(const SdcParams& p) {
+  return Taps<Compute<T>>::size(p);
+}
+
+template <typename T>
+constexpr SdcKernels kKernels = {scratch_size<T>, forward<T>, reach<T>, backward<T>};
+
+}  // namespace
+
+const SdcKernels& DANET_ISA::sdc_kernels(DType dtype) { return DANET_PICK_TYPE(kKernels, dtype); }
+
+}  // namespace danet

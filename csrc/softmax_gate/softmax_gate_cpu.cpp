@@ -1,0 +1,49 @@
+// softmax_gate on the CPU, the side that torch calls: checks, memory, threads.
+#include <tuple>
+
+#include "../common/tensor.h"
+#include "softmax_gate.h"
+
+namespace danet {
+namespace {
+
+SoftmaxGateParams check_softmax_gate(const Tensor& input, const Tensor& logits) {
+  DANET_CHECK(input.is_cpu() && input.dim() == 4, "softmax_gate: input must be [N, C, H, W] on the CPU");
+  dtype_of(input);
+  check_like("softmax_gate", "logits", logits, input, input.sizes());
+  return {input.size(0), input.size(1), input.size(2) * input.size(3)};
+}
+
+Tensor softmax_gate(const Tensor& input, const Tensor& logits) {
+  const SoftmaxGateParams p = check_softmax_gate(input, logits);
+  const SoftmaxGateKernels& kernels = DANET_KERNELS(softmax_gate_kernels, dtype_of(input));
+  const Image x(input), weights(logits), out(empty_image(input, input.sizes()));
+  parallel_for(p.N * p.P, 2 * p.C, [&](int64_t begin, int64_t end) {
+    Scratch scratch(kernels.scratch_size(p));
+    kernels.forward(p, x.view, weights.view, out.view, begin, end, scratch.get());
+  });
+  return out.tensor;
+}
+
+std::tuple<Tensor, Tensor> softmax_gate_backward(const Tensor& grad_output, const Tensor& input, const Tensor& logits) {
+  const SoftmaxGateParams p = check_softmax_gate(input, logits);
+  check_like("softmax_gate", "grad_output", grad_output, input, input.sizes());
+  const SoftmaxGateKernels& kernels = DANET_KERNELS(softmax_gate_kernels, dtype_of(input));
+  const Image grad(grad_output), x(input), weights(logits);
+  const Image grad_input(empty_image(input, input.sizes())), grad_logits(empty_image(input, input.sizes()));
+  parallel_for(p.N * p.P, 4 * p.C, [&](int64_t begin, int64_t end) {
+    Scratch scratch(kernels.scratch_size(p));
+    kernels.backward(
+        p, grad.view, x.view, weights.view, grad_input.view, grad_logits.view, begin, end, scratch.get());
+  });
+  return {grad_input.tensor, grad_logits.tensor};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(danet, CPU, library) {
+  library.impl("softmax_gate", TORCH_BOX(&softmax_gate));
+  library.impl("softmax_gate_backward", TORCH_BOX(&softmax_gate_backward));
+}
+
+}  // namespace danet

@@ -1,0 +1,114 @@
+"""The compiled libraries: loads them beside this file, says why one is missing, and joins what is common to their
+operators' Python sides.
+
+The schemas and CPU kernels are in libdanet.so. Without it, in a source checkout that was not built, every operator is
+its plain-PyTorch reference.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+CPU_LIBRARY = Path(os.environ.get("DANET_LIBRARY") or Path(__file__).with_name("libdanet.so"))
+"""DANET_LIBRARY takes another build, such as one with sanitizers."""
+
+CAPABILITIES = ("baseline", "AVX2 and FMA", "AVX-512")
+"""Names of what torch.ops.danet.cpu_capability() returns."""
+
+
+def _load() -> str | None:
+    """Loads the CPU library; returns why it could not be."""
+    if not CPU_LIBRARY.exists():
+        return "the kernels are not built; build them with: pip install -e . --no-build-isolation"
+    try:
+        torch.ops.load_library(CPU_LIBRARY)
+    except (OSError, RuntimeError) as error:
+        return f"{CPU_LIBRARY.name} cannot be loaded: {str(error).splitlines()[0]}"
+    return None
+
+
+WHY_NOT = _load()
+"""Why the operators are their references; None where they are compiled."""
+
+if WHY_NOT is not None:
+    warnings.warn(f"danet.ops: slow reference operators, {WHY_NOT}", RuntimeWarning, stacklevel=2)
+
+
+def has_kernel(tensor: Tensor) -> bool:
+    """Whether operators on this tensor's device are compiled; meta tensors stand for those."""
+    return WHY_NOT is None and tensor.device.type in ("cpu", "meta")
+
+
+def call(name: str, *arguments) -> Tensor:
+    """torch.ops.danet.<name>(*arguments), for the public function."""
+    try:
+        return getattr(torch.ops.danet, name).default(*arguments)
+    except RuntimeError as error:
+        if "functorch" in str(error):
+            raise RuntimeError(
+                f"{name}: torch.func's grad, vjp and jvp are not supported (vmap is); use torch.autograd, or "
+                f"{name}_reference"
+            ) from error
+        raise
+
+
+def register(
+    name: str,
+    *,
+    fake: Callable,
+    setup_context: Callable | None = None,
+    backward: Callable | None = None,
+    vmap: Callable | None = None,
+    flops: Callable | None = None,
+) -> None:
+    """Joins the Python side of torch.ops.danet.<name>, where it is compiled, to its kernels."""
+    if WHY_NOT is not None:
+        return
+    torch.library.register_fake(f"danet::{name}", fake)
+    if backward is not None:
+        torch.library.register_autograd(f"danet::{name}", backward, setup_context=setup_context)
+    if vmap is not None:
+        torch.library.register_vmap(f"danet::{name}", vmap)
+    if flops is not None:
+        register_flop_formula(getattr(torch.ops.danet, name))(flops)
+
+
+def fold_batch(value: Tensor, dim: int | None, size: int) -> Tensor:
+    """[B, N, ...] with B at `dim` (or repeated B times) as [B*N, ...]: what is independent of N is so of B*N."""
+    value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+    return value.flatten(0, 1)
+
+
+def each_of_batch(size: int, dims: Sequence[int | None], *values: Tensor | None) -> Iterator[list[Tensor | None]]:
+    """The arguments of each of `size` calls, of values batched at `dims` (None: the same for all)."""
+    for i in range(size):
+        yield [value if dim is None else value.select(dim, i) for value, dim in zip(values, dims, strict=False)]
+
+
+def double_backward(reference: Callable, tensors: tuple[Tensor, ...], grad_output: Tensor, grads: tuple) -> tuple:
+    """Gradients of a backward operator by the reference: of `grad_output` and `tensors`, given those of its results.
+
+    The backward operator gives d<reference(*tensors), grad_output>/dtensors; the result is differentiable again.
+    """
+    if torch.compiler.is_compiling():
+        raise RuntimeError("danet: second derivatives work in eager mode only, not under torch.compile")
+    with torch.enable_grad():
+        leaves = [value if value.requires_grad else value.detach().requires_grad_() for value in tensors]
+        grad_leaf = grad_output if grad_output.requires_grad else grad_output.detach().requires_grad_()
+        first = torch.autograd.grad(reference(*leaves), leaves, grad_leaf, create_graph=True, allow_unused=True)
+        used = [
+            (value, grad) for value, grad in zip(first, grads, strict=True) if value is not None and grad is not None
+        ]
+        return torch.autograd.grad(
+            [value for value, _ in used],
+            [grad_leaf, *leaves],
+            [grad for _, grad in used],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+            materialize_grads=True,
+        )

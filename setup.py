@@ -1,0 +1,69 @@
+"""Builds the kernels with CMake and Ninja and packs them beside danet/ops. Everything else is in pyproject.toml.
+
+Environment: MAX_JOBS (parallel compilations), CXX (the compiler), SANITIZE (such as address,undefined).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_tools"))
+from backend import find_tool, find_torch  # noqa: E402
+
+
+class BuildKernels(build_ext):
+    """Runs CMake; the libraries are torch's to load, not Python modules."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+    def build_extension(self, extension: Extension) -> None:
+        torch, cmake, ninja = find_torch(), find_tool("cmake"), find_tool("ninja")
+        for name, found in (("torch >= 2.10", torch), ("cmake", cmake), ("ninja", ninja)):
+            if found is None:
+                raise SystemExit(
+                    f"danet: {name} is needed to build the kernels; install it: pip install {name.split()[0]}"
+                )
+        if "CXX" not in os.environ and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            raise SystemExit("danet: a C++ compiler is needed to build the kernels; install g++ or set CXX")
+        sanitize = os.environ.get("SANITIZE", "")
+        folder = ROOT / "build" / ("cmake-sanitize" if sanitize else "cmake")
+        configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DTORCH_DIR={torch}", f"-DSANITIZE={sanitize}"]
+        # An isolated build's ninja is gone the next time.
+        self._run(*configure, f"-DCMAKE_MAKE_PROGRAM={ninja}")
+        jobs = os.environ.get("MAX_JOBS")
+        self._run(cmake, "--build", folder, *(["--parallel", jobs] if jobs else []))
+
+        built = folder / f"{extension.name.rpartition('.')[2]}.so"
+        target = Path(self.get_ext_fullpath(extension.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # a running process keeps its own copy
+        shutil.copy2(built, target)
+
+    def _run(self, *command) -> None:
+        try:
+            subprocess.run([str(part) for part in command], check=True)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(
+                f"danet: the kernels were not built: {Path(error.cmd[0]).name} failed, see above"
+            ) from None
+
+
+class Wheel(bdist_wheel):
+    """The libraries know nothing of Python: one wheel serves all its versions."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[Extension("danet.ops.libdanet", [])],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
+)

@@ -1,0 +1,258 @@
+"""What PyTorch expects of an operator: dispatch, compilation, export, function transforms, threads, memory."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+from torch.testing import assert_close
+
+import danet.ops
+from danet.ops import lcdc, rep_conv, rep_conv_reference, sdc, softmax_gate
+from danet.ops.library import CPU_LIBRARY
+
+
+def tensors(op, N=2, dtype=torch.float32):
+    """Small arguments of the public function of that name."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape, scale=1.0):
+        return (scale * torch.randn(shape, generator=generator)).to(dtype)
+
+    if op == "sdc":
+        return draw(N, 8, 6, 7), draw(N, 36, 6, 7), draw(N, 18, 6, 7)
+    if op == "lcdc":
+        return draw(N, 9, 4, 5), draw(1, 3)
+    if op == "softmax_gate":
+        return draw(N, 9, 4, 5), draw(N, 9, 4, 5)
+    return draw(N, 16, 9, 10), draw(24, 16, 3, 3, scale=0.1), draw(24)
+
+
+CALLS = {
+    "sdc": lambda *t: sdc(*t, groups=2),
+    "lcdc": lambda *t: lcdc(*t, gate=True),
+    "softmax_gate": softmax_gate,
+    "rep_conv": rep_conv,
+}
+DIFFERENTIABLE = ["sdc", "lcdc", "softmax_gate"]
+OPTIONS = {
+    "sdc": (2, [3, 3], [1, 1], [1, 1], [1, 1], 1.0, True, False),
+    "lcdc": (True,),
+    "softmax_gate": (),
+}
+
+
+def test_the_kernels_are_compiled():
+    assert danet.ops.info()["operators"] == "compiled"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_opcheck(op, dtype):
+    arguments = [t.requires_grad_() for t in tensors(op, dtype=dtype)]
+    torch.library.opcheck(getattr(torch.ops.danet, op).default, (*arguments, *OPTIONS[op]))
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_opcheck_backward(op):
+    arguments = [t.requires_grad_() for t in tensors(op)]
+    grad_output = torch.randn_like(CALLS[op](*arguments)).requires_grad_()
+    torch.library.opcheck(
+        getattr(torch.ops.danet, f"{op}_backward").default,
+        (grad_output, *arguments, *OPTIONS[op]),
+        # Second derivatives exist in eager mode only.
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_opcheck_rep_conv(stride):
+    input, weight, bias = tensors("rep_conv")
+    torch.library.opcheck(torch.ops.danet.rep_conv.default, (input, weight, None, bias, stride, True))
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_compiles_without_a_break_for_any_size(op):
+    torch._dynamo.reset()
+    compiled = torch.compile(CALLS[op], fullgraph=True, dynamic=True, backend="aot_eager")
+    for N in (2, 3, 5):
+        arguments = tensors(op, N=N)
+        assert_close(compiled(*arguments), CALLS[op](*arguments), rtol=0, atol=0)
+        if op in DIFFERENTIABLE:
+            leaves = [t.clone().requires_grad_() for t in arguments]
+            results = [torch.autograd.grad(f(*leaves).square().sum(), leaves) for f in (compiled, CALLS[op])]
+            for actual, expected in zip(*results, strict=True):
+                assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_exports(op):
+    class Module(torch.nn.Module):
+        def forward(self, *arguments):
+            return CALLS[op](*arguments)
+
+    arguments = tensors(op)
+    program = torch.export.export(Module(), arguments)
+    assert any(f"danet.{op}" in str(node.target) for node in program.graph.nodes)
+    assert_close(program.module()(*arguments), CALLS[op](*arguments), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_vmap(op):
+    batches = [torch.stack(each) for each in zip(tensors(op), [2 * t for t in tensors(op)], strict=True)]
+    for dims in ([0] * len(batches), [0] + [None] * (len(batches) - 1)):
+        arguments = [t if dim == 0 else t[0] for t, dim in zip(batches, dims, strict=True)]
+        actual = vmap(CALLS[op], in_dims=tuple(dims))(*arguments)
+        for i in range(2):
+            one = [t[i] if dim == 0 else t for t, dim in zip(arguments, dims, strict=True)]
+            assert_close(actual[i], CALLS[op](*one))
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_many_gradients_at_once(op):
+    """The backward operators' batching rules."""
+    leaves = [t.requires_grad_() for t in tensors(op)]
+    out = CALLS[op](*leaves)
+    directions = torch.randn(3, *out.shape)
+    batched = torch.autograd.grad(out, leaves, directions, is_grads_batched=True, retain_graph=True)
+    for i, direction in enumerate(directions):
+        for actual, expected in zip(
+            batched, torch.autograd.grad(out, leaves, direction, retain_graph=True), strict=True
+        ):
+            assert_close(actual[i], expected)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_transforms_that_do_not_work_are_refused_by_name(op):
+    with pytest.raises(RuntimeError, match=f"^{op}: torch.func's grad, vjp and jvp are not supported"):
+        grad(lambda *t: CALLS[op](*t).sum())(*tensors(op))
+
+
+def test_functional_call_of_a_module():
+    module = danet.ops.SDC(8)
+    input = torch.randn(2, 8, 5, 6)
+    assert_close(functional_call(module, dict(module.named_parameters()), (input,)), module(input))
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_second_derivatives(op):
+    arguments = [t.requires_grad_() for t in tensors(op, N=1, dtype=torch.float64)]
+    torch.autograd.gradgradcheck(CALLS[op], arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("op", CALLS)
+def test_autocast(op, dtype):
+    arguments = tensors(op)
+    with torch.autocast("cpu", dtype=dtype):
+        out = CALLS[op](*arguments)
+    assert out.dtype == dtype
+    assert_close(out, CALLS[op](*(t.to(dtype) for t in arguments)), rtol=0, atol=0)
+
+
+def test_rep_conv_says_that_it_has_no_gradient():
+    input, weight, bias = tensors("rep_conv")
+    out = rep_conv(input.requires_grad_(), weight, bias)
+    with pytest.raises(RuntimeError, match="rep_conv: forward only, no gradient is defined"):
+        out.sum().backward()
+    rep_conv_reference(input, weight, bias).sum().backward()
+    assert input.grad is not None
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_threads_change_no_bit(op):
+    shapes = {"sdc": [(1, 64, 40, 33), (1, 72, 40, 33), (1, 36, 40, 33)], "lcdc": [(3, 33, 40, 33), (1, 5)]}
+    shapes["softmax_gate"] = [(3, 33, 40, 33)] * 2
+    generator = torch.Generator().manual_seed(1)
+    leaves = [3 * torch.randn(shape, generator=generator) for shape in shapes[op]]
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            inputs = [t.clone().requires_grad_() for t in leaves]
+            call = (lambda *t: sdc(*t, groups=4)) if op == "sdc" else CALLS[op]
+            out = call(*inputs)
+            results.append([out.detach(), *torch.autograd.grad(out, inputs, out.detach().cos())])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_direct_calls_are_guarded():
+    """Those of the dispatcher, past the Python checks: an error, not memory of others."""
+    input, offset, mask = tensors("sdc")
+    options = OPTIONS["sdc"]
+    for arguments in (
+        (input, offset[:, :20], mask, *options),
+        (input, offset, mask[..., :3], *options),
+        (input, offset.double(), mask, *options),
+        (input, offset, mask, 3, *options[1:]),
+        (input, offset, mask, 2, [3], *options[2:]),
+        (input, offset, mask, 2, [3, 3], [0, 1], *options[3:]),
+    ):
+        with pytest.raises(RuntimeError, match="sdc: "):
+            torch.ops.danet.sdc(*arguments)
+    input, weight = tensors("lcdc")
+    with pytest.raises(RuntimeError, match="lcdc: "):
+        torch.ops.danet.lcdc(input, weight[:, :2], False)
+    with pytest.raises(RuntimeError, match="softmax_gate: "):
+        torch.ops.danet.softmax_gate(input, input[:1])
+    input, weight, bias = tensors("rep_conv")
+    for arguments in (
+        (input, weight[:, :3], None, bias),
+        (input, weight, torch.zeros(3), bias),
+        (input, weight, None, bias[:2]),
+    ):
+        with pytest.raises(RuntimeError, match="rep_conv: "):
+            torch.ops.danet.rep_conv(*arguments, 1, True)
+
+
+def test_the_library_needs_nothing_of_torch_but_its_stable_abi():
+    symbols = subprocess.run(["nm", "-D", CPU_LIBRARY], capture_output=True, text=True, check=True).stdout
+    assert "aoti_torch_get_dtype" in symbols
+    for private in ("_ZN2at", "_ZN3c10", "_ZN5torch", " _Py", " Py"):
+        assert private not in symbols
+
+
+def test_instruction_sets_do_not_mix():
+    """Code for AVX-512 that the linker could take for others' would end old processors."""
+    symbols = subprocess.run(["nm", "-C", CPU_LIBRARY], capture_output=True, text=True, check=True).stdout
+    weak = [line for line in symbols.splitlines() if " W " in line or " V " in line]
+    assert not [line for line in weak if "avx" in line or "Vec" in line or "__vector" in line]
+
+
+MEMORY = """
+import resource, sys, torch
+from danet.ops import sdc, lcdc, softmax_gate
+torch.set_num_threads(2)
+op, backward = sys.argv[1], sys.argv[2] == "backward"
+shapes = {"sdc": [(2, 64, 256, 320), (2, 72, 256, 320), (2, 36, 256, 320)],
+          "lcdc": [(2, 128, 256, 320), (1, 5)], "softmax_gate": [(2, 128, 256, 320)] * 2}[op]
+calls = {"sdc": lambda *t: sdc(*t, groups=4), "lcdc": lambda *t: lcdc(*t, gate=True), "softmax_gate": softmax_gate}
+def run(shapes):
+    leaves = [torch.randn(s).to(memory_format=torch.channels_last) if len(s) == 4 else torch.randn(s) for s in shapes]
+    leaves = [t.requires_grad_(backward) for t in leaves]
+    before = peak()
+    out = calls[op](*leaves)
+    if backward:
+        outputs = out.nbytes + sum(t.nbytes for t in leaves)
+        torch.autograd.grad(out, leaves, out.detach())
+    else:
+        outputs = out.nbytes
+    return peak() - before - outputs
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+run([(s[0], s[1], 8, 8) if len(s) == 4 else s for s in shapes])  # what torch loads at a first call
+print(run(shapes))
+"""
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_memory_beyond_the_outputs(op, direction):
+    result = subprocess.run([sys.executable, "-c", MEMORY, op, direction], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 2 * 2_000_000  # 2 MB a thread
