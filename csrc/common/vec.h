@@ -59,6 +59,11 @@ using IntVec = typename VecOf<int32_t, kLanes<A>>::type;
 // What a comparison of two Vec<A> gives: -1 or 0.
 template <typename A>
 using Mask = decltype(Vec<A>{} < Vec<A>{});
+// Unsigned numbers of the size of A, and of 32 bits; as many as Vec<A> has lanes.
+template <typename A>
+using Bits = typename VecOf<typename std::conditional<sizeof(A) == 4, uint32_t, uint64_t>::type, kLanes<A>>::type;
+template <typename A>
+using UIntVec = typename VecOf<uint32_t, kLanes<A>>::type;
 
 template <typename A>
 DANET_INLINE Vec<A> broadcast(A value) {
@@ -268,27 +273,39 @@ DANET_INLINE Vec<A> floor(Vec<A> v) {
 #endif
 }
 
+// Whole numbers; INT32_MIN, on every processor, where v is NaN or does not fit.
+template <typename A>
+DANET_INLINE IntVec<A> to_int(Vec<A> v) {
+#if !defined(__x86_64__)
+  v = (v >= A(-2147483648.0)) & (v < A(2147483648.0)) ? v : broadcast<A>(-2147483648.0);
+#endif
+  return __builtin_convertvector(v, IntVec<A>);
+}
+
+// The larger of two lanes as unsigned numbers.
+template <typename V>
+DANET_INLINE V unsigned_max(V a, V b) {
+  return a > b ? a : b;
+}
+
 DANET_INLINE Vec<double> exp(Vec<double> v) {
   for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_exp(v[i]);
   return v;
 }
-// Relative error below 2e-7; exp(-inf) = 0, exp(NaN) = NaN, infinite from 88.73 on.
+// Relative error below 2e-7; exp(-inf) = 0, exp(NaN) = NaN, zero below -87.3 and infinite from 88 on.
 DANET_INLINE Vec<float> exp(Vec<float> v) {
   // exp(v) = 2^n exp(r), r = v - n ln 2 in [-0.35, 0.35], ln 2 in two parts; coefficients: Cephes' expf.
-  Vec<float> x = at_most(at_least(v, -88.0f), 88.8f);
-  Vec<float> n = floor<float>(x * 1.44269504f + 0.5f);
-  Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec<float> n = floor<float>(v * 1.44269504f + 0.5f);
+  Vec<float> r = v - n * 0.693359375f + n * 2.12194440e-4f;
   Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  // 2^n in two factors: n reaches 128, where a single one would overflow.
-  IntVec<float> whole = __builtin_convertvector(n, IntVec<float>);
-  IntVec<float> half = whole >> 1;
-  p = p * (Vec<float>)((half + 127) << 23) * (Vec<float>)((whole - half + 127) << 23);
-  return v < -87.3f ? Vec<float>{} : p;
+  p = p * (Vec<float>)((__builtin_convertvector(n, IntVec<float>) + 127) << 23);
+  p = v < -87.3f ? Vec<float>{} : p;
+  return v > 88.0f ? broadcast<float>(__builtin_inff()) : p;
 }
 
 // --- lanes of two vectors by constant numbers: lane i of a is i, lane i of b is L + i --------------------------------

@@ -38,6 +38,7 @@ SdcParams check_sdc(
   p.H_out = out[0], p.W_out = out[1];
   p.K = kernel_size[0] * kernel_size[1] - (remove_center ? 1 : 0);
   DANET_CHECK(p.K >= 1 && (!remove_center || p.K % 2 == 0), "sdc: remove_center needs an odd kernel_size above 1");
+  DANET_CHECK(p.K <= kMaxTaps, "sdc: the CPU kernels take at most ", kMaxTaps, " taps");
   check_like("sdc", "offset", offset, input, {p.N, 2 * p.G * p.K, p.H_out, p.W_out});
   check_like("sdc", "mask", mask, input, {p.N, p.G * p.K, p.H_out, p.W_out});
   return p;
@@ -54,8 +55,7 @@ Tensor sdc(
   const SdcKernels& kernels = DANET_KERNELS(sdc_kernels, dtype_of(input));
   const Image x(input), offsets(offset), masks(mask), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
   parallel_for(p.N * p.H_out, row_cost(p), [&](int64_t begin, int64_t end) {
-    Scratch scratch(kernels.scratch_size(p));
-    kernels.forward(p, x.view, offsets.view, masks.view, out.view, begin, end, scratch.get());
+    kernels.forward(p, x.view, offsets.view, masks.view, out.view, begin, end);
   });
   return out.tensor;
 }
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> sdc_backward(
   const Image grad_input(torch::stable::empty(
       input.sizes(), is_half ? ScalarType::Float : input.scalar_type(), std::nullopt, input.device(), std::nullopt,
       MemoryFormat::ChannelsLast));
-  const int64_t bytes = kernels.scratch_size(p), element = input.scalar_type() == ScalarType::Double ? 8 : 4;
+  const int64_t element = input.scalar_type() == ScalarType::Double ? 8 : 4;
 
   // As many bands of rows an image as give every thread the same number of them.
   const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(
@@ -86,12 +86,10 @@ std::tuple<Tensor, Tensor, Tensor> sdc_backward(
   if (bands > 1) {
     reach.reset(new int32_t[p.N * p.H_out][2]);
     parallel_for(p.N * p.H_out, p.W_out * p.G * p.K, [&](int64_t begin, int64_t end) {
-      Scratch scratch(bytes);
-      kernels.reach(p, offsets.view, begin, end, reach.get(), scratch.get());
+      kernels.reach(p, offsets.view, begin, end, reach.get());
     });
   }
   torch::stable::parallel_for(0, p.N * bands, 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch(bytes);
     for (int64_t unit = begin; unit < end; ++unit) {
       int64_t n = unit / bands, band = unit % bands;
       int64_t first = p.H * band / bands, last = p.H * (band + 1) / bands;
@@ -100,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> sdc_backward(
           size_t((last - first) * p.W * p.C * element));
       kernels.backward(
           p, grad_out.view, x.view, offsets.view, masks.view, grad_input.view, grad_offset.view, grad_mask.view, n,
-          p.H_out * band / bands, p.H_out * (band + 1) / bands, first, last, reach.get(), scratch.get());
+          p.H_out * band / bands, p.H_out * (band + 1) / bands, first, last, reach.get());
     }
   });
   Tensor result = is_half ? torch::stable::to(grad_input.tensor, input.scalar_type()) : grad_input.tensor;

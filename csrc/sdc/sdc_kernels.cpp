@@ -7,48 +7,28 @@
 namespace danet {
 namespace {
 
-// Taps of so many groups are prepared at once that they stay in the cache.
-constexpr int64_t kTapsAtOnce = 256;
-
-// Prepared taps of one pixel, [J] each with J = groups * K; a whole vector may be stored at any place.
+// Prepared taps of the groups of one pixel that are worked on together, J = groups * K <= kMaxTaps. Arrays of constant
+// size, so that one register finds them all; a vector may be stored at any tap.
 template <typename A>
 struct Taps {
-  int64_t groups, J;
-  A *tap_y, *tap_x;           // sdc_tap of every tap
-  A *weight[4];               // of the corners, times m (forward: before the division by the sum)
-  A *m;                       // forward: before the division by the sum
-  A *cell_y, *cell_x;         // the place in the cell, 0 to 1
-  A *dot;                     // [J, 4] backward: grad_output times the corners
-  A *grad_m;
-  int32_t *y, *x, *pixel;     // the cell's top left corner; -2 to H and -2 to W; y * W + x
+  static constexpr int kRoom = kMaxTaps + 16;
+  alignas(64) A tap_y[kRoom];      // sdc_tap of every tap
+  A tap_x[kRoom];
+  A weight[4][kRoom];              // of the corners, times m
+  A m[kRoom];                      // the softmax's numerators until finish(), which needs the quotients; or the mask
+  A cell_y[kRoom], cell_x[kRoom];  // the place in the cell, 0 to 1
+  A dot[4 * kRoom];                // [J, 4] backward: grad_output times the corners
+  A grad_m[kRoom];
+  int32_t y[kRoom], x[kRoom];      // the cell's top left corner, -2 to H and -2 to W
+  int32_t pixel[kRoom];            // y * W + x
+  int64_t groups;
 
-  static int64_t groups_at_once(const SdcParams& p) {
-    int64_t groups = kTapsAtOnce / p.K;
-    return groups < 1 ? 1 : groups < p.G ? groups : p.G;
-  }
-  static int64_t size(const SdcParams& p) { return 18 * row(groups_at_once(p) * p.K) * int64_t(sizeof(A)); }
-
-  Taps(const SdcParams& p, char* scratch) : groups(groups_at_once(p)), J(groups * p.K) {
-    A* next = reinterpret_cast<A*>(scratch);
-    auto take = [&](int64_t rows = 1) {
-      A* taken = next;
-      next += rows * row(J);
-      return taken;
-    };
-    tap_y = take(), tap_x = take(), m = take(), cell_y = take(), cell_x = take(), grad_m = take(), dot = take(4);
-    for (A*& w : weight) w = take();
-    y = reinterpret_cast<int32_t*>(take());
-    x = reinterpret_cast<int32_t*>(take());
-    pixel = reinterpret_cast<int32_t*>(take());
-    for (int64_t j = 0; j < row(J); ++j) {
+  explicit Taps(const SdcParams& p) : groups(kMaxTaps / p.K < p.G ? kMaxTaps / p.K : p.G) {
+    for (int64_t j = 0; j < kRoom; ++j) {
       tap_y[j] = A(sdc_tap(p, 0, j % p.K));
       tap_x[j] = A(sdc_tap(p, 1, j % p.K));
     }
   }
-
- private:
-  // J and room for a vector that starts at the last tap, in whole cache lines.
-  static int64_t row(int64_t J) { return (J + kLanes<A> + 15) / 16 * 16; }
 };
 
 // Calls body(j) for vectors of taps that cover [0, J), J >= L; the last one may overlap the one before.
@@ -91,60 +71,99 @@ void stable_exp(A* m, int64_t groups, int64_t K) {
   }
 }
 
-// Fills taps for the groups at `offset` and `mask`; returns whether all their cells lie inside the image.
+// Offsets and logits of some groups at one output pixel, and the places that its taps have at offset zero.
 template <typename A, typename T>
-DANET_INLINE bool prepare(
-    const SdcParams& p, const Taps<A>& taps, int64_t groups, A start_y, A start_x, const T* offset, const T* mask) {
+struct Place {
+  const T *offset, *mask;
+  A start_y, start_x;
+  int64_t J;
+};
+
+// Fills taps from taps.m, or with kExp from the mask by way of it. Without kBorder all cells must lie inside the image
+// and all logits be moderate: returns whether that is so, and if not what was filled is worthless.
+template <bool kBackward, bool kExp, bool kBorder, typename A, typename T>
+DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& place) {
   constexpr int L = kLanes<A>;
-  int64_t J = groups * p.K;
-  Readable<T, L> masks(mask, J);
-  Readable<T, 2 * L> offsets(offset, 2 * J);
-  int64_t padded = J < L ? L : J;
-
-  // Moderate logits need no maximum: their exponentials neither overflow nor vanish.
-  Mask<A> large{};
-  for_vectors<L>(padded, [&](int64_t j) {
-    Vec<A> m = load(masks.values + j);
-    if (p.softmax) {
-      large |= ~((m < A(20)) & (m > A(-20)));
-      m = exp(m);
-    }
-    store(taps.m + j, m);
-  });
-  if (p.softmax && any<A>(large)) {
-    for (int64_t j = 0; j < J; ++j) taps.m[j] = to_compute(mask[j]);
-    stable_exp(taps.m, groups, p.K);
-  }
-
-  const A scale = A(p.offset_scale), last_y = A(p.H - 2), last_x = A(p.W - 2);
+  const Readable<T, L> masks(place.mask, place.J);
+  const Readable<T, 2 * L> offsets(place.offset, 2 * place.J);
+  const A scale = A(p.offset_scale), moderate = 20;
   const int32_t W = int32_t(p.W);
-  Mask<A> outside{};
-  for_vectors<L>(padded, [&](int64_t j) {
+  // As unsigned numbers, negative cells and those of a NaN are beyond every image, and a NaN's bits above every number.
+  UIntVec<A> last_row{}, last_column{};
+  Bits<A> largest{};
+  for_vectors<L>(place.J < L ? L : place.J, [&](int64_t j) __attribute__((always_inline)) {
+    Vec<A> m;
+    if (kExp) {
+      // Moderate logits need no maximum: their exponentials neither overflow nor vanish.
+      m = load(masks.values + j);
+      largest = unsigned_max(largest, (Bits<A>)m & ~(Bits<A>)broadcast<A>(A(-0.0)));
+      m = exp(m);
+      store(taps.m + j, m);
+    } else {
+      m = load(taps.m + j);
+    }
     Vec<A> dy, dx;
     load_offsets<A>(offsets.values, j, dy, dx);
-    Vec<A> y = (load(taps.tap_y + j) + start_y) + scale * dy, x = (load(taps.tap_x + j) + start_x) + scale * dx;
-    // Far away is as good as just outside; a NaN fails the comparisons and goes there too.
-    Mask<A> near = (y >= A(-2)) & (y <= A(p.H)) & (x >= A(-2)) & (x <= A(p.W));
-    Vec<A> m = load(taps.m + j), forward_m = (y != y) | (x != x) ? y + x : m;
-    y = near ? y : broadcast<A>(-2);
-    x = near ? x : broadcast<A>(-2);
+    Vec<A> y = (load(taps.tap_y + j) + place.start_y) + scale * dy;
+    Vec<A> x = (load(taps.tap_x + j) + place.start_x) + scale * dx;
+    if (kBorder) {
+      // Far away is as good as just outside; a NaN fails the comparisons and goes there too, its NaN into the weights.
+      Mask<A> near = (y >= A(-2)) & (y <= A(p.H)) & (x >= A(-2)) & (x <= A(p.W));
+      if (!kBackward) m = (y != y) | (x != x) ? y + x : m;
+      y = near ? y : broadcast<A>(-2);
+      x = near ? x : broadcast<A>(-2);
+    }
     Vec<A> cell_y = floor<A>(y), cell_x = floor<A>(x);
-    outside |= ~((cell_y >= A(0)) & (cell_y <= last_y) & (cell_x >= A(0)) & (cell_x <= last_x));
+    IntVec<A> row = to_int<A>(cell_y), column = to_int<A>(cell_x);
+    if (!kBorder) {
+      last_row = unsigned_max(last_row, (UIntVec<A>)row);
+      last_column = unsigned_max(last_column, (UIntVec<A>)column);
+    }
     y -= cell_y;
     x -= cell_x;
     Vec<A> weight[4];
-    bilinear(y, x, forward_m, weight);
+    bilinear(y, x, m, weight);
     for (int corner = 0; corner < 4; ++corner) store(taps.weight[corner] + j, weight[corner]);
-    store(taps.cell_y + j, y);
-    store(taps.cell_x + j, x);
-    IntVec<A> row = __builtin_convertvector(cell_y, IntVec<A>), column = __builtin_convertvector(cell_x, IntVec<A>);
     IntVec<A> pixel = row * W + column;
-    std::memcpy(taps.y + j, &row, sizeof row);
-    std::memcpy(taps.x + j, &column, sizeof column);
     std::memcpy(taps.pixel + j, &pixel, sizeof pixel);
+    if (kBackward) {
+      store(taps.cell_y + j, y);
+      store(taps.cell_x + j, x);
+    }
+    if (kBackward || kBorder) {
+      std::memcpy(taps.y + j, &row, sizeof row);
+      std::memcpy(taps.x + j, &column, sizeof column);
+    }
   });
-  // Lanes beyond J count as outside at worst: short rows are slow anyway.
-  return !any<A>(outside);
+  Bits<A> limit = (Bits<A>)broadcast<A>(moderate);
+  Mask<A> unfit = (Mask<A>)(largest > limit);
+  unfit |= __builtin_convertvector(
+      (last_row >= uint32_t(p.H - 1)) | (last_column >= uint32_t(p.W - 1)), Mask<A>);
+  return !any<A>(unfit);
+}
+
+// Prepares the groups at `place`; returns whether all their cells lie inside the image.
+template <bool kBackward, typename A, typename T>
+DANET_INLINE bool prepare(const SdcParams& p, Taps<A>& taps, const Place<A, T>& place) {
+  if (p.softmax) {
+    if (fill<kBackward, true, false>(p, taps, place)) return true;
+  } else {
+    for (int64_t j = 0; j < place.J; ++j) taps.m[j] = to_compute(place.mask[j]);
+    if (fill<kBackward, false, false>(p, taps, place)) return true;
+  }
+  if (p.softmax) {
+    bool moderate = true;
+    for (int64_t j = 0; j < place.J; ++j) {
+      A m = to_compute(place.mask[j]);
+      moderate &= m < 20 && m > -20;
+    }
+    if (!moderate) {
+      for (int64_t j = 0; j < place.J; ++j) taps.m[j] = to_compute(place.mask[j]);
+      stable_exp(taps.m, place.J / p.K, p.K);
+    }
+  }
+  fill<kBackward, false, true>(p, taps, place);
+  return false;
 }
 
 // Where the image's rows and columns are in memory, and which corners of a cell exist.
@@ -156,6 +175,10 @@ struct Corners {
       : H(int32_t(p.H)), W(int32_t(p.W)), pixel_stride(image.pixel_stride),
         step{0, pixel_stride, p.W * pixel_stride, (p.W + 1) * pixel_stride} {}
 
+  // All four of them.
+  DANET_INLINE bool exist(int32_t y, int32_t x) const {
+    return uint32_t(y) < uint32_t(H - 1) && uint32_t(x) < uint32_t(W - 1);
+  }
   DANET_INLINE bool exists(int32_t y, int32_t x, int corner) const {
     return uint32_t(y + corner / 2) < uint32_t(H) && uint32_t(x + corner % 2) < uint32_t(W);
   }
@@ -184,7 +207,7 @@ DANET_INLINE Vec<Compute<T>> load_channels(const T* p, int count) {
 // out[0..C) of one group: the sum over its taps.
 template <bool kInside, typename T, typename A>
 DANET_INLINE void gather(
-    const Taps<A>& taps, int64_t first, int64_t K, bool softmax, const Corners& corners, const T* image, T* out,
+    Taps<A>& taps, int64_t first, int64_t K, bool softmax, const Corners& corners, const T* image, T* out,
     int64_t C) {
   constexpr int L = kLanes<A>;
   A sum = 1;
@@ -199,15 +222,20 @@ DANET_INLINE void gather(
     Vec<A> total[kChains][V] = {};
     for (int64_t j = first; j < first + K; ++j) {
       const T* cell = image + taps.pixel[j] * corners.pixel_stride + c;
-      if (!kInside && taps.weight[0][j] != taps.weight[0][j])  // NaN, wherever it lies
-        for (int v = 0; v < V; ++v) total[0][v] += taps.weight[0][j];
-#pragma GCC unroll 4
-      for (int corner = 0; corner < 4; ++corner) {
-        if (!kInside && !corners.exists(taps.y[j], taps.x[j], corner)) continue;
+      auto add = [&](int corner) __attribute__((always_inline)) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
           total[corner % kChains][v] +=
               taps.weight[corner][j] * load_channels(cell + corners.step[corner] + v * L, count);
+      };
+      if (kInside || corners.exist(taps.y[j], taps.x[j])) {
+#pragma GCC unroll 4
+        for (int corner = 0; corner < 4; ++corner) add(corner);
+      } else {
+        for (int corner = 0; corner < 4; ++corner)
+          if (corners.exists(taps.y[j], taps.x[j], corner)) add(corner);
+        if (taps.weight[0][j] != taps.weight[0][j])  // NaN, wherever it lies
+          for (int v = 0; v < V; ++v) total[0][v] += taps.weight[0][j];
       }
     }
 #pragma GCC unroll 4
@@ -223,10 +251,9 @@ DANET_INLINE void gather(
 
 template <typename T>
 void forward(
-    const SdcParams& p, ImageView input, ImageView offset, ImageView mask, ImageView out, int64_t begin, int64_t end,
-    char* scratch) {
+    const SdcParams& p, ImageView input, ImageView offset, ImageView mask, ImageView out, int64_t begin, int64_t end) {
   using A = Compute<T>;
-  const Taps<A> taps(p, scratch);
+  Taps<A> taps(p);
   const Corners corners(p, input);
   const int64_t C = p.C / p.G;
   const A start_y = A(sdc_start(p, 0)), start_x = A(sdc_start(p, 1));
@@ -236,9 +263,10 @@ void forward(
       int64_t i = y * p.W_out + x;
       for (int64_t g = 0; g < p.G; g += taps.groups) {
         int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
-        bool inside = prepare(
-            p, taps, groups, start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]),
-            offset.pixel<T>(n, i) + 2 * g * p.K, mask.pixel<T>(n, i) + g * p.K);
+        bool inside = prepare<false>(
+            p, taps,
+            Place<A, T>{offset.pixel<T>(n, i) + 2 * g * p.K, mask.pixel<T>(n, i) + g * p.K,
+                        start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]), groups * p.K});
         const T* image = input.pixel<T>(n, 0) + g * C;
         T* result = out.pixel<T>(n, i) + g * C;
         for (int64_t h = 0; h < groups; ++h, image += C, result += C) {
@@ -253,10 +281,10 @@ void forward(
 }
 
 template <typename T>
-void reach(const SdcParams& p, ImageView offset, int64_t begin, int64_t end, int32_t (*result)[2], char* scratch) {
+void reach(const SdcParams& p, ImageView offset, int64_t begin, int64_t end, int32_t (*result)[2]) {
   using A = Compute<T>;
   constexpr int L = kLanes<A>;
-  const Taps<A> taps(p, scratch);
+  Taps<A> taps(p);
   const A scale = A(p.offset_scale), H = A(p.H);
   for (int64_t row = begin; row < end; ++row) {
     int64_t n = row / p.H_out, y = row % p.H_out;
@@ -289,7 +317,7 @@ void reach(const SdcParams& p, ImageView offset, int64_t begin, int64_t end, int
 // grad_input[corner of each tap] += weight * grad_output, for the corners in rows [first, last).
 template <bool kInside, typename T, typename A>
 DANET_INLINE void scatter(
-    const Taps<A>& taps, int64_t j0, int64_t K, A factor, const Corners& corners, int32_t first, int32_t last,
+    Taps<A>& taps, int64_t j0, int64_t K, A factor, const Corners& corners, int32_t first, int32_t last,
     const T* grad_output, A* grad_image, int64_t C) {
   constexpr int L = kLanes<A>;
   for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
@@ -299,16 +327,21 @@ DANET_INLINE void scatter(
     for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + c + v * L, count) * factor;
     for (int64_t j = j0; j < j0 + K; ++j) {
       A* cell = grad_image + taps.pixel[j] * corners.pixel_stride + c;
-#pragma GCC unroll 4
-      for (int corner = 0; corner < 4; ++corner) {
-        int32_t y = taps.y[j] + corner / 2;
-        if (!kInside && (y < first || y >= last || !corners.exists(taps.y[j], taps.x[j], corner))) continue;
+      auto add = [&](int corner) __attribute__((always_inline)) {
         A* place = cell + corners.step[corner];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
           Vec<A> updated = load_channels(place + v * L, count) + taps.weight[corner][j] * grad[v];
           count == 0 ? store(place + v * L, updated) : store_first(place + v * L, updated, count);
         }
+      };
+      const int32_t y = taps.y[j];
+      if (kInside || (corners.exist(y, taps.x[j]) && y >= first && y + 1 < last)) {
+#pragma GCC unroll 4
+        for (int corner = 0; corner < 4; ++corner) add(corner);
+      } else {
+        for (int corner = 0; corner < 4; ++corner)
+          if (y + corner / 2 >= first && y + corner / 2 < last && corners.exists(y, taps.x[j], corner)) add(corner);
       }
     }
   });
@@ -317,7 +350,7 @@ DANET_INLINE void scatter(
 // taps.dot[j, corner] = sum_c grad_output * input at that corner, zero where there is no corner.
 template <bool kInside, typename T, typename A>
 DANET_INLINE void project(
-    const Taps<A>& taps, int64_t j0, int64_t K, const Corners& corners, const T* grad_output, const T* image,
+    Taps<A>& taps, int64_t j0, int64_t K, const Corners& corners, const T* grad_output, const T* image,
     int64_t C) {
   constexpr int L = kLanes<A>;
   for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
@@ -328,12 +361,17 @@ DANET_INLINE void project(
     for (int64_t j = j0; j < j0 + K; ++j) {
       const T* cell = image + taps.pixel[j] * corners.pixel_stride + c;
       Vec<A> product[4] = {};
-#pragma GCC unroll 4
-      for (int corner = 0; corner < 4; ++corner) {
-        if (!kInside && !corners.exists(taps.y[j], taps.x[j], corner)) continue;
+      auto add = [&](int corner) __attribute__((always_inline)) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
           product[corner] += grad[v] * load_channels(cell + corners.step[corner] + v * L, count);
+      };
+      if (kInside || corners.exist(taps.y[j], taps.x[j])) {
+#pragma GCC unroll 4
+        for (int corner = 0; corner < 4; ++corner) add(corner);
+      } else {
+        for (int corner = 0; corner < 4; ++corner)
+          if (corners.exists(taps.y[j], taps.x[j], corner)) add(corner);
       }
       A sums[4];
       sum_lanes<A>(product, sums);
@@ -347,7 +385,7 @@ DANET_INLINE void project(
 // grad_offset and grad_mask of the prepared groups, from taps.dot.
 template <typename T, typename A>
 DANET_INLINE void finish(
-    const SdcParams& p, const Taps<A>& taps, int64_t groups, const A* sum, T* grad_offset, T* grad_mask) {
+    const SdcParams& p, Taps<A>& taps, int64_t groups, const A* sum, T* grad_offset, T* grad_mask) {
   constexpr int L = kLanes<A>;
   int64_t J = groups * p.K;
   const A scale = A(p.offset_scale);
@@ -393,9 +431,9 @@ template <typename T>
 void backward(
     const SdcParams& p, ImageView grad_output, ImageView input, ImageView offset, ImageView mask, ImageView grad_input,
     ImageView grad_offset, ImageView grad_mask, int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last,
-    const int32_t (*reach)[2], char* scratch) {
+    const int32_t (*reach)[2]) {
   using A = Compute<T>;
-  const Taps<A> taps(p, scratch);
+  Taps<A> taps(p);
   const Corners corners(p, input), grad_corners(p, grad_input);
   const int64_t C = p.C / p.G;
   const A start_y = A(sdc_start(p, 0)), start_x = A(sdc_start(p, 1));
@@ -411,10 +449,11 @@ void backward(
       int64_t i = y * p.W_out + x;
       for (int64_t g = 0; g < p.G; g += taps.groups) {
         int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
-        bool inside = prepare(
-            p, taps, groups, start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]),
-            offset.pixel<T>(n, i) + 2 * g * p.K, mask.pixel<T>(n, i) + g * p.K);
-        A factor[kTapsAtOnce];
+        bool inside = prepare<true>(
+            p, taps,
+            Place<A, T>{offset.pixel<T>(n, i) + 2 * g * p.K, mask.pixel<T>(n, i) + g * p.K,
+                        start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]), groups * p.K});
+        A factor[kMaxTaps];
         for (int64_t h = 0; h < groups; ++h) {
           A sum = p.softmax ? 0 : 1;
           for (int64_t j = h * p.K; p.softmax && j < (h + 1) * p.K; ++j) sum += taps.m[j];
@@ -451,12 +490,7 @@ void backward(
 }
 
 template <typename T>
-int64_t scratch_size(const SdcParams& p) {
-  return Taps<Compute<T>>::size(p);
-}
-
-template <typename T>
-constexpr SdcKernels kKernels = {scratch_size<T>, forward<T>, reach<T>, backward<T>};
+constexpr SdcKernels kKernels = {forward<T>, reach<T>, backward<T>};
 
 }  // namespace
 

@@ -40,6 +40,9 @@ from danet.ops.sampling import gather
 
 Pair = int | tuple[int, int]
 
+MAX_TAPS = 256
+"""What the compiled kernels take for K; larger windows run as the reference."""
+
 
 class SdcSizes(NamedTuple):
     """The sizes of one call, as the formula names them."""
@@ -107,7 +110,7 @@ def sdc(
         softmax=softmax,
         remove_center=remove_center,
     )
-    if library.has_kernel(input):
+    if library.has_kernel(input) and sizes.K <= MAX_TAPS:
         windows = (sizes.kernel_size, sizes.stride, sizes.padding, sizes.dilation)
         return library.call("sdc", input, offset, mask, sizes.G, *windows, offset_scale, softmax, remove_center)
     return _reference(input, offset, mask, sizes, offset_scale, softmax)

@@ -57,6 +57,46 @@ def test_lower_precision(dtype, tolerance):
     torch.testing.assert_close(out.double(), rep_conv_loop(input, weight, bias), rtol=tolerance, atol=tolerance)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(0, 3), st.sampled_from([8, 9, 30, 71]), st.integers(1, 14), st.integers(1, 14)),
+    C_out=st.sampled_from([8, 16, 33, 64, 71]),
+    has_bias=st.booleans(),
+    relu=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    sliced=st.booleans(),
+    threads=st.integers(1, 5),
+)
+def test_many_channels_equal_the_exact_result(shape, C_out, has_bias, relu, dtype, sliced, threads):
+    """Enough of them for Winograd's algorithm."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    N, C, H, W = shape
+    input = torch.randn(N, C + 3, H, W, generator=generator).to(dtype, memory_format=torch.channels_last)[:, 3:]
+    input = input if sliced else input.contiguous()
+    weight = (torch.randn(C_out, C, 3, 3, generator=generator) / C**0.5).to(dtype)
+    bias = torch.randn(C_out, generator=generator).to(dtype) if has_bias else None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out = rep_conv(input, weight, bias, relu=relu)
+        torch.testing.assert_close(rep_conv(input, prepare_rep_conv(weight), bias, relu=relu), out, rtol=0, atol=0)
+    finally:
+        torch.set_num_threads(before)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    exact = rep_conv_reference(input.double(), weight.double(), bias if bias is None else bias.double(), relu=relu)
+    error = (out.double() - exact).norm() / exact.norm().clamp(min=1e-9) if N else 0
+    assert error < {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+
+
+def test_a_nan_spoils_its_own_tile_only():
+    input, weight = torch.randn(1, 16, 24, 24), torch.randn(16, 16, 3, 3)
+    expected = rep_conv(input, weight)
+    input[0, 3, 1, 1] = float("nan")
+    out = rep_conv(input, weight)
+    assert out[0, :, :3, :3].isnan().all()
+    torch.testing.assert_close(out[:, :, 8:], expected[:, :, 8:], rtol=0, atol=0)
+
+
 def test_prepared_weight_is_a_copy():
     weight = torch.randn(4, 3, 3, 3, requires_grad=True)
     input = torch.randn(1, 3, 5, 5)
