@@ -1,5 +1,6 @@
 """Times functions side by side, so that a noisy machine is equally noisy for all of them."""
 
+import math
 import platform
 import statistics
 import subprocess
@@ -15,27 +16,26 @@ from danet.ops import info
 def alternate(
     functions: dict[str, Callable[[], object]], *, repetitions: int = 30, seconds: float = 1.0
 ) -> dict[str, float]:
-    """Median seconds of each function; one call of each in turn, at least `repetitions` and `seconds` long.
+    """Median seconds of a call of each function, of at least `repetitions` turns and `seconds`.
 
-    A call faster than 0.2 ms is repeated within a turn, so that the clock's own cost does not count.
+    The functions take turns. A turn is one call that is not timed, since it finds the caches full of another function's
+    data, and as many timed ones as last 2 ms; it counts once, with its mean.
     """
-    inner = {}
+    calls = {}
     for name, function in functions.items():
-        for _ in range(3):
-            function()
+        function()
         started = time.perf_counter()
         function()
-        inner[name] = max(1, int(2e-4 / max(time.perf_counter() - started, 1e-9)))
+        calls[name] = max(1, math.ceil(2e-3 / max(time.perf_counter() - started, 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in functions}
     started = time.perf_counter()
     while len(next(iter(times.values()))) < repetitions or time.perf_counter() - started < seconds:
         for name, function in functions.items():
+            function()
             begin = time.perf_counter()
-            for _ in range(inner[name]):
+            for _ in range(calls[name]):
                 function()
-            times[name].append((time.perf_counter() - begin) / inner[name])
-        if len(next(iter(times.values()))) >= 2000:
-            break
+            times[name].append((time.perf_counter() - begin) / calls[name])
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -65,6 +65,8 @@ void prepare(const RepConvParams& p, const void* weight, float* prepared, int64_
 // Distances between the 36 planes of transformed tiles, kept off the powers of two that share a cache set.
 int64_t input_plane(const RepConvParams& p, int64_t tiles) { return tiles * ((p.C + L - 1) / L * L) + 16; }
 int64_t output_plane(int64_t tiles) { return tiles * kPanel + 16; }
+// Floats that hold a pixel of zeros, in whole cache lines.
+int64_t zeros_size(const RepConvParams& p) { return (p.C + 15) / 16 * 16; }
 
 int64_t tiles_at_once(const RepConvParams& p) {
   int64_t tiles = kCacheBytes / (36 * 4 * ((p.C + L - 1) / L * L)) / 8 * 8;
@@ -74,7 +76,7 @@ int64_t tiles_at_once(const RepConvParams& p) {
 // Zeros for a pixel outside, the transformed tiles, the products of one panel.
 template <typename T>
 int64_t scratch_size(const RepConvParams& p, int64_t tiles) {
-  return 4 * ((p.C + 2 * L) * 2 + 36 * (input_plane(p, tiles) + output_plane(tiles)));
+  return 4 * (zeros_size(p) + 36 * (input_plane(p, tiles) + output_plane(tiles)));
 }
 
 struct Tile {
@@ -197,7 +199,7 @@ void forward(
   const int64_t tiles = end - begin, C_pad = (p.C + L - 1) / L * L, panels = (p.C_out + kPanel - 1) / kPanel;
   const int64_t plane_in = input_plane(p, tiles), plane_out = output_plane(tiles);
   T* zeros = reinterpret_cast<T*>(scratch);
-  float* transformed = reinterpret_cast<float*>(scratch) + (p.C + 2 * L) / 16 * 16;
+  float* transformed = reinterpret_cast<float*>(scratch) + zeros_size(p);
   float* products = transformed + 36 * plane_in;
   std::memset(scratch, 0, size_t(p.C) * sizeof(T));
   for (int64_t t = 0; t < tiles; ++t)

@@ -204,18 +204,24 @@ DANET_INLINE Vec<Compute<T>> load_channels(const T* p, int count) {
   return count == 0 ? load(p) : load_first(p, count);
 }
 
+// In three chains of additions, which would otherwise wait for one another.
+template <typename A>
+DANET_INLINE A sum_of(const A* values, int64_t count) {
+  A sum[3] = {0, 0, 0};
+  int64_t j = 0;
+  for (; j + 3 <= count; j += 3)
+    for (int chain = 0; chain < 3; ++chain) sum[chain] += values[j + chain];
+  for (; j < count; ++j) sum[0] += values[j];
+  return sum[0] + sum[1] + sum[2];
+}
+
 // out[0..C) of one group: the sum over its taps.
 template <bool kInside, typename T, typename A>
 DANET_INLINE void gather(
     Taps<A>& taps, int64_t first, int64_t K, bool softmax, const Corners& corners, const T* image, T* out,
     int64_t C) {
   constexpr int L = kLanes<A>;
-  A sum = 1;
-  if (softmax) {
-    sum = 0;
-    for (int64_t j = first; j < first + K; ++j) sum += taps.m[j];
-  }
-  const Vec<A> factor = broadcast<A>(1 / sum);
+  const Vec<A> factor = broadcast<A>(softmax ? 1 / sum_of(taps.m + first, K) : A(1));
   for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
     constexpr int V = decltype(block)::vectors;
     constexpr int kChains = V >= 4 ? 1 : 4 / V;  // an addition waits for the one before: keep four on their way
@@ -454,11 +460,8 @@ void backward(
             Place<A, T>{offset.pixel<T>(n, i) + 2 * g * p.K, mask.pixel<T>(n, i) + g * p.K,
                         start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]), groups * p.K});
         A factor[kMaxTaps];
-        for (int64_t h = 0; h < groups; ++h) {
-          A sum = p.softmax ? 0 : 1;
-          for (int64_t j = h * p.K; p.softmax && j < (h + 1) * p.K; ++j) sum += taps.m[j];
-          factor[h] = 1 / sum;
-        }
+        for (int64_t h = 0; h < groups; ++h)
+          factor[h] = p.softmax ? 1 / sum_of(taps.m + h * p.K, p.K) : A(1);
         const T* grad = grad_output.pixel<T>(n, i) + g * C;
         if (own) {
           const T* image = input.pixel<T>(n, 0) + g * C;

@@ -89,7 +89,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in autocast's type where autocast is on, as it treats a convolution's; float64 stays."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    if not known or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(

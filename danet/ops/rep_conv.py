@@ -67,9 +67,18 @@ def rep_conv(
         weight, transformed = weight.weight, weight.transformed
     input, weight, bias = autocast(input, weight, bias)
     check_rep_conv(input, weight, bias, stride, relu)
+    tensors = (input, weight, bias)
+    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors):
+        return _ForwardOnly.apply(input, weight, transformed, bias, stride, relu)
+    return _compute(input, weight, transformed, bias, stride, relu)
+
+
+def _compute(
+    input: Tensor, weight: Tensor, transformed: Tensor | None, bias: Tensor | None, stride: int, relu: bool
+) -> Tensor:
     if library.has_kernel(input):
         return library.call("rep_conv", input, weight, transformed, bias, stride, relu)
-    return _ForwardOnly.apply(input, weight, bias, stride, relu)
+    return rep_conv_reference(input, weight, bias, stride=stride, relu=relu)
 
 
 def rep_conv_reference(
@@ -116,22 +125,24 @@ def _check_weight(weight: Any) -> None:
         raise ValueError(f"rep_conv: weight must be [C_out, C, 3, 3], got {list(weight.shape)}")
 
 
-def _refuse_gradient(ctx, grad_output: Tensor):
-    raise RuntimeError("rep_conv: forward only, no gradient is defined; train before fuse(), or use rep_conv_reference")
-
-
 class _ForwardOnly(torch.autograd.Function):
-    """Runs the reference; says who has gradients when one is asked."""
+    """Says who has gradients when one is asked. The operator itself has no rule for them, which makes it cheap to call."""
 
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, stride: int, relu: bool) -> Tensor:
-        return rep_conv_reference(input, weight, bias, stride=stride, relu=relu)
+    def forward(
+        input: Tensor, weight: Tensor, transformed: Tensor | None, bias: Tensor | None, stride: int, relu: bool
+    ) -> Tensor:
+        return _compute(input, weight, transformed, bias, stride, relu)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         pass
 
-    backward = staticmethod(_refuse_gradient)
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        raise RuntimeError(
+            "rep_conv: forward only, no gradient is defined; train before fuse(), or use rep_conv_reference"
+        )
 
 
 def _fake(
@@ -160,8 +171,6 @@ def _flops(input, weight, prepared, bias, stride, relu, *, out_shape, **_) -> in
 library.register(
     "rep_conv",
     fake=_fake,
-    setup_context=lambda ctx, inputs, output: None,
-    backward=_refuse_gradient,
     vmap=_vmap,
     flops=_flops,
 )

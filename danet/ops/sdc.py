@@ -17,6 +17,7 @@ right-sided one. A zero offset lies on it, so a layer that predicts offsets from
 gradients, as in every deformable convolution.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -205,6 +206,35 @@ def _tap_positions(
     return y[:, None, None], x[:, None]
 
 
+def _check_options(
+    groups: Any,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    offset_scale: Any,
+    softmax: Any,
+    remove_center: Any,
+) -> tuple[int, tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Groups and windows of a call, the latter as pairs."""
+    G = integer("sdc", "groups", groups, minimum=1)
+    kernel_size = pair("sdc", "kernel_size", kernel_size, minimum=1)
+    stride = pair("sdc", "stride", stride, minimum=1)
+    padding = pair("sdc", "padding", padding, minimum=0)
+    dilation = pair("sdc", "dilation", dilation, minimum=1)
+    if isinstance(offset_scale, bool) or not isinstance(offset_scale, (int, float)):
+        raise TypeError(f"sdc: offset_scale must be a number, got {offset_scale!r}")
+    if not -math.inf < offset_scale < math.inf:
+        raise ValueError(f"sdc: offset_scale must be finite, got {offset_scale!r}")
+    check_bool("sdc", "softmax", softmax)
+    check_bool("sdc", "remove_center", remove_center)
+    return G, kernel_size, stride, padding, dilation
+
+
+# Calls come with the same options again and again. (True is 1 to a cache, unless it looks at types.)
+_cached_options = functools.lru_cache(typed=True)(_check_options)
+
+
 def check_sdc(
     input: Any,
     offset: Any,
@@ -224,18 +254,11 @@ def check_sdc(
     check_image("sdc", "input", input)
     check_like_input("sdc", "offset", offset, input)
     check_like_input("sdc", "mask", mask, input)
-    G = integer("sdc", "groups", groups, minimum=1)
-    kernel_size = pair("sdc", "kernel_size", kernel_size, minimum=1)
-    stride = pair("sdc", "stride", stride, minimum=1)
-    padding = pair("sdc", "padding", padding, minimum=0)
-    dilation = pair("sdc", "dilation", dilation, minimum=1)
-    if isinstance(offset_scale, bool) or not isinstance(offset_scale, (int, float)):
-        raise TypeError(f"sdc: offset_scale must be a number, got {offset_scale!r}")
-    if not -math.inf < offset_scale < math.inf:
-        raise ValueError(f"sdc: offset_scale must be finite, got {offset_scale!r}")
-    check_bool("sdc", "softmax", softmax)
-    check_bool("sdc", "remove_center", remove_center)
-
+    options = (groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center)
+    if torch.compiler.is_compiling() or any(isinstance(option, list) for option in options):
+        G, kernel_size, stride, padding, dilation = _check_options(*options)
+    else:
+        G, kernel_size, stride, padding, dilation = _cached_options(*options)
     N, C, H, W = input.shape
     if C % G != 0:
         raise ValueError(f"sdc: groups must divide C = {C}, got {G}")

@@ -65,7 +65,7 @@ loaded = set(sys.modules)
 sys.modules.update(dict.fromkeys(["cv2", "jsonargparse", "rich", "safetensors", "matplotlib", "tensorboard"]))
 from danet.ops import SDC
 SDC(8)(torch.randn(1, 8, 5, 5)).sum().backward()
-third = {name.partition(".")[0] for name in set(sys.modules) - loaded} - sys.stdlib_module_names
+third = {name.partition(".")[0] for name in set(sys.modules) - loaded} - sys.stdlib_module_names - {"torch"}
 print(sorted(name for name in third if sys.modules[name] is not None))
 """
     result = run("-c", program)
