@@ -347,20 +347,23 @@ struct EveryQuarter {
   static constexpr int lane(int i, int L) { return i % 4 * (L / 4); }
 };
 
-// out[j] = the sum of the lanes of v[j], for four vectors at the price of two.
 template <typename A>
-DANET_INLINE void sum_lanes(const Vec<A> (&v)[4], A* out) {
+using Four = typename VecOf<A, 4>::type;
+
+// The sums of the lanes of four vectors, at the price of two.
+template <typename A>
+DANET_INLINE Four<A> sum_lanes(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d) {
   constexpr int L = kLanes<A>;
   if constexpr (L == 2) {
-    for (int j = 0; j < 4; ++j) out[j] = v[j][0] + v[j][1];
+    return Four<A>{a[0] + a[1], b[0] + b[1], c[0] + c[1], d[0] + d[1]};
   } else {
-    Vec<A> ab = pick<Halves<2, 0>>(v[0], v[1]) + pick<Halves<2, 1>>(v[0], v[1]);
-    Vec<A> cd = pick<Halves<2, 0>>(v[2], v[3]) + pick<Halves<2, 1>>(v[2], v[3]);
-    Vec<A> sums = pick<Halves<4, 0>>(ab, cd) + pick<Halves<4, 1>>(ab, cd);  // a quarter of the lanes for each j
+    Vec<A> ab = pick<Halves<2, 0>>(a, b) + pick<Halves<2, 1>>(a, b);
+    Vec<A> cd = pick<Halves<2, 0>>(c, d) + pick<Halves<2, 1>>(c, d);
+    Vec<A> sums = pick<Halves<4, 0>>(ab, cd) + pick<Halves<4, 1>>(ab, cd);  // a quarter of the lanes for each
     if constexpr (L >= 16) sums += pick<Exchanged<2>>(sums, sums);
     if constexpr (L >= 8) sums += pick<Exchanged<1>>(sums, sums);
     sums = pick<EveryQuarter>(sums, sums);
-    std::memcpy(out, &sums, 4 * sizeof(A));
+    return bits_as<Four<A>>(&sums);
   }
 }
 

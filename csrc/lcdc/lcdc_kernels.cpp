@@ -69,14 +69,21 @@ void forward_taps(
   using A = Compute<T>;
   const Workspace<A> work(p, scratch);
   copy_taps(weight, work.taps, p.k);
+  // A shifted vector spans two of the copy's stores, which must have left the store queue: copy one pixel ahead.
+  const PaddedRow<A> rows[2] = {work.x, work.d};
+  auto copy = [&](int64_t pixel) {
+    copy_row(input.pixel<T>(pixel / p.P, pixel % p.P), rows[pixel % 2].channels, p.C);
+  };
+  if (begin < end) copy(begin);
   for (int64_t pixel = begin; pixel < end; ++pixel) {
     int64_t n = pixel / p.P, i = pixel % p.P;
+    const PaddedRow<A>& x = rows[pixel % 2];
     T* result = out.pixel<T>(n, i);
-    copy_row(input.pixel<T>(n, i), work.x.channels, p.C);
+    if (pixel + 1 < end) copy(pixel + 1);
     if (!p.shared) copy_taps(weight + i * p.k, work.taps, p.k);
     for (int64_t c = 0; c < p.C; c += kLanes<A>) {
-      Vec<A> a = convolve<kTaps, false>(work.taps, work.x.start, c, p.k);
-      if (p.gate) a = sigmoid(a) * load(work.x.channels + c);
+      Vec<A> a = convolve<kTaps, false>(work.taps, x.start, c, p.k);
+      if (p.gate) a = sigmoid(a) * load(x.channels + c);
       c + kLanes<A> <= p.C ? store(result + c, a) : store_first(result + c, a, p.C - c);
     }
   }

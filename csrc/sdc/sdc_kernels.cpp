@@ -15,7 +15,7 @@ struct Taps {
   alignas(64) A tap_y[kRoom];      // sdc_tap of every tap
   A tap_x[kRoom];
   A weight[4][kRoom];              // of the corners, times m
-  A m[kRoom];                      // the softmax's numerators until finish(), which needs the quotients; or the mask
+  A m[kRoom];                      // the softmax, forward its numerators; or the mask
   A cell_y[kRoom], cell_x[kRoom];  // the place in the cell, 0 to 1
   A dot[4 * kRoom];                // [J, 4] backward: grad_output times the corners
   A grad_m[kRoom];
@@ -57,6 +57,20 @@ DANET_INLINE void load_offsets(const T* offset, int64_t j, Vec<A>& y, Vec<A>& x)
   x = pick<OddLanes>(low, high);
 }
 
+// In three chains of additions, which would otherwise wait for one another.
+template <typename A>
+DANET_INLINE A sum_of(const A* values, int64_t count) {
+  A sum[3] = {0, 0, 0};
+  int64_t j = 0;
+  for (; j + 3 <= count; j += 3)
+    for (int chain = 0; chain < 3; ++chain) sum[chain] += values[j + chain];
+  for (; j < count; ++j) sum[0] += values[j];
+  return sum[0] + sum[1] + sum[2];
+}
+
+// Logits up to here need no maximum: their exponentials neither overflow nor vanish.
+constexpr float kModerate = 20;
+
 // The softmax's numerators of `groups` groups of K logits, to m.
 template <typename A>
 void stable_exp(A* m, int64_t groups, int64_t K) {
@@ -86,7 +100,7 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
   constexpr int L = kLanes<A>;
   const Readable<T, L> masks(place.mask, place.J);
   const Readable<T, 2 * L> offsets(place.offset, 2 * place.J);
-  const A scale = A(p.offset_scale), moderate = 20;
+  const A scale = A(p.offset_scale);
   const int32_t W = int32_t(p.W);
   // As unsigned numbers, negative cells and those of a NaN are beyond every image, and a NaN's bits above every number.
   UIntVec<A> last_row{}, last_column{};
@@ -94,7 +108,6 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
   for_vectors<L>(place.J < L ? L : place.J, [&](int64_t j) __attribute__((always_inline)) {
     Vec<A> m;
     if (kExp) {
-      // Moderate logits need no maximum: their exponentials neither overflow nor vanish.
       m = load(masks.values + j);
       largest = unsigned_max(largest, (Bits<A>)m & ~(Bits<A>)broadcast<A>(A(-0.0)));
       m = exp(m);
@@ -135,33 +148,41 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
       std::memcpy(taps.x + j, &column, sizeof column);
     }
   });
-  Bits<A> limit = (Bits<A>)broadcast<A>(moderate);
-  Mask<A> unfit = (Mask<A>)(largest > limit);
+  Mask<A> unfit = (Mask<A>)(largest > (Bits<A>)broadcast<A>(kModerate));
   unfit |= __builtin_convertvector(
       (last_row >= uint32_t(p.H - 1)) | (last_column >= uint32_t(p.W - 1)), Mask<A>);
   return !any<A>(unfit);
 }
 
-// Prepares the groups at `place`; returns whether all their cells lie inside the image.
+// The numerators of the softmax over each group's taps, or the mask itself, to taps.m.
+template <typename A, typename T>
+DANET_INLINE void fill_m(const SdcParams& p, Taps<A>& taps, const Place<A, T>& place) {
+  constexpr int L = kLanes<A>;
+  const Readable<T, L> masks(place.mask, place.J);
+  Bits<A> largest{};
+  for_vectors<L>(place.J < L ? L : place.J, [&](int64_t j) __attribute__((always_inline)) {
+    Vec<A> m = load(masks.values + j);
+    largest = unsigned_max(largest, (Bits<A>)m & ~(Bits<A>)broadcast<A>(A(-0.0)));
+    store(taps.m + j, p.softmax ? exp(m) : m);
+  });
+  if (p.softmax && any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kModerate)))) {
+    for (int64_t j = 0; j < place.J; ++j) taps.m[j] = to_compute(place.mask[j]);
+    stable_exp(taps.m, place.J / p.K, p.K);
+  }
+}
+
+// Prepares the groups at `place`; returns whether all their cells lie inside the image. Forward leaves the softmax's
+// division to the end of the sums; backward needs the quotients themselves.
 template <bool kBackward, typename A, typename T>
 DANET_INLINE bool prepare(const SdcParams& p, Taps<A>& taps, const Place<A, T>& place) {
-  if (p.softmax) {
-    if (fill<kBackward, true, false>(p, taps, place)) return true;
-  } else {
-    for (int64_t j = 0; j < place.J; ++j) taps.m[j] = to_compute(place.mask[j]);
-    if (fill<kBackward, false, false>(p, taps, place)) return true;
-  }
-  if (p.softmax) {
-    bool moderate = true;
-    for (int64_t j = 0; j < place.J; ++j) {
-      A m = to_compute(place.mask[j]);
-      moderate &= m < 20 && m > -20;
+  if (!kBackward && p.softmax && fill<false, true, false>(p, taps, place)) return true;
+  fill_m(p, taps, place);
+  if (kBackward && p.softmax)
+    for (A* m = taps.m; m < taps.m + place.J; m += p.K) {
+      const A factor = 1 / sum_of(m, p.K);
+      for (int64_t k = 0; k < p.K; ++k) m[k] *= factor;
     }
-    if (!moderate) {
-      for (int64_t j = 0; j < place.J; ++j) taps.m[j] = to_compute(place.mask[j]);
-      stable_exp(taps.m, place.J / p.K, p.K);
-    }
-  }
+  if ((kBackward || !p.softmax) && fill<kBackward, false, false>(p, taps, place)) return true;
   fill<kBackward, false, true>(p, taps, place);
   return false;
 }
@@ -202,17 +223,6 @@ DANET_INLINE void for_channels(int64_t C, const Body& body) {
 template <typename T>
 DANET_INLINE Vec<Compute<T>> load_channels(const T* p, int count) {
   return count == 0 ? load(p) : load_first(p, count);
-}
-
-// In three chains of additions, which would otherwise wait for one another.
-template <typename A>
-DANET_INLINE A sum_of(const A* values, int64_t count) {
-  A sum[3] = {0, 0, 0};
-  int64_t j = 0;
-  for (; j + 3 <= count; j += 3)
-    for (int chain = 0; chain < 3; ++chain) sum[chain] += values[j + chain];
-  for (; j < count; ++j) sum[0] += values[j];
-  return sum[0] + sum[1] + sum[2];
 }
 
 // out[0..C) of one group: the sum over its taps.
@@ -320,36 +330,39 @@ void reach(const SdcParams& p, ImageView offset, int64_t begin, int64_t end, int
   }
 }
 
-// grad_input[corner of each tap] += weight * grad_output, for the corners in rows [first, last).
+// grad_input[corner of each tap] += weight * grad_output, for the corners in rows [first, last). A sum in memory waits
+// for the one before it: the groups, which share no channel, take turns.
 template <bool kInside, typename T, typename A>
 DANET_INLINE void scatter(
-    Taps<A>& taps, int64_t j0, int64_t K, A factor, const Corners& corners, int32_t first, int32_t last,
+    const Taps<A>& taps, int64_t groups, int64_t K, const Corners& corners, int32_t first, int32_t last,
     const T* grad_output, A* grad_image, int64_t C) {
   constexpr int L = kLanes<A>;
   for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
     constexpr int V = decltype(block)::vectors;
-    Vec<A> grad[V];
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t j = g * K + k;
+        Vec<A> grad[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + c + v * L, count) * factor;
-    for (int64_t j = j0; j < j0 + K; ++j) {
-      A* cell = grad_image + taps.pixel[j] * corners.pixel_stride + c;
-      auto add = [&](int corner) __attribute__((always_inline)) {
-        A* place = cell + corners.step[corner];
+        for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + g * C + c + v * L, count);
+        A* cell = grad_image + taps.pixel[j] * corners.pixel_stride + g * C + c;
+        auto add = [&](int corner) __attribute__((always_inline)) {
+          A* place = cell + corners.step[corner];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
-          Vec<A> updated = load_channels(place + v * L, count) + taps.weight[corner][j] * grad[v];
-          count == 0 ? store(place + v * L, updated) : store_first(place + v * L, updated, count);
+          for (int v = 0; v < V; ++v) {
+            Vec<A> updated = load_channels(place + v * L, count) + taps.weight[corner][j] * grad[v];
+            count == 0 ? store(place + v * L, updated) : store_first(place + v * L, updated, count);
+          }
+        };
+        const int32_t y = taps.y[j];
+        if (kInside || (corners.exist(y, taps.x[j]) && y >= first && y + 1 < last)) {
+#pragma GCC unroll 4
+          for (int corner = 0; corner < 4; ++corner) add(corner);
+        } else {
+          for (int corner = 0; corner < 4; ++corner)
+            if (y + corner / 2 >= first && y + corner / 2 < last && corners.exists(y, taps.x[j], corner)) add(corner);
         }
-      };
-      const int32_t y = taps.y[j];
-      if (kInside || (corners.exist(y, taps.x[j]) && y >= first && y + 1 < last)) {
-#pragma GCC unroll 4
-        for (int corner = 0; corner < 4; ++corner) add(corner);
-      } else {
-        for (int corner = 0; corner < 4; ++corner)
-          if (y + corner / 2 >= first && y + corner / 2 < last && corners.exists(y, taps.x[j], corner)) add(corner);
       }
-    }
   });
 }
 
@@ -379,11 +392,9 @@ DANET_INLINE void project(
         for (int corner = 0; corner < 4; ++corner)
           if (corners.exists(taps.y[j], taps.x[j], corner)) add(corner);
       }
-      A sums[4];
-      sum_lanes<A>(product, sums);
-      A* dot = taps.dot + 4 * j;
-#pragma GCC unroll 4
-      for (int corner = 0; corner < 4; ++corner) dot[corner] = c == 0 ? sums[corner] : dot[corner] + sums[corner];
+      Four<A> dot = sum_lanes<A>(product[0], product[1], product[2], product[3]);
+      if (c > 0) dot += bits_as<Four<A>>(taps.dot + 4 * j);
+      std::memcpy(taps.dot + 4 * j, &dot, sizeof dot);
     }
   });
 }
@@ -391,7 +402,7 @@ DANET_INLINE void project(
 // grad_offset and grad_mask of the prepared groups, from taps.dot.
 template <typename T, typename A>
 DANET_INLINE void finish(
-    const SdcParams& p, Taps<A>& taps, int64_t groups, const A* sum, T* grad_offset, T* grad_mask) {
+    const SdcParams& p, Taps<A>& taps, int64_t groups, T* grad_offset, T* grad_mask) {
   constexpr int L = kLanes<A>;
   int64_t J = groups * p.K;
   const A scale = A(p.offset_scale);
@@ -400,9 +411,6 @@ DANET_INLINE void finish(
   T* masks = J < L ? short_masks : grad_mask;
   auto vectors = [&](const auto& body) { for_vectors<L>(J < L ? L : J, body); };
 
-  if (p.softmax)
-    for (int64_t g = 0; g < groups; ++g)
-      for (int64_t j = g * p.K; j < (g + 1) * p.K; ++j) taps.m[j] *= sum[g];
   vectors([&](int64_t j) {
     const A* d = taps.dot + 4 * j;
     Vec<A> d0 = load(d), d1 = load(d + L), d2 = load(d + 2 * L), d3 = load(d + 3 * L);
@@ -459,9 +467,6 @@ void backward(
             p, taps,
             Place<A, T>{offset.pixel<T>(n, i) + 2 * g * p.K, mask.pixel<T>(n, i) + g * p.K,
                         start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]), groups * p.K});
-        A factor[kMaxTaps];
-        for (int64_t h = 0; h < groups; ++h)
-          factor[h] = p.softmax ? 1 / sum_of(taps.m + h * p.K, p.K) : A(1);
         const T* grad = grad_output.pixel<T>(n, i) + g * C;
         if (own) {
           const T* image = input.pixel<T>(n, 0) + g * C;
@@ -474,19 +479,15 @@ void backward(
         }
         if (touched) {
           A* grad_image = grad_input.pixel<A>(n, 0) + g * C;
-          for (int64_t h = 0; h < groups; ++h) {
-            if (inside && within)
-              scatter<true>(
-                  taps, h * p.K, p.K, factor[h], grad_corners, 0, 0, grad + h * C, grad_image + h * C, C);
-            else
-              scatter<false>(
-                  taps, h * p.K, p.K, factor[h], grad_corners, int32_t(first), int32_t(last), grad + h * C,
-                  grad_image + h * C, C);
-          }
+          if (inside && within)
+            scatter<true>(taps, groups, p.K, grad_corners, 0, 0, grad, grad_image, C);
+          else
+            scatter<false>(
+                taps, groups, p.K, grad_corners, int32_t(first), int32_t(last), grad, grad_image, C);
         }
         if (own)
           finish(
-              p, taps, groups, factor, grad_offset.pixel<T>(n, i) + 2 * g * p.K, grad_mask.pixel<T>(n, i) + g * p.K);
+              p, taps, groups, grad_offset.pixel<T>(n, i) + 2 * g * p.K, grad_mask.pixel<T>(n, i) + g * p.K);
       }
     }
   }

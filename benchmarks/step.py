@@ -1,0 +1,73 @@
+"""Measures a training step with the compiled operators against one with their references: python -m benchmarks.step."""
+
+import argparse
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from benchmarks.timing import alternate, header
+from danet.config import ModelConfig
+from danet.losses.detection import DetectionLoss
+from danet.models import build_model
+from danet.ops import info, library
+
+
+@contextmanager
+def references():
+    """Every operator is its plain-PyTorch reference inside."""
+    with mock.patch.object(library, "has_kernel", lambda tensor: False):
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    parser.add_argument("--model", default="danet_s", choices=("danet", "danet_s", "danet_nano"))
+    parser.add_argument("--batch", type=int, default=8, help="frames a step, 8 by default")
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 320), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads, 2 by default")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each kind, 10 by default")
+    parser.add_argument("--json", type=Path, help="write the raw figures to this file")
+    options = parser.parse_args(arguments)
+    if info()["operators"] != "compiled":
+        raise SystemExit(f"benchmarks.step: nothing to measure, {info()['why']}")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+
+    model = build_model(ModelConfig(name=options.model)).to(memory_format=torch.channels_last).train()
+    loss = DetectionLoss(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    images = torch.randn(options.batch, 1, *options.size).to(memory_format=torch.channels_last)
+    boxes = torch.tensor([[100.0, 80.0, 116.0, 92.0], [30.0, 40.0, 42.0, 50.0]])
+    per_image = (boxes, torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool))
+    targets = [[each] * options.batch for each in per_image]
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        sum(loss(model(images), *targets).values()).backward()
+        optimizer.step()
+
+    def reference_step() -> None:
+        with references():
+            step()
+
+    functions = {"compiled": step, "reference": reference_step}
+    times = alternate(functions, repetitions=options.steps, seconds=0)
+    ratio = times["reference"] / times["compiled"]
+    facts = header()
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    print(
+        f"training step of {options.model}, {options.batch} frames of {options.size[0]}x{options.size[1]}: "
+        f"{times['compiled']:.3f} s, with reference operators {times['reference']:.3f} s, {ratio:.2f}x"
+    )
+    if options.json is not None:
+        content = {"machine": facts, "options": {k: str(v) for k, v in vars(options).items()}, "seconds": times}
+        options.json.write_text(json.dumps({**content, "times_as_fast": ratio}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
