@@ -52,13 +52,19 @@ $(KERNELS): $(READY) $(SOURCES)
 kernels: $(KERNELS)  ## build what changed in csrc/
 
 SANITIZED := build/cmake-sanitize/libdanet.so
-SANITIZE_TESTS ?= tests/ops
+SANITIZE_TESTS ?= sdc lcdc rep_conv softmax_gate
+# The C++ library comes along because AddressSanitizer must find its exceptions before Python loads it.
+SANITIZERS = $(foreach lib,libasan.so libstdc++.so.6,$(shell $${CXX:-c++} -print-file-name=$(lib)))
 
 sanitize: $(READY)  ## the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer in the CPU kernels
+	@mkdir -p build
+	@echo "building the kernels with sanitizers"
 	@SANITIZE=address,undefined $(RUN) setup.py --quiet build_ext --build-lib build/sanitized >build/sanitize.log 2>&1 \
 	  || { cat build/sanitize.log; exit 1; }
-	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" \
-	  DANET_LIBRARY=$(SANITIZED) $(RUN) -m pytest -q -p no:cacheprovider $(SANITIZE_TESTS)
+	@for capability in default avx2 avx512; do \
+	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" DANET_LIBRARY=$(SANITIZED) DANET_CPU_CAPABILITY=$$capability \
+	    $(RUN) -m pytest -q -p no:cacheprovider $(SANITIZE_TESTS:%=tests/ops/test_%.py); \
+	done
 
 DEMO := runs/demo
 

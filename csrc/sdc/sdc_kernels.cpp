@@ -101,7 +101,7 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
   const Readable<T, L> masks(place.mask, place.J);
   const Readable<T, 2 * L> offsets(place.offset, 2 * place.J);
   const A scale = A(p.offset_scale);
-  const int32_t W = int32_t(p.W);
+  const uint32_t W = uint32_t(p.W);
   // As unsigned numbers, negative cells and those of a NaN are beyond every image, and a NaN's bits above every number.
   UIntVec<A> last_row{}, last_column{};
   Bits<A> largest{};
@@ -137,7 +137,7 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
     Vec<A> weight[4];
     bilinear(y, x, m, weight);
     for (int corner = 0; corner < 4; ++corner) store(taps.weight[corner] + j, weight[corner]);
-    IntVec<A> pixel = row * W + column;
+    UIntVec<A> pixel = (UIntVec<A>)row * W + (UIntVec<A>)column;  // unsigned: may overflow outside, where it is not used
     std::memcpy(taps.pixel + j, &pixel, sizeof pixel);
     if (kBackward) {
       store(taps.cell_y + j, y);
