@@ -130,9 +130,11 @@ $(REAL)/sirst/val.json:
 	@$(RUN) -m danet.data import masks "$(DATA)/sirst" $(REAL)/sirst --lists idx_427/train.txt idx_427/val.txt
 
 test: $(KERNELS)  ## the test suite, under 6 minutes on two cores
-	@$(RUN) -m pytest -q
+	@$(RUN) -m pytest -q -m "not long"
 
-test-all: lint test  ## the test suite and the linter
+test-all: lint $(KERNELS)  ## the linter, the whole test suite with its long grids, the sanitizers; under an hour
+	@$(RUN) -m pytest -q
+	@$(MAKE) sanitize
 
 lint: $(READY)  ## the linter
 	@$(RUN) -m ruff check .

@@ -126,7 +126,7 @@ def _check_weight(weight: Any) -> None:
 
 
 class _ForwardOnly(torch.autograd.Function):
-    """Says who has gradients when one is asked. The operator itself has no rule for them, which makes it cheap to call."""
+    """Says who has gradients when one is asked. The operator has no rule for them, which makes it cheap to call."""
 
     @staticmethod
     def forward(

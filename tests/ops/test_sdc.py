@@ -343,6 +343,20 @@ def test_devices_agree(device):
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_arguments_equal_the_formula(data):
+    check_any_arguments(data)
+
+
+@pytest.mark.long
+@settings(max_examples=2000, deadline=None)
+@given(data=st.data())
+def test_very_many_arguments_equal_the_formula(data):
+    tensors, options = check_any_arguments(data)
+    if tensors[0].numel() > 0:
+        leaves = [t.requires_grad_() for t in tensors]
+        torch.autograd.gradcheck(lambda *t: sdc(*t, **options), leaves, fast_mode=True)
+
+
+def check_any_arguments(data):
     def draw_pair(low, high):
         return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
 
@@ -368,6 +382,7 @@ def test_any_arguments_equal_the_formula(data):
         seed=data.draw(st.integers(0, 1000)),
     )
     torch.testing.assert_close(sdc(*tensors, **options), sdc_loop(*tensors, **options), rtol=1e-10, atol=1e-10)
+    return tensors, options
 
 
 def test_module_starts_as_a_mean_followed_by_a_projection():

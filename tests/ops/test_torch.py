@@ -86,6 +86,21 @@ def test_compiles_without_a_break_for_any_size(op):
                 assert_close(actual, expected)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("op", CALLS)
+def test_inductor(op):
+    torch._dynamo.reset()
+    compiled = torch.compile(CALLS[op], fullgraph=True, dynamic=True)
+    for N in (2, 3):
+        arguments = [t.requires_grad_(op in DIFFERENTIABLE) for t in tensors(op, N=N)]
+        actual, expected = compiled(*arguments), CALLS[op](*arguments)
+        assert_close(actual, expected)
+        if op in DIFFERENTIABLE:
+            grads = [torch.autograd.grad(out.square().sum(), arguments) for out in (actual, expected)]
+            for pair in zip(*grads, strict=True):
+                assert_close(*pair)
+
+
 @pytest.mark.parametrize("op", CALLS)
 def test_exports(op):
     class Module(torch.nn.Module):
