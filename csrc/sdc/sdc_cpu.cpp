@@ -20,7 +20,7 @@ SdcParams check_sdc(
   p.N = input.size(0), p.C = input.size(1), p.H = input.size(2), p.W = input.size(3), p.G = groups;
   p.offset_scale = offset_scale, p.softmax = softmax, p.remove_center = remove_center;
   DANET_CHECK(p.C > 0 && p.H > 0 && p.W > 0, "sdc: input must have C, H, W >= 1");
-  DANET_CHECK(p.H < (1 << 30) / p.W, "sdc: an image may have at most 2^30 pixels");
+  DANET_CHECK(p.C * p.H * p.W < (int64_t(1) << 31), "sdc: the CPU kernels take images of less than 2^31 elements each");
   DANET_CHECK(groups >= 1 && p.C % groups == 0, "sdc: groups must divide C");
   DANET_CHECK(
       kernel_size.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
@@ -44,6 +44,13 @@ SdcParams check_sdc(
   return p;
 }
 
+// The input as the kernels count it: elements of one image in 32 bits.
+Image dense_enough(const Tensor& input, const SdcParams& p) {
+  Image image(input);
+  if (image.view.pixel_stride * p.H * p.W < (int64_t(1) << 31)) return image;
+  return Image(torch::stable::clone(torch::stable::contiguous(input)));
+}
+
 // Elementary operations of one output row: the preparation of its taps and their corners' channels, a vector at a time.
 int64_t row_cost(const SdcParams& p) { return p.W_out * p.K * (4 * p.G + p.C / 2); }
 
@@ -53,7 +60,7 @@ Tensor sdc(
   const SdcParams p = check_sdc(
       input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center);
   const SdcKernels& kernels = DANET_KERNELS(sdc_kernels, dtype_of(input));
-  const Image x(input), offsets(offset), masks(mask), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
+  const Image x(dense_enough(input, p)), offsets(offset), masks(mask), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
   parallel_for(p.N * p.H_out, row_cost(p), [&](int64_t begin, int64_t end) {
     kernels.forward(p, x.view, offsets.view, masks.view, out.view, begin, end);
   });
@@ -70,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> sdc_backward(
       input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center);
   check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
   const SdcKernels& kernels = DANET_KERNELS(sdc_kernels, dtype_of(input));
-  const Image grad_out(grad_output), x(input), offsets(offset), masks(mask);
+  const Image grad_out(grad_output), x(dense_enough(input, p)), offsets(offset), masks(mask);
   const Image grad_offset(empty_image(offset, offset.sizes())), grad_mask(empty_image(mask, mask.sizes()));
   const bool is_half = input.scalar_type() != ScalarType::Float && input.scalar_type() != ScalarType::Double;
   const Image grad_input(torch::stable::empty(

@@ -20,7 +20,8 @@ struct Taps {
   A dot[4 * kRoom];                // [J, 4] backward: grad_output times the corners
   A grad_m[kRoom];
   int32_t y[kRoom], x[kRoom];      // the cell's top left corner, -2 to H and -2 to W
-  int32_t pixel[kRoom];            // y * W + x
+  int32_t cell[kRoom];             // where that pixel begins in the image, in elements
+  int32_t grad_cell[kRoom];        // backward: the same in grad_input
   int64_t groups;
 
   explicit Taps(const SdcParams& p) : groups(kMaxTaps / p.K < p.G ? kMaxTaps / p.K : p.G) {
@@ -91,6 +92,7 @@ struct Place {
   const T *offset, *mask;
   A start_y, start_x;
   int64_t J;
+  uint32_t stride, grad_stride;  // elements from pixel to pixel of the input and of grad_input
 };
 
 // Fills taps from taps.m, or with kExp from the mask by way of it. Without kBorder all cells must lie inside the image
@@ -137,8 +139,13 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
     Vec<A> weight[4];
     bilinear(y, x, m, weight);
     for (int corner = 0; corner < 4; ++corner) store(taps.weight[corner] + j, weight[corner]);
-    UIntVec<A> pixel = (UIntVec<A>)row * W + (UIntVec<A>)column;  // unsigned: may overflow outside, where it is not used
-    std::memcpy(taps.pixel + j, &pixel, sizeof pixel);
+    // Unsigned, because it may overflow for cells outside, where it is not used.
+    UIntVec<A> pixel = (UIntVec<A>)row * W + (UIntVec<A>)column, cell = pixel * place.stride;
+    std::memcpy(taps.cell + j, &cell, sizeof cell);
+    if (kBackward) {
+      UIntVec<A> grad_cell = pixel * place.grad_stride;
+      std::memcpy(taps.grad_cell + j, &grad_cell, sizeof grad_cell);
+    }
     if (kBackward) {
       store(taps.cell_y + j, y);
       store(taps.cell_x + j, x);
@@ -190,11 +197,11 @@ DANET_INLINE bool prepare(const SdcParams& p, Taps<A>& taps, const Place<A, T>& 
 // Where the image's rows and columns are in memory, and which corners of a cell exist.
 struct Corners {
   int32_t H, W;
-  int64_t pixel_stride, step[4];
+  int64_t step[4];
 
   Corners(const SdcParams& p, const ImageView& image)
-      : H(int32_t(p.H)), W(int32_t(p.W)), pixel_stride(image.pixel_stride),
-        step{0, pixel_stride, p.W * pixel_stride, (p.W + 1) * pixel_stride} {}
+      : H(int32_t(p.H)), W(int32_t(p.W)),
+        step{0, image.pixel_stride, p.W * image.pixel_stride, (p.W + 1) * image.pixel_stride} {}
 
   // All four of them.
   DANET_INLINE bool exist(int32_t y, int32_t x) const {
@@ -236,13 +243,14 @@ DANET_INLINE void gather(
     constexpr int V = decltype(block)::vectors;
     constexpr int kChains = V >= 4 ? 1 : 4 / V;  // an addition waits for the one before: keep four on their way
     Vec<A> total[kChains][V] = {};
+    const T* const from[4] = {image + c, image + c + corners.step[1], image + c + corners.step[2],
+                              image + c + corners.step[3]};
     for (int64_t j = first; j < first + K; ++j) {
-      const T* cell = image + taps.pixel[j] * corners.pixel_stride + c;
+      const int64_t cell = taps.cell[j];
       auto add = [&](int corner) __attribute__((always_inline)) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
-          total[corner % kChains][v] +=
-              taps.weight[corner][j] * load_channels(cell + corners.step[corner] + v * L, count);
+          total[corner % kChains][v] += taps.weight[corner][j] * load_channels(from[corner] + cell + v * L, count);
       };
       if (kInside || corners.exist(taps.y[j], taps.x[j])) {
 #pragma GCC unroll 4
@@ -282,7 +290,8 @@ void forward(
         bool inside = prepare<false>(
             p, taps,
             Place<A, T>{offset.pixel<T>(n, i) + 2 * g * p.K, mask.pixel<T>(n, i) + g * p.K,
-                        start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]), groups * p.K});
+                        start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]), groups * p.K,
+                        uint32_t(input.pixel_stride), 0});
         const T* image = input.pixel<T>(n, 0) + g * C;
         T* result = out.pixel<T>(n, i) + g * C;
         for (int64_t h = 0; h < groups; ++h, image += C, result += C) {
@@ -339,15 +348,17 @@ DANET_INLINE void scatter(
   constexpr int L = kLanes<A>;
   for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
     constexpr int V = decltype(block)::vectors;
+    A* const to[4] = {grad_image + c, grad_image + c + corners.step[1], grad_image + c + corners.step[2],
+                      grad_image + c + corners.step[3]};
     for (int64_t k = 0; k < K; ++k)
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t j = g * K + k;
         Vec<A> grad[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + g * C + c + v * L, count);
-        A* cell = grad_image + taps.pixel[j] * corners.pixel_stride + g * C + c;
+        const int64_t cell = taps.grad_cell[j] + g * C;
         auto add = [&](int corner) __attribute__((always_inline)) {
-          A* place = cell + corners.step[corner];
+          A* place = to[corner] + cell;
 #pragma GCC unroll 4
           for (int v = 0; v < V; ++v) {
             Vec<A> updated = load_channels(place + v * L, count) + taps.weight[corner][j] * grad[v];
@@ -377,13 +388,15 @@ DANET_INLINE void project(
     Vec<A> grad[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + c + v * L, count);
+    const T* const from[4] = {image + c, image + c + corners.step[1], image + c + corners.step[2],
+                              image + c + corners.step[3]};
     for (int64_t j = j0; j < j0 + K; ++j) {
-      const T* cell = image + taps.pixel[j] * corners.pixel_stride + c;
+      const int64_t cell = taps.cell[j];
       Vec<A> product[4] = {};
       auto add = [&](int corner) __attribute__((always_inline)) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
-          product[corner] += grad[v] * load_channels(cell + corners.step[corner] + v * L, count);
+          product[corner] += grad[v] * load_channels(from[corner] + cell + v * L, count);
       };
       if (kInside || corners.exist(taps.y[j], taps.x[j])) {
 #pragma GCC unroll 4
@@ -466,7 +479,8 @@ void backward(
         bool inside = prepare<true>(
             p, taps,
             Place<A, T>{offset.pixel<T>(n, i) + 2 * g * p.K, mask.pixel<T>(n, i) + g * p.K,
-                        start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]), groups * p.K});
+                        start_y + A(y * p.stride[0]), start_x + A(x * p.stride[1]), groups * p.K,
+                        uint32_t(input.pixel_stride), uint32_t(grad_input.pixel_stride)});
         const T* grad = grad_output.pixel<T>(n, i) + g * C;
         if (own) {
           const T* image = input.pixel<T>(n, 0) + g * C;

@@ -41,8 +41,9 @@ from danet.ops.sampling import gather
 
 Pair = int | tuple[int, int]
 
-MAX_TAPS = 256
-"""What the compiled kernels take for K; larger windows run as the reference."""
+MAX_TAPS, MAX_ELEMENTS = 256, 2**31
+"""The compiled kernels take windows of at most so many taps, and images of less elements each (batches may be larger);
+others run as the reference."""
 
 
 class SdcSizes(NamedTuple):
@@ -111,7 +112,7 @@ def sdc(
         softmax=softmax,
         remove_center=remove_center,
     )
-    if library.has_kernel(input) and sizes.K <= MAX_TAPS:
+    if library.has_kernel(input) and sizes.K <= MAX_TAPS and sizes.C * sizes.H * sizes.W < MAX_ELEMENTS:
         windows = (sizes.kernel_size, sizes.stride, sizes.padding, sizes.dilation)
         return library.call("sdc", input, offset, mask, sizes.G, *windows, offset_scale, softmax, remove_center)
     return _reference(input, offset, mask, sizes, offset_scale, softmax)
