@@ -237,7 +237,7 @@ def dispatch_cost(repetitions: int) -> dict[str, float]:
 
 def plot(cases: list[Case], path: Path, title: str) -> None:
     """Bars of how many times faster than each rival, a group a case."""
-    import matplotlib
+    import matplotlib.ticker
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -256,6 +256,8 @@ def plot(cases: list[Case], path: Path, title: str) -> None:
         y += 0.6
     axes.set_yticks([t for t, _ in ticks], [text for _, text in ticks], fontsize=7)
     axes.set_xscale("log")
+    axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as fast as the rival (logarithmic)")
     axes.set_title(title, fontsize=8)
