@@ -219,6 +219,16 @@ DANET_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
 }
 #endif
 
+// A whole vector, or its first `count` lanes where that is not 0.
+template <typename T>
+DANET_INLINE Vec<Compute<T>> load_channels(const T* p, int count) {
+  return count == 0 ? load(p) : load_first(p, count);
+}
+template <typename T>
+DANET_INLINE void store_channels(T* p, Vec<Compute<T>> v, int count) {
+  count == 0 ? store(p, v) : store_first(p, v, count);
+}
+
 // v with zeros from lane `count` on.
 template <typename A>
 DANET_INLINE Vec<A> keep_first(Vec<A> v, int count) {

@@ -10,6 +10,11 @@ namespace {
 
 using Sizes = std::vector<int64_t>;
 
+// The kernels count the elements of one image, and of a border of two pixels around it, in 32 bits.
+bool fits_32_bits(const SdcParams& p, int64_t pixel_stride) {
+  return double(p.H + 4) * double(p.W + 4) * double(pixel_stride) < 0x1p31;
+}
+
 SdcParams check_sdc(
     const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, const Sizes& kernel_size,
     const Sizes& stride, const Sizes& padding, const Sizes& dilation, double offset_scale, bool softmax,
@@ -20,7 +25,7 @@ SdcParams check_sdc(
   p.N = input.size(0), p.C = input.size(1), p.H = input.size(2), p.W = input.size(3), p.G = groups;
   p.offset_scale = offset_scale, p.softmax = softmax, p.remove_center = remove_center;
   DANET_CHECK(p.C > 0 && p.H > 0 && p.W > 0, "sdc: input must have C, H, W >= 1");
-  DANET_CHECK(p.C * p.H * p.W < (int64_t(1) << 31), "sdc: the CPU kernels take images of less than 2^31 elements each");
+  DANET_CHECK(fits_32_bits(p, p.C), "sdc: the CPU kernels take images of less than 2^31 elements each");
   DANET_CHECK(groups >= 1 && p.C % groups == 0, "sdc: groups must divide C");
   DANET_CHECK(
       kernel_size.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
@@ -44,10 +49,10 @@ SdcParams check_sdc(
   return p;
 }
 
-// The input as the kernels count it: elements of one image in 32 bits.
+// The input, copied where it is a slice of too wide pixels.
 Image dense_enough(const Tensor& input, const SdcParams& p) {
   Image image(input);
-  if (image.view.pixel_stride * p.H * p.W < (int64_t(1) << 31)) return image;
+  if (fits_32_bits(p, image.view.pixel_stride)) return image;
   return Image(torch::stable::clone(torch::stable::contiguous(input)));
 }
 

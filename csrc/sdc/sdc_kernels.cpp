@@ -145,8 +145,6 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
     if (kBackward) {
       UIntVec<A> grad_cell = pixel * place.grad_stride;
       std::memcpy(taps.grad_cell + j, &grad_cell, sizeof grad_cell);
-    }
-    if (kBackward) {
       store(taps.cell_y + j, y);
       store(taps.cell_x + j, x);
     }
@@ -227,15 +225,10 @@ DANET_INLINE void for_channels(int64_t C, const Body& body) {
   if (c < C) body(Block<1>{}, c, int(C - c));
 }
 
-template <typename T>
-DANET_INLINE Vec<Compute<T>> load_channels(const T* p, int count) {
-  return count == 0 ? load(p) : load_first(p, count);
-}
-
 // out[0..C) of one group: the sum over its taps.
 template <bool kInside, typename T, typename A>
 DANET_INLINE void gather(
-    Taps<A>& taps, int64_t first, int64_t K, bool softmax, const Corners& corners, const T* image, T* out,
+    const Taps<A>& taps, int64_t first, int64_t K, bool softmax, const Corners& corners, const T* image, T* out,
     int64_t C) {
   constexpr int L = kLanes<A>;
   const Vec<A> factor = broadcast<A>(softmax ? 1 / sum_of(taps.m + first, K) : A(1));
@@ -268,7 +261,7 @@ DANET_INLINE void gather(
 #pragma GCC unroll 4
       for (int chain = 1; chain < kChains; ++chain) result += total[chain][v];
       result *= factor;
-      count == 0 ? store(out + c + v * L, result) : store_first(out + c, result, count);
+      store_channels(out + c + v * L, result, count);
     }
   });
 }
@@ -362,7 +355,7 @@ DANET_INLINE void scatter(
 #pragma GCC unroll 4
           for (int v = 0; v < V; ++v) {
             Vec<A> updated = load_channels(place + v * L, count) + taps.weight[corner][j] * grad[v];
-            count == 0 ? store(place + v * L, updated) : store_first(place + v * L, updated, count);
+            store_channels(place + v * L, updated, count);
           }
         };
         const int32_t y = taps.y[j];

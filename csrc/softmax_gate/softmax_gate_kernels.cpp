@@ -13,15 +13,6 @@ DANET_INLINE void for_channels(int64_t C, const Body& body) {
   if (c < C) body(c, int(C - c));
 }
 
-template <typename T>
-DANET_INLINE Vec<Compute<T>> load_channels(const T* p, int count) {
-  return count == 0 ? load(p) : load_first(p, count);
-}
-template <typename T>
-DANET_INLINE void store_channels(T* p, Vec<Compute<T>> v, int count) {
-  count == 0 ? store(p, v) : store_first(p, v, count);
-}
-
 // exp(logits - shift) to `exps`, their sum to `sum`; the shift is zero for moderate logits, else their maximum.
 template <typename A, typename T>
 DANET_INLINE A exponentials(const T* logits, A* exps, int64_t C) {

@@ -112,7 +112,8 @@ def sdc(
         softmax=softmax,
         remove_center=remove_center,
     )
-    if library.has_kernel(input) and sizes.K <= MAX_TAPS and sizes.C * sizes.H * sizes.W < MAX_ELEMENTS:
+    elements = sizes.C * (sizes.H + 4) * (sizes.W + 4)
+    if library.has_kernel(input) and sizes.K <= MAX_TAPS and elements < MAX_ELEMENTS:
         windows = (sizes.kernel_size, sizes.stride, sizes.padding, sizes.dilation)
         return library.call("sdc", input, offset, mask, sizes.G, *windows, offset_scale, softmax, remove_center)
     return _reference(input, offset, mask, sizes, offset_scale, softmax)
