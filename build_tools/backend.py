@@ -31,8 +31,15 @@ def find_torch() -> Path | None:
 
 
 def find_tool(name: str) -> str | None:
-    """An executable beside this Python or on the PATH."""
-    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    """An executable that runs, on the PATH or beside this Python.
+
+    Those that pip installs are Python scripts, which an isolated build sees but cannot run.
+    """
+    for folder in [*os.environ.get("PATH", "").split(os.pathsep), str(Path(sys.executable).parent)]:
+        tool = shutil.which(name, path=folder)
+        if tool is not None and subprocess.run([tool, "--version"], capture_output=True).returncode == 0:
+            return tool
+    return None
 
 
 def _candidates() -> Iterator[Path]:
