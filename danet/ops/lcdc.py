@@ -83,27 +83,6 @@ def _fake(input: Tensor, weight: Tensor, gate: bool) -> Tensor:
     return torch.empty_like(input, memory_format=torch.channels_last)
 
 
-def _fake_backward(grad_output: Tensor, input: Tensor, weight: Tensor, gate: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(input, memory_format=torch.channels_last), weight.new_empty(weight.shape)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.gate = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, grad_output: Tensor):
-    return (*torch.ops.danet.lcdc_backward(grad_output, *ctx.saved_tensors, ctx.gate), None)
-
-
-def _backward_of_backward(ctx, *grads):
-    grad_output, *tensors = ctx.saved_tensors
-    return (
-        *library.double_backward(lambda *t: lcdc_reference(*t, gate=ctx.gate), tensors, grad_output, grads),
-        None,
-    )
-
-
 def _vmap(info, in_dims, input: Tensor, weight: Tensor, gate: bool):
     if in_dims[1] is None:
         out = torch.ops.danet.lcdc(library.fold_batch(input, in_dims[0], info.batch_size), weight, gate)
@@ -118,11 +97,5 @@ def _vmap_backward(info, in_dims, grad_output: Tensor, input: Tensor, weight: Te
     return tuple(torch.stack(each) for each in zip(*grads, strict=True)), (0, 0)
 
 
-library.register("lcdc", fake=_fake, setup_context=_setup_context, backward=_backward, vmap=_vmap)
-library.register(
-    "lcdc_backward",
-    fake=_fake_backward,
-    setup_context=_setup_context,
-    backward=_backward_of_backward,
-    vmap=_vmap_backward,
-)
+library.register("lcdc", fake=_fake, vmap=_vmap)
+library.register_gradient("lcdc", 2, reference=lambda *t: lcdc_reference(*t[:2], gate=t[2]), vmap=_vmap_backward)

@@ -57,25 +57,51 @@ def call(name: str, *arguments) -> Tensor:
         raise
 
 
-def register(
-    name: str,
-    *,
-    fake: Callable,
-    setup_context: Callable | None = None,
-    backward: Callable | None = None,
-    vmap: Callable | None = None,
-    flops: Callable | None = None,
-) -> None:
+def register(name: str, *, fake: Callable, vmap: Callable, flops: Callable | None = None) -> None:
     """Joins the Python side of torch.ops.danet.<name>, where it is compiled, to its kernels."""
     if WHY_NOT is not None:
         return
     torch.library.register_fake(f"danet::{name}", fake)
-    if backward is not None:
-        torch.library.register_autograd(f"danet::{name}", backward, setup_context=setup_context)
-    if vmap is not None:
-        torch.library.register_vmap(f"danet::{name}", vmap)
+    torch.library.register_vmap(f"danet::{name}", vmap)
     if flops is not None:
         register_flop_formula(getattr(torch.ops.danet, name))(flops)
+
+
+def register_gradient(name: str, tensors: int, *, reference: Callable, vmap: Callable) -> None:
+    """Joins <name>_backward to <name>, whose first `tensors` arguments have gradients and whose others are options.
+
+    `reference` takes the same arguments as <name> and serves second derivatives; `vmap` is <name>_backward's rule.
+    """
+    if WHY_NOT is not None:
+        return
+
+    def save(ctx, inputs, count: int) -> None:
+        ctx.save_for_backward(*inputs[:count])
+        ctx.options = inputs[count:]
+
+    def backward(ctx, grad_output: Tensor):
+        operator = getattr(torch.ops.danet, f"{name}_backward")
+        grads = operator(grad_output, *ctx.saved_tensors, *ctx.options)
+        return (*grads, *(None for _ in ctx.options))
+
+    def backward_of_backward(ctx, *grads):
+        grad_output, *leaves = ctx.saved_tensors
+        results = _double_backward(lambda *t: reference(*t, *ctx.options), leaves, grad_output, grads)
+        return (*results, *(None for _ in ctx.options))
+
+    def fake(grad_output: Tensor, *arguments):
+        return tuple(torch.empty_like(value, memory_format=_memory_format(value)) for value in arguments[:tensors])
+
+    register(f"{name}_backward", fake=fake, vmap=vmap)
+    for operator, rule, count in ((name, backward, tensors), (f"{name}_backward", backward_of_backward, tensors + 1)):
+        torch.library.register_autograd(
+            f"danet::{operator}", rule, setup_context=lambda ctx, inputs, output, n=count: save(ctx, inputs, n)
+        )
+
+
+def _memory_format(value: Tensor) -> torch.memory_format:
+    """Of the gradients: channels-last images, and contiguous weights."""
+    return torch.channels_last if value.ndim == 4 else torch.contiguous_format
 
 
 def fold_batch(value: Tensor, dim: int | None, size: int) -> Tensor:
@@ -84,13 +110,27 @@ def fold_batch(value: Tensor, dim: int | None, size: int) -> Tensor:
     return value.flatten(0, 1)
 
 
+def folding(name: str, tensors: int) -> Callable:
+    """The vmap rule of an operator whose first `tensors` arguments all begin with N: one call for the whole batch."""
+
+    def vmap(info, in_dims, *arguments):
+        pairs = zip(arguments[:tensors], in_dims, strict=False)
+        folded = [fold_batch(value, dim, info.batch_size) for value, dim in pairs]
+        results = getattr(torch.ops.danet, name)(*folded, *arguments[tensors:])
+        if isinstance(results, Tensor):
+            return results.unflatten(0, (info.batch_size, -1)), 0
+        return tuple(value.unflatten(0, (info.batch_size, -1)) for value in results), (0,) * len(results)
+
+    return vmap
+
+
 def each_of_batch(size: int, dims: Sequence[int | None], *values: Tensor | None) -> Iterator[list[Tensor | None]]:
     """The arguments of each of `size` calls, of values batched at `dims` (None: the same for all)."""
     for i in range(size):
         yield [value if dim is None else value.select(dim, i) for value, dim in zip(values, dims, strict=False)]
 
 
-def double_backward(reference: Callable, tensors: tuple[Tensor, ...], grad_output: Tensor, grads: tuple) -> tuple:
+def _double_backward(reference: Callable, tensors: list[Tensor], grad_output: Tensor, grads: tuple) -> tuple:
     """Gradients of a backward operator by the reference: of `grad_output` and `tensors`, given those of its results.
 
     The backward operator gives d<reference(*tensors), grad_output>/dtensors; the result is differentiable again.

@@ -19,6 +19,7 @@ gradients, as in every deformable convolution.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -99,19 +100,8 @@ def sdc(
         TypeError, ValueError: one line that names the wrong argument.
     """
     input, offset, mask = autocast(input, offset, mask)
-    sizes = check_sdc(
-        input,
-        offset,
-        mask,
-        groups=groups,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        offset_scale=offset_scale,
-        softmax=softmax,
-        remove_center=remove_center,
-    )
+    options = (groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center)
+    sizes = check_sdc(input, offset, mask, options)
     elements = sizes.C * (sizes.H + 4) * (sizes.W + 4)
     if library.has_kernel(input) and sizes.K <= MAX_TAPS and elements < MAX_ELEMENTS:
         windows = (sizes.kernel_size, sizes.stride, sizes.padding, sizes.dilation)
@@ -134,19 +124,8 @@ def sdc_reference(
     remove_center: bool = False,
 ) -> Tensor:
     """`sdc` in plain PyTorch: any device, double backward; half types accumulate in float32."""
-    sizes = check_sdc(
-        input,
-        offset,
-        mask,
-        groups=groups,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        offset_scale=offset_scale,
-        softmax=softmax,
-        remove_center=remove_center,
-    )
+    options = (groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center)
+    sizes = check_sdc(input, offset, mask, options)
     return _reference(input, offset, mask, sizes, offset_scale, softmax)
 
 
@@ -237,26 +216,12 @@ def _check_options(
 _cached_options = functools.lru_cache(typed=True)(_check_options)
 
 
-def check_sdc(
-    input: Any,
-    offset: Any,
-    mask: Any,
-    *,
-    groups: Any,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    offset_scale: Any,
-    softmax: Any,
-    remove_center: Any,
-) -> SdcSizes:
-    """The sizes of a call of `sdc`, or TypeError or ValueError in one line."""
+def check_sdc(input: Any, offset: Any, mask: Any, options: Sequence[Any]) -> SdcSizes:
+    """The sizes of a call of `sdc` with its options, from groups on, or one line of TypeError or ValueError."""
     check_tensor("sdc", "input", input)
     check_image("sdc", "input", input)
     check_like_input("sdc", "offset", offset, input)
     check_like_input("sdc", "mask", mask, input)
-    options = (groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center)
     if torch.compiler.is_compiling() or any(isinstance(option, list) for option in options):
         G, kernel_size, stride, padding, dilation = _check_options(*options)
     else:
@@ -265,6 +230,7 @@ def check_sdc(
     if C % G != 0:
         raise ValueError(f"sdc: groups must divide C = {C}, got {G}")
     K = kernel_size[0] * kernel_size[1]
+    remove_center = options[-1]
     if remove_center:
         if K % 2 == 0 or K == 1:
             raise ValueError(f"sdc: remove_center needs an odd kernel_size above 1, got {list(kernel_size)}")
@@ -280,73 +246,19 @@ def check_sdc(
     return SdcSizes(N, C, H, W, G, K, H_out, W_out, kernel_size, stride, padding, dilation, remove_center)
 
 
-def _fake(input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center):
-    sizes = check_sdc(
-        input,
-        offset,
-        mask,
-        groups=groups,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        offset_scale=offset_scale,
-        softmax=softmax,
-        remove_center=remove_center,
-    )
+def _fake(input, offset, mask, *options):
+    sizes = check_sdc(input, offset, mask, options)
     shape = (sizes.N, sizes.C, sizes.H_out, sizes.W_out)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
-def _fake_backward(grad_output, input, offset, mask, *options):
-    return tuple(torch.empty_like(value, memory_format=torch.channels_last) for value in (input, offset, mask))
+def _reference_of(input, offset, mask, *options):
+    names = ("groups", "kernel_size", "stride", "padding", "dilation", "offset_scale", "softmax", "remove_center")
+    return sdc_reference(input, offset, mask, **dict(zip(names, options, strict=True)))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.options = inputs[3:]
-
-
-def _backward(ctx, grad_output: Tensor):
-    grads = torch.ops.danet.sdc_backward(grad_output, *ctx.saved_tensors, *ctx.options)
-    return (*grads, *(None for _ in ctx.options))
-
-
-def _setup_context_backward(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.options = inputs[4:]
-
-
-def _backward_of_backward(ctx, *grads):
-    def reference(input, offset, mask):
-        names = ("groups", "kernel_size", "stride", "padding", "dilation", "offset_scale", "softmax", "remove_center")
-        return sdc_reference(input, offset, mask, **dict(zip(names, ctx.options, strict=True)))
-
-    grad_output, *tensors = ctx.saved_tensors
-    results = library.double_backward(reference, tensors, grad_output, grads)
-    return (*results, *(None for _ in ctx.options))
-
-
-def _vmap(info, in_dims, *arguments):
-    tensors = [library.fold_batch(*pair, info.batch_size) for pair in zip(arguments[:3], in_dims, strict=False)]
-    out = torch.ops.danet.sdc(*tensors, *arguments[3:])
-    return out.unflatten(0, (info.batch_size, -1)), 0
-
-
-def _vmap_backward(info, in_dims, *arguments):
-    tensors = [library.fold_batch(*pair, info.batch_size) for pair in zip(arguments[:4], in_dims, strict=False)]
-    grads = torch.ops.danet.sdc_backward(*tensors, *arguments[4:])
-    return tuple(grad.unflatten(0, (info.batch_size, -1)) for grad in grads), (0, 0, 0)
-
-
-library.register("sdc", fake=_fake, setup_context=_setup_context, backward=_backward, vmap=_vmap)
-library.register(
-    "sdc_backward",
-    fake=_fake_backward,
-    setup_context=_setup_context_backward,
-    backward=_backward_of_backward,
-    vmap=_vmap_backward,
-)
+library.register("sdc", fake=_fake, vmap=library.folding("sdc", 3))
+library.register_gradient("sdc", 3, reference=_reference_of, vmap=library.folding("sdc_backward", 4))
 
 
 class SDC(nn.Module):

@@ -57,39 +57,7 @@ def _fake(input: Tensor, logits: Tensor) -> Tensor:
     return torch.empty_like(input, memory_format=torch.channels_last)
 
 
-def _fake_backward(grad_output: Tensor, input: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    return tuple(torch.empty_like(value, memory_format=torch.channels_last) for value in (input, logits))
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx, grad_output: Tensor):
-    return torch.ops.danet.softmax_gate_backward(grad_output, *ctx.saved_tensors)
-
-
-def _backward_of_backward(ctx, *grads):
-    grad_output, *tensors = ctx.saved_tensors
-    return library.double_backward(softmax_gate_reference, tensors, grad_output, grads)
-
-
-def _vmap(info, in_dims, *tensors: Tensor):
-    folded = [library.fold_batch(*pair, info.batch_size) for pair in zip(tensors, in_dims, strict=True)]
-    return torch.ops.danet.softmax_gate(*folded).unflatten(0, (info.batch_size, -1)), 0
-
-
-def _vmap_backward(info, in_dims, *tensors: Tensor):
-    folded = [library.fold_batch(*pair, info.batch_size) for pair in zip(tensors, in_dims, strict=True)]
-    grads = torch.ops.danet.softmax_gate_backward(*folded)
-    return tuple(grad.unflatten(0, (info.batch_size, -1)) for grad in grads), (0, 0)
-
-
-library.register("softmax_gate", fake=_fake, setup_context=_setup_context, backward=_backward, vmap=_vmap)
-library.register(
-    "softmax_gate_backward",
-    fake=_fake_backward,
-    setup_context=_setup_context,
-    backward=_backward_of_backward,
-    vmap=_vmap_backward,
+library.register("softmax_gate", fake=_fake, vmap=library.folding("softmax_gate", 2))
+library.register_gradient(
+    "softmax_gate", 2, reference=softmax_gate_reference, vmap=library.folding("softmax_gate_backward", 3)
 )
