@@ -12,26 +12,34 @@ import torch
 
 from danet.ops import info
 
+WARM_UP = 5
+"""Calls at the begin of a turn that are not timed: that many it takes until the caches, left full of other data,
+hold the function's own. One of a network finds its input there too, written by the layer before."""
+
+TURN = 10e-3
+"""Seconds that the timed calls of a turn last at least."""
+
 
 def alternate(
     functions: dict[str, Callable[[], object]], *, repetitions: int = 30, seconds: float = 1.0
 ) -> dict[str, float]:
     """Median seconds of a call of each function, of at least `repetitions` turns and `seconds`.
 
-    The functions take turns. A turn is one call that is not timed, since it finds the caches full of another function's
-    data, and as many timed ones as last 2 ms; it counts once, with its mean.
+    The functions take turns. A turn is WARM_UP calls that are not timed and as many timed ones as last TURN; it counts
+    once, with its mean.
     """
     calls = {}
     for name, function in functions.items():
         function()
         started = time.perf_counter()
         function()
-        calls[name] = max(1, math.ceil(2e-3 / max(time.perf_counter() - started, 1e-6)))
+        calls[name] = math.ceil(TURN / max(time.perf_counter() - started, 1e-6))
     times: dict[str, list[float]] = {name: [] for name in functions}
     started = time.perf_counter()
     while len(next(iter(times.values()))) < repetitions or time.perf_counter() - started < seconds:
         for name, function in functions.items():
-            function()
+            for _ in range(WARM_UP):
+                function()
             begin = time.perf_counter()
             for _ in range(calls[name]):
                 function()

@@ -219,6 +219,14 @@ DANET_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
 }
 #endif
 
+// The same pointer, made a secret of: the compiler shall reach what lies behind it by displacements, not keep a register
+// for every sum of offsets that it can think of.
+template <typename T>
+DANET_INLINE T* in_register(T* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
 // A whole vector, or its first `count` lanes where that is not 0.
 template <typename T>
 DANET_INLINE Vec<Compute<T>> load_channels(const T* p, int count) {
@@ -298,23 +306,42 @@ DANET_INLINE V unsigned_max(V a, V b) {
   return a > b ? a : b;
 }
 
+// v between two bounds; a NaN becomes `low`.
+template <typename A>
+DANET_INLINE Vec<A> clamp(Vec<A> v, A low, A high) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4)
+    return (Vec<A>)_mm512_min_ps(_mm512_max_ps((__m512)v, _mm512_set1_ps(low)), _mm512_set1_ps(high));
+  else
+    return (Vec<A>)_mm512_min_pd(_mm512_max_pd((__m512d)v, _mm512_set1_pd(low)), _mm512_set1_pd(high));
+#else
+  v = v > low ? v : broadcast<A>(low);
+  return v < high ? v : broadcast<A>(high);
+#endif
+}
+
 DANET_INLINE Vec<double> exp(Vec<double> v) {
   for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_exp(v[i]);
   return v;
 }
-// Relative error below 2e-7; exp(-inf) = 0, exp(NaN) = NaN, zero below -87.3 and infinite from 88 on.
-DANET_INLINE Vec<float> exp(Vec<float> v) {
-  // exp(v) = 2^n exp(r), r = v - n ln 2 in [-0.35, 0.35], ln 2 in two parts; coefficients: Cephes' expf.
-  Vec<float> n = floor<float>(v * 1.44269504f + 0.5f);
+DANET_INLINE Vec<double> exp_moderate(Vec<double> v) { return exp(v); }
+// |v| <= 87; relative error below 1e-7.
+DANET_INLINE Vec<float> exp_moderate(Vec<float> v) {
+  // exp(v) = 2^n exp(r), r = v - n ln 2 in [-0.35, 0.35], ln 2 in two parts. A sum with 1.5 * 2^23 is rounded to a whole
+  // number, n in its last bits: they are shifted to the exponent. The polynomial has the least largest relative error.
+  Vec<float> sum = v * 1.44269504f + 0x1.8p23f, n = sum - 0x1.8p23f;
   Vec<float> r = v - n * 0.693359375f + n * 2.12194440e-4f;
-  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
+  Vec<float> p = r * 1.3814468730e-3f + 8.3687803743e-3f;
+  p = p * r + 4.1668394180e-2f;
+  p = p * r + 1.6666520108e-1f;
+  p = p * r + 4.9999993413e-1f;
   p = p * (r * r) + r + 1.0f;
-  p = p * (Vec<float>)((__builtin_convertvector(n, IntVec<float>) + 127) << 23);
-  p = v < -87.3f ? Vec<float>{} : p;
+  return (Vec<float>)((Bits<float>)p + ((Bits<float>)sum << 23));
+}
+// exp(-inf) = 0, exp(NaN) = NaN, zero below -87 and infinite from 88 on.
+DANET_INLINE Vec<float> exp(Vec<float> v) {
+  Vec<float> p = exp_moderate(v);
+  p = v < -87.0f ? Vec<float>{} : v != v ? v : p;
   return v > 88.0f ? broadcast<float>(__builtin_inff()) : p;
 }
 
@@ -356,6 +383,18 @@ struct Exchanged {
 struct EveryQuarter {
   static constexpr int lane(int i, int L) { return i % 4 * (L / 4); }
 };
+
+#if defined(__AVX512F__)
+// Lane `index`[0] of v in all lanes; where kSpreads, this costs less than to read it from memory again.
+template <typename A>
+constexpr bool kSpreads = sizeof(A) == 4;
+DANET_INLINE Vec<float> spread(Vec<float> v, IntVec<float> index) {
+  return (Vec<float>)_mm512_permutexvar_ps((__m512i)index, (__m512)v);
+}
+#else
+template <typename A>
+constexpr bool kSpreads = false;
+#endif
 
 template <typename A>
 using Four = typename VecOf<A, 4>::type;

@@ -22,6 +22,7 @@ struct Corners {
 #pragma GCC unroll 4
       for (int corner = 0; corner < 4; ++corner) body(corner);
     } else {
+#pragma GCC unroll 4
       for (int corner = 0; corner < 4; ++corner) {
         int32_t row = y + corner / 2, column = x + corner % 2;
         if (row >= first && row < last && uint32_t(column) < uint32_t(W)) body(corner);
@@ -53,37 +54,75 @@ DANET_INLINE void for_channels(int64_t C, const Body& body) {
   if (c < C) body(Block<1>{}, c, int(C - c));
 }
 
-// out[0..C) of one group: the sum over its taps.
-template <bool kInside, typename T, typename A>
-DANET_INLINE void gather(
-    const Taps<A>& taps, int64_t first, int64_t K, bool softmax, const Corners& corners, const T* image, T* out,
+// The weights of one group's taps, each to be had in all lanes of a vector, tap after tap.
+template <typename A>
+struct FromMemory {
+  const A* weight[4];
+  FromMemory(const Taps<A>& taps, int64_t first)
+      : weight{taps.weight[0] + first, taps.weight[1] + first, taps.weight[2] + first, taps.weight[3] + first} {}
+  DANET_INLINE Vec<A> of(int corner) const { return broadcast<A>(*weight[corner]); }
+  DANET_INLINE void next() {
+    for (int corner = 0; corner < 4; ++corner) ++weight[corner];
+  }
+};
+#if defined(__AVX512F__)
+// Of at most as many taps as there are lanes: a permutation of a register costs less than a load.
+template <typename A>
+struct FromRegisters {
+  Vec<A> weight[4];
+  IntVec<A> tap{};
+  FromRegisters(const Taps<A>& taps, int64_t first)
+      : weight{load(taps.weight[0] + first), load(taps.weight[1] + first), load(taps.weight[2] + first),
+               load(taps.weight[3] + first)} {}
+  DANET_INLINE Vec<A> of(int corner) const { return spread(weight[corner], tap); }
+  DANET_INLINE void next() { tap += 1; }
+};
+#endif
+
+// out[0..C) of `groups` groups: the sums over their taps. Not inlined: it wants all registers.
+template <typename Weights, bool kInside, typename T, typename A>
+__attribute__((noinline)) void gather_with(
+    const Taps<A>& taps, int64_t groups, int64_t K, bool softmax, const Corners corners, const T* image, T* out,
     int64_t C) {
   constexpr int L = kLanes<A>;
-  const Vec<A> factor = broadcast<A>(softmax ? 1 / sum_of(taps.m + first, K) : A(1));
-  for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
-    constexpr int V = decltype(block)::vectors;
-    constexpr int kChains = V >= 4 ? 1 : 4 / V;  // an addition waits for the one before: keep four on their way
-    Vec<A> total[kChains][V] = {};
-    const Bases<const T> from(image + c, corners);
-    for (int64_t j = first; j < first + K; ++j) {
-      const int64_t cell = taps.cell[j];
-      corners.template visit<kInside>(taps.y[j], taps.x[j], [&](int corner) __attribute__((always_inline)) {
+  for (int64_t first = 0; first < groups * K; first += K, image += C, out += C) {
+    const Vec<A> factor = broadcast<A>(softmax ? 1 / sum_of(taps.m + first, K) : A(1));
+    for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
+      constexpr int V = decltype(block)::vectors;
+      constexpr int kChains = V >= 4 ? 1 : 4 / V;  // an addition waits for the one before: keep four on their way
+      Vec<A> total[kChains][V] = {};
+      Weights weights(taps, first);
+      for (int64_t j = first; j < first + K; ++j, weights.next()) {
+        const T* cell = image + c + taps.cell[j];
+        corners.template visit<kInside>(taps.y[j], taps.x[j], [&](int corner) __attribute__((always_inline)) {
+          const Vec<A> weight = weights.of(corner);
+          const T* from = in_register(cell + corners.step[corner]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v)
-          total[corner % kChains][v] += taps.weight[corner][j] * load_channels(from.corner[corner] + cell + v * L, count);
-      });
-      if (!kInside && taps.weight[0][j] != taps.weight[0][j])  // NaN, wherever it lies
-        for (int v = 0; v < V; ++v) total[0][v] += taps.weight[0][j];
-    }
+          for (int v = 0; v < V; ++v) total[corner % kChains][v] += weight * load_channels(from + v * L, count);
+        });
+        if (!kInside && taps.weight[0][j] != taps.weight[0][j])  // NaN, wherever it lies
+          for (int v = 0; v < V; ++v) total[0][v] += taps.weight[0][j];
+      }
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      Vec<A> result = total[0][v];
+      for (int v = 0; v < V; ++v) {
+        Vec<A> result = total[0][v];
 #pragma GCC unroll 4
-      for (int chain = 1; chain < kChains; ++chain) result += total[chain][v];
-      result *= factor;
-      store_channels(out + c + v * L, result, count);
-    }
-  });
+        for (int chain = 1; chain < kChains; ++chain) result += total[chain][v];
+        store_channels(out + c + v * L, result * factor, count);
+      }
+    });
+  }
+}
+
+template <bool kInside, typename T, typename A>
+DANET_INLINE void gather(
+    const Taps<A>& taps, int64_t groups, int64_t K, bool softmax, const Corners& corners, const T* image, T* out,
+    int64_t C) {
+#if defined(__AVX512F__)
+  if constexpr (kSpreads<A>)
+    if (K <= kLanes<A>) return gather_with<FromRegisters<A>, kInside>(taps, groups, K, softmax, corners, image, out, C);
+#endif
+  gather_with<FromMemory<A>, kInside>(taps, groups, K, softmax, corners, image, out, C);
 }
 
 template <typename T>
@@ -99,12 +138,10 @@ void forward(
         [&](int64_t i, int64_t g, int64_t groups, bool inside) {
           const T* image = input.pixel<T>(n, 0) + g * C;
           T* result = out.pixel<T>(n, i) + g * C;
-          for (int64_t j = 0; j < groups * p.K; j += p.K, image += C, result += C) {
-            if (inside)
-              gather<true>(taps, j, p.K, p.softmax, corners, image, result, C);
-            else
-              gather<false>(taps, j, p.K, p.softmax, corners, image, result, C);
-          }
+          if (inside)
+            gather<true>(taps, groups, p.K, p.softmax, corners, image, result, C);
+          else
+            gather<false>(taps, groups, p.K, p.softmax, corners, image, result, C);
         });
   }
 }

@@ -96,24 +96,23 @@ struct Place {
   uint32_t stride, grad_stride;  // elements from pixel to pixel of the input and of grad_input
 };
 
-// Fills taps from taps.m, or with kExp from the mask by way of it. Without kBorder all cells must lie inside the image
-// and all logits be moderate: returns whether that is so, and if not what was filled is worthless.
-template <bool kBackward, bool kExp, bool kBorder, typename A, typename T>
-DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& place) {
+// Fills taps from taps.m; returns whether all their cells lie inside the image. With kExp, taps.m is filled too, from the
+// mask: right if `moderate` says that no logit was too large for it.
+template <bool kBackward, bool kExp, typename A, typename T>
+DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& place, bool* moderate = nullptr) {
   constexpr int L = kLanes<A>;
   const Readable<T, L> masks(place.mask, place.J);
   const Readable<T, 2 * L> offsets(place.offset, 2 * place.J);
   const A scale = A(p.offset_scale);
   const uint32_t W = uint32_t(p.W);
-  // As unsigned numbers, negative cells and those of a NaN are beyond every image, and a NaN's bits above every number.
-  UIntVec<A> last_row{}, last_column{};
-  Bits<A> largest{};
+  UIntVec<A> last_row{}, last_column{};  // as unsigned numbers negative ones are beyond every image
+  Bits<A> largest{};                     // and a NaN's bits above every number
   for_vectors<L>(place.J < L ? L : place.J, [&](int64_t j) __attribute__((always_inline)) {
     Vec<A> m;
     if (kExp) {
       m = load(masks.values + j);
       largest = unsigned_max(largest, (Bits<A>)m & ~(Bits<A>)broadcast<A>(A(-0.0)));
-      m = exp(m);
+      m = exp_moderate(m);
       store(taps.m + j, m);
     } else {
       m = load(taps.m + j);
@@ -122,19 +121,14 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
     load_offsets<A>(offsets.values, j, dy, dx);
     Vec<A> y = (load(taps.tap_y + j) + place.start_y) + scale * dy;
     Vec<A> x = (load(taps.tap_x + j) + place.start_x) + scale * dx;
-    if (kBorder) {
-      // Far away is as good as just outside; a NaN fails the comparisons and goes there too, its NaN into the weights.
-      Mask<A> near = (y >= A(-2)) & (y <= A(p.H)) & (x >= A(-2)) & (x <= A(p.W));
-      if (!kBackward) m = (y != y) | (x != x) ? y + x : m;
-      y = near ? y : broadcast<A>(-2);
-      x = near ? x : broadcast<A>(-2);
-    }
+    // A NaN goes into the weights. Far away is as good as just outside.
+    if (!kBackward) m = (y != y) | (x != x) ? y + x : m;
+    y = clamp<A>(y, -2, A(p.H));
+    x = clamp<A>(x, -2, A(p.W));
     Vec<A> cell_y = floor<A>(y), cell_x = floor<A>(x);
     IntVec<A> row = to_int<A>(cell_y), column = to_int<A>(cell_x);
-    if (!kBorder) {
-      last_row = unsigned_max(last_row, (UIntVec<A>)row);
-      last_column = unsigned_max(last_column, (UIntVec<A>)column);
-    }
+    last_row = unsigned_max(last_row, (UIntVec<A>)row);
+    last_column = unsigned_max(last_column, (UIntVec<A>)column);
     y -= cell_y;
     x -= cell_x;
     Vec<A> weight[4];
@@ -143,21 +137,18 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
     // Unsigned, because it may overflow for cells outside, where it is not used.
     UIntVec<A> pixel = (UIntVec<A>)row * W + (UIntVec<A>)column, cell = pixel * place.stride;
     std::memcpy(taps.cell + j, &cell, sizeof cell);
+    std::memcpy(taps.y + j, &row, sizeof row);
+    std::memcpy(taps.x + j, &column, sizeof column);
     if (kBackward) {
       UIntVec<A> grad_cell = pixel * place.grad_stride;
       std::memcpy(taps.grad_cell + j, &grad_cell, sizeof grad_cell);
       store(taps.cell_y + j, y);
       store(taps.cell_x + j, x);
     }
-    if (kBackward || kBorder) {
-      std::memcpy(taps.y + j, &row, sizeof row);
-      std::memcpy(taps.x + j, &column, sizeof column);
-    }
   });
-  Mask<A> unfit = (Mask<A>)(largest > (Bits<A>)broadcast<A>(kModerate));
-  unfit |= __builtin_convertvector(
-      (last_row >= uint32_t(p.H - 1)) | (last_column >= uint32_t(p.W - 1)), Mask<A>);
-  return !any<A>(unfit);
+  if (kExp) *moderate = !any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kModerate)));
+  return !any<A>(__builtin_convertvector(
+      (last_row >= uint32_t(p.H - 1)) | (last_column >= uint32_t(p.W - 1)), Mask<A>));
 }
 
 // The numerators of the softmax over each group's taps, or the mask itself, to taps.m.
@@ -181,16 +172,17 @@ DANET_INLINE void fill_m(const SdcParams& p, Taps<A>& taps, const Place<A, T>& p
 // division to the end of the sums; backward needs the quotients themselves.
 template <bool kBackward, typename A, typename T>
 DANET_INLINE bool prepare(const SdcParams& p, Taps<A>& taps, const Place<A, T>& place) {
-  if (!kBackward && p.softmax && fill<false, true, false>(p, taps, place)) return true;
+  if (!kBackward && p.softmax) {
+    bool moderate, inside = fill<false, true>(p, taps, place, &moderate);
+    if (moderate) return inside;
+  }
   fill_m(p, taps, place);
   if (kBackward && p.softmax)
     for (A* m = taps.m; m < taps.m + place.J; m += p.K) {
       const A factor = 1 / sum_of(m, p.K);
       for (int64_t k = 0; k < p.K; ++k) m[k] *= factor;
     }
-  if ((kBackward || !p.softmax) && fill<kBackward, false, false>(p, taps, place)) return true;
-  fill<kBackward, false, true>(p, taps, place);
-  return false;
+  return fill<kBackward, false>(p, taps, place);
 }
 
 // The taps of output row y of image n, pixel after pixel: body(i, g, groups, inside) with the pixel's index, the first of
