@@ -2,16 +2,20 @@
 // gradients are in danet/ops.
 #include <torch/csrc/stable/library.h>
 
+#if defined(DANET_EMULATION)  // the CUDA kernels on the CPU, for tests (tests/emulation)
+STABLE_TORCH_LIBRARY(danet_emulated, library) {
+#else
 STABLE_TORCH_LIBRARY(danet, library) {
+#endif
   // input [N, C, H, W], offset [N, 2*G*K, H_out, W_out], mask [N, G*K, H_out, W_out] -> [N, C, H_out, W_out]
   library.def(
       "sdc(Tensor input, Tensor offset, Tensor mask, int groups, int[] kernel_size, int[] stride, int[] padding, "
       "int[] dilation, float offset_scale, bool softmax, bool remove_center) -> Tensor");
-  // grad_output [N, C, H_out, W_out] -> the gradients of input, offset and mask
+  // grad_output [N, C, H_out, W_out] -> the gradients of input, offset and mask; the CPU's are always deterministic
   library.def(
       "sdc_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, int groups, int[] kernel_size, "
-      "int[] stride, int[] padding, int[] dilation, float offset_scale, bool softmax, bool remove_center) "
-      "-> (Tensor, Tensor, Tensor)");
+      "int[] stride, int[] padding, int[] dilation, float offset_scale, bool softmax, bool remove_center, "
+      "bool deterministic) -> (Tensor, Tensor, Tensor)");
   // input [N, C, H, W], weight [1 or H*W, k] -> [N, C, H, W]
   library.def("lcdc(Tensor input, Tensor weight, bool gate) -> Tensor");
   // grad_output [N, C, H, W] -> the gradients of input and weight
@@ -21,9 +25,10 @@ STABLE_TORCH_LIBRARY(danet, library) {
   // grad_output [N, C, H, W] -> the gradients of input and logits
   library.def("softmax_gate_backward(Tensor grad_output, Tensor input, Tensor logits) -> (Tensor, Tensor)");
   // input [N, C, H, W], weight [C_out, C, 3, 3], prepared: prepare_rep_conv(weight), bias [C_out]
-  // -> [N, C_out, ceil(H / stride), ceil(W / stride)]; forward only
+  // -> [N, C_out, ceil(H / stride), ceil(W / stride)]; forward only. tf32: CUDA may round float32 factors to it
   library.def(
-      "rep_conv(Tensor input, Tensor weight, Tensor? prepared, Tensor? bias, int stride, bool relu) -> Tensor");
+      "rep_conv(Tensor input, Tensor weight, Tensor? prepared, Tensor? bias, int stride, bool relu, bool tf32) "
+      "-> Tensor");
   // weight [C_out, C, 3, 3] -> a float tensor whose layout is this processor's own affair
   library.def("prepare_rep_conv(Tensor weight) -> Tensor");
   // 0: baseline, 1: AVX2 and FMA, 2: AVX-512

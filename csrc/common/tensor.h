@@ -1,9 +1,8 @@
-// What the torch side of every CPU operator shares: checks, channels-last views, threads.
+// What the torch side of every operator shares, on the CPU and on CUDA devices: checks, channels-last views.
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
+#include <stdexcept>
 #include <string>
 
 #include <torch/csrc/stable/library.h>
@@ -33,12 +32,29 @@ inline DType dtype_of(const Tensor& t) {
   return DType(int8_t(type));
 }
 
-// t is a CPU tensor of input's type and of these sizes.
-inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& input, IntHeaderOnlyArrayRef sizes) {
-  DANET_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU");
+// Whether a tensor is where this source's kernels run: nvcc compiles those of CUDA devices.
+inline bool is_here(const Tensor& t) {
+#if defined(__CUDACC__)
+  return t.is_cuda();
+#else
+  return t.is_cpu();
+#endif
+}
+
+inline void check_input(const char* op, const Tensor& input) {
+  DANET_CHECK(is_here(input) && input.dim() == 4, op, ": input must be [N, C, H, W] on the operator's device");
+  dtype_of(input);
+}
+
+// t is on input's device, of its type and of these sizes.
+inline void check_like(
+    const char* op, const char* name, const Tensor& t, const Tensor& input, IntHeaderOnlyArrayRef sizes) {
+  DANET_CHECK(
+      is_here(t) && t.get_device_index() == input.get_device_index(), op, ": ", name, " must be on input's device");
   DANET_CHECK(t.scalar_type() == input.scalar_type(), op, ": ", name, " must have input's dtype");
-  DANET_CHECK(t.dim() == int64_t(sizes.size()) && std::equal(sizes.begin(), sizes.end(), t.sizes().begin()),
-              op, ": ", name, " has the wrong shape");
+  DANET_CHECK(
+      t.dim() == int64_t(sizes.size()) && std::equal(sizes.begin(), sizes.end(), t.sizes().begin()), op, ": ", name,
+      " has the wrong shape");
 }
 
 // An [N, C, H, W] tensor whose pixels lie one after the other, each with its channels side by side. Slices of channels or
@@ -69,30 +85,6 @@ struct Image {
 inline Tensor empty_image(const Tensor& like, IntHeaderOnlyArrayRef sizes) {
   return torch::stable::empty(
       sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
-}
-
-// Memory of one thread, aligned to a cache line, given back at the end of the scope.
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes) : memory_(static_cast<char*>(std::aligned_alloc(64, size_t((bytes + 127) / 64 * 64)))) {
-    if (memory_ == nullptr) throw std::bad_alloc();
-  }
-  ~Scratch() { std::free(memory_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  char* get() const { return memory_; }
-
- private:
-  char* memory_;
-};
-
-// Least work worth a thread of its own, in elementary operations (a few microseconds).
-constexpr int64_t kWorkPerThread = 20000;
-
-// body(begin, end) for parts of [0, count) on torch's threads; cost: elementary operations of one item.
-template <typename Body>
-void parallel_for(int64_t count, int64_t cost, const Body& body) {
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(cost, 1)), body);
 }
 
 }  // namespace danet

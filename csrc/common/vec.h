@@ -8,6 +8,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "types.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -24,25 +26,6 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
-
-// Storage types without arithmetic; the kernels compute in Compute<T>.
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-template <typename T>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <typename T>
-using Compute = typename ComputeOf<T>::type;
 
 template <typename E, int L>
 struct VecOf {

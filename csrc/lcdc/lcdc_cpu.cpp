@@ -2,22 +2,11 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/tensor.h"
-#include "lcdc.h"
+#include "../common/threads.h"
+#include "lcdc_check.h"
 
 namespace danet {
 namespace {
-
-LcdcParams check_lcdc(const Tensor& input, const Tensor& weight, bool gate) {
-  DANET_CHECK(input.is_cpu() && input.dim() == 4, "lcdc: input must be [N, C, H, W] on the CPU");
-  dtype_of(input);
-  const int64_t P = input.size(2) * input.size(3);
-  DANET_CHECK(
-      weight.dim() == 2 && (weight.size(0) == 1 || weight.size(0) == P) && weight.size(1) % 2 == 1,
-      "lcdc: weight must be [1 or H*W, k] with k odd");
-  check_like("lcdc", "weight", weight, input, weight.sizes());
-  return {input.size(0), input.size(1), P, weight.size(1), weight.size(0) == 1, gate};
-}
 
 Tensor lcdc(const Tensor& input, const Tensor& weight, bool gate) {
   const LcdcParams p = check_lcdc(input, weight, gate);

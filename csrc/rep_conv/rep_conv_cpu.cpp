@@ -3,24 +3,11 @@
 #include <optional>
 #include <vector>
 
-#include "../common/tensor.h"
-#include "rep_conv.h"
+#include "../common/threads.h"
+#include "rep_conv_check.h"
 
 namespace danet {
 namespace {
-
-RepConvParams check_rep_conv(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu) {
-  DANET_CHECK(input.is_cpu() && input.dim() == 4, "rep_conv: input must be [N, C, H, W] on the CPU");
-  dtype_of(input);
-  DANET_CHECK(weight.dim() == 4, "rep_conv: weight must be [C_out, C, 3, 3]");
-  const RepConvParams p{input.size(0), input.size(1), weight.size(0), input.size(2), input.size(3), relu};
-  check_like("rep_conv", "weight", weight, input, {p.C_out, p.C, 3, 3});
-  if (bias) check_like("rep_conv", "bias", *bias, input, {p.C_out});
-  DANET_CHECK(p.C >= 1 && p.C_out >= 1 && p.H >= 1 && p.W >= 1, "rep_conv: sizes must be at least 1");
-  DANET_CHECK(stride == 1 || stride == 2, "rep_conv: stride must be 1 or 2");
-  return p;
-}
 
 bool has_bfloat16_units() {
 #if defined(__x86_64__)
@@ -86,7 +73,7 @@ Tensor prepare_rep_conv(const Tensor& weight) {
 
 Tensor rep_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& prepared, const std::optional<Tensor>& bias,
-    int64_t stride, bool relu) {
+    int64_t stride, bool relu, bool) {
   const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu);
   if (!uses_winograd(input.scalar_type(), p.C, p.C_out, stride)) return convolve(input, weight, bias, stride, relu);
 

@@ -1,18 +1,11 @@
 // softmax_gate on the CPU, the side that torch calls: checks, memory, threads.
 #include <tuple>
 
-#include "../common/tensor.h"
-#include "softmax_gate.h"
+#include "../common/threads.h"
+#include "softmax_gate_check.h"
 
 namespace danet {
 namespace {
-
-SoftmaxGateParams check_softmax_gate(const Tensor& input, const Tensor& logits) {
-  DANET_CHECK(input.is_cpu() && input.dim() == 4, "softmax_gate: input must be [N, C, H, W] on the CPU");
-  dtype_of(input);
-  check_like("softmax_gate", "logits", logits, input, input.sizes());
-  return {input.size(0), input.size(1), input.size(2) * input.size(3)};
-}
 
 Tensor softmax_gate(const Tensor& input, const Tensor& logits) {
   const SoftmaxGateParams p = check_softmax_gate(input, logits);

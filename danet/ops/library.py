@@ -67,10 +67,13 @@ def register(name: str, *, fake: Callable, vmap: Callable, flops: Callable | Non
         register_flop_formula(getattr(torch.ops.danet, name))(flops)
 
 
-def register_gradient(name: str, tensors: int, *, reference: Callable, vmap: Callable) -> None:
+def register_gradient(
+    name: str, tensors: int, *, reference: Callable, vmap: Callable, switches: Callable[[], tuple] = tuple
+) -> None:
     """Joins <name>_backward to <name>, whose first `tensors` arguments have gradients and whose others are options.
 
     `reference` takes the same arguments as <name> and serves second derivatives; `vmap` is <name>_backward's rule.
+    `switches` are further options that <name>_backward alone has, as they stand when it is called.
     """
     if WHY_NOT is not None:
         return
@@ -81,12 +84,13 @@ def register_gradient(name: str, tensors: int, *, reference: Callable, vmap: Cal
 
     def backward(ctx, grad_output: Tensor):
         operator = getattr(torch.ops.danet, f"{name}_backward")
-        grads = operator(grad_output, *ctx.saved_tensors, *ctx.options)
+        grads = operator(grad_output, *ctx.saved_tensors, *ctx.options, *switches())
         return (*grads, *(None for _ in ctx.options))
 
     def backward_of_backward(ctx, *grads):
         grad_output, *leaves = ctx.saved_tensors
-        results = _double_backward(lambda *t: reference(*t, *ctx.options), leaves, grad_output, grads)
+        options = ctx.options[: len(ctx.options) - len(switches())]
+        results = _double_backward(lambda *t: reference(*t, *options), leaves, grad_output, grads)
         return (*results, *(None for _ in ctx.options))
 
     def fake(grad_output: Tensor, *arguments):

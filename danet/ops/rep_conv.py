@@ -55,6 +55,8 @@ def rep_conv(
         stride: 1 or 2.
         relu: clamp the result at zero.
 
+    On CUDA devices float32 factors are rounded to tf32 where torch.backends.cudnn allows it, as in torch's convolution.
+
     Returns:
         [N, C_out, ceil(H / stride), ceil(W / stride)] in channels-last strides.
 
@@ -77,8 +79,14 @@ def _compute(
     input: Tensor, weight: Tensor, transformed: Tensor | None, bias: Tensor | None, stride: int, relu: bool
 ) -> Tensor:
     if library.has_kernel(input):
-        return library.call("rep_conv", input, weight, transformed, bias, stride, relu)
+        return library.call("rep_conv", input, weight, transformed, bias, stride, relu, _allows_tf32())
     return rep_conv_reference(input, weight, bias, stride=stride, relu=relu)
+
+
+@torch.compiler.assume_constant_result
+def _allows_tf32() -> bool:
+    """torch's flag of its own convolutions; only CUDA devices have tf32."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def rep_conv_reference(
@@ -146,7 +154,7 @@ class _ForwardOnly(torch.autograd.Function):
 
 
 def _fake(
-    input: Tensor, weight: Tensor, prepared: Tensor | None, bias: Tensor | None, stride: int, relu: bool
+    input: Tensor, weight: Tensor, prepared: Tensor | None, bias: Tensor | None, stride: int, relu: bool, tf32: bool
 ) -> Tensor:
     check_rep_conv(input, weight, bias, stride, relu)
     N, _, H, W = input.shape
@@ -154,23 +162,18 @@ def _fake(
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
-def _vmap(info, in_dims, input, weight, prepared, bias, stride, relu):
+def _vmap(info, in_dims, input, weight, prepared, bias, *options):
     if in_dims[1:4] == (None, None, None):
         folded = library.fold_batch(input, in_dims[0], info.batch_size)
-        out = torch.ops.danet.rep_conv(folded, weight, prepared, bias, stride, relu)
+        out = torch.ops.danet.rep_conv(folded, weight, prepared, bias, *options)
         return out.unflatten(0, (info.batch_size, -1)), 0
     calls = library.each_of_batch(info.batch_size, in_dims, input, weight, prepared, bias)
-    return torch.stack([torch.ops.danet.rep_conv(*tensors, stride, relu) for tensors in calls]), 0
+    return torch.stack([torch.ops.danet.rep_conv(*tensors, *options) for tensors in calls]), 0
 
 
-def _flops(input, weight, prepared, bias, stride, relu, *, out_shape, **_) -> int:
+def _flops(input, weight, prepared, bias, stride, relu, tf32, *, out_shape, **_) -> int:
     """Of a direct convolution, as torch counts its own; a multiply-add is two."""
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
-library.register(
-    "rep_conv",
-    fake=_fake,
-    vmap=_vmap,
-    flops=_flops,
-)
+library.register("rep_conv", fake=_fake, vmap=_vmap, flops=_flops)

@@ -258,7 +258,13 @@ def _reference_of(input, offset, mask, *options):
 
 
 library.register("sdc", fake=_fake, vmap=library.folding("sdc", 3))
-library.register_gradient("sdc", 3, reference=_reference_of, vmap=library.folding("sdc_backward", 4))
+library.register_gradient(
+    "sdc",
+    3,
+    reference=_reference_of,
+    vmap=library.folding("sdc_backward", 4),
+    switches=lambda: (torch.are_deterministic_algorithms_enabled(),),
+)
 
 
 class SDC(nn.Module):

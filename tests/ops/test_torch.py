@@ -41,6 +41,8 @@ OPTIONS = {
     "lcdc": (True,),
     "softmax_gate": (),
 }
+SWITCHES = {"sdc": (False,)}
+"""Further options of the backward operators."""
 
 
 def test_the_kernels_are_compiled():
@@ -60,7 +62,7 @@ def test_opcheck_backward(op):
     grad_output = torch.randn_like(CALLS[op](*arguments)).requires_grad_()
     torch.library.opcheck(
         getattr(torch.ops.danet, f"{op}_backward").default,
-        (grad_output, *arguments, *OPTIONS[op]),
+        (grad_output, *arguments, *OPTIONS[op], *SWITCHES.get(op, ())),
         # Second derivatives exist in eager mode only.
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
@@ -69,7 +71,7 @@ def test_opcheck_backward(op):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_opcheck_rep_conv(stride):
     input, weight, bias = tensors("rep_conv")
-    torch.library.opcheck(torch.ops.danet.rep_conv.default, (input, weight, None, bias, stride, True))
+    torch.library.opcheck(torch.ops.danet.rep_conv.default, (input, weight, None, bias, stride, True, False))
 
 
 @pytest.mark.parametrize("op", CALLS)
@@ -222,7 +224,7 @@ def test_direct_calls_are_guarded():
         (input, weight, None, bias[:2]),
     ):
         with pytest.raises(RuntimeError, match="rep_conv: "):
-            torch.ops.danet.rep_conv(*arguments, 1, True)
+            torch.ops.danet.rep_conv(*arguments, 1, True, False)
 
 
 def test_the_library_needs_nothing_of_torch_but_its_stable_abi():

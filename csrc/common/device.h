@@ -1,0 +1,49 @@
+// What the torch side of every CUDA operator shares: device and stream, checks that sizes fit, registration. Compiled for
+// tests/emulation (DANET_EMULATION) the operators are torch.ops.danet_emulated.*, on CPU tensors.
+#pragma once
+
+#include "gpu.cuh"
+#include "tensor.h"
+
+#if defined(DANET_EMULATION)
+#define DANET_CUDA_LIBRARY(library) STABLE_TORCH_LIBRARY_IMPL(danet_emulated, CPU, library)
+#else
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#define DANET_CUDA_LIBRARY(library) STABLE_TORCH_LIBRARY_IMPL(danet, CUDA, library)
+#endif
+
+namespace danet {
+
+// Makes the tensor's device the current one as long as it lives, and knows torch's current stream there.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& tensor)
+#if defined(DANET_EMULATION)
+  {
+    (void)tensor;
+  }
+#else
+      : guard_(tensor.get_device_index()) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    stream_ = static_cast<gpu::Stream>(stream);
+  }
+#endif
+  gpu::Stream stream() const { return stream_; }
+
+ private:
+#if !defined(DANET_EMULATION)
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  gpu::Stream stream_ = nullptr;
+};
+
+// Blocks of a one-dimensional grid for `count` items, `each` a block.
+inline unsigned blocks_for(const char* op, int64_t count, int64_t each) {
+  const int64_t blocks = (count + each - 1) / each;
+  DANET_CHECK(blocks <= 0x7fffffff, op, ": too many elements for one launch");
+  return unsigned(blocks);
+}
+
+}  // namespace danet

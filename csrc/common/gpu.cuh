@@ -1,0 +1,174 @@
+// What kernels need of CUDA, under names that also g++ can give them: the same sources are compiled by nvcc for the device
+// and by g++ for tests/emulation, which runs them on the CPU and checks them. Kernels include this and ptx.cuh alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "types.h"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#else
+#include "emulation.h"
+#endif
+
+#define GPU_DEVICE __device__ __forceinline__
+
+namespace danet {
+namespace gpu {
+
+template <typename T>
+struct Same {
+  using type = T;
+};
+
+// GPU_SHARED(name, Type[3][4]); declares shared memory of a block. GPU_DYNAMIC_SHARED(Type, name); declares a pointer to
+// that of Launch::shared bytes, aligned to 128.
+#if defined(__CUDACC__)
+#define GPU_SHARED(name, ...) __shared__ __align__(16) typename ::danet::gpu::Same<__VA_ARGS__>::type name
+#define GPU_DYNAMIC_SHARED(Type, name)                                    \
+  extern __shared__ __align__(128) unsigned char danet_dynamic_shared[]; \
+  Type* name = reinterpret_cast<Type*>(danet_dynamic_shared)
+using Stream = cudaStream_t;
+#else
+#define GPU_SHARED(name, ...) EMULATION_SHARED(name, __VA_ARGS__)
+#define GPU_DYNAMIC_SHARED(Type, name) Type* name = static_cast<Type*>(::emulation::dynamic_shared())
+using Stream = void*;
+#endif
+
+// --- host: launches ---------------------------------------------------------------------------------------------------
+
+struct Launch {
+  dim3 grid, block;
+  size_t shared;  // bytes of dynamic shared memory
+  Stream stream;
+};
+
+// Starts kernel(arguments...); throws where it cannot be. `what` names the operator.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* what, void (*kernel)(Parameters...), const Launch& how, Arguments&&... arguments) {
+#if defined(__CUDACC__)
+  cudaError_t error = cudaSuccess;
+  if (how.shared > 48 * 1024)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(how.shared));
+  if (error == cudaSuccess) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = how.grid, config.blockDim = how.block;
+    config.dynamicSmemBytes = how.shared, config.stream = how.stream;
+    error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...);
+  }
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // it is reported here and must not be found again by others
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  }
+#else
+  auto body = [&] { kernel(static_cast<Parameters>(arguments)...); };
+  emulation::run(what, how.grid, how.block, how.shared, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
+#endif
+}
+
+// Streaming multiprocessors of the current device.
+inline int multiprocessors() {
+#if defined(__CUDACC__)
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+    throw std::runtime_error("danet: the CUDA device does not answer");
+  return count;
+#else
+  return 4;
+#endif
+}
+
+// --- device: numbers --------------------------------------------------------------------------------------------------
+
+GPU_DEVICE float to_compute(float value) { return value; }
+GPU_DEVICE double to_compute(double value) { return value; }
+GPU_DEVICE float to_compute(BFloat16 value) {
+#if defined(__CUDACC__)
+  return __uint_as_float(uint32_t(value.bits) << 16);
+#else
+  return emulation::to_float(value);
+#endif
+}
+GPU_DEVICE float to_compute(Half value) {
+#if defined(__CUDACC__)
+  return __half2float(__ushort_as_half(value.bits));
+#else
+  return emulation::to_float(value);
+#endif
+}
+
+template <typename T>
+struct Rounded;
+template <>
+struct Rounded<float> {
+  static GPU_DEVICE float of(float value) { return value; }
+};
+template <>
+struct Rounded<double> {
+  static GPU_DEVICE double of(double value) { return value; }
+};
+template <>
+struct Rounded<BFloat16> {
+  static GPU_DEVICE BFloat16 of(float value) {
+#if defined(__CUDACC__)
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+#else
+    return emulation::to_bfloat16(value);
+#endif
+  }
+};
+template <>
+struct Rounded<Half> {
+  static GPU_DEVICE Half of(float value) {
+#if defined(__CUDACC__)
+    return {__half_as_ushort(__float2half_rn(value))};
+#else
+    return emulation::to_half(value);
+#endif
+  }
+};
+// The nearest T; ties to even.
+template <typename T>
+GPU_DEVICE T from_compute(Compute<T> value) {
+  return Rounded<T>::of(value);
+}
+
+// 16 bytes of values, moved as one.
+template <typename T>
+struct alignas(16) Packet {
+  static constexpr int kSize = 16 / int(sizeof(T));
+  T values[kSize];
+};
+// kCount values, moved as one; p must be aligned to their size.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Group {
+  T values[kCount];
+};
+
+// Sum over the lanes of a warp that differ in the bits below kLanes (a power of two); all of them get it.
+template <int kLanes, typename A>
+GPU_DEVICE A sum_lanes(A value) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+template <int kLanes, typename A>
+GPU_DEVICE A max_lanes(A value) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    A other = __shfl_xor_sync(~0u, value, step);
+    value = other > value || other != other ? other : value;
+  }
+  return value;
+}
+
+}  // namespace gpu
+}  // namespace danet

@@ -1,0 +1,26 @@
+// Storage types without arithmetic; the kernels of all devices compute in Compute<T>.
+#pragma once
+
+#include <cstdint>
+
+namespace danet {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename T>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <typename T>
+using Compute = typename ComputeOf<T>::type;
+
+}  // namespace danet
