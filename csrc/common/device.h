@@ -39,6 +39,23 @@ class OnDevice {
   gpu::Stream stream_ = nullptr;
 };
 
+// A number as a type, for templates that a lambda chooses.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
+// body(T{}) with the type of the tensor's elements.
+template <typename Body>
+void with_type(const Tensor& tensor, const Body& body) {
+  switch (dtype_of(tensor)) {
+    case DType::kDouble: return body(double{});
+    case DType::kFloat: return body(float{});
+    case DType::kHalf: return body(Half{});
+    case DType::kBFloat16: return body(BFloat16{});
+  }
+}
+
 // Blocks of a one-dimensional grid for `count` items, `each` a block.
 inline unsigned blocks_for(const char* op, int64_t count, int64_t each) {
   const int64_t blocks = (count + each - 1) / each;

@@ -1,9 +1,16 @@
 // How code that knows torch reaches kernels that do not. A `*_kernels.cpp` is plain C++, compiled once for each
-// instruction set into a namespace of that name; it exports one table of functions for each type, and the `*_cpu.cpp` beside it takes
-// the table that fits the processor.
+// instruction set into a namespace of that name; it exports one table of functions for each type, and the `*_cpu.cpp`
+// beside it takes the table that fits the processor.
 #pragma once
 
 #include <cstdint>
+
+// Of functions that the kernels of all devices share.
+#if defined(__CUDACC__)
+#define DANET_SHARED __host__ __device__ __forceinline__
+#else
+#define DANET_SHARED inline __attribute__((always_inline))
+#endif
 
 namespace danet {
 
@@ -16,7 +23,7 @@ struct ImageView {
   int64_t image_stride, pixel_stride;
 
   template <typename T>
-  T* pixel(int64_t n, int64_t i) const {
+  DANET_SHARED T* pixel(int64_t n, int64_t i) const {
     return static_cast<T*>(data) + n * image_stride + i * pixel_stride;
   }
 };

@@ -13,12 +13,6 @@
 
 #include "../common/kernels.h"
 
-#if defined(__CUDACC__)
-#define DANET_SHARED __host__ __device__ __forceinline__
-#else
-#define DANET_SHARED inline __attribute__((always_inline))
-#endif
-
 namespace danet {
 
 struct SdcParams {

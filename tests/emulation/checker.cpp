@@ -1,0 +1,339 @@
+// The happens-before checker: see checker.h. Memory is watched in cells of two bytes, each with its last write and two
+// reads or atomics; an access is reported where it conflicts with one of them and no barrier, __syncwarp, or fence with
+// an atomic is between them. Blocks run one after another here, so "before" is a question of stamps alone.
+#include "checker.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <set>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "emulation.h"
+
+#define CHECKER_CALLER __builtin_extract_return_addr(__builtin_return_address(0))
+
+namespace emulation {
+namespace {
+
+constexpr int kMostThreads = 1024, kLanes = 32;
+constexpr size_t kPageCells = 2048, kMostPages = 4096, kMostReports = 50;
+
+// Who accessed a cell, and when: epoch counts the block's barriers, clock the thread's own fences and __syncwarps.
+struct Stamp {
+  uint32_t block;
+  uint32_t site;
+  uint32_t epoch, clock;
+  uint16_t thread;
+  uint8_t bytes;  // of the cell: 1, 2 or both
+  bool atomic;
+};
+struct Cell {
+  Stamp write;
+  Stamp others[2];  // reads and atomics
+  uint32_t pending;  // the block with an asynchronous copy on its way to here
+  uint8_t written;   // bytes, in this block
+};
+struct Page {
+  Cell cells[kPageCells];
+};
+
+struct Clocks {
+  uint32_t own;
+  uint32_t seen[kLanes];  // of the lanes of the warp
+};
+// What a thread knew at its last fence, and by an atomic after it tells to all who update that address later.
+struct Release {
+  uint32_t block, epoch;  // block 0: there was no fence
+  int thread;
+  Clocks clocks;
+};
+struct Atomic {
+  std::vector<Release> releases;  // blocks in ascending order
+};
+// A thread of this block has seen the first `count` releases of an atomic.
+struct Acquisition {
+  const Atomic* atomic;
+  size_t count;
+  uint32_t epoch, clock;
+  int thread;
+};
+
+std::unordered_map<uintptr_t, Page*> pages;
+uintptr_t last_number = 0;
+Page* last_page = nullptr;
+std::vector<Cell> shared_cells;
+Clocks clocks[kMostThreads];
+Release fences[kMostThreads];
+uint32_t epoch;
+std::unordered_map<uintptr_t, Atomic> atomics;
+std::vector<Acquisition> acquisitions;
+
+struct Report {
+  const char* kind;
+  bool shared;
+  const void *pc, *other_pc;
+  std::string thread, other_thread;
+};
+std::vector<Report> reports;
+std::set<std::tuple<const char*, const void*, const void*>> reported;
+std::vector<const void*> sites;  // a Stamp has no room for addresses
+std::unordered_map<const void*, uint32_t> site_numbers;
+
+uint32_t number_of(const void* pc) {
+  static const void* last_pc = nullptr;
+  static uint32_t last = 0;
+  if (pc == last_pc && !sites.empty()) return last;
+  const auto [found, is_new] = site_numbers.try_emplace(pc, uint32_t(sites.size()));
+  if (is_new) sites.push_back(pc);
+  last_pc = pc;
+  return last = found->second;
+}
+
+bool is_shared(const char* p) { return p >= progress.shared && p < progress.shared_end; }
+
+Cell& cell_of(const char* p) {
+  if (is_shared(p)) return shared_cells[size_t(p - progress.shared) / 2];
+  const uintptr_t cell = reinterpret_cast<uintptr_t>(p) / 2, number = cell / kPageCells;
+  if (number != last_number || last_page == nullptr) {
+    Page*& page = pages[number];
+    if (page == nullptr) page = static_cast<Page*>(std::calloc(1, sizeof(Page)));
+    last_number = number, last_page = page;
+  }
+  return last_page->cells[cell % kPageCells];
+}
+
+bool same_warp(int a, int b) { return a / kLanes == b / kLanes; }
+
+// Whether `thread` knows by atomics and fences of what s did.
+bool is_acquired(const Stamp& s, int thread) {
+  for (const Acquisition& a : acquisitions) {
+    const bool known = a.thread == thread || a.epoch < epoch ||
+                       (same_warp(a.thread, thread) && a.clock <= clocks[thread].seen[a.thread % kLanes]);
+    if (!known) continue;
+    const auto begin = a.atomic->releases.begin(), end = begin + ptrdiff_t(a.count);
+    auto r = std::lower_bound(begin, end, s.block, [](const Release& r, uint32_t block) { return r.block < block; });
+    for (; r != end && r->block == s.block; ++r) {
+      if (s.epoch < r->epoch) return true;
+      if (s.epoch == r->epoch && same_warp(s.thread, r->thread) && s.clock <= r->clocks.seen[s.thread % kLanes])
+        return true;
+    }
+  }
+  return false;
+}
+
+bool is_before(const Stamp& s, int thread, bool shared) {
+  if (s.block < progress.first_block) return true;
+  if (s.block != progress.block) return shared || is_acquired(s, thread);
+  if (s.thread == thread || s.epoch < epoch) return true;
+  if (same_warp(s.thread, thread) && s.clock <= clocks[thread].seen[s.thread % kLanes]) return true;
+  return is_acquired(s, thread);
+}
+
+void report(const char* kind, bool shared, const void* pc, int thread, const Stamp* other) {
+  const void* other_pc = other ? sites[other->site] : nullptr;
+  if (reports.size() >= kMostReports || !reported.emplace(kind, pc, other_pc).second) return;
+  std::string name;
+  if (other) {
+    name = thread_name(other->thread);
+    if (other->block != progress.block) name = "another block, " + name.substr(name.find("thread"));
+  }
+  reports.push_back({kind, shared, pc, other_pc, thread_name(thread), name});
+}
+
+// Atomics on one address come one after the other; with fences they order what was done before and after.
+void release_and_acquire(const void* p, int thread) {
+  const bool fenced = fences[thread].block == progress.block;
+  if (!fenced && atomics.empty()) return;
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  if (const auto found = atomics.find(address); found != atomics.end())
+    acquisitions.push_back({&found->second, found->second.releases.size(), epoch, clocks[thread].own, thread});
+  if (fenced) atomics[address].releases.push_back(fences[thread]);
+}
+
+// The bytes of one cell; says whether there was nothing to report.
+bool access_cell(Cell& cell, uint8_t bytes, Access how, bool shared, const Stamp& me, const void* pc) {
+  const int thread = me.thread;
+  const bool writes = how != Access::kRead, reads = how != Access::kWrite;
+  auto conflicts = [&](const Stamp& s) {
+    return s.block != 0 && (s.bytes & bytes) && !(me.atomic && s.atomic) && !is_before(s, thread, shared);
+  };
+  if (cell.pending == progress.block) {
+    report("touches the destination of a pending asynchronous copy", shared, pc, thread, nullptr);
+    return false;
+  }
+  if (shared && cell.write.block != progress.block) cell.written = 0;
+  const char* race = nullptr;
+  const Stamp* other = nullptr;
+  if (shared && reads && (cell.written & bytes) != bytes)
+    race = "read of uninitialised memory";
+  else if (conflicts(cell.write))
+    race = writes ? "race (write after write)" : "race (read after write)", other = &cell.write;
+  for (const Stamp& s : cell.others) {
+    if (race || !(writes || s.atomic) || !conflicts(s)) continue;
+    race = !writes ? "race (read after write)" : s.atomic ? "race (write after write)" : "race (write after read)";
+    other = &s;
+  }
+  if (race) report(race, shared, pc, thread, other);
+
+  if (how == Access::kWrite) {
+    cell.write = me;
+    cell.written |= bytes;
+  } else if (is_before(cell.others[0], thread, shared)) {
+    cell.others[0] = me;
+  } else if (is_before(cell.others[1], thread, shared)) {
+    cell.others[1] = me;
+  }
+  return race == nullptr;
+}
+
+bool in(const char* p, const void* begin, const void* end) { return p >= begin && p < end; }
+
+}  // namespace
+
+namespace checker {
+
+void start_launch() {
+  if (shared_cells.empty()) shared_cells.resize(size_t(progress.shared_end - progress.shared) / 2 + 1);
+  atomics.clear();
+  if (pages.size() <= kMostPages) return;
+  for (auto& page : pages) std::free(page.second);
+  pages.clear();
+  last_page = nullptr;
+}
+
+void start_block() {
+  epoch = 0;
+  acquisitions.clear();
+  const size_t count = size_t(blockDim.x) * blockDim.y * blockDim.z;
+  std::memset(clocks, 0, count * sizeof clocks[0]);
+  for (size_t i = 0; i < count; ++i) clocks[i].own = 1;
+}
+
+void access(const void* pointer, size_t bytes, Access how, const void* pc, int thread) {
+  const char* p = static_cast<const char*>(pointer);
+  if (progress.thread < 0 || in(p, progress.stacks, progress.stacks_end) || in(p, &indices, &indices + 1)) return;
+  const bool shared = is_shared(p);
+  if (shared && !in_shared_array(p, bytes)) return report("access outside the arrays", shared, pc, thread, nullptr);
+  const bool atomic = how == Access::kAtomic;
+  const Stamp stamp{progress.block, number_of(pc), epoch, clocks[thread].own, uint16_t(thread), 3, atomic};
+  if (atomic) release_and_acquire(p, thread);
+  const char* end = p + bytes;
+  while (p < end) {
+    const bool odd = reinterpret_cast<uintptr_t>(p) & 1;
+    const uint8_t part = odd ? 2 : end - p >= 2 ? 3 : 1;
+    Stamp me = stamp;
+    me.bytes = part;
+    if (!access_cell(cell_of(p), part, how, shared, me, pc)) break;  // one report for all cells
+    p += part == 3 ? 2 : 1;
+  }
+  for (; p < end; ++p)  // what was reported counts as written all the same
+    if (how == Access::kWrite && shared) {
+      Cell& cell = cell_of(p);
+      if (cell.write.block != progress.block) cell.written = 0;
+      cell.write = stamp, cell.written |= reinterpret_cast<uintptr_t>(p) & 1 ? 2 : 1;
+    }
+}
+
+void set_pending(const void* pointer, size_t bytes, bool pending) {
+  const char* p = static_cast<const char*>(pointer);
+  for (size_t i = 0; i < bytes; i += 2) cell_of(p + i).pending = pending ? progress.block : 0;
+}
+
+void order_block() { ++epoch; }
+
+void order_warp(int warp, uint32_t lanes) {
+  Clocks* all = clocks + warp * kLanes;
+  uint32_t joined[kLanes] = {};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if ((lanes >> lane & 1) == 0) continue;
+    all[lane].seen[lane] = all[lane].own++;
+    for (int i = 0; i < kLanes; ++i) joined[i] = max(joined[i], all[lane].seen[i]);
+  }
+  for (int lane = 0; lane < kLanes; ++lane)
+    if (lanes >> lane & 1) std::memcpy(all[lane].seen, joined, sizeof joined);
+}
+
+void fence() {
+  Clocks& mine = clocks[progress.thread];
+  mine.seen[progress.thread % kLanes] = mine.own++;
+  fences[progress.thread] = {progress.block, epoch, progress.thread, mine};
+}
+
+}  // namespace checker
+
+std::string take_reports() {
+  std::string text;
+  for (const Report& r : reports) {
+    text += std::string(r.kind) + ": " + (r.shared ? "shared" : "global") + " memory at " + source_of(r.pc) + " by " +
+            r.thread;
+    if (r.other_pc) text += ", other at " + source_of(r.other_pc) + " by " + r.other_thread;
+    text += "\n";
+  }
+  reports.clear(), reported.clear();
+  return text;
+}
+
+}  // namespace emulation
+
+// --- what -fsanitize=thread calls ------------------------------------------------------------------------------------
+
+using emulation::Access;
+static void note(const void* p, size_t bytes, Access how, const void* pc) {
+  emulation::checker::access(p, bytes, how, pc, emulation::progress.thread);
+}
+
+#define CHECKER_HOOK(name, bytes, how) \
+  void __tsan_##name(void* p) { note(p, bytes, Access::how, CHECKER_CALLER); }
+#define CHECKER_HOOKS(bytes)                      \
+  CHECKER_HOOK(read##bytes, bytes, kRead)         \
+  CHECKER_HOOK(write##bytes, bytes, kWrite)       \
+  CHECKER_HOOK(unaligned_read##bytes, bytes, kRead) \
+  CHECKER_HOOK(unaligned_write##bytes, bytes, kWrite) \
+  CHECKER_HOOK(volatile_read##bytes, bytes, kRead) \
+  CHECKER_HOOK(volatile_write##bytes, bytes, kWrite)
+
+// Atomic operations are of host code alone: kernels have atomicAdd and its like.
+#define CHECKER_UPDATE(bits, name, builtin) \
+  uint##bits##_t __tsan_atomic##bits##_##name(volatile uint##bits##_t* p, uint##bits##_t v, int) { return builtin; }
+#define CHECKER_EXCHANGE(bits, name)                                                                                \
+  int __tsan_atomic##bits##_compare_exchange_##name(                                                                \
+      volatile uint##bits##_t* p, uint##bits##_t* expected, uint##bits##_t v, int, int) {                           \
+    return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                  \
+  }
+#define CHECKER_ATOMICS(bits)                                                                                       \
+  uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t* p, int) {                                \
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                                    \
+  }                                                                                                                 \
+  void __tsan_atomic##bits##_store(volatile uint##bits##_t* p, uint##bits##_t v, int) {                             \
+    __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                                                                       \
+  }                                                                                                                 \
+  CHECKER_UPDATE(bits, exchange, __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST))                                       \
+  CHECKER_UPDATE(bits, fetch_add, __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST))                                       \
+  CHECKER_UPDATE(bits, fetch_sub, __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST))                                       \
+  CHECKER_UPDATE(bits, fetch_and, __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST))                                       \
+  CHECKER_UPDATE(bits, fetch_or, __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST))                                         \
+  CHECKER_EXCHANGE(bits, strong)                                                                                    \
+  CHECKER_EXCHANGE(bits, weak)
+
+extern "C" {
+CHECKER_HOOKS(1)
+CHECKER_HOOKS(2)
+CHECKER_HOOKS(4)
+CHECKER_HOOKS(8)
+CHECKER_HOOKS(16)
+void __tsan_read_range(void* p, size_t bytes) { note(p, bytes, Access::kRead, CHECKER_CALLER); }
+void __tsan_write_range(void* p, size_t bytes) { note(p, bytes, Access::kWrite, CHECKER_CALLER); }
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+CHECKER_ATOMICS(8)
+CHECKER_ATOMICS(16)
+CHECKER_ATOMICS(32)
+CHECKER_ATOMICS(64)
+void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+void __tsan_atomic_signal_fence(int) {}
+}

@@ -1,0 +1,110 @@
+"""The CUDA kernels on the CPU: builds libdanet_emulated.so and loads it as torch.ops.danet_emulated."""
+
+import ctypes
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+MODES = ("plain", "sanitize", "check")
+SOURCE = Path(__file__).parent
+ROOT = SOURCE.parents[1]
+
+
+def _tool(name: str) -> str | None:
+    """An executable on the PATH, or beside this Python."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def missing() -> str | None:
+    """What this machine lacks to build the emulator, or None."""
+    lacking = [tool for tool in ("cmake", "ninja", "g++") if _tool(tool) is None]
+    return f"the CUDA emulator needs {', '.join(lacking)}" if lacking else None
+
+
+def build(mode: str, target: str) -> Path:
+    """The built target, "libdanet_emulated" or "seeded", in one of MODES."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
+    folder = ROOT / "build" / f"emulation-{mode}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        torch_dir = torch.__path__[0]
+        configure = [
+            _tool("cmake"),
+            "-S",
+            SOURCE,
+            "-B",
+            folder,
+            "-G",
+            "Ninja",
+            f"-DMODE={mode}",
+            f"-DTORCH_DIR={torch_dir}",
+        ]
+        _run([*configure, "-DCMAKE_CXX_COMPILER=g++", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"])
+        _run([_tool("cmake"), "--build", folder, "--target", target, "--parallel", str(os.cpu_count() or 1)])
+    return folder / (f"{target}.so" if target.startswith("lib") else target)
+
+
+def _run(command: list[str | Path]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{done.stdout}")
+
+
+class Emulation:
+    """The loaded emulator; its operators are torch.ops.danet_emulated.*, on CPU tensors."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.library = build(mode, "libdanet_emulated")
+        torch.ops.load_library(self.library)
+        self._c = ctypes.CDLL(str(self.library))
+        self._c.emulation_set_seed.argtypes = self._c.emulation_set_shared_limit.argtypes = [ctypes.c_uint64]
+        self._c.emulation_launches.restype = ctypes.c_uint64
+        self._c.emulation_take_reports.restype = ctypes.c_char_p
+        self._reports: list[str] = []
+
+    def seed(self, seed: int) -> None:
+        """Order of blocks and threads. 0: ascending, 1: descending, others: random."""
+        self._c.emulation_set_seed(seed)
+
+    def shared_limit(self, size: int) -> None:
+        """Bytes of shared memory that a block may have: 227 KiB unless set."""
+        self._c.emulation_set_shared_limit(size)
+
+    def reports(self) -> list[str]:
+        """What the checker has found since `clear`; nothing but in the mode "check"."""
+        self._reports += self._c.emulation_take_reports().decode().splitlines()
+        return list(self._reports)
+
+    def clear(self) -> None:
+        self.reports()
+        self._reports = []
+
+    def launches(self) -> int:
+        """Kernels that were launched since the library was loaded."""
+        return self._c.emulation_launches()
+
+
+_loaded: Emulation | None = None
+
+
+def load(mode: str | None = None) -> Emulation:
+    """The emulator, built where it has to be. A process has one: in `mode`, by default what the environment variable
+    DANET_EMULATION says, else "plain". "sanitize" needs a Python that was started with ASan (see README.md).
+    """
+    global _loaded
+    mode = mode or (_loaded.mode if _loaded else os.environ.get("DANET_EMULATION", "plain"))
+    if _loaded is not None and _loaded.mode != mode:
+        raise RuntimeError(f"the emulator is loaded in mode {_loaded.mode}; another mode needs another process")
+    if mode == "sanitize" and "libasan" not in os.environ.get("LD_PRELOAD", ""):
+        raise RuntimeError("the mode sanitize needs ASan in this process: see tests/emulation/README.md")
+    if _loaded is None:
+        _loaded = Emulation(mode)
+    return _loaded

@@ -1,0 +1,820 @@
+// The scheduler: fibers, barriers, warps, shared memory, asynchronous copies, atomics.
+#include "emulation.h"
+
+#include <dlfcn.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "checker.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(p, bytes) ((void)0)
+#define ASAN_UNPOISON_MEMORY_REGION(p, bytes) ((void)0)
+#endif
+
+#if defined(__x86_64__) && !defined(EMULATION_UCONTEXT)
+// Keeps the registers that a call preserves on the stack, whose top goes to *save, and takes up those at `load`.
+extern "C" __attribute__((visibility("hidden"))) void emulation_switch(void** save, void* load);
+asm(R"(
+  .text
+  .globl emulation_switch
+  .hidden emulation_switch
+  .type emulation_switch, @function
+emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size emulation_switch, .-emulation_switch
+)");
+#else
+#include <ucontext.h>
+#endif
+
+namespace emulation {
+
+Settings settings;
+Indices indices;
+Progress progress;
+
+namespace {
+
+constexpr int kMostThreads = 1024, kLanes = 32;
+constexpr size_t kStackBytes = 256 * 1024, kPage = 4096;
+constexpr size_t kMostShared = 227 * 1024, kMostStaticShared = 48 * 1024;
+constexpr size_t kGap = 512;  // between shared arrays: what runs past one shall not hit the next
+constexpr size_t kArenaBytes = 2 * kMostShared + 256 * kGap;
+
+#define EMULATION_CALLER __builtin_extract_return_addr(__builtin_return_address(0))
+
+struct Fiber {
+#if defined(__x86_64__) && !defined(EMULATION_UCONTEXT)
+  void* stack_pointer = nullptr;
+#else
+  ucontext_t context;
+#endif
+  char* stack = nullptr;
+  size_t stack_bytes = 0;
+  void* asan_state = nullptr;  // ASan's, while another runs
+};
+
+// A wait for other threads.
+struct Wait {
+  const char* name;
+  const char* file;
+  int line;
+  const void* pc;
+  // of a warp
+  uint32_t mask = 0;
+  void* operand = nullptr;
+  void (*exchange)(uint32_t lanes, void* const* operands) = nullptr;  // once all are there; one for each instruction
+  bool orders_memory = false;
+
+  bool same_site(const Wait& other) const {
+    return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
+  }
+};
+
+struct Copy {
+  void* to;
+  int bytes;
+  bool landed;
+  unsigned char data[16];
+};
+
+// Committed copies end here. A type of its own in std::vector: code for int the linker might take from a kernel's file,
+// with the checker's hooks in it.
+struct Group {
+  int end;
+};
+
+struct Thread {
+  Fiber* fiber = nullptr;  // none before it starts and after its end
+  const Wait* wait = nullptr;
+  uint3 index{};
+  std::vector<Copy> copies;
+  std::vector<Group> groups;
+};
+
+struct Warp {
+  uint32_t lanes = 0;  // that have not exited
+  uint32_t waiting = 0;
+};
+
+// Threads that can run. Never holds one twice.
+struct Ready {
+  uint16_t threads[kMostThreads];
+  unsigned first = 0, count = 0;
+  uint16_t& at(unsigned i) { return threads[(first + i) % kMostThreads]; }
+  void push(int thread) { at(count++) = uint16_t(thread); }
+};
+
+struct SharedArray {
+  const char* begin;
+  size_t bytes;
+};
+
+std::atomic_flag busy = ATOMIC_FLAG_INIT;
+uint64_t launch_count = 0;
+uint64_t random_state = 0;
+
+void (*kernel_body)(void*);
+void* kernel_argument;
+Thread threads[kMostThreads];
+Warp warps[kMostThreads / kLanes];
+int thread_count, live_count;
+Ready ready;
+
+const Wait* block_wait = nullptr;  // of the first thread at the block's barrier
+int arrived, votes, vote_result;
+
+Fiber fibers[kMostThreads], main_fiber;
+Fiber *running = &main_fiber, *left = nullptr;
+int fiber_count = 0;
+Fiber* idle[kMostThreads];
+int idle_count = 0;
+
+char* arena = nullptr;
+size_t arena_used, shared_used, dynamic_bytes;
+std::vector<SharedArray> shared_arrays;
+
+std::string failure;
+const void* failure_pc;
+
+uint64_t random_number() {  // splitmix64
+  uint64_t z = random_state += 0x9e3779b97f4a7c15;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+  z = (z ^ z >> 27) * 0x94d049bb133111eb;
+  return z ^ z >> 31;
+}
+bool is_random() { return settings.seed > 1; }
+
+// --- fibers ----------------------------------------------------------------------------------------------------------
+
+// Ends a switch, on the stack that it leads to.
+void arrive([[maybe_unused]] Fiber& at) {
+#if defined(__SANITIZE_ADDRESS__)
+  const void* stack;
+  size_t bytes;
+  __sanitizer_finish_switch_fiber(at.asan_state, &stack, &bytes);
+  if (left != &main_fiber) return;
+  main_fiber.stack = static_cast<char*>(const_cast<void*>(stack)), main_fiber.stack_bytes = bytes;
+#endif
+}
+
+void switch_to(Fiber* to) {
+  Fiber* from = running;
+  left = from, running = to;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&from->asan_state, to->stack, to->stack_bytes);
+#endif
+#if defined(__x86_64__) && !defined(EMULATION_UCONTEXT)
+  emulation_switch(&from->stack_pointer, to->stack_pointer);
+#else
+  swapcontext(&from->context, &to->context);
+#endif
+  arrive(*from);
+}
+
+// Leaves the kernel where it is: its fibers are made anew before the next launch. No stack is unwound.
+[[noreturn]] void fail(const std::string& text, const void* pc) {
+  if (progress.thread < 0) throw std::runtime_error("emulation: outside a kernel: " + text);
+  failure = text + " (" + thread_name(progress.thread) + ")";
+  failure_pc = pc;
+  switch_to(&main_fiber);
+  __builtin_unreachable();
+}
+
+void make_current(int thread) {
+  progress.thread = thread;
+  indices.thread = threads[thread].index;
+}
+
+int next_ready() {
+  if (ready.count == 0) return -1;
+  if (is_random()) std::swap(ready.at(unsigned(random_number() % ready.count)), ready.at(0));
+  const int thread = ready.at(0);
+  ready.first = (ready.first + 1) % kMostThreads, --ready.count;
+  return thread;
+}
+
+void prepare(Fiber& fiber);
+
+// Goes on with another thread, or with the launch where none can run.
+void go_on_with(int thread) {
+  if (thread < 0) return switch_to(&main_fiber);
+  Thread& next = threads[thread];
+  if (next.fiber == nullptr) {
+    if (idle_count == 0) {
+      prepare(fibers[fiber_count]);
+      idle[idle_count++] = &fibers[fiber_count++];
+    }
+    next.fiber = idle[--idle_count];
+  }
+  make_current(thread);
+  if (next.fiber != running) switch_to(next.fiber);
+}
+
+// The current thread waits until others have made it ready.
+void let_others_run() {
+  const int self = progress.thread;
+  go_on_with(next_ready());
+  make_current(self);
+}
+
+void finish_thread();
+
+void fiber_main() {
+  arrive(*running);
+  for (;;) {
+    kernel_body(kernel_argument);
+    finish_thread();
+    const int next = next_ready();
+    if (next >= 0 && threads[next].fiber == nullptr) {  // starts on this stack, without a switch
+      threads[next].fiber = running;
+      make_current(next);
+    } else {
+      idle[idle_count++] = running;
+      go_on_with(next);
+    }
+  }
+}
+
+void prepare(Fiber& fiber) {
+  if (fiber.stack == nullptr) {
+    fiber.stack = const_cast<char*>(progress.stacks) + size_t(&fiber - fibers) * kStackBytes + kPage;
+    fiber.stack_bytes = kStackBytes - kPage;
+    mprotect(fiber.stack - kPage, kPage, PROT_NONE);
+  }
+  ASAN_UNPOISON_MEMORY_REGION(fiber.stack, fiber.stack_bytes);
+  fiber.asan_state = nullptr;
+#if defined(__x86_64__) && !defined(EMULATION_UCONTEXT)
+  void** top = reinterpret_cast<void**>(fiber.stack + fiber.stack_bytes) - 2;  // as a call leaves it: 16n - 8 on entry
+  top[0] = reinterpret_cast<void*>(fiber_main), top[1] = nullptr;
+  fiber.stack_pointer = top - 6;
+  std::memset(fiber.stack_pointer, 0, 6 * sizeof(void*));
+#else
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack, fiber.context.uc_stack.ss_size = fiber.stack_bytes;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, fiber_main, 0);
+#endif
+}
+
+// --- waiting ---------------------------------------------------------------------------------------------------------
+
+std::string site(const Wait& wait) {
+  const char* name = std::strrchr(wait.file, '/');
+  return std::string(wait.name) + " (" + (name ? name + 1 : wait.file) + ":" + std::to_string(wait.line) + ")";
+}
+
+bool fits(const Wait& a, const Wait& b) { return a.exchange == b.exchange && a.mask == b.mask && a.same_site(b); }
+
+// Lets the lanes that meet here go on where all of them have come; returns them.
+uint32_t complete(int warp, const Wait& wait) {
+  const uint32_t lanes = wait.mask & warps[warp].lanes;
+  if ((warps[warp].waiting & lanes) != lanes) return 0;
+  void* operands[kLanes] = {};
+  for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    const Wait* other = threads[warp * kLanes + lane].wait;
+    if (other != &wait && !fits(*other, wait)) return 0;
+    operands[lane] = other->operand;
+  }
+  wait.exchange(lanes, operands);
+  if (wait.orders_memory) checker::order_warp(warp, lanes);
+  warps[warp].waiting &= ~lanes;
+  for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) threads[warp * kLanes + __builtin_ctz(rest)].wait = nullptr;
+  return lanes;
+}
+
+void make_ready(int warp, uint32_t lanes) {
+  if (settings.seed != 1) {
+    for (; lanes != 0; lanes &= lanes - 1) ready.push(warp * kLanes + __builtin_ctz(lanes));
+  } else {
+    for (int lane = kLanes - 1; lane >= 0; --lane)
+      if (lanes >> lane & 1) ready.push(warp * kLanes + lane);
+  }
+}
+
+void meet(const Wait& wait) {
+  if (progress.thread < 0) fail(wait.name, wait.pc);
+  const int self = progress.thread, warp = self / kLanes;
+  const uint32_t bit = 1u << self % kLanes;
+  if ((wait.mask & bit) == 0) fail(std::string(wait.name) + " by a lane that is not in its mask", wait.pc);
+  // One look is enough: the lanes that wait in one group fit each other.
+  if (const uint32_t there = wait.mask & warps[warp].waiting) {
+    const Wait& other = *threads[warp * kLanes + __builtin_ctz(there)].wait;
+    if ((other.mask & bit) && !fits(other, wait))
+      fail("lanes of a warp diverged: " + site(wait) + ", others wait in " + site(other), wait.pc);
+  }
+  threads[self].wait = &wait;
+  warps[warp].waiting |= bit;
+  if (const uint32_t lanes = complete(warp, wait)) {
+    if (!is_random()) return make_ready(warp, lanes & ~bit);
+    make_ready(warp, lanes);
+  }
+  let_others_run();
+}
+
+void finish_thread() {
+  const int self = progress.thread, warp = self / kLanes;
+  Thread& thread = threads[self];
+  if (!thread.copies.empty()) fail("the thread exits with asynchronous copies that no wait covers", nullptr);
+  if (block_wait) fail("the thread exits while others wait in " + site(*block_wait), block_wait->pc);
+  thread.fiber = nullptr;
+  --live_count;
+  warps[warp].lanes &= ~(1u << self % kLanes);
+  for (uint32_t rest = warps[warp].waiting; rest != 0; rest &= rest - 1) {
+    const Wait* wait = threads[warp * kLanes + __builtin_ctz(rest)].wait;
+    if (wait == nullptr) continue;  // has just been let go
+    if (wait->mask >> self % kLanes & 1) make_ready(warp, complete(warp, *wait));
+  }
+}
+
+std::string deadlock() {
+  std::string text = "deadlock: " + std::to_string(live_count) + " of " + std::to_string(thread_count) +
+                     " threads wait for each other or for some that have exited";
+  std::set<std::string> sites;
+  for (int i = 0; i < thread_count; ++i)
+    if (const Wait* wait = threads[i].wait; wait && sites.insert(site(*wait)).second)
+      text += "; " + thread_name(i) + " in " + site(*wait) + " at " + source_of(wait->pc);
+  return text;
+}
+
+// --- launches --------------------------------------------------------------------------------------------------------
+
+void start_block(uint64_t number) {
+  const dim3& grid = indices.grid_size;
+  indices.block = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / grid.x / grid.y)};
+  ++progress.block;
+  // Gaps and what no array takes stay poisoned; array bytes are NaN in every format.
+  ASAN_UNPOISON_MEMORY_REGION(arena, kGap + dynamic_bytes);
+  std::memset(arena + kGap, 0xff, dynamic_bytes);
+  ASAN_POISON_MEMORY_REGION(arena, kArenaBytes);
+  ASAN_UNPOISON_MEMORY_REGION(arena + kGap, dynamic_bytes);
+  shared_arrays.clear();
+  shared_arrays.push_back({arena + kGap, dynamic_bytes});
+  arena_used = kGap + dynamic_bytes, shared_used = dynamic_bytes;
+  checker::start_block();
+
+  live_count = thread_count, arrived = votes = 0, block_wait = nullptr;
+  for (int i = 0; i * kLanes < thread_count; ++i)
+    warps[i] = {thread_count - i * kLanes >= kLanes ? ~0u : (1u << (thread_count - i * kLanes)) - 1, 0};
+  ready.first = ready.count = 0;
+  for (int i = 0; i < thread_count; ++i) ready.push(settings.seed == 1 ? thread_count - 1 - i : i);
+}
+
+void start_launch(dim3 grid, dim3 block, size_t shared_bytes) {
+  const uint64_t count = uint64_t(block.x) * block.y * block.z;
+  if (count == 0 || count > kMostThreads || block.z > 64) throw std::runtime_error("invalid size of the block");
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
+    throw std::runtime_error("invalid size of the grid");
+  if (shared_bytes > std::min(settings.shared_limit, kMostShared))
+    throw std::runtime_error("too much shared memory: " + std::to_string(shared_bytes) + " bytes");
+  if (arena == nullptr) {
+    auto map = [](size_t bytes) {
+      void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (p == MAP_FAILED) throw std::bad_alloc();
+      return static_cast<char*>(p);
+    };
+    progress.stacks = map(kMostThreads * kStackBytes);
+    progress.stacks_end = progress.stacks + kMostThreads * kStackBytes;
+    arena = map(kArenaBytes);
+    progress.shared = arena, progress.shared_end = arena + kArenaBytes;
+  }
+  dynamic_bytes = shared_bytes;
+  thread_count = int(count);
+  indices.grid_size = grid, indices.block_size = block;
+  for (unsigned i = 0; i < count; ++i)
+    threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+  ++launch_count;
+  random_state = settings.seed * 0x632be59bd9b4e019 + launch_count;
+  progress.first_block = progress.block + 1;
+  checker::start_launch();
+}
+
+void forget_fibers() {
+  idle_count = 0;
+  for (int i = 0; i < fiber_count; ++i) {
+    prepare(fibers[i]);
+    idle[idle_count++] = &fibers[i];
+  }
+  for (Thread& thread : threads) {
+    thread.fiber = nullptr, thread.wait = nullptr;
+    thread.copies.clear(), thread.groups.clear();
+  }
+}
+
+void run_blocks() {
+  const dim3 grid = indices.grid_size;
+  const uint64_t count = uint64_t(grid.x) * grid.y * grid.z;
+  std::vector<uint64_t> order;
+  if (is_random()) {
+    order.resize(count);
+    for (uint64_t i = 0; i < count; ++i) order[i] = i;
+    for (uint64_t i = count; i > 1; --i) std::swap(order[i - 1], order[random_number() % i]);
+  }
+  for (uint64_t i = 0; i < count; ++i) {
+    start_block(is_random() ? order[i] : settings.seed == 1 ? count - 1 - i : i);
+    go_on_with(next_ready());
+    progress.thread = -1;
+    if (failure.empty() && live_count == 0) continue;
+    std::string text;
+    if (failure.empty())
+      text = deadlock();
+    else
+      text = failure_pc ? failure + " at " + source_of(failure_pc) : failure;
+    failure.clear();
+    forget_fibers();
+    throw std::runtime_error(text);
+  }
+}
+
+}  // namespace
+
+void run(const char* what, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument) {
+  if (busy.test_and_set()) throw std::runtime_error(std::string(what) + ": the emulator runs another kernel");
+  kernel_body = body, kernel_argument = argument;
+  std::string error;
+  try {
+    start_launch(grid, block, shared_bytes);
+    run_blocks();
+  } catch (const std::exception& e) {
+    error = std::string(what) + ": " + e.what();
+  }
+  if (arena != nullptr) ASAN_UNPOISON_MEMORY_REGION(arena, kArenaBytes);
+  busy.clear();
+  if (!error.empty()) throw std::runtime_error(error);
+}
+
+uint64_t launches() { return launch_count; }
+
+#if !defined(EMULATION_CHECKED)
+std::string take_reports() { return {}; }
+#endif
+
+std::string thread_name(int thread) {
+  const uint3 b = indices.block, t = threads[thread].index;
+  char text[120];
+  std::snprintf(text, sizeof text, "block (%u,%u,%u) thread (%u,%u,%u)", b.x, b.y, b.z, t.x, t.y, t.z);
+  return text;
+}
+
+std::string source_of(const void* pc) {
+  Dl_info info;
+  if (pc == nullptr || dladdr(pc, &info) == 0) return "?";
+  char command[600];
+  const auto offset = static_cast<const char*>(pc) - static_cast<const char*>(info.dli_fbase) - 1;
+  std::snprintf(command, sizeof command, "addr2line -i -e '%s' %#zx 2>&1", info.dli_fname, size_t(offset));
+  std::string text;
+  if (FILE* lines = popen(command, "r")) {
+    char line[1000];
+    while (std::fgets(line, sizeof line, lines)) {
+      line[std::strcspn(line, " \n")] = 0;  // also cuts " (discriminator 2)"
+      const char* name = std::strrchr(line, '/');
+      name = name ? name + 1 : line;
+      if (std::strncmp(name, "emulation.h:", 12) == 0) continue;
+      text += (text.empty() ? "" : " < ") + std::string(name);
+    }
+    pclose(lines);
+  }
+  const size_t launcher = text.rfind(" < gpu.cuh:");  // gpu::launch, where the kernel is inlined in it
+  return launcher != std::string::npos && text.find(" < ", launcher + 3) == std::string::npos ? text.substr(0, launcher)
+                                                                                               : text;
+}
+
+// --- blocks and warps ------------------------------------------------------------------------------------------------
+
+int lane() { return progress.thread % kLanes; }
+
+int wait_for_block(bool predicate, const char* file, int line) {
+  const Wait wait{"__syncthreads", file, line, EMULATION_CALLER};
+  if (progress.thread < 0) fail(wait.name, wait.pc);
+  if (const int gone = thread_count - live_count)
+    fail(site(wait) + " after " + std::to_string(gone) + " threads of the block have exited", wait.pc);
+  if (block_wait && !block_wait->same_site(wait))
+    fail("threads of the block diverged: " + site(wait) + ", others wait in " + site(*block_wait), wait.pc);
+  if (arrived == 0) block_wait = &wait;
+  threads[progress.thread].wait = &wait;
+  votes += predicate;
+  if (++arrived == thread_count) {
+    vote_result = votes;  // stays until all have come to the next barrier
+    arrived = votes = 0, block_wait = nullptr;
+    for (int i = 0; i < thread_count; ++i) {
+      const int thread = settings.seed == 1 ? thread_count - 1 - i : i;
+      threads[thread].wait = nullptr;
+      ready.push(thread);
+    }
+    checker::order_block();
+  }
+  let_others_run();
+  return vote_result;
+}
+
+void wait_for_warp(uint32_t mask, const char* file, int line) {
+  auto nothing = [](uint32_t, void* const*) {};
+  meet({"__syncwarp", file, line, EMULATION_CALLER, mask, nullptr, nothing, true});
+}
+
+void fence() { checker::fence(); }
+
+namespace {
+struct Shuffle {
+  uint64_t value, result;
+  int source;
+  bool wrong;
+};
+void shuffle_values(uint32_t lanes, void* const* operands) {
+  for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
+    Shuffle& mine = *static_cast<Shuffle*>(operands[__builtin_ctz(rest)]);
+    mine.wrong = (lanes >> mine.source & 1) == 0;
+    if (!mine.wrong) mine.result = static_cast<Shuffle*>(operands[mine.source])->value;
+  }
+}
+struct Vote {
+  bool predicate;
+  uint32_t result;
+};
+void count_votes(uint32_t lanes, void* const* operands) {
+  uint32_t result = 0;
+  for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    result |= uint32_t(static_cast<Vote*>(operands[lane])->predicate) << lane;
+  }
+  for (; lanes != 0; lanes &= lanes - 1) static_cast<Vote*>(operands[__builtin_ctz(lanes)])->result = result;
+}
+}  // namespace
+
+uint64_t shuffle(uint32_t mask, uint64_t value, int source, bool own, const char* file, int line) {
+  Shuffle operand{value, value, own ? lane() : source, false};
+  const void* pc = EMULATION_CALLER;
+  meet({"shuffle", file, line, pc, mask, &operand, shuffle_values});
+  if (operand.wrong)
+    fail("shuffle from lane " + std::to_string(source) + ", which is not in the mask or has exited", pc);
+  return operand.result;
+}
+
+uint32_t ballot(uint32_t mask, bool predicate, const char* file, int line) {
+  Vote operand{predicate, 0};
+  meet({"vote", file, line, EMULATION_CALLER, mask, &operand, count_votes});
+  return operand.result;
+}
+
+void trap(const char* file, int line) {
+  fail("__trap at " + std::string(file) + ":" + std::to_string(line), EMULATION_CALLER);
+}
+
+// --- shared memory ---------------------------------------------------------------------------------------------------
+
+void* dynamic_shared() { return dynamic_bytes > 0 ? arena + kGap : nullptr; }
+
+void* shared_variable(SharedVariable& variable, size_t bytes, size_t alignment) {
+  if (progress.thread < 0) fail("a shared variable", EMULATION_CALLER);
+  if (variable.block == progress.block) return variable.place;
+  alignment = std::max<size_t>(alignment, 16);
+  shared_used = (shared_used + alignment - 1) / alignment * alignment + bytes;
+  if (shared_used - dynamic_bytes > kMostStaticShared || shared_used > settings.shared_limit)
+    fail("too much shared memory: " + std::to_string(shared_used) + " bytes", EMULATION_CALLER);
+  const size_t at = (arena_used + kGap + alignment - 1) / alignment * alignment;
+  arena_used = at + bytes;
+  if (arena_used > kArenaBytes) fail("too many shared variables", EMULATION_CALLER);
+  ASAN_UNPOISON_MEMORY_REGION(arena + at, bytes);
+  std::memset(arena + at, 0xff, bytes);
+  shared_arrays.push_back({arena + at, bytes});
+  variable = {progress.block, arena + at};
+  return variable.place;
+}
+
+bool in_shared_array(const void* p, size_t bytes) {
+  const char* begin = static_cast<const char*>(p);
+  for (const SharedArray& array : shared_arrays)
+    if (begin >= array.begin && begin + bytes <= array.begin + array.bytes) return true;
+  return false;
+}
+
+// --- asynchronous copies ---------------------------------------------------------------------------------------------
+
+namespace {
+bool is_aligned(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % unsigned(bytes) == 0; }
+
+void land(Thread& thread, int count, const void* pc) {
+  for (int i = 0; i < count; ++i) {
+    const Copy& copy = thread.copies[i];
+    checker::set_pending(copy.to, copy.bytes, false);
+    checker::access(copy.to, copy.bytes, Access::kWrite, pc, progress.thread);
+    if (!copy.landed) std::memcpy(copy.to, copy.data, copy.bytes);
+  }
+  thread.copies.erase(thread.copies.begin(), thread.copies.begin() + count);
+}
+}  // namespace
+
+// A copy lands at the wait, the latest moment there is, or with a random seed also at once; until then its destination
+// is poison.
+void copy_async(void* shared, const void* global, int bytes, int bytes_read) {
+  const void* pc = EMULATION_CALLER;
+  if (!is_aligned(shared, bytes) || (bytes_read > 0 && !is_aligned(global, bytes)))
+    fail("misaligned asynchronous copy of " + std::to_string(bytes) + " bytes", pc);
+  if (!in_shared_array(shared, bytes)) fail("asynchronous copy to what is no shared array", pc);
+  Copy copy{shared, bytes, is_random() && (random_number() & 1), {}};
+  if (bytes_read > 0) checker::access(global, bytes_read, Access::kRead, pc, progress.thread);
+  checker::access(shared, bytes, Access::kWrite, pc, progress.thread);
+  checker::set_pending(shared, bytes, true);
+  if (bytes_read > 0) std::memcpy(copy.data, global, bytes_read);
+  if (copy.landed)
+    std::memcpy(shared, copy.data, bytes);
+  else
+    std::memset(shared, 0xff, bytes);
+  threads[progress.thread].copies.push_back(copy);
+}
+
+void commit_copies() {
+  Thread& thread = threads[progress.thread];
+  thread.groups.push_back({int(thread.copies.size())});
+}
+
+void wait_for_copies(int pending) {
+  Thread& thread = threads[progress.thread];
+  const int done = int(thread.groups.size()) - pending;
+  if (done <= 0) return;
+  const int copies = thread.groups[done - 1].end;
+  land(thread, copies, EMULATION_CALLER);
+  thread.groups.erase(thread.groups.begin(), thread.groups.begin() + done);
+  for (Group& group : thread.groups) group.end -= copies;
+}
+
+// --- matrices --------------------------------------------------------------------------------------------------------
+
+namespace {
+
+struct Matrices {
+  uint32_t* to;
+  const void* row;
+  bool transposed;
+  const void* pc;
+};
+
+void read_matrices(uint32_t, void* const* operands) {
+  const int first = progress.thread / kLanes * kLanes;
+  for (int i = 0; i < 4; ++i) {
+    uint16_t matrix[8][8];
+    for (int row = 0; row < 8; ++row) {
+      const Matrices& from = *static_cast<Matrices*>(operands[8 * i + row]);
+      std::memcpy(matrix[row], from.row, sizeof matrix[row]);
+      // Two of the lanes that get something of this row: whoever wrote it, one of them is another lane.
+      const int one = from.transposed ? row / 2 : row * 4, two = from.transposed ? row / 2 + 4 : row * 4 + 1;
+      checker::access(from.row, 16, Access::kRead, from.pc, first + one);
+      checker::access(from.row, 16, Access::kRead, from.pc, first + two);
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Matrices& mine = *static_cast<Matrices*>(operands[lane]);
+      const int row = lane / 4, column = lane % 4 * 2;
+      const uint32_t low = mine.transposed ? matrix[column][row] : matrix[row][column];
+      const uint32_t high = mine.transposed ? matrix[column + 1][row] : matrix[row][column + 1];
+      mine.to[i] = low | high << 16;
+    }
+  }
+}
+
+struct Product {
+  float* d;
+  const uint32_t *a, *b;
+};
+template <typename T>
+float half_of(uint32_t pair, int i) {
+  return to_float(T{uint16_t(pair >> 16 * i)});
+}
+
+// d[16][8] += a[16][k] b[k][8], each element rounded once.
+template <int k>
+void multiply(const float (&a)[16][k], const float (&b)[k][8], void* const* operands) {
+  for (int row = 0; row < 16; ++row)
+    for (int column = 0; column < 8; ++column) {
+      float& d = static_cast<Product*>(operands[row % 8 * 4 + column / 2])->d[row / 8 * 2 + column % 2];
+      double sum = d;
+      for (int i = 0; i < k; ++i) sum += double(a[row][i]) * double(b[i][column]);
+      d = float(sum);
+    }
+}
+
+template <typename T>
+void multiply_halves(uint32_t, void* const* operands) {
+  float a[16][16], b[16][8];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const Product& mine = *static_cast<Product*>(operands[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 2; ++j) a[g + i % 2 * 8][2 * t + j + i / 2 * 8] = half_of<T>(mine.a[i], j);
+    for (int i = 0; i < 2; ++i)
+      for (int j = 0; j < 2; ++j) b[2 * t + j + i * 8][g] = half_of<T>(mine.b[i], j);
+  }
+  multiply(a, b, operands);
+}
+
+void multiply_tf32s(uint32_t, void* const* operands) {
+  float a[16][8], b[8][8];
+  auto value = [](uint32_t bits) { return bits_as<float>(bits & ~0x1fffu); };  // what the tensor cores look at
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const Product& mine = *static_cast<Product*>(operands[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) a[g + i % 2 * 8][t + i / 2 * 4] = value(mine.a[i]);
+    for (int i = 0; i < 2; ++i) b[t + i * 4][g] = value(mine.b[i]);
+  }
+  multiply(a, b, operands);
+}
+
+// Instructions of a whole warp: here no lane may be missing. The caller is in ptx.cuh, whose line says nothing.
+void meet_all(const char* name, void* operand, void (*exchange)(uint32_t, void* const*), const void* pc) {
+  if (progress.thread < 0 || warps[progress.thread / kLanes].lanes != ~0u)
+    fail(std::string(name) + " where lanes of the warp have exited or never were", pc);
+  meet({name, "ptx.cuh", 0, pc, ~0u, operand, exchange});
+}
+
+}  // namespace
+
+void load_matrices(uint32_t* matrices, const void* shared_row, bool transposed) {
+  const void* pc = EMULATION_CALLER;
+  if (!is_aligned(shared_row, 16)) fail("misaligned load_matrices", pc);
+  if (!in_shared_array(shared_row, 16)) fail("load_matrices of what is no shared array", pc);
+  Matrices operand{matrices, shared_row, transposed, pc};
+  meet_all("load_matrices", &operand, read_matrices, pc);
+}
+void multiply_half(float* d, const uint32_t* a, const uint32_t* b) {
+  Product operand{d, a, b};
+  meet_all("multiply_m16n8k16", &operand, multiply_halves<danet::Half>, EMULATION_CALLER);
+}
+void multiply_bfloat16(float* d, const uint32_t* a, const uint32_t* b) {
+  Product operand{d, a, b};
+  meet_all("multiply_m16n8k16", &operand, multiply_halves<danet::BFloat16>, EMULATION_CALLER);
+}
+void multiply_tf32(float* d, const uint32_t* a, const uint32_t* b) {
+  Product operand{d, a, b};
+  meet_all("multiply_m16n8k8_tf32", &operand, multiply_tf32s, EMULATION_CALLER);
+}
+
+// --- atomics ---------------------------------------------------------------------------------------------------------
+
+// Nothing interrupts a thread, so any update is atomic.
+template <typename T, typename Update>
+static T update(T* p, const Update& result, const void* pc) {
+  if (!is_aligned(p, sizeof(T))) fail("misaligned atomic", pc);
+  checker::access(p, sizeof(T), Access::kAtomic, pc, progress.thread);
+  const T old = *p;
+  *p = result(old);
+  return old;
+}
+
+}  // namespace emulation
+
+#define EMULATION_ATOMIC(T, name, result)                                                             \
+  T name(T* p, T value) {                                                                             \
+    return emulation::update(p, [&]([[maybe_unused]] T old) -> T { return result; }, EMULATION_CALLER);                \
+  }
+EMULATION_ATOMIC(float, atomicAdd, old + value)
+EMULATION_ATOMIC(double, atomicAdd, old + value)
+EMULATION_ATOMIC(int, atomicAdd, int(unsigned(old) + unsigned(value)))
+EMULATION_ATOMIC(unsigned, atomicAdd, old + value)
+EMULATION_ATOMIC(unsigned long long, atomicAdd, old + value)
+EMULATION_ATOMIC(int, atomicMax, std::max(old, value))
+EMULATION_ATOMIC(unsigned, atomicMax, std::max(old, value))
+EMULATION_ATOMIC(int, atomicMin, std::min(old, value))
+EMULATION_ATOMIC(unsigned, atomicMin, std::min(old, value))
+EMULATION_ATOMIC(int, atomicExch, value)
+EMULATION_ATOMIC(unsigned, atomicExch, value)
+
+#define EMULATION_CAS(T)                                                                                           \
+  T atomicCAS(T* p, T expected, T value) {                                                                         \
+    return emulation::update(p, [&](T old) { return old == expected ? value : old; }, EMULATION_CALLER);           \
+  }
+EMULATION_CAS(int)
+EMULATION_CAS(unsigned)
+EMULATION_CAS(unsigned long long)
+
+// assert() in a kernel ends the launch, not the process.
+extern "C" __attribute__((visibility("hidden"))) void __assert_fail(
+    const char* text, const char* file, unsigned line, const char*) noexcept {
+  std::string what = "assert(" + std::string(text) + ") fails at " + file + ":" + std::to_string(line);
+  if (emulation::progress.thread >= 0) emulation::fail(what, EMULATION_CALLER);
+  std::fprintf(stderr, "%s\n", what.c_str());
+  std::abort();
+}

@@ -1,0 +1,300 @@
+// The part of CUDA that the kernels of this project use, for g++: a launch runs every CUDA thread as a fiber on the
+// calling OS thread, and checks on the way what a GPU leaves undefined. csrc/common/gpu.cuh includes this without nvcc.
+#pragma once
+
+#include <math.h>
+
+#include <cassert>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <type_traits>
+
+#include "types.h"
+
+// --- language --------------------------------------------------------------------------------------------------------
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ const
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+#define EMULATION_VECTORS(T, Name)                              \
+  struct alignas(2 * sizeof(T)) Name##2 {                       \
+    T x, y;                                                     \
+  };                                                            \
+  struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Name##4 { \
+    T x, y, z, w;                                               \
+  };                                                            \
+  inline Name##2 make_##Name##2(T x, T y) { return {x, y}; }    \
+  inline Name##4 make_##Name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+EMULATION_VECTORS(float, float)
+EMULATION_VECTORS(double, double)
+EMULATION_VECTORS(int, int)
+EMULATION_VECTORS(unsigned, uint)
+EMULATION_VECTORS(unsigned short, ushort)
+#undef EMULATION_VECTORS
+
+// --- the emulator ----------------------------------------------------------------------------------------------------
+
+namespace emulation {
+
+// Runs body(argument) once for every thread of the grid. Throws std::runtime_error, whose text begins with `what`,
+// where the launch or the kernel is wrong; the next launch works again.
+void run(const char* what, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument);
+
+struct Settings {
+  uint64_t seed = 0;                 // 0: blocks and threads in ascending order, 1: descending, others: random
+  size_t shared_limit = 227 * 1024;  // bytes a block may use; 227 KiB on sm_90, 99 KiB on sm_86, 89 and 120
+};
+extern Settings settings;
+uint64_t launches();  // begun so far
+
+// What the scheduler says of the thread that runs now.
+struct Indices {
+  uint3 thread, block;
+  dim3 block_size, grid_size;
+};
+extern Indices indices;
+
+// Where a wait was written: sites are compared by it, as the compiler may copy one call to several addresses.
+#define EMULATION_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+int lane();
+// Waits for all threads of the block; returns for how many `predicate` was true.
+int wait_for_block(bool predicate, const char* file, int line);
+void wait_for_warp(uint32_t mask, const char* file, int line);
+void fence();
+// The value of lane `source`; with own = true the lane's own, as it asked for one that its part of the warp lacks.
+uint64_t shuffle(uint32_t mask, uint64_t value, int source, bool own, const char* file, int line);
+uint32_t ballot(uint32_t mask, bool predicate, const char* file, int line);
+[[noreturn]] void trap(const char* file, int line);
+
+// A static shared variable: its place in the block that used it last.
+struct SharedVariable {
+  uint32_t block = 0;
+  void* place = nullptr;
+};
+void* shared_variable(SharedVariable& variable, size_t bytes, size_t alignment);
+void* dynamic_shared();
+template <typename T>
+struct Same {
+  using type = T;
+};
+#define EMULATION_SHARED(name, ...)                                               \
+  static ::emulation::SharedVariable name##_variable;                             \
+  auto& name = *static_cast<typename ::emulation::Same<__VA_ARGS__>::type*>(      \
+      ::emulation::shared_variable(name##_variable, sizeof(__VA_ARGS__), alignof(__VA_ARGS__)))
+
+// --- PTX: see csrc/common/ptx.cuh ------------------------------------------------------------------------------------
+
+void copy_async(void* shared, const void* global, int bytes, int bytes_read);
+void commit_copies();
+void wait_for_copies(int pending);
+
+void load_matrices(uint32_t* matrices, const void* shared_row, bool transposed);
+template <bool kTransposed>
+void load_matrices(uint32_t (&matrices)[4], const void* shared_row) {
+  load_matrices(matrices, shared_row, kTransposed);
+}
+
+void multiply_half(float* d, const uint32_t* a, const uint32_t* b);
+void multiply_bfloat16(float* d, const uint32_t* a, const uint32_t* b);
+void multiply_tf32(float* d, const uint32_t* a, const uint32_t* b);
+template <typename T>
+void multiply_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static_assert(std::is_same_v<T, danet::Half> || std::is_same_v<T, danet::BFloat16>);
+  std::is_same_v<T, danet::Half> ? multiply_half(d, a, b) : multiply_bfloat16(d, a, b);
+}
+inline void multiply_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  multiply_tf32(d, a, b);
+}
+
+// --- numbers ---------------------------------------------------------------------------------------------------------
+
+template <typename To, typename From>
+inline To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+inline float to_float(danet::BFloat16 value) { return bits_as<float>(uint32_t(value.bits) << 16); }
+inline float to_float(danet::Half value) {
+  // A multiplication moves the exponent, which also makes subnormals normal; infinity and NaN need its top bits.
+  const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13;
+  uint32_t bits = bits_as<uint32_t>(bits_as<float>(magnitude) * 0x1p112f);
+  if (magnitude >= 0x0f800000) bits |= 0x7f800000;
+  return bits_as<float>(bits | uint32_t(value.bits & 0x8000) << 16);
+}
+inline danet::BFloat16 to_bfloat16(float value) {
+  const uint32_t bits = bits_as<uint32_t>(value);
+  if (value != value) return {uint16_t(bits >> 16 | 0x40)};
+  return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+inline danet::Half to_half(float value) {
+  const uint32_t bits = bits_as<uint32_t>(value), magnitude = bits & 0x7fffffff, sign = bits >> 16 & 0x8000;
+  if (magnitude > 0x7f800000) return {uint16_t(sign | 0x7e00)};
+  if (magnitude >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // rounds beyond 65504
+  if (magnitude < 0x38800000) {                                   // subnormal: the addition rounds
+    const float sum = bits_as<float>(magnitude) + 0.5f;
+    return {uint16_t(sign | (bits_as<uint32_t>(sum) - 0x3f000000))};
+  }
+  return {uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13))};
+}
+inline uint32_t tf32(float value) {
+  return value != value ? 0x7fffffff : (bits_as<uint32_t>(value) + 0x1000) & ~0x1fffu;
+}
+
+}  // namespace emulation
+
+// --- CUDA's names ----------------------------------------------------------------------------------------------------
+
+inline const uint3& threadIdx = emulation::indices.thread;
+inline const uint3& blockIdx = emulation::indices.block;
+inline const dim3& blockDim = emulation::indices.block_size;
+inline const dim3& gridDim = emulation::indices.grid_size;
+inline constexpr int warpSize = 32;
+
+inline void __syncthreads(EMULATION_SITE) { emulation::wait_for_block(false, file, line); }
+inline int __syncthreads_count(int predicate, EMULATION_SITE) {
+  return emulation::wait_for_block(predicate != 0, file, line);
+}
+inline int __syncthreads_or(int predicate, EMULATION_SITE) {
+  return emulation::wait_for_block(predicate != 0, file, line) != 0;
+}
+inline int __syncthreads_and(int predicate, EMULATION_SITE) {
+  return emulation::wait_for_block(predicate == 0, file, line) == 0;
+}
+inline void __syncwarp(uint32_t mask = ~0u, EMULATION_SITE) { emulation::wait_for_warp(mask, file, line); }
+inline void __threadfence() { emulation::fence(); }
+inline void __threadfence_block() {}
+#define __trap() ::emulation::trap(__FILE__, __LINE__)
+
+namespace emulation {
+template <typename T>
+T shuffle_as(uint32_t mask, T value, int source, bool own, const char* file, int line) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = shuffle(mask, bits, source, own, file, line);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+}  // namespace emulation
+
+template <typename T>
+T __shfl_sync(uint32_t mask, T value, int source, int width = 32, EMULATION_SITE) {
+  const int first = emulation::lane() & ~(width - 1);
+  return emulation::shuffle_as(mask, value, first | (source & (width - 1)), false, file, line);
+}
+template <typename T>
+T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32, EMULATION_SITE) {
+  const int first = emulation::lane() & ~(width - 1), source = emulation::lane() ^ bits;
+  return emulation::shuffle_as(mask, value, source, source >= first + width, file, line);
+}
+template <typename T>
+T __shfl_down_sync(uint32_t mask, T value, unsigned step, int width = 32, EMULATION_SITE) {
+  const int first = emulation::lane() & ~(width - 1), source = emulation::lane() + int(step);
+  return emulation::shuffle_as(mask, value, source, source >= first + width, file, line);
+}
+template <typename T>
+T __shfl_up_sync(uint32_t mask, T value, unsigned step, int width = 32, EMULATION_SITE) {
+  const int first = emulation::lane() & ~(width - 1), source = emulation::lane() - int(step);
+  return emulation::shuffle_as(mask, value, source, source < first, file, line);
+}
+inline uint32_t __ballot_sync(uint32_t mask, int predicate, EMULATION_SITE) {
+  return emulation::ballot(mask, predicate != 0, file, line);
+}
+inline int __any_sync(uint32_t mask, int predicate, EMULATION_SITE) {
+  return emulation::ballot(mask, predicate != 0, file, line) != 0;
+}
+inline int __all_sync(uint32_t mask, int predicate, EMULATION_SITE) {
+  return emulation::ballot(mask, predicate == 0, file, line) == 0;
+}
+
+float atomicAdd(float* p, float value);
+double atomicAdd(double* p, double value);
+int atomicAdd(int* p, int value);
+unsigned atomicAdd(unsigned* p, unsigned value);
+unsigned long long atomicAdd(unsigned long long* p, unsigned long long value);
+int atomicMax(int* p, int value);
+unsigned atomicMax(unsigned* p, unsigned value);
+int atomicMin(int* p, int value);
+unsigned atomicMin(unsigned* p, unsigned value);
+int atomicExch(int* p, int value);
+unsigned atomicExch(unsigned* p, unsigned value);
+int atomicCAS(int* p, int expected, int value);
+unsigned atomicCAS(unsigned* p, unsigned expected, unsigned value);
+unsigned long long atomicCAS(unsigned long long* p, unsigned long long expected, unsigned long long value);
+
+template <typename T>
+T __ldg(const T* p) {
+  return *p;
+}
+template <typename T>
+T __ldcs(const T* p) {
+  return *p;
+}
+template <typename T>
+void __stcs(T* p, T value) {
+  *p = value;
+}
+
+inline float __expf(float x) { return expf(x); }
+inline float __logf(float x) { return logf(x); }
+inline float __log2f(float x) { return log2f(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __frcp_rn(float x) { return 1.0f / x; }
+inline float __fsqrt_rn(float x) { return sqrtf(x); }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
+inline float __int2float_rn(int x) { return float(x); }
+inline float __uint_as_float(unsigned x) { return emulation::bits_as<float>(x); }
+inline unsigned __float_as_uint(float x) { return emulation::bits_as<unsigned>(x); }
+inline float __int_as_float(int x) { return emulation::bits_as<float>(x); }
+inline int __float_as_int(float x) { return emulation::bits_as<int>(x); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+// As the device: NaN is 0, what does not fit is the nearest int.
+inline int emulation_to_int(float x) {
+  return x != x ? 0 : x >= 0x1p31f ? INT32_MAX : x < -0x1p31f ? INT32_MIN : int(x);
+}
+inline int __float2int_rd(float x) { return emulation_to_int(floorf(x)); }
+inline int __float2int_ru(float x) { return emulation_to_int(ceilf(x)); }
+inline int __float2int_rn(float x) { return emulation_to_int(nearbyintf(x)); }
+inline int __float2int_rz(float x) { return emulation_to_int(truncf(x)); }
+
+#define EMULATION_MIN_MAX(T)                               \
+  inline T min(T a, T b) { return b < a ? b : a; }         \
+  inline T max(T a, T b) { return a < b ? b : a; }
+EMULATION_MIN_MAX(int)
+EMULATION_MIN_MAX(unsigned)
+EMULATION_MIN_MAX(long)
+EMULATION_MIN_MAX(unsigned long)
+EMULATION_MIN_MAX(long long)
+EMULATION_MIN_MAX(unsigned long long)
+#undef EMULATION_MIN_MAX
+inline float min(float a, float b) { return fminf(a, b); }
+inline float max(float a, float b) { return fmaxf(a, b); }
+inline double min(double a, double b) { return fmin(a, b); }
+inline double max(double a, double b) { return fmax(a, b); }

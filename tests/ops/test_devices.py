@@ -1,0 +1,254 @@
+"""One table of calls for the kernels of every device: the CPU's, CUDA's on the CPU (tests/emulation), CUDA's on a GPU.
+
+The operators are called below autograd, forward and backward, and compared with their references in float64.
+DANET_EMULATION chooses how the emulated ones are built; the checker's findings fail a test.
+"""
+
+import pytest
+import torch
+from emulation.emulated import load, missing
+from sdc_cases import CASES, arguments
+
+from danet.ops import lcdc_reference, library, rep_conv_reference, sdc_reference, softmax_gate_reference
+
+DTYPES = {
+    "float64": (torch.float64, 1e-12),
+    "float32": (torch.float32, 2e-6),
+    "float16": (torch.float16, 2e-3),
+    "bfloat16": (torch.bfloat16, 1.6e-2),
+}
+"""Largest error of a result, relative to its norm."""
+
+
+class Device:
+    """The operators of one device, and what moves tensors there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.where = "cuda" if name == "cuda" else "cpu"
+        self.emulation = load() if name == "emulated" else None
+        self.operators = torch.ops.danet_emulated if self.emulation else torch.ops.danet
+
+    def __call__(self, operator: str, *arguments, seed: int = 0) -> list[torch.Tensor]:
+        """The results of an operator on its own device, as float64 on the CPU."""
+        moved = [value.to(self.where) if isinstance(value, torch.Tensor) else value for value in arguments]
+        if self.emulation:
+            self.emulation.seed(seed)
+            self.emulation.clear()
+        results = getattr(self.operators, operator).default(*moved)
+        results = [results] if isinstance(results, torch.Tensor) else list(results)
+        if self.emulation:
+            assert self.emulation.reports() == []
+        for value in results:
+            assert value.ndim != 4 or value.is_contiguous(memory_format=torch.channels_last)
+        return [value.cpu().double() for value in results]
+
+
+@pytest.fixture(params=["cpu", "emulated", "cuda"])
+def device(request) -> Device:
+    if request.param == "emulated" and missing():
+        pytest.skip(missing())
+    if request.param == "cuda" and not (
+        torch.cuda.is_available() and library.has_kernel(torch.empty(0, device="cuda"))
+    ):
+        pytest.skip("no CUDA device, or no CUDA kernels")
+    return Device(request.param)
+
+
+def assert_near(
+    results: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float, *, terms: float = 1e-3
+) -> None:
+    """`terms`: the size of what is summed, where the sums may cancel."""
+    for result, right in zip(results, expected, strict=True):
+        assert result.shape == right.shape
+        assert torch.equal(result.isnan(), right.isnan())
+        error = (result - right).nan_to_num().norm()
+        assert error <= tolerance * max(terms, float(right.nan_to_num().norm())), float(error)
+
+
+def gradients(function, tensors: list[torch.Tensor], grad_output: torch.Tensor) -> list[torch.Tensor]:
+    """Of a reference in float64, at the rounded values that the kernels get."""
+    leaves = [value.double().requires_grad_() for value in tensors]
+    return list(torch.autograd.grad(function(*leaves), leaves, grad_output.double()))
+
+
+def sdc_options(options: dict) -> tuple:
+    options = {"offset_scale": 1.0, "softmax": True, "remove_center": False, **options}
+    pairs = [list(options[name]) for name in ("kernel_size", "stride", "padding", "dilation")]
+    return options["groups"], *pairs, options["offset_scale"], options["softmax"], options["remove_center"]
+
+
+SDC_CASES = {
+    **{name: case for name, case in CASES.items() if name != "kernel 17"},  # more taps than kernels take
+    "no image": (0, 4, 5, 6, {"groups": 2}),
+    "packets": (2, 32, 9, 7, {"groups": 2}),
+    "packets, 5x5": (1, 32, 6, 5, {"groups": 2, "kernel_size": (5, 5), "padding": (2, 2)}),
+    "14x14, 32 channels a group": (8, 128, 14, 14, {"groups": 4}),
+    "more packets than lanes": (1, 288, 3, 4, {"groups": 1}),
+    "12 channels a group": (2, 24, 5, 6, {"groups": 2}),
+    "kernel 11": (1, 8, 12, 13, {"kernel_size": (11, 11), "padding": (5, 5)}),
+}
+SMALL = ("plain", "groups", "packets", "12 channels a group", "offset_scale", "remove_center", "offsets far outside")
+
+
+def sdc_dtypes():
+    for case in SDC_CASES:
+        yield pytest.param(case, "float32", id=f"{case}-float32")
+    for case in SMALL:
+        for dtype in ("float64", "float16", "bfloat16"):
+            yield pytest.param(case, dtype, id=f"{case}-{dtype}")
+
+
+@pytest.mark.parametrize("case, dtype", list(sdc_dtypes()))
+def test_sdc(device, case, dtype):
+    *sizes, options = SDC_CASES[case]
+    dtype, tolerance = DTYPES[dtype]
+    tensors, options = arguments(*sizes, dtype=dtype, **options)
+
+    def reference(*t):
+        return sdc_reference(*t, **options)
+
+    expected = reference(*(value.double() for value in tensors))
+    for seed in (0, 1, 7):
+        assert_near(device("sdc", *tensors, *sdc_options(options), seed=seed), [expected], tolerance)
+        if not device.emulation:
+            break
+    grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    grads = gradients(reference, tensors, grad_output)
+    for deterministic in (False, True):
+        results = device("sdc_backward", grad_output, *tensors, *sdc_options(options), deterministic, seed=5)
+        assert_near(results, grads, 2 * tolerance, terms=1)
+
+
+def test_sdc_deterministic_backward_gives_the_same_bits(device):
+    tensors, options = arguments(2, 16, 6, 7, groups=2, dtype=torch.float32)
+    grad_output = torch.randn(2, 16, 6, 7)
+    results = [
+        device("sdc_backward", grad_output, *tensors, *sdc_options(options), True, seed=seed) for seed in (0, 1, 9, 10)
+    ]
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def test_sdc_takes_slices_of_one_tensor(device):
+    (input, offset, mask), options = arguments(2, 32, 6, 7, groups=2, dtype=torch.float32)
+    wide = torch.randn(2, 48, 6, 7).contiguous(memory_format=torch.channels_last)
+    wide[:, 8:40] = input
+    fused = torch.cat([offset, mask], 1).contiguous(memory_format=torch.channels_last)
+    slices = wide[:, 8:40], fused[:, :36], fused[:, 36:]
+    expected = device("sdc", input, offset, mask, *sdc_options(options))
+    assert_near(device("sdc", *slices, *sdc_options(options)), expected, 1e-7)
+    unaligned = wide[:, 7:39], offset, mask
+    expected = device("sdc", wide[:, 7:39].contiguous(), offset, mask, *sdc_options(options))
+    assert_near(device("sdc", *unaligned, *sdc_options(options)), expected, 1e-6)
+
+
+def test_sdc_with_nan_and_infinite_coordinates(device):
+    tensors, options = arguments(2, 16, 5, 6, groups=2, dtype=torch.float32)
+    tensors[1][0, 3, 2, 2] = float("nan")
+    tensors[1][1, 20, 1, 4] = float("inf")
+    tensors[1][1, 1, 0, 0] = -float("inf")
+    expected = sdc_reference(*(value.double() for value in tensors), **options)
+    assert expected.isnan().any()
+    assert_near(device("sdc", *tensors, *sdc_options(options)), [expected], 2e-6)
+    grad_output = torch.randn(2, 16, 5, 6)
+    cpu = torch.ops.danet.sdc_backward(grad_output, *tensors, *sdc_options(options), False)
+    for deterministic in (False, True):
+        results = device("sdc_backward", grad_output, *tensors, *sdc_options(options), deterministic)
+        assert_near(results, [value.double() for value in cpu], 4e-6)
+
+
+LCDC_CASES = {
+    # N, C, H, W, k, one kernel for all positions
+    "k3": (2, 64, 4, 5, 3, True),
+    "k5": (1, 256, 3, 3, 5, True),
+    "positions": (3, 64, 4, 5, 3, False),
+    "odd C": (2, 71, 3, 4, 3, True),
+    "1 channel": (2, 1, 3, 2, 3, True),
+    "1025 channels": (1, 1025, 2, 2, 7, True),
+    "3000 channels": (1, 3000, 2, 1, 5, False),
+    "k larger than C": (2, 8, 3, 3, 31, True),
+    "one pixel": (1, 16, 1, 1, 3, True),
+    "k1": (2, 16, 3, 3, 1, True),
+    "batch 33": (33, 8, 2, 3, 3, False),
+    "no image": (0, 8, 3, 3, 3, True),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gate", [True, False], ids=["gate", "plain"])
+@pytest.mark.parametrize("case", LCDC_CASES)
+def test_lcdc(device, case, gate, dtype):
+    N, C, H, W, k, shared = LCDC_CASES[case]
+    dtype, tolerance = DTYPES[dtype]
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+    tensors = [draw(N, C, H, W), draw(1 if shared else H * W, k)]
+
+    def reference(*t):
+        return lcdc_reference(*t, gate=gate)
+
+    expected = reference(*(value.double() for value in tensors))
+    assert_near(device("lcdc", *tensors, gate, seed=7), [expected], tolerance)
+    grad_output = draw(N, C, H, W)
+    results = device("lcdc_backward", grad_output, *tensors, gate, seed=5)
+    assert_near(results, gradients(reference, tensors, grad_output), 3 * tolerance, terms=(N * C * H * W) ** 0.5)
+
+
+GATE_CASES = {
+    "64": (2, 64, 4, 5),
+    "odd C": (2, 71, 3, 4),
+    "1 channel": (2, 1, 3, 2),
+    "30 channels": (1, 30, 2, 3),
+    "256": (1, 256, 3, 3),
+    "1025 channels": (1, 1025, 2, 2),
+    "3000 channels": (1, 3000, 1, 2),
+    "batch 33": (33, 8, 2, 3),
+    "no image": (0, 8, 3, 3),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", GATE_CASES)
+def test_softmax_gate(device, case, dtype):
+    dtype, tolerance = DTYPES[dtype]
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(GATE_CASES[case], generator=generator, dtype=torch.float64)  # noqa: E731
+    tensors = [draw().to(dtype), (30 * draw()).to(dtype)]
+    expected = softmax_gate_reference(*(value.double() for value in tensors))
+    assert_near(device("softmax_gate", *tensors, seed=7), [expected], tolerance)
+    grad_output = draw().to(dtype)
+    results = device("softmax_gate_backward", grad_output, *tensors, seed=5)
+    expected = gradients(softmax_gate_reference, tensors, grad_output)
+    assert_near(results, expected, 3 * tolerance, terms=GATE_CASES[case][1])
+
+
+REP_CONV_CASES = {
+    # N, C, C_out, H, W, stride
+    "stage 1": (1, 64, 64, 8, 10, 1),
+    "few tiles": (1, 64, 64, 4, 5, 1),
+    "stride 2": (2, 32, 48, 7, 9, 2),
+    "odd channels": (3, 30, 71, 5, 6, 1),
+    "one of each": (1, 1, 1, 1, 1, 1),
+    "8 channels": (1, 8, 8, 3, 3, 1),
+    "40 channels": (2, 72, 40, 9, 11, 2),
+    "no image": (0, 16, 16, 4, 4, 1),
+}
+
+
+@pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", REP_CONV_CASES)
+def test_rep_conv(device, case, dtype, tf32):
+    if tf32 and dtype != "float32":
+        pytest.skip("tf32 is float32's")
+    N, C, C_out, H, W, stride = REP_CONV_CASES[case]
+    dtype, tolerance = DTYPES[dtype]
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+    input, weight, bias = draw(N, C, H, W), draw(C_out, C, 3, 3), draw(C_out)
+    for b, relu in ((bias, True), (None, False)):
+        wide = [None if value is None else value.double() for value in (input, weight, b)]
+        expected = rep_conv_reference(*wide, stride=stride, relu=relu)
+        results = device("rep_conv", input, weight, None, b, stride, relu, tf32, seed=5)
+        assert_near(results, [expected], 1e-3 if tf32 and device.name != "cpu" else 2 * tolerance)
