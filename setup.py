@@ -1,6 +1,7 @@
 """Builds the kernels with CMake and Ninja and packs them beside danet/ops. Everything else is in pyproject.toml.
 
-Environment: MAX_JOBS (parallel compilations), CXX (the compiler), SANITIZE (such as address,undefined).
+Environment: MAX_JOBS (parallel compilations), CXX (the compiler), SANITIZE (such as address,undefined); FORCE_CUDA=0|1
+(by default CUDA kernels are built where torch has CUDA and nvcc is found), TORCH_CUDA_ARCH_LIST, CUDA_HOME, CUDACXX.
 """
 
 import os
@@ -15,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_tools"))
-from backend import find_tool, find_torch  # noqa: E402
+from backend import cuda_architectures, find_tool, find_torch, nvcc  # noqa: E402
 
 
 class BuildKernels(build_ext):
@@ -36,6 +37,7 @@ class BuildKernels(build_ext):
         sanitize = os.environ.get("SANITIZE", "")
         folder = ROOT / "build" / ("cmake-sanitize" if sanitize else "cmake")
         configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DTORCH_DIR={torch}", f"-DSANITIZE={sanitize}"]
+        configure += [f"-DCUDA_ARCHITECTURES={CUDA or ''}"] + ([f"-DCMAKE_CUDA_COMPILER={nvcc()}"] if CUDA else [])
         # An isolated build's ninja is gone the next time.
         self._run(*configure, f"-DCMAKE_MAKE_PROGRAM={ninja}")
         jobs = os.environ.get("MAX_JOBS")
@@ -63,7 +65,10 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+CUDA = None if "SANITIZE" in os.environ else cuda_architectures()
+LIBRARIES = ["libdanet", "libdanet_cuda"] if CUDA else ["libdanet"]
+
 setup(
-    ext_modules=[Extension("danet.ops.libdanet", [])],
+    ext_modules=[Extension(f"danet.ops.{name}", []) for name in LIBRARIES],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
 )

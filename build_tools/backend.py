@@ -42,6 +42,42 @@ def find_tool(name: str) -> str | None:
     return None
 
 
+ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+"""Of the CUDA kernels, where TORCH_CUDA_ARCH_LIST names none: Ampere to Blackwell, and PTX for what comes after."""
+
+
+def cuda_architectures() -> str | None:
+    """The architectures to build CUDA kernels for, as CMake names them; None where none are to be built."""
+    force = os.environ.get("FORCE_CUDA", "")
+    if force == "0" or (force != "1" and not (nvcc() and _has_cuda(find_torch()))):
+        return None
+    if nvcc() is None:
+        raise SystemExit("danet: FORCE_CUDA=1 needs nvcc; set CUDA_HOME or CUDACXX")
+    names = []
+    for name in re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES):
+        number = re.fullmatch(r"(\d+)\.(\d)(a?)(\+PTX)?", name)
+        if number is None:
+            raise SystemExit(f"danet: TORCH_CUDA_ARCH_LIST must be like '8.0;9.0+PTX', got {name!r}")
+        names.append("".join(number.groups("")[:3]) + ("" if number.group(4) else "-real"))
+    return ";".join(names)
+
+
+def nvcc() -> str | None:
+    """CUDA's compiler: CUDACXX, that of CUDA_HOME, one on the PATH, or the usual place."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    places = [
+        os.environ.get("CUDACXX"),
+        *(f"{home}/bin/nvcc" for home in homes[:2] if home),
+        "nvcc",
+        f"{homes[2]}/bin/nvcc",
+    ]
+    return next((found for place in places if place and (found := shutil.which(place))), None)
+
+
+def _has_cuda(torch: Path | None) -> bool:
+    return torch is not None and (torch / "lib/libtorch_cuda.so").exists()
+
+
 def _candidates() -> Iterator[Path]:
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin is not None:

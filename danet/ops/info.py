@@ -12,7 +12,7 @@ def info() -> dict[str, str | int]:
 
     Keys: python, torch, cuda (runtime version or "none"), operators ("compiled" or "reference"), why (where they are
     references), instruction_set (of the CPU kernels; DANET_CPU_CAPABILITY=default|avx2|avx512 lowers it),
-    cuda_architectures, threads.
+    cuda_architectures (of the CUDA kernels, or why there are none), threads.
     """
     compiled = library.WHY_NOT is None
     return {
@@ -22,9 +22,15 @@ def info() -> dict[str, str | int]:
         "operators": "compiled" if compiled else "reference",
         "why": library.WHY_NOT or "",
         "instruction_set": library.CAPABILITIES[torch.ops.danet.cpu_capability()] if compiled else "none",
-        "cuda_architectures": "none",
+        "cuda_architectures": _cuda_architectures(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _cuda_architectures() -> str:
+    if library.WHY_NOT_CUDA is not None:
+        return f"none: {library.WHY_NOT_CUDA}"
+    return library.cuda_fact("architectures").replace("-real", "").replace(";", ", ")
 
 
 def describe() -> str:

@@ -2,9 +2,11 @@
 operators' Python sides.
 
 The schemas and CPU kernels are in libdanet.so. Without it, in a source checkout that was not built, every operator is
-its plain-PyTorch reference.
+its plain-PyTorch reference. The CUDA kernels are in libdanet_cuda.so, loaded where torch has CUDA; without it the
+operators are their references on CUDA tensors.
 """
 
+import ctypes
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -35,13 +37,55 @@ def _load() -> str | None:
 WHY_NOT = _load()
 """Why the operators are their references; None where they are compiled."""
 
+CUDA_LIBRARY = Path(__file__).with_name("libdanet_cuda.so")
+
+
+def cuda_fact(name: str) -> str:
+    """What libdanet_cuda.so was built with: its "version" of CUDA, its "architectures"."""
+    function = getattr(ctypes.CDLL(str(CUDA_LIBRARY)), f"danet_cuda_{name}")
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def _driver_version() -> int:
+    """The major version of CUDA that the driver knows; 0 without a driver."""
+    version = ctypes.c_int(0)
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return 0
+    return version.value // 1000
+
+
+def _load_cuda() -> str | None:
+    """Loads the CUDA library; returns why it could not be."""
+    if WHY_NOT is not None:
+        return WHY_NOT
+    if torch.version.cuda is None:
+        return "this torch has no CUDA"
+    if not CUDA_LIBRARY.exists():
+        return "the CUDA kernels are not built"
+    try:
+        built, driver = cuda_fact("version"), _driver_version()
+        if driver and driver < int(built.partition(".")[0]):
+            return f"the driver knows CUDA {driver}, the kernels are built for CUDA {built}"
+        torch.ops.load_library(CUDA_LIBRARY)
+    except (OSError, RuntimeError) as error:
+        return f"{CUDA_LIBRARY.name} cannot be loaded: {str(error).splitlines()[0]}"
+    return None
+
+
+WHY_NOT_CUDA = _load_cuda()
+"""Why the operators are their references on CUDA tensors; None where they are compiled."""
+
 if WHY_NOT is not None:
     warnings.warn(f"danet.ops: slow reference operators, {WHY_NOT}", RuntimeWarning, stacklevel=2)
 
 
 def has_kernel(tensor: Tensor) -> bool:
     """Whether operators on this tensor's device are compiled; meta tensors stand for those."""
-    return WHY_NOT is None and tensor.device.type in ("cpu", "meta")
+    kind = tensor.device.type
+    return WHY_NOT is None and (kind in ("cpu", "meta") or (kind == "cuda" and WHY_NOT_CUDA is None))
 
 
 def call(name: str, *arguments) -> Tensor:
