@@ -24,7 +24,7 @@ KERNELS := danet/ops/libdanet.so
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 BUILD := build/kernels.log
 
-.PHONY: help venv kernels sanitize demo real test test-all lint clean
+.PHONY: help venv kernels sanitize emulation demo real test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,6 +65,11 @@ sanitize: $(READY)  ## the operators' tests with AddressSanitizer and UndefinedB
 	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" DANET_LIBRARY=$(SANITIZED) DANET_CPU_CAPABILITY=$$capability \
 	    $(RUN) -m pytest -q -p no:cacheprovider $(SANITIZE_TESTS:%=tests/ops/test_%.py); \
 	done
+
+emulation: $(KERNELS)  ## the CUDA kernels on the CPU, with the checker of races and with the sanitizers
+	@DANET_EMULATION=check $(RUN) -m pytest -q -p no:cacheprovider tests/ops/test_devices.py -k emulated
+	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" DANET_EMULATION=sanitize \
+	  $(RUN) -m pytest -q -p no:cacheprovider tests/ops/test_devices.py -k emulated
 
 DEMO := runs/demo
 
@@ -134,7 +139,7 @@ test: $(KERNELS)  ## the test suite, under 6 minutes on two cores
 
 test-all: lint $(KERNELS)  ## the linter, the whole test suite with its long grids, the sanitizers; under an hour
 	@$(RUN) -m pytest -q
-	@$(MAKE) sanitize
+	@$(MAKE) sanitize emulation
 
 lint: $(READY)  ## the linter
 	@$(RUN) -m ruff check .
