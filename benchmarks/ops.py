@@ -7,17 +7,19 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import rivals
-from benchmarks.timing import alternate, ceilings, header
+from benchmarks.timing import alternate, ceilings, header  # noqa: F401 (`measurements` gives them)
 from danet.ops import (
     info,
     lcdc,
     lcdc_reference,
+    library,
     prepare_rep_conv,
     rep_conv,
     rep_conv_reference,
@@ -46,6 +48,7 @@ class Case:
 
 
 def image(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    """Random, channels-last, on the default device."""
     return (torch.randn(shape) * scale).to(dtype=dtype, memory_format=torch.channels_last)
 
 
@@ -53,7 +56,7 @@ def backward_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Functi
     """The backward pass alone: the graph is built once and kept."""
     leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in leaves]
     out = function(*leaves)
-    grad_output = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out)
+    grad_output = torch.randn(out.shape, device="cpu", generator=torch.Generator().manual_seed(7)).to(out)
     grad_output = grad_output.contiguous(memory_format=torch.channels_last)
     return lambda: torch.autograd.grad(out, leaves, grad_output, retain_graph=True)
 
@@ -176,15 +179,16 @@ def rep_conv_case(
             exact = rep_conv_reference(exact, weight.double(), bias.double(), stride=stride)
         result = ours().double()
         norm = exact.norm()
-        return result / norm, exact / norm, {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-3 if input.is_cuda else 1e-5  # tf32 there
+        return result / norm, exact / norm, tolerance
 
     ours = chain(rep_conv, prepared)
     name = f"{N}x{C}x{H}x{W} to {C_out}" + (f" x {layers}" if layers > 1 else "") + (" stride 2" if stride == 2 else "")
     name += "" if dtype == torch.float32 else " bfloat16"
     out = N * C_out * math.ceil(H / stride) * math.ceil(W / stride)
     bytes = input.element_size() * layers * (input.numel() + out + weights[0].numel())
-    oneDNN = chain(rivals.rep_conv_eager, weights)
-    return Case("rep_conv", name, "forward", ours, {"oneDNN": oneDNN}, 2.0 * layers * out * C * 9, float(bytes), check)
+    others = {"cuDNN" if input.is_cuda else "oneDNN": chain(rivals.rep_conv_eager, weights)}
+    return Case("rep_conv", name, "forward", ours, others, 2.0 * layers * out * C * 9, float(bytes), check)
 
 
 CASES = {"sdc": sdc_cases, "lcdc": lcdc_cases, "rep_conv": rep_conv_cases, "softmax_gate": softmax_gate_cases}
@@ -199,7 +203,7 @@ def verify(case: Case) -> None:
         raise SystemExit(f"{case.operator} {case.name} {case.direction}: error {error:.2e} is above {tolerance:.0e}")
 
 
-def measure(case: Case, repetitions: int) -> None:
+def measure(case: Case, repetitions: int, alternate: Callable) -> None:
     grad = torch.enable_grad() if case.direction != "forward" else torch.no_grad()
     with grad:
         verify(case)
@@ -220,7 +224,7 @@ def line(case: Case, ceiling: dict[str, float]) -> str:
     return text + "".join(f"   {ratio:5.2f}x {name}" for name, ratio in ratios(case).items())
 
 
-def dispatch_cost(repetitions: int) -> dict[str, float]:
+def dispatch_cost() -> dict[str, float]:
     """Microseconds of a call on the smallest input: what is not the kernel's work."""
     leaves = {
         "sdc": (sdc, [image(1, 1, 1, 1), image(1, 18, 1, 1), image(1, 9, 1, 1)]),
@@ -231,7 +235,7 @@ def dispatch_cost(repetitions: int) -> dict[str, float]:
     functions = {name: lambda f=f, t=t: f(*t) for name, (f, t) in leaves.items()}
     functions["F.conv2d"] = lambda t=leaves["rep_conv"][1]: F.conv2d(*t, padding=1)
     with torch.no_grad():
-        times = alternate(functions, repetitions=repetitions)
+        times = alternate(functions)
     return {name: time * 1e6 for name, time in times.items()}
 
 
@@ -267,9 +271,23 @@ def plot(cases: list[Case], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
+def measurements(device: str) -> ModuleType:
+    """What measures on a device: header, ceilings, CASES, alternate and dispatch_cost."""
+    if device == "cpu":
+        return sys.modules[__name__]
+    why = "no CUDA device" if not torch.cuda.is_available() else library.WHY_NOT_CUDA
+    if why is not None:
+        raise SystemExit(f"benchmarks.ops: --device cuda: {why}")
+    torch.set_default_device("cuda")
+    from benchmarks import cuda  # which imports this module
+
+    return cuda
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__)
     parser.add_argument("operator", nargs="?", choices=CASES, help="by default all of them")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure, cpu by default")
     parser.add_argument("--json", type=Path, help="write the raw figures to this file")
     parser.add_argument("--plot", type=Path, help="draw a chart to this file (.png)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, 2 by default")
@@ -284,15 +302,16 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit(f"benchmarks.ops: nothing to measure, {info()['why']}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    here = measurements(options.device)
 
-    facts, ceiling = header(), ceilings()
+    facts, ceiling = here.header(), here.ceilings()
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, float32 product {ceiling['GFLOP/s']:.0f} GFLOP/s; medians")
+    print(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, large product {ceiling['GFLOP/s']:.0f} GFLOP/s; medians")
     print(f"{'operator':<13}{'case':<34}{'pass':<9}{'ms':>8}{'GB/s':>8}{'GFLOP/s':>9}{'share':>6}   times as fast as")
     cases = []
     for name in [options.operator] if options.operator else CASES:
-        for case in CASES[name]():
-            measure(case, options.repetitions)
+        for case in here.CASES[name]():
+            measure(case, options.repetitions, here.alternate)
             print(line(case, ceiling), flush=True)
             cases.append(case)
     every = {name for case in cases for name in ratios(case)}
@@ -300,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in sorted(every):
         values = [ratios(case)[name] for case in cases if name in ratios(case)]
         means[name] = math.exp(sum(map(math.log, values)) / len(values))
-    costs = dispatch_cost(options.repetitions)
+    costs = here.dispatch_cost()
     print("dispatch, microseconds: " + ", ".join(f"{name} {cost:.1f}" for name, cost in costs.items()))
     print("geometric means: " + ", ".join(f"{mean:.2f}x {name}" for name, mean in means.items()))
 
@@ -320,7 +339,8 @@ def main(arguments: list[str] | None = None) -> int:
         content = {"machine": facts, "ceilings": ceiling, "dispatch_us": costs, "geometric_means": means, "cases": rows}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
     if options.plot is not None:
-        plot(cases, options.plot, f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}")
+        where = facts["gpu"] if options.device == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
+        plot(cases, options.plot, f"{where}, torch {facts['torch']}")
     return 0
 
 

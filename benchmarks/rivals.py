@@ -81,3 +81,24 @@ def onnxruntime_deform_conv(input: Tensor, offset: Tensor, mask: Tensor, groups:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its idle threads would slow the others
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, arrays)
+
+
+def torchvision_deform_conv(dtype: torch.dtype, groups: int) -> Callable[..., Tensor] | None:
+    """torchvision's deform_conv2d, depth-wise with weights of one: SDC but for the softmax, which is called before it.
+
+    None where torchvision is not installed, and for types that it does not have.
+    """
+    try:
+        from torchvision.ops import deform_conv2d
+    except ImportError:
+        return None
+    if dtype == torch.bfloat16:
+        return None
+
+    def function(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        N, _, H, W = mask.shape
+        m = mask.reshape(N, groups, -1, H, W).softmax(2).reshape(mask.shape)
+        weight = torch.ones(input.shape[1], 1, 3, 3, dtype=dtype, device=input.device)
+        return deform_conv2d(input, offset.contiguous(), weight, padding=1, mask=m)
+
+    return function

@@ -1,0 +1,192 @@
+"""What benchmarks.ops measures on a CUDA device: its cases, and how time is taken there."""
+
+import math
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import rivals
+from benchmarks.ops import Case, Function, backward_of, image, rep_conv_case, same
+from danet.ops import lcdc, lcdc_reference, sdc, sdc_reference, softmax_gate, softmax_gate_reference
+
+FLUSH_BYTES = 256 << 20
+"""Written before every timed call: more than any second-level cache holds."""
+
+SHORT = 100e-6
+"""Calls shorter than this many seconds are captured as a CUDA graph of CALLS, and its replays are timed: launches in a
+captured network cost as little. They find their data in the cache, as a network's layers do."""
+CALLS = 20
+
+
+def alternate(
+    functions: dict[str, Callable[[], object]], *, repetitions: int = 30, seconds: float = 1.0
+) -> dict[str, float]:
+    """As benchmarks.timing.alternate, by CUDA events: median seconds of a call of each function, in turns."""
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    runs, calls = {}, {}
+    for name, function in functions.items():
+        for _ in range(3):
+            function()
+        torch.cuda.synchronize()
+        runs[name], calls[name] = function, 1
+        if _seconds(function, flush) < SHORT and (graph := _captured(function)) is not None:
+            runs[name], calls[name] = graph.replay, CALLS
+            graph.replay()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    started = time.perf_counter()
+    while len(next(iter(times.values()))) < repetitions or time.perf_counter() - started < seconds:
+        for name, run in runs.items():
+            times[name].append(_seconds(run, flush) / calls[name])
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _seconds(function: Callable[[], object], flush: Tensor) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush.zero_()
+    begin.record()
+    function()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) * 1e-3
+
+
+def _captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
+    """CALLS calls as a graph; None where they cannot be captured, as in a backward pass that was recorded before."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            for _ in range(CALLS):
+                function()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph
+
+
+def ceilings() -> dict[str, float]:
+    """GB/s of a large copy (read and written), GFLOP/s of a large bfloat16 product."""
+    source = torch.ones(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    times = alternate({"copy": lambda: target.copy_(source), "product": lambda: a @ a}, repetitions=20, seconds=0.5)
+    return {"GB/s": 2 * source.nbytes / times["copy"] / 1e9, "GFLOP/s": 2 * 8192**3 / times["product"] / 1e9}
+
+
+def header() -> dict[str, str]:
+    """The device and its software."""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "multiprocessors": str(properties.multi_processor_count),
+        "driver": _driver(),
+        "cuda": torch.version.cuda or "none",
+        "torch": torch.__version__,
+    }
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0] or "unknown"
+    except OSError:
+        return "unknown"
+
+
+def sdc_cases() -> Iterator[Case]:
+    for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float32, 1e-3)):
+        for N, C, H, W in ((8, 64, 128, 160), (8, 128, 64, 80), (8, 256, 32, 40), (1, 64, 64, 80)):
+            G, K = 4, 9
+            predicted = image(N, 3 * G * K, H, W, dtype=dtype)
+            leaves = [image(N, C, H, W, dtype=dtype), predicted[:, : 2 * G * K], predicted[:, 2 * G * K :]]
+
+            def ours(*t: Tensor) -> Tensor:
+                return sdc(*t, groups=4)
+
+            def reference(*t: Tensor) -> Tensor:
+                return sdc_reference(*t, groups=4)
+
+            functions = {"sdc_reference": reference, "compiled": torch.compile(reference, dynamic=False)}
+            if (torchvision := rivals.torchvision_deform_conv(dtype, G)) is not None:
+                functions["torchvision"] = torchvision
+            numbers = N * H * W * (2 * C + 3 * G * K)
+            size = f"{N}x{C}x{H}x{W} G4 {str(dtype)[6:]}"
+            for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
+                factor = 1 if direction == "forward" else 2
+                others = {name: wrap(f, leaves) for name, f in functions.items()}
+                call = wrap(ours, leaves)
+                check = same(call, others["sdc_reference"], tolerance * (1 if direction == "forward" else 50))
+                flops, bytes = factor * 8.0 * N * C * H * W * K, float(factor * dtype.itemsize * numbers)
+                yield Case("sdc", size, direction, call, others, flops, bytes, check)
+
+
+def lcdc_cases() -> Iterator[Case]:
+    for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float32, 1e-4)):
+        N, C, H, W, k = 32, 64, 128, 160, 3
+        leaves = [image(N, C, H, W, dtype=dtype), torch.randn(1, k, device="cuda").to(dtype)]
+        for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
+            call = wrap(lambda *t: lcdc(*t, gate=True), leaves)
+            exact = wrap(lambda *t: lcdc_reference(*t, gate=True), leaves)
+            # The weight's gradient sums millions of products.
+            check = same(call, exact, tolerance) if direction == "forward" else same(call, exact, math.inf)
+            moved = (2 if direction == "forward" else 3) * leaves[0].nbytes
+            size, flops = f"{N}x{C}x{H}x{W} k{k} gate {str(dtype)[6:]}", 2.0 * leaves[0].numel() * (k + 4)
+            yield Case(
+                "lcdc", size, direction, call, {"shifted": wrap(rivals.lcdc_shifted, leaves)}, flops, moved, check
+            )
+
+
+def softmax_gate_cases() -> Iterator[Case]:
+    for dtype, tolerance in ((torch.bfloat16, 0.3), (torch.float32, 1e-3)):
+        leaves = [image(32, 64, 128, 160, dtype=dtype), image(32, 64, 128, 160, dtype=dtype)]
+        for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
+            call = wrap(softmax_gate, leaves)
+            check = same(call, wrap(softmax_gate_reference, leaves), tolerance)
+            moved = (3 if direction == "forward" else 5) * leaves[0].nbytes
+            others = {"eager": wrap(rivals.softmax_gate_eager, leaves)}
+            size, flops = f"32x64x128x160 {str(dtype)[6:]}", 5.0 * leaves[0].numel()
+            yield Case("softmax_gate", size, direction, call, others, flops, moved, check)
+
+
+def rep_conv_cases() -> Iterator[Case]:
+    torch.backends.cudnn.benchmark = True
+    for N in (1, 8, 32):
+        for C, H, W in ((64, 64, 80), (128, 32, 40), (256, 16, 20)):
+            yield rep_conv_case((N, C, H, W), C, layers=1, dtype=torch.bfloat16)
+    yield rep_conv_case((1, 64, 64, 80), 128, layers=1, stride=2, dtype=torch.bfloat16)
+    yield rep_conv_case((1, 256, 16, 20), 256, layers=1, dtype=torch.float32)
+
+
+CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "sdc": sdc_cases,
+    "lcdc": lcdc_cases,
+    "rep_conv": rep_conv_cases,
+    "softmax_gate": softmax_gate_cases,
+}
+
+
+def dispatch_cost() -> dict[str, float]:
+    """Microseconds in which the host can launch a call on a tiny input: what a network without CUDA graphs pays."""
+    with torch.no_grad():
+        leaves = [image(1, 8, 1, 1), image(1, 18, 1, 1), image(1, 9, 1, 1)]
+        weight = image(8, 8, 3, 3)
+        functions: dict[str, Function] = {
+            "sdc": lambda: sdc(*leaves),
+            "lcdc": lambda: lcdc(leaves[0], torch.empty(1, 3, device="cuda")),
+            "F.conv2d": lambda: F.conv2d(leaves[0], weight, padding=1),
+        }
+        costs = {}
+        for name, function in functions.items():
+            for _ in range(10):
+                function()
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(200):
+                function()
+            costs[name] = (time.perf_counter() - started) / 200 * 1e6
+            torch.cuda.synchronize()
+    return costs
