@@ -1,6 +1,7 @@
 """Fixtures of the whole suite."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from danet.ops import info
 
 
 def pytest_sessionstart() -> None:
-    """A broken build must not pass on the reference operators."""
+    """A broken build must not pass on the reference operators; Ctrl-C must reach the programs that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     if info()["operators"] != "compiled":
         pytest.exit(f"the tests need the compiled kernels: {info()['why']}", returncode=1)
 

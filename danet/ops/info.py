@@ -30,7 +30,7 @@ def info() -> dict[str, str | int]:
 def _cuda_architectures() -> str:
     if library.WHY_NOT_CUDA is not None:
         return f"none: {library.WHY_NOT_CUDA}"
-    return library.cuda_fact("architectures").replace("-real", "").replace(";", ", ")
+    return library.cuda_fact("architectures").replace("-real", "").replace(",", ", ")
 
 
 def describe() -> str:
