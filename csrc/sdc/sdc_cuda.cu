@@ -304,25 +304,25 @@ __global__ void __launch_bounds__(kThreads) find_reach(
 }
 
 // grad_input without atomics: a warp owns one group of one input row and adds what reaches it, in the order of the output
-// pixels. It looks at those output rows that touch its row, and prepares 32 pixels' taps at a time, a lane a pixel. The
-// same bits in every run, for more reading: every tap is prepared for each row that its output row touches.
+// pixels. It looks at those output rows that touch its row, and prepares the taps of some pixels at a time (at most 32), a
+// lane a pixel. The same bits in every run, for more reading: every tap is prepared for each row that its row touches.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(32, 16) backward_in_order(
     SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
     ImageView mask /* [N, H_out*W_out, G, K] */, const int32_t* __restrict__ reach /* [N * H_out, 2] */,
-    Compute<T>* __restrict__ grad_input /* [N, H*W, C], zeros */) {
+    Compute<T>* __restrict__ grad_input /* [N, H*W, C], zeros */, int pixels) {
   using A = Compute<T>;
   const int K = int(p.K), D = int(p.C / p.G), packets = D / kVector, lane = int(threadIdx.x);
-  GPU_DYNAMIC_SHARED(Corners<A>, corners);                             // [32, K]
-  Place* places = reinterpret_cast<Place*>(corners + 32 * K);          // [32, K]
+  GPU_DYNAMIC_SHARED(Corners<A>, corners);                             // [pixels, K]
+  Place* places = reinterpret_cast<Place*>(corners + pixels * K);      // [pixels, K]
   const int64_t row_index = blockIdx.x / p.G, n = row_index / p.H;
   const int g = int(blockIdx.x - row_index * p.G), row = int(row_index - n * p.H), W = int(p.W);
   A* grad_row = grad_input + row_index * p.W * p.C + g * D;
   for (int64_t y = 0; y < p.H_out; ++y) {
     const int32_t* ends = reach + 2 * (n * p.H_out + y);
     if (row < ends[0] || row > ends[1]) continue;
-    for (int64_t x = 0; x < p.W_out; x += 32) {
-      const int count = int(p.W_out - x < 32 ? p.W_out - x : 32);
+    for (int64_t x = 0; x < p.W_out; x += pixels) {
+      const int count = int(p.W_out - x < pixels ? p.W_out - x : pixels);
       const int64_t i = y * p.W_out + x + lane;
       if (lane < count)
         prepare_taps<0>(
@@ -461,14 +461,14 @@ std::tuple<Tensor, Tensor, Tensor> sdc_backward(
         Tensor reach = torch::stable::empty(
             {p.N * p.H_out, 2}, ScalarType::Int, std::nullopt, input.device(), std::nullopt, std::nullopt);
         int32_t* rows = static_cast<int32_t*>(reach.mutable_data_ptr());
+        const int pixels = std::min(32, block_items);
         gpu::launch(
             "sdc", find_reach<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, here.stream()}, p, offsets.view,
             rows);
         gpu::launch(
             "sdc", backward_in_order<T, kVector>,
-            {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(32 * p.K * (4 * sizeof(A) + sizeof(Place))),
-             here.stream()},
-            p, grad_out.view, offsets.view, masks.view, rows, sums);
+            {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(pixels * item_bytes<A>(p)), here.stream()}, p,
+            grad_out.view, offsets.view, masks.view, rows, sums, pixels);
       });
     });
   if (grad_input.scalar_type() != input.scalar_type()) grad_input = torch::stable::to(grad_input, input.scalar_type());
