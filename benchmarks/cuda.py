@@ -22,6 +22,9 @@ SHORT = 100e-6
 captured network cost as little. They find their data in the cache, as a network's layers do."""
 CALLS = 20
 
+INSTALLED: dict[str, str] = {}
+"""Rivals that the user has installed, and the modules with their functions: the option --rival."""
+
 
 def alternate(
     functions: dict[str, Callable[[], object]], *, repetitions: int = 30, seconds: float = 1.0
@@ -110,7 +113,9 @@ def sdc_cases() -> Iterator[Case]:
             def reference(*t: Tensor) -> Tensor:
                 return sdc_reference(*t, groups=4)
 
-            functions = {"sdc_reference": reference, "compiled": torch.compile(reference, dynamic=False)}
+            functions = {"sdc_reference": reference}
+            if (H, W) == (128, 160):  # compiling takes half a minute a case
+                functions["compiled"] = torch.compile(reference, dynamic=False)
             if (torchvision := rivals.torchvision_deform_conv(dtype, G)) is not None:
                 functions["torchvision"] = torchvision
             numbers = N * H * W * (2 * C + 3 * G * K)
@@ -122,6 +127,59 @@ def sdc_cases() -> Iterator[Case]:
                 check = same(call, others["sdc_reference"], tolerance * (1 if direction == "forward" else 50))
                 flops, bytes = factor * 8.0 * N * C * H * W * K, float(factor * dtype.itemsize * numbers)
                 yield Case("sdc", size, direction, call, others, flops, bytes, check)
+
+    yield from sdc_pointwise_cases()
+    yield from dcn_cases()
+
+
+def sdc_pointwise_cases() -> Iterator[Case]:
+    """SDC and the 1x1 convolution behind it against the dense deformable convolution that they replace."""
+    for dtype, tolerance in ((torch.float16, 0.1), (torch.float32, 1e-2)):
+        N, C, H, W, G, K = 8, 64, 128, 160, 4, 9
+        predicted = image(N, 3 * G * K, H, W, dtype=dtype)
+        leaves = [image(N, C, H, W, dtype=dtype), predicted[:, : 2 * G * K], predicted[:, 2 * G * K :]]
+        pointwise, dense = image(C, C, 1, 1, dtype=dtype, scale=0.1), image(C, C, 3, 3, dtype=dtype, scale=0.1)
+
+        def ours(*t: Tensor, weight: Tensor = pointwise) -> Tensor:
+            return F.conv2d(sdc(*t, groups=4), weight)
+
+        def reference(*t: Tensor, weight: Tensor = pointwise) -> Tensor:
+            return F.conv2d(sdc_reference(*t, groups=4), weight)
+
+        others: dict[str, Function | None] = {}
+        if (torchvision := rivals.torchvision_dense(dense, G)) is not None:
+            others["torchvision dense (another function)"] = lambda f=torchvision, t=leaves: f(*t)
+        call = lambda f=ours, t=leaves: f(*t)  # noqa: E731
+        check = same(call, lambda f=reference, t=leaves: f(*t), tolerance)
+        flops, bytes = N * C * H * W * (8.0 * K + 2 * C), float(dtype.itemsize * N * H * W * (4 * C + 3 * G * K))
+        size = f"{N}x{C}x{H}x{W} G4 and 1x1 {str(dtype)[6:]}"
+        yield Case("sdc", size, "forward", call, others, flops, bytes, check)
+
+
+def dcn_cases() -> Iterator[Case]:
+    """DCNv4's own benchmark in its terms: its shapes, float16, no softmax, offset_scale 2, offsets up to 10 pixels."""
+    for H, G in ((56, 4), (28, 8), (14, 16), (7, 32)):
+        N, C, K, dtype = 64, 32 * G, 9, torch.float16
+        offset, mask = (torch.rand(N, 2 * G * K, H, H) * 2 - 1) * 10, torch.rand(N, G * K, H, H)
+        offset, mask = (t.to(dtype, memory_format=torch.channels_last) for t in (offset, mask))
+        leaves = [image(N, C, H, H, dtype=dtype), offset, mask]
+
+        def ours(*t: Tensor, groups: int = G) -> Tensor:
+            return sdc(*t, groups=groups, softmax=False, offset_scale=2.0)
+
+        def reference(*t: Tensor, groups: int = G) -> Tensor:
+            return sdc_reference(*t, groups=groups, softmax=False, offset_scale=2.0)
+
+        installed = {name: rivals.INSTALLED[name](module, leaves, G, 2.0) for name, module in INSTALLED.items()}
+        numbers = N * H * H * (2 * C + 3 * G * K)
+        for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
+            factor = 1 if direction == "forward" else 2
+            others = {name: wrap(f, tensors) for name, (f, tensors) in installed.items()}
+            others["sdc_reference"] = wrap(reference, leaves)
+            call = wrap(ours, leaves)
+            check = same(call, others["sdc_reference"], 0.1 if direction == "forward" else 5)
+            flops, bytes = factor * 8.0 * N * C * H * H * K, float(factor * dtype.itemsize * numbers)
+            yield Case("sdc", f"{N}x{C}x{H}x{H} G{G} as DCNv4", direction, call, others, flops, bytes, check)
 
 
 def lcdc_cases() -> Iterator[Case]:

@@ -1,6 +1,7 @@
 """Measures the operators against the forms that others would write: python -m benchmarks.ops [OPERATOR] [options]."""
 
 import argparse
+import importlib
 import json
 import math
 import sys
@@ -56,8 +57,8 @@ def backward_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Functi
     """The backward pass alone: the graph is built once and kept."""
     leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in leaves]
     out = function(*leaves)
-    grad_output = torch.randn(out.shape, device="cpu", generator=torch.Generator().manual_seed(7)).to(out)
-    grad_output = grad_output.contiguous(memory_format=torch.channels_last)
+    grad_output = torch.randn(out.shape, device="cpu", generator=torch.Generator().manual_seed(7))
+    grad_output = torch.empty_like(out).copy_(grad_output)  # laid out as each function's own result
     return lambda: torch.autograd.grad(out, leaves, grad_output, retain_graph=True)
 
 
@@ -290,6 +291,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure, cpu by default")
     parser.add_argument("--json", type=Path, help="write the raw figures to this file")
     parser.add_argument("--plot", type=Path, help="draw a chart to this file (.png)")
+    parser.add_argument(
+        "--rival",
+        action="append",
+        default=[],
+        metavar="NAME=MODULE",
+        help="on cuda, also measure an installed dcnv3 or dcnv4, as in dcnv4=DCNv4.functions; repeatable",
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, 2 by default")
     parser.add_argument("--repetitions", type=int, default=30, help="measurements a function, at least 30")
     options = parser.parse_args(arguments)
@@ -298,11 +306,23 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"{path}: no such folder")
     if options.repetitions < 30 or options.threads < 1:
         parser.error("--repetitions must be at least 30, --threads at least 1")
+    installed = dict(rival.partition("=")[::2] for rival in options.rival)
+    for name, module in installed.items():
+        if name not in rivals.INSTALLED:
+            parser.error(f"--rival {name}: must be one of {', '.join(rivals.INSTALLED)}, as in dcnv4=DCNv4.functions")
+        if options.device != "cuda":
+            parser.error("--rival: these need --device cuda")
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            parser.error(f"--rival {name}={module}: {error}")
     if info()["operators"] != "compiled":
         raise SystemExit(f"benchmarks.ops: nothing to measure, {info()['why']}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     here = measurements(options.device)
+    if options.device == "cuda":
+        here.INSTALLED.update(installed)
 
     facts, ceiling = here.header(), here.ceilings()
     print(", ".join(f"{name} {value}" for name, value in facts.items()))

@@ -1,5 +1,7 @@
 """The forms that others would write, which our operators are measured against."""
 
+import importlib
+import math
 from collections.abc import Callable
 
 import torch
@@ -102,3 +104,60 @@ def torchvision_deform_conv(dtype: torch.dtype, groups: int) -> Callable[..., Te
         return deform_conv2d(input, offset.contiguous(), weight, padding=1, mask=m)
 
     return function
+
+
+def torchvision_dense(weight: Tensor, groups: int) -> Callable[..., Tensor] | None:
+    """torchvision's modulated deform_conv2d with a dense weight [C_out, C, 3, 3], that sdc and 1x1 replace.
+
+    It is another function, of more parameters. None where torchvision is not installed.
+    """
+    try:
+        from torchvision.ops import deform_conv2d
+    except ImportError:
+        return None
+
+    def function(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        return deform_conv2d(input, offset.contiguous(), weight, padding=1, mask=mask.sigmoid())
+
+    return function
+
+
+def dcn_offset(offset: Tensor, groups: int) -> Tensor:
+    """SDC's offsets [N, G*9*2, H, W], taps row by row and y first, as DCNv3 and DCNv4 have them.
+
+    [N, H, W, G, 9*2], taps column by column and x first.
+    """
+    N, _, H, W = offset.shape
+    return offset.view(N, groups, 3, 3, 2, H, W).transpose(2, 3).flip(4).permute(0, 5, 6, 1, 2, 3, 4).flatten(4)
+
+
+def dcn_mask(mask: Tensor, groups: int) -> Tensor:
+    """SDC's mask [N, G*9, H, W] as DCNv3 and DCNv4 have it, [N, H, W, G, 9]."""
+    N, _, H, W = mask.shape
+    return mask.view(N, groups, 3, 3, H, W).transpose(2, 3).permute(0, 4, 5, 1, 2, 3).flatten(4)
+
+
+def dcnv4(module: str, leaves: list[Tensor], groups: int, offset_scale: float) -> tuple[Callable[..., Tensor], list]:
+    """DCNv4Function of an installed DCNv4 (`module`, such as DCNv4.functions), and the leaves as it takes them.
+
+    Raises ImportError, AttributeError.
+    """
+    function = importlib.import_module(module).DCNv4Function.apply
+    input, offset, mask = leaves
+    packed = torch.cat([dcn_offset(offset, groups), dcn_mask(mask, groups)], -1).flatten(3)
+    packed = F.pad(packed, (0, math.ceil(packed.shape[-1] / 8) * 8 - packed.shape[-1]))
+    options = (3, 3, 1, 1, 1, 1, 1, 1, groups, input.shape[1] // groups, offset_scale, 256, False)
+    return lambda *t: function(*t, *options), [input.permute(0, 2, 3, 1).contiguous(), packed]
+
+
+def dcnv3(module: str, leaves: list[Tensor], groups: int, offset_scale: float) -> tuple[Callable[..., Tensor], list]:
+    """The same of DCNv3Function (`module`, such as functions of InternImage's ops_dcnv3)."""
+    function = importlib.import_module(module).DCNv3Function.apply
+    input, offset, mask = leaves
+    options = (3, 3, 1, 1, 1, 1, 1, 1, groups, input.shape[1] // groups, offset_scale, 256, False)
+    tensors = [input.permute(0, 2, 3, 1), dcn_offset(offset, groups).flatten(3), dcn_mask(mask, groups).flatten(3)]
+    return lambda *t: function(*t, *options), [value.contiguous() for value in tensors]
+
+
+INSTALLED = {"dcnv3": dcnv3, "dcnv4": dcnv4}
+"""Rivals that the option --rival NAME=MODULE adds."""

@@ -1,5 +1,6 @@
 // The schemas of all operators. The implementations register themselves, each in its operator's folder; fakes and
-// gradients are in danet/ops.
+// gradients are in danet/ops. After a release a changed schema needs a new name: torch.compile keeps graphs on users'
+// disks, under the operators' names alone.
 #include <torch/csrc/stable/library.h>
 
 #if defined(DANET_EMULATION)  // the CUDA kernels on the CPU, for tests (tests/emulation)

@@ -16,6 +16,16 @@ def pytest_sessionstart() -> None:
         pytest.exit(f"the tests need the compiled kernels: {info()['why']}", returncode=1)
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The table of the CUDA kernels' registers (tests/test_cuda_build.py), where they were compiled."""
+    reports = terminalreporter.getreports("passed")
+    rows = [text for report in reports for name, text in report.user_properties if name == "registers"]
+    if rows:
+        terminalreporter.section("CUDA kernels")
+        for row in sorted(rows):
+            terminalreporter.write_line(row)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with the public infrared data: DANET_DATA, or shared/data beside the repository."""

@@ -38,6 +38,9 @@ def test_training_step(tmp_path):
     [
         (("sdx",), "invalid choice: 'sdx'"),
         (("sdc", "--json", "/no/such/folder/x.json"), "/no/such/folder/x.json: no such folder"),
+        (("sdc", "--rival", "dcnv5=x", "--device", "cuda"), "--rival dcnv5: must be one of dcnv3, dcnv4"),
+        (("sdc", "--rival", "dcnv4=x"), "--rival: these need --device cuda"),
+        (("sdc", "--rival", "dcnv4=no_such", "--device", "cuda"), "--rival dcnv4=no_such: No module named 'no_such'"),
         (("sdc", "--repetitions", "3"), "--repetitions must be at least 30"),
     ],
 )

@@ -2,6 +2,8 @@
 // tests/emulation (DANET_EMULATION) the operators are torch.ops.danet_emulated.*, on CPU tensors.
 #pragma once
 
+#include <initializer_list>
+
 #include "gpu.cuh"
 #include "tensor.h"
 
@@ -54,6 +56,26 @@ void with_type(const Tensor& tensor, const Body& body) {
     case DType::kHalf: return body(Half{});
     case DType::kBFloat16: return body(BFloat16{});
   }
+}
+
+// Whether every pixel's (or, for groups of them, every group's) `channels` are whole packets of 16 bytes, aligned.
+template <typename T>
+bool fits_packets(int64_t channels, std::initializer_list<ImageView> views) {
+  constexpr int kSize = gpu::Packet<T>::kSize;
+  return channels % kSize == 0 && std::all_of(views.begin(), views.end(), [](const ImageView& view) {
+           return view.pixel_stride % kSize == 0 && view.image_stride % kSize == 0 &&
+                  reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
+         });
+}
+
+// All pixels as of one image where strides allow: the kernels need not divide then.
+template <typename Params>
+Params in_one_line(Params p, std::initializer_list<ImageView> views) {
+  for (const ImageView& view : views)
+    if (p.N > 1 && view.image_stride != p.P * view.pixel_stride) return p;
+  p.P *= p.N;
+  p.N = 1;
+  return p;
 }
 
 // Blocks of a one-dimensional grid for `count` items, `each` a block.

@@ -152,6 +152,24 @@ template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Group {
   T values[kCount];
 };
+// The group at `from` or, where that must not be read, zeros.
+template <int kCount, typename T>
+GPU_DEVICE Group<T, kCount> load(const T* from, bool valid = true) {
+  Group<T, kCount> group{};
+  if (valid) group = *reinterpret_cast<const Group<T, kCount>*>(from);
+  return group;
+}
+
+// Pixel i of image n.
+struct Pixel {
+  int64_t n, i;
+};
+// Pixel number n * P + i of N images of P pixels; 64-bit divisions are slow and mostly not needed.
+GPU_DEVICE Pixel locate(int64_t N, int64_t P, int64_t pixel) {
+  if (N == 1) return {0, pixel};
+  const int64_t n = (pixel | P) >> 32 == 0 ? uint32_t(pixel) / uint32_t(P) : pixel / P;
+  return {n, pixel - n * P};
+}
 
 // Sum over the lanes of a warp that differ in the bits below kLanes (a power of two); all of them get it.
 template <int kLanes, typename A>

@@ -5,6 +5,7 @@
 
 #include "../common/threads.h"
 #include "rep_conv_check.h"
+#include "rep_conv_library.h"
 
 namespace danet {
 namespace {
@@ -24,22 +25,6 @@ bool uses_winograd(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
   return C >= 8 && C_out >= 8;
 }
 
-Tensor call_convolution(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride) {
-  using torch::stable::detail::from;
-  const std::vector<int64_t> strides{stride, stride}, ones{1, 1}, zeros{0, 0};
-  std::array<StableIValue, 9> stack{from(input), from(weight), from(bias), from(strides), from(ones), from(ones),
-                                    from(false), from(zeros), from(int64_t(1))};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-void call_relu_(Tensor& t) {
-  std::array<StableIValue, 1> stack{torch::stable::detail::from(t)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::relu_", "", stack.data(), TORCH_ABI_VERSION));
-  t = torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // Half types go through float32 where the processor has no units for them.
 Tensor convolve(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu) {
   const ScalarType type = input.scalar_type();
@@ -47,10 +32,9 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const std::optional<T
   auto widened = [&](const Tensor& t) { return widen ? torch::stable::to(t, ScalarType::Float) : t; };
   std::optional<Tensor> wide_bias;
   if (bias) wide_bias = widened(*bias);
-  Tensor out = call_convolution(
+  const Tensor out = call_library(
       torch::stable::contiguous(widened(input), MemoryFormat::ChannelsLast),
-      torch::stable::contiguous(widened(weight), MemoryFormat::ChannelsLast), wide_bias, stride);
-  if (relu) call_relu_(out);
+      torch::stable::contiguous(widened(weight), MemoryFormat::ChannelsLast), wide_bias, stride, relu);
   return torch::stable::contiguous(widen ? torch::stable::to(out, type) : out, MemoryFormat::ChannelsLast);
 }
 

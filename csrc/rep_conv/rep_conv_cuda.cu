@@ -8,6 +8,7 @@
 #include "../common/device.h"
 #include "../common/ptx.cuh"
 #include "rep_conv_check.h"
+#include "rep_conv_library.h"
 
 namespace danet {
 namespace {
@@ -341,17 +342,6 @@ bool uses_library(const RepConvParams& p, int64_t stride, ScalarType type, bool 
   return exact ? p.C >= 16 && flops > 4e9 : p.C >= 128 && p.C_out >= 128 && flops > 2e10;
 }
 
-Tensor call_library(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu) {
-  using torch::stable::detail::from;
-  const std::vector<int64_t> strides{stride, stride}, ones{1, 1}, zeros{0, 0};
-  std::array<StableIValue, 9> stack{from(input), from(weight), from(bias), from(strides), from(ones), from(ones),
-                                    from(false), from(zeros), from(int64_t(1))};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
-  if (relu) TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::relu_", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]), MemoryFormat::ChannelsLast);
-}
-
 template <typename T>
 Tensor convolve(
     const RepConvParams& p, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -378,7 +368,9 @@ Tensor rep_conv(
   const OnDevice here(input);
   const Tensor rows = torch::stable::contiguous(weight, MemoryFormat::ChannelsLast);  // [C_out, 3, 3, C] in memory
   if (uses_library(p, stride, input.scalar_type(), tf32))
-    return call_library(torch::stable::contiguous(input, MemoryFormat::ChannelsLast), rows, bias, stride, relu);
+    return torch::stable::contiguous(
+        call_library(torch::stable::contiguous(input, MemoryFormat::ChannelsLast), rows, bias, stride, relu),
+        MemoryFormat::ChannelsLast);
   Tensor out;
   with_type(input, [&](auto t) { out = convolve<decltype(t)>(p, input, rows, bias, stride, tf32, here.stream()); });
   return out;

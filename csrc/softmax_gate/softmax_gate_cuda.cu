@@ -18,16 +18,6 @@ struct Views {
   ImageView grad_output, input, logits, result /* out or grad_input */, grad_logits;
 };
 
-struct Pixel {
-  int64_t n, i;
-};
-// Pixel number n * P + i.
-GPU_DEVICE Pixel locate(const SoftmaxGateParams& p, int64_t pixel) {
-  if (p.N == 1) return {0, pixel};
-  const int64_t n = (pixel | p.P) >> 32 == 0 ? uint32_t(pixel) / uint32_t(p.P) : pixel / p.P;
-  return {n, pixel - n * p.P};
-}
-
 // NaN is passed over here: exp makes it part of every sum.
 template <typename A>
 GPU_DEVICE A larger(A a, A b) {
@@ -60,14 +50,6 @@ GPU_DEVICE A over_block(A (&parts)[kWarps], A value, const Combine& combine) {
   return value;
 }
 
-// kSize channels, moved as one, or zeros.
-template <int kSize, typename T>
-GPU_DEVICE gpu::Group<T, kSize> load(const T* from, bool valid) {
-  gpu::Group<T, kSize> group{};
-  if (valid) group = *reinterpret_cast<const gpu::Group<T, kSize>*>(from);
-  return group;
-}
-
 template <typename T, int kSize>
 GPU_DEVICE Compute<T> sum_products(
     const Compute<T> (&exps)[kSize], const gpu::Group<T, kSize>& grad, const gpu::Group<T, kSize>& x) {
@@ -80,7 +62,7 @@ GPU_DEVICE Compute<T> sum_products(
 // Writes the results of kSize channels from c on. C * s is exps * factor, `mean` the sum of s * g * x.
 template <bool kBackward, typename T, int kSize>
 GPU_DEVICE void store(
-    const Views& t, Pixel at, int c, const Compute<T> (&exps)[kSize], Compute<T> factor, Compute<T> mean,
+    const Views& t, gpu::Pixel at, int c, const Compute<T> (&exps)[kSize], Compute<T> factor, Compute<T> mean,
     const gpu::Group<T, kSize>& grad, const gpu::Group<T, kSize>& x) {
   gpu::Group<T, kSize> result, grad_logits;
 #pragma unroll
@@ -109,16 +91,16 @@ __global__ void __launch_bounds__(kThreads) in_registers(SoftmaxGateParams p, in
   const int lane = int(threadIdx.x) % lanes, C = int(p.C);
   const int64_t pixel = int64_t(blockIdx.x) * (kThreads / lanes) + int(threadIdx.x) / lanes;
   const bool exists = pixel < p.N * p.P;
-  const Pixel at = locate(p, exists ? pixel : 0);
+  const gpu::Pixel at = gpu::locate(p.N, p.P, exists ? pixel : 0);
   gpu::Group<T, kSize> x[kRows], grad[kRows], logits[kRows];
   bool valid[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int c = (r * lanes + lane) * kSize;
     valid[r] = exists && c < C;
-    logits[r] = load<kSize>(t.logits.pixel<const T>(at.n, at.i) + c, valid[r]);
-    x[r] = load<kSize>(t.input.pixel<const T>(at.n, at.i) + c, valid[r]);
-    if constexpr (kBackward) grad[r] = load<kSize>(t.grad_output.pixel<const T>(at.n, at.i) + c, valid[r]);
+    logits[r] = gpu::load<kSize>(t.logits.pixel<const T>(at.n, at.i) + c, valid[r]);
+    x[r] = gpu::load<kSize>(t.input.pixel<const T>(at.n, at.i) + c, valid[r]);
+    if constexpr (kBackward) grad[r] = gpu::load<kSize>(t.grad_output.pixel<const T>(at.n, at.i) + c, valid[r]);
   }
 
   A exps[kRows][kSize], top = -A(INFINITY), sum = 0, products = 0;
@@ -155,21 +137,21 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3) again(
     SoftmaxGateParams p, Views t /* each [N, P, C] */) {
   using A = Compute<T>;
   GPU_SHARED(parts, A[3][kWarps]);
-  const Pixel at = locate(p, blockIdx.x);
+  const gpu::Pixel at = gpu::locate(p.N, p.P, blockIdx.x);
   const int C = int(p.C), first = int(threadIdx.x) * kSize, step = kThreads * kSize;
   const T *logits = t.logits.pixel<const T>(at.n, at.i), *x = t.input.pixel<const T>(at.n, at.i);
   const T* grad = kBackward ? t.grad_output.pixel<const T>(at.n, at.i) : x;
   A top = -A(INFINITY), sum = 0, products = 0;
 #pragma unroll 4
   for (int c = first; c < C; c += step) {
-    const auto group = load<kSize>(logits + c, true);
+    const auto group = gpu::load<kSize>(logits + c);
 #pragma unroll
     for (int v = 0; v < kSize; ++v) top = larger(top, gpu::to_compute(group.values[v]));
   }
   top = over_block(parts[0], top, larger<A>);
 
   const auto exponentials = [&](A (&exps)[kSize], int c) {
-    const auto group = load<kSize>(logits + c, true);
+    const auto group = gpu::load<kSize>(logits + c);
 #pragma unroll
     for (int v = 0; v < kSize; ++v) exps[v] = std::exp(gpu::to_compute(group.values[v]) - top);
   };
@@ -179,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3) again(
     exponentials(exps, c);
 #pragma unroll
     for (int v = 0; v < kSize; ++v) sum += exps[v];
-    if constexpr (kBackward) products += sum_products(exps, load<kSize>(grad + c, true), load<kSize>(x + c, true));
+    if constexpr (kBackward) products += sum_products(exps, gpu::load<kSize>(grad + c), gpu::load<kSize>(x + c));
   }
   sum = over_block(parts[1], sum, plus<A>);
   if constexpr (kBackward) products = over_block(parts[2], products, plus<A>);
@@ -189,20 +171,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3) again(
     A exps[kSize];
     exponentials(exps, c);
     store<kBackward>(
-        t, at, c, exps, factor, products / sum, load<kSize>(grad + c, true), load<kSize>(x + c, true));
+        t, at, c, exps, factor, products / sum, gpu::load<kSize>(grad + c), gpu::load<kSize>(x + c));
   }
 }
 
 // --- host ------------------------------------------------------------------------------------------------------------
-
-// All pixels as of one image where strides allow: the kernels need not divide then.
-SoftmaxGateParams in_one_line(SoftmaxGateParams p, const std::initializer_list<ImageView>& views) {
-  for (const ImageView& view : views)
-    if (p.N > 1 && view.image_stride != p.P * view.pixel_stride) return p;
-  p.P *= p.N;
-  p.N = 1;
-  return p;
-}
 
 template <bool kBackward, typename T, int kSize>
 void launch(const SoftmaxGateParams& p, const Views& t, gpu::Stream stream) {
@@ -230,11 +203,8 @@ void run(const Tensor& input, SoftmaxGateParams p, const Views& t, gpu::Stream s
   with_type(input, [&](auto type) {
     using T = decltype(type);
     constexpr int kSize = gpu::Packet<T>::kSize;
-    for (const ImageView& view : views)
-      if (p.C % kSize != 0 || view.pixel_stride % kSize != 0 || view.image_stride % kSize != 0 ||
-          reinterpret_cast<uintptr_t>(view.data) % 16 != 0)
-        return launch<kBackward, T, 1>(p, t, stream);
-    launch<kBackward, T, kSize>(p, t, stream);
+    if (fits_packets<T>(p.C, views)) return launch<kBackward, T, kSize>(p, t, stream);
+    launch<kBackward, T, 1>(p, t, stream);
   });
 }
 

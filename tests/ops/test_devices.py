@@ -143,6 +143,21 @@ def test_sdc_takes_slices_of_one_tensor(device):
     assert_near(device("sdc", *unaligned, *sdc_options(options)), expected, 1e-6)
 
 
+@pytest.mark.parametrize("C", [16, 6], ids=["packets", "scalars"])
+def test_sdc_with_pixels_so_far_apart_that_32_bits_do_not_count_them(device, C):
+    (input, offset, mask), options = arguments(1, C, 3, 4, groups=2, dtype=torch.float16)
+    stride = 2**28 + 8  # the last pixel begins at 2.95e9; the memory between the pixels is never touched
+    memory = torch.empty(12 * stride, dtype=torch.float16, device=device.where)
+    far = memory.as_strided(input.shape, (1, 1, 4 * stride, stride))
+    far.copy_(input)
+    calls = [("sdc", ()), ("sdc_backward", (False,)), ("sdc_backward", (True,))]
+    for operator, more in calls:
+        grad = [torch.randn(1, C, 3, 4, dtype=torch.float16)] if more else []
+        expected = device(operator, *grad, input, offset, mask, *sdc_options(options), *more)
+        results = device(operator, *grad, far, offset, mask, *sdc_options(options), *more)
+        assert_near(results, expected, 2e-3)
+
+
 def test_sdc_with_nan_and_infinite_coordinates(device):
     tensors, options = arguments(2, 16, 5, 6, groups=2, dtype=torch.float32)
     tensors[1][0, 3, 2, 2] = float("nan")

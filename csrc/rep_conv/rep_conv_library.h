@@ -1,0 +1,24 @@
+// torch's own convolution (oneDNN, cuDNN), for what rep_conv leaves to it on any device.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "../common/tensor.h"
+
+namespace danet {
+
+// out [N, C_out, ceil(H / stride), ceil(W / stride)]; with relu it is written twice.
+inline Tensor call_library(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu) {
+  using torch::stable::detail::from;
+  const std::vector<int64_t> strides{stride, stride}, ones{1, 1}, zeros{0, 0};
+  std::array<StableIValue, 9> stack{from(input), from(weight), from(bias), from(strides), from(ones), from(ones),
+                                    from(false), from(zeros), from(int64_t(1))};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  if (relu) TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::relu_", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+}  // namespace danet

@@ -1,0 +1,195 @@
+// SDC backward on CUDA devices: with atomic additions to grad_input, or in order.
+#pragma once
+
+#include "../common/ptx.cuh"
+#include "sdc_taps.cuh"
+
+namespace danet {
+namespace {
+
+// Prepared taps of backward.
+template <typename A>
+struct alignas(4 * sizeof(A)) BackwardTap {
+  A y, x, m, grad_m;
+};
+
+GPU_DEVICE void add(double* p, const double (&v)[1]) { atomicAdd(p, v[0]); }
+GPU_DEVICE void add(float* p, const float (&v)[1]) { atomicAdd(p, v[0]); }
+GPU_DEVICE void add(float* p, const float (&v)[4]) { gpu::add_atomically(p, v); }
+GPU_DEVICE void add(float* p, const float (&v)[8]) {
+  const float low[4] = {v[0], v[1], v[2], v[3]}, high[4] = {v[4], v[5], v[6], v[7]};
+  gpu::add_atomically(p, low);
+  gpu::add_atomically(p + 4, high);
+}
+
+// grad_offset and grad_mask; with kScatter also grad_input, by atomic additions to global memory. `lanes` neighbouring
+// lanes of a warp share an item, a packet of channels each, and sum their products by shuffles: no atomics there, and the
+// softmax's backward needs no second pass over the image. A lane reads 4 K packets of input and one of grad_output, and
+// with kScatter adds 4 K packets of float32. Shared memory: items * K taps of 24 bytes (float).
+// Floors (as above): those 4 K additions of 4 bytes an element, which the second-level cache does: 11 % of the copy
+// bandwidth. Not yet measured on a GPU.
+template <typename T, typename Index, int kVector, int kTaps, bool kScatter>
+__global__ void __launch_bounds__(kThreads, 5) backward(
+    SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView input /* [N, H*W, C] */,
+    ImageView offset /* [N, H_out*W_out, G, K, 2] */, ImageView mask /* [N, H_out*W_out, G, K] */,
+    Compute<T>* __restrict__ grad_input /* [N, H*W, C] */, T* __restrict__ grad_offset /* [items, K, 2] */,
+    T* __restrict__ grad_mask /* [items, K] */, int64_t items, int block_items, int lanes) {
+  using A = Compute<T>;
+  using Packet = gpu::Group<T, kVector>;
+  const int K = kTaps > 0 ? kTaps : int(p.K), D = int(p.C / p.G), packets = D / kVector;
+  const Index first = Index(blockIdx.x) * block_items;
+  const int count = int(Index(items) - first < block_items ? Index(items) - first : block_items);
+  GPU_DYNAMIC_SHARED(BackwardTap<A>, taps);                                  // [block_items, K]
+  Place* places = reinterpret_cast<Place*>(taps + block_items * K);          // [block_items, K]
+
+  for (int item = int(threadIdx.x); item < count; item += kThreads) {
+    const Item<Index> at(p, first + item);
+    prepare_taps<kTaps>(
+        p, offset.pixel<const T>(at.n, at.i) + 2 * at.g * K, mask.pixel<const T>(at.n, at.i) + at.g * K, at.y, at.x,
+        [&](int k, const Sample<A>& sample, A m) {
+          taps[item * K + k] = {sample.y, sample.x, m, A(0)};
+          places[item * K + k] = sample.place;
+        });
+  }
+  __syncthreads();
+
+  const Index stride = Index(input.pixel_stride), row_stride = Index(p.W) * stride;
+  const Index grad_stride = Index(p.C), grad_row_stride = Index(p.W) * grad_stride;
+  const int lane = int(threadIdx.x) % lanes, a_pass = kThreads / lanes;
+  const int passes = (count + a_pass - 1) / a_pass;  // of all threads: the shuffles need every lane
+  for (int pass = 0; pass < passes; ++pass) {
+    const int item = pass * a_pass + int(threadIdx.x) / lanes;
+    const bool active = item < count;
+    const Item<Index> at(p, first + (active ? item : 0));
+    const T* grad = grad_output.pixel<const T>(at.n, at.i) + at.g * D;
+    const T* image = input.pixel<const T>(at.n, 0) + at.g * D;
+    A* grad_image = grad_input + int64_t(at.n) * p.H * p.W * p.C + at.g * D;
+    const Packet own = gpu::load<kVector>(grad + lane * kVector, active && lane < packets);
+    A mean = 0;
+#pragma unroll 1
+    for (int k = 0; k < K; ++k) {
+      BackwardTap<A> tap{};
+      Place place{0, 0};
+      if (active) tap = taps[item * K + k], place = places[item * K + k];
+      A weight[4], dot[4] = {};
+      bilinear(tap.y, tap.x, tap.m, weight);
+      for (int packet = lane; active && packet < packets; packet += lanes) {
+        const Packet g = packet == lane ? own : gpu::load<kVector>(grad + packet * kVector);
+        const Index cell = place.pixel * stride + packet * kVector;
+        const Index grad_cell = place.pixel * grad_stride + packet * kVector;
+#pragma unroll
+        for (int corner = 0; corner < 4; ++corner) {
+          const bool present = place.present >> corner & 1;
+          const auto x = gpu::load<kVector>(image + (cell + corner / 2 * row_stride + corner % 2 * stride), present);
+          A added[kVector];
+#pragma unroll
+          for (int v = 0; v < kVector; ++v) {
+            dot[corner] += gpu::to_compute(g.values[v]) * gpu::to_compute(x.values[v]);
+            added[v] = weight[corner] * gpu::to_compute(g.values[v]);
+          }
+          if (kScatter && present) add(grad_image + (grad_cell + corner / 2 * grad_row_stride + corner % 2 * grad_stride), added);
+        }
+      }
+      A grad_m, grad_y, grad_x;
+      bilinear_gradients(tap.y, tap.x, tap.m, dot, grad_m, grad_y, grad_x);
+      for (int step = lanes / 2; step > 0; step /= 2) {
+        grad_m += __shfl_xor_sync(~0u, grad_m, step);
+        grad_y += __shfl_xor_sync(~0u, grad_y, step);
+        grad_x += __shfl_xor_sync(~0u, grad_x, step);
+      }
+      mean += tap.m * grad_m;
+      if (active && lane == k % lanes) {
+        taps[item * K + k].grad_m = grad_m;
+        T* pair = grad_offset + (int64_t(first + item) * K + k) * 2;
+        pair[0] = gpu::from_compute<T>(A(p.offset_scale) * grad_y);
+        pair[1] = gpu::from_compute<T>(A(p.offset_scale) * grad_x);
+      }
+    }
+    // The lane that wrote a tap's gradient finishes it.
+    for (int k = lane; active && k < K; k += lanes) {
+      const BackwardTap<A> tap = taps[item * K + k];
+      grad_mask[int64_t(first + item) * K + k] =
+          gpu::from_compute<T>(p.softmax ? tap.m * (tap.grad_m - mean) : tap.grad_m);
+    }
+  }
+}
+
+// reach [N * H_out, 2] = the first and last input row that an output row touches, clipped to the image (first > last:
+// none). A block an output row. Reads the offsets once; only the deterministic path needs it.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) find_reach(
+    SdcParams p, ImageView offset /* [N, H_out*W_out, G, K, 2] */, int32_t* __restrict__ reach /* [N * H_out, 2] */) {
+  using A = Compute<T>;
+  GPU_SHARED(ends, int32_t[2]);
+  if (threadIdx.x == 0) ends[0] = int32_t(p.H), ends[1] = -1;
+  __syncthreads();
+  const int64_t n = blockIdx.x / p.H_out, y = blockIdx.x - n * p.H_out;
+  const A start_y = A(sdc_start(p, 0)) + A(y * p.stride[0]), start_x = A(sdc_start(p, 1));
+  int32_t first = int32_t(p.H), last = -1;
+  for (int64_t i = threadIdx.x; i < p.W_out * p.G * p.K; i += kThreads) {
+    const int64_t x = i / (p.G * p.K), j = i - x * (p.G * p.K), k = j % p.K;
+    const int tap = int(k) + (p.remove_center && k >= p.K / 2 ? 1 : 0), columns = int(p.kernel_size[1]);
+    const T* pair = offset.pixel<const T>(n, y * p.W_out + x) + 2 * j;
+    const Sample<A> sample = locate<A>(
+        p, tap / columns, tap % columns, start_y, start_x + A(x * p.stride[1]), gpu::to_compute(pair[0]),
+        gpu::to_compute(pair[1]));
+    if (sample.place.present & 3) first = min(first, sample.row), last = max(last, sample.row);
+    if (sample.place.present & 12) first = min(first, sample.row + 1), last = max(last, sample.row + 1);
+  }
+  atomicMin(&ends[0], first);
+  atomicMax(&ends[1], last);
+  __syncthreads();
+  if (threadIdx.x < 2) reach[2 * int64_t(blockIdx.x) + threadIdx.x] = ends[threadIdx.x];
+}
+
+// grad_input without atomics: a warp owns one group of one input row and adds what reaches it, in the order of the output
+// pixels. It looks at those output rows that touch its row, and prepares the taps of some pixels at a time (at most 32), a
+// lane a pixel. The same bits in every run, for more reading: every tap is prepared for each row that its row touches.
+template <typename T, int kVector>
+__global__ void __launch_bounds__(32, 16) backward_in_order(
+    SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
+    ImageView mask /* [N, H_out*W_out, G, K] */, const int32_t* __restrict__ reach /* [N * H_out, 2] */,
+    Compute<T>* __restrict__ grad_input /* [N, H*W, C], zeros */, int pixels) {
+  using A = Compute<T>;
+  const int K = int(p.K), D = int(p.C / p.G), packets = D / kVector, lane = int(threadIdx.x);
+  GPU_DYNAMIC_SHARED(Corners<A>, corners);                             // [pixels, K]
+  Place* places = reinterpret_cast<Place*>(corners + pixels * K);      // [pixels, K]
+  const int64_t row_index = blockIdx.x / p.G, n = row_index / p.H;
+  const int g = int(blockIdx.x - row_index * p.G), row = int(row_index - n * p.H), W = int(p.W);
+  A* grad_row = grad_input + row_index * p.W * p.C + g * D;
+  for (int64_t y = 0; y < p.H_out; ++y) {
+    const int32_t* ends = reach + 2 * (n * p.H_out + y);
+    if (row < ends[0] || row > ends[1]) continue;
+    for (int64_t x = 0; x < p.W_out; x += pixels) {
+      const int count = int(p.W_out - x < pixels ? p.W_out - x : pixels);
+      const int64_t i = y * p.W_out + x + lane;
+      if (lane < count)
+        prepare_taps<0>(
+            p, offset.pixel<const T>(n, i) + 2 * g * K, mask.pixel<const T>(n, i) + g * K, y, x + lane,
+            [&](int k, const Sample<A>& sample, A m) {
+              bilinear(sample.y, sample.x, m, corners[lane * K + k].weight);
+              places[lane * K + k] = sample.place;
+            });
+      __syncwarp();
+      for (int j = 0; j < count * K; ++j) {
+        const Place place = places[j];
+#pragma unroll
+        for (int corner = 0; corner < 4; ++corner) {
+          const int pixel = place.pixel + corner / 2 * W + corner % 2, column = pixel - row * W;
+          if (!(place.present >> corner & 1) || column < 0 || column >= W) continue;
+          const T* grad = grad_output.pixel<const T>(n, i - lane + j / K) + g * D;
+          for (int packet = lane; packet < packets; packet += 32) {
+            const auto values = gpu::load<kVector>(grad + packet * kVector);
+            A* to = grad_row + column * p.C + packet * kVector;
+#pragma unroll
+            for (int v = 0; v < kVector; ++v) to[v] += corners[j].weight[corner] * gpu::to_compute(values.values[v]);
+          }
+        }
+      }
+      __syncwarp();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace danet
