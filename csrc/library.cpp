@@ -30,8 +30,18 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def(
       "rep_conv(Tensor input, Tensor weight, Tensor? prepared, Tensor? bias, int stride, bool relu, bool tf32) "
       "-> Tensor");
-  // weight [C_out, C, 3, 3] -> a float tensor whose layout is this processor's own affair
-  library.def("prepare_rep_conv(Tensor weight) -> Tensor");
+  // weight [C_out, C, 3, 3] -> a float tensor whose layout, for this stride, is this processor's own affair
+  library.def("prepare_rep_conv(Tensor weight, int stride) -> Tensor");
+  // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32 -> a tensor whose
+  // layout is this processor's own affair; without expand and reduce for sdc_mean
+  library.def(
+      "prepare_safem(Tensor depthwise, Tensor depthwise_bias, Tensor predictor, Tensor predictor_bias, Tensor? expand, "
+      "Tensor? expand_bias, Tensor? reduce, Tensor? reduce_bias, int groups) -> Tensor");
+  // input [N, C, H, W], up [N, 4*C, ceil(H / 2), ceil(W / 2)], weight [N, C] -> [N, C, H, W]; forward only, float32
+  library.def(
+      "safem(Tensor input, Tensor prepared, Tensor? up, Tensor? weight, int groups, float scale) -> Tensor");
+  // input [N, C, H, W] -> [N, C, 1, 1]; forward only, float32
+  library.def("sdc_mean(Tensor input, Tensor prepared, int groups) -> Tensor");
   // 0: baseline, 1: AVX2 and FMA, 2: AVX-512
   library.def("cpu_capability() -> int");
 }

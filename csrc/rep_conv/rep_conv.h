@@ -18,9 +18,16 @@ namespace danet {
 struct RepConvParams {
   int64_t N, C, C_out, H, W;
   bool relu;
+  int64_t stride;
+
+  int64_t H_out() const { return (H - 1) / stride + 1; }
+  int64_t W_out() const { return (W - 1) / stride + 1; }
 };
 
-// The CPU kernels of one type, stride 1. Tiles are numbered row after row, image after image.
+// Fewer channels than this are few; and the most that few_outputs reads beside the image.
+constexpr int64_t kFew = 8, kFewChannels = 4096;
+
+// The CPU kernels of one type. Winograd, stride 1: tiles are numbered row after row, image after image.
 struct RepConvKernels {
   // Output channels in a panel of the prepared weight, [36, ceil(C_out / panel), C, panel] floats.
   int64_t panel;
@@ -33,6 +40,16 @@ struct RepConvKernels {
   void (*forward)(
       const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
       int64_t end, int64_t first, int64_t last, char* scratch);
+  // Few output channels, stride 1: a pixel's window times each of them. The weight as [C_out, 9, C] floats; C_out up to
+  // 8. Output rows n * H + y of [begin, end).
+  void (*few_outputs)(
+      const RepConvParams&, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
+      int64_t end);
+  // Few input channels, any stride: windows as rows of a matrix product. The weight as panels [ceil(C_out / panel), 9*C,
+  // panel]; output pixels n * H_out * W_out + i of [begin, end).
+  void (*few_inputs)(
+      const RepConvParams&, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
+      int64_t end);
 };
 
 DANET_DECLARE_KERNELS(RepConvKernels, rep_conv_kernels)

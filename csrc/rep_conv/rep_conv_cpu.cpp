@@ -18,11 +18,16 @@ bool has_bfloat16_units() {
 #endif
 }
 
-// The choice of a method: Winograd where its transforms are repaid by channels, torch's convolution (oneDNN) elsewhere.
-bool uses_winograd(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
-  if (stride != 1 || type == ScalarType::Double) return false;
-  if (type == ScalarType::BFloat16 && has_bfloat16_units()) return false;
-  return C >= 8 && C_out >= 8;
+enum class Method { kWinograd, kFewOutputs, kFewInputs, kLibrary };
+
+// The choice of a method: Winograd where its transforms are repaid by channels, torch's convolution (oneDNN) for wide
+// layers of stride 2, float64, and bfloat16 where the processor has units for it.
+Method method_of(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
+  if (type == ScalarType::Double || (type == ScalarType::BFloat16 && has_bfloat16_units())) return Method::kLibrary;
+  if (C < kFew) return Method::kFewInputs;
+  if (stride != 1) return Method::kLibrary;
+  if (C_out < kFew) return C <= kFewChannels ? Method::kFewOutputs : Method::kLibrary;
+  return Method::kWinograd;
 }
 
 // Half types go through float32 where the processor has no units for them.
@@ -38,20 +43,41 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const std::optional<T
   return torch::stable::contiguous(widen ? torch::stable::to(out, type) : out, MemoryFormat::ChannelsLast);
 }
 
-// [36, panels, C, panel] floats for rep_conv of this type on this processor; empty where it does not use Winograd.
-Tensor prepare_rep_conv(const Tensor& weight) {
+// The sizes of the prepared weight (see rep_conv.h).
+std::vector<int64_t> prepared_sizes(const RepConvKernels& kernels, const RepConvParams& p, Method method) {
+  const int64_t panels = (p.C_out + kernels.panel - 1) / kernels.panel;
+  switch (method) {
+    case Method::kWinograd: return {36, panels, p.C, kernels.panel};
+    case Method::kFewOutputs: return {p.C_out, 9, p.C};
+    case Method::kFewInputs: return {panels, 9, p.C, kernels.panel};
+    default: return {0};
+  }
+}
+
+// The weight as rep_conv of this type and stride reads it on this processor; empty where that is the weight itself.
+Tensor prepare_rep_conv(const Tensor& weight, int64_t stride) {
   DANET_CHECK(
       weight.is_cpu() && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
       "rep_conv: weight must be [C_out, C, 3, 3] on the CPU");
-  const RepConvParams p{0, weight.size(1), weight.size(0), 0, 0, false};
+  const RepConvParams p{0, weight.size(1), weight.size(0), 0, 0, false, stride};
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(weight));
-  if (!uses_winograd(weight.scalar_type(), p.C, p.C_out, 1)) return torch::stable::empty({0}, ScalarType::Float);
-  const int64_t panels = (p.C_out + kernels.panel - 1) / kernels.panel;
-  const Tensor dense = torch::stable::contiguous(weight);
-  Tensor prepared = torch::stable::empty({36, panels, p.C, kernels.panel}, ScalarType::Float);
-  parallel_for(panels, p.C * kernels.panel * 100, [&](int64_t begin, int64_t end) {
-    kernels.prepare(p, dense.const_data_ptr(), static_cast<float*>(prepared.mutable_data_ptr()), begin, end);
-  });
+  const Method method = method_of(weight.scalar_type(), p.C, p.C_out, stride);
+  const Tensor prepared = torch::stable::empty(prepared_sizes(kernels, p, method), ScalarType::Float);
+  float* to = static_cast<float*>(prepared.mutable_data_ptr());
+  if (method == Method::kWinograd) {
+    const Tensor dense = torch::stable::contiguous(weight);
+    parallel_for(prepared.size(1), p.C * kernels.panel * 100, [&](int64_t begin, int64_t end) {
+      kernels.prepare(p, dense.const_data_ptr(), to, begin, end);
+    });
+  } else if (method != Method::kLibrary) {
+    const Tensor wide = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
+    const float* w = static_cast<const float*>(wide.const_data_ptr());
+    const int64_t lanes = method == Method::kFewInputs ? kernels.panel : 1;
+    for (int64_t o = 0; o < (p.C_out + lanes - 1) / lanes * lanes; ++o)
+      for (int64_t k = 0; k < 9; ++k)
+        for (int64_t c = 0; c < p.C; ++c)
+          to[((o / lanes * 9 + k) * p.C + c) * lanes + o % lanes] = o < p.C_out ? w[(o * p.C + c) * 9 + k] : 0;
+  }
   return prepared;
 }
 
@@ -59,33 +85,47 @@ Tensor rep_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& prepared, const std::optional<Tensor>& bias,
     int64_t stride, bool relu, bool) {
   const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu);
-  if (!uses_winograd(input.scalar_type(), p.C, p.C_out, stride)) return convolve(input, weight, bias, stride, relu);
+  const Method method = method_of(input.scalar_type(), p.C, p.C_out, stride);
+  if (method == Method::kLibrary) return convolve(input, weight, bias, stride, relu);
 
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(input));
-  const int64_t panels = (p.C_out + kernels.panel - 1) / kernels.panel;
-  const Tensor transformed = prepared ? *prepared : prepare_rep_conv(weight);
-  const int64_t expected[4] = {36, panels, p.C, kernels.panel};
+  const Tensor transformed = prepared ? *prepared : prepare_rep_conv(weight, stride);
+  const std::vector<int64_t> expected = prepared_sizes(kernels, p, method);
   DANET_CHECK(
       transformed.is_cpu() && transformed.is_contiguous() && transformed.scalar_type() == ScalarType::Float &&
-          transformed.dim() == 4 && std::equal(expected, expected + 4, transformed.sizes().begin()),
+          transformed.dim() == int64_t(expected.size()) &&
+          std::equal(expected.begin(), expected.end(), transformed.sizes().begin()),
       "rep_conv: prepared does not fit the weight");
-  const Image x(input), out(empty_image(input, {p.N, p.C_out, p.H, p.W}));
+  const float* weights = static_cast<const float*>(transformed.const_data_ptr());
+  const Image x(input), out(empty_image(input, {p.N, p.C_out, p.H_out(), p.W_out()}));
   std::optional<Tensor> dense_bias;
   if (bias) dense_bias = torch::stable::contiguous(*bias);
+  const void* b = dense_bias ? dense_bias->const_data_ptr() : nullptr;
+  if (method == Method::kFewOutputs) {
+    parallel_for(p.N * p.H, p.W * p.C * p.C_out, [&](int64_t begin, int64_t end) {
+      kernels.few_outputs(p, x.view, weights, b, out.view, begin, end);
+    });
+    return out.tensor;
+  }
+  if (method == Method::kFewInputs) {
+    parallel_for(p.N * p.H_out() * p.W_out(), p.C * p.C_out, [&](int64_t begin, int64_t end) {
+      kernels.few_inputs(p, x.view, weights, b, out.view, begin, end);
+    });
+    return out.tensor;
+  }
 
   // Blocks of tiles, all of one size; where they are few, also parts of the panels, to give every thread as much.
   const int64_t tiles = p.N * ((p.H + 3) / 4) * ((p.W + 3) / 4), threads = torch::stable::get_num_threads();
   if (tiles == 0) return out.tensor;
   const int64_t blocks = (tiles + kernels.tiles_at_once(p) - 1) / kernels.tiles_at_once(p);
+  const int64_t largest = (tiles + blocks - 1) / blocks, panels = expected[1];
   const int64_t parts = blocks >= 4 * threads ? 1 : std::min(panels, threads / std::gcd(blocks, threads));
-  const int64_t largest = (tiles + blocks - 1) / blocks;
   torch::stable::parallel_for(0, blocks * parts, 1, [&](int64_t begin, int64_t end) {
     Scratch scratch(kernels.scratch_size(p, largest));
     for (int64_t unit = begin; unit < end; ++unit) {
       int64_t block = unit / parts, part = unit % parts;
       kernels.forward(
-          p, x.view, static_cast<const float*>(transformed.const_data_ptr()),
-          dense_bias ? dense_bias->const_data_ptr() : nullptr, out.view, tiles * block / blocks,
+          p, x.view, weights, b, out.view, tiles * block / blocks,
           tiles * (block + 1) / blocks, panels * part / parts, panels * (part + 1) / parts, scratch.get());
     }
   });

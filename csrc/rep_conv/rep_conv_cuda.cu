@@ -377,7 +377,7 @@ Tensor rep_conv(
 }
 
 // The kernels read the weight itself.
-Tensor prepare_rep_conv(const Tensor& weight) {
+Tensor prepare_rep_conv(const Tensor& weight, int64_t) {
   return torch::stable::empty({0}, weight.scalar_type(), std::nullopt, weight.device());
 }
 

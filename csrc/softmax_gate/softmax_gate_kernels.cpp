@@ -1,47 +1,9 @@
 // The CPU kernels of softmax_gate: a pixel at a time, its channels in vectors; the exponentials stay in the cache.
-#include "../common/vec.h"
 #include "softmax_gate.h"
+#include "softmax_rows.h"
 
 namespace danet {
 namespace {
-
-// body(c, count) for every vector of C channels; count = 0 for whole ones.
-template <typename A, typename Body>
-DANET_INLINE void for_channels(int64_t C, const Body& body) {
-  int64_t c = 0;
-  for (; c + kLanes<A> <= C; c += kLanes<A>) body(c, 0);
-  if (c < C) body(c, int(C - c));
-}
-
-// exp(logits - shift) to `exps`, their sum to `sum`; the shift is zero for moderate logits, else their maximum.
-template <typename A, typename T>
-DANET_INLINE A exponentials(const T* logits, A* exps, int64_t C) {
-  Mask<A> large{};
-  Vec<A> sum{};
-  for_channels<A>(C, [&](int64_t c, int count) {
-    Vec<A> v = load_channels(logits + c, count);
-    large |= ~((v < A(20)) & (v > A(-20)));
-    v = exp_moderate(v);
-    if (count != 0) v = keep_first<A>(v, count);
-    store(exps + c, v);
-    sum += v;
-  });
-  if (!any<A>(large)) return sum_lanes<A>(sum);
-
-  A top = to_compute(logits[0]);
-  for (int64_t c = 1; c < C; ++c) {
-    A v = to_compute(logits[c]);
-    top = v > top || v != v ? v : top;
-  }
-  sum = Vec<A>{};
-  for_channels<A>(C, [&](int64_t c, int count) {
-    Vec<A> v = exp(load_channels(logits + c, count) - top);
-    if (count != 0) v = keep_first<A>(v, count);
-    store(exps + c, v);
-    sum += v;
-  });
-  return sum_lanes<A>(sum);
-}
 
 template <typename T>
 int64_t scratch_size(const SoftmaxGateParams& p) {
@@ -59,7 +21,7 @@ void forward(
     const T* x = input.pixel<T>(n, i);
     T* result = out.pixel<T>(n, i);
     const A factor = A(p.C) / exponentials(logits.pixel<T>(n, i), exps, p.C);
-    for_channels<A>(p.C, [&](int64_t c, int count) {
+    for_vectors_of<A>(p.C, [&](int64_t c, int count) {
       store_channels(result + c, load_channels(x + c, count) * (load(exps + c) * factor), count);
     });
   }
@@ -77,11 +39,11 @@ void backward(
     T *to_input = grad_input.pixel<T>(n, i), *to_logits = grad_logits.pixel<T>(n, i);
     const A sum = exponentials(logits.pixel<T>(n, i), exps, p.C);
     Vec<A> products{};
-    for_channels<A>(p.C, [&](int64_t c, int count) {
+    for_vectors_of<A>(p.C, [&](int64_t c, int count) {
       products += load(exps + c) * (load_channels(g + c, count) * load_channels(x + c, count));
     });
     const A mean = sum_lanes<A>(products) / sum, factor = A(p.C) / sum;
-    for_channels<A>(p.C, [&](int64_t c, int count) {
+    for_vectors_of<A>(p.C, [&](int64_t c, int count) {
       Vec<A> grad = load_channels(g + c, count), weight = load(exps + c) * factor;
       store_channels(to_input + c, weight * grad, count);
       store_channels(to_logits + c, weight * (grad * load_channels(x + c, count) - mean), count);

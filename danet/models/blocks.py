@@ -42,14 +42,14 @@ class MBB(nn.Module):
         a 1x1 kernel or a shortcut is a 3x3 kernel whose only taps are in the middle. Summed in
         float64.
         """
-        kernel, bias = _fold(self.conv3x3.weight, self.norm3x3)
-        pointwise, pointwise_bias = _fold(self.conv1x1.weight, self.norm1x1)
+        kernel, bias = fold_norm(self.conv3x3.weight, self.norm3x3)
+        pointwise, pointwise_bias = fold_norm(self.conv1x1.weight, self.norm1x1)
         kernel[:, :, 1:2, 1:2] += pointwise
         bias += pointwise_bias
         if self.shortcut is not None:
             channels = self.shortcut.num_features
             identity = torch.eye(channels, device=kernel.device)[:, :, None, None]
-            scale, shift = _fold(identity, self.shortcut)
+            scale, shift = fold_norm(identity, self.shortcut)
             kernel[:, :, 1:2, 1:2] += scale
             bias += shift
         dtype = self.conv3x3.weight.dtype
@@ -59,19 +59,21 @@ class MBB(nn.Module):
 class FusedMBB(nn.Module):
     """An MBB for inference: 3x3 convolution, bias and ReLU in one pass (``danet.ops.rep_conv``)."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, stride: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, *, stride: int = 1, relu: bool = True) -> None:
         super().__init__()
         self.stride = stride
+        self.relu = relu
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.register_buffer("transformed", None, persistent=False)
         self._prepare()
 
     def forward(self, x: Tensor) -> Tensor:
-        return rep_conv(x, PreparedRepConv(self.weight, self.transformed), self.bias, stride=self.stride)
+        weight = PreparedRepConv(self.weight, self.transformed, self.stride)
+        return rep_conv(x, weight, self.bias, stride=self.stride, relu=self.relu)
 
     def _prepare(self) -> None:
-        self.transformed = prepare_rep_conv(self.weight).transformed if self.stride == 1 else None
+        self.transformed = prepare_rep_conv(self.weight, stride=self.stride).transformed
 
     # Whatever changes the weight: a move, a conversion, a loaded state.
     def _apply(self, fn, recurse=True):
@@ -84,7 +86,7 @@ class FusedMBB(nn.Module):
         self._prepare()
 
 
-def _fold(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def fold_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Kernel and bias in float64 of a convolution without bias followed by a frozen batch norm."""
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return weight.double() * scale[:, None, None, None], norm.bias.double() - norm.running_mean.double() * scale

@@ -12,6 +12,7 @@ from danet.errors import UserError
 from danet.models.acfa import Neck
 from danet.models.backbone import Backbone
 from danet.models.blocks import MBB
+from danet.models.deployed import DeployedDANet
 from danet.models.head import AnchorFreeHead, AnchorHead
 
 WIDTHS = {"danet": (64, 128, 256, 512), "danet_s": (32, 64, 128, 256), "danet_nano": (16, 32, 64, 128)}
@@ -96,6 +97,21 @@ class DANet(nn.Module):
                 if isinstance(child, MBB):
                     setattr(parent, name, child.fuse())
         return model.requires_grad_(False)
+
+    def deploy(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> DeployedDANet:
+        """The network for inference, as fast as this library can make it; ``self`` stays as it is.
+
+        Args:
+            dtype: float32, bfloat16 or float16; by default the weights' own. On CPUs float32 is the fastest.
+            device: by default the weights' own.
+
+        Returns:
+            A module of the same call, with the same ``decode``: in float32 scores are within 1e-3 and boxes within
+            0.05 pixel of those of ``self.eval()``.
+        """
+        parameter = next(self.parameters())
+        network = copy.deepcopy(self).eval()
+        return DeployedDANet(network, dtype=dtype or parameter.dtype, device=torch.device(device or parameter.device))
 
 
 def build_model(config: ModelConfig) -> DANet:

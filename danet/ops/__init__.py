@@ -6,21 +6,28 @@ Every operator has a public function and a reference in plain PyTorch with the s
 from danet.ops.info import describe, info
 from danet.ops.lcdc import lcdc, lcdc_kernel_size, lcdc_reference
 from danet.ops.rep_conv import PreparedRepConv, prepare_rep_conv, rep_conv, rep_conv_reference
+from danet.ops.safem import PreparedSafem, prepare_safem, safem, safem_reference, sdc_mean, sdc_mean_reference
 from danet.ops.sdc import SDC, sdc, sdc_reference
 from danet.ops.softmax_gate import softmax_gate, softmax_gate_reference
 
 __all__ = [
     "SDC",
     "PreparedRepConv",
+    "PreparedSafem",
     "describe",
     "info",
     "lcdc",
     "lcdc_kernel_size",
     "lcdc_reference",
     "prepare_rep_conv",
+    "prepare_safem",
     "rep_conv",
     "rep_conv_reference",
+    "safem",
+    "safem_reference",
     "sdc",
+    "sdc_mean",
+    "sdc_mean_reference",
     "sdc_reference",
     "softmax_gate",
     "softmax_gate_reference",

@@ -24,18 +24,22 @@ class PreparedRepConv:
 
     weight: [C_out, C, 3, 3], a copy, detached from autograd.
     transformed: what the kernel reads in its place, laid out for this processor; None where it reads the weight.
+    stride: of the convolution that `transformed` is for.
     """
 
     weight: Tensor
     transformed: Tensor | None
+    stride: int = 1
 
 
-def prepare_rep_conv(weight: Tensor) -> PreparedRepConv:
+def prepare_rep_conv(weight: Tensor, *, stride: int = 1) -> PreparedRepConv:
     """Lay a [C_out, C, 3, 3] weight out once; a later change of `weight` does not reach the result."""
     _check_weight(weight)
+    _check_stride(stride)
     copy = weight.detach().clone(memory_format=torch.channels_last)
-    transformed = torch.ops.danet.prepare_rep_conv(copy) if library.has_kernel(copy) and not copy.is_meta else None
-    return PreparedRepConv(copy, transformed if transformed is not None and transformed.numel() > 0 else None)
+    known = library.has_kernel(copy) and not copy.is_meta
+    transformed = torch.ops.danet.prepare_rep_conv(copy, stride) if known else None
+    return PreparedRepConv(copy, transformed if transformed is not None and transformed.numel() > 0 else None, stride)
 
 
 def rep_conv(
@@ -66,7 +70,7 @@ def rep_conv(
     """
     transformed = None
     if isinstance(weight, PreparedRepConv):
-        weight, transformed = weight.weight, weight.transformed
+        weight, transformed = weight.weight, weight.transformed if weight.stride == stride else None
     input, weight, bias = autocast(input, weight, bias)
     check_rep_conv(input, weight, bias, stride, relu)
     tensors = (input, weight, bias)
@@ -122,9 +126,13 @@ def check_rep_conv(input: Any, weight: Any, bias: Any, stride: Any, relu: Any) -
     if bias is not None:
         check_like_input("rep_conv", "bias", bias, input)
         check_shape("rep_conv", "bias", bias, "[C_out]", (C_out,))
+    _check_stride(stride)
+    check_bool("rep_conv", "relu", relu)
+
+
+def _check_stride(stride: Any) -> None:
     if integer("rep_conv", "stride", stride, minimum=1) > 2:
         raise ValueError(f"rep_conv: stride must be 1 or 2, got {stride}")
-    check_bool("rep_conv", "relu", relu)
 
 
 def _check_weight(weight: Any) -> None:

@@ -1,0 +1,66 @@
+// Products of float matrices, for the CPU kernels: rows of values times panels of weights, whose sums stay in registers
+// until they are handed on.
+#pragma once
+
+#include "vec.h"
+
+namespace danet {
+namespace {
+
+using F = Vec<float>;
+
+// Columns of the product in a panel: two vectors. A matrix [columns, C] is kept as panels [ceil(columns / kPanel), C,
+// kPanel] with zeros beyond.
+constexpr int kPanel = 2 * kLanes<float>;
+// Rows in registers at once: sums, two weights and a row's value fill AVX2's 16 registers with 6, AVX-512's 32 with 12.
+constexpr int kRows = kVectorBytes == 64 ? 12 : 6;
+
+inline int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+
+// finish(row, low, high) with the two vectors of sum_c rows[row][c] * weight[c][panel]; rows are `stride` apart.
+template <int kCount, typename Finish>
+DANET_INLINE void multiply(
+    const float* rows, int64_t first, int64_t stride, const float* weight, int64_t C, const Finish& finish) {
+  constexpr int L = kLanes<float>;
+  F sum[kCount][2] = {};
+  rows += first * stride;
+  for (int64_t c = 0; c < C; ++c) {
+    F w0 = load(weight + c * kPanel), w1 = load(weight + c * kPanel + L);
+#pragma GCC unroll 12
+    for (int t = 0; t < kCount; ++t) {
+      F value = broadcast<float>(rows[t * stride + c]);
+      sum[t][0] += value * w0;
+      sum[t][1] += value * w1;
+    }
+  }
+#pragma GCC unroll 12
+  for (int t = 0; t < kCount; ++t) finish(first + t, sum[t][0], sum[t][1]);
+}
+
+template <typename Finish>
+DANET_INLINE void multiply_rows(
+    const float* rows, int64_t count, int64_t stride, const float* weight, int64_t C, const Finish& finish) {
+  int64_t t = 0;
+  auto step = [&](auto some) __attribute__((always_inline)) {
+    multiply<some()>(rows, t, stride, weight, C, finish);
+    t += some();
+  };
+  while (count - t >= kRows) step(std::integral_constant<int, kRows>{});
+  if (kRows > 8 && count - t >= 8) step(std::integral_constant<int, 8>{});
+  if (count - t >= 4) step(std::integral_constant<int, 4>{});
+  while (count - t >= 2) step(std::integral_constant<int, 2>{});
+  if (count - t >= 1) step(std::integral_constant<int, 1>{});
+}
+
+// The panels of weight [columns, C].
+inline void pack_panels(const float* weight, int64_t columns, int64_t C, float* panels) {
+  for (int64_t panel = 0; panel < panels_of(columns); ++panel)
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t lane = 0; lane < kPanel; ++lane) {
+        const int64_t column = panel * kPanel + lane;
+        *panels++ = column < columns ? weight[column * C + c] : 0;
+      }
+}
+
+}  // namespace
+}  // namespace danet

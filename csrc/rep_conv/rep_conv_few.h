@@ -1,0 +1,122 @@
+// The CPU kernels of rep_conv for few channels, where neither Winograd's transforms nor oneDNN's blocks of 16 pay: a
+// detector's first and last layers.
+#pragma once
+
+#include "../common/matrix.h"
+#include "rep_conv.h"
+
+namespace danet {
+namespace {
+
+// The nine input pixels of an output pixel's window, `outside` for those beyond the image.
+template <typename T>
+struct Window {
+  const T* pixels[9];
+
+  DANET_INLINE Window(const RepConvParams& p, const ImageView& input, int64_t n, int64_t y, int64_t x, const T* outside) {
+    for (int64_t k = 0; k < 9; ++k) {
+      const int64_t row = y * p.stride - 1 + k / 3, column = x * p.stride - 1 + k % 3;
+      const bool inside = row >= 0 && row < p.H && column >= 0 && column < p.W;
+      pixels[k] = inside ? input.pixel<T>(n, row * p.W + column) : outside;
+    }
+  }
+};
+
+// Four neighbouring pixels of kOut channels: every value is loaded once for all channels, every weight for all pixels.
+// kPart: the last vector of channels is not a whole one.
+template <int kOut, typename T>
+DANET_INLINE void few_outputs_at(
+    const RepConvParams& p, const Window<T> (&windows)[4], const float* weight, const void* bias, const ImageView& out,
+    int64_t n, int64_t i, int64_t count) {
+  constexpr int L = kLanes<float>;
+  F sums[kOut][4] = {};
+  for (int64_t k = 0; k < 9; ++k)
+    for (int64_t c = 0; c < p.C; c += L) {
+      const int lanes = c + L <= p.C ? 0 : int(p.C - c);
+      F x[4];
+#pragma GCC unroll 4
+      for (int pixel = 0; pixel < 4; ++pixel) x[pixel] = load_channels(windows[pixel].pixels[k] + c, lanes);
+#pragma GCC unroll 8
+      for (int o = 0; o < kOut; ++o) {
+        const F w = load_channels(weight + (o * 9 + k) * p.C + c, lanes);
+#pragma GCC unroll 4
+        for (int pixel = 0; pixel < 4; ++pixel) sums[o][pixel] += x[pixel] * w;
+      }
+    }
+  for (int o = 0; o < kOut; ++o) {
+    const Four<float> sum = sum_lanes<float>(sums[o][0], sums[o][1], sums[o][2], sums[o][3]);
+    const float b = bias == nullptr ? 0 : to_compute(static_cast<const T*>(bias)[o]);
+    for (int64_t pixel = 0; pixel < count; ++pixel) {
+      const float value = sum[pixel] + b;
+      out.pixel<T>(n, i + pixel)[o] = from_compute<T>(p.relu && value < 0 ? 0 : value);
+    }
+  }
+}
+
+template <int kOut, typename T>
+void few_outputs_of(
+    const RepConvParams& p, const ImageView& input, const float* weight, const void* bias, const ImageView& out,
+    const T* zeros, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = row / p.H, y = row - n * p.H;
+    for (int64_t x = 0; x < p.W; x += 4) {
+      const Window<T> windows[4] = {
+          {p, input, n, y, x, zeros}, {p, input, n, y, x + 1, zeros}, {p, input, n, y, x + 2, zeros},
+          {p, input, n, y, x + 3, zeros}};
+      few_outputs_at<kOut>(p, windows, weight, bias, out, n, y * p.W + x, p.W - x < 4 ? p.W - x : 4);
+    }
+  }
+}
+
+template <typename T>
+void few_outputs(
+    const RepConvParams& p, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
+    int64_t end) {
+  alignas(64) T zeros[kFewChannels] = {};
+  auto with = [&](auto count) { few_outputs_of<count()>(p, input, weight, bias, out, zeros, begin, end); };
+  switch (p.C_out) {
+    case 1: return with(std::integral_constant<int, 1>{});
+    case 2: return with(std::integral_constant<int, 2>{});
+    case 3: return with(std::integral_constant<int, 3>{});
+    case 4: return with(std::integral_constant<int, 4>{});
+    case 5: return with(std::integral_constant<int, 5>{});
+    case 6: return with(std::integral_constant<int, 6>{});
+    default: return with(std::integral_constant<int, 7>{});
+  }
+}
+
+template <typename T>
+void few_inputs(
+    const RepConvParams& p, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
+    int64_t end) {
+  constexpr int L = kLanes<float>;
+  const T zeros[8] = {};
+  const int64_t P = p.H_out() * p.W_out(), K = 9 * p.C;
+  float rows[kRows * 9 * 8];
+  T* pixels[kRows];
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int64_t count = end - first < kRows ? end - first : kRows;
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t n = (first + r) / P, i = first + r - n * P, y = i / p.W_out();
+      const Window<T> window(p, input, n, y, i - y * p.W_out(), zeros);
+      for (int64_t k = 0; k < 9; ++k)
+        for (int64_t c = 0; c < p.C; ++c) rows[r * K + k * p.C + c] = to_compute(window.pixels[k][c]);
+      pixels[r] = out.pixel<T>(n, i);
+    }
+    for (int64_t o = 0; o < p.C_out; o += kPanel) {
+      const auto finish = [&](int64_t r, int64_t channel, F value) __attribute__((always_inline)) {
+        if (channel >= p.C_out) return;
+        const int lanes = channel + L <= p.C_out ? 0 : int(p.C_out - channel);
+        if (bias != nullptr) value += load_channels(static_cast<const T*>(bias) + channel, lanes);
+        store_channels(pixels[r] + channel, p.relu ? at_least(value, 0.0f) : value, lanes);
+      };
+      multiply_rows(rows, count, K, weight + o * K, K, [&](int64_t r, F low, F high) __attribute__((always_inline)) {
+        finish(r, o, low);
+        finish(r, o + L, high);
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace danet

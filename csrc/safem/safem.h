@@ -1,0 +1,52 @@
+// SaFEM for inference: every pixel's features weighted by what a deformable look around it says, in one pass.
+//
+//   d = relu(depthwise(x) + depthwise_bias)                       3x3, a kernel for each channel, zeros outside
+//   offset, mask = predictor d + predictor_bias                   2*G*9 offsets, then G*9 logits, as sdc.h takes them
+//   z = sdc(x, offset, mask)                                      3x3, G groups
+//   s = softmax over c of (reduce gelu(expand z + expand_bias) + reduce_bias)
+//   out[c] = scale * C * s[c] * x[c]                              alone, or, as ACFA combines two levels,
+//   out[c] = scale * C * s[c] * up[c] + weight[n, c] * x[c]
+//
+// up[n, c, y, x] is channel ((y % 2) * 2 + x % 2) * C + c of pixel (y / 2, x / 2) of a map of half the size: a 2x2
+// transposed convolution before its pixels are put in place. w_g of SDC is folded into expand, norms into the
+// convolutions before them. sdc_mean is the mean of z over the pixels of an image.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/kernels.h"
+
+namespace danet {
+
+struct SafemParams {
+  int64_t N, C, H, W, G;
+  double scale;
+  bool attends;  // false: only z is wanted, and prepared holds nothing of expand and reduce
+};
+
+constexpr int64_t kSafemTaps = 9;
+
+// The weights as they come, dense: [C, 9], [C], [27G, C], [27G], [2C, C], [2C], [C, 2C], [C].
+struct SafemWeights {
+  const float *depthwise, *depthwise_bias, *predictor, *predictor_bias, *expand, *expand_bias, *reduce, *reduce_bias;
+};
+
+// The CPU kernels, for float.
+struct SafemKernels {
+  int64_t (*prepared_size)(const SafemParams&);  // floats
+  void (*prepare)(const SafemParams&, const SafemWeights&, float* prepared);
+  int64_t (*scratch_size)(const SafemParams&, int64_t pixels);
+  // Pixels [begin, end) of image n. up may have no data; weight [C] is of the image.
+  void (*forward)(
+      const SafemParams&, ImageView input, const float* prepared, ImageView up, const float* weight, ImageView out,
+      int64_t n, int64_t begin, int64_t end, char* scratch);
+  // The sum of z over those pixels, to sum [C].
+  void (*sum)(
+      const SafemParams&, ImageView input, const float* prepared, float* sum, int64_t n, int64_t begin, int64_t end,
+      char* scratch);
+};
+
+// DType: float only.
+DANET_DECLARE_KERNELS(SafemKernels, safem_kernels)
+
+}  // namespace danet

@@ -1,0 +1,128 @@
+// SaFEM on the CPU, the side that torch calls: checks, memory, threads.
+#include <optional>
+
+#include "../common/threads.h"
+#include "safem.h"
+
+namespace danet {
+namespace {
+
+// [N, 1, 1, C]-like tensors of weights: floats on the CPU, dense, of a known count.
+const float* floats(const char* op, const char* name, const Tensor& t, int64_t count) {
+  DANET_CHECK(
+      t.is_cpu() && t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == count, op, ": ", name,
+      " must be ", count, " contiguous float32 numbers on the CPU");
+  return static_cast<const float*>(t.const_data_ptr());
+}
+
+SafemParams check_safem(const char* op, const Tensor& input, int64_t groups, double scale, bool attends) {
+  check_input(op, input);
+  DANET_CHECK(input.scalar_type() == ScalarType::Float, op, ": input must be float32");
+  const SafemParams p{input.size(0), input.size(1), input.size(2), input.size(3), groups, scale, attends};
+  DANET_CHECK(p.C >= 1 && groups >= 1 && p.C % groups == 0, op, ": groups must divide C");
+  return p;
+}
+
+// The CPU's own layout of the weights (see safem.h); without expand and reduce for sdc_mean.
+Tensor prepare_safem(
+    const Tensor& depthwise, const Tensor& depthwise_bias, const Tensor& predictor, const Tensor& predictor_bias,
+    const std::optional<Tensor>& expand, const std::optional<Tensor>& expand_bias, const std::optional<Tensor>& reduce,
+    const std::optional<Tensor>& reduce_bias, int64_t groups) {
+  const char* op = "prepare_safem";
+  const int64_t C = depthwise.size(0), predicted = 3 * kSafemTaps * groups;
+  const bool attends = expand && expand_bias && reduce && reduce_bias;
+  DANET_CHECK(C >= 1 && groups >= 1 && C % groups == 0, op, ": groups must divide C");
+  const SafemParams p{0, C, 0, 0, groups, 1, attends};
+  SafemWeights weights{
+      floats(op, "depthwise", depthwise, C * kSafemTaps), floats(op, "depthwise_bias", depthwise_bias, C),
+      floats(op, "predictor", predictor, predicted * C), floats(op, "predictor_bias", predictor_bias, predicted),
+      nullptr, nullptr, nullptr, nullptr};
+  if (attends) {
+    weights.expand = floats(op, "expand", *expand, 2 * C * C);
+    weights.expand_bias = floats(op, "expand_bias", *expand_bias, 2 * C);
+    weights.reduce = floats(op, "reduce", *reduce, 2 * C * C);
+    weights.reduce_bias = floats(op, "reduce_bias", *reduce_bias, C);
+  }
+  const SafemKernels& kernels = DANET_KERNELS(safem_kernels, DType::kFloat);
+  const Tensor prepared = torch::stable::empty({kernels.prepared_size(p)}, ScalarType::Float);
+  kernels.prepare(p, weights, static_cast<float*>(prepared.mutable_data_ptr()));
+  return prepared;
+}
+
+// Pixels in a block: enough for the panels of weights to be used from the cache, few enough to stay there.
+int64_t block_pixels(const SafemParams& p) { return p.C <= 128 ? 96 : 48; }
+
+// body(unit, n, begin, end, scratch) for blocks of every image's pixels, of one size and as many for each thread.
+template <typename Body>
+void for_blocks(const SafemParams& p, const SafemKernels& kernels, int64_t& blocks, const Body& body) {
+  const int64_t P = p.H * p.W, threads = torch::stable::get_num_threads();
+  blocks = (P + block_pixels(p) - 1) / block_pixels(p);
+  if (p.N * blocks < 8 * threads) blocks = std::min(P, (blocks + threads - 1) / threads * threads);
+  const int64_t largest = (P + blocks - 1) / blocks;
+  torch::stable::parallel_for(0, p.N * blocks, 1, [&](int64_t first, int64_t last) {
+    Scratch scratch(kernels.scratch_size(p, largest));
+    for (int64_t unit = first; unit < last; ++unit) {
+      const int64_t block = unit % blocks;
+      body(unit, unit / blocks, P * block / blocks, P * (block + 1) / blocks, scratch.get());
+    }
+  });
+}
+
+Tensor safem(
+    const Tensor& input, const Tensor& prepared, const std::optional<Tensor>& up, const std::optional<Tensor>& weight,
+    int64_t groups, double scale) {
+  const SafemParams p = check_safem("safem", input, groups, scale, true);
+  const SafemKernels& kernels = DANET_KERNELS(safem_kernels, DType::kFloat);
+  const float* weights = floats("safem", "prepared", prepared, kernels.prepared_size(p));
+  DANET_CHECK(up.has_value() == weight.has_value(), "safem: up and weight come together");
+  std::optional<Image> deep;
+  const float* own = nullptr;
+  if (up) {
+    check_like("safem", "up", *up, input, {p.N, 4 * p.C, (p.H + 1) / 2, (p.W + 1) / 2});
+    own = floats("safem", "weight", *weight, p.N * p.C);
+    deep.emplace(*up);
+  }
+  const Image x(input), out(empty_image(input, input.sizes()));
+  const ImageView none{nullptr, 0, 0};
+  int64_t blocks;
+  if (p.N * p.H * p.W == 0) return out.tensor;
+  for_blocks(p, kernels, blocks, [&](int64_t, int64_t n, int64_t begin, int64_t end, char* scratch) {
+    kernels.forward(
+        p, x.view, weights, deep ? deep->view : none, own ? own + n * p.C : nullptr, out.view, n, begin, end, scratch);
+  });
+  return out.tensor;
+}
+
+Tensor sdc_mean(const Tensor& input, const Tensor& prepared, int64_t groups) {
+  const SafemParams p = check_safem("sdc_mean", input, groups, 1, false);
+  const SafemKernels& kernels = DANET_KERNELS(safem_kernels, DType::kFloat);
+  const float* weights = floats("sdc_mean", "prepared", prepared, kernels.prepared_size(p));
+  DANET_CHECK(p.H * p.W > 0, "sdc_mean: input must have pixels");
+  const Image x(input);
+  const Tensor mean = torch::stable::empty({p.N, p.C, 1, 1}, ScalarType::Float);
+  const Scratch sums(std::max<int64_t>(1, p.N * p.H * p.W * p.C) * int64_t(sizeof(float)));
+  float* sum = reinterpret_cast<float*>(sums.get());
+  int64_t blocks = 0;
+  for_blocks(p, kernels, blocks, [&](int64_t unit, int64_t n, int64_t begin, int64_t end, char* scratch) {
+    kernels.sum(p, x.view, weights, sum + unit * p.C, n, begin, end, scratch);
+  });
+  // In the order of the blocks, whatever thread computed them.
+  float* result = static_cast<float*>(mean.mutable_data_ptr());
+  for (int64_t n = 0; n < p.N; ++n)
+    for (int64_t c = 0; c < p.C; ++c) {
+      double total = 0;
+      for (int64_t block = 0; block < blocks; ++block) total += sum[(n * blocks + block) * p.C + c];
+      result[n * p.C + c] = float(total / double(p.H * p.W));
+    }
+  return mean;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(danet, CPU, library) {
+  library.impl("prepare_safem", TORCH_BOX(&prepare_safem));
+  library.impl("safem", TORCH_BOX(&safem));
+  library.impl("sdc_mean", TORCH_BOX(&sdc_mean));
+}
+
+}  // namespace danet

@@ -1,0 +1,202 @@
+// The CPU kernels of SaFEM. A block of pixels goes through all steps while it is in the second-level cache: what lies
+// between them never reaches memory.
+#include "safem.h"
+
+#include "../common/matrix.h"
+#include "../sdc/sdc_gather.h"
+#include "../softmax_gate/softmax_rows.h"
+
+namespace danet {
+namespace {
+
+constexpr int L = kLanes<float>;
+
+int64_t padded(int64_t columns) { return panels_of(columns) * kPanel; }
+
+// Where the parts of the prepared weights begin, in floats.
+struct Layout {
+  int64_t depthwise, depthwise_bias, predictor, predictor_bias, expand, expand_bias, reduce, reduce_bias, size;
+
+  explicit Layout(const SafemParams& p) {
+    const int64_t C = padded(p.C), predicted = padded(3 * kSafemTaps * p.G), hidden = padded(2 * p.C);
+    depthwise = 0;
+    depthwise_bias = depthwise + kSafemTaps * C;
+    predictor = depthwise_bias + C;
+    predictor_bias = predictor + predicted * p.C;
+    expand = predictor_bias + predicted;
+    expand_bias = expand + (p.attends ? hidden * p.C : 0);
+    reduce = expand_bias + (p.attends ? hidden : 0);
+    reduce_bias = reduce + (p.attends ? C * 2 * p.C : 0);
+    size = reduce_bias + (p.attends ? C : 0);
+  }
+};
+
+int64_t prepared_size(const SafemParams& p) { return Layout(p).size; }
+
+void prepare(const SafemParams& p, const SafemWeights& weights, float* prepared) {
+  const Layout at(p);
+  const int64_t predicted = 3 * kSafemTaps * p.G;
+  std::memset(prepared, 0, size_t(at.size) * sizeof(float));
+  for (int64_t c = 0; c < p.C; ++c)
+    for (int64_t k = 0; k < kSafemTaps; ++k)
+      prepared[at.depthwise + k * padded(p.C) + c] = weights.depthwise[c * kSafemTaps + k];
+  std::memcpy(prepared + at.depthwise_bias, weights.depthwise_bias, size_t(p.C) * sizeof(float));
+  pack_panels(weights.predictor, predicted, p.C, prepared + at.predictor);
+  std::memcpy(prepared + at.predictor_bias, weights.predictor_bias, size_t(predicted) * sizeof(float));
+  if (!p.attends) return;
+  pack_panels(weights.expand, 2 * p.C, p.C, prepared + at.expand);
+  std::memcpy(prepared + at.expand_bias, weights.expand_bias, size_t(2 * p.C) * sizeof(float));
+  pack_panels(weights.reduce, p.C, 2 * p.C, prepared + at.reduce);
+  std::memcpy(prepared + at.reduce_bias, weights.reduce_bias, size_t(p.C) * sizeof(float));
+}
+
+// A block's rows: features between the steps, then predictions, hidden layer.
+struct Rows {
+  int64_t C, predicted, hidden;  // floats of a row
+  float *features, *predictions, *hiddens;
+
+  Rows(const SafemParams& p, int64_t pixels, char* scratch)
+      : C(padded(p.C)), predicted(padded(3 * kSafemTaps * p.G)), hidden(padded(2 * p.C)),
+        features(reinterpret_cast<float*>(scratch)), predictions(features + pixels * C),
+        hiddens(predictions + pixels * predicted) {}
+};
+
+int64_t scratch_size(const SafemParams& p, int64_t pixels) {
+  const Rows rows(p, pixels, nullptr);
+  return 4 * pixels * (rows.C + rows.predicted + rows.hidden);
+}
+
+// x * Phi(x), Phi the normal distribution: its tail by Abramowitz and Stegun, 7.1.26, to 1e-7.
+DANET_INLINE F gelu(F x) {
+  const F z = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
+  F tail = t * 0.5307027145f - 0.7265760135f;
+  tail = tail * t + 0.7107068705f;
+  tail = tail * t - 0.142248368f;
+  tail = tail * t + 0.127414796f;
+  tail = tail * t * exp_moderate(-at_most(z * z, 80.0f));
+  return x * (x < 0.0f ? tail : 1.0f - tail);
+}
+
+// Rows times a layer's panels, plus bias, through `activation`.
+template <typename Activation>
+DANET_INLINE void apply_layer(
+    const float* rows, int64_t count, int64_t stride, const float* weight, const float* bias, int64_t C,
+    int64_t columns, float* out, int64_t out_stride, const Activation& activation) {
+  for (int64_t panel = 0; panel < panels_of(columns); ++panel, weight += C * kPanel, bias += kPanel, out += kPanel) {
+    const F low_bias = load(bias), high_bias = load(bias + L);
+    multiply_rows(rows, count, stride, weight, C, [&](int64_t row, F low, F high) __attribute__((always_inline)) {
+      store(out + row * out_stride, activation(low + low_bias));
+      store(out + row * out_stride + L, activation(high + high_bias));
+    });
+  }
+}
+
+// relu(depthwise(x) + bias) of one pixel.
+DANET_INLINE void look_around(
+    const SafemParams& p, const ImageView& input, const float* weight, const float* bias, int64_t n, int64_t i,
+    float* out) {
+  const int64_t y = i / p.W, x = i - y * p.W, C_pad = padded(p.C);
+  const float *pixels[kSafemTaps], *weights[kSafemTaps];
+  int count = 0;
+  for (int64_t k = 0; k < kSafemTaps; ++k) {
+    const int64_t row = y + k / 3 - 1, column = x + k % 3 - 1;
+    if (row < 0 || row >= p.H || column < 0 || column >= p.W) continue;
+    pixels[count] = input.pixel<float>(n, row * p.W + column);
+    weights[count++] = weight + k * C_pad;
+  }
+  for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    F sum = load(bias + c);
+    for (int k = 0; k < count; ++k) sum += load(weights[k] + c) * load_channels(pixels[k] + c, lanes);
+    store(out + c, at_least(sum, 0.0f));
+  });
+}
+
+// z of pixels [begin, end) to rows.features.
+void sample(
+    const SafemParams& p, const ImageView& input, const float* prepared, int64_t n, int64_t begin, int64_t end,
+    Rows& rows) {
+  const Layout at(p);
+  const int64_t count = end - begin, J = kSafemTaps * p.G, D = p.C / p.G;
+  for (int64_t i = begin; i < end; ++i)
+    look_around(
+        p, input, prepared + at.depthwise, prepared + at.depthwise_bias, n, i, rows.features + (i - begin) * rows.C);
+  apply_layer(
+      rows.features, count, rows.C, prepared + at.predictor, prepared + at.predictor_bias, p.C, 3 * J,
+      rows.predictions, rows.predicted, [](F v) { return v; });
+
+  const SdcParams sdc{p.N, p.C, p.H, p.W, p.G, kSafemTaps, p.H, p.W, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, true, false};
+  Taps<float> taps(sdc);
+  const Corners corners(sdc, input, 0, p.H);
+  for (int64_t i = begin; i < end; ++i) {
+    const float* predicted = rows.predictions + (i - begin) * rows.predicted;
+    const int64_t y = i / p.W, x = i - y * p.W;
+    for (int64_t g = 0; g < p.G; g += taps.groups) {
+      const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
+      const Place<float, float> place{
+          predicted + 2 * g * kSafemTaps, predicted + 2 * J + g * kSafemTaps, float(sdc_start(sdc, 0) + double(y)),
+          float(sdc_start(sdc, 1) + double(x)), groups * kSafemTaps, uint32_t(input.pixel_stride), 0};
+      const float* image = input.pixel<float>(n, 0) + g * D;
+      float* z = rows.features + (i - begin) * rows.C + g * D;
+      if (danet::prepare<false>(sdc, taps, place))
+        gather<true>(taps, groups, kSafemTaps, true, corners, image, z, D);
+      else
+        gather<false>(taps, groups, kSafemTaps, true, corners, image, z, D);
+    }
+  }
+}
+
+void forward(
+    const SafemParams& p, ImageView input, const float* prepared, ImageView up, const float* weight, ImageView out,
+    int64_t n, int64_t begin, int64_t end, char* scratch) {
+  const Layout at(p);
+  const int64_t count = end - begin;
+  Rows rows(p, count, scratch);
+  sample(p, input, prepared, n, begin, end, rows);
+  apply_layer(
+      rows.features, count, rows.C, prepared + at.expand, prepared + at.expand_bias, p.C, 2 * p.C, rows.hiddens,
+      rows.hidden, [](F v) { return gelu(v); });
+  apply_layer(
+      rows.hiddens, count, rows.hidden, prepared + at.reduce, prepared + at.reduce_bias, 2 * p.C, p.C, rows.features,
+      rows.C, [](F v) { return v; });
+
+  const int64_t up_W = (p.W + 1) / 2;
+  for (int64_t i = begin; i < end; ++i) {
+    float* exps = rows.hiddens + (i - begin) * rows.hidden;
+    const float* logits = rows.features + (i - begin) * rows.C;
+    const float factor = float(p.scale * double(p.C)) / exponentials(logits, exps, p.C);
+    const float* x = input.pixel<float>(n, i);
+    float* result = out.pixel<float>(n, i);
+    if (up.data == nullptr) {
+      for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+        store_channels(result + c, load(exps + c) * factor * load_channels(x + c, lanes), lanes);
+      });
+      continue;
+    }
+    const int64_t row = i / p.W, column = i - row * p.W;
+    const float* deep = up.pixel<float>(n, row / 2 * up_W + column / 2) + (row % 2 * 2 + column % 2) * p.C;
+    for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      const F own = load_channels(weight + c, lanes) * load_channels(x + c, lanes);
+      store_channels(result + c, load(exps + c) * factor * load_channels(deep + c, lanes) + own, lanes);
+    });
+  }
+}
+
+void sum(
+    const SafemParams& p, ImageView input, const float* prepared, float* sum, int64_t n, int64_t begin, int64_t end,
+    char* scratch) {
+  Rows rows(p, end - begin, scratch);
+  sample(p, input, prepared, n, begin, end, rows);
+  for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    F total{};
+    for (int64_t i = 0; i < end - begin; ++i) total += load(rows.features + i * rows.C + c);
+    store_channels(sum + c, total, lanes);
+  });
+}
+
+constexpr SafemKernels kKernels = {prepared_size, prepare, scratch_size, forward, sum};
+
+}  // namespace
+
+const SafemKernels& DANET_ISA::safem_kernels(DType) { return kKernels; }
+
+}  // namespace danet

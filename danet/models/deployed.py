@@ -1,0 +1,173 @@
+"""DANet for inference: ``model.deploy()``.
+
+Everything that training needs apart is joined: branches and norms of an MBB into one convolution, SaFEM into one pass
+(w_g in the FFN's first layer), ACFA's combination of two levels into the pass of its SaFEM, both towers of the head into
+one.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danet.boxes import Detections
+from danet.models.acfa import ACFA
+from danet.models.blocks import FFN, FusedMBB, MBB, fold_norm
+from danet.models.head import Head
+from danet.models.safem import SaFEM
+from danet.ops import SDC, prepare_safem, safem, sdc_mean
+
+EXPAND, REDUCE = slice(4, 6), slice(6, 8)
+"""Where an FFN's two layers stand among the weights of ``prepare_safem``."""
+
+
+class SafemWeights(nn.Module):
+    """The weights of ``safem`` (without ``ffn``: of ``sdc_mean``), prepared anew wherever they are moved.
+
+    ``expand`` and ``reduce`` are the FFN's layers, the first one with w_g of the SDC folded in.
+    """
+
+    def __init__(self, sdc: SDC, ffn: FFN | None = None) -> None:
+        super().__init__()
+        self.groups = sdc.groups
+        depthwise, depthwise_bias = fold_norm(sdc.depthwise.weight, sdc.norm)
+        tensors = [depthwise, depthwise_bias, sdc.predictor.weight, sdc.predictor.bias]
+        if ffn is not None:
+            tensors += folded_ffn(sdc, ffn)
+        for i, tensor in enumerate(tensors):
+            self.register_buffer(f"_{i}", tensor.detach().to(sdc.predictor.weight.dtype).contiguous())
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.prepared = prepare_safem(*self.buffers(), groups=self.groups)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._prepare()
+        return self
+
+
+def folded_ffn(sdc: SDC, ffn: FFN) -> list[Tensor]:
+    """Weights and biases of ``ffn(sdc.projection(z))`` as two layers, expand and reduce."""
+    expand = ffn[0].weight.double()[:, :, 0, 0] @ sdc.projection.weight.double()[:, :, 0, 0]
+    dtype = ffn[0].weight.dtype
+    return [expand[:, :, None, None].to(dtype), ffn[0].bias, ffn[2].weight, ffn[2].bias]
+
+
+class FusedSaFEM(nn.Module):
+    """A SaFEM in one pass."""
+
+    def __init__(self, module: SaFEM) -> None:
+        super().__init__()
+        self.scale = module.scale
+        self.weights = SafemWeights(module.sdc, module.ffn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return safem(x, self.weights.prepared, scale=self.scale)
+
+
+class FusedACFA(nn.Module):
+    """An ACFA whose sum of two levels is the end of its SaFEM's pass (the literal form is left as it is)."""
+
+    def __init__(self, module: ACFA) -> None:
+        super().__init__()
+        self.scale = module.spatial.scale
+        self.shallow = SafemWeights(module.spatial.sdc, module.spatial.ffn)
+        self.deep = SafemWeights(module.sdc)
+        expand, expand_bias, reduce, reduce_bias = folded_ffn(module.sdc, module.ffn)
+        # [C, C, 2, 2] of a transposed convolution that does not overlap: a 1x1 one to 4 C channels, pixel by pixel.
+        up = module.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]
+        tensors = {
+            "expand": expand[:, :, 0, 0],
+            "expand_bias": expand_bias,
+            "reduce": reduce[:, :, 0, 0],
+            "reduce_bias": reduce_bias,
+            "up": up,
+            "up_bias": module.deconv.bias.repeat(4),
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor.detach().clone())
+
+    def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        mean = sdc_mean(deep, self.deep.prepared).flatten(1)
+        hidden = F.gelu(F.linear(mean, self.expand, self.expand_bias))
+        w_d = torch.sigmoid(F.linear(hidden, self.reduce, self.reduce_bias))
+        up = F.conv2d(deep, self.up, self.up_bias)
+        return safem(shallow, self.shallow.prepared, up=up, weight=w_d, scale=self.scale)
+
+
+class FusedTower(nn.Module):
+    """Both towers of a head at one level: their MBBs see the same features and are one convolution."""
+
+    def __init__(self, classify: nn.Sequential, regress: nn.Sequential) -> None:
+        super().__init__()
+        blocks = [classify[0].fuse(), regress[0].fuse()]
+        self.channels = blocks[0].weight.shape[0]
+        self.blocks = FusedMBB(torch.cat([b.weight for b in blocks]), torch.cat([b.bias for b in blocks]))
+        self.classify, self.regress = (
+            FusedMBB(tower[1].weight.detach(), tower[1].bias.detach(), relu=False) for tower in (classify, regress)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.blocks(x)
+        return self.classify(y[:, : self.channels]), self.regress(y[:, self.channels :])
+
+
+class DeployedDANet(nn.Module):
+    """What ``DANet.deploy`` returns: called as a DANet, forward only.
+
+    Args:
+        network: a DANet of its own, in eval mode; it is changed.
+        dtype: of the weights and activations; scores and boxes are float32.
+    """
+
+    def __init__(self, network: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        _replace(network)
+        network.head = FusedHead(network.head)
+        self.network = network.to(device=device, dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
+        self.config = network.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.backbone.stem.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.backbone.stem.weight.device
+
+    def forward(self, images: Tensor):
+        """Images ``[N, input_channels, H, W]`` of any float type on any device -> ``Output``, see ``DANet``."""
+        images = images.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
+        return self.network(images)
+
+    def decode(self, output, **options) -> list[Detections]:
+        """As ``DANet.decode``."""
+        return self.network.decode(output, **options)
+
+
+class FusedHead(nn.Module):
+    """A head with one tower a level; scores and boxes are those of the head it was made of."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        pairs = zip(head.classify, head.regress, strict=True)
+        self.towers = nn.ModuleList(FusedTower(classify, regress) for classify, regress in pairs)
+        del head.classify, head.regress
+        self.scores, self.boxes = head.scores, head.boxes
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        predictions = [tower(feature) for tower, feature in zip(self.towers, features, strict=True)]
+        return [logits for logits, _ in predictions], [deltas for _, deltas in predictions]
+
+
+def _replace(parent: nn.Module) -> None:
+    """Replaces what is below ``parent`` by its fused form."""
+    for name, child in parent.named_children():
+        if isinstance(child, MBB):
+            setattr(parent, name, child.fuse())
+        elif isinstance(child, SaFEM):
+            setattr(parent, name, FusedSaFEM(child))
+        elif isinstance(child, ACFA) and not child.literal:
+            setattr(parent, name, FusedACFA(child))
+        elif not isinstance(child, Head):
+            _replace(child)
