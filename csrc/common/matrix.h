@@ -17,15 +17,19 @@ constexpr int kRows = kVectorBytes == 64 ? 12 : 6;
 
 inline int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
-// finish(row, low, high) with the two vectors of sum_c rows[row][c] * weight[c][panel]; rows are `stride` apart.
+// finish(row, low, high) with the two vectors of sum_c rows[row][c] * weight[c][panel]; rows are `stride` apart. While the
+// first rows of a panel are worked on, the panel at `next` comes into the second-level cache.
 template <int kCount, typename Finish>
 DANET_INLINE void multiply(
-    const float* rows, int64_t first, int64_t stride, const float* weight, int64_t C, const Finish& finish) {
+    const float* rows, int64_t first, int64_t stride, const float* weight, const float* next, int64_t C,
+    const Finish& finish) {
   constexpr int L = kLanes<float>;
   F sum[kCount][2] = {};
   rows += first * stride;
   for (int64_t c = 0; c < C; ++c) {
     F w0 = load(weight + c * kPanel), w1 = load(weight + c * kPanel + L);
+    if (first == 0)
+      for (int line = 0; line < kPanel; line += 16) __builtin_prefetch(next + c * kPanel + line, 0, 2);
 #pragma GCC unroll 12
     for (int t = 0; t < kCount; ++t) {
       F value = broadcast<float>(rows[t * stride + c]);
@@ -37,19 +41,30 @@ DANET_INLINE void multiply(
   for (int t = 0; t < kCount; ++t) finish(first + t, sum[t][0], sum[t][1]);
 }
 
+// In parts of at most kRows rows, as equal as can be.
 template <typename Finish>
 DANET_INLINE void multiply_rows(
-    const float* rows, int64_t count, int64_t stride, const float* weight, int64_t C, const Finish& finish) {
-  int64_t t = 0;
-  auto step = [&](auto some) __attribute__((always_inline)) {
-    multiply<some()>(rows, t, stride, weight, C, finish);
-    t += some();
-  };
-  while (count - t >= kRows) step(std::integral_constant<int, kRows>{});
-  if (kRows > 8 && count - t >= 8) step(std::integral_constant<int, 8>{});
-  if (count - t >= 4) step(std::integral_constant<int, 4>{});
-  while (count - t >= 2) step(std::integral_constant<int, 2>{});
-  if (count - t >= 1) step(std::integral_constant<int, 1>{});
+    const float* rows, int64_t count, int64_t stride, const float* weight, const float* next, int64_t C,
+    const Finish& finish) {
+  const int64_t parts = (count + kRows - 1) / kRows;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = count * part / parts;
+    auto step = [&](auto some) { multiply<some()>(rows, first, stride, weight, next, C, finish); };
+    switch (count * (part + 1) / parts - first) {
+      case 1: step(std::integral_constant<int, 1>{}); break;
+      case 2: step(std::integral_constant<int, 2>{}); break;
+      case 3: step(std::integral_constant<int, 3>{}); break;
+      case 4: step(std::integral_constant<int, 4>{}); break;
+      case 5: step(std::integral_constant<int, 5>{}); break;
+      case 6: step(std::integral_constant<int, 6>{}); break;
+      case 7: step(std::integral_constant<int, kRows < 7 ? 1 : 7>{}); break;
+      case 8: step(std::integral_constant<int, kRows < 7 ? 1 : 8>{}); break;
+      case 9: step(std::integral_constant<int, kRows < 7 ? 1 : 9>{}); break;
+      case 10: step(std::integral_constant<int, kRows < 7 ? 1 : 10>{}); break;
+      case 11: step(std::integral_constant<int, kRows < 7 ? 1 : 11>{}); break;
+      case 12: step(std::integral_constant<int, kRows < 7 ? 1 : 12>{}); break;
+    }
+  }
 }
 
 // The panels of weight [columns, C].

@@ -46,7 +46,7 @@ struct RepConvKernels {
       const RepConvParams&, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
       int64_t end);
   // Few input channels, any stride: windows as rows of a matrix product. The weight as panels [ceil(C_out / panel), 9*C,
-  // panel]; output pixels n * H_out * W_out + i of [begin, end).
+  // panel]; output rows n * H_out + y of [begin, end).
   void (*few_inputs)(
       const RepConvParams&, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
       int64_t end);

@@ -108,7 +108,7 @@ Tensor rep_conv(
     return out.tensor;
   }
   if (method == Method::kFewInputs) {
-    parallel_for(p.N * p.H_out() * p.W_out(), p.C * p.C_out, [&](int64_t begin, int64_t end) {
+    parallel_for(p.N * p.H_out(), p.W_out() * p.C * p.C_out, [&](int64_t begin, int64_t end) {
       kernels.few_inputs(p, x.view, weights, b, out.view, begin, end);
     });
     return out.tensor;

@@ -14,8 +14,14 @@ struct Window {
   const T* pixels[9];
 
   DANET_INLINE Window(const RepConvParams& p, const ImageView& input, int64_t n, int64_t y, int64_t x, const T* outside) {
+    const int64_t top = y * p.stride - 1, left = x * p.stride - 1;
+    if (top >= 0 && top + 2 < p.H && left >= 0 && left + 2 < p.W) {
+      const T* corner = input.pixel<T>(n, top * p.W + left);
+      for (int k = 0; k < 9; ++k) pixels[k] = corner + (k / 3 * p.W + k % 3) * input.pixel_stride;
+      return;
+    }
     for (int64_t k = 0; k < 9; ++k) {
-      const int64_t row = y * p.stride - 1 + k / 3, column = x * p.stride - 1 + k % 3;
+      const int64_t row = top + k / 3, column = left + k % 3;
       const bool inside = row >= 0 && row < p.H && column >= 0 && column < p.W;
       pixels[k] = inside ? input.pixel<T>(n, row * p.W + column) : outside;
     }
@@ -85,35 +91,67 @@ void few_outputs(
   }
 }
 
+// finish(r, low, high) for kRows pixels: the sums over their windows, whose values of tap k are at taps[k], `step` apart
+// from pixel to pixel.
+template <typename Finish>
+DANET_INLINE void multiply_windows(
+    const float* const (&taps)[9], int64_t step, const float* weight, int64_t C, const Finish& finish) {
+  F sum[kRows][2] = {};
+  for (int k = 0; k < 9; ++k)
+    for (int64_t c = 0; c < C; ++c, weight += kPanel) {
+      const F w0 = load(weight), w1 = load(weight + kLanes<float>);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        const F value = broadcast<float>(taps[k][r * step + c]);
+        sum[r][0] += value * w0;
+        sum[r][1] += value * w1;
+      }
+    }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) finish(r, sum[r][0], sum[r][1]);
+}
+
 template <typename T>
 void few_inputs(
     const RepConvParams& p, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
     int64_t end) {
   constexpr int L = kLanes<float>;
-  const T zeros[8] = {};
-  const int64_t P = p.H_out() * p.W_out(), K = 9 * p.C;
-  float rows[kRows * 9 * 8];
-  T* pixels[kRows];
-  for (int64_t first = begin; first < end; first += kRows) {
-    const int64_t count = end - first < kRows ? end - first : kRows;
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t n = (first + r) / P, i = first + r - n * P, y = i / p.W_out();
-      const Window<T> window(p, input, n, y, i - y * p.W_out(), zeros);
-      for (int64_t k = 0; k < 9; ++k)
-        for (int64_t c = 0; c < p.C; ++c) rows[r * K + k * p.C + c] = to_compute(window.pixels[k][c]);
-      pixels[r] = out.pixel<T>(n, i);
-    }
-    for (int64_t o = 0; o < p.C_out; o += kPanel) {
-      const auto finish = [&](int64_t r, int64_t channel, F value) __attribute__((always_inline)) {
-        if (channel >= p.C_out) return;
-        const int lanes = channel + L <= p.C_out ? 0 : int(p.C_out - channel);
-        if (bias != nullptr) value += load_channels(static_cast<const T*>(bias) + channel, lanes);
-        store_channels(pixels[r] + channel, p.relu ? at_least(value, 0.0f) : value, lanes);
-      };
-      multiply_rows(rows, count, K, weight + o * K, K, [&](int64_t r, F low, F high) __attribute__((always_inline)) {
-        finish(r, o, low);
-        finish(r, o + L, high);
-      });
+  const T zeros[kFew] = {};
+  const int64_t K = 9 * p.C, H_out = p.H_out(), W_out = p.W_out();
+  float copies[kRows * 9 * kFew] = {};
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = row / H_out, y = row - n * H_out, top = y * p.stride - 1;
+    for (int64_t x = 0; x < W_out; x += kRows) {
+      const int64_t count = W_out - x < kRows ? W_out - x : kRows, left = x * p.stride - 1;
+      const bool inside = top >= 0 && top + 2 < p.H && left >= 0 && left + (kRows - 1) * p.stride + 2 < p.W;
+      const float* taps[9];
+      int64_t step = K;
+      if (std::is_same<T, float>::value && inside) {  // in place: the windows are read where they lie
+        const Window<float> window(p, input, n, y, x, nullptr);
+        for (int k = 0; k < 9; ++k) taps[k] = window.pixels[k];
+        step = p.stride * input.pixel_stride;
+      } else {
+        for (int64_t r = 0; r < count; ++r) {
+          const Window<T> window(p, input, n, y, x + r, zeros);
+          for (int64_t k = 0; k < 9; ++k)
+            for (int64_t c = 0; c < p.C; ++c) copies[r * K + k * p.C + c] = to_compute(window.pixels[k][c]);
+        }
+        for (int k = 0; k < 9; ++k) taps[k] = copies + k * p.C;
+      }
+      T* pixels = out.pixel<T>(n, y * W_out + x);
+      for (int64_t o = 0; o < p.C_out; o += kPanel) {
+        const auto finish = [&](int64_t r, int64_t channel, F value) __attribute__((always_inline)) {
+          if (channel >= p.C_out || r >= count) return;
+          const int lanes = channel + L <= p.C_out ? 0 : int(p.C_out - channel);
+          if (bias != nullptr) value += load_channels(static_cast<const T*>(bias) + channel, lanes);
+          store_channels(
+              pixels + r * out.pixel_stride + channel, p.relu ? at_least(value, 0.0f) : value, lanes);
+        };
+        multiply_windows(taps, step, weight + o * K, p.C, [&](int64_t r, F low, F high) __attribute__((always_inline)) {
+          finish(r, o, low);
+          finish(r, o + L, high);
+        });
+      }
     }
   }
 }

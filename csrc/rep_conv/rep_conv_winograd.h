@@ -170,8 +170,9 @@ void forward(
   for (int64_t panel = first; panel < last; ++panel) {
     for (int64_t k = 0; k < 36; ++k) {
       float* product = products + k * plane_out;
+      const float* weight = prepared + (k * panels + panel) * p.C * kPanel;
       multiply_rows(
-          transformed + k * plane_in, tiles, C_pad, prepared + (k * panels + panel) * p.C * kPanel, p.C,
+          transformed + k * plane_in, tiles, C_pad, weight, weight + panels * p.C * kPanel, p.C,
           [&](int64_t t, F low, F high) __attribute__((always_inline)) {
             store(product + t * kPanel, low);
             store(product + t * kPanel + L, high);

@@ -247,6 +247,10 @@ REP_CONV_CASES = {
     "one of each": (1, 1, 1, 1, 1, 1),
     "8 channels": (1, 8, 8, 3, 3, 1),
     "40 channels": (2, 72, 40, 9, 11, 2),
+    "few outputs": (2, 30, 5, 6, 7, 1),
+    "few outputs, one": (1, 64, 1, 3, 9, 1),
+    "few inputs": (2, 3, 40, 5, 27, 1),
+    "few inputs, stride 2": (2, 1, 70, 9, 31, 2),
     "no image": (0, 16, 16, 4, 4, 1),
 }
 
