@@ -2,11 +2,11 @@
 //
 //   out[n, o, y, x] = relu(bias[o] + sum_{c, i, j < 3} weight[o, c, i, j] * input[n, c, y*s - 1 + i, x*s - 1 + j])
 //
-// At stride 1 by Winograd's F(4x4, 3x3): output tiles of 4x4 from input tiles of 6x6,
+// On the CPU mostly by Winograd's method: output tiles of 4x4 from input tiles of 6x6 (at stride 2 of 9x9),
 //
 //   out tile = A^T [ sum_c (G w G^T) * (B^T d B) ] A
 //
-// with 36 multiplications for 16 outputs instead of 144. G w G^T of all o and c is the prepared weight.
+// with 36 (81) multiplications for 16 outputs instead of 144. G w G^T of all o and c is the prepared weight.
 #pragma once
 
 #include <cstdint>
@@ -27,19 +27,23 @@ struct RepConvParams {
 // Fewer channels than this are few; and the most that few_outputs reads beside the image.
 constexpr int64_t kFew = 8, kFewChannels = 4096;
 
-// The CPU kernels of one type. Winograd, stride 1: tiles are numbered row after row, image after image.
-struct RepConvKernels {
-  // Output channels in a panel of the prepared weight, [36, ceil(C_out / panel), C, panel] floats.
-  int64_t panel;
+// Winograd's convolution at one stride. Tiles of 4x4 outputs are numbered row after row, image after image.
+struct WinogradKernels {
   // Tiles that are worked on together.
   int64_t (*tiles_at_once)(const RepConvParams&);
   int64_t (*scratch_size)(const RepConvParams&, int64_t tiles);
-  // weight [C_out, C, 3, 3], contiguous; panels [begin, end) of prepared.
+  // weight [C_out, C, 3, 3], contiguous; panels [begin, end) of prepared, [36, ceil(C_out / panel), C, panel] floats.
   void (*prepare)(const RepConvParams&, const void* weight, float* prepared, int64_t begin, int64_t end);
   // Tiles [begin, end), panels [first, last); bias [C_out] or null.
   void (*forward)(
       const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
       int64_t end, int64_t first, int64_t last, char* scratch);
+};
+
+// The CPU kernels of one type.
+struct RepConvKernels {
+  int64_t panel;                // output channels in a panel of the prepared weight
+  WinogradKernels winograd[2];  // for stride 1 and 2
   // Few output channels, stride 1: a pixel's window times each of them. The weight as [C_out, 9, C] floats; C_out up to
   // 8. Output rows n * H + y of [begin, end).
   void (*few_outputs)(

@@ -25,7 +25,7 @@ enum class Method { kWinograd, kFewOutputs, kFewInputs, kLibrary };
 Method method_of(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
   if (type == ScalarType::Double || (type == ScalarType::BFloat16 && has_bfloat16_units())) return Method::kLibrary;
   if (C < kFew) return Method::kFewInputs;
-  if (stride != 1) return Method::kLibrary;
+  if (C_out < kFew && stride != 1) return Method::kLibrary;
   if (C_out < kFew) return C <= kFewChannels ? Method::kFewOutputs : Method::kLibrary;
   return Method::kWinograd;
 }
@@ -67,7 +67,7 @@ Tensor prepare_rep_conv(const Tensor& weight, int64_t stride) {
   if (method == Method::kWinograd) {
     const Tensor dense = torch::stable::contiguous(weight);
     parallel_for(prepared.size(1), p.C * kernels.panel * 100, [&](int64_t begin, int64_t end) {
-      kernels.prepare(p, dense.const_data_ptr(), to, begin, end);
+      kernels.winograd[stride - 1].prepare(p, dense.const_data_ptr(), to, begin, end);
     });
   } else if (method != Method::kLibrary) {
     const Tensor wide = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
@@ -115,16 +115,18 @@ Tensor rep_conv(
   }
 
   // Blocks of tiles, all of one size; where they are few, also parts of the panels, to give every thread as much.
-  const int64_t tiles = p.N * ((p.H + 3) / 4) * ((p.W + 3) / 4), threads = torch::stable::get_num_threads();
+  const WinogradKernels& winograd = kernels.winograd[stride - 1];
+  const int64_t tiles = p.N * ((p.H_out() + 3) / 4) * ((p.W_out() + 3) / 4);
+  const int64_t threads = torch::stable::get_num_threads();
   if (tiles == 0) return out.tensor;
-  const int64_t blocks = (tiles + kernels.tiles_at_once(p) - 1) / kernels.tiles_at_once(p);
+  const int64_t blocks = (tiles + winograd.tiles_at_once(p) - 1) / winograd.tiles_at_once(p);
   const int64_t largest = (tiles + blocks - 1) / blocks, panels = expected[1];
   const int64_t parts = blocks >= 4 * threads ? 1 : std::min(panels, threads / std::gcd(blocks, threads));
   torch::stable::parallel_for(0, blocks * parts, 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch(kernels.scratch_size(p, largest));
+    Scratch scratch(winograd.scratch_size(p, largest));
     for (int64_t unit = begin; unit < end; ++unit) {
       int64_t block = unit / parts, part = unit % parts;
-      kernels.forward(
+      winograd.forward(
           p, x.view, weights, b, out.view, tiles * block / blocks,
           tiles * (block + 1) / blocks, panels * part / parts, panels * (part + 1) / parts, scratch.get());
     }

@@ -6,8 +6,8 @@ namespace danet {
 namespace {
 
 template <typename T>
-constexpr RepConvKernels kKernels = {kPanel,     tiles_at_once,  scratch_size<T>, prepare<T>,
-                                     forward<T>, few_outputs<T>, few_inputs<T>};
+constexpr RepConvKernels kKernels = {
+    kPanel, {kWinograd<Stride1, T>, kWinograd<Stride2, T>}, few_outputs<T>, few_inputs<T>};
 
 }  // namespace
 
