@@ -110,8 +110,8 @@ def _expand(argv: list[str], options: type, positionals: Sequence[str], presets:
     """Rewrites what a person types into ``--option=value`` for jsonargparse.
 
     An option takes one word, a list all up to the next option, a tuple as many as it has elements, a
-    ``--switch`` only true or false and none otherwise. Words that are left are the positionals. Presets
-    and then ``--config`` files come first, so that everything typed overrides them.
+    ``--switch`` only true or false and none otherwise; ``--no-switch`` is false. Words that are left are the
+    positionals. Presets and then ``--config`` files come first, so that everything typed overrides them.
     """
     hints = {f"--{name}": hint for name, hint in _fields(options)}
     presets_given: list[str] = []
@@ -125,6 +125,8 @@ def _expand(argv: list[str], options: type, positionals: Sequence[str], presets:
         if not _is_option(option):
             loose.append(option + equals + value)
             continue
+        if not equals and hints.get(positive := option.replace("--no-", "--", 1)) is bool and positive != option:
+            option, equals, value = positive, "=", "false"
         words = [value] if equals else _take(rest, hints.get(option, str))
         given.add(option)
         if option in ("-h", "--help"):

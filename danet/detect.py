@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from rich.console import Console
@@ -61,6 +61,12 @@ class DetectOptions:
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
 
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the network's numbers."""
+
+    deploy: bool = True
+    """Run the network in its fused form; false takes it as it was trained, to compare."""
+
     threads: int | None = None
     """CPU threads of the network; by default all cores."""
 
@@ -107,6 +113,8 @@ def detect(options: DetectOptions) -> int:
         iou_threshold=options.iou,
         max_detections=options.max_detections,
         input_size=parse_size(options.input_size),
+        dtype=getattr(torch, options.dtype),
+        deploy=options.deploy,
     )
     sources = [open_source(source) for source in options.sources]
     for source in sources:

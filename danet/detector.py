@@ -1,5 +1,6 @@
 """The trained detector as people call it: an image in, boxes in that image's pixels out."""
 
+import copy
 import os
 
 import cv2
@@ -18,13 +19,15 @@ class Detector:
     """A model together with its preprocessing and its thresholds.
 
     Args:
-        model: a trained DANet; a fused copy of it is used, the model stays as it is.
+        model: a trained DANet; a deployed copy of it is used (``DANet.deploy``), the model stays as it is.
         score_threshold: detections with a lower score are left out.
         iou_threshold: a detection is dropped where a better one overlaps it by more.
         max_detections: at most so many detections an image.
         input_size: (height, width), or one number for a square, every image is letterboxed to; None keeps
             native sizes.
         metadata: what was saved beside the weights.
+        dtype: of the network, torch.float32, bfloat16 or float16.
+        deploy: False takes a plain copy of the model instead, to compare.
     """
 
     def __init__(
@@ -36,13 +39,17 @@ class Detector:
         max_detections: int = 300,
         input_size: tuple[int, int] | int | None = None,
         metadata: dict | None = None,
+        dtype: torch.dtype = torch.float32,
+        deploy: bool = True,
     ) -> None:
         for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
             if not 0 <= value <= 1:
                 raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
         if isinstance(input_size, int):
             input_size = (input_size, input_size)
-        self.model = model.fused()
+        self.model = model.deploy(dtype=dtype) if deploy else copy.deepcopy(model).eval().to(dtype)
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, dtype
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
@@ -91,8 +98,7 @@ class Detector:
     @torch.inference_mode()
     def forward(self, batch: torch.Tensor, geometry: list) -> tuple[object, list]:
         """Runs the network on the model's device."""
-        device = next(self.model.buffers()).device
-        return self.model(batch.to(device, memory_format=torch.channels_last)), geometry
+        return self.model(batch.to(self.device, self.dtype, memory_format=torch.channels_last)), geometry
 
     @torch.inference_mode()
     def postprocess(self, output: object, geometry: list) -> list[Detections]:

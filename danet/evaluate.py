@@ -87,6 +87,12 @@ class EvaluateOptions:
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a GPU where there is one."""
 
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the network's numbers."""
+
+    deploy: bool = True
+    """Run the network in its fused form; false takes it as it was trained, to compare."""
+
     threads: int | None = None
     """CPU threads of the network; by default all cores."""
 
@@ -132,6 +138,8 @@ def evaluate(options: EvaluateOptions) -> None:
         iou_threshold=options.iou,
         max_detections=options.max_detections,
         input_size=parse_size(options.input_size),
+        dtype=getattr(torch, options.dtype),
+        deploy=options.deploy,
     )
     classes = detector.classes
     target = _choose_target(options, classes, records)

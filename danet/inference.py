@@ -72,7 +72,7 @@ def predict(
     """
     predictions: list[Detections] = []
     speed = Speed()
-    device = next(detector.model.buffers()).device
+    device = detector.device
     batches = list(_batches(records, batch))
     for number, part in enumerate(track(batches, "detecting", quiet=quiet)):
         started = time.perf_counter()

@@ -11,13 +11,17 @@ from danet.config import ModelConfig
 from danet.data.image import levels, normalise
 from danet.data.transforms import letterbox
 from danet.detector import Detector
-from danet.models import build_model
+from danet.models import DANet, build_model
 
 
 @pytest.fixture(scope="module")
-def detector() -> Detector:
+def model() -> DANet:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(name="danet_nano", classes=["drone", "bird"]))
+    return build_model(ModelConfig(name="danet_nano", classes=["drone", "bird"]))
+
+
+@pytest.fixture(scope="module")
+def detector(model) -> Detector:
     return Detector(model, score_threshold=0.0, max_detections=20)
 
 
@@ -67,9 +71,9 @@ def test_paths_and_arrays_and_depths_agree(detector, tmp_path):
     assert_same(detector(image.astype(np.uint16) * 64), expected, atol=1e-2)
 
 
-def test_input_size_is_undone_in_the_boxes(detector):
+def test_input_size_is_undone_in_the_boxes(detector, model):
     image = cv2.resize(frame(16, 24), (96, 64), interpolation=cv2.INTER_CUBIC)
-    fitted = Detector(detector.model, score_threshold=0.0, max_detections=20, input_size=(160, 192))
+    fitted = Detector(model, score_threshold=0.0, max_detections=20, input_size=(160, 192))
     found = fitted(image)
     # What the network itself says of the letterboxed image, scaled by the image's own levels.
     large, _, (scale, (x, y)) = letterbox(image, np.zeros((0, 4), np.float32), (160, 192))
@@ -96,9 +100,9 @@ def test_what_is_no_image_is_named(detector, image, message):
         detector(image)
 
 
-def test_impossible_thresholds_are_named(detector):
+def test_impossible_thresholds_are_named(model):
     with pytest.raises(ValueError, match="score_threshold must lie between 0 and 1"):
-        Detector(detector.model, score_threshold=1.5)
+        Detector(model, score_threshold=1.5)
 
 
 def test_no_images_give_no_detections(detector):

@@ -1,8 +1,8 @@
 """DANet for inference: ``model.deploy()``.
 
 Everything that training needs apart is joined: branches and norms of an MBB into one convolution, SaFEM into one pass
-(w_g in the FFN's first layer), ACFA's combination of two levels into the pass of its SaFEM, both towers of the head into
-one.
+(w_g in the FFN's first layer), ACFA's combination of two levels into the pass of its SaFEM, both towers of the head
+into one.
 """
 
 import torch
@@ -11,13 +11,10 @@ from torch import Tensor, nn
 
 from danet.boxes import Detections
 from danet.models.acfa import ACFA
-from danet.models.blocks import FFN, FusedMBB, MBB, fold_norm
+from danet.models.blocks import FFN, MBB, FusedMBB, fold_norm
 from danet.models.head import Head
 from danet.models.safem import SaFEM
 from danet.ops import SDC, prepare_safem, safem, sdc_mean
-
-EXPAND, REDUCE = slice(4, 6), slice(6, 8)
-"""Where an FFN's two layers stand among the weights of ``prepare_safem``."""
 
 
 class SafemWeights(nn.Module):
