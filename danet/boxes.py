@@ -1,5 +1,6 @@
 """Geometry of boxes: float ``[M, 4]`` tensors (x0, y0, x1, y1) in pixels; pixel i covers [i, i + 1)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -76,6 +77,8 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
         int64 indices of the kept boxes, in descending order of score.
     """
     order = scores.argsort(descending=True, stable=True)
+    if len(order) < 2:
+        return order
     covers = (iou(boxes[order], boxes[order]) > threshold).triu(diagonal=1)
     kept = torch.ones(len(order), dtype=torch.bool, device=boxes.device)
     while True:
@@ -86,7 +89,12 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 
 def select(
-    boxes: Tensor, scores: Tensor, *, score_threshold: float, iou_threshold: float, max_detections: int
+    boxes: Callable[[Tensor], Tensor],
+    scores: Tensor,
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
 ) -> Detections:
     """Turns a head's dense predictions for one image into detections.
 
@@ -95,12 +103,13 @@ def select(
     classes (our decision).
 
     Args:
-        boxes: ``[P, 4]``. scores: ``[P, classes]`` in [0, 1].
+        boxes: gives those of some positions, ``[M] -> [M, 4]``: most positions hold nothing, and need none.
+        scores: ``[P, classes]`` in [0, 1].
     """
     best, labels = scores.max(dim=1)
     candidates = (best > score_threshold).nonzero()[:, 0]
     if len(candidates) > NMS_CANDIDATES:
         candidates = candidates[best[candidates].topk(NMS_CANDIDATES).indices]
-    boxes, best, labels = boxes[candidates].float(), best[candidates].float(), labels[candidates]
-    kept = nms(boxes, best, iou_threshold)[:max_detections]
-    return Detections(boxes[kept], best[kept], labels[kept])
+    found, best, labels = boxes(candidates).float(), best[candidates].float(), labels[candidates]
+    kept = nms(found, best, iou_threshold)[:max_detections]
+    return Detections(found[kept], best[kept], labels[kept])

@@ -54,10 +54,10 @@ def test_nms_of_a_chain():
 def test_select_takes_the_best_class_and_obeys_its_limits():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 10.0, 10.0], [30.0, 30.0, 40.0, 40.0]])
     scores = torch.tensor([[0.2, 0.9], [0.8, 0.1], [0.3, 0.05]])
-    found = B.select(boxes, scores, score_threshold=0.1, iou_threshold=0.5, max_detections=10)
+    found = B.select(boxes.__getitem__, scores, score_threshold=0.1, iou_threshold=0.5, max_detections=10)
     assert found.labels.tolist() == [1, 0]
     assert torch.allclose(found.scores, torch.tensor([0.9, 0.3]))
-    one = B.select(boxes, scores, score_threshold=0.1, iou_threshold=0.5, max_detections=1)
+    one = B.select(boxes.__getitem__, scores, score_threshold=0.1, iou_threshold=0.5, max_detections=1)
     assert len(one.boxes) == 1
-    none = B.select(boxes, scores, score_threshold=0.95, iou_threshold=0.5, max_detections=10)
+    none = B.select(boxes.__getitem__, scores, score_threshold=0.95, iou_threshold=0.5, max_detections=10)
     assert none.boxes.shape == (0, 4) and none.labels.dtype == torch.int64

@@ -150,7 +150,7 @@ class FusedHead(nn.Module):
         pairs = zip(head.classify, head.regress, strict=True)
         self.towers = nn.ModuleList(FusedTower(classify, regress) for classify, regress in pairs)
         del head.classify, head.regress
-        self.scores, self.boxes = head.scores, head.boxes
+        self.scores, self.flatten, self.references, self.place = head.scores, head.flatten, head.references, head.place
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         predictions = [tower(feature) for tower, feature in zip(self.towers, features, strict=True)]

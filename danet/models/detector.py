@@ -77,16 +77,17 @@ class DANet(nn.Module):
         max_detections: int = 300,
     ) -> list[Detections]:
         """Detections of every image of the batch, boxes in pixels of the network's input."""
-        scores, boxes = self.head.scores(output.logits), self.head.boxes(output.deltas)
+        scores, deltas = self.head.scores(output.logits), self.head.flatten(output.deltas, 4)
+        references = self.head.references(output.deltas)
         return [
             select(
-                boxes[i],
+                lambda chosen, i=i: self.head.place(deltas[i, chosen], references[chosen]),
                 scores[i],
                 score_threshold=score_threshold,
                 iou_threshold=iou_threshold,
                 max_detections=max_detections,
             )
-            for i in range(len(boxes))
+            for i in range(len(scores))
         ]
 
     def fused(self) -> "DANet":

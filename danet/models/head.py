@@ -1,5 +1,6 @@
 """The two detection heads: dense predictions at strides 4 to 32, and what they mean as boxes."""
 
+import functools
 import math
 
 import torch
@@ -43,14 +44,12 @@ class Head(nn.Module):
 
     def references(self, maps: list[Tensor]) -> Tensor:
         """What every prediction is measured against: ``[P, 4]`` centre x, y, width, height in pixels."""
-        levels = []
-        for level, (stride, m) in enumerate(zip(self.strides, maps, strict=True)):
-            sizes = torch.tensor(self.reference_sizes(level), dtype=torch.float32, device=m.device)
-            y = (torch.arange(m.shape[2], device=m.device) + 0.5) * stride
-            x = (torch.arange(m.shape[3], device=m.device) + 0.5) * stride
-            centres = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).reshape(-1, 1, 2)
-            levels.append(torch.cat(torch.broadcast_tensors(centres, sizes), dim=-1).reshape(-1, 4))
-        return torch.cat(levels)
+        sizes = tuple(tuple(self.reference_sizes(level)) for level in range(len(self.strides)))
+        return _references(self.strides, sizes, tuple(tuple(m.shape[2:]) for m in maps), maps[0].device)
+
+    def boxes(self, deltas: list[Tensor]) -> Tensor:
+        """``[N, P, 4]`` (x0, y0, x1, y1) in pixels of the input."""
+        return self.place(self.flatten(deltas, 4), self.references(deltas))
 
     def cell_sizes(self, maps: list[Tensor]) -> Tensor:
         """The stride of every prediction's level, ``[P]``, in the order of ``references``."""
@@ -80,9 +79,9 @@ class AnchorFreeHead(Head):
         """``[N, P, classes]`` in [0, 1]."""
         return self.flatten(logits, self.outputs).sigmoid()
 
-    def boxes(self, deltas: list[Tensor]) -> Tensor:
-        """``[N, P, 4]`` (x0, y0, x1, y1) in pixels of the input."""
-        return decode(self.flatten(deltas, 4), self.references(deltas))
+    def place(self, deltas: Tensor, references: Tensor) -> Tensor:
+        """Boxes ``[..., P, 4]`` of flattened deltas against their references ``[P, 4]``."""
+        return decode(deltas, references)
 
 
 class AnchorHead(Head):
@@ -113,10 +112,9 @@ class AnchorHead(Head):
         """``[N, P, classes]`` in [0, 1]."""
         return self.flatten(logits, self.outputs).softmax(dim=-1)[..., 1:]
 
-    def boxes(self, deltas: list[Tensor]) -> Tensor:
-        """``[N, P, 4]`` (x0, y0, x1, y1) in pixels of the input."""
-        flat = self.flatten(deltas, 4)
-        return decode(flat * flat.new_tensor(self.VARIANCES), self.references(deltas))
+    def place(self, deltas: Tensor, references: Tensor) -> Tensor:
+        """Boxes ``[..., P, 4]`` of flattened deltas against their references ``[P, 4]``."""
+        return decode(deltas * deltas.new_tensor(self.VARIANCES), references)
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """The deltas ``[M, 4]`` that turn ``anchors`` (centre and size) into ``boxes`` (corners)."""
@@ -124,6 +122,25 @@ class AnchorHead(Head):
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
         deltas = torch.cat([(centre - anchors[:, :2]) / anchors[:, 2:], (size / anchors[:, 2:]).log()], dim=1)
         return deltas / deltas.new_tensor(self.VARIANCES)
+
+
+@functools.lru_cache(maxsize=32)
+def _references(
+    strides: tuple[int, ...],
+    sizes: tuple[tuple[tuple[float, float], ...], ...],
+    shapes: tuple[tuple[int, int], ...],
+    device: torch.device,
+) -> Tensor:
+    """``Head.references``; the same for all images of a size, which come one after the other."""
+    levels = []
+    with torch.inference_mode(False):  # training may use them after detection has made them
+        for stride, of_level, (height, width) in zip(strides, sizes, shapes, strict=True):
+            y = (torch.arange(height, device=device) + 0.5) * stride
+            x = (torch.arange(width, device=device) + 0.5) * stride
+            centres = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).reshape(-1, 1, 2)
+            of_level = torch.tensor(of_level, dtype=torch.float32, device=device)
+            levels.append(torch.cat(torch.broadcast_tensors(centres, of_level), dim=-1).reshape(-1, 4))
+        return torch.cat(levels)
 
 
 def decode(deltas: Tensor, references: Tensor) -> Tensor:
