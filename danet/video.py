@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,11 @@ from danet.files import atomic_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp"})
 DEFAULT_FPS = 25.0
+RETURN = 30.0
+"""Seconds that a camera may be away; RETRY of them between attempts to open it."""
+RETRY = 0.5
+RESERVE = 16 << 20
+"""Bytes left free on a disk: a video is finished while there is room for its index."""
 
 
 class Frame(NamedTuple):
@@ -51,18 +58,23 @@ class ImageFiles:
 
 
 class Video:
-    """A video file or a webcam. Iterates over Frames, once.
+    """A video file, a webcam or a stream. Iterates over Frames, once.
 
-    A file that ends before the number of frames it announces gives what decodes and then one line
-    on stderr that names file and frame.
+    A file that ends before the number of frames it announces gives what decodes. A camera that goes away is waited for,
+    up to RETURN seconds. Both are told in a line on stderr, and ``trouble`` says what is missing at the end.
 
     Attributes:
         total: number of frames the file announces; None for a webcam or where it is unknown.
         fps: frames a second; DEFAULT_FPS where it is unknown.
+        live: a webcam or a stream, which does not wait for whoever reads it.
+        trouble: why frames are missing; None if all came.
     """
 
     def __init__(self, source: str | int):
         self.name = f"camera{source}" if isinstance(source, int) else source
+        self.live = isinstance(source, int) or "://" in source
+        self.trouble: str | None = None
+        self._source = source
         self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
             raise UserError(
@@ -72,7 +84,7 @@ class Video:
         if self._first is None:
             raise UserError(f"{self.name}: no frame of this video can be decoded")
         total = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.total = total if total > 0 and not isinstance(source, int) else None
+        self.total = total if total > 0 and not self.live else None
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = float(fps) if 0.0 < fps <= 1000.0 else DEFAULT_FPS
 
@@ -84,14 +96,33 @@ class Video:
                 yield Frame(self.name, index, squeeze_grey(image))
                 index += 1
                 image = self._capture.read()[1]
+                if image is None and self.live:
+                    image = self._come_back(index)
         finally:
             self._capture.release()
         if self.total is not None and index < self.total:
-            print(f"{self.name}: ends early: frame {index} of {self.total} cannot be decoded", file=sys.stderr)
+            self.trouble = f"ends early: frame {index} of {self.total} cannot be decoded"
+            print(f"{self.name}: {self.trouble}", file=sys.stderr)
+
+    def _come_back(self, index: int) -> np.ndarray | None:
+        """The next image of a camera or stream that gave none."""
+        print(f"{self.name}: no picture after frame {index - 1}, waiting {RETURN:.0f} s for it", file=sys.stderr)
+        gone = time.monotonic()
+        while time.monotonic() - gone < RETURN:
+            self._capture.release()
+            time.sleep(RETRY)
+            self._capture = cv2.VideoCapture(self._source)
+            image = self._capture.read()[1] if self._capture.isOpened() else None
+            if image is not None:
+                print(f"{self.name}: back after {time.monotonic() - gone:.1f} s", file=sys.stderr)
+                return image
+        self.trouble = f"gone after frame {index - 1}"
+        print(f"{self.name}: {self.trouble}", file=sys.stderr)
+        return None
 
 
 def open_source(source: str | os.PathLike) -> ImageFiles | Video:
-    """Opens an image, a folder of images, a video file or, for a number that is no file, a webcam.
+    """Opens an image, a folder of images, a video file, a stream (a URL) or, for a number that is no file, a webcam.
 
     Raises UserError naming the source if there is nothing to read.
     """
@@ -106,13 +137,19 @@ def open_source(source: str | os.PathLike) -> ImageFiles | Video:
         return ImageFiles(text, [path]) if path.suffix.lower() in IMAGE_SUFFIXES else Video(text)
     if text.isdecimal():
         return Video(int(text))
+    if "://" in text:
+        return Video(text)
     raise UserError(f"{text}: no such file or folder")
+
+
+class DiskFullError(UserError):
+    """What was written up to here is kept."""
 
 
 class VideoWriter:
     """Writes an MP4 video (codec mp4v) that appears under its name when the ``with`` block ends.
 
-    Ctrl-C finishes it too, so that what was recorded plays; any other exception leaves nothing behind.
+    Ctrl-C and a full disk finish it too, so that what was recorded plays; any other exception leaves nothing behind.
     The first frame sets size and colour (``[H, W]``: a grey video); frames of another size are letterboxed
     to it. Odd sizes get one black row or column, since the codec would cut one off. Without a frame no
     file is made.
@@ -123,11 +160,13 @@ class VideoWriter:
 
     Raises:
         UserError: naming ``path``, if the codec or the file cannot be opened.
+        DiskFullError: from ``write``, with RESERVE bytes left.
     """
 
     def __init__(self, path: str | os.PathLike, fps: float = DEFAULT_FPS):
         self.path = Path(path)
         self.fps = fps
+        self.frames = 0
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
         self._grey = False
@@ -140,6 +179,9 @@ class VideoWriter:
         """Appends an image ``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16."""
         if self._writer is None:
             self._open(image)
+        if shutil.disk_usage(self.path.parent).free < RESERVE:
+            raise DiskFullError(f"{self.path}: the disk is full; the video ends after {self.frames} frames")
+        self.frames += 1
         picture = fit_picture(to_display(image), *self._size)
         # As colour, the codec's rounding would tint grey frames.
         self._writer.write(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) if self._grey else picture)
@@ -147,7 +189,7 @@ class VideoWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self._writer is not None:
             self._writer.release()
-        if kind is None or issubclass(kind, KeyboardInterrupt):
+        if kind is None or issubclass(kind, (KeyboardInterrupt, DiskFullError)):
             self._file.close()
         else:
             self._file.__exit__(kind, error, trace)

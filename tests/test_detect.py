@@ -119,7 +119,7 @@ def test_video_that_ends_early_is_processed_and_named(weights, tmp_path, capfd):
     content = (tmp_path / "whole.avi").read_bytes()
     (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
     out = tmp_path / "out"
-    assert main([str(tmp_path / "cut.avi"), "--weights", weights, "--out", str(out), "--quiet"]) == 0
+    assert main([str(tmp_path / "cut.avi"), "--weights", weights, "--out", str(out), "--quiet"]) == 1
     count = len(list(open_source(out / "cut.mp4")))
     assert 3 <= count < 12
     (line,) = capfd.readouterr().err.splitlines()
@@ -242,3 +242,122 @@ def test_the_saved_options_repeat_the_run_and_other_folders_are_refused(weights,
     for folder, words in ((again, "belongs to another command"), (images / "0.png", "is a file")):
         assert main(["--config", str(out / "config.yaml"), "--out", str(folder)]) == 2
         assert words in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_a_full_disk_finishes_what_was_written(weights, tmp_path, monkeypatch, capfd):
+    clip = tmp_path / "clip.mp4"
+    with VideoWriter(clip) as writer:
+        for index in range(8):
+            writer.write(scene(index))
+    free = iter([1 << 30] * 3 + [1 << 20] * 10)
+    usage = type("Usage", (), {"free": property(lambda self: next(free))})()
+    monkeypatch.setattr("danet.video.shutil.disk_usage", lambda path: usage)
+    out = tmp_path / "out"
+    assert main([str(clip), "--weights", weights, "--out", str(out), "--score", "0.001", "--quiet"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "clip.mp4: the disk is full; the video ends after 3 frames" in line
+    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4", "config.yaml"]
+    assert len(list(open_source(out / "clip.mp4"))) == 3
+    content = json.loads((out / "boxes.json").read_text())
+    assert content["frames"] >= 3 and len(content["boxes"]) == len(rows(out / "boxes.csv")) > 0
+
+
+def test_no_boxes_are_valid_tables_too(weights, images, tmp_path):
+    out = tmp_path / "out"
+    assert main([str(images), "--weights", weights, "--out", str(out), "--score", "1", "--quiet"]) == 0
+    assert json.loads((out / "boxes.json").read_text())["boxes"] == [] == rows(out / "boxes.csv")
+
+
+@pytest.mark.parametrize("switches", [["--no-deploy"], ["--dtype", "float32", "--deploy", "true"], ["--threads", "1"]])
+def test_the_trained_form_and_threads_give_the_same_boxes(weights, images, tmp_path, switches):
+    options = ["--weights", weights, "--score", "0.001", "--max_detections", "5", "--quiet"]
+    results = []
+    for name, more in (("a", []), ("b", switches)):
+        assert main([str(images), "--out", str(tmp_path / name), *options, *more]) == 0
+        results.append([float(row["x0"]) for row in rows(tmp_path / name / "boxes.csv")])
+    assert len(results[0]) == 25 and np.allclose(*results, atol=0.05)
+
+
+def test_a_frame_of_another_size_in_the_middle(weights, images, tmp_path):
+    cv2.imwrite(str(images / "2b.png"), scene(9, size=(64, 80)))
+    out = tmp_path / "out"
+    assert main([str(images), "--weights", weights, "--out", str(out), "--batch", "3", "--quiet"]) == 0
+    assert cv2.imread(str(out / "frames" / "2b.png")).shape == (64, 80, 3)
+
+
+def test_a_live_source_drops_what_comes_too_fast(weights, tmp_path, monkeypatch, capfd):
+    pictures = iter([np.full((96, 128, 3), 90, np.uint8)] * 400)
+
+    class Camera:
+        def __init__(self, source):
+            pass
+
+        def isOpened(self):
+            return True
+
+        def read(self):
+            picture = next(pictures, None)
+            return picture is not None, picture
+
+        def get(self, _):
+            return 0.0
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr("danet.video.RETURN", 0.1)
+    monkeypatch.setattr("danet.video.RETRY", 0.01)
+    out = tmp_path / "out"
+    assert main(["0", "--weights", weights, "--out", str(out)]) == 1
+    content = json.loads((out / "boxes.json").read_text())
+    printed = capfd.readouterr()
+    assert content["frames"] + content["dropped"] == 400 and content["dropped"] > 0
+    assert f"{content['dropped']} more frames were dropped" in printed.out
+    assert "camera0: gone after frame 399" in printed.err
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+import torch
+from danet.detect import DetectOptions, Run
+from danet.detector import Detector
+from danet.config import ModelConfig
+from danet.models import build_model
+from danet.tables import BoxTables
+from danet.video import Frame, Video
+
+out = Path(sys.argv[1])
+count = int(sys.argv[2])
+torch.set_num_threads(1)
+
+class Generated(Video):
+    def __init__(self):
+        self.name, self.fps, self.live, self.total, self.trouble = "generated", 25.0, False, None, None
+    def __iter__(self):
+        rng = np.random.default_rng(0)
+        for index in range(count):
+            if index in (count // 10, count - 1):
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                print(pages * resource.getpagesize(), flush=True)
+            yield Frame(self.name, index, rng.integers(60, 120, (64, 64), dtype=np.uint8))
+
+model = build_model(ModelConfig(name="danet_nano"))
+detector = Detector(model, score_threshold=0.0, max_detections=5)
+options = DetectOptions(sources=["x"], weights="x", out=str(out))
+with BoxTables(out / "boxes.csv", out / "boxes.json", {}, detector.classes) as tables:
+    for _ in Run(detector, options, tables).process(Generated(), [out / "clip.mp4"]):
+        pass
+"""
+
+
+@pytest.mark.parametrize("frames", [400, pytest.param(20000, marks=pytest.mark.long)])
+def test_long_runs_keep_memory_flat(tmp_path, frames):
+    """From a tenth of the run on; every frame has boxes, a picture and rows in both tables."""
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), str(frames)]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True).stdout
+    before, after = map(int, printed.split())
+    assert after - before < 5 << 20, (after - before) / 2**20
+    assert len(rows(tmp_path / "boxes.csv")) == 5 * frames

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from danet import video
 from danet.errors import UserError
-from danet.video import VideoWriter, fit_picture, open_source
+from danet.video import DiskFullError, VideoWriter, fit_picture, open_source
 
 
 def make_video(path, frames=12, size=(64, 48), codec="mp4v", noise=False):
@@ -179,3 +180,60 @@ with VideoWriter({str(path)!r}) as writer:
     frames = list(open_source(path))
     assert len(frames) >= 50
     assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
+
+
+class Camera:
+    """A device as OpenCV shows it: `pictures` of each time that it is opened; None is a time when it cannot be."""
+
+    def __init__(self, *pictures):
+        self.times = list(pictures)
+        self.left = 0
+
+    def __call__(self, source):
+        count = self.times.pop(0) if self.times else None
+        self.opened, self.left = count is not None, count or 0
+        return self
+
+    def isOpened(self):
+        return self.opened
+
+    def read(self):
+        self.left -= 1
+        return (True, np.full((48, 64, 3), 90, np.uint8)) if self.left >= 0 else (False, None)
+
+    def get(self, _):
+        return 0.0
+
+    def release(self):
+        self.left = 0
+
+
+def test_a_camera_that_comes_back_is_waited_for(monkeypatch, capfd):
+    monkeypatch.setattr(video, "RETRY", 0.01)
+    monkeypatch.setattr(cv2, "VideoCapture", Camera(3, None, None, 2, *[None] * 1000))
+    monkeypatch.setattr(video, "RETURN", 0.3)
+    source = open_source("0")
+    assert source.live and source.total is None
+    assert [frame.index for frame in source] == [0, 1, 2, 3, 4]
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "camera0: no picture after frame 2, waiting 0 s for it"
+    assert lines[1].startswith("camera0: back after 0.")
+    assert lines[-1] == "camera0: gone after frame 4" and source.trouble == "gone after frame 4"
+
+
+def test_a_stream_is_live_and_named(monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera())
+    with pytest.raises(UserError, match="rtsp://nowhere/1: not a readable image or video"):
+        open_source("rtsp://nowhere/1")
+
+
+def test_a_full_disk_ends_a_video_that_plays(tmp_path, monkeypatch):
+    free = iter([1 << 30] * 5 + [1 << 20] * 5)
+    usage = type("Usage", (), {"free": property(lambda self: next(free))})()
+    monkeypatch.setattr(video.shutil, "disk_usage", lambda path: usage)
+    end = pytest.raises(DiskFullError, match="the disk is full; the video ends after 5 frames")
+    with end, VideoWriter(tmp_path / "a.mp4") as writer:
+        for _ in range(9):
+            writer.write(np.full((48, 64), 90, np.uint8))
+    assert len(list(open_source(tmp_path / "a.mp4"))) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
