@@ -1,0 +1,347 @@
+"""Measures the deployed detector, its network alone and from file to file: python -m benchmarks.detector [options]."""
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.timing import ceilings, header
+from danet.checkpoint import load_weights
+from danet.config import ModelConfig
+from danet.detect import DetectOptions, Run
+from danet.detector import Detector
+from danet.models import DANet, build_model
+from danet.models.blocks import FusedMBB
+from danet.models.deployed import FusedACFA, FusedSaFEM
+from danet.models.summary import count_flops
+from danet.ops import info
+from danet.tables import BoxTables
+from danet.video import VideoWriter, open_source
+
+Function = Callable[[], object]
+
+
+def plain(model: DANet) -> nn.Module:
+    """The fused network with torch's own convolutions: what another compiler or runtime would be given."""
+
+    def replace(parent: nn.Module) -> None:
+        for name, child in parent.named_children():
+            if isinstance(child, FusedMBB):
+                C_out, C = child.weight.shape[:2]
+                conv = nn.Conv2d(C, C_out, 3, child.stride, 1)
+                conv.load_state_dict({"weight": child.weight, "bias": child.bias})
+                setattr(parent, name, nn.Sequential(conv, nn.ReLU()))
+            else:
+                replace(child)
+
+    network = model.fused()
+    replace(network)
+    return network.to(memory_format=torch.channels_last).requires_grad_(False)
+
+
+def compiled(model: DANet) -> nn.Module:
+    """torch.compile of it, tuned, weights frozen."""
+    return torch.compile(plain(model), dynamic=False, options={"max_autotune": True, "freezing": True})
+
+
+def onnxruntime_session(model: DANet, images: Tensor) -> Function | None:
+    """ONNX Runtime on the same network, its operators as standard nodes; None where it is not installed."""
+    try:
+        import onnxruntime
+
+        from danet.export import Predictions, export_onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.onnx"
+            names = [f"{kind}{level}" for kind in ("logits", "deltas") for level in range(4)]
+            # Of a batch of two: one might be taken for a size that never changes.
+            example = torch.randn(2, *images.shape[1:])
+            export_onnx(Predictions(model).eval(), example, path, names=names)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow the others
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except ImportError:
+        return None
+    array = images.numpy()
+    return lambda: session.run(None, {"images": array})
+
+
+def alternate(functions: dict[str, Function], *, calls: int, synchronize: Function) -> dict[str, list[float]]:
+    """Seconds of each of `calls` calls; the functions take turns of five, after two that are not timed."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    while len(next(iter(times.values()))) < calls:
+        for name, function in functions.items():
+            for timed in (False, False, True, True, True, True, True):
+                started = time.perf_counter()
+                function()
+                synchronize()
+                if timed:
+                    times[name].append(time.perf_counter() - started)
+    return times
+
+
+def network_only(model: DANet, size: tuple[int, int], batch: int, options: argparse.Namespace) -> dict:
+    """Milliseconds of a call by function, at the 50th, 95th and 99th percentile, and ratios of the medians."""
+    device = torch.device(options.device)
+    images = torch.randn(batch, model.config.input_channels, *size, device=device)
+    dtype = getattr(torch, options.dtype)
+    deployed = model.deploy(dtype=dtype, device=device)
+    eager = model.to(device=device)
+    functions: dict[str, Function] = {"deployed": lambda: deployed(images), "eager": lambda: eager(images)}
+    if "compile" in options.rivals:
+        network, inputs = compiled(model).to(device=device, dtype=dtype), images.to(dtype)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        functions["torch.compile"] = lambda: network(inputs)
+    if "onnxruntime" in options.rivals and device.type == "cpu":
+        session = onnxruntime_session(model, images)
+        if session is not None:
+            functions["onnxruntime"] = session
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    with torch.inference_mode():
+        for function in functions.values():
+            for _ in range(3):
+                function()
+        times = alternate(functions, calls=options.calls, synchronize=synchronize)
+    milliseconds = {
+        name: {f"p{p}": 1e3 * float(np.percentile(values, p)) for p in (50, 95, 99)} for name, values in times.items()
+    }
+    ours = milliseconds["deployed"]["p50"]
+    return {
+        "milliseconds": milliseconds,
+        "frames_per_second": 1e3 * batch / ours,
+        "times_as_fast_as": {name: each["p50"] / ours for name, each in milliseconds.items() if name != "deployed"},
+    }
+
+
+def end_to_end(model: DANet, size: tuple[int, int], frames: int, options: argparse.Namespace) -> dict:
+    """Frames a second of danet.detect on a video, reading, drawing and writing included, and of its network alone.
+
+    A network that was not trained finds its targets everywhere: without --weights its scores are those of a clear sky.
+    """
+    model = copy.deepcopy(model)
+    if options.weights is None:
+        for tower in model.head.classify:
+            nn.init.zeros_(tower[-1].weight)
+    detector = Detector(model.to(options.device), dtype=getattr(torch, options.dtype))
+    image = torch.zeros(1, model.config.input_channels, *size, device=options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        rng = np.random.default_rng(0)
+        with VideoWriter(clip) as writer:
+            for _ in range(frames):
+                writer.write(rng.normal(90, 8, size).clip(0, 255).astype(np.uint8))
+        rates: dict[str, list[float]] = defaultdict(list)
+        for repeat in range(4):
+            started = time.perf_counter()
+            with torch.inference_mode():
+                for _ in range(frames):
+                    detector.model(image)
+                if image.is_cuda:
+                    torch.cuda.synchronize()
+            network = frames / (time.perf_counter() - started)
+            out = Path(folder) / "out"
+            out.mkdir(exist_ok=True)
+            detect = DetectOptions(sources=[str(clip)], weights="", out=str(out))
+            started = time.perf_counter()
+            with BoxTables(out / "boxes.csv", out / "boxes.json", {}, detector.classes) as tables:
+                for _ in Run(detector, detect, tables).process(open_source(clip), [out / "clip.mp4"]):
+                    pass
+            if repeat > 0:  # the first warms up
+                rates["detect"].append(frames / (time.perf_counter() - started))
+                rates["network"].append(network)
+    detect, network = (statistics.median(rates[name]) for name in ("detect", "network"))
+    return {"frames_per_second": detect, "network_frames_per_second": network, "share": detect / network}
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import torch
+from danet.config import ModelConfig
+from danet.models import build_model
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+torch.set_num_threads(int(sys.argv[4]))
+torch.nn.functional.conv2d(torch.zeros(1, 8, 8, 8), torch.zeros(8, 8, 3, 3))
+python = resident()
+model = build_model(ModelConfig(name=sys.argv[1]))
+weights = sum(t.nbytes for t in model.state_dict().values())
+network = model.deploy()
+del model
+image = torch.zeros(1, 1, int(sys.argv[2]), int(sys.argv[3]))
+with torch.inference_mode():
+    for _ in range(20):
+        network(image)
+print(resident() - python - weights)
+"""
+
+
+def memory(name: str, size: tuple[int, int], threads: int) -> float | None:
+    """Resident megabytes of a process that runs the network, beyond Python with torch and beyond the weights."""
+    if not Path("/proc/self/statm").exists():
+        return None
+    command = [sys.executable, "-c", MEMORY, name, *map(str, size), str(threads)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 2**20
+
+
+def layers(model: DANet, size: tuple[int, int], peak: float) -> list[dict]:
+    """Of every layer of the deployed network: milliseconds, FLOPs, and its speed against the FMA peak in GFLOP/s."""
+    network = model.deploy().network
+    started, seconds = {}, defaultdict(list)
+    for name, module in network.named_modules():
+        parent = name.rpartition(".")[0]
+        if isinstance(module, (FusedMBB, FusedSaFEM, FusedACFA)) or (
+            isinstance(module, nn.Conv2d) and parent.endswith("laterals")
+        ):
+            module.register_forward_pre_hook(lambda m, x, n=name: started.update({n: time.perf_counter()}))
+            module.register_forward_hook(lambda m, x, y, n=name: seconds[n].append(time.perf_counter() - started[n]))
+    image = torch.randn(1, model.config.input_channels, *size)
+    with torch.inference_mode():
+        for _ in range(40):
+            network(image)
+        times = {name: statistics.median(values) for name, values in seconds.items()}
+        with FlopCounterMode(display=False) as counter:
+            network(image)
+    counts = {name.removeprefix("DANet."): sum(each.values()) for name, each in counter.get_flop_counts().items()}
+    rows = []
+    for name, time_of_it in times.items():
+        flops = counts.get(name, 0)
+        speed = flops / time_of_it / 1e9
+        rows.append({"layer": name, "milliseconds": 1e3 * time_of_it, "MFLOP": flops / 1e6, "times_peak": speed / peak})
+    return rows
+
+
+def plot(results: list[dict], path: Path, title: str) -> None:
+    """Bars of milliseconds a call, a group a case."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(name for case in results for name in case["milliseconds"]))
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.28 * sum(len(case["milliseconds"]) + 0.6 for case in results)))
+    y, ticks = 0.0, []
+    for case in reversed(results):
+        ticks.append((y + (len(case["milliseconds"]) - 1) / 2, case["case"]))
+        for name, times in reversed(case["milliseconds"].items()):
+            axes.barh(y, times["p50"], color=f"C{names.index(name)}")
+            axes.plot([times["p50"], times["p99"]], [y, y], color="black", linewidth=1)
+            axes.annotate(f"  {times['p50']:.1f}", (times["p99"], y), va="center", fontsize=7)
+            y += 1
+        y += 0.6
+    axes.set_yticks([t for t, _ in ticks], [text for _, text in ticks], fontsize=8)
+    axes.set_xlabel("milliseconds a call: median, and to the 99th percentile")
+    axes.set_title(title, fontsize=9)
+    axes.legend([plt.Rectangle((0, 0), 1, 1, color=f"C{i}") for i in range(len(names))], names, fontsize=8)
+    axes.margins(x=0.12, y=0.01)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def size_of(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and min(int(height), int(width)) >= 32):
+        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH of at least 32x32")
+    return int(height), int(width)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.detector", description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["danet", "danet_s"], choices=("danet", "danet_s", "danet_nano"))
+    parser.add_argument("--weights", type=Path, help="a trained network, instead of --models with random weights")
+    parser.add_argument("--sizes", nargs="+", type=size_of, default=[(256, 320)], metavar="HEIGHTxWIDTH")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images a call")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads, 2 by default")
+    parser.add_argument("--calls", type=int, default=60, help="timed calls of each function, 60 by default")
+    parser.add_argument(
+        "--rivals",
+        nargs="*",
+        default=["compile", "onnxruntime"],
+        choices=("compile", "onnxruntime"),
+        help="beside the eager network, both by default",
+    )
+    parser.add_argument("--frames", type=int, default=200, help="of the video from file to file; 0 leaves it out")
+    parser.add_argument("--layers", action="store_true", help="also print the time of every layer")
+    parser.add_argument("--json", type=Path, help="write the raw figures to this file")
+    parser.add_argument("--plot", type=Path, help="draw a chart to this file (.png)")
+    options = parser.parse_args(arguments)
+    for path in (options.json, options.plot):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"{path}: no such folder")
+    if min(options.threads, options.calls, *options.batch) < 1:
+        parser.error("--threads, --calls and --batch must be at least 1")
+    if info()["operators"] != "compiled":
+        raise SystemExit(f"benchmarks.detector: nothing to measure, {info()['why']}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("benchmarks.detector: --device cuda: no CUDA device")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+
+    facts, ceiling = header(), ceilings()
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    print(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, large product {ceiling['GFLOP/s']:.0f} GFLOP/s")
+    results = []
+    if options.weights is not None:
+        models = {options.weights.name: load_weights(options.weights)[0]}
+    else:
+        models = {name: build_model(ModelConfig(name=name)).eval() for name in options.models}
+    for name, model in models.items():
+        for size in options.sizes:
+            flops = count_flops(model.cpu(), size)
+            for batch in options.batch:
+                case = {"case": f"{name} {batch}x{size[0]}x{size[1]}", "GFLOP": batch * flops / 1e9}
+                case.update(network_only(model, size, batch, options))
+                case["times_peak"] = case["GFLOP"] / case["milliseconds"]["deployed"]["p50"] * 1e3 / ceiling["GFLOP/s"]
+                print(f"\n{case['case']}, {case['GFLOP']:.2f} GFLOP, {case['times_peak']:.2f} times the FMA peak")
+                for kind, times in case["milliseconds"].items():
+                    ratio = case["times_as_fast_as"].get(kind)
+                    print(
+                        f"  {kind:<14}"
+                        + "".join(f"  {p} {ms:8.2f} ms" for p, ms in times.items())
+                        + (f"   deployed is {ratio:.2f}x as fast" if ratio else f"   {case['frames_per_second']:.1f}/s")
+                    )
+                if batch == 1 and options.device == "cpu":
+                    case["resident_MB"] = memory(model.config.name, size, options.threads)
+                    if case["resident_MB"] is not None:
+                        print(f"  resident memory beyond weights and Python: {case['resident_MB']:.0f} MB")
+                if batch == 1 and options.frames:
+                    case["end_to_end"] = end_to_end(model, size, options.frames, options)
+                    print(
+                        "  danet.detect on a video: {frames_per_second:.1f} frames/s, {share:.0%} of the network alone "
+                        "({network_frames_per_second:.1f})".format(**case["end_to_end"])
+                    )
+                if batch == 1 and options.layers and options.device == "cpu":
+                    case["layers"] = layers(model, size, ceiling["GFLOP/s"])
+                    print(f"  {'layer':<32}{'ms':>8}{'MFLOP':>9}{'x FMA peak':>12}")
+                    for row in case["layers"]:
+                        values = f"{row['milliseconds']:8.3f}{row['MFLOP']:9.1f}{row['times_peak']:12.2f}"
+                        print(f"  {row['layer']:<32}{values}")
+                results.append(case)
+    if options.json is not None:
+        shown = {"device": options.device, "dtype": options.dtype, "calls": options.calls}
+        content = {"machine": {**facts, **shown}, "ceilings": ceiling, "cases": results}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    if options.plot is not None:
+        plot(results, options.plot, f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
