@@ -246,10 +246,11 @@ def plot(results: list[dict], path: Path, title: str) -> None:
         y += 0.6
     axes.set_yticks([t for t, _ in ticks], [text for _, text in ticks], fontsize=8)
     axes.set_xlabel("milliseconds a call: median, and to the 99th percentile")
-    axes.set_title(title, fontsize=9)
-    axes.legend([plt.Rectangle((0, 0), 1, 1, color=f"C{i}") for i in range(len(names))], names, fontsize=8)
+    axes.set_title(title, fontsize=9, pad=8)
     axes.margins(x=0.12, y=0.01)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    colours = [plt.Rectangle((0, 0), 1, 1, color=f"C{i}") for i in range(len(names))]
+    figure.legend(colours, names, loc="upper center", ncols=len(names), fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
 
 

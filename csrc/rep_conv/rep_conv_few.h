@@ -29,26 +29,33 @@ struct Window {
 };
 
 // Four neighbouring pixels of kOut channels: every value is loaded once for all channels, every weight for all pixels.
-// kPart: the last vector of channels is not a whole one.
 template <int kOut, typename T>
 DANET_INLINE void few_outputs_at(
     const RepConvParams& p, const Window<T> (&windows)[4], const float* weight, const void* bias, const ImageView& out,
     int64_t n, int64_t i, int64_t count) {
   constexpr int L = kLanes<float>;
   F sums[kOut][4] = {};
-  for (int64_t k = 0; k < 9; ++k)
-    for (int64_t c = 0; c < p.C; c += L) {
-      const int lanes = c + L <= p.C ? 0 : int(p.C - c);
-      F x[4];
-#pragma GCC unroll 4
-      for (int pixel = 0; pixel < 4; ++pixel) x[pixel] = load_channels(windows[pixel].pixels[k] + c, lanes);
+  const int64_t whole = p.C / L * L, all = 9 * p.C;
+  for (int64_t k = 0; k < 9; ++k, weight += p.C) {
+    const T* x0 = windows[0].pixels[k];
+    const T* x1 = windows[1].pixels[k];
+    const T* x2 = windows[2].pixels[k];
+    const T* x3 = windows[3].pixels[k];
+    const auto add = [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      const F x[4] = {
+          load_channels(x0 + c, lanes), load_channels(x1 + c, lanes), load_channels(x2 + c, lanes),
+          load_channels(x3 + c, lanes)};
 #pragma GCC unroll 8
       for (int o = 0; o < kOut; ++o) {
-        const F w = load_channels(weight + (o * 9 + k) * p.C + c, lanes);
+        const F w = load_channels(weight + o * all + c, lanes);
 #pragma GCC unroll 4
         for (int pixel = 0; pixel < 4; ++pixel) sums[o][pixel] += x[pixel] * w;
       }
-    }
+    };
+    for (int64_t c = 0; c < whole; c += L) add(c, 0);
+    if (whole < p.C) add(whole, int(p.C - whole));
+  }
+#pragma GCC unroll 8
   for (int o = 0; o < kOut; ++o) {
     const Four<float> sum = sum_lanes<float>(sums[o][0], sums[o][1], sums[o][2], sums[o][3]);
     const float b = bias == nullptr ? 0 : to_compute(static_cast<const T*>(bias)[o]);
