@@ -32,7 +32,7 @@ struct WinogradKernels {
   // Tiles that are worked on together.
   int64_t (*tiles_at_once)(const RepConvParams&);
   int64_t (*scratch_size)(const RepConvParams&, int64_t tiles);
-  // weight [C_out, C, 3, 3], contiguous; panels [begin, end) of prepared, [36, ceil(C_out / panel), C, panel] floats.
+  // weight [C_out, C, 3, 3], contiguous; panels [begin, end) of prepared, [36, ceil(C_out / panel), C * panel] floats.
   void (*prepare)(const RepConvParams&, const void* weight, float* prepared, int64_t begin, int64_t end);
   // Tiles [begin, end), panels [first, last); bias [C_out] or null.
   void (*forward)(

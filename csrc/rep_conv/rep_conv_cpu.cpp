@@ -43,13 +43,13 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const std::optional<T
   return torch::stable::contiguous(widen ? torch::stable::to(out, type) : out, MemoryFormat::ChannelsLast);
 }
 
-// The sizes of the prepared weight (see rep_conv.h).
+// The sizes of the prepared weight (see rep_conv.h); never four, which a module moved to channels-last would reorder.
 std::vector<int64_t> prepared_sizes(const RepConvKernels& kernels, const RepConvParams& p, Method method) {
   const int64_t panels = (p.C_out + kernels.panel - 1) / kernels.panel;
   switch (method) {
-    case Method::kWinograd: return {36, panels, p.C, kernels.panel};
+    case Method::kWinograd: return {36, panels, p.C * kernels.panel};
     case Method::kFewOutputs: return {p.C_out, 9, p.C};
-    case Method::kFewInputs: return {panels, 9, p.C, kernels.panel};
+    case Method::kFewInputs: return {panels, 9, p.C * kernels.panel};
     default: return {0};
   }
 }

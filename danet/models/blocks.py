@@ -63,7 +63,7 @@ class FusedMBB(nn.Module):
         super().__init__()
         self.stride = stride
         self.relu = relu
-        self.register_buffer("weight", weight)
+        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", bias)
         self.register_buffer("transformed", None, persistent=False)
         self._prepare()
@@ -77,8 +77,10 @@ class FusedMBB(nn.Module):
 
     # Whatever changes the weight: a move, a conversion, a loaded state.
     def _apply(self, fn, recurse=True):
+        before = self.weight
         super()._apply(fn, recurse)
-        self._prepare()
+        if self.weight is not before:
+            self._prepare()
         return self
 
     def _load_from_state_dict(self, *arguments) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from danet.boxes import Detections
 from danet.models.acfa import ACFA
 from danet.models.blocks import FFN, MBB, FusedMBB, fold_norm
+from danet.models.graphs import CudaGraphs
 from danet.models.head import Head
 from danet.models.safem import SaFEM
 from danet.ops import SDC, prepare_safem, safem, sdc_mean
@@ -38,8 +39,10 @@ class SafemWeights(nn.Module):
         self.prepared = prepare_safem(*self.buffers(), groups=self.groups)
 
     def _apply(self, fn, recurse=True):
+        before = list(self.buffers())
         super()._apply(fn, recurse)
-        self._prepare()
+        if any(new is not old for new, old in zip(self.buffers(), before, strict=True)):
+            self._prepare()
         return self
 
 
@@ -115,6 +118,9 @@ class DeployedDANet(nn.Module):
     Args:
         network: a DANet of its own, in eval mode; it is changed.
         dtype: of the weights and activations; scores and boxes are float32.
+
+    On CUDA devices without gradients it replays a CUDA graph, one a shape of the images: an output is valid until the
+    next call.
     """
 
     def __init__(self, network: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -123,6 +129,12 @@ class DeployedDANet(nn.Module):
         network.head = FusedHead(network.head)
         self.network = network.to(device=device, dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
         self.config = network.config
+        self.graphs = CudaGraphs(self.network)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.graphs = CudaGraphs(self.network)  # the old ones read the old weights
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -135,6 +147,9 @@ class DeployedDANet(nn.Module):
     def forward(self, images: Tensor):
         """Images ``[N, input_channels, H, W]`` of any float type on any device -> ``Output``, see ``DANet``."""
         images = images.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
+        busy = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if images.is_cuda and not busy and not torch.cuda.is_current_stream_capturing():
+            return self.graphs(images)
         return self.network(images)
 
     def decode(self, output, **options) -> list[Detections]:

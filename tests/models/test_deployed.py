@@ -127,3 +127,32 @@ def test_memory_stays_flat():
     for _ in range(60):
         deployed(image)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KiB
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_graphs_of_several_shapes_give_what_the_network_gives():
+    deployed = trained().deploy(device="cuda")
+    deployed.graphs.limit = 2
+    for mode in (torch.no_grad, torch.inference_mode):
+        for height in (64, 96, 75, 64, 96):
+            images = torch.randn(1, 1, height, 80, device="cuda")
+            with mode():
+                expected = deployed.network(images)
+                for result, plain in zip(deployed(images).logits, expected.logits, strict=True):
+                    torch.testing.assert_close(result, plain, rtol=1e-4, atol=1e-4)
+            assert len(deployed.graphs.graphs) <= 2
+    twin = copy.deepcopy(deployed)
+    assert not twin.graphs.graphs and twin.graphs.function is twin.network
+    assert not deployed.to(torch.float16).graphs.graphs  # they read the old weights
+
+
+def test_a_copy_shares_nothing_with_the_network_it_was_made_of():
+    deployed = trained().deploy()
+    images = torch.randn(1, 1, 64, 80)
+    with torch.no_grad():
+        expected = deployed(images).logits
+        twin = copy.deepcopy(deployed)
+        for tensor in deployed.buffers():
+            tensor.zero_()
+        assert all(torch.equal(a, b) for a, b in zip(twin(images).logits, expected, strict=True))
+    assert twin.graphs.function is twin.network
