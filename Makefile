@@ -52,7 +52,7 @@ $(KERNELS): $(READY) $(SOURCES)
 kernels: $(KERNELS)  ## build what changed in csrc/
 
 SANITIZED := build/cmake-sanitize/libdanet.so
-SANITIZE_TESTS ?= sdc lcdc rep_conv softmax_gate
+SANITIZE_TESTS ?= sdc lcdc rep_conv softmax_gate safem
 # The C++ library comes along because AddressSanitizer must find its exceptions before Python loads it.
 SANITIZERS = $(foreach lib,libasan.so libstdc++.so.6,$(shell $${CXX:-c++} -print-file-name=$(lib)))
 
@@ -151,15 +151,17 @@ gpu: $(READY)  ## on a machine with a CUDA device: build for it, test, compute-s
 	  $(RUN) setup.py --quiet build_ext --inplace >$(BUILD) 2>&1 || { cat $(BUILD); exit 1; }
 	@$(RUN) -m danet.ops
 	@echo "== 2/4  tests on the device"
-	@$(RUN) -m pytest -q -p no:cacheprovider tests/ops -m "not long" -k cuda
+	@$(RUN) -m pytest -q -p no:cacheprovider tests/ops tests/models -m "not long" -k cuda
 	@echo "== 3/4  compute-sanitizer"
 	@for tool in memcheck racecheck; do \
 	  if command -v compute-sanitizer >/dev/null; then compute-sanitizer --tool $$tool --error-exitcode 1 $(RUN) -m pytest -q \
 	    -p no:cacheprovider tests/ops/test_devices.py -k "cuda and ($(SANITIZE_GPU)) and float32"; \
 	  else echo "no compute-sanitizer here"; fi; done
 	@echo "== 4/4  benchmarks"
-	@$(RUN) -m benchmarks.ops --device cuda --plot build/gpu.png --json \
-	  benchmarks/results/$$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr 'A-Z ' 'a-z-').json
+	@gpu=$$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr 'A-Z ' 'a-z-'); \
+	$(RUN) -m benchmarks.ops --device cuda --plot build/gpu.png --json benchmarks/results/$$gpu.json; \
+	$(RUN) -m benchmarks.detector --device cuda --dtype float16 --sizes 256x320 512x640 --batch 1 8 --rivals \
+	  --plot build/gpu-detector.png --json benchmarks/results/$$gpu-detector.json
 
 lint: $(READY)  ## the linter
 	@$(RUN) -m ruff check .

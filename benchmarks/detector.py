@@ -25,6 +25,7 @@ from danet.detector import Detector
 from danet.models import DANet, build_model
 from danet.models.blocks import FusedMBB
 from danet.models.deployed import FusedACFA, FusedSaFEM
+from danet.models.graphs import CudaGraphs
 from danet.models.summary import count_flops
 from danet.ops import info
 from danet.tables import BoxTables
@@ -99,11 +100,14 @@ def network_only(model: DANet, size: tuple[int, int], batch: int, options: argpa
     images = torch.randn(batch, model.config.input_channels, *size, device=device)
     dtype = getattr(torch, options.dtype)
     deployed = model.deploy(dtype=dtype, device=device)
-    eager = model.to(device=device)
-    functions: dict[str, Function] = {"deployed": lambda: deployed(images), "eager": lambda: eager(images)}
+    eager = copy.deepcopy(model).to(device=device, dtype=dtype)
+    inputs = images.to(dtype).contiguous(memory_format=torch.channels_last)
+    functions: dict[str, Function] = {"deployed": lambda: deployed(images), "eager": lambda: eager(inputs)}
+    if device.type == "cuda":
+        graphs = CudaGraphs(eager)
+        functions["eager, CUDA graph"] = lambda: graphs(inputs)
     if "compile" in options.rivals:
-        network, inputs = compiled(model).to(device=device, dtype=dtype), images.to(dtype)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        network = compiled(model).to(device=device, dtype=dtype)
         functions["torch.compile"] = lambda: network(inputs)
     if "onnxruntime" in options.rivals and device.type == "cpu":
         session = onnxruntime_session(model, images)
@@ -296,6 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.manual_seed(0)
 
     facts, ceiling = header(), ceilings()
+    if options.device == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name()
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     print(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, large product {ceiling['GFLOP/s']:.0f} GFLOP/s")
     results = []
@@ -309,12 +315,16 @@ def main(arguments: list[str] | None = None) -> int:
             for batch in options.batch:
                 case = {"case": f"{name} {batch}x{size[0]}x{size[1]}", "GFLOP": batch * flops / 1e9}
                 case.update(network_only(model, size, batch, options))
-                case["times_peak"] = case["GFLOP"] / case["milliseconds"]["deployed"]["p50"] * 1e3 / ceiling["GFLOP/s"]
-                print(f"\n{case['case']}, {case['GFLOP']:.2f} GFLOP, {case['times_peak']:.2f} times the FMA peak")
+                print(f"\n{case['case']}, {case['GFLOP']:.2f} GFLOP", end="")
+                if options.device == "cpu":
+                    speed = case["GFLOP"] / case["milliseconds"]["deployed"]["p50"] * 1e3
+                    case["times_peak"] = speed / ceiling["GFLOP/s"]
+                    print(f", {case['times_peak']:.2f} times the FMA peak", end="")
+                print()
                 for kind, times in case["milliseconds"].items():
                     ratio = case["times_as_fast_as"].get(kind)
                     print(
-                        f"  {kind:<14}"
+                        f"  {kind:<18}"
                         + "".join(f"  {p} {ms:8.2f} ms" for p, ms in times.items())
                         + (f"   deployed is {ratio:.2f}x as fast" if ratio else f"   {case['frames_per_second']:.1f}/s")
                     )
@@ -340,7 +350,8 @@ def main(arguments: list[str] | None = None) -> int:
         content = {"machine": {**facts, **shown}, "ceilings": ceiling, "cases": results}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
     if options.plot is not None:
-        plot(results, options.plot, f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}")
+        machine = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads"
+        plot(results, options.plot, f"{machine}, {options.dtype}, torch {facts['torch']}")
     return 0
 
 

@@ -33,6 +33,35 @@ def test_training_step(tmp_path):
     assert json.loads((tmp_path / "step.json").read_text())["seconds"]["compiled"] > 0
 
 
+def test_detector(tmp_path):
+    figures, chart = tmp_path / "detector.json", tmp_path / "detector.png"
+    options = ("--models", "danet_nano", "--sizes", "64x96", "--calls", 5, "--frames", 20, "--rivals", "onnxruntime")
+    result = run("detector", *options, "--layers", "--json", figures, "--plot", chart)
+    assert result.returncode == 0, result.stderr
+    (case,) = json.loads(figures.read_text())["cases"]
+    assert set(case["milliseconds"]) == {"deployed", "eager", "onnxruntime"}
+    assert all(0 < each["p50"] <= each["p95"] <= each["p99"] for each in case["milliseconds"].values())
+    assert case["resident_MB"] > 0 and case["end_to_end"]["frames_per_second"] > 0
+    assert sum(row["MFLOP"] for row in case["layers"]) == pytest.approx(1e3 * case["GFLOP"], rel=0.05)
+    assert chart.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--sizes", "12"), "'12' is no HEIGHTxWIDTH of at least 32x32"),
+        (("--json", "/no/such/folder/x.json"), "/no/such/folder/x.json: no such folder"),
+        (("--calls", "0"), "--threads, --calls and --batch must be at least 1"),
+        (("--models", "yolo"), "invalid choice: 'yolo'"),
+    ],
+)
+def test_bad_options_of_the_detector(arguments, text):
+    result = run("detector", *arguments)
+    assert result.returncode == 2
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
