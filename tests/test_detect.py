@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,6 +81,7 @@ def test_folder_gives_pictures_csv_and_json_as_the_python_interface_does(weights
     printed = capsys.readouterr().out
     assert "operators" in printed.splitlines()[0]
     assert f"5 frames, {len(table)} boxes" in printed and "frames/s" in printed
+    assert re.search(r"a frame: reading [\d.]+ ms, network and decoding [\d.]+ ms, drawing and writing [\d.]+", printed)
     assert f"{out}/frames (5 pictures)" in printed and f"{out}/boxes.csv" in printed
 
 
