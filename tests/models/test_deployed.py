@@ -14,6 +14,7 @@ from danet.data.image import normalise, read_image
 from danet.models import DANet, build_model
 from danet.models.acfa import ACFA
 from danet.models.blocks import MBB
+from danet.models.deployed import rounded
 from danet.models.safem import SaFEM
 
 
@@ -144,6 +145,16 @@ def test_cuda_graphs_of_several_shapes_give_what_the_network_gives():
     twin = copy.deepcopy(deployed)
     assert not twin.graphs.graphs and twin.graphs.function is twin.network
     assert not deployed.to(torch.float16).graphs.graphs  # they read the old weights
+
+
+def test_rounded_weights_keep_the_sum_of_their_taps():
+    torch.manual_seed(0)
+    weight = torch.randn(32, 16, 3, 3)
+    result = rounded(weight, torch.bfloat16)
+    assert torch.equal(result, result.bfloat16().float())
+    assert (result - weight).abs().max() <= 2**-8 * weight.abs().max()
+    plain = (weight.bfloat16().float() - weight).sum((2, 3)).abs().mean()
+    assert (result - weight).sum((2, 3)).abs().mean() < plain / 8
 
 
 def test_a_copy_shares_nothing_with_the_network_it_was_made_of():
