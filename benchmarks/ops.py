@@ -163,7 +163,7 @@ def rep_conv_case(
     input = image(*size, dtype=dtype)
     weights = [image(C_out, C, 3, 3, dtype=dtype, scale=(2 / (9 * C)) ** 0.5) for _ in range(layers)]
     biases = [torch.randn(C_out).to(dtype) * 0.1 for _ in range(layers)]
-    prepared = [prepare_rep_conv(weight) for weight in weights]
+    prepared = [prepare_rep_conv(weight, stride=stride) for weight in weights]
 
     def chain(function: Callable, kernels: list) -> Function:
         def run() -> Tensor:

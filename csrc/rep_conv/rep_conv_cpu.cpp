@@ -86,7 +86,9 @@ Tensor rep_conv(
     int64_t stride, bool relu, bool) {
   const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu);
   const Method method = method_of(input.scalar_type(), p.C, p.C_out, stride);
-  if (method == Method::kLibrary) return convolve(input, weight, bias, stride, relu);
+  // A weight that comes as it is would be transformed at every call; at stride 2 that costs more than it saves.
+  const bool raw = !prepared && stride == 2 && method == Method::kWinograd;
+  if (raw || method == Method::kLibrary) return convolve(input, weight, bias, stride, relu);
 
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(input));
   const Tensor transformed = prepared ? *prepared : prepare_rep_conv(weight, stride);

@@ -127,11 +127,12 @@ class DeployedDANet(nn.Module):
         super().__init__()
         _replace(network)
         network.head = FusedHead(network.head)
+        half = dtype in (torch.float16, torch.bfloat16)
         for module in network.modules():
-            if isinstance(module, FusedMBB) and dtype.itemsize < module.weight.dtype.itemsize:
+            if half and isinstance(module, FusedMBB):
                 module.weight.copy_(rounded(module.weight, dtype))
         self.network = network.to(device=device, dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
-        for tower in network.head.towers:
+        for tower in network.head.towers if half else ():
             # A box's logarithms in 8 bits would cost 1 % of its size.
             tower.classify.float()
             tower.regress.float()

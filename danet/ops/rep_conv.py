@@ -33,7 +33,7 @@ class PreparedRepConv:
 
 
 def prepare_rep_conv(weight: Tensor, *, stride: int = 1) -> PreparedRepConv:
-    """Lay a [C_out, C, 3, 3] weight out once; a later change of `weight` does not reach the result."""
+    """Lay a [C_out, C, 3, 3] weight out once, for one stride; a later change of `weight` does not reach the result."""
     _check_weight(weight)
     _check_stride(stride)
     copy = weight.detach().clone(memory_format=torch.channels_last)
@@ -54,7 +54,8 @@ def rep_conv(
 
     Args:
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
-        weight: [C_out, C, 3, 3] of input's dtype, or what `prepare_rep_conv` made of it.
+        weight: [C_out, C, 3, 3] of input's dtype, or what `prepare_rep_conv` made of it for this stride (for another
+            stride it counts as not prepared, which is slower).
         bias: [C_out] of input's dtype, or None.
         stride: 1 or 2.
         relu: clamp the result at zero.

@@ -77,7 +77,7 @@ def test_other_types(dtype):
     deployed = model.deploy(dtype=dtype)
     image = torch.randn(1, 1, 64, 96)
     output, exact = deployed(image), copy.deepcopy(model).double()(image.double())
-    assert output.logits[0].dtype == dtype
+    assert output.features[0].dtype == dtype
     # bfloat16 has 8 bits: what it adds up to over 20 layers; the boxes on real frames are the measure that counts.
     limit = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-5}[dtype]
     assert all(relative(a, b) < limit for a, b in zip(output.logits, exact.logits, strict=True))

@@ -62,12 +62,12 @@ def test_lower_precision(dtype, tolerance):
     shape=st.tuples(st.integers(0, 3), st.sampled_from([8, 9, 30, 71]), st.integers(1, 14), st.integers(1, 14)),
     C_out=st.sampled_from([8, 16, 33, 64, 71]),
     has_bias=st.booleans(),
-    relu=st.booleans(),
+    options=st.fixed_dictionaries({"stride": st.sampled_from([1, 2]), "relu": st.booleans()}),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     sliced=st.booleans(),
     threads=st.integers(1, 5),
 )
-def test_many_channels_equal_the_exact_result(shape, C_out, has_bias, relu, dtype, sliced, threads):
+def test_many_channels_equal_the_exact_result(shape, C_out, has_bias, options, dtype, sliced, threads):
     """Enough of them for Winograd's algorithm."""
     generator = torch.Generator().manual_seed(sum(shape))
     N, C, H, W = shape
@@ -78,14 +78,17 @@ def test_many_channels_equal_the_exact_result(shape, C_out, has_bias, relu, dtyp
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        out = rep_conv(input, weight, bias, relu=relu)
-        torch.testing.assert_close(rep_conv(input, prepare_rep_conv(weight), bias, relu=relu), out, rtol=0, atol=0)
+        outs = [
+            rep_conv(input, each, bias, **options)
+            for each in (weight, prepare_rep_conv(weight), prepare_rep_conv(weight, stride=2))
+        ]
     finally:
         torch.set_num_threads(before)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    exact = rep_conv_reference(input.double(), weight.double(), bias if bias is None else bias.double(), relu=relu)
-    error = (out.double() - exact).norm() / exact.norm().clamp(min=1e-9) if N else 0
-    assert error < {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+    exact = rep_conv_reference(input.double(), weight.double(), bias if bias is None else bias.double(), **options)
+    for out in outs:
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        error = (out.double() - exact).norm() / exact.norm().clamp(min=1e-9) if N else 0
+        assert error < {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
 
 
 def test_a_nan_spoils_its_own_tile_only():
