@@ -12,15 +12,9 @@ namespace {
 constexpr int kItems = 64;               // of a block, fewer where their taps would not fit
 constexpr int kSharedBytes = 48 * 1024;  // what every device gives a block without being asked
 
-SdcParams check(
-    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, const Sizes& kernel_size,
-    const Sizes& stride, const Sizes& padding, const Sizes& dilation, double offset_scale, bool softmax,
-    bool remove_center) {
-  const SdcParams p = check_sdc(
-      input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center);
+void check_limits(const SdcParams& p) {
   DANET_CHECK((p.H + 4) * (p.W + 4) < int64_t(1) << 31, "sdc: the CUDA kernels take images of less than 2^31 pixels");
   DANET_CHECK(p.K <= kMaxTaps, "sdc: the CUDA kernels take at most ", kMaxTaps, " taps");
-  return p;
 }
 
 // Bytes of shared memory for an item's taps and, forward, its place in the input.
@@ -55,10 +49,13 @@ void specialise(const SdcParams& p, const ImageView& input, bool packets_fit, co
 }
 
 Tensor sdc(
-    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, Sizes kernel_size, Sizes stride,
-    Sizes padding, Sizes dilation, double offset_scale, bool softmax, bool remove_center) {
-  const SdcParams p = check(
-      input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center);
+    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h,
+    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center) {
+  const SdcParams p = check_sdc(
+      input, offset, mask, groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w},
+      {dilation_h, dilation_w}, offset_scale, softmax, remove_center);
+  check_limits(p);
   const OnDevice here(input);
   const Image x(input), offsets(offset), masks(mask), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
   const int64_t items = p.N * p.H_out * p.W_out * p.G;
@@ -85,11 +82,13 @@ int lanes_of(int64_t packets) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> sdc_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups,
-    Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, double offset_scale, bool softmax,
-    bool remove_center, bool deterministic) {
-  const SdcParams p = check(
-      input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center);
+    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h,
+    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center, bool deterministic) {
+  const SdcParams p = check_sdc(
+      input, offset, mask, groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w},
+      {dilation_h, dilation_w}, offset_scale, softmax, remove_center);
+  check_limits(p);
   check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
   const OnDevice here(input);
   const Image grad_out(grad_output), x(input), offsets(offset), masks(mask);

@@ -28,10 +28,12 @@ struct Taps {
   int64_t groups;
 
   explicit Taps(const SdcParams& p) : groups(kMaxTaps / p.K < p.G ? kMaxTaps / p.K : p.G) {
-    for (int64_t j = 0; j < kRoom; ++j) {
-      tap_y[j] = A(sdc_tap(p, 0, j % p.K));
-      tap_x[j] = A(sdc_tap(p, 1, j % p.K));
-      channel[j] = int32_t(j / p.K * (p.C / p.G));
+    // Whole vectors of those that there can be: most calls are small, and all of the room is not.
+    for (int64_t j = 0; j < groups * p.K + kLanes<A>; ++j) {
+      const int64_t g = j / p.K, k = j - g * p.K;
+      tap_y[j] = A(sdc_tap(p, 0, k));
+      tap_x[j] = A(sdc_tap(p, 1, k));
+      channel[j] = int32_t(g * (p.C / p.G));
     }
   }
 };

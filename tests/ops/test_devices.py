@@ -74,8 +74,8 @@ def gradients(function, tensors: list[torch.Tensor], grad_output: torch.Tensor) 
 
 def sdc_options(options: dict) -> tuple:
     options = {"offset_scale": 1.0, "softmax": True, "remove_center": False, **options}
-    pairs = [list(options[name]) for name in ("kernel_size", "stride", "padding", "dilation")]
-    return options["groups"], *pairs, options["offset_scale"], options["softmax"], options["remove_center"]
+    windows = [side for name in ("kernel_size", "stride", "padding", "dilation") for side in options[name]]
+    return options["groups"], *windows, options["offset_scale"], options["softmax"], options["remove_center"]
 
 
 SDC_CASES = {
