@@ -23,7 +23,11 @@ from danet.report import print_metrics
 
 if TYPE_CHECKING:
     from danet.boxes import Detections
+    from danet.detector import Detector
+    from danet.local_contrast import LocalContrastDetector
 
+# The word that stands for the classical filter in the place of a weights file.
+LOCAL_CONTRAST = "local_contrast"
 # Below this the curves end; low enough that every threshold of interest lies above.
 LOWEST_SCORE = 0.02
 
@@ -33,7 +37,8 @@ class EvaluateOptions:
     """Options of ``danet evaluate``."""
 
     weights: str
-    """Weights file (.safetensors) written by danet train; also given as the first word."""
+    """Weights file (.safetensors) written by danet train, or local_contrast for the classical filter, whose boxes get
+    their size from `tune`; also given as the first word."""
 
     data: str
     """COCO json (or a folder with one) whose figures are reported; also given as the second word."""
@@ -118,8 +123,7 @@ def evaluate(options: EvaluateOptions) -> None:
     cli.check_out(options)
     import torch
 
-    import danet
-    from danet.inference import choose_device, parse_size, predict
+    from danet.inference import choose_device, predict
     from danet.ops import describe, info
 
     data = load_coco(options.data)
@@ -131,16 +135,7 @@ def evaluate(options: EvaluateOptions) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
-    detector = danet.load(
-        options.weights,
-        device,
-        score_threshold=LOWEST_SCORE,
-        iou_threshold=options.iou,
-        max_detections=options.max_detections,
-        input_size=parse_size(options.input_size),
-        dtype=getattr(torch, options.dtype),
-        deploy=options.deploy,
-    )
+    detector = _load_detector(options, device, tune_records)
     classes = detector.classes
     target = _choose_target(options, classes, records)
     console = Console(quiet=options.quiet, highlight=False, width=None if sys.stdout.isatty() else 150)
@@ -192,6 +187,36 @@ def evaluate(options: EvaluateOptions) -> None:
     _print_speed(console, content["speed"])
     for path in written:
         console.print(f"  {path}")
+
+
+def _load_detector(
+    options: EvaluateOptions, device: str, tune: Sequence[ImageRecord]
+) -> "Detector | LocalContrastDetector":
+    import torch
+
+    import danet
+    from danet.inference import parse_size
+    from danet.local_contrast import LocalContrastDetector
+
+    limits = {
+        "score_threshold": LOWEST_SCORE,
+        "iou_threshold": options.iou,
+        "max_detections": options.max_detections,
+    }
+    if options.weights == LOCAL_CONTRAST:
+        if options.target is None:
+            raise UserError(f"--target: name the class that {LOCAL_CONTRAST} is to find")
+        detector = LocalContrastDetector(options.target, device, **limits)
+        detector.calibrate(tune)
+        return detector
+    return danet.load(
+        options.weights,
+        device,
+        **limits,
+        input_size=parse_size(options.input_size),
+        dtype=getattr(torch, options.dtype),
+        deploy=options.deploy,
+    )
 
 
 def _select(data: CocoDataset, options: EvaluateOptions) -> list[ImageRecord]:

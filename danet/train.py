@@ -25,6 +25,33 @@ PRESETS = ("default", "paper", "demo", "svanstrom", "svanstrom_frames", "sirst")
 CONFIG = "config.yaml"
 
 
+@dataclass(frozen=True)
+class AdcrOptions:
+    """The contrastive loss between targets and distractors (section 3.1.3); the defaults leave it out."""
+
+    weight: float = 0.0
+    """Weight of the loss, lambda_1 of eq. 10; 0 leaves it out, the paper has 0.1."""
+
+    temperature: float = 0.1
+    """Temperature mu of eq. 7."""
+
+    negatives: int = 3
+    """Negative samples for every positive one."""
+
+    target: str | None = None
+    """The class that is to be told from all others; by default the model's first."""
+
+    literal: bool = False
+    """Eq. 6 as it is printed: summed over the anchors (and the levels), each of which is its own positive, too."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "negatives"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"adcr.{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"adcr.temperature must be positive, got {self.temperature}")
+
+
 @dataclass
 class TrainOptions:
     """Options of ``danet train``. The defaults are the preset ``default``."""
@@ -55,6 +82,9 @@ class TrainOptions:
 
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How training images are varied."""
+
+    adcr: AdcrOptions = field(default_factory=AdcrOptions)
+    """The loss that tells targets from distractors (section 3.1.3)."""
 
     epochs: int = 60
     """Passes over the training data."""

@@ -1,13 +1,13 @@
 """The few things a training needs to know of the other processes that ``torchrun`` started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from danet.errors import UserError
 
@@ -51,12 +51,57 @@ def world_size() -> int:
     return dist.get_world_size() if _active() else 1
 
 
-def mean(values: Tensor) -> Tensor:
-    """Averages ``values`` over the processes, in place."""
+def total(values: Tensor) -> Tensor:
+    """Sums ``values`` over the processes, in place."""
     if _active():
         dist.all_reduce(values)
-        values /= world_size()
     return values
+
+
+def mean(values: Tensor) -> Tensor:
+    """Averages ``values`` over the processes, in place."""
+    return total(values).div_(world_size()) if _active() else values
+
+
+def gather(rows: Tensor) -> Tensor:
+    """``rows [n, ...]`` of all processes, rank after rank; n may differ, the rest may not.
+
+    For a loss that every process then computes as a whole: its gradient comes back to a process's own rows, times the
+    number of processes, since gradients are averaged over the processes in the end.
+    """
+    return _Gather.apply(rows) if _active() else rows
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+        counts[rank()] = len(rows)
+        dist.all_reduce(counts)
+        start = int(counts[: rank()].sum())
+        ctx.own = slice(start, start + len(rows))
+        # A sum with zeros: numbers of rows may differ, which `all_gather` does not allow.
+        everything = rows.new_zeros(int(counts.sum()), *rows.shape[1:])
+        everything[ctx.own] = rows
+        dist.all_reduce(everything)
+        return everything
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient[ctx.own] * world_size()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Averages gradients over the processes, in place, for parameters outside of DistributedDataParallel."""
+    parameters = list(parameters)
+    if not _active() or not parameters:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = mean(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(gradient.view_as(parameter))
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from danet.checkpoint import save_weights
@@ -24,6 +25,7 @@ from danet.errors import UserError
 from danet.files import atomic_path
 from danet.inference import predict
 from danet.losses import DetectionLoss
+from danet.losses.adcr import build_adcr
 from danet.metrics import quick_metrics
 from danet.models import DANet
 from danet.training import distributed
@@ -81,15 +83,22 @@ class Trainer:
             world_size=distributed.world_size(),
         )
         self.model = model.to(memory_format=torch.channels_last).train()
+        self.auxiliary = nn.ModuleDict()
+        if options.adcr.weight:
+            self.auxiliary["adcr"] = build_adcr(model, options.adcr)
+        self.auxiliary.to(device, memory_format=torch.channels_last).train()
+        learning = nn.ModuleList([self.model, self.auxiliary])
+        self.parameters = list(learning.parameters())
         if options.freeze_norm:
-            freeze_norms(self.model)
+            freeze_norms(learning)
         self.criterion = DetectionLoss(self.model)
         self.autocast = _autocast_dtype(options.amp, device)
         self.state = TrainingState(
             model=self.model,
             average=average_weights(self.model, options.ema) if options.ema else None,
-            optimizer=build_optimizer(self.model, options),
+            optimizer=build_optimizer(learning, options),
             scaler=torch.amp.GradScaler(device.type, enabled=self.autocast == torch.float16),
+            auxiliary=self.auxiliary,
         )
         self.stop = threading.Event()
         self._saved = time.monotonic()
@@ -169,11 +178,15 @@ class Trainer:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             output = self.network(batch.images)
         terms = self.criterion(output, batch.boxes, batch.labels, batch.ignore)
+        if "adcr" in self.auxiliary:
+            adcr = self.auxiliary["adcr"]
+            terms["adcr"] = options.adcr.weight * adcr(output.features, *batch)
         loss = torch.stack(list(terms.values())).sum()
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
+        distributed.average_gradients(self.auxiliary.parameters())
         state.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, options.clip or math.inf)
 
         # Each process has its part of the global sums divided by the mean normaliser: the mean is the whole.
         shared = distributed.mean(torch.stack([loss.detach(), *(term.detach() for term in terms.values())]))
