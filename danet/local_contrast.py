@@ -72,7 +72,7 @@ def significance(contrast: Tensor) -> Tensor:
 
     The adaptive threshold of the classical methods is a certain value of it.
     """
-    deviation, mean = torch.std_mean(contrast, dim=(1, 2), keepdim=True)
+    deviation, mean = torch.std_mean(contrast, dim=(1, 2), correction=0, keepdim=True)
     return (contrast - mean) / deviation.clamp(min=torch.finfo(contrast.dtype).tiny)
 
 
@@ -111,6 +111,8 @@ class LocalContrastDetector:
         """
         ratios = []
         for record in records:
+            if self.classes[0] not in record.names:
+                continue
             contrast, side = (values[0].cpu() for values in self.forward(self.preprocess([record.path])[0], [])[0])
             for (x0, y0, x1, y1), name, ignored in zip(record.boxes.tolist(), record.names, record.ignore, strict=True):
                 inside = (slice(max(round(y0), 0), max(round(y1), 0)), slice(max(round(x0), 0), max(round(x1), 0)))
