@@ -32,6 +32,10 @@ LOCAL_CONTRAST = "local_contrast"
 LOWEST_SCORE = 0.02
 
 
+class NothingFound(UserError):
+    """There are no detections of the target to choose a threshold from."""
+
+
 @dataclass
 class EvaluateOptions:
     """Options of ``danet evaluate``."""
@@ -129,8 +133,8 @@ def evaluate(options: EvaluateOptions) -> None:
     data = load_coco(options.data)
     tune = None if options.tune is None else load_coco(options.tune)
     _check_class_map(options, [*data.categories, *(tune.categories if tune else [])])
-    records = _select(data, options)
-    tune_records = _select(tune, options) if tune else []
+    records = select_images(data, options)
+    tune_records = select_images(tune, options) if tune else []
     _check_apart(records, tune_records, options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -146,7 +150,7 @@ def evaluate(options: EvaluateOptions) -> None:
         found, _ = predict(detector, tune_records, options.batch, quiet=options.quiet)
         threshold, f1 = choose_threshold(tune_records, found, classes, target=target, criterion=options.criterion)
         if threshold is None:
-            raise UserError(f"{options.tune}: no threshold can be chosen, no {target!r} is found there")
+            raise NothingFound(f"{options.tune}: no threshold can be chosen, no {target!r} is found there")
         tuned_on = {"data": options.tune, "images": len(tune_records), "f1": f1, "threshold": threshold}
         console.print(f"score {threshold:.3f} chosen on {options.tune} ({len(tune_records)} images, F1 {f1:.3f})")
 
@@ -219,8 +223,8 @@ def _load_detector(
     )
 
 
-def _select(data: CocoDataset, options: EvaluateOptions) -> list[ImageRecord]:
-    """The images to use, every ``stride``-th of each video, their categories renamed."""
+def select_images(data: CocoDataset, options: EvaluateOptions) -> list[ImageRecord]:
+    """The images to use, every ``options.stride``-th of each video, their categories renamed."""
     position: dict[str | None, int] = {}
     chosen = []
     for record in data.records:
