@@ -131,13 +131,15 @@ def ablate(options: AblateOptions) -> int:
     for number, run in enumerate(runs, 1):
         console.print(f"{number}/{len(runs)}  {run.name}, seed {run.options.seed}", style="bold")
         if (code := run.train()) != 0:
+            print("danet ablate: stopped; the same command again goes on", file=sys.stderr)
             return code
         run.evaluate()
         results.append(run.result(data))
         console.print(results[-1].line())
         if number % len(variants) == 0:
             _write(options, results, data)
-    console.print(read_text(Path(options.out) / "ablation.md"), markup=False)
+    if not options.quiet:
+        print(read_text(Path(options.out) / "ablation.md"), end="")
     return 0
 
 

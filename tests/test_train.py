@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -167,6 +168,17 @@ def test_other_ways_to_train_go_on_exactly_too(run, tmp_path):
     assert losses(tmp_path / "run") == whole[:2]
     assert main(["--epochs", "3", "--resume", "--out", str(tmp_path / "run")]) == 0
     assert losses(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_mixed_precision(run, tmp_path, amp):
+    assert run("--epochs", "1", "--batch", "4", "--adcr.weight", "0.1") == 0
+    plain = losses(tmp_path / "run")
+    assert run("--epochs", "1", "--batch", "4", "--adcr.weight", "0.1", "--amp", amp, "--overwrite") == 0
+    mixed = losses(tmp_path / "run")
+    # The first steps in float16 are left out until the scaler has found its scale.
+    assert mixed[0] != plain[0] and mixed[0] == pytest.approx(plain[0], rel=0.02)
+    assert len(mixed) == len(plain) and all(map(math.isfinite, mixed))
 
 
 def test_config_is_saved_and_read_back(run, scenes, tmp_path, capsys):
