@@ -1,6 +1,7 @@
 """``danet ablate``: trains variants of one recipe with several seeds, measures them, and says what each part brings."""
 
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from danet import cli
 from danet.ablation import Result, summarise, to_markdown
-from danet.data.coco import load_coco
+from danet.data.coco import CocoDataset, load_coco
 from danet.errors import UserError
 from danet.evaluate import EvaluateOptions, NothingFound, evaluate, select_images
 from danet.files import read_json, read_text, write_json, write_text
@@ -111,6 +112,7 @@ def ablate(options: AblateOptions) -> int:
     ablation at any point. After every seed ablation.md and ablation.json hold what is known by then.
     """
     cli.check_out(options)
+    _check_teachers(options)
     variants = {name: _variant(options, words) for name, words in _rows(options).items()}
     data = load_coco(options.val)
     for variant in variants.values():
@@ -143,7 +145,7 @@ def ablate(options: AblateOptions) -> int:
     return 0
 
 
-def _write(options: AblateOptions, results: list[Result], data: object) -> None:
+def _write(options: AblateOptions, results: list[Result], data: CocoDataset) -> None:
     records = select_images(data, _evaluation(options))
     summary = summarise(
         results, records, criterion=options.criterion, recall=options.recall, resamples=options.resamples
@@ -182,10 +184,18 @@ def _rows(options: AblateOptions) -> dict[str, list[str]]:
     return rows
 
 
+def _check_teachers(options: AblateOptions) -> None:
+    """Raises UserError if what every row is told names a teacher, in words or in a file."""
+    named = any(word.startswith("--distill.") for word in options.train)
+    if not named:
+        common = asdict(cli.parse(TrainOptions, options.train, prog="danet train", presets=PRESETS))
+        named = any(common.get("distill", {}).get(size) for size in ("small", "medium", "large"))
+    if named:
+        raise UserError("teachers are given as --teacher_small, _medium and _large, not to every row of the table")
+
+
 def _variant(options: AblateOptions, words: list[str]) -> TrainOptions:
     """The options of ``danet train`` for a row, without its seed and folder."""
-    if any(word.startswith("--distill.") for word in options.train):
-        raise UserError("teachers are given as --teacher_small, _medium and _large, not to every row of the table")
     variant = cli.parse(TrainOptions, [*options.train, *words], prog="danet train", presets=PRESETS)
     if not variant.data:
         raise UserError("no training data: give what `danet train` is to be told after --, such as -- --data FILE")
@@ -197,7 +207,8 @@ def _variant(options: AblateOptions, words: list[str]) -> TrainOptions:
 
 def _evaluation(options: AblateOptions, **changes: object) -> EvaluateOptions:
     names = ("tune", "target", "criterion", "class_map", "stride", "resamples")
-    return EvaluateOptions("", options.val, **{name: getattr(options, name) for name in names}, quiet=True, **changes)
+    same = {name: getattr(options, name) for name in names}
+    return EvaluateOptions("", options.val, **same, quiet=True, **changes)
 
 
 class _Run:
@@ -257,7 +268,7 @@ class _Run:
             print(f"danet ablate: warning: {error}; measured at score 0.5", file=sys.stderr)
             evaluate(untuned)
 
-    def result(self, data: object) -> Result:
+    def result(self, data: CocoDataset) -> Result:
         from danet.checkpoint import load_weights
         from danet.comparison import outcome
         from danet.inference import read_results
@@ -300,8 +311,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--" in argv:
-        import json
-
         at = argv.index("--")
         argv = [*argv[:at], f"--train={json.dumps(argv[at + 1 :])}"]
     return cli.run(ablate, AblateOptions, prog="danet ablate", positionals=["val"], argv=argv)
