@@ -172,7 +172,8 @@ def _rows(options: AblateOptions) -> dict[str, list[str]]:
         if "sskd" in parts:
             if not teachers:
                 raise UserError(f"--rows {name}: sskd needs teachers, give --teacher_small, _medium and _large")
-            words += ["--distill.weight", str(options.sskd_weight)]
+            # The batch of all rows, whatever a preset says: budgets are to be equal.
+            words += ["--distill.weight", str(options.sskd_weight), "--distill.batch", "null"]
             words += [word for size, path in teachers.items() for word in (f"--distill.{size}", path)]
         rows[name] = words
     for name, words in options.more.items():

@@ -17,6 +17,7 @@ from danet.files import check_folder, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from danet.models import DANet
     from danet.training.trainer import Trainer
@@ -83,14 +84,14 @@ class TrainOptions:
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How training images are varied."""
 
-    adcr: AdcrOptions = field(default_factory=AdcrOptions)
-    """The loss that tells targets from distractors (section 3.1.3)."""
-
     epochs: int = 60
     """Passes over the training data."""
 
     batch: int = 8
     """Images a step, over all processes together."""
+
+    adcr: AdcrOptions = field(default_factory=AdcrOptions)
+    """The loss that tells targets from distractors (section 3.1.3)."""
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """Optimiser."""
@@ -224,7 +225,12 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
     model = build_model(options.model)
     if options.weights and not (options.resume and (Path(options.out) / STATE).exists()):
         _start_from(options.weights, model)
-    trainer = Trainer(options, model.to(device), dataset, validation, device)
+    extras: dict[str, nn.Module] = {}
+    if options.adcr.weight:
+        from danet.losses.adcr import build_adcr
+
+        extras["adcr"] = build_adcr(model, options.adcr).to(device)
+    trainer = Trainer(options, model.to(device), dataset, validation, device, extras)
     if options.resume:
         trainer.resume()
     if distributed.rank() == 0:

@@ -85,8 +85,8 @@ def test_rows_say_what_danet_train_is_told():
     teachers = {"teacher_small": "s.safetensors", "teacher_large": "l.safetensors"}
     rows = _rows(AblateOptions("v", **teachers, more={"wide": ["--model.name", "danet"]}))
     assert len(rows) == 10 and rows["wide"] == ["--model.name", "danet"]
-    assert rows["sskd"][-6:] == [
-        *("--distill.weight", "0.05"),
+    assert rows["sskd"][-8:] == [
+        *("--distill.weight", "0.05", "--distill.batch", "null"),
         *("--distill.small", "s.safetensors", "--distill.large", "l.safetensors"),
     ]
     with pytest.raises(UserError, match="--rows safem\\+sskd: sskd needs teachers, give --teacher_small"):

@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(scenes, tmp_path):
     # The projections are in the state to go on from, and nowhere else.
     with safe_open(killed / "last.safetensors", framework="pt") as file:
         names = {name for name in file.keys() if "adcr" in name}  # noqa: SIM118
-    assert {name.split(".")[0] for name in names} == {"auxiliary", "optimizer"}
+    assert {name.split(".")[0] for name in names} == {"extras", "optimizer"}
     state, other = load_file(through / "last.safetensors"), load_file(killed / "last.safetensors")
     assert all(torch.equal(state[name], other[name]) for name in names)
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from danet.errors import UserError
 from danet.losses.samples import choose_regions, sample_regions
-from danet.models.detector import DANet
+from danet.models.detector import DANet, Output
 from danet.models.ufp import UFP
 from danet.training import distributed
 
 if TYPE_CHECKING:
+    from danet.data.loader import Batch
     from danet.train import AdcrOptions
 
 
@@ -31,7 +32,7 @@ class ADCR(nn.Module):
     Args:
         widths, strides: of the maps.
         target: label of the class that is to be told from all others.
-        temperature, negatives, literal: see ``danet.train.AdcrOptions``.
+        weight, temperature, negatives, literal: see ``danet.train.AdcrOptions``.
     """
 
     SIZE = 7
@@ -42,6 +43,7 @@ class ADCR(nn.Module):
         strides: Sequence[int],
         *,
         target: int = 0,
+        weight: float = 1.0,
         temperature: float = 0.1,
         negatives: int = 3,
         literal: bool = False,
@@ -49,12 +51,17 @@ class ADCR(nn.Module):
         super().__init__()
         self.strides = tuple(strides)
         self.target = target
+        self.weight = weight
         self.temperature = temperature
         self.negatives = negatives
         self.literal = literal
         self.projectors = nn.ModuleList(UFP(width) for width in widths)
 
-    def forward(
+    def forward(self, output: Output, batch: "Batch") -> dict[str, Tensor]:
+        """The term ``adcr`` of the overall loss (eq. 10), weighted, as the training loop asks for it."""
+        return {"adcr": self.weight * self.loss(output.features, *batch)}
+
+    def loss(
         self, features: list[Tensor], images: Tensor, boxes: list[Tensor], labels: list[Tensor], ignore: list[Tensor]
     ) -> Tensor:
         """The loss of a batch, a float32 scalar: 0, with a graph, where no image shows a target.
@@ -62,12 +69,12 @@ class ADCR(nn.Module):
         Args:
             features: ``Output.features``, ``[N, widths[l], H_l, W_l]``. The others: see ``choose_regions``.
         """
-        regions = choose_regions(images, boxes, labels, ignore, target=self.target, ratio=self.negatives)
-        both = [torch.cat(pair) for pair in zip(*regions, strict=True)]
-        positive = [torch.arange(len(b)) < len(p) for b, p in zip(both, regions.positives, strict=True)]
-        positive = distributed.gather(torch.cat(positive).long().to(images.device)).bool()
-        losses = []
         with torch.autocast(images.device.type, enabled=False):
+            regions = choose_regions(images, boxes, labels, ignore, target=self.target, ratio=self.negatives)
+            both = [torch.cat(pair) for pair in zip(*regions, strict=True)]
+            positive = [torch.arange(len(b)) < len(p) for b, p in zip(both, regions.positives, strict=True)]
+            positive = distributed.gather(torch.cat(positive).long().to(images.device)).bool()
+            losses = []
             for projector, feature, stride in zip(self.projectors, features, self.strides, strict=True):
                 vectors = distributed.gather(self._project(projector, feature.float(), both, stride))
                 terms = contrastive_terms(vectors[positive], vectors[~positive], self.temperature, literal=self.literal)
@@ -109,11 +116,13 @@ def build_adcr(model: DANet, options: "AdcrOptions") -> ADCR:
     classes = model.config.classes
     if options.target is not None and options.target not in classes:
         raise UserError(f"adcr.target {options.target}: not a class of the model ({', '.join(classes)})")
-    return ADCR(
+    adcr = ADCR(
         model.backbone.widths,
         model.backbone.strides,
         target=0 if options.target is None else classes.index(options.target),
+        weight=options.weight,
         temperature=options.temperature,
         negatives=options.negatives,
         literal=options.literal,
     )
+    return adcr.to(memory_format=torch.channels_last)

@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Parameter
 
 from danet.errors import UserError
 
@@ -51,16 +52,51 @@ def world_size() -> int:
     return dist.get_world_size() if _active() else 1
 
 
+def mean(values: Tensor) -> Tensor:
+    """Averages ``values`` over the processes, in place."""
+    if _active():
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def average_gradients(parameters: Iterable[Parameter]) -> None:
+    """Averages gradients over the processes, in place, zero where only others have one.
+
+    For parameters that not every process uses in every step; ``DistributedDataParallel`` would wait for all of them.
+    """
+    if not _active():
+        return
+    parameters = list(parameters)
+    if not parameters:
+        return
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    chosen = [p for p, flag in zip(parameters, used.tolist(), strict=True) if flag]
+    if not chosen:
+        return
+    for parameter in chosen:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = mean(torch.cat([p.grad.flatten() for p in chosen]))
+    for parameter, values in zip(chosen, flat.split([p.numel() for p in chosen]), strict=True):
+        parameter.grad.copy_(values.view(parameter.shape))
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is set in any process: all take the same turn."""
+    if not _active():
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags)
+
+
 def total(values: Tensor) -> Tensor:
     """Sums ``values`` over the processes, in place."""
     if _active():
         dist.all_reduce(values)
     return values
-
-
-def mean(values: Tensor) -> Tensor:
-    """Averages ``values`` over the processes, in place."""
-    return total(values).div_(world_size()) if _active() else values
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -89,28 +125,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         return gradient[ctx.own] * world_size()
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Averages gradients over the processes, in place, for parameters outside of DistributedDataParallel."""
-    parameters = list(parameters)
-    if not _active() or not parameters:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = mean(torch.cat([parameter.grad.flatten() for parameter in parameters]))
-    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(gradient.view_as(parameter))
-
-
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` is set in any process: all take the same turn."""
-    if not _active():
-        return flag
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return bool(flags)
 
 
 def _active() -> bool:

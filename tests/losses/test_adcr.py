@@ -6,6 +6,7 @@ from helpers import randomise_norms
 from torch import nn
 
 from danet.config import ModelConfig
+from danet.data.loader import Batch
 from danet.errors import UserError
 from danet.losses.adcr import ADCR, build_adcr, contrastive_terms
 from danet.losses.samples import sample_regions
@@ -66,7 +67,7 @@ def test_loss_is_the_mean_or_the_literal_sum(literal):
     randomise_norms(adcr)
     # As many distractors as targets, so that all are taken and nothing else.
     boxes, labels, ignore = batch([DRONES[0], BIRDS[0]], [BIRDS[1], DRONES[1]])
-    found = adcr(features, torch.randn(2, 1, *SIZE), boxes, labels, ignore)
+    found = adcr.loss(features, torch.randn(2, 1, *SIZE), boxes, labels, ignore)
     levels = []
     for projector, feature, stride in zip(adcr.projectors, features, (4, 8), strict=True):
         projected = projector(sample_regions(feature, boxes, stride, 7)).double().flatten(1).tolist()
@@ -105,7 +106,7 @@ def test_gradients_are_finite(image, flat):
     if flat:
         features = [torch.zeros_like(f).requires_grad_() for f in features]
     adcr = ADCR((4, 8), (4, 8)).train()
-    loss = adcr(features, torch.randn(2, 1, *SIZE), *batch(image, []))
+    loss = adcr.loss(features, torch.randn(2, 1, *SIZE), *batch(image, []))
     loss.backward()
     assert loss.isfinite()
     for tensor in (*features, *adcr.parameters()):
@@ -119,7 +120,7 @@ def test_no_positives_give_zero_with_a_graph():
     adcr = ADCR((4, 8), (4, 8)).train()
     boxes, labels, ignore = batch(BIRDS, [DRONES[0]])
     ignore[1][:] = True
-    loss = adcr(features, torch.randn(2, 1, *SIZE), boxes, labels, ignore)
+    loss = adcr.loss(features, torch.randn(2, 1, *SIZE), boxes, labels, ignore)
     assert loss.item() == 0.0
     loss.backward()
     for tensor in (*features, *adcr.parameters()):
@@ -133,9 +134,9 @@ def test_computed_in_float32_under_autocast(dtype):
     arguments = torch.randn(1, 1, *SIZE), *batch([*DRONES, *BIRDS])
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = adcr(features, *arguments)
+        loss = adcr.loss(features, *arguments)
     torch.manual_seed(1)
-    plain = adcr([f.float() for f in features], *arguments)
+    plain = adcr.loss([f.float() for f in features], *arguments)
     assert loss.dtype == torch.float32 and loss.item() == plain.item()
     loss.backward()
     assert all(f.grad.dtype == dtype and f.grad.isfinite().all() for f in features)
@@ -150,7 +151,7 @@ def test_learning_separates_targets_from_distractors():
     arguments = torch.zeros(1, 1, *SIZE), *batch([*DRONES, *BIRDS])
     losses = []
     for _ in range(30):
-        loss = adcr([mix(feature)], *arguments)
+        loss = adcr.loss([mix(feature)], *arguments)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -162,8 +163,15 @@ def test_built_for_a_model():
     model = build_model(ModelConfig(name="danet_nano", classes=["drone", "bird"]))
     adcr = build_adcr(model, AdcrOptions(weight=0.1, target="bird", temperature=0.2, negatives=2, literal=True))
     assert (adcr.target, adcr.temperature, adcr.negatives, adcr.literal) == (1, 0.2, 2, True)
-    output = model(torch.randn(2, 1, *SIZE))
-    assert adcr(output.features, torch.randn(2, 1, *SIZE), *batch(DRONES, BIRDS)) > 0
+    images = Batch(torch.randn(2, 1, *SIZE), *batch(DRONES, BIRDS))
+    output = model(images.images)
+    torch.manual_seed(0)
+    terms = adcr(output, images)
+    torch.manual_seed(0)
+    assert list(terms) == ["adcr"] and terms["adcr"].item() == pytest.approx(
+        0.1 * adcr.loss(output.features, *images).item()
+    )
+    assert terms["adcr"] > 0
     assert build_adcr(model, AdcrOptions(weight=0.1)).target == 0
     with pytest.raises(UserError, match=r"adcr.target plane: not a class of the model \(drone, bird\)"):
         build_adcr(model, AdcrOptions(weight=0.1, target="plane"))
