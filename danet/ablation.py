@@ -162,7 +162,8 @@ def to_markdown(summary: Summary) -> str:
     most = max(len(row.seeds) for row in summary.rows)
     text = [
         "# Ablation",
-        f"{summary.objects} objects `{target}` in {summary.images} images ({groups}), right by {rule}; AP50 by "
+        f"{summary.objects} objects `{target}` in {summary.images} images"
+        f"{f' of {groups}' if summary.resampled == 'videos' else ''}, right by {rule}; AP50 by "
         f"IoU ≥ 0.5. {f'Mean ± standard deviation over {most} seeds. ' if most > 1 else 'A single seed. '}"
         f"{' and '.join(summary.operators).capitalize()} operators.",
         _table(
