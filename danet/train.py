@@ -17,12 +17,40 @@ from danet.files import check_folder, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from danet.models import DANet
     from danet.training.trainer import Trainer
 
 PRESETS = ("default", "paper", "demo", "svanstrom", "svanstrom_frames", "sirst")
 CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class AdcrOptions:
+    """The contrastive loss between targets and distractors (section 3.1.3); the defaults leave it out."""
+
+    weight: float = 0.0
+    """Weight of the loss, lambda_1 of eq. 10; 0 leaves it out, the paper has 0.1."""
+
+    temperature: float = 0.1
+    """Temperature mu of eq. 7."""
+
+    negatives: int = 3
+    """Negative samples for every positive one."""
+
+    target: str | None = None
+    """The class that is to be told from all others; by default the model's first."""
+
+    literal: bool = False
+    """Eq. 6 as it is printed: summed over the anchors (and the levels), each of which is its own positive, too."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "negatives"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"adcr.{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"adcr.temperature must be positive, got {self.temperature}")
 
 
 @dataclass
@@ -61,6 +89,9 @@ class TrainOptions:
 
     batch: int = 8
     """Images a step, over all processes together."""
+
+    adcr: AdcrOptions = field(default_factory=AdcrOptions)
+    """The loss that tells targets from distractors (section 3.1.3)."""
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """Optimiser."""
@@ -194,7 +225,12 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
     model = build_model(options.model)
     if options.weights and not (options.resume and (Path(options.out) / STATE).exists()):
         _start_from(options.weights, model)
-    trainer = Trainer(options, model.to(device), dataset, validation, device)
+    extras: dict[str, nn.Module] = {}
+    if options.adcr.weight:
+        from danet.losses.adcr import build_adcr
+
+        extras["adcr"] = build_adcr(model, options.adcr).to(device)
+    trainer = Trainer(options, model.to(device), dataset, validation, device, extras)
     if options.resume:
         trainer.resume()
     if distributed.rank() == 0:
