@@ -93,7 +93,8 @@ def _compute(
     input: Tensor, weight: Tensor, transformed: Tensor | None, bias: Tensor | None, stride: int, relu: bool
 ) -> Tensor:
     if library.has_kernel(input):
-        return library.call("rep_conv", input, weight, transformed, bias, stride, relu, input.is_cuda and _allows_tf32())
+        tf32 = input.is_cuda and _allows_tf32()
+        return library.call("rep_conv", input, weight, transformed, bias, stride, relu, tf32)
     return rep_conv_reference(input, weight, bias, stride=stride, relu=relu)
 
 
