@@ -1,13 +1,14 @@
 """The few things a training needs to know of the other processes that ``torchrun`` started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 
 from danet.errors import UserError
 
@@ -57,6 +58,29 @@ def mean(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= world_size()
     return values
+
+
+def average_gradients(parameters: Iterable[Parameter]) -> None:
+    """Averages gradients over the processes, in place, zero where only others have one.
+
+    For parameters that not every process uses in every step; ``DistributedDataParallel`` would wait for all of them.
+    """
+    if not _active():
+        return
+    parameters = list(parameters)
+    if not parameters:
+        return
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    chosen = [p for p, flag in zip(parameters, used.tolist(), strict=True) if flag]
+    if not chosen:
+        return
+    for parameter in chosen:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = mean(torch.cat([p.grad.flatten() for p in chosen]))
+    for parameter, values in zip(chosen, flat.split([p.numel() for p in chosen]), strict=True):
+        parameter.grad.copy_(values.view(parameter.shape))
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
