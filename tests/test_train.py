@@ -312,7 +312,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path, capsys):
         (["--model.classes", "dron"], "the training data has no box named 'dron' (it has: bird, drone)"),
         (["--adcr.weight", "-1"], "adcr.weight must be 0 or more, got -1"),
         (["--adcr.temperature", "0"], "adcr.temperature must be positive, got 0"),
-        (["--adcr.weight", "0.1", "--adcr.target", "bird"], "adcr.target bird: not a class of the model (drone)"),
+        (["--target", "bird"], "target bird: not a class of the model (drone)"),
         (["--batch", "0"], "batch must be positive, got 0"),
         (["--epochs", "-1"], "epochs must be positive, got -1"),
         (["--save_every_steps", "-3"], "save_every_steps must be 0 or more, got -3"),

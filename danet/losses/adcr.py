@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danet.errors import UserError
 from danet.losses.samples import choose_regions, sample_regions
 from danet.models.detector import DANet, Output
 from danet.models.ufp import UFP
@@ -111,15 +110,12 @@ def contrastive_terms(positives: Tensor, negatives: Tensor, temperature: float, 
     return against.logsumexp(dim=1) - (pairs * others).sum(1) / others.sum(1)
 
 
-def build_adcr(model: DANet, options: "AdcrOptions") -> ADCR:
-    """The loss for a model. Raises UserError if ``options.target`` is none of its classes."""
-    classes = model.config.classes
-    if options.target is not None and options.target not in classes:
-        raise UserError(f"adcr.target {options.target}: not a class of the model ({', '.join(classes)})")
+def build_adcr(model: DANet, options: "AdcrOptions", target: int) -> ADCR:
+    """The loss for a model and the label of its target."""
     adcr = ADCR(
-        model.backbone.widths,
+        model.widths,
         model.backbone.strides,
-        target=0 if options.target is None else classes.index(options.target),
+        target=target,
         weight=options.weight,
         temperature=options.temperature,
         negatives=options.negatives,

@@ -28,7 +28,6 @@ class Backbone(nn.Module):
         literal_softmax: bool = False,
     ) -> None:
         super().__init__()
-        self.widths = tuple(widths)
         self.stem = MBB(in_channels, widths[0], stride=2)
         self.stages = nn.ModuleList()
         previous = widths[0]
