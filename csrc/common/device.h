@@ -58,13 +58,19 @@ void with_type(const Tensor& tensor, const Body& body) {
   }
 }
 
+// Whether every pixel begins at a multiple of `count` numbers in memory.
+template <typename T>
+bool is_aligned(const ImageView& view, int count) {
+  return view.pixel_stride % count == 0 && view.image_stride % count == 0 &&
+         reinterpret_cast<uintptr_t>(view.data) % (count * sizeof(T)) == 0;
+}
+
 // Whether every pixel's (or, for groups of them, every group's) `channels` are whole packets of 16 bytes, aligned.
 template <typename T>
 bool fits_packets(int64_t channels, std::initializer_list<ImageView> views) {
   constexpr int kSize = gpu::Packet<T>::kSize;
   return channels % kSize == 0 && std::all_of(views.begin(), views.end(), [](const ImageView& view) {
-           return view.pixel_stride % kSize == 0 && view.image_stride % kSize == 0 &&
-                  reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
+           return is_aligned<T>(view, kSize);
          });
 }
 

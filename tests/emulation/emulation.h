@@ -276,13 +276,12 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 // As the device: NaN is 0, what does not fit is the nearest int.
-inline int emulation_to_int(float x) {
-  return x != x ? 0 : x >= 0x1p31f ? INT32_MAX : x < -0x1p31f ? INT32_MIN : int(x);
-}
+inline int emulation_to_int(double x) { return x != x ? 0 : x >= 0x1p31 ? INT32_MAX : x < -0x1p31 ? INT32_MIN : int(x); }
 inline int __float2int_rd(float x) { return emulation_to_int(floorf(x)); }
 inline int __float2int_ru(float x) { return emulation_to_int(ceilf(x)); }
 inline int __float2int_rn(float x) { return emulation_to_int(nearbyintf(x)); }
 inline int __float2int_rz(float x) { return emulation_to_int(truncf(x)); }
+inline int __double2int_rd(double x) { return emulation_to_int(floor(x)); }
 
 #define EMULATION_MIN_MAX(T)                               \
   inline T min(T a, T b) { return b < a ? b : a; }         \
