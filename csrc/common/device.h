@@ -20,13 +20,10 @@ namespace danet {
 // Makes the tensor's device the current one as long as it lives, and knows torch's current stream there.
 class OnDevice {
  public:
-  explicit OnDevice(const Tensor& tensor)
 #if defined(DANET_EMULATION)
-  {
-    (void)tensor;
-  }
+  explicit OnDevice(const Tensor&) : stream_(guard_.stream()) {}
 #else
-      : guard_(tensor.get_device_index()) {
+  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<gpu::Stream>(stream);
@@ -35,7 +32,9 @@ class OnDevice {
   gpu::Stream stream() const { return stream_; }
 
  private:
-#if !defined(DANET_EMULATION)
+#if defined(DANET_EMULATION)
+  emulation::Device guard_;
+#else
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
   gpu::Stream stream_ = nullptr;

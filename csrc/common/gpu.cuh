@@ -71,7 +71,8 @@ void launch(const char* what, void (*kernel)(Parameters...), const Launch& how, 
   }
 #else
   auto body = [&] { kernel(static_cast<Parameters>(arguments)...); };
-  emulation::run(what, how.grid, how.block, how.shared, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
+  emulation::run(
+      what, how.grid, how.block, how.shared, how.stream, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
 #endif
 }
 

@@ -53,7 +53,21 @@ namespace emulation {
 
 // Runs body(argument) once for every thread of the grid. Throws std::runtime_error, whose text begins with `what`,
 // where the launch or the kernel is wrong; the next launch works again.
-void run(const char* what, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument);
+void run(
+    const char* what, dim3 grid, dim3 block, size_t shared_bytes, void* stream, void (*body)(void*), void* argument);
+
+// Stands for a device that is the current one as long as this lives, and for torch's current stream there: launches must
+// be on it.
+class Device {
+ public:
+  Device();
+  ~Device();
+  Device(const Device&) = delete;
+  void* stream() const { return stream_; }
+
+ private:
+  void *stream_, *outer_;
+};
 
 struct Settings {
   uint64_t seed = 0;                 // 0: blocks and threads in ascending order, 1: descending, others: random
