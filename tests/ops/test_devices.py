@@ -324,9 +324,9 @@ DIRECT_ERRORS = {
 @pytest.mark.parametrize("case", DIRECT_ERRORS)
 def test_guards_of_direct_calls(device, case):
     operator, message, changes = DIRECT_ERRORS[case]
+    windows = [[3, 3], [1, 1], [1, 1], [1, 1]]
     calls = {
-        "sdc": [torch.zeros(2, 8, 5, 6), torch.zeros(2, 36, 5, 6), torch.zeros(2, 18, 5, 6), 2]
-        + [[3, 3], [1, 1], [1, 1], [1, 1], 1.0, True, False],
+        "sdc": [*map(torch.zeros, ((2, 8, 5, 6), (2, 36, 5, 6), (2, 18, 5, 6))), 2, *windows, 1.0, True, False],
         "lcdc": [torch.zeros(2, 8, 5, 6), torch.zeros(1, 3), True],
         "softmax_gate": [torch.zeros(2, 8, 5, 6), torch.zeros(2, 8, 5, 6)],
         "rep_conv": [torch.zeros(2, 8, 5, 6), torch.zeros(4, 8, 3, 3), None, None, 1, True, False],
