@@ -179,17 +179,26 @@ def test_compiles_without_a_break(op):
             assert_close(grad, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("N, C, size", [(1, 64, 40), (16, 256, 40)], ids=["ours", "library"])
-def test_rep_conv_for_small_and_large_batches(N, C, size, dtype):
+REP_CONVS = {
+    # N, C, C_out, side; tiles as a device of up to 160 multiprocessors has them
+    "64x64 tiles": (1, 64, 64, 40),
+    "128x64 tiles": (1, 64, 64, 208),
+    "128x128 tiles": (1, 64, 160, 208),
+    "library": (16, 256, 256, 40),
+}
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-3), ("float16", 2e-3), ("bfloat16", 1e-2)])  # tf32
+@pytest.mark.parametrize("case", REP_CONVS)
+def test_rep_conv_of_every_size(case, dtype, tolerance):
+    N, C, C_out, side = REP_CONVS[case]
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(shape, generator=generator).to(DEVICE, dtype)  # noqa: E731
-    input, weight, bias = draw(N, C, size, size), draw(C, C, 3, 3) * 0.02, draw(C)
+    draw = lambda *shape: torch.randn(shape, generator=generator).to(DEVICE, getattr(torch, dtype))  # noqa: E731
+    input, weight, bias = draw(N, C, side, side), draw(C_out, C, 3, 3) * 0.02, draw(C_out)
     exact = rep_conv_reference(input.double(), weight.double(), bias.double())
     for given in (weight, prepare_rep_conv(weight)):
         result = rep_conv(input, given, bias)
         assert result.is_contiguous(memory_format=torch.channels_last)
-        tolerance = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]  # tf32 is allowed
         assert (result.double() - exact).norm() < tolerance * exact.norm()
 
 
