@@ -3,7 +3,7 @@
 // An item is a group of channels of one output pixel; items are numbered pixel * G + g, so that out is [items, D], D = C/G.
 #pragma once
 
-#include "../common/gpu.cuh"
+#include "../common/ptx.cuh"
 #include "sdc.h"
 
 namespace danet {
@@ -50,7 +50,7 @@ GPU_DEVICE Sample<A> locate(const SdcParams& p, int tap_y, int tap_x, A start_y,
 template <typename T>
 GPU_DEVICE Compute<T> exponential(Compute<T> a) {
   if constexpr (sizeof(T) == 2)
-    return __expf(a);
+    return gpu::fast_exp2(a * 1.44269504f);
   else
     return exp(a);
 }

@@ -173,6 +173,9 @@ inline uint32_t tf32(float value) {
   return value != value ? 0x7fffffff : (bits_as<uint32_t>(value) + 0x1000) & ~0x1fffu;
 }
 
+// Subnormal numbers as zero of their sign.
+inline float flushed(float value) { return fabsf(value) < 0x1p-126f ? copysignf(0.0f, value) : value; }
+
 }  // namespace emulation
 
 // --- CUDA's names ----------------------------------------------------------------------------------------------------
