@@ -16,7 +16,8 @@ from benchmarks.timing import origin
 from danet.ops import lcdc, lcdc_reference, library, sdc, sdc_reference, softmax_gate, softmax_gate_reference
 
 FLUSH_BYTES = 256 << 20
-"""Written before every timed call: more than any second-level cache holds."""
+"""Read before every timed call: more than any second-level cache holds. (What was written would have to leave it at the
+cost of the timed call.)"""
 
 SHORT = 100e-6
 """Calls shorter than this many seconds are captured as a CUDA graph of CALLS, and its replays are timed: launches in a
@@ -32,7 +33,7 @@ def alternate(
     functions: dict[str, Callable[[], object]], *, repetitions: int = 30, seconds: float = 0.3
 ) -> dict[str, float]:
     """As benchmarks.timing.alternate, by CUDA events: median seconds of a call of each function, in turns."""
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    flush = torch.zeros(FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
     runs, calls = {}, {}
     for name, function in functions.items():
         for _ in range(3):
@@ -52,7 +53,7 @@ def alternate(
 
 def _seconds(function: Callable[[], object], flush: Tensor) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    flush.zero_()
+    flush.sum()
     begin.record()
     function()
     end.record()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# make gpu: on a machine with a CUDA device, builds for it, tests on it, lets compute-sanitizer look, and measures. It needs
-# torch with CUDA, nvcc, setuptools, cmake, ninja and pytest, and no network. A stage that fails or outlasts its limit keeps
-# no other from its results; the limits add up to 8 minutes. The exit code is 1 where one failed.
+# make gpu: on a machine with a CUDA device, builds for it, tests on it, lets compute-sanitizer look, and measures. It
+# needs torch with CUDA, nvcc, setuptools, cmake, ninja and pytest, and no network. A stage that fails or outlasts its
+# limit keeps no other from its results; the limits add up to 8 minutes. The exit code is 1 where one failed.
 #   PYTHON  the interpreter, python3 by default
 #   COMMIT  what is measured, for where git does not know
 set -uo pipefail
@@ -36,8 +36,8 @@ stage() {  # SECONDS TITLE COMMAND...
 }
 
 build() {
-  FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$capability "$python" setup.py --quiet build_ext --inplace >build/kernels.log 2>&1 ||
-    { cat build/kernels.log; return 1; }
+  export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$capability
+  "$python" setup.py --quiet build_ext --inplace >build/kernels.log 2>&1 || { cat build/kernels.log; return 1; }
   "$python" -m danet.ops
   "$python" -c 'from danet.ops import library; raise SystemExit(library.WHY_NOT_CUDA)'
 }
@@ -55,7 +55,8 @@ stage 80 "2/4  tests on the device" "${test[@]}" -k cuda \
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     stage 35 "3/4  compute-sanitizer, $tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-      compute-sanitizer --tool "$tool" --error-exitcode 1 "${test[@]}" tests/ops/test_devices.py tests/ops/test_cuda.py \
+      compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      "${test[@]}" tests/ops/test_devices.py tests/ops/test_cuda.py \
       -k "cuda and (packets or 14x14 or stage or tiles or k3 or k5 or 64-) and (float32 or bfloat16)"
   done
 else

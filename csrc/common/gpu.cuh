@@ -162,7 +162,7 @@ template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Group {
   T values[kCount];
 };
-// The group at `from` or, where that must not be read, zeros; by words, as the compiler would choose for each half of them.
+// The group at `from` or, where that must not be read, zeros; by words, for of halves the compiler chooses each.
 template <int kCount, typename T>
 GPU_DEVICE Group<T, kCount> load(const T* from, bool valid = true) {
   Group<T, kCount> group{};

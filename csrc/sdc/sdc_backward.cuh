@@ -27,9 +27,9 @@ GPU_DEVICE void add(float* p, const float (&v)[8]) {
 // lanes of a warp share an item, a packet of channels each, and sum their products by shuffles: no atomics there, and the
 // softmax's backward needs no second pass over the image. A lane reads 4 K packets of input and one of grad_output, and
 // with kScatter adds 4 K packets of float32. Shared memory: items * K taps of 24 bytes (float).
-// Roofline, computed, of the case in sdc_forward.cuh, 3.4 GFLOP: bfloat16 155 MB, 36 us; as compiled for sm_90 344 instructions
-// a tap and packet, 131 us; 380e6 additions of a float, for which the second-level cache takes 290 us at 1.3e12 a second
-// (assumed). They bind: 12 % of the copy bandwidth, 10 % expected. Not yet measured on a GPU.
+// Roofline, computed, of the case in sdc_forward.cuh, 3.4 GFLOP: bfloat16 155 MB, 36 us; as compiled for sm_90 344
+// instructions a tap and packet, 131 us; 380e6 additions of a float, for which the second-level cache takes 290 us at
+// 1.3e12 a second (assumed). They bind: 12 % of the copy bandwidth, 10 % expected. Not yet measured on a GPU.
 template <typename T, typename Index, int kVector, int kTaps, bool kScatter>
 __global__ void __launch_bounds__(kThreads, 5) backward(
     SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView input /* [N, H*W, C] */,
@@ -41,9 +41,9 @@ __global__ void __launch_bounds__(kThreads, 5) backward(
   const int K = kTaps > 0 ? kTaps : int(p.K), D = int(p.C / p.G), packets = D / kVector;
   const Index first = Index(blockIdx.x) * block_items;
   const int count = int(Index(items) - first < block_items ? Index(items) - first : block_items);
-  GPU_DYNAMIC_SHARED(BackwardTap<A>, taps);                                           // [block_items, K]
-  A* grads_m = reinterpret_cast<A*>(taps + block_items * K);                          // [block_items, K]
-  uint32_t* presents = reinterpret_cast<uint32_t*>(grads_m + block_items * K);        // [block_items, K]
+  GPU_DYNAMIC_SHARED(BackwardTap<A>, taps);                                     // [block_items, K]
+  A* grads_m = reinterpret_cast<A*>(taps + block_items * K);                    // [block_items, K]
+  uint32_t* presents = reinterpret_cast<uint32_t*>(grads_m + block_items * K);  // [block_items, K]
 
   if (const int item = int(threadIdx.x); item < count) {
     const Item<Index> at(p, first + item);
@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(kThreads, 5) backward(
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
           const bool here = present >> corner & 1;
-          const auto x = gpu::to_compute(gpu::load<kVector>(cell + (corner / 2 * row_stride + corner % 2 * stride), here));
+          const auto x =
+              gpu::to_compute(gpu::load<kVector>(cell + (corner / 2 * row_stride + corner % 2 * stride), here));
           A added[kVector];
 #pragma unroll
           for (int v = 0; v < kVector; ++v) {

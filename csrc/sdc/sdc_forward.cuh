@@ -7,15 +7,15 @@ namespace danet {
 namespace {
 
 // out [items, D] = the sum over the taps. A thread reads 4 K packets of input and writes one of out; an item reads 3 K
-// numbers of offset and mask once. Shared memory: items * K taps of 24 bytes (float). A packet a thread: fewer, wider loads.
-// Items whose corners all lie inside the image, most of them, have a loop of their own without questions.
-// Roofline, computed, of N8 C64 128x160, G = 4, K = 9, on an H200 (4.3 TB/s; 132 multiprocessors at 1.83 GHz read 128 bytes
-// a cycle from their caches and issue for 128 lanes, 31e12 a second either way), 0.9 GFLOP:
-//   bfloat16: 77 MB, 18 us; 0.75 GB from the first-level cache, 24 us; as compiled for sm_90 82 instructions a tap and packet
-//   (64 of them the products and conversions) and 520 an item, 135 a number of out, 46 us. Issue binds: 40 % of the copy
-//   bandwidth at its full rate, 35 % expected.
-//   float32: 155 MB, 36 us; 1.5 GB from the first-level cache, 49 us; 34 instructions a tap and packet, 126 a number, 43 us.
-//   The cache binds: 73 % at its full rate, 55 % expected.
+// numbers of offset and mask once. Shared memory: items * K taps of 24 bytes (float). A packet a thread: fewer, wider
+// loads. Items whose corners all lie inside the image, most of them, have a loop of their own without questions.
+// Roofline, computed, of N8 C64 128x160, G = 4, K = 9, 0.9 GFLOP, on an H200 (4.3 TB/s; 132 multiprocessors at 1.83 GHz
+// read 128 bytes a cycle from their caches and issue for 128 lanes, 31e12 a second either way):
+//   bfloat16: 77 MB, 18 us; 0.75 GB from the first-level cache, 24 us; as compiled for sm_90 82 instructions a tap and
+//   packet (64 of them products and conversions) and 500 an item, 134 a number of out, 45 us. Issue binds: 40 % of the
+//   copy bandwidth at its full rate, 35 % expected.
+//   float32: 155 MB, 36 us; 1.5 GB from the first-level cache, 49 us; 34 instructions a tap and packet, 126 a number,
+//   43 us. The cache binds: 73 % at its full rate, 55 % expected.
 // Not yet measured on a GPU.
 template <typename T, typename Index, int kVector, int kTaps>
 __global__ void __launch_bounds__(kThreads, 8) forward(

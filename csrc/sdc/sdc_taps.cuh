@@ -40,7 +40,8 @@ GPU_DEVICE Sample<A> locate(const SdcParams& p, int tap_y, int tap_x, A start_y,
   const int row = gpu::floor_to_int(y), column = gpu::floor_to_int(x);
   sample.y = gpu::saturate(y - A(row)), sample.x = gpu::saturate(x - A(column));
   const uint32_t top = uint32_t(row), left = uint32_t(column), H = uint32_t(p.H), W = uint32_t(p.W);
-  const uint32_t rows = (top < H ? 3 : 0) | (top + 1 < H ? 12 : 0), columns = (left < W ? 5 : 0) | (left + 1 < W ? 10 : 0);
+  const uint32_t rows = (top < H ? 3 : 0) | (top + 1 < H ? 12 : 0);
+  const uint32_t columns = (left < W ? 5 : 0) | (left + 1 < W ? 10 : 0);
   sample.row = row;
   sample.place = {int32_t(top * W + left), sample.is_nan ? 0 : rows & columns};
   return sample;
@@ -55,13 +56,14 @@ GPU_DEVICE Compute<T> exponential(Compute<T> a) {
     return exp(a);
 }
 
-// store(k, sample, m) for the taps of one item at output pixel (y, x): offset [K, 2] and mask [K] are its own. With kTaps =
-// 9 the window is 3x3, pairs of offsets are aligned to their size, and all is in registers.
+// store(k, sample, m) for the taps of one item at output pixel (y, x): offset [K, 2] and mask [K] are its own. With
+// kTaps = 9 the window is 3x3, pairs of offsets are aligned to their size, and all is in registers.
 template <int kTaps, typename T, typename Store>
 GPU_DEVICE void prepare_taps(
     const SdcParams& p, const T* __restrict__ offset, const T* __restrict__ mask, int y, int x, const Store& store) {
   using A = Compute<T>;
-  const A start_y = A(sdc_start(p, 0)) + A(y * int(p.stride[0])), start_x = A(sdc_start(p, 1)) + A(x * int(p.stride[1]));
+  const A start_y = A(sdc_start(p, 0)) + A(y * int(p.stride[0]));
+  const A start_x = A(sdc_start(p, 1)) + A(x * int(p.stride[1]));
   // A NaN logit is passed over for the largest: exp makes it part of the sum.
   if constexpr (kTaps > 0) {
     static_assert(kTaps == 9);

@@ -386,7 +386,7 @@ bool numbers(bool bug) {
   right &= to_half(65519.0f).bits == 0x7bff && to_half(65520.0f).bits == 0x7c00 && to_half(1e-9f).bits == 0;
   right &= to_bfloat16(1.00390625f).bits == 0x3f80 && to_bfloat16(1.01171875f).bits == 0x3f82;
   right &= gpu::fast_exp2(-126.0f) == 0x1p-126f && gpu::fast_exp2(-126.5f) == 0 && gpu::fast_exp2(INFINITY) == INFINITY;
-  right &= gpu::fast_reciprocal(4.0f) == 0.25f && gpu::fast_reciprocal(0x1p127f) == 0 && gpu::fast_reciprocal(0.0f) > 1e38f;
+  right &= gpu::fast_reciprocal(4.0f) == 0.25f && gpu::fast_reciprocal(0x1p127f) == 0;
   right &= tf32(1.00048828125f) == 0x3f802000 && tf32(-1.0004882f) == 0xbf800000;
   return right;
 }
