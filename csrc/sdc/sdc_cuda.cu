@@ -9,7 +9,6 @@
 namespace danet {
 namespace {
 
-constexpr int kItems = 64;               // of a block, fewer where their taps would not fit
 constexpr int kSharedBytes = 48 * 1024;  // what every device gives a block without being asked
 
 void check_limits(const SdcParams& p) {
@@ -17,10 +16,11 @@ void check_limits(const SdcParams& p) {
   DANET_CHECK(p.K <= kMaxTaps, "sdc: the CUDA kernels take at most ", kMaxTaps, " taps");
 }
 
-// Bytes of shared memory for an item's taps and, forward, its place in the input.
+// Bytes of shared memory for an item: Corners and Place of its taps, and its place in the input; backward BackwardTap, a
+// gradient and what is present.
 template <typename A>
 int item_bytes(const SdcParams& p) {
-  return int(p.K) * int(4 * sizeof(A) + sizeof(Place)) + int(sizeof(int64_t));
+  return int(p.K) * int(5 * sizeof(A) + sizeof(uint32_t)) + int(sizeof(int64_t));
 }
 
 template <typename A>
@@ -37,9 +37,11 @@ bool fits_32_bits(const SdcParams& p, const ImageView& input) {
 // body(index, vector, taps) with what the kernels are specialised for: 32-bit indices, packets of 16 bytes (never for
 // float64), 3x3. What is rare shares a kernel with what is general.
 template <typename T, typename Body>
-void specialise(const SdcParams& p, const ImageView& input, bool packets_fit, const Body& body) {
+void specialise(
+    const SdcParams& p, const ImageView& input, const ImageView& offset, bool packets_fit, const Body& body) {
   constexpr Constant<gpu::Packet<T>::kSize> packet{};
-  const bool is_3x3 = p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center;
+  const bool is_3x3 =
+      p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && is_aligned<T>(offset, 2);
   if constexpr (sizeof(T) < 8) {
     if (packets_fit && !fits_32_bits(p, input)) return body(int64_t{}, packet, Constant<0>{});
     if (packets_fit && is_3x3) return body(int32_t{}, packet, Constant<9>{});
@@ -64,7 +66,7 @@ Tensor sdc(
     using T = decltype(type);
     using A = Compute<T>;
     const int block_items = items_of_a_block<A>(p);
-    specialise<T>(p, x.view, fits_packets<T>(p.C / p.G, {x.view}), [&](auto index, auto vector, auto taps) {
+    specialise<T>(p, x.view, offsets.view, fits_packets<T>(p.C / p.G, {x.view}), [&](auto index, auto vector, auto taps) {
       gpu::launch(
           "sdc", forward<T, decltype(index), decltype(vector)::value, decltype(taps)::value>,
           {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)), here.stream()}, p,
@@ -106,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> sdc_backward(
       A* sums = static_cast<A*>(grad_input.mutable_data_ptr());
       const int block_items = items_of_a_block<A>(p);
       const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view, grad_out.view});
-      specialise<T>(p, x.view, packets_fit, [&](auto index, auto vector, auto taps) {
+      specialise<T>(p, x.view, offsets.view, packets_fit, [&](auto index, auto vector, auto taps) {
         using Index = decltype(index);
         constexpr int kVector = decltype(vector)::value, kTaps = decltype(taps)::value;
         gpu::launch(

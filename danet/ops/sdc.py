@@ -41,9 +41,9 @@ from danet.ops.sampling import gather
 
 Pair = int | tuple[int, int]
 
-MAX_TAPS, MAX_ELEMENTS = 256, 2**31
-"""The compiled kernels take windows of at most so many taps, and images of less elements each (batches may be larger);
-others run as the reference."""
+MAX_TAPS, MAX_COUNT = 256, 2**31
+"""The compiled kernels take windows of at most so many taps, and images of less elements each, on CUDA devices of less
+pixels (batches may be larger); others run as the reference."""
 
 
 class SdcSizes(NamedTuple):
@@ -106,8 +106,8 @@ def sdc(
     input, offset, mask = autocast(input, offset, mask)
     options = (groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center)
     sizes = check_sdc(input, offset, mask, *options)
-    elements = sizes.C * (sizes.H + 4) * (sizes.W + 4)
-    if library.has_kernel(input) and sizes.K <= MAX_TAPS and elements < MAX_ELEMENTS:
+    count = (sizes.H + 4) * (sizes.W + 4) * (1 if input.is_cuda else sizes.C)
+    if library.has_kernel(input) and sizes.K <= MAX_TAPS and count < MAX_COUNT:
         return library.call("sdc", input, offset, mask, sizes.G, *sizes.windows, offset_scale, softmax, remove_center)
     return _reference(input, offset, mask, sizes, offset_scale, softmax)
 
