@@ -5,7 +5,6 @@ The architectures ``teacher_small``, ``teacher_medium`` and ``teacher_large`` ar
 """
 
 import hashlib
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
