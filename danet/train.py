@@ -119,8 +119,8 @@ class TrainOptions:
     """How training images are varied."""
 
     scale: Scale | None = None
-    """Learn targets of this scale alone, as a teacher does: those of others become ignore regions, and images on which
-    no target can be magnified to this scale are left out. By default all."""
+    """Learn and validate targets of this scale alone, as a teacher does: those of others become ignore regions, and
+    images on which no target can be magnified to this scale are left out. By default all."""
 
     scale_edges: tuple[float, float] = EDGES
     """Edges between small, medium and large targets: sqrt(width * height) in pixels of the network's input."""
@@ -379,15 +379,17 @@ def _header(options: TrainOptions, trainer: "Trainer") -> str:
 
     processes = distributed.world_size()
     count = f"{processes} processes, " if processes > 1 else ""
+    taught = "".join(f", {scale} targets taught by {path}" for scale, path in options.distill.files().items())
+    learned = f" with {trainer.dataset.bucket} targets" if trainer.dataset.bucket else ""
     height, width = options.augmentation.crop or (256, 320)
     size = max(height, MINIMUM_SIZE), max(width, MINIMUM_SIZE)  # smaller crops are padded
     return "\n".join(
         (
             f"{ops.describe()}, {trainer.device}, {count}{options.workers} loader processes",
             summary.describe(trainer.weights, size),
-            f"{len(trainer.dataset)} training images, {len(trainer.validation)} to validate, classes "
+            f"{len(trainer.dataset)} training images{learned}, {len(trainer.validation)} to validate, classes "
             f"{', '.join(options.model.classes)}; {trainer.sampler.steps_per_epoch} steps of {options.batch} an epoch, "
-            f"{options.epochs} epochs, in {options.out}",
+            f"{options.epochs} epochs, in {options.out}{taught}",
         )
     )
 

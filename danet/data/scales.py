@@ -45,7 +45,8 @@ class Bucket:
         self.target = target
 
     def __str__(self) -> str:
-        return f"{self.scale} ({self.low:g} to {self.high:g} pixels)"
+        below = "" if self.high == math.inf else f" and below {self.high:g}"
+        return f"{self.scale} (from {self.low:g}{below} pixels)"
 
     def takes(self, record: ImageRecord, magnification: tuple[float, float] = (1.0, 1.0)) -> bool:
         """Whether an image takes part, given the smallest and the largest magnification."""

@@ -62,17 +62,16 @@ class Distiller(nn.Module):
         routes = route(batch.boxes, batch.labels, batch.ignore, edges=self.edges, target=self.target)
         # Gradients are averaged over processes: divided by the mean count, they are those of the whole batch.
         counts = distributed.mean(routes.sum(1).float())
-        active = [scale for scale, count in zip(SCALES, counts.tolist(), strict=True) if count and scale in self.teachers]
+        rows = {scale: row for row, scale in enumerate(SCALES) if scale in self.teachers and counts[row] > 0}
         total = output.features[0].new_zeros((), dtype=torch.float32)
-        for scale in active:
-            row = SCALES.index(scale)
+        for scale, row in rows.items():
             chosen = routes[row].nonzero().squeeze(1)
             if not len(chosen):  # another process has this teacher's images
                 continue
             maps = self.teachers[scale](batch.images[chosen])
             for module, feature, target in zip(self.eadms[scale], output.features, maps, strict=True):
                 distances = module(feature[chosen], target)
-                total = total + distances.sum() / (counts[row] * len(maps) * len(active))
+                total = total + distances.sum() / (counts[row] * len(maps) * len(rows))
         return {"sskd": self.weight * total}
 
 

@@ -17,11 +17,11 @@ class EADM(nn.Module):
     ``F_p = UFP(EKEM(F))`` of both, ``F_a = TPKI(F_p of the student, TPKS(F_p of the teacher))``, and the mean squared
     difference of F_a and the teacher's F_p, both standardised channel by channel (see ``distance``).
 
-    The teacher's F_p does not learn (our decision): its EKEM stays at its start and its UFP at the identity, so that the
-    target is the teacher's own map, enhanced. Since the target is detached, gradients could come to it only by way of
-    TPKS, and these make it what TPKI guesses from C/8 of its channels: its rank falls, and a student whose features are
-    flat reaches the same distance as any other (docs/paper.md has the figures). ``literal=True`` lets both learn, as
-    eq. 8 is printed.
+    The teacher's F_p does not learn (our decision): its EKEM stays at its start and its UFP at the identity, so that
+    the target is the teacher's own map, enhanced. Since the target is detached, gradients could come to it only by way
+    of TPKS, and these make it what TPKI guesses from C/8 of its channels: its rank falls, and a student whose features
+    are flat reaches the same distance as any other (docs/paper.md has the figures). ``literal=True`` lets both learn,
+    as eq. 8 is printed.
 
     Where the widths differ, a 1x1 convolution first brings the student's map to the teacher's width, so that the
     knowledge to be learned stays whole (our decision; the paper's widths agree).

@@ -15,9 +15,9 @@ from danet.models.blocks import MBB
 from danet.models.deployed import DeployedDANet
 from danet.models.head import AnchorFreeHead, AnchorHead
 
-# Channels and blocks of the stages at strides 4, 8, 16, 32. The teachers (section 3.2.1; the paper gives no shapes) spend
-# their third more of danet_s's operations at the strides that matter at their scale: strides 4 and 8 for small targets,
-# 8 and 16 for medium ones, 16 and 32 for large ones, whose network also sees the widest surroundings.
+# Channels and blocks of the stages at strides 4, 8, 16, 32. The teachers (section 3.2.1; the paper gives no shapes)
+# take about a third more operations than danet_s, and spend them where it matters at their scale: at strides 4 and 8
+# for small targets, 8 and 16 for medium ones, 16 and 32 for large ones, whose network also sees the most surroundings.
 WIDTHS = {
     "danet": (64, 128, 256, 512),
     "danet_s": (32, 64, 128, 256),

@@ -28,7 +28,7 @@ def test_every_size_has_one_scale():
     assert held.argmax(0).tolist() == [0, 0, 1, 1, 1, 2, 2]
     # sqrt(area): 8 x 24.5 is as large as 14 x 14.
     assert Bucket("medium", EDGES, "drone").holds(np.array([[0, 0, 8, 24.5]], np.float32)).tolist() == [True]
-    assert str(Bucket("large", EDGES, "drone")) == "large (18 to inf pixels)"
+    assert str(Bucket("large", EDGES, "drone")) == "large (from 18 pixels)"
 
 
 def test_images_that_take_part():
@@ -89,7 +89,7 @@ def test_without_magnification_only_images_of_the_scale_are_left(tmp_path):
     with pytest.raises(UserError, match="no box named 'drone'"):  # only the bird is left
         DetectionDataset([data], ["drone"], bucket=Bucket("large", (14.0, 40.0), "drone"))
     drones = DataSource(data, class_map={"bird": "drone"})
-    with pytest.raises(UserError, match=r"annotations\.json: every image shows a drone, none of them large \(40 to inf"):
+    with pytest.raises(UserError, match=r"every image shows a drone, none of them large \(from 40 pixels\)"):
         DetectionDataset([drones], ["drone"], bucket=Bucket("large", (14.0, 40.0), "drone"))
 
 

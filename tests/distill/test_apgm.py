@@ -7,6 +7,10 @@ import torch.nn.functional as F
 from danet.distill.apgm import TPKI, TPKS
 
 
+def linear(weight, bias, x):
+    return [b + sum(w * value for w, value in zip(row, x, strict=True)) for row, b in zip(weight, bias, strict=True)]
+
+
 @pytest.mark.parametrize("channels", [5, 16, 48])
 def test_selection_by_a_plain_loop(channels):
     """SE weights, the C/8 largest of each image in index order, each channel times its weight."""
@@ -18,11 +22,8 @@ def test_selection_by_a_plain_loop(channels):
     w1, b1, w2, b2 = (t.double().tolist() for t in select.parameters())
     for n in range(3):
         mean = [x[n, c].double().mean().item() for c in range(channels)]
-        hidden = [max(0.0, b + sum(w * m for w, m in zip(row, mean, strict=True))) for row, b in zip(w1, b1, strict=True)]
-        weights = [
-            1 / (1 + math.exp(-b - sum(w * h for w, h in zip(row, hidden, strict=True))))
-            for row, b in zip(w2, b2, strict=True)
-        ]
+        hidden = [max(0.0, value) for value in linear(w1, b1, mean)]
+        weights = [1 / (1 + math.exp(-value)) for value in linear(w2, b2, hidden)]
         best = sorted(range(channels), key=lambda c: -weights[c])[: result.shape[1]]
         for position, c in enumerate(sorted(best)):
             torch.testing.assert_close(result[n, position], weights[c] * x[n, c])
@@ -40,8 +41,9 @@ def test_each_image_has_its_own_channels():
     x = torch.zeros(2, 16, 2, 2)
     x[0, 3], x[0, 1], x[1, 0], x[1, 2] = 2.0, 1.0, 5.0, 4.0
     result = select(x)
-    assert [result[0, i, 0, 0].item() for i in (0, 1)] == pytest.approx([1 / (1 + math.exp(-4)), 2 / (1 + math.exp(-8))])
-    assert [result[1, i, 0, 0].item() for i in (0, 1)] == pytest.approx([5, 4], rel=1e-4)
+    # Channels 1 and 3 of the first image, 0 and 2 of the second, times sigmoid(4 x).
+    assert result[0, :, 0, 0].tolist() == pytest.approx([1 / (1 + math.exp(-4)), 2 / (1 + math.exp(-8))])
+    assert result[1, :, 0, 0].tolist() == pytest.approx([5, 4], rel=1e-4)
 
 
 def test_the_attention_learns_and_is_float32_under_autocast():

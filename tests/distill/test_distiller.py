@@ -19,8 +19,8 @@ def square(side, x=2.0):
 def make_batch(*images, labels=None, ignore=None, size=(64, 64)):
     """One image for each list of sides of square boxes."""
     boxes = [torch.tensor([square(side) for side in sides]).reshape(-1, 4) for sides in images]
-    labels = [torch.zeros(len(b), dtype=torch.long) for b in boxes] if labels is None else list(map(torch.tensor, labels))
-    ignore = [torch.zeros(len(b), dtype=torch.bool) for b in boxes] if ignore is None else list(map(torch.tensor, ignore))
+    labels = [torch.tensor(each) for each in labels or [[0] * len(b) for b in boxes]]
+    ignore = [torch.tensor(each, dtype=torch.bool) for each in ignore or [[False] * len(b) for b in boxes]]
     torch.manual_seed(1)
     return Batch(torch.randn(len(boxes), 1, *size), boxes, labels, ignore)
 

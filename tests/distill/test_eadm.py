@@ -35,7 +35,8 @@ def plain_distance(augmented, target):
 
 def test_distance_by_a_plain_loop():
     torch.manual_seed(0)
-    augmented, target = torch.rand(3, 4, 5, 6), torch.rand(3, 4, 5, 6) * torch.tensor([1.0, 3.0, 0.01, 2.0])[:, None, None]
+    augmented, target = torch.rand(2, 3, 4, 5, 6)
+    target *= torch.tensor([1.0, 3.0, 0.01, 2.0])[:, None, None]
     expected = [plain_distance(a, t) for a, t in zip(augmented, target, strict=True)]
     assert distance(augmented, target).tolist() == pytest.approx(expected, rel=1e-5)
 
