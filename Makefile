@@ -69,7 +69,7 @@ sanitize: $(READY)  ## the operators' tests with AddressSanitizer and UndefinedB
 emulation: $(KERNELS)  ## the CUDA kernels on the CPU, with the checker of races and with the sanitizers
 	@DANET_EMULATION=check $(RUN) -m pytest -q -p no:cacheprovider tests/ops/test_devices.py -k emulated
 	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" DANET_EMULATION=sanitize \
-	  $(RUN) -m pytest -q -p no:cacheprovider tests/ops/test_devices.py -k emulated
+	  $(RUN) -m pytest -q -s -p no:cacheprovider tests/ops/test_devices.py -k emulated
 
 DEMO := runs/demo
 

@@ -14,7 +14,7 @@ constexpr int kItems = 64;  // of a block, each prepared by a thread; fewer wher
 
 // Where one tap samples: the cell's top left pixel and which of its corners lie inside the image.
 struct Place {
-  int32_t pixel;     // y * W + x; what it means outside is not used
+  int32_t pixel;     // y * W + x, perhaps outside; 0 where all corners are
   uint32_t present;  // bit `corner`
 };
 
@@ -42,8 +42,9 @@ GPU_DEVICE Sample<A> locate(const SdcParams& p, int tap_y, int tap_x, A start_y,
   const uint32_t top = uint32_t(row), left = uint32_t(column), H = uint32_t(p.H), W = uint32_t(p.W);
   const uint32_t rows = (top < H ? 3 : 0) | (top + 1 < H ? 12 : 0);
   const uint32_t columns = (left < W ? 5 : 0) | (left + 1 < W ? 10 : 0);
+  const uint32_t present = sample.is_nan ? 0 : rows & columns;
   sample.row = row;
-  sample.place = {int32_t(top * W + left), sample.is_nan ? 0 : rows & columns};
+  sample.place = {present > 0 ? int32_t(top * W + left) : 0, present};
   return sample;
 }
 
