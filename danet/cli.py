@@ -57,7 +57,7 @@ def run(
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = ArgumentParser(prog=prog, description=_summary(command), exit_on_error=False, allow_abbrev=False)
     if presets:
-        parser.add_argument("--preset", choices=list(presets), help="a recipe shipped with danet")
+        parser.add_argument("--preset", choices=list(presets), help="a recipe shipped with danet; several may be given")
     parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
     parser.add_class_arguments(options, None, as_group=False)
     try:

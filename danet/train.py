@@ -105,7 +105,7 @@ class TrainOptions:
     """Class whose boxes are sorted by scale, for `scale` and `distill`; by default the model's first class."""
 
     distill: DistillOptions = field(default_factory=DistillOptions)
-    """Teachers."""
+    """Teachers of one scale each to learn from."""
 
     epochs: int = 60
     """Passes over the training data."""
@@ -252,6 +252,8 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
     validation = load_source(options.val) if options.val else []
     if bucket is not None:
         validation = [bucket.restrict(record) for record in validation if bucket.takes(record)]
+        if options.val and not validation:
+            raise UserError(f"--val: every image shows a {target}, none of them {bucket}")
     torch.manual_seed(options.seed)
     model = build_model(options.model)
     if options.weights and not (options.resume and (Path(options.out) / STATE).exists()):
