@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     networks = {scale: build_model(ModelConfig(name=name)) for scale, name in names.items()}
     distiller = Distiller(
         model.widths, {scale: Teacher(n.to(memory_format=torch.channels_last)) for scale, n in networks.items()}
-    )
+    ).to(memory_format=torch.channels_last)
     loss = DetectionLoss(model)
     optimizer = torch.optim.AdamW([*model.parameters(), *distiller.parameters()], lr=1e-4)
 

@@ -81,7 +81,7 @@ def parse(
     """The ``options`` dataclass that ``argv`` stands for, see ``run``; whatever is wrong with it is a UserError."""
     parser = ArgumentParser(prog=prog, description=about, exit_on_error=False, allow_abbrev=False)
     if presets:
-        parser.add_argument("--preset", choices=list(presets), help="a recipe shipped with danet")
+        parser.add_argument("--preset", choices=list(presets), help="a recipe shipped with danet; several may be given")
     parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
     parser.add_class_arguments(options, None, as_group=False)
     try:

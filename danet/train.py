@@ -132,7 +132,7 @@ class TrainOptions:
     """The loss that tells targets from distractors (section 3.1.3)."""
 
     distill: DistillOptions = field(default_factory=DistillOptions)
-    """Teachers."""
+    """Teachers of one scale each to learn from."""
 
     epochs: int = 60
     """Passes over the training data."""
@@ -278,6 +278,8 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
     validation = load_source(options.val) if options.val else []
     if bucket is not None:
         validation = [bucket.restrict(record) for record in validation if bucket.takes(record)]
+        if options.val and not validation:
+            raise UserError(f"--val: every image shows a {target}, none of them {bucket}")
     torch.manual_seed(options.seed)
     model = build_model(options.model)
     if options.weights and not (options.resume and (Path(options.out) / STATE).exists()):

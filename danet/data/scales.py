@@ -75,8 +75,8 @@ class Bucket:
         if not sizes.size:
             return options
         size = float(rng.choice(sizes))
-        low, high = options.scale
-        return dataclasses.replace(options, scale=(max(low, self.low / size), min(high, self.high / size)))
+        low, high = np.clip([self.low / size, self.high / size], *options.scale).tolist()
+        return dataclasses.replace(options, scale=(low, high))
 
     def _reached(self, sizes: np.ndarray, magnification: tuple[float, float]) -> np.ndarray:
         return (sizes * magnification[0] < self.high) & (sizes * magnification[1] >= self.low)
@@ -87,4 +87,4 @@ def _is(names: Sequence[str], target: str) -> np.ndarray:
 
 
 def _size(boxes: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+    return np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64))

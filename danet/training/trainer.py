@@ -89,7 +89,7 @@ class Trainer:
             world_size=distributed.world_size(),
         )
         self.model = model.to(memory_format=torch.channels_last).train()
-        self.extras = nn.ModuleDict(extras or {}).train()
+        self.extras = nn.ModuleDict(extras or {}).to(memory_format=torch.channels_last).train()
         self.fingerprints = dict(fingerprints or {})
         if options.freeze_norm:
             freeze_norms(self.model)
@@ -187,8 +187,8 @@ class Trainer:
         loss = torch.stack(list(terms.values())).sum()
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
-        state.scaler.unscale_(state.optimizer)
         distributed.average_gradients(self.extras.parameters())
+        state.scaler.unscale_(state.optimizer)
         # Each for itself, so that what the extras learn does not shorten the model's step.
         norm, extras_norm = (
             torch.nn.utils.clip_grad_norm_([*module.parameters()], options.clip or math.inf)

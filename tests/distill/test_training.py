@@ -197,9 +197,14 @@ def test_a_teachers_run_and_the_batch_of_a_distilled_one(scenes, tmp_path, capsy
         (["--scale_edges", "9", "3"], "scale_edges must be two positive numbers of pixels, the smaller first"),
         (["--target", "bird"], "target bird: not a class of the model (drone)"),
         (["--scale", "large", "--scale_edges", "9", "300"], "none of them large (from 300 pixels)"),
+        (
+            ["--scale", "large", "--scale_edges", "9", "20"],
+            "--val: every image shows a drone, none of them large (from 20",
+        ),
     ],
 )
 def test_bad_input_is_one_line(scenes, tmp_path, capsys, arguments, words):
-    assert main([*SMALL, "--data", scenes, "--out", str(tmp_path / "run"), *arguments]) == 2
+    options = [*SMALL, "--data", scenes, "--val", scenes, "--augmentation.scale", "[1.0, 3.0]"]
+    assert main([*options, "--out", str(tmp_path / "run"), *arguments]) == 2
     assert words in only_error(capsys)
     assert not (tmp_path / "run").exists()
