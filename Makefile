@@ -69,7 +69,7 @@ sanitize: $(READY)  ## the operators' tests with AddressSanitizer and UndefinedB
 emulation: $(KERNELS)  ## the CUDA kernels on the CPU, with the checker of races and with the sanitizers
 	@DANET_EMULATION=check $(RUN) -m pytest -q -p no:cacheprovider tests/ops/test_devices.py -k emulated
 	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" DANET_EMULATION=sanitize \
-	  $(RUN) -m pytest -q -p no:cacheprovider tests/ops/test_devices.py -k emulated
+	  $(RUN) -m pytest -q -s -p no:cacheprovider tests/ops/test_devices.py -k emulated
 
 DEMO := runs/demo
 
@@ -141,27 +141,8 @@ test-all: lint $(KERNELS)  ## the linter, the whole test suite with its long gri
 	@$(RUN) -m pytest -q
 	@$(MAKE) sanitize emulation
 
-# Where CUDA's own tools see errors that tests do not.
-SANITIZE_GPU := packets or 14x14 or stage or k3 or 64
-
 gpu: $(READY)  ## on a machine with a CUDA device: build for it, test, compute-sanitizer, measure; under 8 minutes
-	@mkdir -p build
-	@echo "== 1/4  building for $$(nvidia-smi --query-gpu=name,compute_cap --format=csv,noheader | head -1)"
-	@FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1) \
-	  $(RUN) setup.py --quiet build_ext --inplace >$(BUILD) 2>&1 || { cat $(BUILD); exit 1; }
-	@$(RUN) -m danet.ops
-	@echo "== 2/4  tests on the device"
-	@$(RUN) -m pytest -q -p no:cacheprovider tests/ops tests/models -m "not long" -k cuda
-	@echo "== 3/4  compute-sanitizer"
-	@for tool in memcheck racecheck; do \
-	  if command -v compute-sanitizer >/dev/null; then compute-sanitizer --tool $$tool --error-exitcode 1 $(RUN) -m pytest -q \
-	    -p no:cacheprovider tests/ops/test_devices.py -k "cuda and ($(SANITIZE_GPU)) and float32"; \
-	  else echo "no compute-sanitizer here"; fi; done
-	@echo "== 4/4  benchmarks"
-	@gpu=$$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr 'A-Z ' 'a-z-'); \
-	$(RUN) -m benchmarks.ops --device cuda --plot build/gpu.png --json benchmarks/results/$$gpu.json; \
-	$(RUN) -m benchmarks.detector --device cuda --dtype float16 --sizes 256x320 512x640 --batch 1 8 --rivals \
-	  --plot build/gpu-detector.png --json benchmarks/results/$$gpu-detector.json
+	@PYTHON=$(RUN) bash benchmarks/gpu.sh
 
 lint: $(READY)  ## the linter
 	@$(RUN) -m ruff check .

@@ -1,6 +1,6 @@
 """What benchmarks.ops measures on a CUDA device: its cases, and how time is taken there."""
 
-import math
+import platform
 import statistics
 import subprocess
 import time
@@ -12,14 +12,17 @@ from torch import Tensor
 
 from benchmarks import rivals
 from benchmarks.ops import Case, Function, backward_of, image, rep_conv_case, same
-from danet.ops import lcdc, lcdc_reference, sdc, sdc_reference, softmax_gate, softmax_gate_reference
+from benchmarks.timing import origin
+from danet.ops import lcdc, lcdc_reference, library, sdc, sdc_reference, softmax_gate, softmax_gate_reference
 
 FLUSH_BYTES = 256 << 20
-"""Written before every timed call: more than any second-level cache holds."""
+"""Read before every timed call: more than any second-level cache holds. (What was written would have to leave it at the
+cost of the timed call.)"""
 
 SHORT = 100e-6
 """Calls shorter than this many seconds are captured as a CUDA graph of CALLS, and its replays are timed: launches in a
-captured network cost as little. They find their data in the cache, as a network's layers do."""
+captured network cost as little. They find their data in the cache, as a network's layers do. All runs on one stream,
+which is not the default one: a backward pass can be captured only where its forward pass ran."""
 CALLS = 20
 
 INSTALLED: dict[str, str] = {}
@@ -27,10 +30,10 @@ INSTALLED: dict[str, str] = {}
 
 
 def alternate(
-    functions: dict[str, Callable[[], object]], *, repetitions: int = 30, seconds: float = 1.0
+    functions: dict[str, Callable[[], object]], *, repetitions: int = 30, seconds: float = 0.3
 ) -> dict[str, float]:
     """As benchmarks.timing.alternate, by CUDA events: median seconds of a call of each function, in turns."""
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    flush = torch.zeros(FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
     runs, calls = {}, {}
     for name, function in functions.items():
         for _ in range(3):
@@ -50,7 +53,7 @@ def alternate(
 
 def _seconds(function: Callable[[], object], flush: Tensor) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    flush.zero_()
+    flush.sum()
     begin.record()
     function()
     end.record()
@@ -59,13 +62,14 @@ def _seconds(function: Callable[[], object], flush: Tensor) -> float:
 
 
 def _captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
-    """CALLS calls as a graph; None where they cannot be captured, as in a backward pass that was recorded before."""
-    graph = torch.cuda.CUDAGraph()
+    """CALLS calls as a graph; None where they cannot be captured, such as those that wait for the device."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             for _ in range(CALLS):
                 function()
     except RuntimeError:
+        torch.cuda.set_stream(stream)
         torch.cuda.synchronize()
         return None
     return graph
@@ -89,6 +93,9 @@ def header() -> dict[str, str]:
         "driver": _driver(),
         "cuda": torch.version.cuda or "none",
         "torch": torch.__version__,
+        "python": platform.python_version(),
+        "kernels": library.cuda_fact("version"),
+        **origin(),
     }
 
 
@@ -114,8 +121,6 @@ def sdc_cases() -> Iterator[Case]:
                 return sdc_reference(*t, groups=4)
 
             functions = {"sdc_reference": reference}
-            if (H, W) == (128, 160):  # compiling takes half a minute a case
-                functions["compiled"] = torch.compile(reference, dynamic=False)
             if (torchvision := rivals.torchvision_deform_conv(dtype, G)) is not None:
                 functions["torchvision"] = torchvision
             numbers = N * H * W * (2 * C + 3 * G * K)
@@ -123,6 +128,8 @@ def sdc_cases() -> Iterator[Case]:
             for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
                 factor = 1 if direction == "forward" else 2
                 others = {name: wrap(f, leaves) for name, f in functions.items()}
+                if (H, W) == (128, 160) and direction == "forward":  # compiling takes half a minute a case
+                    others["torch.compile"] = wrap(torch.compile(reference, dynamic=False), leaves)
                 call = wrap(ours, leaves)
                 check = same(call, others["sdc_reference"], tolerance * (1 if direction == "forward" else 50))
                 flops, bytes = factor * 8.0 * N * C * H * W * K, float(factor * dtype.itemsize * numbers)
@@ -183,19 +190,29 @@ def dcn_cases() -> Iterator[Case]:
 
 
 def lcdc_cases() -> Iterator[Case]:
-    for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float32, 1e-4)):
+    for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float32, 1e-3)):
         N, C, H, W, k = 32, 64, 128, 160, 3
-        leaves = [image(N, C, H, W, dtype=dtype), torch.randn(1, k, device="cuda").to(dtype)]
+        leaves = [image(N, C, H, W, dtype=dtype), torch.randn(1, k).to(dtype)]
         for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
             call = wrap(lambda *t: lcdc(*t, gate=True), leaves)
             exact = wrap(lambda *t: lcdc_reference(*t, gate=True), leaves)
-            # The weight's gradient sums millions of products.
-            check = same(call, exact, tolerance) if direction == "forward" else same(call, exact, math.inf)
+            check = same(call, exact, tolerance) if direction == "forward" else same_gradients(call, exact, tolerance)
             moved = (2 if direction == "forward" else 3) * leaves[0].nbytes
             size, flops = f"{N}x{C}x{H}x{W} k{k} gate {str(dtype)[6:]}", 2.0 * leaves[0].numel() * (k + 4)
             yield Case(
                 "lcdc", size, direction, call, {"shifted": wrap(rivals.lcdc_shifted, leaves)}, flops, moved, check
             )
+
+
+def same_gradients(ours: Function, reference: Function, tolerance: float) -> Callable[[], tuple[Tensor, Tensor, float]]:
+    """As `same`, but the second gradient, a sum of millions of products, is compared relative to its norm."""
+
+    def check() -> tuple[Tensor, Tensor, float]:
+        pair = ours(), reference()
+        scale = pair[1][1].double().norm()
+        return *(torch.cat([t[0].double().flatten(), t[1].double().flatten() / scale]) for t in pair), tolerance
+
+    return check
 
 
 def softmax_gate_cases() -> Iterator[Case]:
@@ -220,10 +237,10 @@ def rep_conv_cases() -> Iterator[Case]:
 
 
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
-    "sdc": sdc_cases,
-    "lcdc": lcdc_cases,
     "rep_conv": rep_conv_cases,
+    "lcdc": lcdc_cases,
     "softmax_gate": softmax_gate_cases,
+    "sdc": sdc_cases,  # takes longest
 }
 
 

@@ -1,10 +1,12 @@
 """Measures the operators against the forms that others would write: python -m benchmarks.ops [OPERATOR] [options]."""
 
 import argparse
+import functools
 import importlib
 import json
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import rivals
+from benchmarks import goals, rivals
 from benchmarks.timing import alternate, ceilings, header  # noqa: F401 (`measurements` gives them)
 from danet.ops import (
     info,
@@ -46,6 +48,11 @@ class Case:
     bytes: float
     check: Callable[[], tuple[Tensor, Tensor, float]]  # our result, what it must be, largest error allowed
     times: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)  # of "ours", which is then not measured, and of rivals
+
+    def forget(self) -> None:
+        """Lets go of the tensors."""
+        del self.ours, self.rivals, self.check
 
 
 def image(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
@@ -54,12 +61,21 @@ def image(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -
 
 
 def backward_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Function:
-    """The backward pass alone: the graph is built once and kept."""
-    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in leaves]
-    out = function(*leaves)
-    grad_output = torch.randn(out.shape, device="cpu", generator=torch.Generator().manual_seed(7))
-    grad_output = torch.empty_like(out).copy_(grad_output)  # laid out as each function's own result
-    return lambda: torch.autograd.grad(out, leaves, grad_output, retain_graph=True)
+    """The backward pass alone: the graph is built at the first call and kept."""
+
+    @functools.cache
+    def graph() -> tuple[Tensor, list[Tensor], Tensor]:
+        own = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in leaves]
+        with torch.enable_grad():
+            out = function(*own)
+        grad_output = torch.randn(out.shape, device="cpu", generator=torch.Generator().manual_seed(7))
+        return out, own, torch.empty_like(out).copy_(grad_output)  # laid out as each function's own result
+
+    def run() -> tuple[Tensor, ...]:
+        out, own, grad_output = graph()
+        return torch.autograd.grad(out, own, grad_output, retain_graph=True)
+
+    return run
 
 
 def both_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Function:
@@ -188,7 +204,7 @@ def rep_conv_case(
     name += "" if dtype == torch.float32 else " bfloat16"
     out = N * C_out * math.ceil(H / stride) * math.ceil(W / stride)
     bytes = input.element_size() * layers * (input.numel() + out + weights[0].numel())
-    others = {"cuDNN" if input.is_cuda else "oneDNN": chain(rivals.rep_conv_eager, weights)}
+    others = {"oneDNN" if input.is_cpu else "cuDNN": chain(rivals.rep_conv_eager, weights)}
     return Case("rep_conv", name, "forward", ours, others, 2.0 * layers * out * C * 9, float(bytes), check)
 
 
@@ -196,20 +212,32 @@ CASES = {"sdc": sdc_cases, "lcdc": lcdc_cases, "rep_conv": rep_conv_cases, "soft
 
 
 def verify(case: Case) -> None:
-    """A fast wrong answer is no answer."""
+    """A fast wrong answer is no answer: ValueError."""
     result, expected, tolerance = case.check()
     difference = result - expected
     error = float(difference.norm() if case.operator == "rep_conv" else difference.abs().max())
     if not error <= tolerance:
-        raise SystemExit(f"{case.operator} {case.name} {case.direction}: error {error:.2e} is above {tolerance:.0e}")
+        raise ValueError(f"error {error:.2e} is above {tolerance:.0e}")
+
+
+def summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def measure(case: Case, repetitions: int, alternate: Callable) -> None:
-    grad = torch.enable_grad() if case.direction != "forward" else torch.no_grad()
-    with grad:
-        verify(case)
-        functions = {"ours": case.ours, **{name: f for name, f in case.rivals.items() if f is not None}}
-        case.times = alternate(functions, repetitions=repetitions)
+    """Fills `times` and `errors`. What goes wrong in one case is none of the others' business."""
+    with torch.enable_grad() if case.direction != "forward" else torch.no_grad():
+        functions = {}
+        for name, function in {"ours": case.ours, **case.rivals}.items():
+            if function is None:
+                continue
+            try:
+                verify(case) if name == "ours" else function()
+                functions[name] = function
+            except Exception as error:
+                case.errors[name] = summary(error)
+        if "ours" not in case.errors:
+            case.times = alternate(functions, repetitions=repetitions)
 
 
 def ratios(case: Case) -> dict[str, float]:
@@ -217,12 +245,38 @@ def ratios(case: Case) -> dict[str, float]:
 
 
 def line(case: Case, ceiling: dict[str, float]) -> str:
+    text = f"{case.operator:<13}{case.name:<34}{case.direction:<9}"
+    if "ours" in case.errors:
+        return f"{text}  FAILED: {case.errors['ours']}"
     time = case.times["ours"]
     bandwidth, speed = case.bytes / time / 1e9, case.flops / time / 1e9
     share = max(bandwidth / ceiling["GB/s"], speed / ceiling["GFLOP/s"])
-    text = f"{case.operator:<13}{case.name:<34}{case.direction:<9}"
     text += f"{time * 1e3:8.3f}{bandwidth:8.1f}{speed:9.1f}{share:6.0%}"
-    return text + "".join(f"   {ratio:5.2f}x {name}" for name, ratio in ratios(case).items())
+    text += "".join(f"   {ratio:5.2f}x {name}" for name, ratio in ratios(case).items())
+    return text + "".join(f"   no {name} ({error})" for name, error in case.errors.items())
+
+
+def geometric_means(cases: list[Case]) -> dict[str, float]:
+    """How many times as fast as each rival, over the cases that have it."""
+    values = defaultdict(list)
+    for case in cases:
+        for name, ratio in ratios(case).items():
+            values[name].append(ratio)
+    return {name: math.exp(sum(map(math.log, each)) / len(each)) for name, each in sorted(values.items())}
+
+
+def row(case: Case) -> dict[str, object]:
+    """What the file of raw figures has of a case."""
+    return {
+        "operator": case.operator,
+        "case": case.name,
+        "pass": case.direction,
+        "flops": case.flops,
+        "bytes": case.bytes,
+        "seconds": case.times,
+        "times_as_fast_as": ratios(case),
+        **({"errors": case.errors} if case.errors else {}),
+    }
 
 
 def dispatch_cost() -> dict[str, float]:
@@ -242,7 +296,12 @@ def dispatch_cost() -> dict[str, float]:
 
 def plot(cases: list[Case], path: Path, title: str) -> None:
     """Bars of how many times faster than each rival, a group a case."""
-    import matplotlib.ticker
+    cases = [case for case in cases if case.times]
+    try:
+        import matplotlib.ticker
+    except ImportError:
+        print(f"no {path}: matplotlib is not installed")
+        return
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -280,6 +339,7 @@ def measurements(device: str) -> ModuleType:
     if why is not None:
         raise SystemExit(f"benchmarks.ops: --device cuda: {why}")
     torch.set_default_device("cuda")
+    torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured, nor what autograd recorded on it
     from benchmarks import cuda  # which imports this module
 
     return cuda
@@ -324,44 +384,42 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cuda":
         here.INSTALLED.update(installed)
 
-    facts, ceiling = here.header(), here.ceilings()
+    facts, ceiling, costs = here.header(), here.ceilings(), here.dispatch_cost()
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     print(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, large product {ceiling['GFLOP/s']:.0f} GFLOP/s; medians")
     print(f"{'operator':<13}{'case':<34}{'pass':<9}{'ms':>8}{'GB/s':>8}{'GFLOP/s':>9}{'share':>6}   times as fast as")
-    cases = []
-    for name in [options.operator] if options.operator else CASES:
-        for case in here.CASES[name]():
-            measure(case, options.repetitions, here.alternate)
-            print(line(case, ceiling), flush=True)
-            cases.append(case)
-    every = {name for case in cases for name in ratios(case)}
-    means = {}
-    for name in sorted(every):
-        values = [ratios(case)[name] for case in cases if name in ratios(case)]
-        means[name] = math.exp(sum(map(math.log, values)) / len(values))
-    costs = here.dispatch_cost()
-    print("dispatch, microseconds: " + ", ".join(f"{name} {cost:.1f}" for name, cost in costs.items()))
-    print("geometric means: " + ", ".join(f"{mean:.2f}x {name}" for name, mean in means.items()))
+    cases: list[Case] = []
 
-    if options.json is not None:
-        rows = [
-            {
-                "operator": c.operator,
-                "case": c.name,
-                "pass": c.direction,
-                "flops": c.flops,
-                "bytes": c.bytes,
-                "seconds": c.times,
-                "times_as_fast_as": ratios(c),
-            }
-            for c in cases
-        ]
-        content = {"machine": facts, "ceilings": ceiling, "dispatch_us": costs, "geometric_means": means, "cases": rows}
+    def save() -> None:  # after every case: what stops the next one loses nothing
+        if options.json is None:
+            return
+        content = {"machine": facts, "ceilings": ceiling, "dispatch_us": costs}
+        if options.device == "cuda":
+            content["goals"] = goals.figures(cases, ceiling)
+        content.update(geometric_means=geometric_means(cases), cases=[row(case) for case in cases])
         options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+    broken = False
+    for name in [options.operator] if options.operator else here.CASES:
+        try:
+            for case in here.CASES[name]():
+                measure(case, options.repetitions, here.alternate)
+                print(line(case, ceiling), flush=True)
+                broken |= "ours" in case.errors
+                case.forget()
+                cases.append(case)
+                save()
+        except Exception as error:
+            print(f"{name}: no further cases: {summary(error)}", flush=True)
+            broken = True
+    print("dispatch, microseconds: " + ", ".join(f"{name} {cost:.1f}" for name, cost in costs.items()))
+    print("geometric means: " + ", ".join(f"{mean:.2f}x {name}" for name, mean in geometric_means(cases).items()))
+    if options.device == "cuda":
+        print(goals.table(cases, ceiling))
     if options.plot is not None:
         where = facts["gpu"] if options.device == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
         plot(cases, options.plot, f"{where}, torch {facts['torch']}")
-    return 0
+    return int(broken)
 
 
 if __name__ == "__main__":

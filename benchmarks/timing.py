@@ -1,6 +1,8 @@
 """Times functions side by side, so that a noisy machine is equally noisy for all of them."""
 
+import datetime
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -56,6 +58,16 @@ def ceilings() -> dict[str, float]:
     return {"GB/s": 2 * source.nbytes / times["copy"] / 1e9, "GFLOP/s": 2 * 1536**3 / times["product"] / 1e9}
 
 
+def origin() -> dict[str, str]:
+    """When, and of which commit; the environment variable COMMIT says it where there is no repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    except OSError:
+        commit = ""
+    return {"date": datetime.date.today().isoformat(), "commit": os.environ.get("COMMIT") or commit or "unknown"}
+
+
 def header() -> dict[str, str | int]:
     """The machine and the software that were measured."""
     facts = info()
@@ -72,4 +84,5 @@ def header() -> dict[str, str | int]:
         "torch": facts["torch"],
         "python": facts["python"],
         "compiler": compiler or "unknown",
+        **origin(),
     }

@@ -1,6 +1,6 @@
 // The schemas of all operators. The implementations register themselves, each in its operator's folder; fakes and
 // gradients are in danet/ops. After a release a changed schema needs a new name: torch.compile keeps graphs on users'
-// disks, under the operators' names alone.
+// disks, under the operators' names alone. Windows are single integers: a list costs a call more than a microsecond.
 #include <torch/csrc/stable/library.h>
 
 #if defined(DANET_EMULATION)  // the CUDA kernels on the CPU, for tests (tests/emulation)
@@ -10,13 +10,14 @@ STABLE_TORCH_LIBRARY(danet, library) {
 #endif
   // input [N, C, H, W], offset [N, 2*G*K, H_out, W_out], mask [N, G*K, H_out, W_out] -> [N, C, H_out, W_out]
   library.def(
-      "sdc(Tensor input, Tensor offset, Tensor mask, int groups, int[] kernel_size, int[] stride, int[] padding, "
-      "int[] dilation, float offset_scale, bool softmax, bool remove_center) -> Tensor");
+      "sdc(Tensor input, Tensor offset, Tensor mask, int groups, int kernel_h, int kernel_w, int stride_h, "
+      "int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, float offset_scale, bool softmax, "
+      "bool remove_center) -> Tensor");
   // grad_output [N, C, H_out, W_out] -> the gradients of input, offset and mask; the CPU's are always deterministic
   library.def(
-      "sdc_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, int groups, int[] kernel_size, "
-      "int[] stride, int[] padding, int[] dilation, float offset_scale, bool softmax, bool remove_center, "
-      "bool deterministic) -> (Tensor, Tensor, Tensor)");
+      "sdc_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, int groups, int kernel_h, "
+      "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, "
+      "float offset_scale, bool softmax, bool remove_center, bool deterministic) -> (Tensor, Tensor, Tensor)");
   // input [N, C, H, W], weight [1 or H*W, k] -> [N, C, H, W]
   library.def("lcdc(Tensor input, Tensor weight, bool gate) -> Tensor");
   // grad_output [N, C, H, W] -> the gradients of input and weight

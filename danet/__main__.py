@@ -1,4 +1,4 @@
-"""``python -m danet`` and the ``danet`` command: data, train, evaluate, detect."""
+"""``python -m danet`` and the ``danet`` command: data, train, evaluate, ablate, detect."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ COMMANDS = {
     "data": ("danet.data.__main__", "import, split, synthesize and inspect datasets"),
     "train": ("danet.train", "train a detector"),
     "evaluate": ("danet.evaluate", "measure a detector on a dataset"),
+    "ablate": ("danet.ablate", "train variants of a recipe and say what each part brings"),
     "detect": ("danet.detect", "detect in images, folders, videos or a webcam"),
 }
 

@@ -44,14 +44,18 @@ class Resampling:
         _, top = self.sums(numerator)
         by_group, bottom = self.sums(denominator)
         value = float(divide(numerator.sum(), denominator.sum()))
-        return self._estimate(value, divide(top, bottom), int((by_group > 0).sum()))
+        return self.estimate(value, divide(top, bottom), int((by_group > 0).sum()))
 
     def average_precision(self, value: float, hit: np.ndarray, image: np.ndarray, objects: np.ndarray) -> Estimate:
         """An AP of ``value`` with its interval; the other arguments as ``average_precisions`` takes them."""
         bearing = np.unique(np.concatenate([self.groups[image], self.groups[objects > 0]]))
-        return self._estimate(value, average_precisions(hit, image, objects, self), len(bearing))
+        return self.estimate(value, average_precisions(hit, image, objects, self), len(bearing))
 
-    def _estimate(self, value: float, samples: np.ndarray, bearing: int) -> Estimate:
+    def estimate(self, value: float, samples: np.ndarray, bearing: int) -> Estimate:
+        """A figure with the interval of its values in the resamples ``[R]``, of which those that are NaN are left out.
+
+        ``bearing``: how many groups bear on it.
+        """
         samples = samples[np.isfinite(samples)]
         if not math.isfinite(value):
             return Estimate(None)

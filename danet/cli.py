@@ -55,22 +55,11 @@ def run(
     line. A misspelt option, an impossible value or a UserError prints one line and returns 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = ArgumentParser(prog=prog, description=_summary(command), exit_on_error=False, allow_abbrev=False)
-    if presets:
-        parser.add_argument("--preset", choices=list(presets), help="a recipe shipped with danet")
-    parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
-    parser.add_class_arguments(options, None, as_group=False)
     try:
-        parsed = parser.parse_args(_expand(argv, options, positionals, presets))
-        if presets and parsed.preset is not None:  # --preset itself never gets here
-            raise UserError("preset can only be typed, not given in a file")
-        values = parser.instantiate(parsed)
-        names = [f.name for f in dataclasses.fields(options)]
-        return command(options(**{name: values[name] for name in names})) or 0
+        given = parse(options, argv, prog=prog, about=_summary(command), positionals=positionals, presets=presets)
+        return command(given) or 0
     except UserError as error:
         message = str(error)
-    except ArgumentError as error:
-        message = _one_line(error.message or str(error), options)
     except OSError as error:  # the last resort: a traceback helps nobody with a full disk
         message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
     except KeyboardInterrupt:
@@ -78,6 +67,31 @@ def run(
         return 130
     print(f"{prog}: error: {message}", file=sys.stderr)
     return 2
+
+
+def parse(
+    options: type,
+    argv: Sequence[str],
+    *,
+    prog: str = "danet",
+    about: str = "",
+    positionals: Sequence[str] = (),
+    presets: Sequence[str] = (),
+) -> object:
+    """The ``options`` dataclass that ``argv`` stands for, see ``run``; whatever is wrong with it is a UserError."""
+    parser = ArgumentParser(prog=prog, description=about, exit_on_error=False, allow_abbrev=False)
+    if presets:
+        parser.add_argument("--preset", choices=list(presets), help="a recipe shipped with danet")
+    parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
+    parser.add_class_arguments(options, None, as_group=False)
+    try:
+        parsed = parser.parse_args(_expand(list(argv), options, positionals, presets))
+        if presets and parsed.preset is not None:  # --preset itself never gets here
+            raise UserError("preset can only be typed, not given in a file")
+        values = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise UserError(_one_line(error.message or str(error), options)) from error
+    return options(**{field.name: values[field.name] for field in dataclasses.fields(options)})
 
 
 def check_out(options: object) -> None:
@@ -196,7 +210,8 @@ def _assign(option: str, words: list[str], hint: object) -> str:
 
 def _part(hint: object, kind: type) -> object | None:
     """The list or tuple type in ``hint``, which may be a union."""
-    return next((part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is kind), None)
+    parts = () if typing.get_origin(hint) is dict else typing.get_args(hint)
+    return next((part for part in (hint, *parts) if typing.get_origin(part) is kind), None)
 
 
 def _fields(options: type, prefix: str = "") -> Iterator[tuple[str, object]]:

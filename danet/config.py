@@ -8,8 +8,9 @@ from typing import Literal
 class ModelConfig:
     """What ``danet.models.build_model`` needs to build a detector; saved inside every weights file."""
 
-    name: Literal["danet", "danet_s", "danet_nano"] = "danet_s"
-    """Size: danet (widths 64-512), danet_s (32-256), danet_nano (16-128, fewer blocks; for tests)."""
+    name: Literal["danet", "danet_s", "danet_nano", "teacher_small", "teacher_medium", "teacher_large"] = "danet_s"
+    """Size: danet (widths 64-512), danet_s (32-256), danet_nano (16-128, fewer blocks; for tests); teacher_small,
+    teacher_medium and teacher_large are a third more than danet_s and put it where targets of their scale are seen."""
 
     classes: list[str] = field(default_factory=lambda: ["drone"])
     """Names of the classes to detect; boxes of any other name are distractors (background)."""

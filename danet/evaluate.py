@@ -23,9 +23,17 @@ from danet.report import print_metrics
 
 if TYPE_CHECKING:
     from danet.boxes import Detections
+    from danet.detector import Detector
+    from danet.local_contrast import LocalContrastDetector
 
+# The word that stands for the classical filter in the place of a weights file.
+LOCAL_CONTRAST = "local_contrast"
 # Below this the curves end; low enough that every threshold of interest lies above.
 LOWEST_SCORE = 0.02
+
+
+class NothingFound(UserError):
+    """There are no detections of the target to choose a threshold from."""
 
 
 @dataclass
@@ -33,7 +41,8 @@ class EvaluateOptions:
     """Options of ``danet evaluate``."""
 
     weights: str
-    """Weights file (.safetensors) written by danet train; also given as the first word."""
+    """Weights file (.safetensors) written by danet train, or local_contrast for the classical filter, whose boxes get
+    their size from `tune`; also given as the first word."""
 
     data: str
     """COCO json (or a folder with one) whose figures are reported; also given as the second word."""
@@ -118,29 +127,19 @@ def evaluate(options: EvaluateOptions) -> None:
     cli.check_out(options)
     import torch
 
-    import danet
-    from danet.inference import choose_device, parse_size, predict
+    from danet.inference import choose_device, predict
     from danet.ops import describe, info
 
     data = load_coco(options.data)
     tune = None if options.tune is None else load_coco(options.tune)
     _check_class_map(options, [*data.categories, *(tune.categories if tune else [])])
-    records = _select(data, options)
-    tune_records = _select(tune, options) if tune else []
+    records = select_images(data, options)
+    tune_records = select_images(tune, options) if tune else []
     _check_apart(records, tune_records, options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
-    detector = danet.load(
-        options.weights,
-        device,
-        score_threshold=LOWEST_SCORE,
-        iou_threshold=options.iou,
-        max_detections=options.max_detections,
-        input_size=parse_size(options.input_size),
-        dtype=getattr(torch, options.dtype),
-        deploy=options.deploy,
-    )
+    detector = _load_detector(options, device, tune_records)
     classes = detector.classes
     target = _choose_target(options, classes, records)
     console = Console(quiet=options.quiet, highlight=False, width=None if sys.stdout.isatty() else 150)
@@ -151,7 +150,7 @@ def evaluate(options: EvaluateOptions) -> None:
         found, _ = predict(detector, tune_records, options.batch, quiet=options.quiet)
         threshold, f1 = choose_threshold(tune_records, found, classes, target=target, criterion=options.criterion)
         if threshold is None:
-            raise UserError(f"{options.tune}: no threshold can be chosen, no {target!r} is found there")
+            raise NothingFound(f"{options.tune}: no threshold can be chosen, no {target!r} is found there")
         tuned_on = {"data": options.tune, "images": len(tune_records), "f1": f1, "threshold": threshold}
         console.print(f"score {threshold:.3f} chosen on {options.tune} ({len(tune_records)} images, F1 {f1:.3f})")
 
@@ -194,8 +193,38 @@ def evaluate(options: EvaluateOptions) -> None:
         console.print(f"  {path}")
 
 
-def _select(data: CocoDataset, options: EvaluateOptions) -> list[ImageRecord]:
-    """The images to use, every ``stride``-th of each video, their categories renamed."""
+def _load_detector(
+    options: EvaluateOptions, device: str, tune: Sequence[ImageRecord]
+) -> "Detector | LocalContrastDetector":
+    import torch
+
+    import danet
+    from danet.inference import parse_size
+    from danet.local_contrast import LocalContrastDetector
+
+    limits = {
+        "score_threshold": LOWEST_SCORE,
+        "iou_threshold": options.iou,
+        "max_detections": options.max_detections,
+    }
+    if options.weights == LOCAL_CONTRAST:
+        if options.target is None:
+            raise UserError(f"--target: name the class that {LOCAL_CONTRAST} is to find")
+        detector = LocalContrastDetector(options.target, device, **limits)
+        detector.calibrate(tune)
+        return detector
+    return danet.load(
+        options.weights,
+        device,
+        **limits,
+        input_size=parse_size(options.input_size),
+        dtype=getattr(torch, options.dtype),
+        deploy=options.deploy,
+    )
+
+
+def select_images(data: CocoDataset, options: EvaluateOptions) -> list[ImageRecord]:
+    """The images to use, every ``options.stride``-th of each video, their categories renamed."""
     position: dict[str | None, int] = {}
     chosen = []
     for record in data.records:

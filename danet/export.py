@@ -32,7 +32,9 @@ def export_onnx(network: nn.Module, images: Tensor, path: str | os.PathLike, *, 
     """
     from onnxscript import opset22 as op
 
-    def sdc(input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center):
+    def sdc(input, offset, mask, groups, *options):
+        *windows, offset_scale, softmax, remove_center = options
+        kernel_size, stride, padding, dilation = windows[:2], windows[2:4], windows[4:6], windows[6:]
         if offset_scale != 1 or remove_center:
             raise NotImplementedError("sdc: ONNX has no offset_scale and remove_center")
         C, K = input.shape[1], kernel_size[0] * kernel_size[1]

@@ -1,6 +1,7 @@
 """Running a detector over a dataset, with the time of each part, and its results as COCO files hold them."""
 
 import itertools
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -104,12 +105,7 @@ def coco_results(
     """
     content = read_json(data.path)
     image_ids = {record.path: image["id"] for record, image in zip(data.records, content["images"], strict=True)}
-    category_ids = {category["name"]: category["id"] for category in content["categories"]}
-    largest = max((key for key in category_ids.values() if isinstance(key, int)), default=0)
-    for name in classes:
-        if name not in category_ids:
-            largest += 1
-            category_ids[name] = largest
+    category_ids = _category_ids(content, classes)
     results = []
     for record, (boxes, scores, labels) in zip(records, predictions, strict=True):
         for (x0, y0, x1, y1), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
@@ -122,6 +118,43 @@ def coco_results(
                 }
             )
     return results
+
+
+def read_results(
+    path: str | os.PathLike, data: CocoDataset, records: Sequence[ImageRecord], classes: Sequence[str]
+) -> list["Detections"]:
+    """Reads the file that ``coco_results`` made: the detections of every one of ``records``."""
+    content = read_json(data.path)
+    category_ids = _category_ids(content, classes)
+    labels = {category_ids[name]: label for label, name in enumerate(classes)}
+    images = {record.path: image["id"] for record, image in zip(data.records, content["images"], strict=True)}
+    found: dict[object, list[tuple]] = {images[record.path]: [] for record in records}
+    try:
+        for item in read_json(path):
+            x, y, width, height = item["bbox"]
+            box = (x, y, x + width, y + height)
+            found[item["image_id"]].append((box, item["score"], labels[item["category_id"]]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not the detections of {data.path} ({error})") from error
+    return [_detections(found[images[record.path]]) for record in records]
+
+
+def _detections(items: list[tuple]) -> "Detections":
+    from danet.boxes import Detections
+
+    boxes, scores, labels = zip(*items, strict=True) if items else ((), (), ())
+    return Detections(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.tensor(labels, dtype=torch.int64))
+
+
+def _category_ids(content: dict, classes: Sequence[str]) -> dict[str, object]:
+    """Ids by name: those of a COCO file, and for classes that it lacks numbers after the largest."""
+    ids = {category["name"]: category["id"] for category in content["categories"]}
+    largest = max((key for key in ids.values() if isinstance(key, int)), default=0)
+    for name in classes:
+        if name not in ids:
+            largest += 1
+            ids[name] = largest
+    return ids
 
 
 def _batches(records: Sequence[ImageRecord], size: int) -> Iterator[list[ImageRecord]]:

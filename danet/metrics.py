@@ -370,22 +370,29 @@ def _groups(names: Sequence[str | None], counts: dict[str, _Counts]) -> list[Gro
     return groups
 
 
-def _false_alarms(
-    records: Sequence, target: str, counts: dict[str, _Counts], thresholds: dict, draws: Resampling
-) -> list[FalseAlarms]:
-    shown: dict[str, list[int]] = {}
+def images_by_distractor(records: Sequence, target: str) -> dict[str, np.ndarray]:
+    """Which images show each distractor but no ``target``: bool ``[N]`` by name, then NOTHING, then ALL of them.
+
+    ALL is left out where it would repeat the only other.
+    """
+    shown: dict[str, np.ndarray] = {}
     for index, record in enumerate(records):
         if target not in record.names:
             for name in {*record.names} - {IGNORE} or {NOTHING}:
-                shown.setdefault(name, []).append(index)
+                shown.setdefault(name, np.zeros(len(records), bool))[index] = True
     if len(shown) > 1:
-        shown[ALL] = sorted({index for members in shown.values() for index in members})
+        shown[ALL] = np.any(list(shown.values()), axis=0)
+    return {name: shown[name] for name in sorted(shown, key=lambda name: (name in (NOTHING, ALL), name == ALL, name))}
+
+
+def _false_alarms(
+    records: Sequence, target: str, counts: dict[str, _Counts], thresholds: dict, draws: Resampling
+) -> list[FalseAlarms]:
     result = []
-    for name in sorted(shown, key=lambda name: (name in (NOTHING, ALL), name == ALL, name)):
-        inside = np.zeros(len(records), np.int64)
-        inside[shown[name]] = 1
+    for name, images in images_by_distractor(records, target).items():
+        inside = images.astype(np.int64)
         rates = {key: draws.ratio(counts[key].fp * inside, inside) if key in counts else None for key in thresholds}
-        result.append(FalseAlarms(name, len(shown[name]), rates))
+        result.append(FalseAlarms(name, int(inside.sum()), rates))
     return result
 
 

@@ -11,18 +11,80 @@ from typing import TYPE_CHECKING, Literal
 from danet import cli
 from danet.config import ModelConfig
 from danet.data.loader import MINIMUM_SIZE, DataSource, DetectionDataset, default_workers, load_source
+from danet.data.scales import EDGES, SCALES, Bucket, Scale, check_scale_edges
 from danet.data.transforms import Augmentation
 from danet.errors import UserError
 from danet.files import check_folder, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from danet.models import DANet
     from danet.training.trainer import Trainer
 
-PRESETS = ("default", "paper", "demo", "svanstrom", "svanstrom_frames", "sirst")
+PRESETS = (
+    *("default", "paper", "demo", "svanstrom", "svanstrom_frames", "sirst"),
+    *("teacher_small", "teacher_medium", "teacher_large"),
+)
 CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class AdcrOptions:
+    """The contrastive loss between targets and distractors (section 3.1.3); the defaults leave it out."""
+
+    weight: float = 0.0
+    """Weight of the loss, lambda_1 of eq. 10; 0 leaves it out, the paper has 0.1."""
+
+    temperature: float = 0.1
+    """Temperature mu of eq. 7."""
+
+    negatives: int = 3
+    """Negative samples for every positive one."""
+
+    literal: bool = False
+    """Eq. 6 as it is printed: summed over the anchors (and the levels), each of which is its own positive, too."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "negatives"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"adcr.{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"adcr.temperature must be positive, got {self.temperature}")
+
+
+@dataclass
+class DistillOptions:
+    """Teachers to learn from (section 3.2), each trained with `--scale`; none by default."""
+
+    small: str | None = None
+    """Weights file of the teacher for images with small targets."""
+
+    medium: str | None = None
+    """Weights file of the teacher for medium targets."""
+
+    large: str | None = None
+    """Weights file of the teacher for large targets."""
+
+    weight: float = 0.05
+    """Weight of the distillation loss (lambda_2 of eq. 10)."""
+
+    batch: int | None = None
+    """Images a step when there is a teacher; by default `batch`."""
+
+    literal: bool = False
+    """The teachers' EKEM and UFP learn as well, as eq. 8 is printed; what is to be learned then loses its rank."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise UserError(f"distill.weight must be 0 or more, got {self.weight}")
+        if self.batch is not None and self.batch < 1:
+            raise UserError(f"distill.batch must be positive, got {self.batch}")
+
+    def files(self) -> dict[Scale, str]:
+        """The weights files given, by scale."""
+        return {scale: getattr(self, scale) for scale in SCALES if getattr(self, scale) is not None}
 
 
 @dataclass
@@ -55,6 +117,22 @@ class TrainOptions:
 
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How training images are varied."""
+
+    scale: Scale | None = None
+    """Learn and validate targets of this scale alone, as a teacher does: those of others become ignore regions, and
+    images on which no target can be magnified to this scale are left out. By default all."""
+
+    scale_edges: tuple[float, float] = EDGES
+    """Edges between small, medium and large targets: sqrt(width * height) in pixels of the network's input."""
+
+    target: str | None = None
+    """The class that `scale`, `adcr` and `distill` mean by target; by default the model's first."""
+
+    adcr: AdcrOptions = field(default_factory=AdcrOptions)
+    """The loss that tells targets from distractors (section 3.1.3)."""
+
+    distill: DistillOptions = field(default_factory=DistillOptions)
+    """Teachers."""
 
     epochs: int = 60
     """Passes over the training data."""
@@ -148,6 +226,9 @@ class TrainOptions:
                 raise UserError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
         if not 0 <= self.final_lr <= 1:
             raise UserError(f"final_lr must lie between 0 and 1, got {self.final_lr}")
+        check_scale_edges(self.scale_edges)
+        if self.target is not None and self.target not in self.model.classes:
+            raise UserError(f"target {self.target}: not a class of the model ({', '.join(self.model.classes)})")
         if self.nesterov and self.momentum == 0:
             raise UserError("nesterov needs a momentum")
         if self.threads is not None and self.threads < 1:
@@ -181,6 +262,10 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
         torch.set_num_threads(options.threads)
     if options.workers is None:
         options = dataclasses.replace(options, workers=default_workers(distributed.world_size()))
+    if options.distill.files() and options.distill.batch:
+        options = dataclasses.replace(options, batch=options.distill.batch)
+    target = options.target or next(iter(options.model.classes), "")
+    bucket = Bucket(options.scale, options.scale_edges, target) if options.scale else None
     dataset = DetectionDataset(
         options.data,
         options.model.classes,
@@ -188,13 +273,18 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
         augmentation=options.augmentation,
         seed=options.seed,
         cache_bytes=options.cache_mb * 2**20 // max(1, options.workers),
+        bucket=bucket,
     )
     validation = load_source(options.val) if options.val else []
+    if bucket is not None:
+        validation = [bucket.restrict(record) for record in validation if bucket.takes(record)]
     torch.manual_seed(options.seed)
     model = build_model(options.model)
     if options.weights and not (options.resume and (Path(options.out) / STATE).exists()):
         _start_from(options.weights, model)
-    trainer = Trainer(options, model.to(device), dataset, validation, device)
+    model = model.to(device)
+    extras, fingerprints = _further_losses(options, model, target, device)
+    trainer = Trainer(options, model, dataset, validation, device, extras, fingerprints)
     if options.resume:
         trainer.resume()
     if distributed.rank() == 0:
@@ -214,6 +304,37 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
         if finished and options.json:
             write_json(options.json, {"steps": progress.step, "seconds": progress.seconds, "best": progress.best})
     return 0 if finished else 130
+
+
+def _further_losses(
+    options: TrainOptions, model: "DANet", target: str, device: "torch.device"
+) -> tuple[dict[str, "nn.Module"], dict[str, str]]:
+    """ADCR and SSKD where they are asked for, and what identifies the files that they were made from."""
+    label = options.model.classes.index(target)
+    extras: dict[str, nn.Module] = {}
+    fingerprints: dict[str, str] = {}
+    if options.adcr.weight:
+        from danet.losses.adcr import build_adcr
+
+        extras["adcr"] = build_adcr(model, options.adcr, label).to(device)
+    teachers = options.distill.files()
+    if teachers:
+        from danet.distill import Distiller, load_teacher
+
+        loaded = {
+            scale: load_teacher(path, channels=options.model.input_channels, device=device)
+            for scale, path in teachers.items()
+        }
+        extras["sskd"] = Distiller(
+            model.widths,
+            loaded,
+            weight=options.distill.weight,
+            edges=options.scale_edges,
+            target=label,
+            literal=options.distill.literal,
+        ).to(device)
+        fingerprints = {f"distill.{scale} with the content": each.fingerprint() for scale, each in loaded.items()}
+    return extras, fingerprints
 
 
 def _start_from(path: str, model: "DANet") -> None:
@@ -258,15 +379,17 @@ def _header(options: TrainOptions, trainer: "Trainer") -> str:
 
     processes = distributed.world_size()
     count = f"{processes} processes, " if processes > 1 else ""
+    taught = "".join(f", {scale} targets taught by {path}" for scale, path in options.distill.files().items())
+    learned = f" with {trainer.dataset.bucket} targets" if trainer.dataset.bucket else ""
     height, width = options.augmentation.crop or (256, 320)
     size = max(height, MINIMUM_SIZE), max(width, MINIMUM_SIZE)  # smaller crops are padded
     return "\n".join(
         (
             f"{ops.describe()}, {trainer.device}, {count}{options.workers} loader processes",
             summary.describe(trainer.weights, size),
-            f"{len(trainer.dataset)} training images, {len(trainer.validation)} to validate, classes "
+            f"{len(trainer.dataset)} training images{learned}, {len(trainer.validation)} to validate, classes "
             f"{', '.join(options.model.classes)}; {trainer.sampler.steps_per_epoch} steps of {options.batch} an epoch, "
-            f"{options.epochs} epochs, in {options.out}",
+            f"{options.epochs} epochs, in {options.out}{taught}",
         )
     )
 

@@ -33,6 +33,15 @@ def test_training_step(tmp_path):
     assert json.loads((tmp_path / "step.json").read_text())["seconds"]["compiled"] > 0
 
 
+def test_distilled_step(tmp_path):
+    arguments = ("--model", "danet_nano", "--teachers", "teacher_small", "danet_nano", "danet_nano", "--size", 64, 64)
+    result = run("distill", *arguments, "--steps", 1, "--json", tmp_path / "distill.json")
+    assert result.returncode == 0, result.stderr
+    seconds = json.loads((tmp_path / "distill.json").read_text())["seconds"]
+    assert len(seconds) == 5 and all(value > 0 for values in seconds.values() for value in values)
+    assert "each image one scale" in result.stdout
+
+
 def test_detector(tmp_path):
     figures, chart = tmp_path / "detector.json", tmp_path / "detector.png"
     options = ("--models", "danet_nano", "--sizes", "64x96", "--calls", 5, "--frames", 20, "--rivals", "onnxruntime")

@@ -23,12 +23,18 @@ FILES = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
 NAMES = [name.removesuffix("+PTX").replace(".", "") for name in ARCHITECTURES.split(";")]
 
 EXPECTED = {
-    "sdc": {"forward<danet::BFloat16, int, 8, 9>": ["LDG.E.128", "STG.E.128", "LDS.128"]},
+    "sdc": {
+        "forward<danet::BFloat16, int, 8, 9>": ["LDG.E.128", "STG.E.128", "LDS.128"],
+        "backward<danet::BFloat16, int, 8, 9, true>": ["LDG.E.128", ".ADD.F32x4", "SHFL"],
+    },
     "lcdc": {"forward_packets<danet::BFloat16": ["LDG.E.128", "STG.E.128", "SHFL"]},
     "softmax_gate": {"in_registers<false, danet::BFloat16, 8": ["LDG.E.128", "STG.E.128", "SHFL.BFLY"]},
     "rep_conv": {"convolve_tile<danet::BFloat16, true": ["HMMA.16816", "LDSM.16.M88.4", "LDGSTS", "STG.E.128"]},
 }
 """Of each operator's hot kernels on sm_90, instructions that at least one of them must have."""
+
+ABSENT = {"sdc": {"forward<danet::BFloat16, int, 8, 9>": ["PRMT"]}}
+"""Those that none of them may have: packets are moved and converted by words, not put together of halves."""
 
 
 def compile_kernels(file: Path, architecture: str, folder: Path) -> tuple[Path, str]:
@@ -103,3 +109,5 @@ def check_instructions(operator: str, cubin: Path) -> None:
         assert found, (kernel, list(bodies))
         for instruction in instructions:
             assert any(instruction in body for body in found), (kernel, instruction)
+        for instruction in ABSENT.get(operator, {}).get(kernel, []):
+            assert not any(instruction in body for body in found), (kernel, instruction)

@@ -13,9 +13,11 @@ from danet.checkpoint import save_weights
 from danet.config import ModelConfig
 from danet.data.coco import ImageRecord, load_coco, write_coco
 from danet.data.image import normalise
+from danet.errors import UserError
 from danet.evaluate import main
+from danet.inference import read_results
 from danet.losses import DetectionLoss
-from danet.metrics import choose_threshold
+from danet.metrics import choose_threshold, evaluate_predictions
 from danet.mistakes import find_mistakes
 from danet.models import build_model
 
@@ -161,6 +163,19 @@ def test_predictions_json_is_a_coco_result_file(evaluated, data):
     evaluation.accumulate()
     theirs = np.asarray(evaluation.eval["precision"])[0, :, 0, 0, -1].mean()
     assert read(evaluated / "metrics.json")["criteria"]["iou50"]["ap"]["value"] == pytest.approx(theirs, abs=1e-6)
+
+
+def test_results_are_read_back(evaluated, data):
+    dataset = load_coco(data)
+    records = dataset.records[::2]
+    predictions = read_results(evaluated / "predictions.json", dataset, dataset.records, CLASSES)
+    metrics = evaluate_predictions(dataset.records, predictions, CLASSES, resamples=10)
+    stored = read(evaluated / "metrics.json")["criteria"]["iou30"]
+    assert metrics.criteria["iou30"].fixed.f1.value == stored["fixed"]["f1"]["value"]
+    assert metrics.criteria["iou30"].ap.value == pytest.approx(stored["ap"]["value"], abs=1e-3)
+    assert sum(len(scores) for _, scores, _ in predictions) == len(read(evaluated / "predictions.json"))
+    with pytest.raises(UserError, match="not the detections of"):  # of images that are left out
+        read_results(evaluated / "predictions.json", dataset, records, CLASSES)
 
 
 def test_results_do_not_depend_on_the_batch(weights, data, evaluated, tmp_path):

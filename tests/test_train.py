@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from danet.data.coco import load_coco
 from danet.data.transforms import Augmentation
 from danet.metrics import quick_metrics
 from danet.models import build_model
-from danet.train import PRESETS, TrainOptions, _expand_resume, main
+from danet.train import PRESETS, AdcrOptions, TrainOptions, _expand_resume, main
 
 # One thread: several test processes share few cores.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -79,7 +80,7 @@ def test_two_images_are_learned_by_heart(tmp_path):
 
 def test_a_killed_run_goes_on_with_the_same_losses(scenes, tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "danet.train", *SMALL, "--data", scenes, "--val", scenes]
-    command += ["--epochs", "6", "--batch", "2", "--save_every_steps", "3"]
+    command += ["--epochs", "6", "--batch", "2", "--save_every_steps", "3", "--adcr.weight", "0.1"]
     through, killed = tmp_path / "through", tmp_path / "killed"
     subprocess.run([*command, "--out", str(through)], env=ENVIRONMENT, check=True)
     assert len(losses(through)) == 24
@@ -103,6 +104,13 @@ def test_a_killed_run_goes_on_with_the_same_losses(scenes, tmp_path):
         assert expected.keys() == found.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
     assert not list(killed.glob(".*"))
 
+    # The projections are in the state to go on from, and nowhere else.
+    with safe_open(killed / "last.safetensors", framework="pt") as file:
+        names = {name for name in file.keys() if "adcr" in name}  # noqa: SIM118
+    assert {name.split(".")[0] for name in names} == {"extras", "optimizer"}
+    state, other = load_file(through / "last.safetensors"), load_file(killed / "last.safetensors")
+    assert all(torch.equal(state[name], other[name]) for name in names)
+
     # Nothing is left to do: resuming again changes nothing.
     assert main(["--resume", str(killed)]) == 0
     assert (killed / "metrics.csv").read_bytes() == (through / "metrics.csv").read_bytes()
@@ -125,9 +133,10 @@ def test_sigterm_saves_and_says_how_to_go_on(scenes, tmp_path):
         assert json.loads(file.metadata()["header"])["progress"]["step"] == step == len(losses(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("head", ["default", "paper"])
-def test_two_processes_equal_one(scenes, tmp_path, head):
+@pytest.mark.parametrize(("head", "adcr"), [("default", "0.5"), ("paper", "0")])
+def test_two_processes_equal_one(scenes, tmp_path, head, adcr):
     options = [*SMALL, "--data", scenes, "--model.head", head, "--batch", "4", "--epochs", "2", "--freeze_norm", "true"]
+    options += ["--adcr.weight", adcr]
     options += ["--optimizer", "sgd", "--lr", "0.01", "--warmup_steps", "0"]
     one, two = tmp_path / "one", tmp_path / "two"
     torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -137,6 +146,10 @@ def test_two_processes_equal_one(scenes, tmp_path, head):
     assert main([*options, "--out", str(one)]) == 0
     assert len(losses(one)) == 4
     assert losses(two) == pytest.approx(losses(one), rel=2e-5)
+    first, second = (load_file(folder / "last.safetensors") for folder in (one, two))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)
     first, second = (load_file(folder / "weights.safetensors") for folder in (one, two))
     torch.manual_seed(0)
     fresh = build_model(ModelConfig(name="danet_nano", head=head)).state_dict()
@@ -155,6 +168,17 @@ def test_other_ways_to_train_go_on_exactly_too(run, tmp_path):
     assert losses(tmp_path / "run") == whole[:2]
     assert main(["--epochs", "3", "--resume", "--out", str(tmp_path / "run")]) == 0
     assert losses(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_mixed_precision(run, tmp_path, amp):
+    assert run("--epochs", "1", "--batch", "4", "--adcr.weight", "0.1") == 0
+    plain = losses(tmp_path / "run")
+    assert run("--epochs", "1", "--batch", "4", "--adcr.weight", "0.1", "--amp", amp, "--overwrite") == 0
+    mixed = losses(tmp_path / "run")
+    # The first steps in float16 are left out until the scaler has found its scale.
+    assert mixed[0] != plain[0] and mixed[0] == pytest.approx(plain[0], rel=0.02)
+    assert len(mixed) == len(plain) and all(map(math.isfinite, mixed))
 
 
 def test_config_is_saved_and_read_back(run, scenes, tmp_path, capsys):
@@ -202,11 +226,12 @@ def test_presets(capsys):
         assert cli.run(found.append, TrainOptions, prog="danet train", presets=PRESETS, argv=argv) == 0
         return found[0]
 
-    assert preset("default") == TrainOptions()
+    assert preset("default") == TrainOptions() and TrainOptions().adcr.weight == 0
     paper = preset("paper", "--batch", "4")
     assert (paper.optimizer, paper.lr, paper.momentum, paper.weight_decay) == ("sgd", 1e-3, 0.9, 1e-4)
     assert (paper.batch, paper.epochs, paper.model.head, paper.schedule, paper.ema) == (4, 476, "paper", "constant", 0)
     assert paper.augmentation == Augmentation.off()
+    assert paper.adcr == AdcrOptions(weight=0.1, temperature=0.1, negatives=3)
     assert preset("demo").model.name == "danet_nano"
 
 
@@ -285,6 +310,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path, capsys):
         (["--data", "missing.json"], "missing.json: no such file"),
         (["--val", "missing.json"], "missing.json: no such file"),
         (["--model.classes", "dron"], "the training data has no box named 'dron' (it has: bird, drone)"),
+        (["--adcr.weight", "-1"], "adcr.weight must be 0 or more, got -1"),
+        (["--adcr.temperature", "0"], "adcr.temperature must be positive, got 0"),
+        (["--target", "bird"], "target bird: not a class of the model (drone)"),
         (["--batch", "0"], "batch must be positive, got 0"),
         (["--epochs", "-1"], "epochs must be positive, got -1"),
         (["--save_every_steps", "-3"], "save_every_steps must be 0 or more, got -3"),

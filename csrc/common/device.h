@@ -20,13 +20,10 @@ namespace danet {
 // Makes the tensor's device the current one as long as it lives, and knows torch's current stream there.
 class OnDevice {
  public:
-  explicit OnDevice(const Tensor& tensor)
 #if defined(DANET_EMULATION)
-  {
-    (void)tensor;
-  }
+  explicit OnDevice(const Tensor&) : stream_(guard_.stream()) {}
 #else
-      : guard_(tensor.get_device_index()) {
+  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<gpu::Stream>(stream);
@@ -35,7 +32,9 @@ class OnDevice {
   gpu::Stream stream() const { return stream_; }
 
  private:
-#if !defined(DANET_EMULATION)
+#if defined(DANET_EMULATION)
+  emulation::Device guard_;
+#else
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
   gpu::Stream stream_ = nullptr;
@@ -58,13 +57,19 @@ void with_type(const Tensor& tensor, const Body& body) {
   }
 }
 
+// Whether every pixel begins at a multiple of `count` numbers in memory.
+template <typename T>
+bool is_aligned(const ImageView& view, int count) {
+  return view.pixel_stride % count == 0 && view.image_stride % count == 0 &&
+         reinterpret_cast<uintptr_t>(view.data) % (count * sizeof(T)) == 0;
+}
+
 // Whether every pixel's (or, for groups of them, every group's) `channels` are whole packets of 16 bytes, aligned.
 template <typename T>
 bool fits_packets(int64_t channels, std::initializer_list<ImageView> views) {
   constexpr int kSize = gpu::Packet<T>::kSize;
   return channels % kSize == 0 && std::all_of(views.begin(), views.end(), [](const ImageView& view) {
-           return view.pixel_stride % kSize == 0 && view.image_stride % kSize == 0 &&
-                  reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
+           return is_aligned<T>(view, kSize);
          });
 }
 

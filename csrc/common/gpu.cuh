@@ -4,8 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "types.h"
@@ -69,7 +71,8 @@ void launch(const char* what, void (*kernel)(Parameters...), const Launch& how, 
   }
 #else
   auto body = [&] { kernel(static_cast<Parameters>(arguments)...); };
-  emulation::run(what, how.grid, how.block, how.shared, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
+  emulation::run(
+      what, how.grid, how.block, how.shared, how.stream, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
 #endif
 }
 
@@ -104,6 +107,13 @@ GPU_DEVICE float to_compute(Half value) {
   return emulation::to_float(value);
 #endif
 }
+
+// The largest int not above; the nearest int where there is none.
+GPU_DEVICE int floor_to_int(float value) { return __float2int_rd(value); }
+GPU_DEVICE int floor_to_int(double value) { return __double2int_rd(value); }
+// Between 0 and 1; NaN is 0.
+GPU_DEVICE float saturate(float value) { return __saturatef(value); }
+GPU_DEVICE double saturate(double value) { return fmin(fmax(value, 0.0), 1.0); }
 
 template <typename T>
 struct Rounded;
@@ -152,12 +162,40 @@ template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Group {
   T values[kCount];
 };
-// The group at `from` or, where that must not be read, zeros.
+// The group at `from` or, where that must not be read, zeros; by words, for of halves the compiler chooses each.
 template <int kCount, typename T>
 GPU_DEVICE Group<T, kCount> load(const T* from, bool valid = true) {
   Group<T, kCount> group{};
+#if defined(__CUDACC__)
+  if constexpr (sizeof(T) * kCount >= 4) {
+    Group<uint32_t, sizeof(T) * kCount / 4> words{};
+    if (valid) words = *reinterpret_cast<const decltype(words)*>(from);
+    memcpy(&group, &words, sizeof group);
+    return group;
+  }
+#endif
   if (valid) group = *reinterpret_cast<const Group<T, kCount>*>(from);
   return group;
+}
+
+template <typename T, int kCount>
+struct Numbers {
+  Compute<T> values[kCount];
+};
+template <typename T, int kCount>
+GPU_DEVICE Numbers<T, kCount> to_compute(const Group<T, kCount>& group) {
+  Numbers<T, kCount> numbers;
+  if constexpr (std::is_same_v<T, BFloat16> && kCount % 2 == 0) {  // an instruction a number: the compiler takes two
+    Group<uint32_t, kCount / 2> words;
+    memcpy(&words, &group, sizeof words);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      numbers.values[i] = __uint_as_float(i % 2 == 0 ? words.values[i / 2] << 16 : words.values[i / 2] & 0xffff0000u);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) numbers.values[i] = to_compute(group.values[i]);
+  }
+  return numbers;
 }
 
 // Pixel i of image n.

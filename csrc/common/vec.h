@@ -220,6 +220,23 @@ DANET_INLINE void store_channels(T* p, Vec<Compute<T>> v, int count) {
   count == 0 ? store(p, v) : store_first(p, v, count);
 }
 
+// body(c, count) for every vector of C channels; count = 0 for whole ones.
+template <typename A, typename Body>
+DANET_INLINE void for_vectors_of(int64_t C, const Body& body) {
+  int64_t c = 0;
+  for (; c + kLanes<A> <= C; c += kLanes<A>) body(c, 0);
+  if (c < C) body(c, int(C - c));
+}
+
+// As many lanes as there is room for `count` values.
+template <typename T>
+DANET_INLINE void store_up_to(T* p, Vec<Compute<T>> v, int64_t count) {
+  if (count >= kLanes<Compute<T>>)
+    store(p, v);
+  else if (count > 0)
+    store_first(p, v, count);
+}
+
 // v with zeros from lane `count` on.
 template <typename A>
 DANET_INLINE Vec<A> keep_first(Vec<A> v, int count) {
@@ -255,32 +272,29 @@ DANET_INLINE V at_most(V a, B high) {
   return a > high ? high - V{} : a;
 }
 
-// |v| < 2^31.
+// The floor of every lane, |v| < 2^31, as integers and, in `whole`, as numbers.
 template <typename A>
-DANET_INLINE Vec<A> floor(Vec<A> v) {
+DANET_INLINE IntVec<A> floor(Vec<A> v, Vec<A>& whole) {
 #if defined(__AVX512F__)
+  constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  IntVec<A> integer;
   if constexpr (sizeof(A) == 4)
-    return (Vec<A>)_mm512_floor_ps((__m512)v);
+    integer = (IntVec<A>)_mm512_cvt_roundps_epi32((__m512)v, kDown);
   else
-    return (Vec<A>)_mm512_floor_pd((__m512d)v);
+    integer = (IntVec<A>)_mm512_cvt_roundpd_epi32((__m512d)v, kDown);
+  whole = __builtin_convertvector(integer, Vec<A>);
+  return integer;
 #elif defined(__AVX2__)
   if constexpr (sizeof(A) == 4)
-    return (Vec<A>)_mm256_floor_ps((__m256)v);
+    whole = (Vec<A>)_mm256_floor_ps((__m256)v);
   else
-    return (Vec<A>)_mm256_floor_pd((__m256d)v);
+    whole = (Vec<A>)_mm256_floor_pd((__m256d)v);
+  return __builtin_convertvector(whole, IntVec<A>);
 #else
-  Vec<A> whole = __builtin_convertvector(__builtin_convertvector(v, IntVec<A>), Vec<A>);
-  return whole > v ? whole - A(1) : whole;
+  whole = __builtin_convertvector(__builtin_convertvector(v, IntVec<A>), Vec<A>);
+  whole = whole > v ? whole - A(1) : whole;
+  return __builtin_convertvector(whole, IntVec<A>);
 #endif
-}
-
-// Whole numbers; INT32_MIN, on every processor, where v is NaN or does not fit.
-template <typename A>
-DANET_INLINE IntVec<A> to_int(Vec<A> v) {
-#if !defined(__x86_64__)
-  v = (v >= A(-2147483648.0)) & (v < A(2147483648.0)) ? v : broadcast<A>(-2147483648.0);
-#endif
-  return __builtin_convertvector(v, IntVec<A>);
 }
 
 // The larger of two lanes as unsigned numbers.
@@ -382,6 +396,14 @@ constexpr bool kSpreads = false;
 template <typename A>
 using Four = typename VecOf<A, 4>::type;
 
+// Of four vectors: a quarter of the lanes for each, whose sums are those of all its lanes. L >= 4.
+template <typename A>
+DANET_INLINE Vec<A> to_quarters(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d) {
+  const Vec<A> ab = pick<Halves<2, 0>>(a, b) + pick<Halves<2, 1>>(a, b);
+  const Vec<A> cd = pick<Halves<2, 0>>(c, d) + pick<Halves<2, 1>>(c, d);
+  return pick<Halves<4, 0>>(ab, cd) + pick<Halves<4, 1>>(ab, cd);
+}
+
 // The sums of the lanes of four vectors, at the price of two.
 template <typename A>
 DANET_INLINE Four<A> sum_lanes(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d) {
@@ -389,14 +411,57 @@ DANET_INLINE Four<A> sum_lanes(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d) {
   if constexpr (L == 2) {
     return Four<A>{a[0] + a[1], b[0] + b[1], c[0] + c[1], d[0] + d[1]};
   } else {
-    Vec<A> ab = pick<Halves<2, 0>>(a, b) + pick<Halves<2, 1>>(a, b);
-    Vec<A> cd = pick<Halves<2, 0>>(c, d) + pick<Halves<2, 1>>(c, d);
-    Vec<A> sums = pick<Halves<4, 0>>(ab, cd) + pick<Halves<4, 1>>(ab, cd);  // a quarter of the lanes for each
+    Vec<A> sums = to_quarters<A>(a, b, c, d);
     if constexpr (L >= 16) sums += pick<Exchanged<2>>(sums, sums);
     if constexpr (L >= 8) sums += pick<Exchanged<1>>(sums, sums);
     sums = pick<EveryQuarter>(sums, sums);
     return bits_as<Four<A>>(&sums);
   }
+}
+
+// Every quarter of the lanes of both vectors has two halves, whole pairs' first (Upper = 0) or second lanes: those of a,
+// then those of b.
+template <int Upper>
+struct PairsOfQuarters {
+  static constexpr int lane(int i, int L) {
+    const int quarter = L / 4, half = quarter / 2, place = i % quarter;
+    return place / half * L + i / quarter * quarter + place % half * 2 + Upper;
+  }
+};
+
+// The sums of the lanes of B * 4 vectors in as few steps as there can be: of the first of every four for b = 0, 1, ..., of
+// the second ones, ... B: a quarter of the lanes, or 1 where there are less than four lanes.
+template <typename A, int B>
+DANET_INLINE typename VecOf<A, 4 * B>::type sum_lanes(const Vec<A> (&v)[B][4]) {
+  constexpr int L = kLanes<A>;
+  if constexpr (L == 2) {
+    return sum_lanes<A>(v[0][0], v[0][1], v[0][2], v[0][3]);
+  } else {
+    static_assert(B == L / 4);
+    Vec<A> sums[B];
+    for (int b = 0; b < B; ++b) sums[b] = to_quarters<A>(v[b][0], v[b][1], v[b][2], v[b][3]);
+    if constexpr (B > 1)
+      for (int count = B; count > 1; count /= 2)
+        for (int b = 0; b < count / 2; ++b)
+          sums[b] = pick<PairsOfQuarters<0>>(sums[2 * b], sums[2 * b + 1]) +
+                    pick<PairsOfQuarters<1>>(sums[2 * b], sums[2 * b + 1]);
+    return sums[0];
+  }
+}
+
+// The quarters of four vectors: all first ones to quarter[0], all second ones to quarter[1], ... Of vectors of two lanes,
+// what each two of them hold together counts as one.
+template <typename V>
+DANET_INLINE void by_quarter(V a, V b, V c, V d, V (&quarter)[4]) {
+  constexpr int L = int(sizeof(V) / sizeof(a[0])), kParts = L < 4 ? L : 4;
+  using First = Halves<kParts, 0>;
+  using Second = Halves<kParts, 1>;
+  const V first = pick<First>(a, b), second = pick<First>(c, d);
+  quarter[0] = pick<First>(first, second);
+  quarter[2] = pick<Second>(first, second);
+  const V third = pick<Second>(a, b), fourth = pick<Second>(c, d);
+  quarter[1] = pick<First>(third, fourth);
+  quarter[3] = pick<Second>(third, fourth);
 }
 
 // The sum of all lanes.
@@ -405,6 +470,28 @@ DANET_INLINE A sum_lanes(Vec<A> v) {
   A sum = v[0];
   for (int i = 1; i < kLanes<A>; ++i) sum += v[i];
   return sum;
+}
+
+template <typename T>
+DANET_INLINE bool any_nan(const T* values, int64_t C) {
+  using A = Compute<T>;
+  Mask<A> nan{};
+  for_vectors_of<A>(C, [&](int64_t c, int count) __attribute__((always_inline)) {
+    const Vec<A> v = load_channels(values + c, count);
+    nan |= v != v;
+  });
+  return any<A>(nan);
+}
+
+template <typename T>
+DANET_INLINE bool all_finite(const T* values, int64_t C) {
+  using A = Compute<T>;
+  Mask<A> other{};
+  for_vectors_of<A>(C, [&](int64_t c, int count) __attribute__((always_inline)) {
+    const Vec<A> v = load_channels(values + c, count), zero = v - v;
+    other |= zero != zero;
+  });
+  return !any<A>(other);
 }
 
 // A template of tables by type: the one for dtype.

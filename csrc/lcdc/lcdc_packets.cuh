@@ -33,9 +33,9 @@ struct Place {
 template <int kReach, typename T, int kWidth>
 GPU_DEVICE void load_packet(float (&window)[kWidth], const T* from, bool valid) {
   constexpr int kSize = gpu::Packet<T>::kSize;
-  const auto packet = gpu::load<kSize>(from, valid);
+  const auto packet = gpu::to_compute(gpu::load<kSize>(from, valid));
 #pragma unroll
-  for (int v = 0; v < kSize; ++v) window[kReach + v] = gpu::to_compute(packet.values[v]);
+  for (int v = 0; v < kSize; ++v) window[kReach + v] = packet.values[v];
 }
 
 // Fills the kReach numbers before and after each packet from the lanes (kJoined: and rows) beside it; zeros outside the

@@ -135,12 +135,8 @@ void sample(
       const Place<float, float> place{
           predicted + 2 * g * kSafemTaps, predicted + 2 * J + g * kSafemTaps, float(sdc_start(sdc, 0) + double(y)),
           float(sdc_start(sdc, 1) + double(x)), groups * kSafemTaps, uint32_t(input.pixel_stride), 0};
-      const float* image = input.pixel<float>(n, 0) + g * D;
-      float* z = rows.features + (i - begin) * rows.C + g * D;
-      if (danet::prepare<false>(sdc, taps, place))
-        gather<true>(taps, groups, kSafemTaps, true, corners, image, z, D);
-      else
-        gather<false>(taps, groups, kSafemTaps, true, corners, image, z, D);
+      sum_taps(
+          sdc, taps, place, corners, input.pixel<float>(n, 0) + g * D, rows.features + (i - begin) * rows.C + g * D, D);
     }
   }
 }

@@ -25,8 +25,8 @@ struct SdcParams {
 namespace {
 
 // Y of output row 0 and tap k at offset zero is start + tap; a row adds stride, an offset offset_scale times itself.
-DANET_SHARED double sdc_start(const SdcParams& p, int axis) {
-  return double(p.dilation[axis] * (p.kernel_size[axis] - 1) / 2 - p.padding[axis]);
+DANET_SHARED int64_t sdc_start(const SdcParams& p, int axis) {
+  return p.dilation[axis] * (p.kernel_size[axis] - 1) / 2 - p.padding[axis];
 }
 DANET_SHARED double sdc_tap(const SdcParams& p, int axis, int64_t k) {
   if (p.remove_center && k >= p.K / 2) ++k;

@@ -7,10 +7,11 @@
 namespace danet {
 namespace {
 
-// Prepared taps of backward.
+// Prepared taps of backward; pixel as in Place.
 template <typename A>
 struct alignas(4 * sizeof(A)) BackwardTap {
-  A y, x, m, grad_m;
+  A y, x, m;
+  int32_t pixel;
 };
 
 GPU_DEVICE void add(double* p, const double (&v)[1]) { atomicAdd(p, v[0]); }
@@ -26,8 +27,9 @@ GPU_DEVICE void add(float* p, const float (&v)[8]) {
 // lanes of a warp share an item, a packet of channels each, and sum their products by shuffles: no atomics there, and the
 // softmax's backward needs no second pass over the image. A lane reads 4 K packets of input and one of grad_output, and
 // with kScatter adds 4 K packets of float32. Shared memory: items * K taps of 24 bytes (float).
-// Floors (as above): those 4 K additions of 4 bytes an element, which the second-level cache does: 11 % of the copy
-// bandwidth. Not yet measured on a GPU.
+// Roofline, computed, of the case in sdc_forward.cuh, 3.4 GFLOP: bfloat16 155 MB, 36 us; as compiled for sm_90 344
+// instructions a tap and packet, 131 us; 380e6 additions of a float, for which the second-level cache takes 290 us at
+// 1.3e12 a second (assumed). They bind: 12 % of the copy bandwidth, 10 % expected. Not yet measured on a GPU.
 template <typename T, typename Index, int kVector, int kTaps, bool kScatter>
 __global__ void __launch_bounds__(kThreads, 5) backward(
     SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView input /* [N, H*W, C] */,
@@ -39,16 +41,17 @@ __global__ void __launch_bounds__(kThreads, 5) backward(
   const int K = kTaps > 0 ? kTaps : int(p.K), D = int(p.C / p.G), packets = D / kVector;
   const Index first = Index(blockIdx.x) * block_items;
   const int count = int(Index(items) - first < block_items ? Index(items) - first : block_items);
-  GPU_DYNAMIC_SHARED(BackwardTap<A>, taps);                                  // [block_items, K]
-  Place* places = reinterpret_cast<Place*>(taps + block_items * K);          // [block_items, K]
+  GPU_DYNAMIC_SHARED(BackwardTap<A>, taps);                                     // [block_items, K]
+  A* grads_m = reinterpret_cast<A*>(taps + block_items * K);                    // [block_items, K]
+  uint32_t* presents = reinterpret_cast<uint32_t*>(grads_m + block_items * K);  // [block_items, K]
 
-  for (int item = int(threadIdx.x); item < count; item += kThreads) {
+  if (const int item = int(threadIdx.x); item < count) {
     const Item<Index> at(p, first + item);
     prepare_taps<kTaps>(
         p, offset.pixel<const T>(at.n, at.i) + 2 * at.g * K, mask.pixel<const T>(at.n, at.i) + at.g * K, at.y, at.x,
         [&](int k, const Sample<A>& sample, A m) {
-          taps[item * K + k] = {sample.y, sample.x, m, A(0)};
-          places[item * K + k] = sample.place;
+          taps[item * K + k] = {sample.y, sample.x, m, sample.place.pixel};
+          presents[item * K + k] = sample.place.present;
         });
   }
   __syncthreads();
@@ -69,25 +72,26 @@ __global__ void __launch_bounds__(kThreads, 5) backward(
 #pragma unroll 1
     for (int k = 0; k < K; ++k) {
       BackwardTap<A> tap{};
-      Place place{0, 0};
-      if (active) tap = taps[item * K + k], place = places[item * K + k];
+      uint32_t present = 0;
+      if (active) tap = taps[item * K + k], present = presents[item * K + k];
       A weight[4], dot[4] = {};
       bilinear(tap.y, tap.x, tap.m, weight);
       for (int packet = lane; active && packet < packets; packet += lanes) {
-        const Packet g = packet == lane ? own : gpu::load<kVector>(grad + packet * kVector);
-        const Index cell = place.pixel * stride + packet * kVector;
-        const Index grad_cell = place.pixel * grad_stride + packet * kVector;
+        const auto g = gpu::to_compute(packet == lane ? own : gpu::load<kVector>(grad + packet * kVector));
+        const T* cell = image + Index(tap.pixel) * stride + packet * kVector;
+        A* grad_cell = grad_image + Index(tap.pixel) * grad_stride + packet * kVector;
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
-          const bool present = place.present >> corner & 1;
-          const auto x = gpu::load<kVector>(image + (cell + corner / 2 * row_stride + corner % 2 * stride), present);
+          const bool here = present >> corner & 1;
+          const auto x =
+              gpu::to_compute(gpu::load<kVector>(cell + (corner / 2 * row_stride + corner % 2 * stride), here));
           A added[kVector];
 #pragma unroll
           for (int v = 0; v < kVector; ++v) {
-            dot[corner] += gpu::to_compute(g.values[v]) * gpu::to_compute(x.values[v]);
-            added[v] = weight[corner] * gpu::to_compute(g.values[v]);
+            dot[corner] += g.values[v] * x.values[v];
+            added[v] = weight[corner] * g.values[v];
           }
-          if (kScatter && present) add(grad_image + (grad_cell + corner / 2 * grad_row_stride + corner % 2 * grad_stride), added);
+          if (kScatter && here) add(grad_cell + (corner / 2 * grad_row_stride + corner % 2 * grad_stride), added);
         }
       }
       A grad_m, grad_y, grad_x;
@@ -99,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward(
       }
       mean += tap.m * grad_m;
       if (active && lane == k % lanes) {
-        taps[item * K + k].grad_m = grad_m;
+        grads_m[item * K + k] = grad_m;
         T* pair = grad_offset + (int64_t(first + item) * K + k) * 2;
         pair[0] = gpu::from_compute<T>(A(p.offset_scale) * grad_y);
         pair[1] = gpu::from_compute<T>(A(p.offset_scale) * grad_x);
@@ -107,9 +111,9 @@ __global__ void __launch_bounds__(kThreads, 5) backward(
     }
     // The lane that wrote a tap's gradient finishes it.
     for (int k = lane; active && k < K; k += lanes) {
-      const BackwardTap<A> tap = taps[item * K + k];
+      const A grad_m = grads_m[item * K + k];
       grad_mask[int64_t(first + item) * K + k] =
-          gpu::from_compute<T>(p.softmax ? tap.m * (tap.grad_m - mean) : tap.grad_m);
+          gpu::from_compute<T>(p.softmax ? taps[item * K + k].m * (grad_m - mean) : grad_m);
     }
   }
 }
@@ -165,7 +169,7 @@ __global__ void __launch_bounds__(32, 16) backward_in_order(
       const int64_t i = y * p.W_out + x + lane;
       if (lane < count)
         prepare_taps<0>(
-            p, offset.pixel<const T>(n, i) + 2 * g * K, mask.pixel<const T>(n, i) + g * K, y, x + lane,
+            p, offset.pixel<const T>(n, i) + 2 * g * K, mask.pixel<const T>(n, i) + g * K, int(y), int(x) + lane,
             [&](int k, const Sample<A>& sample, A m) {
               bilinear(sample.y, sample.x, m, corners[lane * K + k].weight);
               places[lane * K + k] = sample.place;
@@ -179,10 +183,10 @@ __global__ void __launch_bounds__(32, 16) backward_in_order(
           if (!(place.present >> corner & 1) || column < 0 || column >= W) continue;
           const T* grad = grad_output.pixel<const T>(n, i - lane + j / K) + g * D;
           for (int packet = lane; packet < packets; packet += 32) {
-            const auto values = gpu::load<kVector>(grad + packet * kVector);
+            const auto values = gpu::to_compute(gpu::load<kVector>(grad + packet * kVector));
             A* to = grad_row + column * p.C + packet * kVector;
 #pragma unroll
-            for (int v = 0; v < kVector; ++v) to[v] += corners[j].weight[corner] * gpu::to_compute(values.values[v]);
+            for (int v = 0; v < kVector; ++v) to[v] += corners[j].weight[corner] * values.values[v];
           }
         }
       }

@@ -1,28 +1,21 @@
 // The sizes of a call of SDC, on any device; its guard of memory safety.
 #pragma once
 
-#include <vector>
-
 #include "../common/tensor.h"
 #include "sdc.h"
 
 namespace danet {
 
-using Sizes = std::vector<int64_t>;
-
 inline SdcParams check_sdc(
-    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, const Sizes& kernel_size,
-    const Sizes& stride, const Sizes& padding, const Sizes& dilation, double offset_scale, bool softmax,
-    bool remove_center) {
+    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups,
+    const int64_t (&kernel_size)[2], const int64_t (&stride)[2], const int64_t (&padding)[2],
+    const int64_t (&dilation)[2], double offset_scale, bool softmax, bool remove_center) {
   check_input("sdc", input);
   SdcParams p{};
   p.N = input.size(0), p.C = input.size(1), p.H = input.size(2), p.W = input.size(3), p.G = groups;
   p.offset_scale = offset_scale, p.softmax = softmax, p.remove_center = remove_center;
   DANET_CHECK(p.C > 0 && p.H > 0 && p.W > 0, "sdc: input must have C, H, W >= 1");
   DANET_CHECK(groups >= 1 && p.C % groups == 0, "sdc: groups must divide C");
-  DANET_CHECK(
-      kernel_size.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
-      "sdc: kernel_size, stride, padding and dilation must be pairs");
   int64_t out[2];
   for (int axis = 0; axis < 2; ++axis) {
     p.kernel_size[axis] = kernel_size[axis], p.stride[axis] = stride[axis];

@@ -29,10 +29,12 @@ Image dense_enough(const Tensor& input, const SdcParams& p) {
 int64_t row_cost(const SdcParams& p) { return p.W_out * p.K * (4 * p.G + p.C / 2); }
 
 Tensor sdc(
-    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, Sizes kernel_size, Sizes stride,
-    Sizes padding, Sizes dilation, double offset_scale, bool softmax, bool remove_center) {
+    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h,
+    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center) {
   const SdcParams p = check_sdc(
-      input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center);
+      input, offset, mask, groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w},
+      {dilation_h, dilation_w}, offset_scale, softmax, remove_center);
   check_limits(p);
   const SdcKernels& kernels = DANET_KERNELS(sdc_kernels, dtype_of(input));
   const Image x(dense_enough(input, p)), offsets(offset), masks(mask), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
@@ -45,11 +47,12 @@ Tensor sdc(
 // Every row of grad_input has one owner, which adds what reaches it in the order of the output pixels: the sums are the
 // same whatever the number of bands and threads. An owner also does its share of grad_offset and grad_mask, on the way.
 std::tuple<Tensor, Tensor, Tensor> sdc_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups,
-    Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, double offset_scale, bool softmax,
-    bool remove_center, bool) {
+    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h,
+    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center, bool) {
   const SdcParams p = check_sdc(
-      input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center);
+      input, offset, mask, groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w},
+      {dilation_h, dilation_w}, offset_scale, softmax, remove_center);
   check_limits(p);
   check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
   const SdcKernels& kernels = DANET_KERNELS(sdc_kernels, dtype_of(input));

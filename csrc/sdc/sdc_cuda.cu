@@ -9,24 +9,18 @@
 namespace danet {
 namespace {
 
-constexpr int kItems = 64;               // of a block, fewer where their taps would not fit
 constexpr int kSharedBytes = 48 * 1024;  // what every device gives a block without being asked
 
-SdcParams check(
-    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, const Sizes& kernel_size,
-    const Sizes& stride, const Sizes& padding, const Sizes& dilation, double offset_scale, bool softmax,
-    bool remove_center) {
-  const SdcParams p = check_sdc(
-      input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center);
+void check_limits(const SdcParams& p) {
   DANET_CHECK((p.H + 4) * (p.W + 4) < int64_t(1) << 31, "sdc: the CUDA kernels take images of less than 2^31 pixels");
   DANET_CHECK(p.K <= kMaxTaps, "sdc: the CUDA kernels take at most ", kMaxTaps, " taps");
-  return p;
 }
 
-// Bytes of shared memory for an item's taps and, forward, its place in the input.
+// Bytes of shared memory for an item: Corners and Place of its taps, and its place in the input; backward BackwardTap, a
+// gradient and what is present.
 template <typename A>
 int item_bytes(const SdcParams& p) {
-  return int(p.K) * int(4 * sizeof(A) + sizeof(Place)) + int(sizeof(int64_t));
+  return int(p.K) * int(5 * sizeof(A) + sizeof(uint32_t)) + int(sizeof(int64_t));
 }
 
 template <typename A>
@@ -43,9 +37,11 @@ bool fits_32_bits(const SdcParams& p, const ImageView& input) {
 // body(index, vector, taps) with what the kernels are specialised for: 32-bit indices, packets of 16 bytes (never for
 // float64), 3x3. What is rare shares a kernel with what is general.
 template <typename T, typename Body>
-void specialise(const SdcParams& p, const ImageView& input, bool packets_fit, const Body& body) {
+void specialise(
+    const SdcParams& p, const ImageView& input, const ImageView& offset, bool packets_fit, const Body& body) {
   constexpr Constant<gpu::Packet<T>::kSize> packet{};
-  const bool is_3x3 = p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center;
+  const bool is_3x3 =
+      p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && is_aligned<T>(offset, 2);
   if constexpr (sizeof(T) < 8) {
     if (packets_fit && !fits_32_bits(p, input)) return body(int64_t{}, packet, Constant<0>{});
     if (packets_fit && is_3x3) return body(int32_t{}, packet, Constant<9>{});
@@ -55,10 +51,13 @@ void specialise(const SdcParams& p, const ImageView& input, bool packets_fit, co
 }
 
 Tensor sdc(
-    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, Sizes kernel_size, Sizes stride,
-    Sizes padding, Sizes dilation, double offset_scale, bool softmax, bool remove_center) {
-  const SdcParams p = check(
-      input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center);
+    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h,
+    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center) {
+  const SdcParams p = check_sdc(
+      input, offset, mask, groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w},
+      {dilation_h, dilation_w}, offset_scale, softmax, remove_center);
+  check_limits(p);
   const OnDevice here(input);
   const Image x(input), offsets(offset), masks(mask), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
   const int64_t items = p.N * p.H_out * p.W_out * p.G;
@@ -67,7 +66,7 @@ Tensor sdc(
     using T = decltype(type);
     using A = Compute<T>;
     const int block_items = items_of_a_block<A>(p);
-    specialise<T>(p, x.view, fits_packets<T>(p.C / p.G, {x.view}), [&](auto index, auto vector, auto taps) {
+    specialise<T>(p, x.view, offsets.view, fits_packets<T>(p.C / p.G, {x.view}), [&](auto index, auto vector, auto taps) {
       gpu::launch(
           "sdc", forward<T, decltype(index), decltype(vector)::value, decltype(taps)::value>,
           {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)), here.stream()}, p,
@@ -85,11 +84,13 @@ int lanes_of(int64_t packets) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> sdc_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups,
-    Sizes kernel_size, Sizes stride, Sizes padding, Sizes dilation, double offset_scale, bool softmax,
-    bool remove_center, bool deterministic) {
-  const SdcParams p = check(
-      input, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center);
+    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h,
+    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center, bool deterministic) {
+  const SdcParams p = check_sdc(
+      input, offset, mask, groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w},
+      {dilation_h, dilation_w}, offset_scale, softmax, remove_center);
+  check_limits(p);
   check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
   const OnDevice here(input);
   const Image grad_out(grad_output), x(input), offsets(offset), masks(mask);
@@ -107,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> sdc_backward(
       A* sums = static_cast<A*>(grad_input.mutable_data_ptr());
       const int block_items = items_of_a_block<A>(p);
       const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view, grad_out.view});
-      specialise<T>(p, x.view, packets_fit, [&](auto index, auto vector, auto taps) {
+      specialise<T>(p, x.view, offsets.view, packets_fit, [&](auto index, auto vector, auto taps) {
         using Index = decltype(index);
         constexpr int kVector = decltype(vector)::value, kTaps = decltype(taps)::value;
         gpu::launch(

@@ -14,15 +14,12 @@ void forward(
   const int64_t C = p.C / p.G;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / p.H_out;
-    for_row<false, T>(
+    const T* image = input.pixel<T>(n, 0);
+    T* out_row = out.pixel<T>(n, row % p.H_out * p.W_out);
+    for_row<T>(
         p, taps, offset, mask, input.pixel_stride, 0, n, row % p.H_out,
-        [&](int64_t i, int64_t g, int64_t groups, bool inside) {
-          const T* image = input.pixel<T>(n, 0) + g * C;
-          T* result = out.pixel<T>(n, i) + g * C;
-          if (inside)
-            gather<true>(taps, groups, p.K, p.softmax, corners, image, result, C);
-          else
-            gather<false>(taps, groups, p.K, p.softmax, corners, image, result, C);
+        [&](int64_t x, int64_t g, const Place<Compute<T>, T>& place) __attribute__((always_inline)) {
+          sum_taps(p, taps, place, corners, image + g * C, out_row + x * out.pixel_stride + g * C, C);
         });
   }
 }
@@ -61,9 +58,9 @@ void reach(const SdcParams& p, ImageView offset, int64_t begin, int64_t end, int
   }
 }
 
-// grad_input[corner of each tap] += weight * grad_output. A sum in memory waits for the one before it: the groups,
-// which share no channel, take turns.
-template <bool kInside, typename T, typename A>
+// grad_input[corner of each tap] += weight * grad_output, for cells inside. A sum in memory waits for the one before it:
+// the groups, which share no channel, take turns.
+template <typename T, typename A>
 DANET_INLINE void scatter(
     const Taps<A>& taps, int64_t groups, int64_t K, const Corners& corners, const T* grad_output, A* grad_image,
     int64_t C) {
@@ -73,89 +70,118 @@ DANET_INLINE void scatter(
     const Bases<A> to(grad_image + c, corners);
     for (int64_t k = 0; k < K; ++k)
       for (int64_t g = 0; g < groups; ++g) {
-        const int64_t j = g * K + k;
+        const int64_t j = g * K + k, cell = taps.grad_cell[j];
         Vec<A> grad[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + g * C + c + v * L, count);
-        const int64_t cell = taps.grad_cell[j] + g * C;
-        corners.template visit<kInside>(taps.y[j], taps.x[j], [&](int corner) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int corner = 0; corner < 4; ++corner) {
           A* place = to.corner[corner] + cell;
+          if (V > 1) place = in_register(place);
 #pragma GCC unroll 4
           for (int v = 0; v < V; ++v) {
             Vec<A> updated = load_channels(place + v * L, count) + taps.weight[corner][j] * grad[v];
             store_channels(place + v * L, updated, count);
           }
-        });
+        }
       }
   });
 }
 
-// taps.dot[j, corner] = sum_c grad_output * input at that corner, zero where there is no corner.
-template <bool kInside, typename T, typename A>
-DANET_INLINE void project(
-    Taps<A>& taps, int64_t j0, int64_t K, const Corners& corners, const T* grad_output, const T* image,
+// The same with every corner looked at: right wherever the cells lie and whatever is to be added.
+template <typename T, typename A>
+__attribute__((noinline)) void scatter_exactly(
+    const Taps<A>& taps, int64_t groups, int64_t K, const Corners& corners, const T* grad_output, A* grad_image,
     int64_t C) {
-  constexpr int L = kLanes<A>;
+  for (int64_t k = 0; k < K; ++k)
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t j = g * K + k;
+      corners.visit(taps.y[j], taps.x[j], [&](int corner, int64_t element) {
+        A* place = grad_image + element + g * C;
+        for_vectors_of<A>(C, [&](int64_t c, int count) {
+          const Vec<A> grad = load_channels(grad_output + g * C + c, count);
+          store_channels(place + c, load_channels(place + c, count) + taps.weight[corner][j] * grad, count);
+        });
+      });
+    }
+}
+
+// The taps whose four dot products fill a vector.
+template <typename A>
+constexpr int kTogether = kLanes<A> >= 4 ? kLanes<A> / 4 : 1;
+
+// dot[corner] = sum_c grad_output * input at the corners of cells inside, to taps.dot: for every kTogether taps those of
+// corner 0, then those of corner 1, ...
+template <typename T, typename A>
+DANET_INLINE void project(
+    Taps<A>& taps, int64_t J, const Corners& corners, const T* grad_output, const T* image, int64_t C) {
+  constexpr int L = kLanes<A>, B = kTogether<A>;
   for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
     constexpr int V = decltype(block)::vectors;
-    Vec<A> grad[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + c + v * L, count);
     const Bases<const T> from(image + c, corners);
-    for (int64_t j = j0; j < j0 + K; ++j) {
-      const int64_t cell = taps.cell[j];
-      Vec<A> product[4] = {};
-      corners.template visit<kInside>(taps.y[j], taps.x[j], [&](int corner) __attribute__((always_inline)) {
+    for (int64_t first = 0; first < J; first += B) {
+      Vec<A> product[B][4];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v)
-          product[corner] += grad[v] * load_channels(from.corner[corner] + cell + v * L, count);
-      });
-      Four<A> dot = sum_lanes<A>(product[0], product[1], product[2], product[3]);
-      if (c > 0) dot += bits_as<Four<A>>(taps.dot + 4 * j);
-      std::memcpy(taps.dot + 4 * j, &dot, sizeof dot);
+      for (int b = 0; b < B; ++b) {
+        const int64_t j = first + b < J ? first + b : J - 1, cell = taps.cell[j];
+        const T* grad_at = grad_output + taps.channel[j] + c;
+        Vec<A> grad[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_at + v * L, count);
+#pragma GCC unroll 4
+        for (int corner = 0; corner < 4; ++corner) {
+          const T* p = from.corner[corner] + cell;
+          if (V > 1) p = in_register(p);
+          product[b][corner] = grad[0] * load_channels(p, count);
+#pragma GCC unroll 4
+          for (int v = 1; v < V; ++v) product[b][corner] += grad[v] * load_channels(p + v * L, count);
+        }
+      }
+      const auto dot = sum_lanes<A>(product);
+      A* to = taps.dot + 4 * first;
+      const auto sum = c > 0 ? dot + bits_as<decltype(dot + dot)>(to) : dot;
+      std::memcpy(to, &sum, sizeof sum);
     }
   });
 }
 
-// grad_offset and grad_mask of the prepared groups, from taps.dot.
+// grad_offset and grad_mask of the prepared groups, from taps.dot. inside: their cells were not moved.
 template <typename T, typename A>
 DANET_INLINE void finish(
-    const SdcParams& p, Taps<A>& taps, int64_t groups, T* grad_offset, T* grad_mask) {
+    const SdcParams& p, Taps<A>& taps, int64_t J, bool inside, T* grad_offset, T* grad_mask) {
   constexpr int L = kLanes<A>;
-  int64_t J = groups * p.K;
   const A scale = A(p.offset_scale);
-  T short_offsets[2 * L], short_masks[L];
-  T* offsets = J < L ? short_offsets : grad_offset;
-  T* masks = J < L ? short_masks : grad_mask;
-  auto vectors = [&](const auto& body) { for_vectors<L>(J < L ? L : J, body); };
-
-  vectors([&](int64_t j) {
+  for (int64_t j = 0; j < J; j += L) {
     const A* d = taps.dot + 4 * j;
-    Vec<A> d0 = load(d), d1 = load(d + L), d2 = load(d + 2 * L), d3 = load(d + 3 * L);
-    Vec<A> even_low = pick<EvenLanes>(d0, d1), even_high = pick<EvenLanes>(d2, d3);
-    Vec<A> odd_low = pick<OddLanes>(d0, d1), odd_high = pick<OddLanes>(d2, d3);
-    Vec<A> dot[4] = {
-        pick<EvenLanes>(even_low, even_high), pick<EvenLanes>(odd_low, odd_high),
-        pick<OddLanes>(even_low, even_high), pick<OddLanes>(odd_low, odd_high)};
+    Vec<A> dot[4];
+    by_quarter(load(d), load(d + L), load(d + 2 * L), load(d + 3 * L), dot);
+    if (!inside) {
+      const Outside<A> rows(bits_as<IntVec<A>>(taps.y + j), 0, int32_t(p.H));
+      const Outside<A> columns(bits_as<IntVec<A>>(taps.x + j), 0, int32_t(p.W));
+      columns.unfold(dot[0], dot[1]);
+      columns.unfold(dot[2], dot[3]);
+      rows.unfold(dot[0], dot[2]);
+      rows.unfold(dot[1], dot[3]);
+      for (Vec<A>& each : dot) each = (rows.near & columns.near) ? each : Vec<A>{};
+    }
     Vec<A> grad_m, grad_y, grad_x;
     bilinear_gradients(load(taps.cell_y + j), load(taps.cell_x + j), load(taps.m + j), dot, grad_m, grad_y, grad_x);
     store(taps.grad_m + j, grad_m);
     grad_y *= scale;
     grad_x *= scale;
-    store(offsets + 2 * j, pick<InterleavedLow>(grad_y, grad_x));
-    store(offsets + 2 * j + L, pick<InterleavedHigh>(grad_y, grad_x));
-  });
-  if (p.softmax) {
-    for (int64_t g = 0; g < groups; ++g) {
-      A mean = 0;
-      for (int64_t j = g * p.K; j < (g + 1) * p.K; ++j) mean += taps.m[j] * taps.grad_m[j];
-      for (int64_t j = g * p.K; j < (g + 1) * p.K; ++j) taps.grad_m[j] = taps.m[j] * (taps.grad_m[j] - mean);
-    }
+    store_up_to(grad_offset + 2 * j, pick<InterleavedLow>(grad_y, grad_x), 2 * (J - j));
+    store_up_to(grad_offset + 2 * j + L, pick<InterleavedHigh>(grad_y, grad_x), 2 * (J - j) - L);
   }
-  vectors([&](int64_t j) { store(masks + j, load(taps.grad_m + j)); });
-  if (J < L) {
-    for (int64_t j = 0; j < J; ++j) grad_mask[j] = masks[j];
-    for (int64_t j = 0; j < 2 * J; ++j) grad_offset[j] = offsets[j];
+  if (p.softmax)
+    spread_over_groups(taps, J, p.K, [&](int64_t first) {
+      A mean = 0;
+      for (int64_t j = first; j < first + p.K; ++j) mean += taps.m[j] * taps.grad_m[j];
+      return mean;
+    });
+  for (int64_t j = 0; j < J; j += L) {
+    Vec<A> grad = load(taps.grad_m + j);
+    if (p.softmax) grad = load(taps.m + j) * (grad - load(taps.of_group + j));
+    store_up_to(grad_mask + j, grad, J - j);
   }
 }
 
@@ -176,26 +202,28 @@ void backward(
       touched = rows[0] < last && rows[1] >= first;
     }
     if (!own && !touched) continue;
-    for_row<true, T>(
+    for_row<T>(
         p, taps, offset, mask, input.pixel_stride, grad_input.pixel_stride, n, y,
-        [&](int64_t i, int64_t g, int64_t groups, bool inside) {
+        [&](int64_t x, int64_t g, const Place<A, T>& place) {
+          const int64_t i = y * p.W_out + x;
+          const int64_t groups = place.J / p.K;
+          const bool inside = prepare<true>(p, taps, place);
           const T* grad = grad_output.pixel<T>(n, i) + g * C;
           if (own) {
-            const T* image = input.pixel<T>(n, 0) + g * C;
-            for (int64_t h = 0; h < groups; ++h) {
-              if (inside)
-                project<true>(taps, h * p.K, p.K, corners, grad + h * C, image + h * C, C);
-              else
-                project<false>(taps, h * p.K, p.K, corners, grad + h * C, image + h * C, C);
-            }
-            finish(p, taps, groups, grad_offset.pixel<T>(n, i) + 2 * g * p.K, grad_mask.pixel<T>(n, i) + g * p.K);
+            if (!inside) fold<false>(p, taps, place.J, 0, p.H, place.stride, taps.cell);
+            project(taps, place.J, corners, grad, input.pixel<T>(n, 0) + g * C, C);
+            finish(
+                p, taps, place.J, inside, grad_offset.pixel<T>(n, i) + 2 * g * p.K, grad_mask.pixel<T>(n, i) + g * p.K);
           }
           if (touched) {
             A* grad_image = grad_input.pixel<A>(n, 0) + g * C;
-            if (inside && within)
-              scatter<true>(taps, groups, p.K, grad_corners, grad, grad_image, C);
-            else
-              scatter<false>(taps, groups, p.K, grad_corners, grad, grad_image, C);
+            if (!(inside && within)) {
+              // What is not finite, times the weight zero, is not zero.
+              if (!all_finite(grad, groups * C) || !all_finite(taps.m, place.J))
+                return scatter_exactly(taps, groups, p.K, grad_corners, grad, grad_image, C);
+              fold<true>(p, taps, place.J, first, last, place.grad_stride, taps.grad_cell);
+            }
+            scatter(taps, groups, p.K, grad_corners, grad, grad_image, C);
           }
         });
   }

@@ -3,17 +3,18 @@
 // An item is a group of channels of one output pixel; items are numbered pixel * G + g, so that out is [items, D], D = C/G.
 #pragma once
 
-#include "../common/gpu.cuh"
+#include "../common/ptx.cuh"
 #include "sdc.h"
 
 namespace danet {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kItems = 64;  // of a block, each prepared by a thread; fewer where their taps would not fit
 
 // Where one tap samples: the cell's top left pixel and which of its corners lie inside the image.
 struct Place {
-  int32_t pixel;     // y * W + x; what it means outside is not used
+  int32_t pixel;     // y * W + x, perhaps outside; 0 where all corners are
   uint32_t present;  // bit `corner`
 };
 
@@ -31,70 +32,96 @@ GPU_DEVICE Sample<A> locate(const SdcParams& p, int tap_y, int tap_x, A start_y,
   const A scale = A(p.offset_scale);
   const int d_y = int(p.dilation[0]), d_x = int(p.dilation[1]);
   const int centre_y = d_y * int(p.kernel_size[0] - 1) / 2, centre_x = d_x * int(p.kernel_size[1] - 1) / 2;
-  A y = (scale * A(tap_y * d_y - centre_y) + start_y) + scale * dy;
-  A x = (scale * A(tap_x * d_x - centre_x) + start_x) + scale * dx;
+  const A y = (scale * A(tap_y * d_y - centre_y) + start_y) + scale * dy;
+  const A x = (scale * A(tap_x * d_x - centre_x) + start_x) + scale * dx;
   Sample<A> sample;
   sample.is_nan = y != y || x != x;
-  // Far away is as good as just outside; a NaN fails the comparisons and goes there too.
-  const bool near = y >= A(-2) && y <= A(p.H) && x >= A(-2) && x <= A(p.W);
-  if (!near) y = x = A(-2);
-  const A floor_y = floor(y), floor_x = floor(x);
-  sample.y = y - floor_y, sample.x = x - floor_x;
-  const int row = int(floor_y), column = int(floor_x), H = int(p.H), W = int(p.W);
-  const bool top = row >= 0 && row < H, bottom = row + 1 >= 0 && row + 1 < H;
-  const bool left = column >= 0 && column < W, right = column + 1 >= 0 && column + 1 < W;
+  // What no int is as far away is outside of every image as well, and the weights of what is outside must be numbers.
+  const int row = gpu::floor_to_int(y), column = gpu::floor_to_int(x);
+  sample.y = gpu::saturate(y - A(row)), sample.x = gpu::saturate(x - A(column));
+  const uint32_t top = uint32_t(row), left = uint32_t(column), H = uint32_t(p.H), W = uint32_t(p.W);
+  const uint32_t rows = (top < H ? 3 : 0) | (top + 1 < H ? 12 : 0);
+  const uint32_t columns = (left < W ? 5 : 0) | (left + 1 < W ? 10 : 0);
+  const uint32_t present = sample.is_nan ? 0 : rows & columns;
   sample.row = row;
-  sample.place.pixel = row * W + column;
-  sample.place.present = uint32_t(top && left) | uint32_t(top && right) << 1 | uint32_t(bottom && left) << 2 |
-                         uint32_t(bottom && right) << 3;
+  sample.place = {present > 0 ? int32_t(top * W + left) : 0, present};
   return sample;
 }
 
-// store(k, sample, m) for the taps of one item at output pixel (y, x): offset [K, 2] and mask [K] are its own. With kTaps =
-// 9 the window is 3x3 and all is in registers.
+// For half types the fast one, whose error is far below theirs.
+template <typename T>
+GPU_DEVICE Compute<T> exponential(Compute<T> a) {
+  if constexpr (sizeof(T) == 2)
+    return gpu::fast_exp2(a * 1.44269504f);
+  else
+    return exp(a);
+}
+
+// store(k, sample, m) for the taps of one item at output pixel (y, x): offset [K, 2] and mask [K] are its own. With
+// kTaps = 9 the window is 3x3, pairs of offsets are aligned to their size, and all is in registers.
 template <int kTaps, typename T, typename Store>
 GPU_DEVICE void prepare_taps(
-    const SdcParams& p, const T* __restrict__ offset, const T* __restrict__ mask, int64_t y, int64_t x,
-    const Store& store) {
+    const SdcParams& p, const T* __restrict__ offset, const T* __restrict__ mask, int y, int x, const Store& store) {
   using A = Compute<T>;
-  const int K = kTaps > 0 ? kTaps : int(p.K), columns = kTaps > 0 ? 3 : int(p.kernel_size[1]);
-  const A start_y = A(sdc_start(p, 0)) + A(y * p.stride[0]), start_x = A(sdc_start(p, 1)) + A(x * p.stride[1]);
-  A logits[kTaps > 0 ? kTaps : 1];
-  if (kTaps > 0) {
+  const A start_y = A(sdc_start(p, 0)) + A(y * int(p.stride[0]));
+  const A start_x = A(sdc_start(p, 1)) + A(x * int(p.stride[1]));
+  // A NaN logit is passed over for the largest: exp makes it part of the sum.
+  if constexpr (kTaps > 0) {
+    static_assert(kTaps == 9);
+    gpu::Group<T, 2> pairs[kTaps];
 #pragma unroll
-    for (int k = 0; k < kTaps; ++k) logits[k] = gpu::to_compute(mask[k]);
-  }
-  auto logit = [&](int k) { return kTaps > 0 ? logits[kTaps > 0 ? k : 0] : gpu::to_compute(mask[k]); };
-  A top = 0, factor = 1;
-  if (p.softmax) {
-    top = logit(0);
-#pragma unroll(kTaps > 0 ? kTaps : 1)
-    for (int k = 1; k < K; ++k) top = logit(k) > top || logit(k) != logit(k) ? logit(k) : top;
-    A sum = 0;
-#pragma unroll(kTaps > 0 ? kTaps : 1)
-    for (int k = 0; k < K; ++k) sum += exp(logit(k) - top);
-    factor = 1 / sum;
-  }
-#pragma unroll(kTaps > 0 ? kTaps : 1)
-  for (int k = 0; k < K; ++k) {
-    const int tap = k + (p.remove_center && k >= K / 2 ? 1 : 0);
-    const Sample<A> sample = locate<A>(
-        p, tap / columns, tap % columns, start_y, start_x, gpu::to_compute(offset[2 * k]),
-        gpu::to_compute(offset[2 * k + 1]));
-    store(k, sample, p.softmax ? exp(logit(k) - top) * factor : logit(k));
+    for (int k = 0; k < kTaps; ++k) pairs[k] = gpu::load<2>(offset + 2 * k);
+    A m[kTaps], factor = 1;
+#pragma unroll
+    for (int k = 0; k < kTaps; ++k) m[k] = gpu::to_compute(mask[k]);
+    if (p.softmax) {
+      A top = m[0], sum = 0;
+#pragma unroll
+      for (int k = 1; k < kTaps; ++k) top = max(top, m[k]);
+#pragma unroll
+      for (int k = 0; k < kTaps; ++k) sum += m[k] = exponential<T>(m[k] - top);
+      factor = 1 / sum;
+    }
+#pragma unroll
+    for (int k = 0; k < kTaps; ++k) {
+      const auto pair = gpu::to_compute(pairs[k]);
+      store(k, locate<A>(p, k / 3, k % 3, start_y, start_x, pair.values[0], pair.values[1]), m[k] * factor);
+    }
+  } else {
+    const int K = int(p.K), columns = int(p.kernel_size[1]);
+    A top = 0, factor = 1;
+    if (p.softmax) {
+      A sum = 0;
+      top = gpu::to_compute(mask[0]);
+      for (int k = 1; k < K; ++k) top = max(top, gpu::to_compute(mask[k]));
+      for (int k = 0; k < K; ++k) sum += exponential<T>(gpu::to_compute(mask[k]) - top);
+      factor = 1 / sum;
+    }
+    for (int k = 0; k < K; ++k) {
+      const int tap = k + (p.remove_center && k >= K / 2 ? 1 : 0);
+      const A m = gpu::to_compute(mask[k]);
+      store(
+          k,
+          locate<A>(
+              p, tap / columns, tap % columns, start_y, start_x, gpu::to_compute(offset[2 * k]),
+              gpu::to_compute(offset[2 * k + 1])),
+          p.softmax ? exponential<T>(m - top) * factor : m);
+    }
   }
 }
 
 // What item number `item` is. Index: int32_t where all numbers fit it, for its divisions and products are far cheaper.
 template <typename Index>
 struct Item {
-  Index n, y, x, i, g;  // i = y * W_out + x
+  Index n, i, g;  // i = y * W_out + x
+  int y, x;
 
   GPU_DEVICE Item(const SdcParams& p, Index item) {
-    const Index G = Index(p.G), P = Index(p.H_out * p.W_out), W = Index(p.W_out), pixel = item / G;
-    g = item - pixel * G;
-    n = pixel / P, i = pixel - n * P;
-    y = i / W, x = i - y * W;
+    using Number = std::make_unsigned_t<Index>;  // whose division is shorter
+    const Number G = Number(p.G), P = Number(p.H_out * p.W_out), W = Number(p.W_out), pixel = Number(item) / G;
+    g = Index(Number(item) - pixel * G);
+    n = Index(pixel / P), i = Index(pixel - Number(n) * P);
+    y = int(Number(i) / W), x = int(Number(i) - Number(y) * W);
   }
 };
 

@@ -18,17 +18,22 @@ struct Taps {
   A weight[4][kRoom];              // of the corners, times m
   A m[kRoom];                      // the softmax, forward its numerators; or the mask
   A cell_y[kRoom], cell_x[kRoom];  // the place in the cell, 0 to 1
-  A dot[4 * kRoom];                // [J, 4] backward: grad_output times the corners
-  A grad_m[kRoom];
   int32_t y[kRoom], x[kRoom];      // the cell's top left corner, -2 to H and -2 to W
-  int32_t cell[kRoom];             // where that pixel begins in the image, in elements
+  int32_t channel[kRoom];          // the first one of the tap's group
+  int32_t cell[kRoom];             // where that channel of that corner is in the image, in elements
   int32_t grad_cell[kRoom];        // backward: the same in grad_input
+  A dot[4 * kRoom];                // backward: grad_output times the corners, laid out as `project` says
+  A grad_m[kRoom];
+  A of_group[kRoom];               // backward: a value of each group, for every tap of it
   int64_t groups;
 
   explicit Taps(const SdcParams& p) : groups(kMaxTaps / p.K < p.G ? kMaxTaps / p.K : p.G) {
-    for (int64_t j = 0; j < kRoom; ++j) {
-      tap_y[j] = A(sdc_tap(p, 0, j % p.K));
-      tap_x[j] = A(sdc_tap(p, 1, j % p.K));
+    // Whole vectors of those that there can be: most calls are small, and all of the room is not.
+    for (int64_t j = 0; j < groups * p.K + kLanes<A>; ++j) {
+      const int64_t g = j / p.K, k = j - g * p.K;
+      tap_y[j] = A(sdc_tap(p, 0, k));
+      tap_x[j] = A(sdc_tap(p, 1, k));
+      channel[j] = int32_t(g * (p.C / p.G));
     }
   }
 };
@@ -59,11 +64,14 @@ DANET_INLINE void load_offsets(const T* offset, int64_t j, Vec<A>& y, Vec<A>& x)
   x = pick<OddLanes>(low, high);
 }
 
-// In three chains of additions, which would otherwise wait for one another.
-template <typename A>
+// The sum of `count` values, kCount of them if that is not 0, in three chains of additions that do not wait for one
+// another.
+template <int kCount, typename A>
 DANET_INLINE A sum_of(const A* values, int64_t count) {
+  if (kCount > 0) count = kCount;
   A sum[3] = {0, 0, 0};
   int64_t j = 0;
+#pragma GCC unroll 3
   for (; j + 3 <= count; j += 3)
     for (int chain = 0; chain < 3; ++chain) sum[chain] += values[j + chain];
   for (; j < count; ++j) sum[0] += values[j];
@@ -125,8 +133,8 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
     if (!kBackward) m = (y != y) | (x != x) ? y + x : m;
     y = clamp<A>(y, -2, A(p.H));
     x = clamp<A>(x, -2, A(p.W));
-    Vec<A> cell_y = floor<A>(y), cell_x = floor<A>(x);
-    IntVec<A> row = to_int<A>(cell_y), column = to_int<A>(cell_x);
+    Vec<A> cell_y, cell_x;
+    IntVec<A> row = floor<A>(y, cell_y), column = floor<A>(x, cell_x);
     last_row = unsigned_max(last_row, (UIntVec<A>)row);
     last_column = unsigned_max(last_column, (UIntVec<A>)column);
     y -= cell_y;
@@ -135,12 +143,13 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
     bilinear(y, x, m, weight);
     for (int corner = 0; corner < 4; ++corner) store(taps.weight[corner] + j, weight[corner]);
     // Unsigned, because it may overflow for cells outside, where it is not used.
-    UIntVec<A> pixel = (UIntVec<A>)row * W + (UIntVec<A>)column, cell = pixel * place.stride;
+    const UIntVec<A> pixel = (UIntVec<A>)row * W + (UIntVec<A>)column;
+    const UIntVec<A> channel = bits_as<UIntVec<A>>(taps.channel + j), cell = pixel * place.stride + channel;
     std::memcpy(taps.cell + j, &cell, sizeof cell);
     std::memcpy(taps.y + j, &row, sizeof row);
     std::memcpy(taps.x + j, &column, sizeof column);
     if (kBackward) {
-      UIntVec<A> grad_cell = pixel * place.grad_stride;
+      const UIntVec<A> grad_cell = pixel * place.grad_stride + channel;
       std::memcpy(taps.grad_cell + j, &grad_cell, sizeof grad_cell);
       store(taps.cell_y + j, y);
       store(taps.cell_x + j, x);
@@ -168,6 +177,15 @@ DANET_INLINE void fill_m(const SdcParams& p, Taps<A>& taps, const Place<A, T>& p
   }
 }
 
+// taps.of_group[j] = value(first) for every tap j of the group whose taps begin at `first`.
+template <typename A, typename Value>
+DANET_INLINE void spread_over_groups(Taps<A>& taps, int64_t J, int64_t K, const Value& value) {
+  for (int64_t first = 0; first < J; first += K) {
+    const Vec<A> v = broadcast<A>(value(first));
+    for (int64_t k = 0; k < K; k += kLanes<A>) store(taps.of_group + first + k, v);  // the next group's are written later
+  }
+}
+
 // Prepares the groups at `place`; returns whether all their cells lie inside the image. Forward leaves the softmax's
 // division to the end of the sums; backward needs the quotients themselves.
 template <bool kBackward, typename A, typename T>
@@ -177,29 +195,80 @@ DANET_INLINE bool prepare(const SdcParams& p, Taps<A>& taps, const Place<A, T>& 
     if (moderate) return inside;
   }
   fill_m(p, taps, place);
-  if (kBackward && p.softmax)
-    for (A* m = taps.m; m < taps.m + place.J; m += p.K) {
-      const A factor = 1 / sum_of(m, p.K);
-      for (int64_t k = 0; k < p.K; ++k) m[k] *= factor;
-    }
+  if (kBackward && p.softmax) {
+    spread_over_groups(taps, place.J, p.K, [&](int64_t first) { return 1 / sum_of<0>(taps.m + first, p.K); });
+    for (int64_t j = 0; j < place.J; j += kLanes<A>) store(taps.m + j, load(taps.m + j) * load(taps.of_group + j));
+  }
   return fill<kBackward, false>(p, taps, place);
 }
 
-// The taps of output row y of image n, pixel after pixel: body(i, g, groups, inside) with the pixel's index, the first of
-// the prepared groups, their number, and whether all their cells lie inside the image.
-template <bool kBackward, typename T, typename Body>
+// Whether a coordinate of the cells' first corners is before the first, or behind the last, that has both corners inside;
+// near: one of them is.
+template <typename A>
+struct Outside {
+  Mask<A> before, behind, near;
+
+  Outside(IntVec<A> place, int32_t first, int32_t last)
+      : before(lanes(place < first)), behind(lanes(place > last - 2)),
+        near(lanes((place >= first - 1) & (place < last))) {}
+
+  // Values of the two corners as those of the two inside that their places are nearest to, and back.
+  DANET_INLINE void fold(Vec<A>& one, Vec<A>& two) const { exchange(before, behind, one, two); }
+  DANET_INLINE void unfold(Vec<A>& one, Vec<A>& two) const { exchange(behind, before, one, two); }
+
+ private:
+  static DANET_INLINE Mask<A> lanes(IntVec<A> condition) { return __builtin_convertvector(condition, Mask<A>); }
+  static DANET_INLINE void exchange(Mask<A> up, Mask<A> down, Vec<A>& one, Vec<A>& two) {
+    const Vec<A> old = one;
+    one = up ? two : down ? Vec<A>{} : one;
+    two = down ? old : up ? Vec<A>{} : two;
+  }
+};
+
+// Moves the cells that do not lie wholly in rows [first, last) of the image to the nearest that do, and with kWeights their
+// weights to the corners that stay where they were: what is outside gets the weight zero, or NaN where it was not finite.
+template <bool kWeights, typename A>
+DANET_INLINE void fold(
+    const SdcParams& p, Taps<A>& taps, int64_t J, int64_t first, int64_t last, uint32_t stride, int32_t* cells) {
+  auto nearest = [](IntVec<A> place, int64_t first, int64_t last) __attribute__((always_inline)) {
+    place = place > int32_t(last - 2) ? int32_t(last - 2) - IntVec<A>{} : place;
+    return (UIntVec<A>)(place < int32_t(first) ? int32_t(first) - IntVec<A>{} : place);
+  };
+  for (int64_t j = 0; j < J; j += kLanes<A>) {
+    const IntVec<A> y = bits_as<IntVec<A>>(taps.y + j), x = bits_as<IntVec<A>>(taps.x + j);
+    if (kWeights) {
+      const Outside<A> rows(y, int32_t(first), int32_t(last)), columns(x, 0, int32_t(p.W));
+      const Vec<A> near = (rows.near & columns.near) ? broadcast<A>(1) : Vec<A>{};
+      Vec<A> weight[4];
+      for (int corner = 0; corner < 4; ++corner) weight[corner] = load(taps.weight[corner] + j) * near;
+      rows.fold(weight[0], weight[2]);
+      rows.fold(weight[1], weight[3]);
+      columns.fold(weight[0], weight[1]);
+      columns.fold(weight[2], weight[3]);
+      for (int corner = 0; corner < 4; ++corner) store(taps.weight[corner] + j, weight[corner]);
+    }
+    const UIntVec<A> cell = (nearest(y, first, last) * uint32_t(p.W) + nearest(x, 0, p.W)) * stride +
+                            bits_as<UIntVec<A>>(taps.channel + j);
+    std::memcpy(cells + j, &cell, sizeof cell);
+  }
+}
+
+// The groups of output row y of image n, pixel after pixel: body(x, g, place) with the pixel, and the first and the place
+// of the groups that are worked on together.
+template <typename T, typename Body>
 DANET_INLINE void for_row(
-    const SdcParams& p, Taps<Compute<T>>& taps, const ImageView& offset, const ImageView& mask, int64_t stride,
+    const SdcParams& p, const Taps<Compute<T>>& taps, const ImageView& offset, const ImageView& mask, int64_t stride,
     int64_t grad_stride, int64_t n, int64_t y, const Body& body) {
   using A = Compute<T>;
   const A start_y = A(sdc_start(p, 0)) + A(y * p.stride[0]), start_x = A(sdc_start(p, 1));
-  for (int64_t x = 0; x < p.W_out; ++x)
+  const T *offsets = offset.pixel<T>(n, y * p.W_out), *masks = mask.pixel<T>(n, y * p.W_out);
+  for (int64_t x = 0; x < p.W_out; ++x, offsets += offset.pixel_stride, masks += mask.pixel_stride)
     for (int64_t g = 0; g < p.G; g += taps.groups) {
-      const int64_t i = y * p.W_out + x, groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
+      const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
       const Place<A, T> place{
-          offset.pixel<T>(n, i) + 2 * g * p.K, mask.pixel<T>(n, i) + g * p.K, start_y, start_x + A(x * p.stride[1]),
-          groups * p.K, uint32_t(stride), uint32_t(grad_stride)};
-      body(i, g, groups, prepare<kBackward>(p, taps, place));
+          offsets + 2 * g * p.K, masks + g * p.K, start_y, start_x + A(x * p.stride[1]), groups * p.K,
+          uint32_t(stride), uint32_t(grad_stride)};
+      body(x, g, place);
     }
 }
 

@@ -53,9 +53,10 @@ GPU_DEVICE A over_block(A (&parts)[kWarps], A value, const Combine& combine) {
 template <typename T, int kSize>
 GPU_DEVICE Compute<T> sum_products(
     const Compute<T> (&exps)[kSize], const gpu::Group<T, kSize>& grad, const gpu::Group<T, kSize>& x) {
+  const auto g = gpu::to_compute(grad), value = gpu::to_compute(x);
   Compute<T> sum = 0;
 #pragma unroll
-  for (int v = 0; v < kSize; ++v) sum += exps[v] * (gpu::to_compute(grad.values[v]) * gpu::to_compute(x.values[v]));
+  for (int v = 0; v < kSize; ++v) sum += exps[v] * (g.values[v] * value.values[v]);
   return sum;
 }
 
@@ -65,11 +66,12 @@ GPU_DEVICE void store(
     const Views& t, gpu::Pixel at, int c, const Compute<T> (&exps)[kSize], Compute<T> factor, Compute<T> mean,
     const gpu::Group<T, kSize>& grad, const gpu::Group<T, kSize>& x) {
   gpu::Group<T, kSize> result, grad_logits;
+  const auto grads = gpu::to_compute(grad), values = gpu::to_compute(x);
 #pragma unroll
   for (int v = 0; v < kSize; ++v) {
-    const Compute<T> weight = exps[v] * factor, value = gpu::to_compute(x.values[v]);
+    const Compute<T> weight = exps[v] * factor, value = values.values[v];
     if constexpr (kBackward) {
-      const Compute<T> g = gpu::to_compute(grad.values[v]);
+      const Compute<T> g = grads.values[v];
       result.values[v] = gpu::from_compute<T>(weight * g);
       grad_logits.values[v] = gpu::from_compute<T>(weight * (g * value - mean));
     } else {
@@ -105,12 +107,14 @@ __global__ void __launch_bounds__(kThreads) in_registers(SoftmaxGateParams p, in
 
   A exps[kRows][kSize], top = -A(INFINITY), sum = 0, products = 0;
 #pragma unroll
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < kRows; ++r) {
+    const auto numbers = gpu::to_compute(logits[r]);
 #pragma unroll
     for (int v = 0; v < kSize; ++v) {
-      exps[r][v] = valid[r] ? gpu::to_compute(logits[r].values[v]) : -A(INFINITY);
+      exps[r][v] = valid[r] ? numbers.values[v] : -A(INFINITY);
       top = larger(top, exps[r][v]);
     }
+  }
   top = over_lanes(lanes, top, larger<A>);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -144,16 +148,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3) again(
   A top = -A(INFINITY), sum = 0, products = 0;
 #pragma unroll 4
   for (int c = first; c < C; c += step) {
-    const auto group = gpu::load<kSize>(logits + c);
+    const auto group = gpu::to_compute(gpu::load<kSize>(logits + c));
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) top = larger(top, gpu::to_compute(group.values[v]));
+    for (int v = 0; v < kSize; ++v) top = larger(top, group.values[v]);
   }
   top = over_block(parts[0], top, larger<A>);
 
   const auto exponentials = [&](A (&exps)[kSize], int c) {
-    const auto group = gpu::load<kSize>(logits + c);
+    const auto group = gpu::to_compute(gpu::load<kSize>(logits + c));
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) exps[v] = std::exp(gpu::to_compute(group.values[v]) - top);
+    for (int v = 0; v < kSize; ++v) exps[v] = std::exp(group.values[v] - top);
   };
 #pragma unroll 2
   for (int c = first; c < C; c += step) {

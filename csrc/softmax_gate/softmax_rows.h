@@ -6,14 +6,6 @@
 namespace danet {
 namespace {
 
-// body(c, count) for every vector of C channels; count = 0 for whole ones.
-template <typename A, typename Body>
-DANET_INLINE void for_vectors_of(int64_t C, const Body& body) {
-  int64_t c = 0;
-  for (; c + kLanes<A> <= C; c += kLanes<A>) body(c, 0);
-  if (c < C) body(c, int(C - c));
-}
-
 // exp(logits - shift) to `exps`, their sum to `sum`; the shift is zero for moderate logits, else their maximum.
 template <typename A, typename T>
 DANET_INLINE A exponentials(const T* logits, A* exps, int64_t C) {

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from danet.data.classes import rename
 from danet.data.coco import ImageRecord, load_coco
 from danet.data.image import levels, normalise, read_image
+from danet.data.scales import Bucket
 from danet.data.transforms import Annotated, Augmentation, cut, vary_frame
 from danet.errors import UserError
 
@@ -100,6 +101,7 @@ class DetectionDataset(Dataset):
         augmentation: how samples are varied.
         seed: of the augmentation.
         cache_bytes: decoded images are kept in memory until they fill this much.
+        bucket: take the images and boxes of one scale, see ``Bucket``; None takes all.
     """
 
     def __init__(
@@ -111,14 +113,18 @@ class DetectionDataset(Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         cache_bytes: int = 0,
+        bucket: Bucket | None = None,
     ) -> None:
-        loaded = [load_source(source) for source in sources]
-        self.records = [record for records in loaded for record in records]
-        self.sizes = [len(records) for records in loaded]
-        self.weights = [1.0 if isinstance(source, str) else source.weight for source in sources]
         self.classes = list(classes)
         self.channels = channels
         self.augmentation = augmentation or Augmentation.off()
+        self.bucket = bucket
+        loaded = [load_source(source) for source in sources]
+        if bucket is not None:
+            loaded = [self._taken(source, records) for source, records in zip(sources, loaded, strict=True)]
+        self.records = [record for records in loaded for record in records]
+        self.sizes = [len(records) for records in loaded]
+        self.weights = [1.0 if isinstance(source, str) else source.weight for source in sources]
         self.seed = seed
         self.cache_bytes = cache_bytes
         self._cache: dict[int, np.ndarray] = {}
@@ -141,7 +147,7 @@ class DetectionDataset(Dataset):
         rng = np.random.default_rng([self.seed, epoch, index])
         donor = self._annotated(int(rng.choice(self._shown))) if self.augmentation.copy_paste else None
         frame = vary_frame(self._annotated(index % len(self)), rng, self.augmentation, donor)
-        image, boxes, labels, ignore = cut(frame, rng, self.augmentation)
+        image, boxes, labels, ignore = self._cut(frame, rng)
         return Sample(
             torch.from_numpy(normalise(image, self.channels, levels(frame.image))),
             torch.from_numpy(boxes),
@@ -156,6 +162,22 @@ class DetectionDataset(Dataset):
             digest.update(repr((r.path.name, r.width, r.height, r.names)).encode())
             digest.update(r.boxes.tobytes() + r.ignore.tobytes())
         return f"{len(self)} images, {digest.hexdigest()[:12]}"
+
+    def _taken(self, source: DataSource | str, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+        """The images of the bucket."""
+        taken = [record for record in records if self.bucket.takes(record, self.augmentation.scale)]
+        if not taken:
+            path = source if isinstance(source, str) else source.path
+            raise UserError(f"{path}: every image shows a {self.bucket.target}, none of them {self.bucket}")
+        return taken
+
+    def _cut(self, frame: Annotated, rng: np.random.Generator) -> Annotated:
+        if self.bucket is None:
+            return cut(frame, rng, self.augmentation)
+        target = self.classes.index(self.bucket.target)
+        sample = cut(frame, rng, self.bucket.narrow(frame, frame.labels == target, self.augmentation, rng))
+        other = (sample.labels == target) & ~self.bucket.holds(sample.boxes)
+        return sample._replace(ignore=sample.ignore | other)
 
     def _checked(self, index: int) -> int:
         if not -len(self) <= index < len(self):

@@ -15,9 +15,26 @@ from danet.models.blocks import MBB
 from danet.models.deployed import DeployedDANet
 from danet.models.head import AnchorFreeHead, AnchorHead
 
-WIDTHS = {"danet": (64, 128, 256, 512), "danet_s": (32, 64, 128, 256), "danet_nano": (16, 32, 64, 128)}
-DEPTHS = {"danet": (4, 6, 16, 1), "danet_s": (4, 6, 16, 1), "danet_nano": (1, 2, 2, 1)}
-NECK_WIDTH = {"danet": 64, "danet_s": 64, "danet_nano": 32}
+# Channels and blocks of the stages at strides 4, 8, 16, 32. The teachers (section 3.2.1; the paper gives no shapes)
+# take about a third more operations than danet_s, and spend them where it matters at their scale: at strides 4 and 8
+# for small targets, 8 and 16 for medium ones, 16 and 32 for large ones, whose network also sees the most surroundings.
+WIDTHS = {
+    "danet": (64, 128, 256, 512),
+    "danet_s": (32, 64, 128, 256),
+    "danet_nano": (16, 32, 64, 128),
+    "teacher_small": (48, 96, 128, 256),
+    "teacher_medium": (32, 96, 160, 256),
+    "teacher_large": (32, 64, 160, 320),
+}
+DEPTHS = {
+    "danet": (4, 6, 16, 1),
+    "danet_s": (4, 6, 16, 1),
+    "danet_nano": (1, 2, 2, 1),
+    "teacher_small": (6, 8, 8, 1),
+    "teacher_medium": (4, 8, 10, 1),
+    "teacher_large": (3, 5, 16, 4),
+}
+NECK_WIDTH = {"danet_nano": 32}  # others 64
 MINIMUM_SIZE = 32
 
 
@@ -42,9 +59,9 @@ class DANet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        widths = list(config.widths or WIDTHS[config.name])
+        widths = self.widths = list(config.widths or WIDTHS[config.name])
         depths = list(config.depths or DEPTHS[config.name])
-        neck_width = config.neck_width or NECK_WIDTH[config.name]
+        neck_width = config.neck_width or NECK_WIDTH.get(config.name, 64)
         self.backbone = Backbone(
             config.input_channels,
             widths,
@@ -127,7 +144,7 @@ def build_model(config: ModelConfig) -> DANet:
     for name, values in (("widths", config.widths), ("depths", config.depths)):
         if values is not None and (len(values) != 4 or min(values) < 1):
             raise UserError(f"model.{name} must be four positive numbers, got {values}")
-    for width in [*(config.widths or WIDTHS[config.name]), config.neck_width or NECK_WIDTH[config.name]]:
+    for width in [*(config.widths or WIDTHS[config.name]), config.neck_width or NECK_WIDTH.get(config.name, 64)]:
         if config.groups < 1 or width < 1 or width % config.groups:
             raise UserError(f"model.groups must divide every width, got {config.groups} for a width of {width}")
     return DANet(config)

@@ -1,7 +1,9 @@
 """What every operator's argument checker and reference share: one-line errors, computing types, autocast."""
 
+import functools
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +23,39 @@ def check_tensor(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: {name} must be a strided (dense) tensor, got {dtype_name(value.layout)}")
     if value.dtype not in FLOATING:
         raise TypeError(f"{op}: {name} must be float64, float32, float16 or bfloat16, got {dtype_name(value.dtype)}")
+
+
+Check = TypeVar("Check", bound=Callable[..., Any])
+
+
+def asked_once(check: Check) -> Check:
+    """`check` of positional arguments, which looks at tensors' sizes, types and places alone, with a memory of what
+    passed: networks make the same calls again and again, and Python's checks cost more than a small kernel."""
+
+    # A list for every combination, filled once the check has passed. (Unless `typed`, True would be the same as 1.)
+    @functools.lru_cache(maxsize=4096, typed=True)
+    def memory(*facts: Any) -> list:
+        return []
+
+    @functools.wraps(check)
+    def remembering(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return check(*arguments)
+        facts: list = []
+        for value in arguments:
+            if isinstance(value, Tensor):
+                facts += (value.shape, value.dtype, value.device, value.layout)
+            else:
+                facts.append(value)
+        try:
+            passed = memory(*facts)
+        except TypeError:  # a list, or a symbolic size
+            return check(*arguments)
+        if not passed:
+            passed.append(check(*arguments))
+        return passed[0]
+
+    return remembering
 
 
 def check_like_input(op: str, name: str, value: Any, input: Tensor) -> None:

@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from danet.ops import library
-from danet.ops.common import autocast, check_bool, check_image, check_like_input, check_tensor, compute_dtype, integer
+from danet.ops.common import (
+    asked_once,
+    autocast,
+    check_bool,
+    check_image,
+    check_like_input,
+    check_tensor,
+    compute_dtype,
+    integer,
+)
 
 
 def lcdc(input: Tensor, weight: Tensor, *, gate: bool = False) -> Tensor:
@@ -66,6 +75,7 @@ def lcdc_kernel_size(channels: int, tau: float = 2) -> int:
     return max(k if k % 2 == 1 else k - 1, 1)
 
 
+@asked_once
 def check_lcdc(input: Any, weight: Any, gate: Any) -> None:
     check_tensor("lcdc", "input", input)
     check_image("lcdc", "input", input)

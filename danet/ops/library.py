@@ -88,10 +88,19 @@ def has_kernel(tensor: Tensor) -> bool:
     return WHY_NOT is None and (kind in ("cpu", "meta") or (kind == "cuda" and WHY_NOT_CUDA is None))
 
 
+# What torch's own layer of a custom operator enters once it has found that no gradient is wanted. That layer is written
+# in Python and costs a call 10 us; where this guard is not to be had, it is gone through.
+_below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+
+
 def call(name: str, *arguments) -> Tensor:
     """torch.ops.danet.<name>(*arguments), for the public function."""
+    operator = getattr(torch.ops.danet, name).default
     try:
-        return getattr(torch.ops.danet, name).default(*arguments)
+        if _below_autograd is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return operator(*arguments)
+        with _below_autograd():
+            return operator(*arguments)
     except RuntimeError as error:
         if "functorch" in str(error):
             raise RuntimeError(

@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from danet.ops import library
-from danet.ops.common import autocast, check_bool, check_image, check_like_input, check_shape, check_tensor, integer
+from danet.ops.common import (
+    asked_once,
+    autocast,
+    check_bool,
+    check_image,
+    check_like_input,
+    check_shape,
+    check_tensor,
+    integer,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +93,8 @@ def _compute(
     input: Tensor, weight: Tensor, transformed: Tensor | None, bias: Tensor | None, stride: int, relu: bool
 ) -> Tensor:
     if library.has_kernel(input):
-        return library.call("rep_conv", input, weight, transformed, bias, stride, relu, _allows_tf32())
+        tf32 = input.is_cuda and _allows_tf32()
+        return library.call("rep_conv", input, weight, transformed, bias, stride, relu, tf32)
     return rep_conv_reference(input, weight, bias, stride=stride, relu=relu)
 
 
@@ -117,6 +127,7 @@ def rep_conv_reference(
     return out.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
+@asked_once
 def check_rep_conv(input: Any, weight: Any, bias: Any, stride: Any, relu: Any) -> None:
     check_tensor("rep_conv", "input", input)
     check_image("rep_conv", "input", input)

@@ -17,9 +17,7 @@ right-sided one. A zero offset lies on it, so a layer that predicts offsets from
 gradients, as in every deformable convolution.
 """
 
-import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 
 from danet.ops import library
 from danet.ops.common import (
+    asked_once,
     autocast,
     check_bool,
     check_image,
@@ -42,9 +41,9 @@ from danet.ops.sampling import gather
 
 Pair = int | tuple[int, int]
 
-MAX_TAPS, MAX_ELEMENTS = 256, 2**31
-"""The compiled kernels take windows of at most so many taps, and images of less elements each (batches may be larger);
-others run as the reference."""
+MAX_TAPS, MAX_COUNT = 256, 2**31
+"""The compiled kernels take windows of at most so many taps, and images of less elements each, on CUDA devices of less
+pixels (batches may be larger); others run as the reference."""
 
 
 class SdcSizes(NamedTuple):
@@ -63,6 +62,11 @@ class SdcSizes(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     remove_center: bool
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """As the operator takes them: (y, x) of kernel_size, stride, padding and dilation."""
+        return (*self.kernel_size, *self.stride, *self.padding, *self.dilation)
 
 
 def sdc(
@@ -101,11 +105,10 @@ def sdc(
     """
     input, offset, mask = autocast(input, offset, mask)
     options = (groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center)
-    sizes = check_sdc(input, offset, mask, options)
-    elements = sizes.C * (sizes.H + 4) * (sizes.W + 4)
-    if library.has_kernel(input) and sizes.K <= MAX_TAPS and elements < MAX_ELEMENTS:
-        windows = (sizes.kernel_size, sizes.stride, sizes.padding, sizes.dilation)
-        return library.call("sdc", input, offset, mask, sizes.G, *windows, offset_scale, softmax, remove_center)
+    sizes = check_sdc(input, offset, mask, *options)
+    count = (sizes.H + 4) * (sizes.W + 4) * (1 if input.is_cuda else sizes.C)
+    if library.has_kernel(input) and sizes.K <= MAX_TAPS and count < MAX_COUNT:
+        return library.call("sdc", input, offset, mask, sizes.G, *sizes.windows, offset_scale, softmax, remove_center)
     return _reference(input, offset, mask, sizes, offset_scale, softmax)
 
 
@@ -125,7 +128,7 @@ def sdc_reference(
 ) -> Tensor:
     """`sdc` in plain PyTorch: any device, double backward; half types accumulate in float32."""
     options = (groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center)
-    sizes = check_sdc(input, offset, mask, options)
+    sizes = check_sdc(input, offset, mask, *options)
     return _reference(input, offset, mask, sizes, offset_scale, softmax)
 
 
@@ -212,20 +215,14 @@ def _check_options(
     return G, kernel_size, stride, padding, dilation
 
 
-# Calls come with the same options again and again. (True is 1 to a cache, unless it looks at types.)
-_cached_options = functools.lru_cache(typed=True)(_check_options)
-
-
-def check_sdc(input: Any, offset: Any, mask: Any, options: Sequence[Any]) -> SdcSizes:
+@asked_once
+def check_sdc(input: Any, offset: Any, mask: Any, *options: Any) -> SdcSizes:
     """The sizes of a call of `sdc` with its options, from groups on, or one line of TypeError or ValueError."""
     check_tensor("sdc", "input", input)
     check_image("sdc", "input", input)
     check_like_input("sdc", "offset", offset, input)
     check_like_input("sdc", "mask", mask, input)
-    if torch.compiler.is_compiling() or any(isinstance(option, list) for option in options):
-        G, kernel_size, stride, padding, dilation = _check_options(*options)
-    else:
-        G, kernel_size, stride, padding, dilation = _cached_options(*options)
+    G, kernel_size, stride, padding, dilation = _check_options(*options)
     N, C, H, W = input.shape
     if C % G != 0:
         raise ValueError(f"sdc: groups must divide C = {C}, got {G}")
@@ -246,15 +243,21 @@ def check_sdc(input: Any, offset: Any, mask: Any, options: Sequence[Any]) -> Sdc
     return SdcSizes(N, C, H, W, G, K, H_out, W_out, kernel_size, stride, padding, dilation, remove_center)
 
 
+def _with_pairs(G, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, *others):
+    """The operator's options as `sdc` takes them."""
+    windows = (kernel_h, kernel_w), (stride_h, stride_w), (padding_h, padding_w), (dilation_h, dilation_w)
+    return (G, *windows, *others)
+
+
 def _fake(input, offset, mask, *options):
-    sizes = check_sdc(input, offset, mask, options)
+    sizes = check_sdc(input, offset, mask, *_with_pairs(*options))
     shape = (sizes.N, sizes.C, sizes.H_out, sizes.W_out)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
 def _reference_of(input, offset, mask, *options):
-    names = ("groups", "kernel_size", "stride", "padding", "dilation", "offset_scale", "softmax", "remove_center")
-    return sdc_reference(input, offset, mask, **dict(zip(names, options, strict=True)))
+    options = _with_pairs(*options)
+    return _reference(input, offset, mask, check_sdc(input, offset, mask, *options), *options[5:7])
 
 
 library.register("sdc", fake=_fake, vmap=library.folding("sdc", 3))

@@ -1,13 +1,14 @@
 """The few things a training needs to know of the other processes that ``torchrun`` started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 
 from danet.errors import UserError
 
@@ -59,6 +60,29 @@ def mean(values: Tensor) -> Tensor:
     return values
 
 
+def average_gradients(parameters: Iterable[Parameter]) -> None:
+    """Averages gradients over the processes, in place, zero where only others have one.
+
+    For parameters that not every process uses in every step; ``DistributedDataParallel`` would wait for all of them.
+    """
+    if not _active():
+        return
+    parameters = list(parameters)
+    if not parameters:
+        return
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    chosen = [p for p, flag in zip(parameters, used.tolist(), strict=True) if flag]
+    if not chosen:
+        return
+    for parameter in chosen:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = mean(torch.cat([p.grad.flatten() for p in chosen]))
+    for parameter, values in zip(chosen, flat.split([p.numel() for p in chosen]), strict=True):
+        parameter.grad.copy_(values.view(parameter.shape))
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether ``flag`` is set in any process: all take the same turn."""
     if not _active():
@@ -66,6 +90,41 @@ def any_process(flag: bool, device: torch.device) -> bool:
     flags = torch.tensor(float(flag), device=device)
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     return bool(flags)
+
+
+def total(values: Tensor) -> Tensor:
+    """Sums ``values`` over the processes, in place."""
+    if _active():
+        dist.all_reduce(values)
+    return values
+
+
+def gather(rows: Tensor) -> Tensor:
+    """``rows [n, ...]`` of all processes, rank after rank; n may differ, the rest may not.
+
+    For a loss that every process then computes as a whole: its gradient comes back to a process's own rows, times the
+    number of processes, since gradients are averaged over the processes in the end.
+    """
+    return _Gather.apply(rows) if _active() else rows
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+        counts[rank()] = len(rows)
+        dist.all_reduce(counts)
+        start = int(counts[: rank()].sum())
+        ctx.own = slice(start, start + len(rows))
+        # A sum with zeros: numbers of rows may differ, which `all_gather` does not allow.
+        everything = rows.new_zeros(int(counts.sum()), *rows.shape[1:])
+        everything[ctx.own] = rows
+        dist.all_reduce(everything)
+        return everything
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient[ctx.own] * world_size()
 
 
 def _active() -> bool:

@@ -1,5 +1,6 @@
 """The optimiser, the learning rate of every step, and the averaged weights."""
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,13 @@ if TYPE_CHECKING:
     from danet.train import TrainOptions
 
 
-def build_optimizer(model: nn.Module, options: "TrainOptions") -> Optimizer:
-    """SGD or AdamW over two groups: parameters that weight decay shrinks and those that it leaves alone."""
+def build_optimizer(model: nn.Module, options: "TrainOptions", *others: nn.Module) -> Optimizer:
+    """SGD or AdamW over two groups: parameters that weight decay shrinks and those that it leaves alone.
+
+    ``others``: modules beside the model that learn as well.
+    """
     decayed, free = [], []
-    for parameter in model.parameters():
+    for parameter in itertools.chain.from_iterable(module.parameters() for module in (model, *others)):
         # Vectors are biases and the scales of norms: shrinking those regularises nothing.
         (free if parameter.ndim < 2 and not options.decay_norms else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": free, "weight_decay": 0.0}]

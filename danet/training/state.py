@@ -41,6 +41,8 @@ class TrainingState:
     average: AveragedModel | None
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
+    extras: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    """Loss terms with parameters of their own, which only training needs."""
     progress: Progress = field(default_factory=Progress)
 
     def save(self, path: str | os.PathLike, identity: dict) -> None:
@@ -74,15 +76,16 @@ class TrainingState:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
+        tensors |= {f"extras.{name}": value for name, value in self.extras.state_dict().items()}
+        for name, parameter in self._parameters().items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
                     tensors[f"optimizer.{key}.{name}"] = value
         return tensors
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
-        parameters = dict(self.model.named_parameters())
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
+        parameters = self._parameters()
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "extras": {}}
         for name, value in tensors.items():
             part, rest = name.split(".", 1)
             if part == "optimizer":
@@ -93,6 +96,12 @@ class TrainingState:
         self.model.load_state_dict(parts["model"])
         if self.average is not None:
             self.average.load_state_dict(parts["average"])
+        self.extras.load_state_dict(parts["extras"])
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """All that the optimiser changes, by the names in its part of the state."""
+        extras = {f"extras.{name}": parameter for name, parameter in self.extras.named_parameters()}
+        return dict(self.model.named_parameters()) | extras
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:

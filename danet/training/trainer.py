@@ -7,13 +7,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from danet.checkpoint import save_weights
@@ -39,10 +40,11 @@ BEST = "best.safetensors"
 WEIGHTS = "weights.safetensors"
 
 # A run may go on with other values of these: they do not change what a step learns, or (`epochs`) are
-# meant to be raised. `data` is compared by its content.
+# meant to be raised. `data` and teachers are compared by their content.
 FREE = {
     *("data", "val", "out", "resume", "overwrite", "weights", "epochs", "device", "threads", "workers", "cache_mb"),
     *("val_every", "save_every_minutes", "save_every_steps", "tensorboard", "quiet", "json"),
+    *("distill.small", "distill.medium", "distill.large"),
 }
 VALIDATION_BATCH = 8
 VALIDATION_CHUNK = 64  # images between two looks at whether to stop
@@ -56,6 +58,10 @@ class Trainer:
         model: on ``device``.
         dataset: the training samples.
         validation: images to validate on; empty for none.
+        extras: further loss terms by name, on ``device``: modules called with the model's ``Output`` and the ``Batch``
+            that return named, weighted terms. Their parameters learn and their state is saved beside the model's, for
+            resuming alone.
+        fingerprints: of what a run must have in common with one that it goes on from, besides options and data.
     """
 
     def __init__(
@@ -65,6 +71,8 @@ class Trainer:
         dataset: DetectionDataset,
         validation: Sequence[ImageRecord],
         device: torch.device,
+        extras: Mapping[str, nn.Module] | None = None,
+        fingerprints: Mapping[str, str | None] | None = None,
     ) -> None:
         self.options = options
         self.dataset = dataset
@@ -81,14 +89,18 @@ class Trainer:
             world_size=distributed.world_size(),
         )
         self.model = model.to(memory_format=torch.channels_last).train()
+        self.extras = nn.ModuleDict(extras or {}).train()
+        self.fingerprints = dict(fingerprints or {})
         if options.freeze_norm:
             freeze_norms(self.model)
+            freeze_norms(self.extras)
         self.criterion = DetectionLoss(self.model)
         self.autocast = _autocast_dtype(options.amp, device)
         self.state = TrainingState(
             model=self.model,
             average=average_weights(self.model, options.ema) if options.ema else None,
-            optimizer=build_optimizer(self.model, options),
+            optimizer=build_optimizer(self.model, options, self.extras),
+            extras=self.extras,
             scaler=torch.amp.GradScaler(device.type, enabled=self.autocast == torch.float16),
         )
         self.stop = threading.Event()
@@ -169,17 +181,25 @@ class Trainer:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             output = self.network(batch.images)
         terms = self.criterion(output, batch.boxes, batch.labels, batch.ignore)
+        for extra in self.extras.values():
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                terms |= extra(output, batch)
         loss = torch.stack(list(terms.values())).sum()
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
         state.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip or math.inf)
+        distributed.average_gradients(self.extras.parameters())
+        # Each for itself, so that what the extras learn does not shorten the model's step.
+        norm, extras_norm = (
+            torch.nn.utils.clip_grad_norm_([*module.parameters()], options.clip or math.inf)
+            for module in (self.model, self.extras)
+        )
 
         # Each process has its part of the global sums divided by the mean normaliser: the mean is the whole.
         shared = distributed.mean(torch.stack([loss.detach(), *(term.detach() for term in terms.values())]))
-        *values, norm = torch.cat([shared, norm[None]]).tolist()
+        *values, norm, extras_norm = torch.cat([shared, torch.stack([norm, extras_norm.to(norm.device)])]).tolist()
         losses = dict(zip(["loss", *terms], values, strict=True))
-        self._check_finite(losses, norm)
+        self._check_finite(losses, norm + extras_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.average is not None:
@@ -261,8 +281,9 @@ class Trainer:
 
     def _identity(self) -> dict:
         """What a state must have in common with a run that goes on from it: options and data."""
-        options = {key: value for key, value in dataclasses.asdict(self.options).items() if key not in FREE}
-        return {"data": self.dataset.fingerprint(), **_flatten(json.loads(json.dumps(options)))}
+        options = _flatten(json.loads(json.dumps(dataclasses.asdict(self.options))))
+        fixed = {key: value for key, value in options.items() if FREE.isdisjoint((key, key.split(".")[0]))}
+        return {"data": self.dataset.fingerprint(), **self.fingerprints, **fixed}
 
 
 @contextmanager

@@ -135,6 +135,8 @@ struct SharedArray {
 };
 
 std::atomic_flag busy = ATOMIC_FLAG_INIT;
+thread_local void* current_stream = nullptr;  // none without a Device
+std::atomic<uintptr_t> device_count = 0;
 uint64_t launch_count = 0;
 uint64_t random_state = 0;
 
@@ -453,7 +455,13 @@ void run_blocks() {
 
 }  // namespace
 
-void run(const char* what, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument) {
+Device::Device() : stream_(reinterpret_cast<void*>(++device_count)), outer_(current_stream) { current_stream = stream_; }
+Device::~Device() { current_stream = outer_; }
+
+void run(
+    const char* what, dim3 grid, dim3 block, size_t shared_bytes, void* stream, void (*body)(void*), void* argument) {
+  if (stream == nullptr || stream != current_stream)
+    throw std::runtime_error(std::string(what) + ": not launched on the current stream of a guarded device");
   if (busy.test_and_set()) throw std::runtime_error(std::string(what) + ": the emulator runs another kernel");
   kernel_body = body, kernel_argument = argument;
   std::string error;

@@ -53,7 +53,21 @@ namespace emulation {
 
 // Runs body(argument) once for every thread of the grid. Throws std::runtime_error, whose text begins with `what`,
 // where the launch or the kernel is wrong; the next launch works again.
-void run(const char* what, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument);
+void run(
+    const char* what, dim3 grid, dim3 block, size_t shared_bytes, void* stream, void (*body)(void*), void* argument);
+
+// Stands for a device that is the current one as long as this lives, and for torch's current stream there: launches must
+// be on it.
+class Device {
+ public:
+  Device();
+  ~Device();
+  Device(const Device&) = delete;
+  void* stream() const { return stream_; }
+
+ private:
+  void *stream_, *outer_;
+};
 
 struct Settings {
   uint64_t seed = 0;                 // 0: blocks and threads in ascending order, 1: descending, others: random
@@ -158,6 +172,9 @@ inline danet::Half to_half(float value) {
 inline uint32_t tf32(float value) {
   return value != value ? 0x7fffffff : (bits_as<uint32_t>(value) + 0x1000) & ~0x1fffu;
 }
+
+// Subnormal numbers as zero of their sign.
+inline float flushed(float value) { return fabsf(value) < 0x1p-126f ? copysignf(0.0f, value) : value; }
 
 }  // namespace emulation
 
@@ -276,13 +293,12 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 // As the device: NaN is 0, what does not fit is the nearest int.
-inline int emulation_to_int(float x) {
-  return x != x ? 0 : x >= 0x1p31f ? INT32_MAX : x < -0x1p31f ? INT32_MIN : int(x);
-}
+inline int emulation_to_int(double x) { return x != x ? 0 : x >= 0x1p31 ? INT32_MAX : x < -0x1p31 ? INT32_MIN : int(x); }
 inline int __float2int_rd(float x) { return emulation_to_int(floorf(x)); }
 inline int __float2int_ru(float x) { return emulation_to_int(ceilf(x)); }
 inline int __float2int_rn(float x) { return emulation_to_int(nearbyintf(x)); }
 inline int __float2int_rz(float x) { return emulation_to_int(truncf(x)); }
+inline int __double2int_rd(double x) { return emulation_to_int(floor(x)); }
 
 #define EMULATION_MIN_MAX(T)                               \
   inline T min(T a, T b) { return b < a ? b : a; }         \

@@ -5,6 +5,7 @@
 // The sanitizers end the process.
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -27,7 +28,8 @@ struct Buffer {  // of exact size, for ASan
 
 template <typename... Parameters, typename... Arguments>
 void start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Arguments... arguments) {
-  gpu::launch("seeded", kernel, {grid, block, shared, nullptr}, arguments...);
+  emulation::Device device;
+  gpu::launch("seeded", kernel, {grid, block, shared, device.stream()}, arguments...);
 }
 
 // --- shared memory and barriers --------------------------------------------------------------------------------------
@@ -383,6 +385,8 @@ bool numbers(bool bug) {
   }
   right &= to_half(65519.0f).bits == 0x7bff && to_half(65520.0f).bits == 0x7c00 && to_half(1e-9f).bits == 0;
   right &= to_bfloat16(1.00390625f).bits == 0x3f80 && to_bfloat16(1.01171875f).bits == 0x3f82;
+  right &= gpu::fast_exp2(-126.0f) == 0x1p-126f && gpu::fast_exp2(-126.5f) == 0 && gpu::fast_exp2(INFINITY) == INFINITY;
+  right &= gpu::fast_reciprocal(4.0f) == 0.25f && gpu::fast_reciprocal(0x1p127f) == 0;
   right &= tf32(1.00048828125f) == 0x3f802000 && tf32(-1.0004882f) == 0xbf800000;
   return right;
 }
@@ -507,6 +511,22 @@ std::vector<Case> cases() {
       {"large_static", ones(large_static, 32)},
       {"block_size", [](bool bug) { return ones(one, bug ? 1025 : 1024)(bug); }},
       {"grid_size", [](bool bug) { return ones(one, 1, 0, bug ? 0 : 1)(bug); }},
+      {"no_device",
+       [](bool bug) {
+         Buffer<int> out(1);
+         auto device = std::make_unique<emulation::Device>();
+         const gpu::Launch how{1, 1, 0, device->stream()};
+         if (bug) device.reset();
+         gpu::launch("seeded", one, how, out.data, bug);
+         return out.data[0] == 1;
+       }},
+      {"other_stream",
+       [](bool bug) {
+         Buffer<int> out(1);
+         emulation::Device device;
+         gpu::launch("seeded", one, {1, 1, 0, bug ? nullptr : device.stream()}, out.data, bug);
+         return out.data[0] == 1;
+       }},
       {"assert", ones(asserted, 32)},
       {"trap", ones(trapped, 32)},
       {"numbers", numbers},

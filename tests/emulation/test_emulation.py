@@ -59,6 +59,8 @@ BUGS: dict[str, dict[str, str]] = {
     "large_static": {"plain": "error: seeded: too much shared memory"},
     "block_size": {"plain": "error: seeded: invalid size of the block"},
     "grid_size": {"plain": "error: seeded: invalid size of the grid"},
+    "no_device": {"plain": "error: seeded: not launched on the current stream of a guarded device"},
+    "other_stream": {"plain": "error: seeded: not launched on the current stream of a guarded device"},
     "assert": {"plain": r"error: seeded: assert\(!bug\) fails at .*seeded\.cu:\d+"},
     "trap": {"plain": r"error: seeded: __trap at .*seeded\.cu:\d+"},
     "numbers": PLAIN_VALUES,

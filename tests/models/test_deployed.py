@@ -130,23 +130,6 @@ def test_memory_stays_flat():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KiB
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_graphs_of_several_shapes_give_what_the_network_gives():
-    deployed = trained().deploy(device="cuda")
-    deployed.graphs.limit = 2
-    for mode in (torch.no_grad, torch.inference_mode):
-        for height in (64, 96, 75, 64, 96):
-            images = torch.randn(1, 1, height, 80, device="cuda")
-            with mode():
-                expected = deployed.network(images)
-                for result, plain in zip(deployed(images).logits, expected.logits, strict=True):
-                    torch.testing.assert_close(result, plain, rtol=1e-4, atol=1e-4)
-            assert len(deployed.graphs.graphs) <= 2
-    twin = copy.deepcopy(deployed)
-    assert not twin.graphs.graphs and twin.graphs.function is twin.network
-    assert not deployed.to(torch.float16).graphs.graphs  # they read the old weights
-
-
 def test_rounded_weights_keep_the_sum_of_their_taps():
     torch.manual_seed(0)
     weight = torch.randn(32, 16, 3, 3)

@@ -34,6 +34,7 @@ class Device:
         moved = [value.to(self.where) if isinstance(value, torch.Tensor) else value for value in arguments]
         if self.emulation:
             self.emulation.seed(seed)
+            self.emulation.shared_limit(99 * 1024)  # what the smallest of the architectures has, sm_86, 89 and 120
             self.emulation.clear()
         results = getattr(self.operators, operator).default(*moved)
         results = [results] if isinstance(results, torch.Tensor) else list(results)
@@ -74,8 +75,8 @@ def gradients(function, tensors: list[torch.Tensor], grad_output: torch.Tensor) 
 
 def sdc_options(options: dict) -> tuple:
     options = {"offset_scale": 1.0, "softmax": True, "remove_center": False, **options}
-    pairs = [list(options[name]) for name in ("kernel_size", "stride", "padding", "dilation")]
-    return options["groups"], *pairs, options["offset_scale"], options["softmax"], options["remove_center"]
+    windows = [side for name in ("kernel_size", "stride", "padding", "dilation") for side in options[name]]
+    return options["groups"], *windows, options["offset_scale"], options["softmax"], options["remove_center"]
 
 
 SDC_CASES = {
@@ -143,6 +144,21 @@ def test_sdc_takes_slices_of_one_tensor(device):
     assert_near(device("sdc", *unaligned, *sdc_options(options)), expected, 1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sdc_takes_offsets_at_odd_places(device, dtype):
+    dtype, tolerance = DTYPES[dtype]
+    (input, offset, mask), options = arguments(2, 32, 6, 7, groups=2, dtype=dtype)
+    for channels in (55, 56):  # pairs of offsets lie at odd places, or at odd places of every second pixel
+        fused = torch.randn(2, channels, 6, 7).to(dtype).contiguous(memory_format=torch.channels_last)
+        fused[:, 1:37], fused[:, 37:55] = offset, mask
+        slices = input, fused[:, 1:37], fused[:, 37:55]
+        grad_output = torch.randn(2, 32, 6, 7).to(dtype)
+        for operator, more, grad in (("sdc", (), ()), ("sdc_backward", (False,), (grad_output,))):
+            expected = device(operator, *grad, input, offset, mask, *sdc_options(options), *more)
+            results = device(operator, *grad, *slices, *sdc_options(options), *more)
+            assert_near(results, expected, tolerance)
+
+
 @pytest.mark.parametrize("C", [16, 6], ids=["packets", "scalars"])
 def test_sdc_with_pixels_so_far_apart_that_32_bits_do_not_count_them(device, C):
     (input, offset, mask), options = arguments(1, C, 3, 4, groups=2, dtype=torch.float16)
@@ -163,6 +179,7 @@ def test_sdc_with_nan_and_infinite_coordinates(device):
     tensors[1][0, 3, 2, 2] = float("nan")
     tensors[1][1, 20, 1, 4] = float("inf")
     tensors[1][1, 1, 0, 0] = -float("inf")
+    tensors[1][0, 5, 3, 3], tensors[1][0, 8, 4, 4] = 1e30, -3e9  # no int
     expected = sdc_reference(*(value.double() for value in tensors), **options)
     assert expected.isnan().any()
     assert_near(device("sdc", *tensors, *sdc_options(options)), [expected], 2e-6)
@@ -171,6 +188,15 @@ def test_sdc_with_nan_and_infinite_coordinates(device):
     for deterministic in (False, True):
         results = device("sdc_backward", grad_output, *tensors, *sdc_options(options), deterministic)
         assert_near(results, [value.double() for value in cpu], 4e-6)
+
+
+def test_sdc_with_logits_that_are_no_numbers(device):
+    tensors, options = arguments(2, 16, 5, 6, groups=2, dtype=torch.float32)
+    tensors[2][0, 0, 2, 2] = tensors[2][0, 12, 3, 1] = float("nan")
+    tensors[2][1, 4, 1, 1], tensors[2][1, 17, 0, 5] = float("inf"), -float("inf")
+    expected = sdc_reference(*(value.double() for value in tensors), **options)
+    assert expected.isnan().any()
+    assert_near(device("sdc", *tensors, *sdc_options(options)), [expected], 2e-6)
 
 
 LCDC_CASES = {
@@ -185,6 +211,9 @@ LCDC_CASES = {
     "k larger than C": (2, 8, 3, 3, 31, True),
     "one pixel": (1, 16, 1, 1, 3, True),
     "k1": (2, 16, 3, 3, 1, True),
+    "400 channels": (2, 400, 2, 3, 5, True),  # a pixel in two or four rows of a warp
+    "1000 channels": (1, 1000, 1, 2, 3, True),
+    "400 channels, positions": (3, 400, 1, 2, 5, False),
     "batch 33": (33, 8, 2, 3, 3, False),
     "no image": (0, 8, 3, 3, 3, True),
 }
@@ -216,6 +245,8 @@ GATE_CASES = {
     "1 channel": (2, 1, 3, 2),
     "30 channels": (1, 30, 2, 3),
     "256": (1, 256, 3, 3),
+    "400 channels": (1, 400, 2, 3),  # two or four groups a thread
+    "1000 channels": (1, 1000, 1, 2),
     "1025 channels": (1, 1025, 2, 2),
     "3000 channels": (1, 3000, 1, 2),
     "batch 33": (33, 8, 2, 3),
@@ -246,6 +277,8 @@ REP_CONV_CASES = {
     "odd channels": (3, 30, 71, 5, 6, 1),
     "one of each": (1, 1, 1, 1, 1, 1),
     "8 channels": (1, 8, 8, 3, 3, 1),
+    "128x64 tiles": (1, 16, 512, 5, 6, 1),
+    "128x128 tiles": (1, 16, 512, 10, 13, 1),
     "40 channels": (2, 72, 40, 9, 11, 2),
     "few outputs": (2, 30, 5, 6, 7, 1),
     "few outputs, one": (1, 64, 1, 3, 9, 1),
@@ -271,3 +304,80 @@ def test_rep_conv(device, case, dtype, tf32):
         expected = rep_conv_reference(*wide, stride=stride, relu=relu)
         results = device("rep_conv", input, weight, None, b, stride, relu, tf32, seed=5)
         assert_near(results, [expected], 1e-3 if tf32 and device.name != "cpu" else 2 * tolerance)
+
+
+DIRECT_ERRORS = {
+    "sdc offset": ("sdc", "sdc: offset has the wrong shape", {1: (2, 18, 5, 6)}),
+    "sdc mask": ("sdc", "sdc: mask must have input's dtype", {2: torch.float64}),
+    "sdc groups": ("sdc", "sdc: groups must divide C", {3: 3}),
+    "sdc kernel_size": ("sdc", "sdc: input must be as large as the window", {4: 9}),
+    "sdc dtype": ("sdc", "danet: dtype must be float64, float32, float16 or bfloat16", {0: torch.int32}),
+    "lcdc weight": ("lcdc", "lcdc: weight must be", {1: (2, 3)}),
+    "softmax_gate logits": ("softmax_gate", "softmax_gate: logits has the wrong shape", {1: (2, 8, 5, 7)}),
+    "rep_conv weight": ("rep_conv", "rep_conv: weight has the wrong shape", {1: (4, 9, 3, 3)}),
+    "rep_conv bias": ("rep_conv", "rep_conv: bias has the wrong shape", {3: (5,)}),
+    "rep_conv stride": ("rep_conv", "rep_conv: stride must be 1 or 2", {4: 3}),
+}
+"""Operator, what its guard says, and the argument that is wrong: a shape, a dtype or a value."""
+
+
+@pytest.mark.parametrize("case", DIRECT_ERRORS)
+def test_guards_of_direct_calls(device, case):
+    operator, message, changes = DIRECT_ERRORS[case]
+    windows = [3, 3, 1, 1, 1, 1, 1, 1]
+    calls = {
+        "sdc": [*map(torch.zeros, ((2, 8, 5, 6), (2, 36, 5, 6), (2, 18, 5, 6))), 2, *windows, 1.0, True, False],
+        "lcdc": [torch.zeros(2, 8, 5, 6), torch.zeros(1, 3), True],
+        "softmax_gate": [torch.zeros(2, 8, 5, 6), torch.zeros(2, 8, 5, 6)],
+        "rep_conv": [torch.zeros(2, 8, 5, 6), torch.zeros(4, 8, 3, 3), None, None, 1, True, False],
+    }
+    arguments = calls[operator]
+    for index, change in changes.items():
+        if isinstance(change, torch.dtype):
+            arguments[index] = arguments[index].to(change)
+        else:
+            arguments[index] = torch.zeros(change) if isinstance(change, tuple) else change
+    with pytest.raises(RuntimeError, match=message):
+        device(operator, *arguments)
+
+
+LAUNCHES = {"sdc": 1, "lcdc": 1, "softmax_gate": 1, "sdc_backward": 1, "lcdc_backward": 2, "softmax_gate_backward": 1}
+"""One pass over the data each; the gradient of lcdc's shared weight takes a sum of the blocks' sums."""
+
+
+@pytest.fixture
+def emulated():
+    if missing():
+        pytest.skip(missing())
+    return Device("emulated")
+
+
+def small_calls(N: int) -> dict[str, tuple]:
+    x = torch.randn(N, 8, 3, 4)
+    (input, offset, mask), options = arguments(N, 8, 3, 4, groups=2, dtype=torch.float32)
+    sdc = (input, offset, mask, *sdc_options(options))
+    return {
+        "sdc": sdc,
+        "lcdc": (x, torch.randn(1, 3), True),
+        "softmax_gate": (x, x),
+        "sdc_backward": (x, *sdc, False),
+        "lcdc_backward": (x, x, torch.randn(1, 3), True),
+        "softmax_gate_backward": (x, x, x),
+    }
+
+
+@pytest.mark.parametrize("operator", LAUNCHES)
+def test_launches_of_a_call(emulated, operator):
+    for N, expected in ((2, LAUNCHES[operator]), (0, 0)):
+        before = emulated.emulation.launches()
+        emulated(operator, *small_calls(N)[operator])
+        assert emulated.emulation.launches() - before == expected
+
+
+def test_a_launch_that_fails_is_an_error_and_the_next_one_works(emulated):
+    call = small_calls(1)["sdc"]
+    expected = emulated("sdc", *call)
+    emulated.emulation.shared_limit(1024)
+    with pytest.raises(RuntimeError, match="sdc: too much shared memory"):
+        emulated.operators.sdc(*call)
+    assert torch.equal(emulated("sdc", *call)[0], expected[0])

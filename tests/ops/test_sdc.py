@@ -225,6 +225,33 @@ def test_nan_pixel_stays_where_it_is_sampled():
     torch.testing.assert_close(out, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("place", [(0, 0), (4, 2), (2, 2)])
+def test_infinite_gradient_reaches_only_what_was_sampled(dtype, place):
+    tensors, options = arguments(2, 4, 5, 5, groups=2, spread=3.0, dtype=dtype)
+    grad_output = torch.randn(2, 4, 5, 5, dtype=dtype)
+    grad_output[0, 1, place[0], place[1]] = math.inf
+    actual = gradients(lambda *t: sdc(*t, **options), tensors, grad_output)
+    expected = gradients(lambda *t: sdc_reference(*t, **options), tensors, grad_output)
+    assert not actual[0].isfinite().all()
+    torch.testing.assert_close(actual[0], expected[0], equal_nan=True)
+    for grad in actual[1:]:
+        grad[0, :, place[0], place[1]] = 0
+        assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 9)])
+def test_images_of_one_row_or_column(dtype, size):
+    tensors, options = arguments(2, 20, *size, groups=2, spread=2.0, dtype=dtype)
+    grad_output = torch.randn(2, 20, *size, dtype=dtype)
+    torch.testing.assert_close(sdc(*tensors, **options).double(), sdc_loop(*tensors, **options), rtol=1e-5, atol=1e-5)
+    actual = gradients(lambda *t: sdc(*t, **options), tensors, grad_output)
+    expected = gradients(lambda *t: sdc_reference(*t, **options), tensors, grad_output)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
 def test_lower_precision(dtype, tolerance):
     tensors, options = arguments(2, 8, 6, 7, groups=2, dtype=dtype)

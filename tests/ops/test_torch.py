@@ -37,7 +37,7 @@ CALLS = {
 }
 DIFFERENTIABLE = ["sdc", "lcdc", "softmax_gate"]
 OPTIONS = {
-    "sdc": (2, [3, 3], [1, 1], [1, 1], [1, 1], 1.0, True, False),
+    "sdc": (2, 3, 3, 1, 1, 1, 1, 1, 1, 1.0, True, False),
     "lcdc": (True,),
     "softmax_gate": (),
 }
@@ -208,8 +208,8 @@ def test_direct_calls_are_guarded():
         (input, offset, mask[..., :3], *options),
         (input, offset.double(), mask, *options),
         (input, offset, mask, 3, *options[1:]),
-        (input, offset, mask, 2, [3], *options[2:]),
-        (input, offset, mask, 2, [3, 3], [0, 1], *options[3:]),
+        (input, offset, mask, 2, 3, 5, *options[3:]),
+        (input, offset, mask, 2, 3, 3, 0, *options[4:]),
     ):
         with pytest.raises(RuntimeError, match="sdc: "):
             torch.ops.danet.sdc(*arguments)

@@ -1,0 +1,133 @@
+import json
+
+import pytest
+from scenes import write_scenes
+
+from danet.ablate import AblateOptions, _rows, main
+from danet.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return [str(write_scenes(folder / name, 8, seed=seed)) for seed, name in enumerate(("fit", "val", "tune"))]
+
+
+@pytest.fixture
+def command(scenes, tmp_path):
+    """Words of a small ablation: two rows, one seed, two steps of danet_nano."""
+    fit, val, tune = scenes
+    small = ["--model.name", "danet_nano", "--augmentation.crop", "64x64", "--threads", "1"]
+    words = [val, "--tune", tune, "--out", str(tmp_path / "out"), "--seeds", "0", "--resamples", "20", "--quiet"]
+    return [*words, "--", *small, "--data", fit, "--epochs", "1", "--batch", "4"]
+
+
+def with_words(command, *words):
+    """The command with more options of its own."""
+    at = command.index("--")
+    return [*command[:at], *words, *command[at:]]
+
+
+def only_error(capsys) -> str:
+    output = capsys.readouterr()
+    lines = output.err.strip().splitlines()
+    assert len(lines) == 1, output.err
+    return lines[0].removeprefix("danet ablate: error: ")
+
+
+def test_two_rows_are_trained_measured_compared_and_not_repeated(command, tmp_path, capsys):
+    out = tmp_path / "out"
+    rows = ["--rows", "baseline", "safem+acfa+adcr"]
+    assert main(with_words(command, *rows)) == 0
+    content = json.loads((out / "ablation.json").read_text())
+    assert [row["name"] for row in content["rows"]] == ["baseline", "safem+acfa+adcr"]
+    baseline, full = content["rows"]
+    assert baseline["parameters"] < full["parameters"] and baseline["steps"] == full["steps"] == 2
+    assert [(d["row"], d["against"], d["seeds"]) for d in content["differences"]] == [
+        ("safem+acfa+adcr", "baseline", [0])
+    ]
+    assert content["images"] == 8 and content["distractors"] == {}  # every scene shows a drone
+    header = (out / "baseline" / "0" / "metrics.csv").read_text().split("\n")[0]
+    assert "adcr" not in header
+    assert ",cls,reg,adcr,grad_norm" in (out / "safem+acfa+adcr" / "0" / "metrics.csv").read_text()
+    text = (out / "ablation.md").read_text()
+    assert text.startswith("# Ablation\n") and "| safem+acfa+adcr | 1 |" in text
+
+    # The same again: nothing is trained or measured anew.
+    names = ("train.json", "evaluate.json", "metrics.csv", "weights.safetensors")
+    files = [out / row / "0" / name for row in ("baseline", "safem+acfa+adcr") for name in names]
+    before = [path.stat().st_mtime_ns for path in files]
+    assert main(with_words(command, *rows)) == 0
+    assert [path.stat().st_mtime_ns for path in files] == before
+    assert json.loads((out / "ablation.json").read_text())["rows"] == content["rows"]
+
+    # A run that was cut off goes on, and the others are left alone; another measurement trains nothing.
+    folder = out / "safem+acfa+adcr" / "0"
+    for name in ("train.json", "evaluate.json", "weights.safetensors"):
+        (folder / name).unlink()
+    losses = (folder / "metrics.csv").read_text()
+    assert main(with_words(command, *rows, "--criterion", "iou30")) == 0
+    assert (folder / "metrics.csv").read_text() == losses and (folder / "weights.safetensors").exists()
+    assert files[0].stat().st_mtime_ns == before[0] and files[1].stat().st_mtime_ns > before[1]
+    assert json.loads((out / "ablation.json").read_text())["criterion"] == "iou30"
+
+    # Another budget is another ablation.
+    capsys.readouterr()
+    assert main([*with_words(command, *rows), "--epochs", "2"]) == 2
+    assert f"{out / 'baseline' / '0'}: a run with epochs 1, now it is 2; give another --out" in only_error(capsys)
+
+
+def test_rows_say_what_danet_train_is_told():
+    rows = _rows(AblateOptions("v", adcr_weight=0.2))
+    assert list(rows) == ["baseline", "safem", "acfa", "adcr", "safem+acfa", "safem+acfa+adcr"]
+    assert rows["baseline"] == ["--model.safem", "false", "--model.acfa", "false", "--adcr.weight", "0.0"]
+    assert rows["safem+acfa+adcr"] == ["--model.safem", "true", "--model.acfa", "true", "--adcr.weight", "0.2"]
+    teachers = {"teacher_small": "s.safetensors", "teacher_large": "l.safetensors"}
+    rows = _rows(AblateOptions("v", **teachers, more={"wide": ["--model.name", "danet"]}))
+    assert len(rows) == 10 and rows["wide"] == ["--model.name", "danet"]
+    assert rows["sskd"][-8:] == [
+        *("--distill.weight", "0.05", "--distill.batch", "null"),
+        *("--distill.small", "s.safetensors", "--distill.large", "l.safetensors"),
+    ]
+    with pytest.raises(UserError, match="--rows safem\\+sskd: sskd needs teachers, give --teacher_small"):
+        _rows(AblateOptions("v", rows=["safem+sskd"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--rows", "safem+safem"], "--rows safem+safem: must be baseline, or some of safem, acfa, adcr, sskd joined"),
+        (["--rows", "fpn"], "--rows fpn: must be"),
+        (["--rows", "sskd"], "--rows sskd: sskd needs teachers"),
+        (["--seeds", "1", "1"], "seeds must be distinct numbers from 0 on"),
+        (["--recall", "0"], "recall must lie between 0 and 1, got 0"),
+        (["--adcr_weight", "0"], "adcr_weight must be positive, got 0"),
+        (["--more", '{"baseline": []}'], "--more: 'baseline' is the name of another row"),
+        (["--more", '{"../x": []}'], "--more: '../x' is the name of another row, or none for a folder"),
+        (["--target", "plane"], "shows no 'plane'"),
+    ],
+)
+def test_bad_options_are_one_line(command, tmp_path, capsys, words, error):
+    assert main(with_words(command, *words)) == 2
+    assert error in only_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--epoch", "3"], "unknown option --epoch; did you mean --epochs?"),
+        (["--lr", "-1"], "lr must be positive, got -1"),
+        (["--val", "VAL"], "the best epoch would be chosen on it"),
+        (["--distill.small", "x"], "teachers are given as --teacher_small"),
+    ],
+)
+def test_bad_words_for_train_are_one_line(command, scenes, tmp_path, capsys, words, error):
+    assert main([*command, *(word.replace("VAL", scenes[1]) for word in words)]) == 2
+    assert error in only_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_training_data_is_said(scenes, capsys):
+    assert main([scenes[1]]) == 2
+    assert only_error(capsys).startswith("no training data: give what `danet train` is to be told after --")
