@@ -90,6 +90,8 @@ class Detector:
             placed.append(normalise(array, channels, frame))
             geometry.append((height, width, scale, offset))
         shape = [max(MINIMUM_SIZE, *(p.shape[axis] for p in placed)) for axis in (1, 2)]
+        if len(placed) == 1 and placed[0].shape[1:] == tuple(shape):
+            return torch.from_numpy(placed[0][None]), geometry
         batch = np.zeros((len(placed), placed[0].shape[0], *shape), np.float32)
         for i, p in enumerate(placed):
             batch[i, :, : p.shape[1], : p.shape[2]] = p

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet import memory
 from danet.boxes import Detections
 from danet.models.acfa import ACFA
 from danet.models.blocks import FFN, MBB, FusedMBB, fold_norm
@@ -138,6 +139,8 @@ class DeployedDANet(nn.Module):
             tower.regress.float()
         self.config = network.config
         self.graphs = CudaGraphs(self.network)
+        if device.type == "cpu":
+            memory.settle()
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)

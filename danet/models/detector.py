@@ -128,7 +128,10 @@ class DANet(nn.Module):
             0.05 pixel of those of ``self.eval()``.
         """
         parameter = next(self.parameters())
-        network = copy.deepcopy(self).eval()
+        # MBBs become convolutions with weights of their own: a copy of theirs would only be thrown away.
+        blocks = [module for module in self.modules() if isinstance(module, MBB)]
+        shared = {id(tensor): tensor for block in blocks for tensor in (*block.parameters(), *block.buffers())}
+        network = copy.deepcopy(self, shared).eval()
         return DeployedDANet(network, dtype=dtype or parameter.dtype, device=torch.device(device or parameter.device))
 
 
