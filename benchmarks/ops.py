@@ -225,19 +225,22 @@ def summary(error: Exception) -> str:
 
 
 def measure(case: Case, repetitions: int, alternate: Callable) -> None:
-    """Fills `times` and `errors`. What goes wrong in one case is none of the others' business."""
+    """Fills `times` and `errors`: what goes wrong in one case is none of the others' business."""
     with torch.enable_grad() if case.direction != "forward" else torch.no_grad():
-        functions = {}
-        for name, function in {"ours": case.ours, **case.rivals}.items():
-            if function is None:
-                continue
-            try:
-                verify(case) if name == "ours" else function()
-                functions[name] = function
-            except Exception as error:
-                case.errors[name] = summary(error)
-        if "ours" not in case.errors:
+        functions = {"ours": case.ours}
+        try:
+            verify(case)
+            for name, function in case.rivals.items():
+                if function is None:
+                    continue
+                try:
+                    function()
+                    functions[name] = function
+                except Exception as error:
+                    case.errors[name] = summary(error)
             case.times = alternate(functions, repetitions=repetitions)
+        except Exception as error:
+            case.errors["ours"] = summary(error)
 
 
 def ratios(case: Case) -> dict[str, float]:
