@@ -122,7 +122,8 @@ def to_display(image: np.ndarray) -> np.ndarray:
 def percentiles(image: np.ndarray, which: tuple[float, ...]) -> list[float]:
     """Percentiles of an integer image by its histogram: exact and several times faster than sorting."""
     if image.dtype == np.uint8 and image.size < 1 << 24:  # up to which float32, OpenCV's choice, counts exactly
-        histogram = cv2.calcHist([image.reshape(image.shape[0], -1)], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+        rows = image.reshape(image.shape[0], -1)
+        histogram = cv2.calcHist([rows], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     else:
         histogram = np.bincount(image.reshape(-1), minlength=2)
     cumulative = np.cumsum(histogram)
