@@ -59,8 +59,8 @@ void reach(const SdcParams& p, ImageView offset, int64_t begin, int64_t end, int
 }
 
 // grad_input[corner of each tap] += weight * grad_output, for cells inside. A sum in memory waits for the one before it:
-// the groups, which share no channel, take turns.
-template <typename T, typename A>
+// the groups, which share no channel, take turns. Unless kAll, taps with both rows outside of the corners' are left out.
+template <bool kAll, typename T, typename A>
 DANET_INLINE void scatter(
     const Taps<A>& taps, int64_t groups, int64_t K, const Corners& corners, const T* grad_output, A* grad_image,
     int64_t C) {
@@ -71,6 +71,7 @@ DANET_INLINE void scatter(
     for (int64_t k = 0; k < K; ++k)
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t j = g * K + k, cell = taps.grad_cell[j];
+        if (!kAll && (taps.y[j] < corners.first - 1 || taps.y[j] >= corners.last)) continue;
         Vec<A> grad[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + g * C + c + v * L, count);
@@ -217,13 +218,12 @@ void backward(
           }
           if (touched) {
             A* grad_image = grad_input.pixel<A>(n, 0) + g * C;
-            if (!(inside && within)) {
-              // What is not finite, times the weight zero, is not zero.
-              if (!all_finite(grad, groups * C) || !all_finite(taps.m, place.J))
-                return scatter_exactly(taps, groups, p.K, grad_corners, grad, grad_image, C);
-              fold<true>(p, taps, place.J, first, last, place.grad_stride, taps.grad_cell);
-            }
-            scatter(taps, groups, p.K, grad_corners, grad, grad_image, C);
+            if (inside && within) return scatter<true>(taps, groups, p.K, grad_corners, grad, grad_image, C);
+            // What is not finite, times the weight zero, is not zero.
+            if (!all_finite(grad, groups * C) || !all_finite(taps.m, place.J))
+              return scatter_exactly(taps, groups, p.K, grad_corners, grad, grad_image, C);
+            fold<true>(p, taps, place.J, first, last, place.grad_stride, taps.grad_cell);
+            scatter<false>(taps, groups, p.K, grad_corners, grad, grad_image, C);
           }
         });
   }
