@@ -36,7 +36,7 @@ def export_onnx(network: nn.Module, images: Tensor, path: str | os.PathLike, *, 
         *windows, offset_scale, softmax, remove_center = options
         kernel_size, stride, padding, dilation = windows[:2], windows[2:4], windows[4:6], windows[6:]
         if offset_scale != 1 or remove_center:
-            raise NotImplementedError("sdc: ONNX has no offset_scale and remove_center")
+            raise ValueError("sdc: ONNX has no offset_scale and remove_center")
         C, K = input.shape[1], kernel_size[0] * kernel_size[1]
         if softmax:
             taps = op.Reshape(mask, op.Constant(value_ints=[0, groups, K, -1]))

@@ -1,6 +1,6 @@
 // The CPU kernels of LCDC: a pixel at a time. Its channels are copied between zeros, so that every vector of them can be
 // read shifted by any tap; backward does the same with d.
-#include "../common/vec.h"
+#include "../common/lanes.h"
 #include "lcdc.h"
 
 namespace danet {

@@ -2,6 +2,7 @@
 // detector's first and last layers.
 #pragma once
 
+#include "../common/lanes.h"
 #include "../common/matrix.h"
 #include "rep_conv.h"
 

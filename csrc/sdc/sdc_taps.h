@@ -2,7 +2,7 @@
 // lies, and the weights of its corners. It all stays in the first-level cache.
 #pragma once
 
-#include "../common/vec.h"
+#include "../common/lanes.h"
 #include "sdc.h"
 
 namespace danet {

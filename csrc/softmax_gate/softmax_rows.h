@@ -1,7 +1,7 @@
 // The softmax over one row of channels, for the CPU kernels.
 #pragma once
 
-#include "../common/vec.h"
+#include "../common/lanes.h"
 
 namespace danet {
 namespace {
