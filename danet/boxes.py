@@ -108,6 +108,8 @@ def select(
     """
     best, labels = scores.max(dim=1)
     candidates = (best > score_threshold).nonzero()[:, 0]
+    if len(candidates) == 0:
+        return Detections(best.new_zeros(0, 4, dtype=torch.float32), best[candidates].float(), labels[candidates])
     if len(candidates) > NMS_CANDIDATES:
         candidates = candidates[best[candidates].topk(NMS_CANDIDATES).indices]
     found, best, labels = boxes(candidates).float(), best[candidates].float(), labels[candidates]

@@ -18,17 +18,21 @@ from danet import cli
 from danet.data.image import to_display, write_image
 from danet.errors import UserError
 from danet.files import write_text
-from danet.pipeline import Ahead, Behind
+from danet.pipeline import Ahead, Behind, Turns
 from danet.tables import BoxTables
 from danet.video import Frame, ImageFiles, Video, VideoWriter, open_source
 from danet.visual import draw_boxes, enlarge
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from danet.boxes import Detections
     from danet.detector import Detector
 
 DEPTH = 2
 """Batches that are prepared ahead of the network, and pictures that wait to be written."""
+TURN = 16, 1 << 20
+"""Most batches and pixels that the network computes in a turn."""
 
 
 @dataclass
@@ -175,8 +179,9 @@ class Run:
     """The sources' way through the network: reading and preprocessing go ahead of it, drawing and writing follow it.
 
     Where the network leaves a core free, as on a GPU, they have threads of their own, so that everything waits for the
-    network alone. Where it takes all cores they would only slow it down: measured on two, by a tenth. A live source is
-    always read in a thread, and frames that come too fast are dropped.
+    network alone. Where it takes all cores they would only slow it down; it computes several batches in a turn, then the
+    next ones are read while the last ones are written. A live source is always read in a thread, and frames that come
+    too fast are dropped.
     """
 
     def __init__(self, detector: "Detector", options: DetectOptions, tables: BoxTables) -> None:
@@ -190,8 +195,7 @@ class Run:
         # Where the time goes; with threads of their own these overlap.
         self.reading_seconds = self.network_seconds = self.writing_seconds = 0.0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        free = detector.device.type != "cpu" or cores > torch.get_num_threads()
-        self.depth = DEPTH if free else 0
+        self.free = detector.device.type != "cpu" or cores > torch.get_num_threads()
 
     def process(self, source: ImageFiles | Video, places: Sequence[Path]) -> Iterator[None]:
         """Detects in one source and writes its pictures; yields after each frame."""
@@ -202,21 +206,41 @@ class Run:
             if self.options.save_images and isinstance(source, Video):
                 self.pictures.append(next(remaining))
                 video = stack.enter_context(VideoWriter(self.pictures[-1], source.fps))
-            behind = stack.enter_context(Behind(depth=self.depth))
+            behind = stack.enter_context(Behind(depth=DEPTH if self.free else 0))
             batches = self._prepared(source, 1 if live else self.options.batch)
-            ahead = stack.enter_context(Ahead(batches, depth=DEPTH if live else self.depth, drop=live))
-            for frames, tensor, geometry in ahead:
-                started = time.perf_counter()
-                found = self.detector.postprocess(*self.detector.forward(tensor, geometry))
-                self.network_seconds += time.perf_counter() - started
-                for frame, detections in zip(frames, found, strict=True):
-                    self.tables.add(frame, detections)
-                    if self.options.save_images:
-                        path = None if video is not None else next(remaining)
-                        behind.put(self._save, frame, detections, video, path)
-                    yield
-                self.dropped += ahead.dropped
-                ahead.dropped = 0
+            found = self._overlapping(batches, stack, live) if live or self.free else self._in_turns(batches, stack)
+            for frame, detections in found:
+                self.tables.add(frame, detections)
+                if self.options.save_images:
+                    path = None if video is not None else next(remaining)
+                    behind.put(self._save, frame, detections, video, path)
+                yield
+
+    def _overlapping(self, batches: Iterator[tuple], stack: ExitStack, live: bool) -> Iterator[tuple]:
+        """Frames with their detections, while the next batches are prepared."""
+        ahead = stack.enter_context(Ahead(batches, depth=DEPTH, drop=live))
+        for batch in ahead:
+            self.dropped += ahead.dropped
+            ahead.dropped = 0
+            yield from self._detect(*batch)
+
+    def _in_turns(self, batches: Iterator[tuple], stack: ExitStack) -> Iterator[tuple]:
+        """Frames with their detections, computed in turns; the next batches are prepared while these are written."""
+
+        def full(turn: list[tuple]) -> bool:
+            return len(turn) >= TURN[0] or sum(tensor[:, 0].numel() for _, tensor, _ in turn) >= TURN[1]
+
+        turns = stack.enter_context(Turns(batches, full=full))
+        for turn in turns:
+            found = [self._detect(*batch) for batch in turn]
+            turns.go_on()
+            yield from itertools.chain.from_iterable(found)
+
+    def _detect(self, frames: list[Frame], tensor: "Tensor", geometry: list) -> list[tuple]:
+        started = time.perf_counter()
+        found = self.detector.postprocess(*self.detector.forward(tensor, geometry))
+        self.network_seconds += time.perf_counter() - started
+        return list(zip(frames, found, strict=True))
 
     def _prepared(self, source: ImageFiles | Video, batch: int) -> Iterator[tuple]:
         started = time.perf_counter()

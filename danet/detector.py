@@ -113,6 +113,9 @@ class Detector:
             max_detections=self.max_detections,
         )
         for detections, (height, width, scale, (x, y)) in zip(found, geometry, strict=True):
+            if len(detections.scores) == 0:
+                results.append(Detections(*(values.cpu() for values in detections)))
+                continue
             boxes = (detections.boxes.cpu() - torch.tensor([x, y, x, y])) / scale
             limits = torch.tensor([width, height, width, height], dtype=boxes.dtype)
             boxes = torch.minimum(boxes.clamp(min=0), limits)

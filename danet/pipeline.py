@@ -1,8 +1,11 @@
-"""Work that overlaps: what comes before and after the network runs in threads of its own, joined by bounded queues."""
+"""Work that overlaps: what comes before and after the network runs in threads of its own, joined by bounded queues, or,
+where the network takes all cores, in turns with it.
+"""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -33,33 +36,26 @@ class Ahead(Generic[T]):
 
     With ``drop`` the thread does not wait when the queue is full: the oldest item is dropped and counted in
     ``dropped``, as a camera demands that does not wait either. An error of ``items`` is raised where the next item is
-    asked for. Used in a ``with`` block, whose end stops the thread. With ``depth`` 0 there is no thread.
+    asked for. Used in a ``with`` block, whose end stops the thread.
     """
 
     def __init__(self, items: Iterable[T], *, depth: int, drop: bool = False) -> None:
         self.dropped = 0
         self._drop = drop
-        self._items = items
         self._queue = _Queue(depth)
-        self._thread = threading.Thread(target=self._run, args=(items,), daemon=True) if depth else None
+        self._thread = threading.Thread(target=self._run, args=(items,), daemon=True)
 
     def __enter__(self) -> "Ahead[T]":
-        if self._thread is not None:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._thread is None:
-            return
         with self._queue.changed:
             self._queue.closed = True
             self._queue.changed.notify_all()
         self._thread.join(PATIENCE)
 
     def __iter__(self) -> Iterator[T]:
-        if self._thread is None:
-            yield from self._items
-            return
         queue = self._queue
         while True:
             with queue.changed:
@@ -152,3 +148,58 @@ class Behind:
                     queue.items.clear()
                     queue.changed.notify_all()
                 break
+
+
+class Turns(Generic[T]):
+    """Iterates over ``items`` in groups: a group is taken in a thread, from ``go_on()`` on.
+
+    So the caller has all cores for what it does with a group before ``go_on()``, and what it does afterwards overlaps
+    with the taking of the next group. An error of ``items`` is raised once those before it have been given. Used in a
+    ``with`` block.
+
+    Args:
+        items: taken one after the other.
+        full: whether a group, not empty, takes no more.
+    """
+
+    def __init__(self, items: Iterable[T], *, full: Callable[[list[T]], bool]) -> None:
+        self._items = iter(items)
+        self._full = full
+        self._error: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._next: Future[list[T]] | None = None
+
+    def __enter__(self) -> "Turns[T]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def go_on(self) -> None:
+        """Begins with the next group."""
+        self._next = self._thread.submit(self._take)
+
+    def __iter__(self) -> Iterator[list[T]]:
+        while True:
+            if self._next is None:
+                self.go_on()
+            group, self._next = self._next.result(), None
+            if group:
+                yield group
+            elif self._error is not None:
+                raise self._error
+            else:
+                return
+
+    def _take(self) -> list[T]:
+        group: list[T] = []
+        if self._error is not None:
+            return group
+        try:
+            for item in self._items:
+                group.append(item)
+                if self._full(group):
+                    break
+        except BaseException as error:
+            self._error = error
+        return group

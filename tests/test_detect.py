@@ -333,7 +333,7 @@ from danet.video import Frame, Video
 
 out = Path(sys.argv[1])
 count = int(sys.argv[2])
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[3]))
 
 class Generated(Video):
     def __init__(self):
@@ -355,10 +355,14 @@ with BoxTables(out / "boxes.csv", out / "boxes.json", {}, detector.classes) as t
 """
 
 
-@pytest.mark.parametrize("frames", [400, pytest.param(20000, marks=pytest.mark.long)])
-def test_long_runs_keep_memory_flat(tmp_path, frames):
-    """From a tenth of the run on; every frame has boxes, a picture and rows in both tables."""
-    command = [sys.executable, "-c", MEMORY, str(tmp_path), str(frames)]
+@pytest.mark.parametrize("frames", [1000, pytest.param(20000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("threads", [1, os.cpu_count()])
+def test_long_runs_keep_memory_flat(tmp_path, frames, threads):
+    """From a tenth of the run on; every frame has boxes, a picture and rows in both tables.
+
+    With one thread what comes before and after the network overlaps with it; with all cores they take turns.
+    """
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), str(frames), str(threads)]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True).stdout
     before, after = map(int, printed.split())
     assert after - before < 5 << 20, (after - before) / 2**20

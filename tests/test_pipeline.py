@@ -1,14 +1,14 @@
-"""Threads before and after the network: order, bounds, errors, ends."""
+"""Threads before and after the network, and turns with it: order, bounds, errors, ends."""
 
 import threading
 import time
 
 import pytest
 
-from danet.pipeline import Ahead, Behind
+from danet.pipeline import Ahead, Behind, Turns
 
 
-@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("depth", [1, 3])
 def test_items_come_in_order(depth):
     with Ahead(iter(range(100)), depth=depth) as ahead:
         assert list(ahead) == list(range(100))
@@ -94,3 +94,51 @@ def test_ctrl_c_waits_for_what_was_put():
             behind.put(lambda i=i: (time.sleep(0.01), done.append(i)))
         raise KeyboardInterrupt
     assert done == [0, 1, 2, 3]
+
+
+def test_turns_give_every_item_in_full_groups():
+    with Turns(range(10), full=lambda group: len(group) == 4) as turns:
+        assert list(turns) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    with Turns([], full=bool) as turns:
+        assert list(turns) == []
+
+
+def test_a_group_is_taken_once_it_is_allowed_and_while_the_caller_works():
+    taken, second = [], threading.Event()
+
+    def items():
+        for i in range(4):
+            taken.append((i, threading.current_thread()))
+            if i == 3:
+                second.set()
+            yield i
+
+    with Turns(items(), full=lambda group: len(group) == 2) as turns:
+        for group in turns:
+            time.sleep(0.02)
+            assert len(taken) == group[-1] + 1, "nothing is taken before go_on()"
+            turns.go_on()
+            assert group[0] == 2 or second.wait(5), "the next group is taken meanwhile"
+    assert all(thread is not threading.current_thread() for _, thread in taken)
+
+
+def test_an_error_comes_after_the_items_before_it():
+    def items():
+        yield from range(3)
+        raise ValueError("broken")
+
+    seen = []
+    with pytest.raises(ValueError, match="broken"), Turns(items(), full=lambda group: len(group) == 2) as turns:
+        for group in turns:
+            turns.go_on()
+            seen += group
+    assert seen == [0, 1, 2]
+
+
+def test_leaving_turns_early_waits_for_their_thread():
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), Turns(iter(range(100)), full=bool) as turns:
+        for _ in turns:
+            turns.go_on()
+            raise KeyboardInterrupt
+    assert threading.active_count() == before

@@ -18,38 +18,41 @@ constexpr int kRows = kVectorBytes == 64 ? 12 : 6;
 inline int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
 // finish(row, low, high) with the two vectors of sum_c rows[row][c] * weight[c][panel]; rows are `stride` apart. While the
-// first rows of a panel are worked on, the panel at `next` comes into the second-level cache.
-template <int kCount, typename Finish>
+// first rows are worked on, ahead(c) may bring what is needed next into the second-level cache.
+template <int kCount, typename Ahead, typename Finish>
 DANET_INLINE void multiply(
-    const float* rows, int64_t first, int64_t stride, const float* weight, const float* next, int64_t C,
+    const float* rows, int64_t first, int64_t stride, const float* weight, int64_t C, const Ahead& ahead,
     const Finish& finish) {
   constexpr int L = kLanes<float>;
   F sum[kCount][2] = {};
-  rows += first * stride;
+  const float* threes[(kCount + 2) / 3];  // every third row: a register for each row would be too many
+#pragma GCC unroll 4
+  for (int i = 0; i < (kCount + 2) / 3; ++i) threes[i] = rows + (first + 3 * i) * stride;
   for (int64_t c = 0; c < C; ++c) {
     F w0 = load(weight + c * kPanel), w1 = load(weight + c * kPanel + L);
-    if (first == 0)
-      for (int line = 0; line < kPanel; line += 16) __builtin_prefetch(next + c * kPanel + line, 0, 2);
+    if (first == 0) ahead(c);
 #pragma GCC unroll 12
     for (int t = 0; t < kCount; ++t) {
-      F value = broadcast<float>(rows[t * stride + c]);
+      F value = broadcast<float>(threes[t / 3][t % 3 * stride]);
       sum[t][0] += value * w0;
       sum[t][1] += value * w1;
     }
+#pragma GCC unroll 4
+    for (int i = 0; i < (kCount + 2) / 3; ++i) threes[i] = in_register(threes[i] + 1);
   }
 #pragma GCC unroll 12
   for (int t = 0; t < kCount; ++t) finish(first + t, sum[t][0], sum[t][1]);
 }
 
 // In parts of at most kRows rows, as equal as can be.
-template <typename Finish>
+template <typename Ahead, typename Finish>
 DANET_INLINE void multiply_rows(
-    const float* rows, int64_t count, int64_t stride, const float* weight, const float* next, int64_t C,
+    const float* rows, int64_t count, int64_t stride, const float* weight, int64_t C, const Ahead& ahead,
     const Finish& finish) {
   const int64_t parts = (count + kRows - 1) / kRows;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = count * part / parts;
-    auto step = [&](auto some) { multiply<some()>(rows, first, stride, weight, next, C, finish); };
+    auto step = [&](auto some) { multiply<some()>(rows, first, stride, weight, C, ahead, finish); };
     switch (count * (part + 1) / parts - first) {
       case 1: step(std::integral_constant<int, 1>{}); break;
       case 2: step(std::integral_constant<int, 2>{}); break;

@@ -6,7 +6,7 @@
 //
 //   out tile = A^T [ sum_c (G w G^T) * (B^T d B) ] A
 //
-// with 36 (81) multiplications for 16 outputs instead of 144. G w G^T of all o and c is the prepared weight.
+// with 36 (81) multiplications for 16 outputs instead of 144.
 #pragma once
 
 #include <cstdint>
@@ -32,9 +32,8 @@ struct WinogradKernels {
   // Tiles that are worked on together.
   int64_t (*tiles_at_once)(const RepConvParams&);
   int64_t (*scratch_size)(const RepConvParams&, int64_t tiles);
-  // weight [C_out, C, 3, 3], contiguous; panels [begin, end) of prepared, [36, ceil(C_out / panel), C * panel] floats.
-  void (*prepare)(const RepConvParams&, const void* weight, float* prepared, int64_t begin, int64_t end);
-  // Tiles [begin, end), panels [first, last); bias [C_out] or null.
+  // Tiles [begin, end), panels [first, last). The weight as panels [ceil(C_out / panel), 9 * C, panel], zeros beyond C_out;
+  // bias [C_out] or null.
   void (*forward)(
       const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
       int64_t end, int64_t first, int64_t last, char* scratch);
@@ -42,7 +41,7 @@ struct WinogradKernels {
 
 // The CPU kernels of one type.
 struct RepConvKernels {
-  int64_t panel;                // output channels in a panel of the prepared weight
+  int64_t panel;                // output channels in a panel
   WinogradKernels winograd[2];  // for stride 1 and 2
   // Few output channels, stride 1: a pixel's window times each of them. The weight as [C_out, 9, C] floats; C_out up to
   // 8. Output rows n * H + y of [begin, end).

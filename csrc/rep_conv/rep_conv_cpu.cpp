@@ -47,7 +47,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const std::optional<T
 std::vector<int64_t> prepared_sizes(const RepConvKernels& kernels, const RepConvParams& p, Method method) {
   const int64_t panels = (p.C_out + kernels.panel - 1) / kernels.panel;
   switch (method) {
-    case Method::kWinograd: return {36, panels, p.C * kernels.panel};
+    case Method::kWinograd: return {panels, 9, p.C * kernels.panel};
     case Method::kFewOutputs: return {p.C_out, 9, p.C};
     case Method::kFewInputs: return {panels, 9, p.C * kernels.panel};
     default: return {0};
@@ -63,21 +63,15 @@ Tensor prepare_rep_conv(const Tensor& weight, int64_t stride) {
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(weight));
   const Method method = method_of(weight.scalar_type(), p.C, p.C_out, stride);
   const Tensor prepared = torch::stable::empty(prepared_sizes(kernels, p, method), ScalarType::Float);
+  if (method == Method::kLibrary) return prepared;
   float* to = static_cast<float*>(prepared.mutable_data_ptr());
-  if (method == Method::kWinograd) {
-    const Tensor dense = torch::stable::contiguous(weight);
-    parallel_for(prepared.size(1), p.C * kernels.panel * 100, [&](int64_t begin, int64_t end) {
-      kernels.winograd[stride - 1].prepare(p, dense.const_data_ptr(), to, begin, end);
-    });
-  } else if (method != Method::kLibrary) {
-    const Tensor wide = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
-    const float* w = static_cast<const float*>(wide.const_data_ptr());
-    const int64_t lanes = method == Method::kFewInputs ? kernels.panel : 1;
-    for (int64_t o = 0; o < (p.C_out + lanes - 1) / lanes * lanes; ++o)
-      for (int64_t k = 0; k < 9; ++k)
-        for (int64_t c = 0; c < p.C; ++c)
-          to[((o / lanes * 9 + k) * p.C + c) * lanes + o % lanes] = o < p.C_out ? w[(o * p.C + c) * 9 + k] : 0;
-  }
+  const Tensor wide = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
+  const float* w = static_cast<const float*>(wide.const_data_ptr());
+  const auto value = [&](int64_t o, int64_t k, int64_t c) { return o < p.C_out ? w[(o * p.C + c) * 9 + k] : 0; };
+  const int64_t lanes = method == Method::kFewOutputs ? 1 : kernels.panel;
+  for (int64_t o = 0; o < (p.C_out + lanes - 1) / lanes * lanes; ++o)
+    for (int64_t k = 0; k < 9; ++k)
+      for (int64_t c = 0; c < p.C; ++c) to[((o / lanes * 9 + k) * p.C + c) * lanes + o % lanes] = value(o, k, c);
   return prepared;
 }
 
@@ -86,7 +80,7 @@ Tensor rep_conv(
     int64_t stride, bool relu, bool) {
   const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu);
   const Method method = method_of(input.scalar_type(), p.C, p.C_out, stride);
-  // A weight that comes as it is would be transformed at every call; at stride 2 that costs more than it saves.
+  // A weight that comes as it is would be laid out at every call; at stride 2 that costs more than it saves.
   const bool raw = !prepared && stride == 2 && method == Method::kWinograd;
   if (raw || method == Method::kLibrary) return convolve(input, weight, bias, stride, relu);
 
@@ -116,21 +110,28 @@ Tensor rep_conv(
     return out.tensor;
   }
 
-  // Blocks of tiles, all of one size; where they are few, also parts of the panels, to give every thread as much.
+  // Blocks of tiles, all of one size. Where they are few, every thread gets as much: of the tiles, or, where transforming
+  // the weights again costs more than the tiles, of the panels.
   const WinogradKernels& winograd = kernels.winograd[stride - 1];
   const int64_t tiles = p.N * ((p.H_out() + 3) / 4) * ((p.W_out() + 3) / 4);
   const int64_t threads = torch::stable::get_num_threads();
   if (tiles == 0) return out.tensor;
-  const int64_t blocks = (tiles + winograd.tiles_at_once(p) - 1) / winograd.tiles_at_once(p);
-  const int64_t largest = (tiles + blocks - 1) / blocks, panels = expected[1];
-  const int64_t parts = blocks >= 4 * threads ? 1 : std::min(panels, threads / std::gcd(blocks, threads));
+  const int64_t panels = expected[0];
+  int64_t blocks = (tiles + winograd.tiles_at_once(p) - 1) / winograd.tiles_at_once(p), parts = 1;
+  if (blocks < 4 * threads) {
+    if (panels * 10 > tiles)
+      parts = std::min(panels, threads / std::gcd(blocks, threads));
+    else
+      blocks = std::min(tiles, (blocks + threads - 1) / threads * threads);
+  }
+  const int64_t largest = (tiles + blocks - 1) / blocks;
   torch::stable::parallel_for(0, blocks * parts, 1, [&](int64_t begin, int64_t end) {
     Scratch scratch(winograd.scratch_size(p, largest));
     for (int64_t unit = begin; unit < end; ++unit) {
       int64_t block = unit / parts, part = unit % parts;
       winograd.forward(
-          p, x.view, weights, b, out.view, tiles * block / blocks,
-          tiles * (block + 1) / blocks, panels * part / parts, panels * (part + 1) / parts, scratch.get());
+          p, x.view, weights, b, out.view, tiles * block / blocks, tiles * (block + 1) / blocks, panels * part / parts,
+          panels * (part + 1) / parts, scratch.get());
     }
   });
   return out.tensor;

@@ -1,6 +1,7 @@
 // Winograd's convolutions for the CPU, Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016). A block of
 // tiles is transformed into the second-level cache; for a panel of output channels at a time small matrix products run over
-// it, and their results are transformed back while they are still there.
+// it, and their results are transformed back while they are still there. The weights of a panel are transformed there too,
+// at every call: as they are they take a quarter of the memory, and reading them takes longer than that.
 //
 // A tile of 4x4 outputs reads kSide^2 input pixels and needs kSide^2 products instead of 144: 36 at stride 1, 81 at stride
 // 2. All transforms are those of one axis, used on both.
@@ -40,15 +41,16 @@ struct Stride1 {
   }
   // Which of a weight's six transformed values multiplies value i.
   static constexpr int weight(int i) { return i; }
-  // G w, in double since it is done once.
-  static void transform_weight(const double (&w)[3], double (&t)[6]) {
-    const double a = w[0], b = w[1], c = w[2];
-    t[0] = a / 4;
-    t[1] = -(a + b + c) / 6;
-    t[2] = -(a - b + c) / 6;
-    t[3] = a / 24 + b / 12 + c / 6;
-    t[4] = a / 24 - b / 12 + c / 6;
-    t[5] = c;
+  // G w
+  static DANET_INLINE void transform_weight(const F (&w)[3], F (&t)[6]) {
+    F outer = (w[0] + w[2]) * (-1.0f / 6), middle = w[1] * (1.0f / 6);
+    F rest = w[0] * (1.0f / 24) + w[2] * (1.0f / 6), half = w[1] * (1.0f / 12);
+    t[0] = w[0] * 0.25f;
+    t[1] = outer - middle;
+    t[2] = outer + middle;
+    t[3] = rest + half;
+    t[4] = rest - half;
+    t[5] = w[2];
   }
 };
 
@@ -74,45 +76,18 @@ struct Stride2 {
     y[3] = difference + 8.0f * m[3] + m[4] + m[8];
   }
   static constexpr int weight(int i) { return i < 5 ? i : 5; }
-  static void transform_weight(const double (&w)[3], double (&t)[6]) {
-    const double a = w[0], c = w[2];
-    t[0] = a / 2;
-    t[1] = -(a + c) / 2;
-    t[2] = -(a - c) / 6;
-    t[3] = (a + 2 * c) / 6;
-    t[4] = c;
+  static DANET_INLINE void transform_weight(const F (&w)[3], F (&t)[6]) {
+    t[0] = w[0] * 0.5f;
+    t[1] = (w[0] + w[2]) * -0.5f;
+    t[2] = (w[2] - w[0]) * (1.0f / 6);
+    t[3] = w[0] * (1.0f / 6) + w[2] * (1.0f / 3);
+    t[4] = w[2];
     t[5] = w[1];
   }
 };
 
 template <typename Scheme>
 constexpr int kPlanes = Scheme::kSide * Scheme::kSide;
-// Which of the 36 transformed weights belongs to a plane.
-template <typename Scheme>
-int64_t weight_of(int plane) {
-  return 6 * Scheme::weight(plane / Scheme::kSide) + Scheme::weight(plane % Scheme::kSide);
-}
-
-template <typename Scheme, typename T>
-void prepare(const RepConvParams& p, const void* weight, float* prepared, int64_t begin, int64_t end) {
-  const int64_t panels = panels_of(p.C_out);
-  for (int64_t panel = begin; panel < end; ++panel)
-    for (int64_t c = 0; c < p.C; ++c)
-      for (int64_t lane = 0; lane < kPanel; ++lane) {
-        const int64_t o = panel * kPanel + lane;
-        double columns[3][6] = {};  // [j]: G of the column w[.][j]
-        for (int j = 0; j < 3 && o < p.C_out; ++j) {
-          const T* w = static_cast<const T*>(weight) + (o * p.C + c) * 9 + j;
-          Scheme::transform_weight({to_compute(w[0]), to_compute(w[3]), to_compute(w[6])}, columns[j]);
-        }
-        for (int i = 0; i < 6; ++i) {
-          double row[6];
-          Scheme::transform_weight({columns[0][i], columns[1][i], columns[2][i]}, row);
-          for (int j = 0; j < 6; ++j)
-            prepared[(((6 * i + j) * panels + panel) * p.C + c) * kPanel + lane] = float(row[j]);
-        }
-      }
-}
 
 struct Tile {
   int64_t n, y, x;      // image, first output row and column
@@ -126,23 +101,54 @@ struct Tile {
   }
 };
 
-// Distances between the planes of transformed tiles, kept off the powers of two that share a cache set.
+// Distances between the planes of transformed tiles and weights, kept off the powers of two that share a cache set.
 inline int64_t input_plane(const RepConvParams& p, int64_t tiles) { return tiles * ((p.C + L - 1) / L * L) + 16; }
 inline int64_t output_plane(int64_t tiles) { return tiles * kPanel + 16; }
+inline int64_t weight_plane(int64_t C) { return C * kPanel + 32; }
 // Floats that hold a pixel of zeros, in whole cache lines.
 inline int64_t zeros_size(const RepConvParams& p) { return (p.C + 15) / 16 * 16; }
 
 template <typename Scheme>
 int64_t tiles_at_once(const RepConvParams& p) {
-  const int64_t tiles = kCacheBytes / (kPlanes<Scheme> * 4 * ((p.C + L - 1) / L * L)) / 8 * 8;
-  return tiles < 8 ? 8 : tiles > 96 ? 96 : tiles;
+  const int64_t tiles = kCacheBytes / (kPlanes<Scheme> * 4 * ((p.C + L - 1) / L * L));
+  return tiles < 24 ? 24 : tiles > 96 ? 96 : tiles;
 }
 
-// Zeros for a pixel outside, the transformed tiles, the products of one panel, the tiles' places.
+// Zeros for a pixel outside, the transformed tiles, the products of one panel, 12 of its 36 transformed weights, the tiles'
+// places.
 template <typename Scheme>
 int64_t scratch_size(const RepConvParams& p, int64_t tiles) {
-  return 4 * (zeros_size(p) + kPlanes<Scheme> * (input_plane(p, tiles) + output_plane(tiles))) +
-         tiles * int64_t(sizeof(Tile));
+  const int64_t planes = kPlanes<Scheme> * (input_plane(p, tiles) + output_plane(tiles));
+  return 4 * (zeros_size(p) + planes + 12 * weight_plane(p.C)) + tiles * int64_t(sizeof(Tile));
+}
+
+// The rows of the transformed weights that are made together, two of the six each time; they have most in common.
+constexpr int kPairs[3][2] = {{0, 5}, {1, 2}, {3, 4}};
+
+// transformed[12][C][kPanel], weight_plane() apart: two rows of G w G^T of one panel of weights [9][C][kPanel].
+template <typename Scheme, int kPair>
+void transform_weights(const float* weight, int64_t C, float* transformed) {
+  for (int64_t c = 0; c < C; ++c)
+#pragma GCC unroll 2
+    for (int64_t lane = 0; lane < kPanel; lane += L) {
+      F rows[2][3];
+#pragma GCC unroll 3
+      for (int j = 0; j < 3; ++j) {
+        F w[3], column[6];
+#pragma GCC unroll 3
+        for (int i = 0; i < 3; ++i) w[i] = load(weight + ((3 * i + j) * C + c) * kPanel + lane);
+        Scheme::transform_weight(w, column);
+        rows[0][j] = column[kPairs[kPair][0]];
+        rows[1][j] = column[kPairs[kPair][1]];
+      }
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        F t[6];
+        Scheme::transform_weight(rows[i], t);
+#pragma GCC unroll 6
+        for (int j = 0; j < 6; ++j) store(transformed + (6 * i + j) * weight_plane(C) + c * kPanel + lane, t[j]);
+      }
+    }
 }
 
 // transformed[planes][C]: B^T d B of the tile's input pixels.
@@ -212,32 +218,52 @@ DANET_INLINE void transform_output(
   }
 }
 
+// What brings the weights of the panel after this one into the second-level cache: a 36th of them with every plane, so that
+// memory has the whole time.
+struct Ahead {
+  const float* weight;
+
+  Ahead(const float* panel, int plane, int64_t C) : weight(panel + (9 * C + plane % 36 * C / 4) * kPanel) {}
+  DANET_INLINE void operator()(int64_t c) const { __builtin_prefetch(weight + c * (kPanel / 4), 0, 2); }
+};
+
 template <typename Scheme, typename T>
 void forward(
     const RepConvParams& p, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
     int64_t end, int64_t first, int64_t last, char* scratch) {
-  const int64_t tiles = end - begin, C_pad = (p.C + L - 1) / L * L, panels = panels_of(p.C_out);
+  constexpr int S = Scheme::kSide;
+  constexpr decltype(&transform_weights<Scheme, 0>) transforms[3] = {
+      transform_weights<Scheme, 0>, transform_weights<Scheme, 1>, transform_weights<Scheme, 2>};
+  const int64_t tiles = end - begin, C_pad = (p.C + L - 1) / L * L;
   const int64_t plane_in = input_plane(p, tiles), plane_out = output_plane(tiles);
   T* zeros = reinterpret_cast<T*>(scratch);
   float* transformed = reinterpret_cast<float*>(scratch) + zeros_size(p);
   float* products = transformed + kPlanes<Scheme> * plane_in;
+  float* weights = products + kPlanes<Scheme> * plane_out;
+  Tile* const places = reinterpret_cast<Tile*>(weights + 12 * weight_plane(p.C));
   std::memset(scratch, 0, size_t(p.C) * sizeof(T));
-  Tile* const places = reinterpret_cast<Tile*>(products + kPlanes<Scheme> * plane_out);
   for (int64_t t = 0; t < tiles; ++t) {
     places[t] = Tile(p, begin + t);
     transform_input<Scheme>(p, input, places[t], zeros, transformed + t * C_pad, plane_in);
   }
 
   for (int64_t panel = first; panel < last; ++panel) {
-    const auto weight = [&](int k) { return prepared + (weight_of<Scheme>(k) * panels + panel) * p.C * kPanel; };
-    for (int k = 0; k < kPlanes<Scheme>; ++k) {
-      float* product = products + k * plane_out;
-      multiply_rows(
-          transformed + k * plane_in, tiles, C_pad, weight(k), weight(k + 1 < kPlanes<Scheme> ? k + 1 : k), p.C,
-          [&](int64_t t, F low, F high) __attribute__((always_inline)) {
-            store(product + t * kPanel, low);
-            store(product + t * kPanel + L, high);
-          });
+    const float* weight = prepared + panel * 9 * p.C * kPanel;
+    int count = 0;
+    for (int pair = 0; pair < 3; ++pair) {
+      transforms[pair](weight, p.C, weights);
+      for (int i = 0; i < S; ++i) {
+        const int row = Scheme::weight(i), place = row == kPairs[pair][0] ? 0 : row == kPairs[pair][1] ? 1 : -1;
+        for (int j = 0; place >= 0 && j < S; ++j) {
+          const int64_t k = S * i + j;
+          multiply_rows(
+              transformed + k * plane_in, tiles, C_pad, weights + (6 * place + Scheme::weight(j)) * weight_plane(p.C), p.C,
+              Ahead(weight, count++, p.C), [&](int64_t t, F low, F high) __attribute__((always_inline)) {
+                store(products + k * plane_out + t * kPanel, low);
+                store(products + k * plane_out + t * kPanel + L, high);
+              });
+        }
+      }
     }
     for (int64_t o = panel * kPanel; o < p.C_out && o < (panel + 1) * kPanel; o += L) {
       F b{};
@@ -253,8 +279,7 @@ void forward(
 }
 
 template <typename Scheme, typename T>
-constexpr WinogradKernels kWinograd = {
-    tiles_at_once<Scheme>, scratch_size<Scheme>, prepare<Scheme, T>, forward<Scheme, T>};
+constexpr WinogradKernels kWinograd = {tiles_at_once<Scheme>, scratch_size<Scheme>, forward<Scheme, T>};
 
 }  // namespace
 }  // namespace danet

@@ -84,7 +84,11 @@ DANET_INLINE void apply_layer(
     int64_t columns, float* out, int64_t out_stride, const Activation& activation) {
   for (int64_t panel = 0; panel < panels_of(columns); ++panel, weight += C * kPanel, bias += kPanel, out += kPanel) {
     const F low_bias = load(bias), high_bias = load(bias + L);
-    multiply_rows(rows, count, stride, weight, weight + C * kPanel, C, [&](int64_t row, F low, F high) __attribute__((always_inline)) {
+    const float* next = weight + C * kPanel;
+    const auto ahead = [&](int64_t c) __attribute__((always_inline)) {
+      for (int line = 0; line < kPanel; line += 16) __builtin_prefetch(next + c * kPanel + line, 0, 2);
+    };
+    multiply_rows(rows, count, stride, weight, C, ahead, [&](int64_t row, F low, F high) __attribute__((always_inline)) {
       store(out + row * out_stride, activation(low + low_bias));
       store(out + row * out_stride + L, activation(high + high_bias));
     });

@@ -43,6 +43,7 @@ class Backbone(nn.Module):
         x = self.stem(x)
         features = []
         for stage in self.stages:
-            x = stage(x)
+            for block in stage:  # one by one, so that in inference what a block has read is given back
+                x = block(x)
             features.append(x)
         return features

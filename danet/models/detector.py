@@ -1,6 +1,7 @@
 """DANet, put together."""
 
 import copy
+import functools
 from typing import NamedTuple
 
 import torch
@@ -94,11 +95,19 @@ class DANet(nn.Module):
         max_detections: int = 300,
     ) -> list[Detections]:
         """Detections of every image of the batch, boxes in pixels of the network's input."""
-        scores, deltas = self.head.scores(output.logits), self.head.flatten(output.deltas, 4)
-        references = self.head.references(output.deltas)
+        scores = self.head.scores(output.logits)
+
+        @functools.cache
+        def predictions() -> tuple[Tensor, Tensor]:  # of which an empty sky needs none
+            return self.head.flatten(output.deltas, 4), self.head.references(output.deltas)
+
+        def boxes(i: int, chosen: Tensor) -> Tensor:
+            deltas, references = predictions()
+            return self.head.place(deltas[i, chosen], references[chosen])
+
         return [
             select(
-                lambda chosen, i=i: self.head.place(deltas[i, chosen], references[chosen]),
+                functools.partial(boxes, i),
                 scores[i],
                 score_threshold=score_threshold,
                 iou_threshold=iou_threshold,
