@@ -29,6 +29,8 @@ CASES = {
     "groups": (2, 8, 5, 4, {"groups": 4}),
     "batch 3": (3, 6, 3, 5, {"groups": 2}),
     "one pixel": (1, 2, 1, 1, {}),
+    "one column": (1, 4, 6, 1, {"spread": 2.0}),
+    "one row": (2, 4, 1, 7, {"spread": 2.0}),
     "kernel 1": (2, 3, 4, 3, {"kernel_size": (1, 1), "padding": (0, 0)}),
     "kernel 3x2": (2, 4, 5, 5, {"kernel_size": (3, 2), "padding": (1, 0), "groups": 2}),
     "kernel 2, dilation 3": (1, 2, 7, 6, {"kernel_size": (2, 2), "dilation": (3, 3), "offset_scale": 0.5}),

@@ -15,6 +15,9 @@ struct Corners {
   Corners(const SdcParams& p, const ImageView& image, int64_t first, int64_t last)
       : first(int32_t(first)), last(int32_t(last)), W(int32_t(p.W)), stride(image.pixel_stride) {}
 
+  // Whether there are two rows and two columns, so that the corners of a cell are four places.
+  bool apart() const { return last - first > 1 && W > 1; }
+
   // body(corner, element) for those of the cell at (y, x) that are there; element: where the pixel begins.
   template <typename Body>
   DANET_INLINE void visit(int32_t y, int32_t x, const Body& body) const {

@@ -76,14 +76,17 @@ DANET_INLINE void scatter(
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + g * C + c + v * L, count);
 #pragma GCC unroll 4
-        for (int corner = 0; corner < 4; ++corner) {
-          A* place = to.corner[corner] + cell;
-          if (V > 1) place = in_register(place);
+        for (int v = 0; v < V; ++v) {
+          // All of them are read before the first is written: rows are often a multiple of 4096 bytes apart, and what
+          // is read would wait for what was just written at the same place of another page.
+          Vec<A> updated[4];
 #pragma GCC unroll 4
-          for (int v = 0; v < V; ++v) {
-            Vec<A> updated = load_channels(place + v * L, count) + taps.weight[corner][j] * grad[v];
-            store_channels(place + v * L, updated, count);
-          }
+          for (int corner = 0; corner < 4; ++corner)
+            updated[corner] =
+                load_channels(to.corner[corner] + cell + v * L, count) + taps.weight[corner][j] * grad[v];
+#pragma GCC unroll 4
+          for (int corner = 0; corner < 4; ++corner)
+            store_channels(to.corner[corner] + cell + v * L, updated[corner], count);
         }
       }
   });
@@ -219,8 +222,8 @@ void backward(
           if (touched) {
             A* grad_image = grad_input.pixel<A>(n, 0) + g * C;
             if (inside && within) return scatter<true>(taps, groups, p.K, grad_corners, grad, grad_image, C);
-            // What is not finite, times the weight zero, is not zero.
-            if (!all_finite(grad, groups * C) || !all_finite(taps.m, place.J))
+            // What is not finite, times the weight zero, is not zero; and corners in one place cannot be read together.
+            if (!grad_corners.apart() || !all_finite(grad, groups * C) || !all_finite(taps.m, place.J))
               return scatter_exactly(taps, groups, p.K, grad_corners, grad, grad_image, C);
             fold<true>(p, taps, place.J, first, last, place.grad_stride, taps.grad_cell);
             scatter<false>(taps, groups, p.K, grad_corners, grad, grad_image, C);
