@@ -18,6 +18,23 @@ STABLE_TORCH_LIBRARY(danet, library) {
       "sdc_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, int groups, int kernel_h, "
       "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, "
       "float offset_scale, bool softmax, bool remove_center, bool deterministic) -> (Tensor, Tensor, Tensor)");
+  // The same in DCNv3's order of taps and pairs, and with DCNv4's tensor [N, 3*G*K or more, H_out, W_out] of both.
+  library.def(
+      "dcnv3(Tensor input, Tensor offset, Tensor mask, int groups, int kernel_h, int kernel_w, int stride_h, "
+      "int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, float offset_scale, bool softmax, "
+      "bool remove_center) -> Tensor");
+  library.def(
+      "dcnv3_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, int groups, int kernel_h, "
+      "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, "
+      "float offset_scale, bool softmax, bool remove_center, bool deterministic) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "dcnv4(Tensor input, Tensor offset_mask, int groups, int kernel_h, int kernel_w, int stride_h, int stride_w, "
+      "int padding_h, int padding_w, int dilation_h, int dilation_w, float offset_scale, bool softmax, "
+      "bool remove_center) -> Tensor");
+  library.def(
+      "dcnv4_backward(Tensor grad_output, Tensor input, Tensor offset_mask, int groups, int kernel_h, int kernel_w, "
+      "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, float offset_scale, "
+      "bool softmax, bool remove_center, bool deterministic) -> (Tensor, Tensor)");
   // input [N, C, H, W], weight [1 or H*W, k] -> [N, C, H, W]
   library.def("lcdc(Tensor input, Tensor weight, bool gate) -> Tensor");
   // grad_output [N, C, H, W] -> the gradients of input and weight

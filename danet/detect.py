@@ -179,9 +179,9 @@ class Run:
     """The sources' way through the network: reading and preprocessing go ahead of it, drawing and writing follow it.
 
     Where the network leaves a core free, as on a GPU, they have threads of their own, so that everything waits for the
-    network alone. Where it takes all cores they would only slow it down; it computes several batches in a turn, then the
-    next ones are read while the last ones are written. A live source is always read in a thread, and frames that come
-    too fast are dropped.
+    network alone. Where it takes all cores they would only slow it down; it computes several batches in a turn, then
+    the next ones are read while the last ones are written. A live source is always read in a thread, and frames that
+    come too fast are dropped.
     """
 
     def __init__(self, detector: "Detector", options: DetectOptions, tables: BoxTables) -> None:

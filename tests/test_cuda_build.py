@@ -24,8 +24,8 @@ NAMES = [name.removesuffix("+PTX").replace(".", "") for name in ARCHITECTURES.sp
 
 EXPECTED = {
     "sdc": {
-        "forward<danet::BFloat16, int, 8, 9>": ["LDG.E.128", "STG.E.128", "LDS.128"],
-        "backward<danet::BFloat16, int, 8, 9, true>": ["LDG.E.128", ".ADD.F32x4", "SHFL"],
+        "forward_kernel<danet::BFloat16, int, 8, 9, false>": ["LDG.E.128", "STG.E.128", "LDS.128"],
+        "backward_kernel<danet::BFloat16, int, 8, 9, false, true>": ["LDG.E.128", ".ADD.F32x4", "SHFL"],
     },
     "lcdc": {"forward_packets<danet::BFloat16": ["LDG.E.128", "STG.E.128", "SHFL"]},
     "softmax_gate": {"in_registers<false, danet::BFloat16, 8": ["LDG.E.128", "STG.E.128", "SHFL.BFLY"]},
@@ -33,7 +33,7 @@ EXPECTED = {
 }
 """Of each operator's hot kernels on sm_90, instructions that at least one of them must have."""
 
-ABSENT = {"sdc": {"forward<danet::BFloat16, int, 8, 9>": ["PRMT"]}}
+ABSENT = {"sdc": {"forward_kernel<danet::BFloat16, int, 8, 9, false>": ["PRMT"]}}
 """Those that none of them may have: packets are moved and converted by words, not put together of halves."""
 
 

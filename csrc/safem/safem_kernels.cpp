@@ -128,7 +128,9 @@ void sample(
       rows.features, count, rows.C, prepared + at.predictor, prepared + at.predictor_bias, p.C, 3 * J,
       rows.predictions, rows.predicted, [](F v) { return v; });
 
-  const SdcParams sdc{p.N, p.C, p.H, p.W, p.G, kSafemTaps, p.H, p.W, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, true, false};
+  const SdcParams sdc{
+      p.N, p.C, p.H, p.W, p.G, kSafemTaps, p.H, p.W, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, true, false, false,
+      2 * kSafemTaps, kSafemTaps};
   Taps<float> taps(sdc);
   const Corners corners(sdc, input, 0, p.H);
   for (int64_t i = begin; i < end; ++i) {

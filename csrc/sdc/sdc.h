@@ -3,8 +3,8 @@
 //   out[n, c, y, x] = sum_{k < K} m[n, g, k, y, x] * input[n, c, Y, X],   g = c / (C / G)
 //   Y = y*s_y - p_y + h_y + scale * (k_y*d_y - h_y + offset[n, g, k, 0, y, x]),   the same for X with index 1
 //
-// h = d * (kernel_size - 1) / 2 (whole numbers), tap k = (k_y, k_x) in row-major order without the middle one where
-// remove_center, m the softmax of mask over the K taps, or mask itself. input[Y, X] is bilinear between the four pixels
+// h = d * (kernel_size - 1) / 2 (whole numbers), tap k = (k_y, k_x) row by row without the middle one where remove_center
+// (in DCNv3's and DCNv4's order: column by column, and of the two offsets the one of X first), m the softmax of mask over the K taps, or mask itself. input[Y, X] is bilinear between the four pixels
 // of the cell floor(Y), floor(X), zero outside the image. A NaN coordinate is a NaN sample forward and a zero sample
 // backward, an infinite one a zero sample; the gradient of their offsets is zero.
 #pragma once
@@ -20,6 +20,8 @@ struct SdcParams {
   int64_t kernel_size[2], stride[2], padding[2], dilation[2];  // (y, x)
   double offset_scale;
   bool softmax, remove_center;
+  bool x_first;                      // DCNv3's order
+  int64_t offset_group, mask_group;  // elements from group to group: 2 K and K, or more in DCNv4's tensor of both
 };
 
 namespace {
@@ -30,7 +32,8 @@ DANET_SHARED int64_t sdc_start(const SdcParams& p, int axis) {
 }
 DANET_SHARED double sdc_tap(const SdcParams& p, int axis, int64_t k) {
   if (p.remove_center && k >= p.K / 2) ++k;
-  int64_t side = axis == 0 ? k / p.kernel_size[1] : k % p.kernel_size[1];
+  const int inner = p.x_first ? 0 : 1;
+  const int64_t side = axis == inner ? k % p.kernel_size[inner] : k / p.kernel_size[inner];
   return p.offset_scale * double(side * p.dilation[axis] - p.dilation[axis] * (p.kernel_size[axis] - 1) / 2);
 }
 

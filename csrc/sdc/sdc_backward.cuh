@@ -30,12 +30,12 @@ GPU_DEVICE void add(float* p, const float (&v)[8]) {
 // Roofline, computed, of the case in sdc_forward.cuh, 3.4 GFLOP: bfloat16 155 MB, 36 us; as compiled for sm_90 344
 // instructions a tap and packet, 131 us; 380e6 additions of a float, for which the second-level cache takes 290 us at
 // 1.3e12 a second (assumed). They bind: 12 % of the copy bandwidth, 10 % expected. Not yet measured on a GPU.
-template <typename T, typename Index, int kVector, int kTaps, bool kScatter>
-__global__ void __launch_bounds__(kThreads, 5) backward(
+template <typename T, typename Index, int kVector, int kTaps, bool kXFirst, bool kScatter>
+__global__ void __launch_bounds__(kThreads, 5) backward_kernel(
     SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView input /* [N, H*W, C] */,
     ImageView offset /* [N, H_out*W_out, G, K, 2] */, ImageView mask /* [N, H_out*W_out, G, K] */,
-    Compute<T>* __restrict__ grad_input /* [N, H*W, C] */, T* __restrict__ grad_offset /* [items, K, 2] */,
-    T* __restrict__ grad_mask /* [items, K] */, int64_t items, int block_items, int lanes) {
+    Compute<T>* __restrict__ grad_input /* [N, H*W, C] */, ImageView grad_offset /* as offset */,
+    ImageView grad_mask /* as mask */, int64_t items, int block_items, int lanes) {
   using A = Compute<T>;
   using Packet = gpu::Group<T, kVector>;
   const int K = kTaps > 0 ? kTaps : int(p.K), D = int(p.C / p.G), packets = D / kVector;
@@ -47,8 +47,9 @@ __global__ void __launch_bounds__(kThreads, 5) backward(
 
   if (const int item = int(threadIdx.x); item < count) {
     const Item<Index> at(p, first + item);
-    prepare_taps<kTaps>(
-        p, offset.pixel<const T>(at.n, at.i) + 2 * at.g * K, mask.pixel<const T>(at.n, at.i) + at.g * K, at.y, at.x,
+    prepare_taps<kTaps, kXFirst>(
+        p, offset.pixel<const T>(at.n, at.i) + at.g * p.offset_group,
+        mask.pixel<const T>(at.n, at.i) + at.g * p.mask_group, at.y, at.x,
         [&](int k, const Sample<A>& sample, A m) {
           taps[item * K + k] = {sample.y, sample.x, m, sample.place.pixel};
           presents[item * K + k] = sample.place.present;
@@ -104,15 +105,15 @@ __global__ void __launch_bounds__(kThreads, 5) backward(
       mean += tap.m * grad_m;
       if (active && lane == k % lanes) {
         grads_m[item * K + k] = grad_m;
-        T* pair = grad_offset + (int64_t(first + item) * K + k) * 2;
-        pair[0] = gpu::from_compute<T>(A(p.offset_scale) * grad_y);
-        pair[1] = gpu::from_compute<T>(A(p.offset_scale) * grad_x);
+        T* pair = grad_offset.pixel<T>(at.n, at.i) + at.g * p.offset_group + 2 * k;
+        pair[p.x_first ? 1 : 0] = gpu::from_compute<T>(A(p.offset_scale) * grad_y);
+        pair[p.x_first ? 0 : 1] = gpu::from_compute<T>(A(p.offset_scale) * grad_x);
       }
     }
     // The lane that wrote a tap's gradient finishes it.
     for (int k = lane; active && k < K; k += lanes) {
       const A grad_m = grads_m[item * K + k];
-      grad_mask[int64_t(first + item) * K + k] =
+      grad_mask.pixel<T>(at.n, at.i)[at.g * p.mask_group + k] =
           gpu::from_compute<T>(p.softmax ? taps[item * K + k].m * (grad_m - mean) : grad_m);
     }
   }
@@ -132,10 +133,10 @@ __global__ void __launch_bounds__(kThreads) find_reach(
   int32_t first = int32_t(p.H), last = -1;
   for (int64_t i = threadIdx.x; i < p.W_out * p.G * p.K; i += kThreads) {
     const int64_t x = i / (p.G * p.K), j = i - x * (p.G * p.K), k = j % p.K;
-    const int tap = int(k) + (p.remove_center && k >= p.K / 2 ? 1 : 0), columns = int(p.kernel_size[1]);
-    const T* pair = offset.pixel<const T>(n, y * p.W_out + x) + 2 * j;
+    const int tap = int(k) + (p.remove_center && k >= p.K / 2 ? 1 : 0), inner = int(p.kernel_size[p.x_first ? 0 : 1]);
+    const T* pair = offset.pixel<const T>(n, y * p.W_out + x) + j / p.K * p.offset_group + 2 * k;
     const Sample<A> sample = locate<A>(
-        p, tap / columns, tap % columns, start_y, start_x + A(x * p.stride[1]), gpu::to_compute(pair[0]),
+        p, p.x_first, tap / inner, tap % inner, start_y, start_x + A(x * p.stride[1]), gpu::to_compute(pair[0]),
         gpu::to_compute(pair[1]));
     if (sample.place.present & 3) first = min(first, sample.row), last = max(last, sample.row);
     if (sample.place.present & 12) first = min(first, sample.row + 1), last = max(last, sample.row + 1);
@@ -168,8 +169,9 @@ __global__ void __launch_bounds__(32, 16) backward_in_order(
       const int count = int(p.W_out - x < pixels ? p.W_out - x : pixels);
       const int64_t i = y * p.W_out + x + lane;
       if (lane < count)
-        prepare_taps<0>(
-            p, offset.pixel<const T>(n, i) + 2 * g * K, mask.pixel<const T>(n, i) + g * K, int(y), int(x) + lane,
+        prepare_taps<0, false>(
+            p, offset.pixel<const T>(n, i) + g * p.offset_group, mask.pixel<const T>(n, i) + g * p.mask_group, int(y),
+            int(x) + lane,
             [&](int k, const Sample<A>& sample, A m) {
               bilinear(sample.y, sample.x, m, corners[lane * K + k].weight);
               places[lane * K + k] = sample.place;

@@ -1,4 +1,4 @@
-// SDC on the CPU, the side that torch calls: checks, memory, threads.
+// SDC, DCNv3 and DCNv4 on the CPU, the side that torch calls: checks, memory, threads.
 #include <numeric>
 #include <tuple>
 
@@ -28,36 +28,25 @@ Image dense_enough(const Tensor& input, const SdcParams& p) {
 // Elementary operations of one output row: the preparation of its taps and their corners' channels, a vector at a time.
 int64_t row_cost(const SdcParams& p) { return p.W_out * p.K * (4 * p.G + p.C / 2); }
 
-Tensor sdc(
-    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h,
-    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
-    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center) {
-  const SdcParams p = check_sdc(
-      input, offset, mask, groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w},
-      {dilation_h, dilation_w}, offset_scale, softmax, remove_center);
+Tensor forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
   check_limits(p);
   const SdcKernels& kernels = DANET_KERNELS(sdc_kernels, dtype_of(input));
-  const Image x(dense_enough(input, p)), offsets(offset), masks(mask), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
+  const Image x(dense_enough(input, p)), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
   parallel_for(p.N * p.H_out, row_cost(p), [&](int64_t begin, int64_t end) {
-    kernels.forward(p, x.view, offsets.view, masks.view, out.view, begin, end);
+    kernels.forward(p, x.view, offset, mask, out.view, begin, end);
   });
   return out.tensor;
 }
 
 // Every row of grad_input has one owner, which adds what reaches it in the order of the output pixels: the sums are the
 // same whatever the number of bands and threads. An owner also does its share of grad_offset and grad_mask, on the way.
-std::tuple<Tensor, Tensor, Tensor> sdc_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h,
-    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
-    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center, bool) {
-  const SdcParams p = check_sdc(
-      input, offset, mask, groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w},
-      {dilation_h, dilation_w}, offset_scale, softmax, remove_center);
+Tensor backward(
+    const SdcParams& p, const Tensor& grad_output, const Tensor& input, const ImageView& offset, const ImageView& mask,
+    const ImageView& grad_offset, const ImageView& grad_mask) {
   check_limits(p);
   check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
   const SdcKernels& kernels = DANET_KERNELS(sdc_kernels, dtype_of(input));
-  const Image grad_out(grad_output), x(dense_enough(input, p)), offsets(offset), masks(mask);
-  const Image grad_offset(empty_image(offset, offset.sizes())), grad_mask(empty_image(mask, mask.sizes()));
+  const Image grad_out(grad_output), x(dense_enough(input, p));
   const bool is_half = input.scalar_type() != ScalarType::Float && input.scalar_type() != ScalarType::Double;
   const Image grad_input(torch::stable::empty(
       input.sizes(), is_half ? ScalarType::Float : input.scalar_type(), std::nullopt, input.device(), std::nullopt,
@@ -72,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> sdc_backward(
   if (bands > 1) {
     reach.reset(new int32_t[p.N * p.H_out][2]);
     parallel_for(p.N * p.H_out, p.W_out * p.G * p.K, [&](int64_t begin, int64_t end) {
-      kernels.reach(p, offsets.view, begin, end, reach.get());
+      kernels.reach(p, offset, begin, end, reach.get());
     });
   }
   torch::stable::parallel_for(0, p.N * bands, 1, [&](int64_t begin, int64_t end) {
@@ -83,19 +72,77 @@ std::tuple<Tensor, Tensor, Tensor> sdc_backward(
           grad_input.view.pixel<char>(0, 0) + (n * p.H + first) * p.W * p.C * element, 0,
           size_t((last - first) * p.W * p.C * element));
       kernels.backward(
-          p, grad_out.view, x.view, offsets.view, masks.view, grad_input.view, grad_offset.view, grad_mask.view, n,
-          p.H_out * band / bands, p.H_out * (band + 1) / bands, first, last, reach.get());
+          p, grad_out.view, x.view, offset, mask, grad_input.view, grad_offset, grad_mask, n, p.H_out * band / bands,
+          p.H_out * (band + 1) / bands, first, last, reach.get());
     }
   });
-  Tensor result = is_half ? torch::stable::to(grad_input.tensor, input.scalar_type()) : grad_input.tensor;
-  return {result, grad_offset.tensor, grad_mask.tensor};
+  return is_half ? torch::stable::to(grad_input.tensor, input.scalar_type()) : grad_input.tensor;
+}
+
+// `sdc`, and `dcnv3`, whose order of taps and pairs is another.
+template <bool is_dcnv3>
+Tensor sdc(
+    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
+    bool softmax, bool remove_center) {
+  const SdcParams p = check_sdc(
+      is_dcnv3, input, offset, mask,
+      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
+       softmax, remove_center});
+  return forward(p, input, Image(offset).view, Image(mask).view);
+}
+
+template <bool is_dcnv3>
+std::tuple<Tensor, Tensor, Tensor> sdc_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
+    bool softmax, bool remove_center, bool) {
+  const SdcParams p = check_sdc(
+      is_dcnv3, input, offset, mask,
+      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
+       softmax, remove_center});
+  const Image offsets(offset), masks(mask);
+  const Image grad_offset(empty_image(offset, offset.sizes())), grad_mask(empty_image(mask, mask.sizes()));
+  const Tensor grad_input = backward(
+      p, grad_output, input, offsets.view, masks.view, grad_offset.view, grad_mask.view);
+  return {grad_input, grad_offset.tensor, grad_mask.tensor};
+}
+
+Tensor dcnv4(
+    const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
+    bool softmax, bool remove_center) {
+  const SdcParams p = check_dcnv4(
+      input, offset_mask,
+      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
+       softmax, remove_center});
+  const Image packed(offset_mask);
+  return forward(p, input, packed.view, mask_of(p, packed));
+}
+
+std::tuple<Tensor, Tensor> dcnv4_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
+    bool softmax, bool remove_center, bool) {
+  const SdcParams p = check_dcnv4(
+      input, offset_mask,
+      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
+       softmax, remove_center});
+  const Image packed(offset_mask), grad(empty_offset_mask(p, offset_mask));
+  const Tensor grad_input = backward(
+      p, grad_output, input, packed.view, mask_of(p, packed), grad.view, mask_of(p, grad));
+  return {grad_input, grad.tensor};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(danet, CPU, library) {
-  library.impl("sdc", TORCH_BOX(&sdc));
-  library.impl("sdc_backward", TORCH_BOX(&sdc_backward));
+  library.impl("sdc", TORCH_BOX(&sdc<false>));
+  library.impl("sdc_backward", TORCH_BOX(&sdc_backward<false>));
+  library.impl("dcnv3", TORCH_BOX(&sdc<true>));
+  library.impl("dcnv3_backward", TORCH_BOX(&sdc_backward<true>));
+  library.impl("dcnv4", TORCH_BOX(&dcnv4));
+  library.impl("dcnv4_backward", TORCH_BOX(&dcnv4_backward));
 }
 
 }  // namespace danet

@@ -1,4 +1,4 @@
-// SDC on CUDA devices: which kernel, how many blocks, which memory.
+// SDC, DCNv3 and DCNv4 on CUDA devices: which kernel, how many blocks, which memory.
 #include <tuple>
 
 #include "../common/device.h"
@@ -34,43 +34,41 @@ bool fits_32_bits(const SdcParams& p, const ImageView& input) {
   return p.N * p.H_out * p.W_out * p.G < end - kItems && (p.H + 4) * (p.W + 4) < end / stride;
 }
 
-// body(index, vector, taps) with what the kernels are specialised for: 32-bit indices, packets of 16 bytes (never for
-// float64), 3x3. What is rare shares a kernel with what is general.
+// body(index, vector, taps, x_first) with what the kernels are specialised for: 32-bit indices, packets of 16 bytes (never
+// for float64), 3x3 in either order. What is rare shares a kernel with what is general.
 template <typename T, typename Body>
 void specialise(
     const SdcParams& p, const ImageView& input, const ImageView& offset, bool packets_fit, const Body& body) {
   constexpr Constant<gpu::Packet<T>::kSize> packet{};
-  const bool is_3x3 =
-      p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && is_aligned<T>(offset, 2);
+  const bool pairs = is_aligned<T>(offset, 2) && p.offset_group % 2 == 0;  // not those of DCNv4: 27 numbers a group
+  const bool is_3x3 = p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && pairs;
   if constexpr (sizeof(T) < 8) {
-    if (packets_fit && !fits_32_bits(p, input)) return body(int64_t{}, packet, Constant<0>{});
-    if (packets_fit && is_3x3) return body(int32_t{}, packet, Constant<9>{});
-    if (packets_fit) return body(int32_t{}, packet, Constant<0>{});
+    if (packets_fit && !fits_32_bits(p, input)) return body(int64_t{}, packet, Constant<0>{}, std::false_type{});
+    if (packets_fit && is_3x3 && p.x_first) return body(int32_t{}, packet, Constant<9>{}, std::true_type{});
+    if (packets_fit && is_3x3) return body(int32_t{}, packet, Constant<9>{}, std::false_type{});
+    if (packets_fit) return body(int32_t{}, packet, Constant<0>{}, std::false_type{});
   }
-  body(int64_t{}, Constant<1>{}, Constant<0>{});
+  body(int64_t{}, Constant<1>{}, Constant<0>{}, std::false_type{});
 }
 
-Tensor sdc(
-    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h,
-    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
-    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center) {
-  const SdcParams p = check_sdc(
-      input, offset, mask, groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w},
-      {dilation_h, dilation_w}, offset_scale, softmax, remove_center);
+Tensor forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
   check_limits(p);
   const OnDevice here(input);
-  const Image x(input), offsets(offset), masks(mask), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
+  const Image x(input), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
   const int64_t items = p.N * p.H_out * p.W_out * p.G;
   if (items == 0) return out.tensor;
   with_type(input, [&](auto type) {
     using T = decltype(type);
     using A = Compute<T>;
     const int block_items = items_of_a_block<A>(p);
-    specialise<T>(p, x.view, offsets.view, fits_packets<T>(p.C / p.G, {x.view}), [&](auto index, auto vector, auto taps) {
+    const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view});
+    specialise<T>(p, x.view, offset, packets_fit, [&](auto index, auto vector, auto taps, auto x_first) {
       gpu::launch(
-          "sdc", forward<T, decltype(index), decltype(vector)::value, decltype(taps)::value>,
+          "sdc",
+          forward_kernel<
+              T, decltype(index), decltype(vector)::value, decltype(taps)::value, decltype(x_first)::value>,
           {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)), here.stream()}, p,
-          x.view, offsets.view, masks.view, static_cast<T*>(out.view.data), items, block_items);
+          x.view, offset, mask, static_cast<T*>(out.view.data), items, block_items);
     });
   });
   return out.tensor;
@@ -83,18 +81,13 @@ int lanes_of(int64_t packets) {
   return lanes;
 }
 
-std::tuple<Tensor, Tensor, Tensor> sdc_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h,
-    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
-    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center, bool deterministic) {
-  const SdcParams p = check_sdc(
-      input, offset, mask, groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w},
-      {dilation_h, dilation_w}, offset_scale, softmax, remove_center);
+Tensor backward(
+    const SdcParams& p, const Tensor& grad_output, const Tensor& input, const ImageView& offset, const ImageView& mask,
+    const ImageView& grad_offset, const ImageView& grad_mask, bool deterministic) {
   check_limits(p);
   check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
   const OnDevice here(input);
-  const Image grad_out(grad_output), x(input), offsets(offset), masks(mask);
-  const Image grad_offset(empty_image(offset, offset.sizes())), grad_mask(empty_image(mask, mask.sizes()));
+  const Image grad_out(grad_output), x(input);
   const bool is_double = input.scalar_type() == ScalarType::Double;
   Tensor grad_input = torch::stable::empty(
       input.sizes(), is_double ? ScalarType::Double : ScalarType::Float, std::nullopt, input.device(), std::nullopt,
@@ -108,37 +101,98 @@ std::tuple<Tensor, Tensor, Tensor> sdc_backward(
       A* sums = static_cast<A*>(grad_input.mutable_data_ptr());
       const int block_items = items_of_a_block<A>(p);
       const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view, grad_out.view});
-      specialise<T>(p, x.view, offsets.view, packets_fit, [&](auto index, auto vector, auto taps) {
+      specialise<T>(p, x.view, offset, packets_fit, [&](auto index, auto vector, auto taps, auto x_first) {
         using Index = decltype(index);
         constexpr int kVector = decltype(vector)::value, kTaps = decltype(taps)::value;
+        constexpr bool kXFirst = decltype(x_first)::value;
         gpu::launch(
-            "sdc", deterministic ? backward<T, Index, kVector, kTaps, false> : backward<T, Index, kVector, kTaps, true>,
+            "sdc",
+            deterministic ? backward_kernel<T, Index, kVector, kTaps, kXFirst, false>
+                          : backward_kernel<T, Index, kVector, kTaps, kXFirst, true>,
             {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)), here.stream()},
-            p, grad_out.view, x.view, offsets.view, masks.view, sums, static_cast<T*>(grad_offset.view.data),
-            static_cast<T*>(grad_mask.view.data), items, block_items, lanes_of(p.C / p.G / kVector));
+            p, grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, items, block_items,
+            lanes_of(p.C / p.G / kVector));
         if (!deterministic) return;
         Tensor reach = torch::stable::empty(
             {p.N * p.H_out, 2}, ScalarType::Int, std::nullopt, input.device(), std::nullopt, std::nullopt);
         int32_t* rows = static_cast<int32_t*>(reach.mutable_data_ptr());
         const int pixels = std::min(32, block_items);
         gpu::launch(
-            "sdc", find_reach<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, here.stream()}, p, offsets.view,
-            rows);
+            "sdc", find_reach<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, here.stream()}, p, offset, rows);
         gpu::launch(
             "sdc", backward_in_order<T, kVector>,
             {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(pixels * item_bytes<A>(p)), here.stream()}, p,
-            grad_out.view, offsets.view, masks.view, rows, sums, pixels);
+            grad_out.view, offset, mask, rows, sums, pixels);
       });
     });
-  if (grad_input.scalar_type() != input.scalar_type()) grad_input = torch::stable::to(grad_input, input.scalar_type());
+  return grad_input.scalar_type() == input.scalar_type() ? grad_input
+                                                         : torch::stable::to(grad_input, input.scalar_type());
+}
+
+// `sdc`, and `dcnv3`, whose order of taps and pairs is another.
+template <bool is_dcnv3>
+Tensor sdc(
+    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
+    bool softmax, bool remove_center) {
+  const SdcParams p = check_sdc(
+      is_dcnv3, input, offset, mask,
+      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
+       softmax, remove_center});
+  return forward(p, input, Image(offset).view, Image(mask).view);
+}
+
+template <bool is_dcnv3>
+std::tuple<Tensor, Tensor, Tensor> sdc_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
+    bool softmax, bool remove_center, bool deterministic) {
+  const SdcParams p = check_sdc(
+      is_dcnv3, input, offset, mask,
+      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
+       softmax, remove_center});
+  const Image offsets(offset), masks(mask);
+  const Image grad_offset(empty_image(offset, offset.sizes())), grad_mask(empty_image(mask, mask.sizes()));
+  const Tensor grad_input = backward(
+      p, grad_output, input, offsets.view, masks.view, grad_offset.view, grad_mask.view, deterministic);
   return {grad_input, grad_offset.tensor, grad_mask.tensor};
+}
+
+Tensor dcnv4(
+    const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
+    bool softmax, bool remove_center) {
+  const SdcParams p = check_dcnv4(
+      input, offset_mask,
+      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
+       softmax, remove_center});
+  const Image packed(offset_mask);
+  return forward(p, input, packed.view, mask_of(p, packed));
+}
+
+std::tuple<Tensor, Tensor> dcnv4_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
+    bool softmax, bool remove_center, bool deterministic) {
+  const SdcParams p = check_dcnv4(
+      input, offset_mask,
+      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
+       softmax, remove_center});
+  const Image packed(offset_mask), grad(empty_offset_mask(p, offset_mask));
+  const Tensor grad_input = backward(
+      p, grad_output, input, packed.view, mask_of(p, packed), grad.view, mask_of(p, grad), deterministic);
+  return {grad_input, grad.tensor};
 }
 
 }  // namespace
 
 DANET_CUDA_LIBRARY(library) {
-  library.impl("sdc", TORCH_BOX(&sdc));
-  library.impl("sdc_backward", TORCH_BOX(&sdc_backward));
+  library.impl("sdc", TORCH_BOX(&sdc<false>));
+  library.impl("sdc_backward", TORCH_BOX(&sdc_backward<false>));
+  library.impl("dcnv3", TORCH_BOX(&sdc<true>));
+  library.impl("dcnv3_backward", TORCH_BOX(&sdc_backward<true>));
+  library.impl("dcnv4", TORCH_BOX(&dcnv4));
+  library.impl("dcnv4_backward", TORCH_BOX(&dcnv4_backward));
 }
 
 }  // namespace danet

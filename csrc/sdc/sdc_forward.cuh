@@ -17,8 +17,8 @@ namespace {
 //   float32: 155 MB, 36 us; 1.5 GB from the first-level cache, 49 us; 34 instructions a tap and packet, 126 a number,
 //   43 us. The cache binds: 73 % at its full rate, 55 % expected.
 // Not yet measured on a GPU.
-template <typename T, typename Index, int kVector, int kTaps>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8) forward(
+template <typename T, typename Index, int kVector, int kTaps, bool kXFirst>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8) forward_kernel(
     SdcParams p, ImageView input /* [N, H*W, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
     ImageView mask /* [N, H_out*W_out, G, K] */, T* __restrict__ out /* [items, D] */, int64_t items, int block_items) {
   using A = Compute<T>;
@@ -33,8 +33,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8) forward(
     const Item<Index> at(p, first + item);
     bases[item] = at.n * input.image_stride + at.g * D;
     uint32_t present = 15;
-    prepare_taps<kTaps>(
-        p, offset.pixel<const T>(at.n, at.i) + 2 * at.g * K, mask.pixel<const T>(at.n, at.i) + at.g * K, at.y, at.x,
+    prepare_taps<kTaps, kXFirst>(
+        p, offset.pixel<const T>(at.n, at.i) + at.g * p.offset_group,
+        mask.pixel<const T>(at.n, at.i) + at.g * p.mask_group, at.y, at.x,
         [&](int k, const Sample<A>& sample, A m) {
           if (sample.is_nan) m = A(NAN);  // whatever its corners hold: zeros times this are it, too
           bilinear(sample.y, sample.x, m, corners[item * K + k].weight);

@@ -164,7 +164,7 @@ DANET_INLINE void sum_taps(
   // A pixel at the border that is not finite, times the weight zero, is not zero.
   Place<A, T> group = place;
   group.J = p.K;
-  for (int64_t j = 0; j < place.J; j += p.K, group.offset += 2 * p.K, group.mask += p.K, image += C, out += C)
+  for (int64_t j = 0; j < place.J; j += p.K, group.offset += p.offset_group, group.mask += p.mask_group, image += C, out += C)
     if (any_nan(out, C)) sum_taps_exactly(p, taps, group, corners, image, out, C);
 }
 

@@ -37,10 +37,10 @@ void reach(const SdcParams& p, ImageView offset, int64_t begin, int64_t end, int
     for (int64_t x = 0; x < p.W_out; ++x)
       for (int64_t g = 0; g < p.G; g += taps.groups) {
         int64_t J = (g + taps.groups <= p.G ? taps.groups : p.G - g) * p.K;
-        Readable<T, 2 * L> offsets(offset.pixel<T>(n, y * p.W_out + x) + 2 * g * p.K, 2 * J);
+        Readable<T, 2 * L> offsets(offset.pixel<T>(n, y * p.W_out + x) + g * p.offset_group, 2 * J);
         for_vectors<L>(J < L ? L : J, [&](int64_t j) {
           Vec<A> dy, dx;
-          load_offsets<A>(offsets.values, j, dy, dx);
+          load_offsets<A>(p, offsets.values, j, dy, dx);
           Vec<A> place = (load(taps.tap_y + j) + start) + scale * dy;
           lowest = place < lowest ? place : lowest;
           highest = place > highest ? place : highest;
@@ -173,8 +173,9 @@ DANET_INLINE void finish(
     store(taps.grad_m + j, grad_m);
     grad_y *= scale;
     grad_x *= scale;
-    store_up_to(grad_offset + 2 * j, pick<InterleavedLow>(grad_y, grad_x), 2 * (J - j));
-    store_up_to(grad_offset + 2 * j + L, pick<InterleavedHigh>(grad_y, grad_x), 2 * (J - j) - L);
+    const Vec<A> one = p.x_first ? grad_x : grad_y, two = p.x_first ? grad_y : grad_x;
+    store_up_to(grad_offset + 2 * j, pick<InterleavedLow>(one, two), 2 * (J - j));
+    store_up_to(grad_offset + 2 * j + L, pick<InterleavedHigh>(one, two), 2 * (J - j) - L);
   }
   if (p.softmax)
     spread_over_groups(taps, J, p.K, [&](int64_t first) {
@@ -217,7 +218,8 @@ void backward(
             if (!inside) fold<false>(p, taps, place.J, 0, p.H, place.stride, taps.cell);
             project(taps, place.J, corners, grad, input.pixel<T>(n, 0) + g * C, C);
             finish(
-                p, taps, place.J, inside, grad_offset.pixel<T>(n, i) + 2 * g * p.K, grad_mask.pixel<T>(n, i) + g * p.K);
+                p, taps, place.J, inside, grad_offset.pixel<T>(n, i) + g * p.offset_group,
+                grad_mask.pixel<T>(n, i) + g * p.mask_group);
           }
           if (touched) {
             A* grad_image = grad_input.pixel<A>(n, 0) + g * C;

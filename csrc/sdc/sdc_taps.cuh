@@ -26,14 +26,18 @@ struct Sample {
   bool is_nan;
 };
 
-// The sample of tap (tap_y, tap_x) of the pixel whose window begins at (start_y, start_x); see sdc.h.
+// The sample of the tap with these places along its two axes, which is (y, x), or (x, y) where x_first, as its two offsets
+// are; the pixel's window begins at (start_y, start_x). See sdc.h.
 template <typename A>
-GPU_DEVICE Sample<A> locate(const SdcParams& p, int tap_y, int tap_x, A start_y, A start_x, A dy, A dx) {
+GPU_DEVICE Sample<A> locate(
+    const SdcParams& p, bool x_first, int outer, int inner, A start_y, A start_x, A first, A second) {
   const A scale = A(p.offset_scale);
-  const int d_y = int(p.dilation[0]), d_x = int(p.dilation[1]);
-  const int centre_y = d_y * int(p.kernel_size[0] - 1) / 2, centre_x = d_x * int(p.kernel_size[1] - 1) / 2;
-  const A y = (scale * A(tap_y * d_y - centre_y) + start_y) + scale * dy;
-  const A x = (scale * A(tap_x * d_x - centre_x) + start_x) + scale * dx;
+  const auto coordinate = [&](int axis, int side, A start, A offset) {
+    const int d = int(p.dilation[axis]), centre = d * int(p.kernel_size[axis] - 1) / 2;
+    return (scale * A(side * d - centre) + start) + scale * offset;
+  };
+  const A y = x_first ? coordinate(0, inner, start_y, second) : coordinate(0, outer, start_y, first);
+  const A x = x_first ? coordinate(1, outer, start_x, first) : coordinate(1, inner, start_x, second);
   Sample<A> sample;
   sample.is_nan = y != y || x != x;
   // What no int is as far away is outside of every image as well, and the weights of what is outside must be numbers.
@@ -58,8 +62,9 @@ GPU_DEVICE Compute<T> exponential(Compute<T> a) {
 }
 
 // store(k, sample, m) for the taps of one item at output pixel (y, x): offset [K, 2] and mask [K] are its own. With
-// kTaps = 9 the window is 3x3, pairs of offsets are aligned to their size, and all is in registers.
-template <int kTaps, typename T, typename Store>
+// kTaps = 9 the window is 3x3, in the order that kXFirst says, pairs of offsets are aligned to their size, and all is in
+// registers, of which there are too few to find out about the order there.
+template <int kTaps, bool kXFirst, typename T, typename Store>
 GPU_DEVICE void prepare_taps(
     const SdcParams& p, const T* __restrict__ offset, const T* __restrict__ mask, int y, int x, const Store& store) {
   using A = Compute<T>;
@@ -85,10 +90,10 @@ GPU_DEVICE void prepare_taps(
 #pragma unroll
     for (int k = 0; k < kTaps; ++k) {
       const auto pair = gpu::to_compute(pairs[k]);
-      store(k, locate<A>(p, k / 3, k % 3, start_y, start_x, pair.values[0], pair.values[1]), m[k] * factor);
+      store(k, locate<A>(p, kXFirst, k / 3, k % 3, start_y, start_x, pair.values[0], pair.values[1]), m[k] * factor);
     }
   } else {
-    const int K = int(p.K), columns = int(p.kernel_size[1]);
+    const int K = int(p.K), inner = int(p.kernel_size[p.x_first ? 0 : 1]);
     A top = 0, factor = 1;
     if (p.softmax) {
       A sum = 0;
@@ -103,7 +108,7 @@ GPU_DEVICE void prepare_taps(
       store(
           k,
           locate<A>(
-              p, tap / columns, tap % columns, start_y, start_x, gpu::to_compute(offset[2 * k]),
+              p, p.x_first, tap / inner, tap % inner, start_y, start_x, gpu::to_compute(offset[2 * k]),
               gpu::to_compute(offset[2 * k + 1])),
           p.softmax ? exponential<T>(m - top) * factor : m);
     }

@@ -28,6 +28,7 @@ struct Taps {
   int64_t groups;
 
   explicit Taps(const SdcParams& p) : groups(kMaxTaps / p.K < p.G ? kMaxTaps / p.K : p.G) {
+    if (p.offset_group != 2 * p.K || p.mask_group != p.K) groups = 1;  // they do not lie side by side
     // Whole vectors of those that there can be: most calls are small, and all of the room is not.
     for (int64_t j = 0; j < groups * p.K + kLanes<A>; ++j) {
       const int64_t g = j / p.K, k = j - g * p.K;
@@ -58,10 +59,11 @@ struct Readable {
 };
 
 template <typename A, typename T>
-DANET_INLINE void load_offsets(const T* offset, int64_t j, Vec<A>& y, Vec<A>& x) {
-  Vec<A> low = load(offset + 2 * j), high = load(offset + 2 * j + kLanes<A>);
-  y = pick<EvenLanes>(low, high);
-  x = pick<OddLanes>(low, high);
+DANET_INLINE void load_offsets(const SdcParams& p, const T* offset, int64_t j, Vec<A>& y, Vec<A>& x) {
+  const Vec<A> low = load(offset + 2 * j), high = load(offset + 2 * j + kLanes<A>);
+  const Vec<A> first = pick<EvenLanes>(low, high), second = pick<OddLanes>(low, high);
+  y = p.x_first ? second : first;
+  x = p.x_first ? first : second;
 }
 
 // The sum of `count` values, kCount of them if that is not 0, in three chains of additions that do not wait for one
@@ -126,7 +128,7 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
       m = load(taps.m + j);
     }
     Vec<A> dy, dx;
-    load_offsets<A>(offsets.values, j, dy, dx);
+    load_offsets<A>(p, offsets.values, j, dy, dx);
     Vec<A> y = (load(taps.tap_y + j) + place.start_y) + scale * dy;
     Vec<A> x = (load(taps.tap_x + j) + place.start_x) + scale * dx;
     // A NaN goes into the weights. Far away is as good as just outside.
@@ -266,7 +268,7 @@ DANET_INLINE void for_row(
     for (int64_t g = 0; g < p.G; g += taps.groups) {
       const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
       const Place<A, T> place{
-          offsets + 2 * g * p.K, masks + g * p.K, start_y, start_x + A(x * p.stride[1]), groups * p.K,
+          offsets + g * p.offset_group, masks + g * p.mask_group, start_y, start_x + A(x * p.stride[1]), groups * p.K,
           uint32_t(stride), uint32_t(grad_stride)};
       body(x, g, place);
     }

@@ -3,6 +3,7 @@
 Every operator has a public function and a reference in plain PyTorch with the same signature.
 """
 
+from danet.ops.dcn import DCNv3Function, DCNv4Function, dcnv3, dcnv4
 from danet.ops.info import describe, info
 from danet.ops.lcdc import lcdc, lcdc_kernel_size, lcdc_reference
 from danet.ops.rep_conv import PreparedRepConv, prepare_rep_conv, rep_conv, rep_conv_reference
@@ -12,8 +13,12 @@ from danet.ops.softmax_gate import softmax_gate, softmax_gate_reference
 
 __all__ = [
     "SDC",
+    "DCNv3Function",
+    "DCNv4Function",
     "PreparedRepConv",
     "PreparedSafem",
+    "dcnv3",
+    "dcnv4",
     "describe",
     "info",
     "lcdc",

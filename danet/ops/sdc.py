@@ -106,10 +106,9 @@ def sdc(
     input, offset, mask = autocast(input, offset, mask)
     options = (groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center)
     sizes = check_sdc(input, offset, mask, *options)
-    count = (sizes.H + 4) * (sizes.W + 4) * (1 if input.is_cuda else sizes.C)
-    if library.has_kernel(input) and sizes.K <= MAX_TAPS and count < MAX_COUNT:
+    if runs_compiled(input, sizes):
         return library.call("sdc", input, offset, mask, sizes.G, *sizes.windows, offset_scale, softmax, remove_center)
-    return _reference(input, offset, mask, sizes, offset_scale, softmax)
+    return sdc_by_gather(input, offset, mask, sizes, offset_scale, softmax)
 
 
 def sdc_reference(
@@ -129,12 +128,13 @@ def sdc_reference(
     """`sdc` in plain PyTorch: any device, double backward; half types accumulate in float32."""
     options = (groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center)
     sizes = check_sdc(input, offset, mask, *options)
-    return _reference(input, offset, mask, sizes, offset_scale, softmax)
+    return sdc_by_gather(input, offset, mask, sizes, offset_scale, softmax)
 
 
-def _reference(
+def sdc_by_gather(
     input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSizes, offset_scale: float, softmax: bool
 ) -> Tensor:
+    """The reference of arguments that were checked."""
     N, C, H, W, G, K, H_out, W_out = sizes[:8]
     dtype = compute_dtype(input.dtype)
     offset = offset.permute(0, 2, 3, 1).to(dtype).contiguous().view(N, H_out, W_out, G, K, 2)
@@ -190,7 +190,9 @@ def _tap_positions(
     return y[:, None, None], x[:, None]
 
 
-def _check_options(
+def sizes_of(
+    op: str,
+    shape: tuple[int, int, int, int],
     groups: Any,
     kernel_size: Any,
     stride: Any,
@@ -199,20 +201,34 @@ def _check_options(
     offset_scale: Any,
     softmax: Any,
     remove_center: Any,
-) -> tuple[int, tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Groups and windows of a call, the latter as pairs."""
-    G = integer("sdc", "groups", groups, minimum=1)
-    kernel_size = pair("sdc", "kernel_size", kernel_size, minimum=1)
-    stride = pair("sdc", "stride", stride, minimum=1)
-    padding = pair("sdc", "padding", padding, minimum=0)
-    dilation = pair("sdc", "dilation", dilation, minimum=1)
+) -> SdcSizes:
+    """The sizes of a call on an input of this shape [N, C, H, W], or one line of TypeError or ValueError."""
+    N, C, H, W = shape
+    G = integer(op, "groups", groups, minimum=1)
+    kernel_size = pair(op, "kernel_size", kernel_size, minimum=1)
+    stride = pair(op, "stride", stride, minimum=1)
+    padding = pair(op, "padding", padding, minimum=0)
+    dilation = pair(op, "dilation", dilation, minimum=1)
     if isinstance(offset_scale, bool) or not isinstance(offset_scale, (int, float)):
-        raise TypeError(f"sdc: offset_scale must be a number, got {offset_scale!r}")
+        raise TypeError(f"{op}: offset_scale must be a number, got {offset_scale!r}")
     if not -math.inf < offset_scale < math.inf:
-        raise ValueError(f"sdc: offset_scale must be finite, got {offset_scale!r}")
-    check_bool("sdc", "softmax", softmax)
-    check_bool("sdc", "remove_center", remove_center)
-    return G, kernel_size, stride, padding, dilation
+        raise ValueError(f"{op}: offset_scale must be finite, got {offset_scale!r}")
+    check_bool(op, "softmax", softmax)
+    check_bool(op, "remove_center", remove_center)
+    if C % G != 0:
+        raise ValueError(f"{op}: groups must divide C = {C}, got {G}")
+    K = kernel_size[0] * kernel_size[1]
+    if remove_center:
+        if K % 2 == 0 or K == 1:
+            raise ValueError(f"{op}: remove_center needs an odd kernel_size above 1, got {list(kernel_size)}")
+        K -= 1
+    H_out, W_out = (
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip((H, W), kernel_size, stride, padding, dilation, strict=True)
+    )
+    if H_out < 1 or W_out < 1:
+        raise ValueError(f"{op}: input must be at least as large as the window, got [H_out, W_out] = {[H_out, W_out]}")
+    return SdcSizes(N, C, H, W, G, K, H_out, W_out, kernel_size, stride, padding, dilation, remove_center)
 
 
 @asked_once
@@ -222,42 +238,34 @@ def check_sdc(input: Any, offset: Any, mask: Any, *options: Any) -> SdcSizes:
     check_image("sdc", "input", input)
     check_like_input("sdc", "offset", offset, input)
     check_like_input("sdc", "mask", mask, input)
-    G, kernel_size, stride, padding, dilation = _check_options(*options)
-    N, C, H, W = input.shape
-    if C % G != 0:
-        raise ValueError(f"sdc: groups must divide C = {C}, got {G}")
-    K = kernel_size[0] * kernel_size[1]
-    remove_center = options[-1]
-    if remove_center:
-        if K % 2 == 0 or K == 1:
-            raise ValueError(f"sdc: remove_center needs an odd kernel_size above 1, got {list(kernel_size)}")
-        K -= 1
-    H_out, W_out = (
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, k, s, p, d in zip((H, W), kernel_size, stride, padding, dilation, strict=True)
-    )
-    if H_out < 1 or W_out < 1:
-        raise ValueError(f"sdc: input must be at least as large as the window, got [H_out, W_out] = {[H_out, W_out]}")
+    sizes = sizes_of("sdc", input.shape, *options)
+    N, G, K, H_out, W_out = sizes.N, sizes.G, sizes.K, sizes.H_out, sizes.W_out
     check_shape("sdc", "offset", offset, "[N, 2*G*K, H_out, W_out]", (N, 2 * G * K, H_out, W_out))
     check_shape("sdc", "mask", mask, "[N, G*K, H_out, W_out]", (N, G * K, H_out, W_out))
-    return SdcSizes(N, C, H, W, G, K, H_out, W_out, kernel_size, stride, padding, dilation, remove_center)
+    return sizes
 
 
-def _with_pairs(G, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, *others):
+def runs_compiled(input: Tensor, sizes: SdcSizes) -> bool:
+    """Whether the compiled kernels take this call."""
+    count = (sizes.H + 4) * (sizes.W + 4) * (1 if input.is_cuda else sizes.C)
+    return library.has_kernel(input) and sizes.K <= MAX_TAPS and count < MAX_COUNT
+
+
+def with_pairs(G, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, *others):
     """The operator's options as `sdc` takes them."""
     windows = (kernel_h, kernel_w), (stride_h, stride_w), (padding_h, padding_w), (dilation_h, dilation_w)
     return (G, *windows, *others)
 
 
 def _fake(input, offset, mask, *options):
-    sizes = check_sdc(input, offset, mask, *_with_pairs(*options))
+    sizes = check_sdc(input, offset, mask, *with_pairs(*options))
     shape = (sizes.N, sizes.C, sizes.H_out, sizes.W_out)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
 def _reference_of(input, offset, mask, *options):
-    options = _with_pairs(*options)
-    return _reference(input, offset, mask, check_sdc(input, offset, mask, *options), *options[5:7])
+    options = with_pairs(*options)
+    return sdc_by_gather(input, offset, mask, check_sdc(input, offset, mask, *options), *options[5:7])
 
 
 library.register("sdc", fake=_fake, vmap=library.folding("sdc", 3))
@@ -285,6 +293,15 @@ class SDC(nn.Module):
 
     Shape:
         [N, C, H, W] -> [N, C, H, W].
+
+    From torchvision's `deform_conv2d`:
+        It stands for `DeformConv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)` with
+        the convolution that predicts offset and mask and a 1x1 convolution behind it; a dense one (groups=1) is
+        another function, which the depth-wise sum and the 1x1 convolution take the place of. Of the operators,
+        `deform_conv2d(input, offset, torch.ones(C, 1, k, k), mask=m)` is `sdc(input, offset, m, groups=offset_groups,
+        softmax=False)`: offset and mask have the same channels in the same order, (y, x) pairs tap after tap.
+        torchvision's m is usually a sigmoid, sdc's a softmax over the taps, which it computes itself. Weights of
+        taps other than 1 have no counterpart: multiply them into m, where all channels of a group share them.
     """
 
     def __init__(self, channels: int, *, groups: int = 4, kernel_size: int = 3) -> None:

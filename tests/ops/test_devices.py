@@ -6,6 +6,7 @@ DANET_EMULATION chooses how the emulated ones are built; the checker's findings 
 
 import pytest
 import torch
+import torch.nn.functional as F
 from emulation.emulated import load, missing
 from sdc_cases import CASES, arguments
 
@@ -119,6 +120,46 @@ def test_sdc(device, case, dtype):
     for deterministic in (False, True):
         results = device("sdc_backward", grad_output, *tensors, *sdc_options(options), deterministic, seed=5)
         assert_near(results, grads, 2 * tolerance, terms=1)
+
+
+def in_order_of_dcn(offset, mask, groups, kernel_size, remove_center):
+    """The same taps column by column, with x before y; and, as DCNv4 has them, in one tensor with some room left."""
+    k_y, k_x = kernel_size
+    taps = [y * k_x + x for x in range(k_x) for y in range(k_y)]
+    if remove_center:
+        middle = k_y * k_x // 2
+        taps = [tap - (tap > middle) for tap in taps if tap != middle]
+    offset = offset.unflatten(1, (groups, len(taps), 2))[:, :, taps].flip(3)
+    mask = mask.unflatten(1, (groups, len(taps)))[:, :, taps]
+    packed = F.pad(torch.cat([offset.flatten(2, 3), mask], 2).flatten(1, 2), (0, 0, 0, 0, 0, 5))
+    return offset.flatten(1, 3), mask.flatten(1, 2), packed.contiguous(memory_format=torch.channels_last)
+
+
+DCN_CASES = ("groups", "packets", "kernel 3x2", "remove_center", "packets, 5x5", "stride", "dilation", "300 groups")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", DCN_CASES)
+def test_dcnv3_and_dcnv4_are_sdc_in_another_order(device, case, dtype):
+    *sizes, options = SDC_CASES[case]
+    dtype, tolerance = DTYPES[dtype]
+    (input, offset, mask), options = arguments(*sizes, dtype=dtype, **options)
+    remove_center = options.get("remove_center", False)
+    groups, kernel_size, more = options["groups"], options["kernel_size"], sdc_options(options)
+    turned, turned_mask, packed = in_order_of_dcn(offset, mask, groups, kernel_size, remove_center)
+
+    expected = sdc_reference(input.double(), offset.double(), mask.double(), **options)
+    assert_near(device("dcnv3", input, turned, turned_mask, *more), [expected], tolerance)
+    assert_near(device("dcnv4", input, packed, *more), [expected], tolerance)
+
+    grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    grad_input, *grads = gradients(lambda *t: sdc_reference(*t, **options), [input, offset, mask], grad_output)
+    *grads, grad_packed = in_order_of_dcn(*grads, groups, kernel_size, remove_center)
+    for deterministic in (False, True):
+        results = device("dcnv3_backward", grad_output, input, turned, turned_mask, *more, deterministic)
+        assert_near(results, [grad_input, *grads], 2 * tolerance, terms=1)
+        results = device("dcnv4_backward", grad_output, input, packed, *more, deterministic)
+        assert_near(results, [grad_input, grad_packed], 2 * tolerance, terms=1)
 
 
 def test_sdc_deterministic_backward_gives_the_same_bits(device):

@@ -1,0 +1,185 @@
+"""DCNv3 and DCNv4 against a form of them in torch's own F.grid_sample, in the manner of InternImage's checks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from danet.ops import DCNv3Function, DCNv4Function, dcnv3, dcnv4, sdc
+
+
+def by_grid_sample(input, offset, mask, kernel, stride, pad, dilation, group, scale, remove_center):
+    """DCNv3 as its paper defines it, one tap after the other: x outside, y inside; of two offsets that of x first."""
+    (N, H, W, C), (kernel_h, kernel_w) = input.shape, kernel
+    H_out, W_out = offset.shape[1:3]
+    images = input.view(N, H, W, group, C // group).permute(0, 3, 4, 1, 2).flatten(0, 1)
+    taps = [(x, y) for x in range(kernel_w) for y in range(kernel_h)]
+    if remove_center:
+        taps.remove((kernel_w // 2, kernel_h // 2))
+    offset = offset.view(N, H_out, W_out, group, len(taps), 2).transpose(2, 3).transpose(1, 2)
+    mask = mask.view(N, H_out, W_out, group, len(taps)).transpose(2, 3).transpose(1, 2)
+    out = 0
+    for k, tap in enumerate(taps):
+        places = []
+        for axis, (sides, size) in enumerate(((W_out, W), (H_out, H))):
+            middle = dilation[1 - axis] * (kernel[1 - axis] - 1) // 2
+            start = torch.arange(sides, dtype=input.dtype) * stride[1 - axis] - pad[1 - axis] + middle
+            start = start.view(-1, 1).T if axis == 0 else start.view(-1, 1)
+            place = start + scale * (tap[axis] * dilation[1 - axis] - middle + offset[..., k, axis])
+            places.append((2 * place + 1) / size - 1)
+        grid = torch.stack(places, -1).flatten(0, 1)
+        sampled = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+        out = out + sampled * mask[..., k].flatten(0, 1).unsqueeze(1)
+    return out.view(N, C, H_out, W_out).permute(0, 2, 3, 1)
+
+
+def packed(offset, mask, group, width):
+    """DCNv4's tensor of both, with numbers that nobody should read behind them."""
+    N, H_out, W_out, _ = offset.shape
+    parts = [value.view(N, H_out, W_out, group, -1) for value in (offset, mask)]
+    both = torch.cat(parts, -1).flatten(3)
+    return torch.cat([both, both.new_full((N, H_out, W_out, width - both.shape[-1]), float("nan"))], -1)
+
+
+def draw(N, H, W, group, channels, *, kernel=(3, 3), stride=(1, 1), pad=(1, 1), dilation=(1, 1), remove_center=False):
+    """Input, offset and mask as InternImage draws them."""
+    generator = torch.Generator().manual_seed(3)
+    K = kernel[0] * kernel[1] - remove_center
+    H_out, W_out = (
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip((H, W), kernel, stride, pad, dilation, strict=True)
+    )
+
+    def uniform(*shape):
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    mask = uniform(N, H_out, W_out, group, K) + 1e-5
+    mask = (mask / mask.sum(-1, keepdim=True)).flatten(3)
+    return uniform(N, H, W, group * channels) * 0.01, uniform(N, H_out, W_out, group * K * 2) * 10, mask
+
+
+CASES = {
+    "InternImage's forward check": (2, 8, 8, 4, 16, {}, 2.0),
+    **{f"{channels} channels a group": (2, 8, 8, 2, channels, {}, 2.0) for channels in (1, 16, 30, 32, 64, 71, 1025)},
+    "5x3": (2, 9, 7, 2, 4, {"kernel": (5, 3), "pad": (2, 0)}, 1.0),
+    "stride, dilation": (1, 9, 11, 3, 5, {"stride": (2, 1), "dilation": (1, 2), "pad": (0, 2)}, 0.7),
+    "without the middle": (2, 6, 7, 4, 8, {"remove_center": True}, 1.0),
+    "5x5 without the middle": (1, 6, 7, 2, 8, {"kernel": (5, 5), "pad": (2, 2), "remove_center": True}, 1.5),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_grid_sample(case, dtype):
+    N, H, W, group, channels, options, scale = CASES[case]
+    images = draw(N, H, W, group, channels, **options)
+    defaults = {"kernel": (3, 3), "stride": (1, 1), "pad": (1, 1), "dilation": (1, 1)}
+    windows = [{**defaults, **options}[name] for name in defaults]
+    remove_center = options.get("remove_center", False)
+    positional = [side for window in windows for side in window]
+
+    leaves = [value.clone().requires_grad_() for value in images]
+    expected = by_grid_sample(*leaves, *windows, group, scale, remove_center)
+    grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    expected_grads = torch.autograd.grad(expected, leaves, grad_output)
+
+    tolerance = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-2, "atol": 1e-3}
+    leaves = [value.to(dtype).requires_grad_() for value in images]
+    out = DCNv3Function.apply(*leaves, *positional, group, channels, scale, 2, remove_center)
+    assert out.is_contiguous()
+    assert_close(out.double(), expected, **tolerance)
+    for actual, right in zip(torch.autograd.grad(out, leaves, grad_output.to(dtype)), expected_grads, strict=True):
+        assert_close(actual.double(), right, **tolerance)
+
+    width = -(-3 * images[2].shape[-1] // 8) * 8
+    both = packed(*images[1:], group, width).to(dtype).requires_grad_()
+    out = DCNv4Function.apply(leaves[0], both, *positional, group, channels, scale, 2, remove_center)
+    assert_close(out.double(), expected, **tolerance)
+    grad_input, grad_both = torch.autograd.grad(out, (leaves[0], both), grad_output.to(dtype))
+    assert_close(grad_input.double(), expected_grads[0], **tolerance)
+    right = packed(*expected_grads[1:], group, width).nan_to_num()
+    assert_close(grad_both.double(), right, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types(dtype):
+    images = [value.to(dtype) for value in draw(2, 8, 8, 4, 16)]
+    arguments = (3, 3, 1, 1, 1, 1, 1, 1, 4, 16, 1.0)
+    expected = dcnv3(*(value.double() for value in images), *arguments)
+    assert_close(dcnv3(*images, *arguments).double(), expected, rtol=1e-2, atol=1e-4)
+    assert_close(dcnv4(images[0], packed(*images[1:], 4, 112), *arguments).double(), expected, rtol=1e-2, atol=1e-4)
+
+
+def test_softmax_in_the_kernel():
+    input, offset, mask = draw(2, 8, 8, 4, 16)
+    arguments = (3, 3, 1, 1, 1, 1, 1, 1, 4, 16, 1.0)
+    weights = mask.view(2, 8, 8, 4, 9).softmax(-1).flatten(3)
+    expected = dcnv3(input, offset, weights, *arguments)
+    assert_close(dcnv3(input, offset, mask, *arguments, softmax=True), expected)
+    assert_close(dcnv4(input, packed(offset, mask, 4, 108), *arguments, softmax=True), expected)
+
+
+def test_images_and_offsets_are_not_copied():
+    """The call's memory beyond its result is less than any of them."""
+    images = [value.float() for value in draw(1, 160, 160, 4, 16)]
+    both = packed(*images[1:], 4, 112)
+    arguments = (3, 3, 1, 1, 1, 1, 1, 1, 4, 16, 1.0)
+    for call in (lambda: dcnv3(*images, *arguments), lambda: dcnv4(images[0], both, *arguments)):
+        with torch.profiler.profile(profile_memory=True) as profile:
+            out = call()
+        taken = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+        assert out.nbytes <= taken < 1.2 * out.nbytes
+
+
+def test_the_reference_takes_windows_that_kernels_do_not():
+    input, offset, mask = draw(1, 20, 20, 1, 2, kernel=(17, 17), pad=(8, 8))
+    arguments = (17, 17, 1, 1, 8, 8, 1, 1, 1, 2, 1.0)
+    expected = by_grid_sample(input, offset, mask, (17, 17), (1, 1), (8, 8), (1, 1), 1, 1.0, False)
+    assert_close(dcnv3(input, offset, mask, *arguments), expected)
+    assert_close(dcnv4(input, packed(offset, mask, 1, 872), *arguments), expected)
+
+
+def test_sdc_is_dcnv3_in_another_order():
+    """Transposed images, tap for tap: x and y change places."""
+    input, offset, mask = draw(2, 8, 6, 2, 4)
+    expected = dcnv3(input, offset, mask, 3, 3, 1, 1, 1, 1, 1, 1, 2, 4, 1.0)
+    turned = [value.permute(0, 3, 2, 1) for value in (input, offset, mask)]
+    assert_close(sdc(*turned, groups=2, softmax=False).permute(0, 3, 2, 1), expected)
+
+
+GOOD = draw(2, 6, 7, 2, 4)
+ERRORS = [
+    ({"input": GOOD[0][0]}, ValueError, "dcnv3: input must be [N, H, W, C] with H, W, C >= 1, got [6, 7, 8]"),
+    ({"offset": GOOD[1].float()}, TypeError, "dcnv3: offset must have input's dtype float64, got float32"),
+    (
+        {"offset": GOOD[1][..., 1:]},
+        ValueError,
+        "dcnv3: offset must be [N, H_out, W_out, 2*G*K] = [2, 6, 7, 36], got [2, 6, 7, 35]",
+    ),
+    (
+        {"mask": GOOD[2][:, 1:]},
+        ValueError,
+        "dcnv3: mask must be [N, H_out, W_out, G*K] = [2, 6, 7, 18], got [2, 5, 7, 18]",
+    ),
+    ({"group_channels": 3}, ValueError, "dcnv3: group * group_channels must be C = 8, got 2 * 3"),
+    ({"group": 3}, ValueError, "dcnv3: groups must divide C = 8, got 3"),
+    ({"offset_scale": "1"}, TypeError, "dcnv3: offset_scale must be a number, got '1'"),
+]
+
+
+@pytest.mark.parametrize("wrong, error, text", ERRORS)
+def test_wrong_arguments_get_one_line(wrong, error, text):
+    good = dict(zip(("input", "offset", "mask"), GOOD, strict=True), group=2, group_channels=4, offset_scale=1.0)
+    windows = dict.fromkeys(("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w"), 1)
+    with pytest.raises(error) as raised:
+        dcnv3(**{**good, **windows, "kernel_h": 3, "kernel_w": 3, **wrong})
+    assert str(raised.value) == text
+
+
+def test_too_narrow_offset_mask_gets_one_line():
+    both = packed(*GOOD[1:], 2, 54)[..., :53]
+    with pytest.raises(ValueError) as raised:
+        dcnv4(GOOD[0], both, 3, 3, 1, 1, 1, 1, 1, 1, 2, 4, 1.0)
+    assert str(raised.value) == (
+        "dcnv4: offset_mask must be [N, H_out, W_out, P] = [2, 6, 7, 54] with P = 3*G*K or more, got [2, 6, 7, 53]"
+    )
