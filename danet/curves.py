@@ -1,0 +1,40 @@
+"""The curves of an evaluation as numbers: ``curves.csv``, a row a score threshold."""
+
+import csv
+import os
+
+import numpy as np
+
+from danet.errors import UserError
+from danet.files import atomic_path, read_text
+from danet.metrics import Metrics
+
+COLUMNS = ("criterion", "score", "precision", "recall", "f1")
+# Of a curve's thousands of thresholds; more than a screen shows.
+MOST_ROWS = 400
+
+
+def write_curves(path: str | os.PathLike, metrics: Metrics) -> None:
+    """Writes precision, recall and F1 over descending scores under every criterion, evenly thinned to MOST_ROWS."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for name, result in metrics.criteria.items():
+            line = result.curve
+            values = (line.thresholds, line.precision, line.recall, line.f1)
+            kept = np.unique(np.linspace(0, len(line.thresholds) - 1, MOST_ROWS).round().astype(int))
+            for index in kept if len(line.thresholds) else ():
+                writer.writerow([name, *(f"{value[index]:.5g}" for value in values)])
+
+
+def read_curves(path: str | os.PathLike) -> dict[str, dict[str, list[float]]]:
+    """What ``write_curves`` wrote: the columns by criterion; undefined figures are NaN."""
+    curves: dict[str, dict[str, list[float]]] = {}
+    try:
+        for row in csv.DictReader(read_text(path).splitlines()):
+            columns = curves.setdefault(row["criterion"], {name: [] for name in COLUMNS[1:]})
+            for name, values in columns.items():
+                values.append(float(row[name]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not the curves of an evaluation ({error})") from error
+    return curves
