@@ -76,8 +76,8 @@ class EvaluateOptions:
     """Take every so-manieth image of each video (of all images where no video is known), also of `tune`."""
 
     out: str = "runs/evaluate"
-    """Folder for config.yaml, metrics.json, predictions.json, curves (.csv, .png) and pictures; files of these names are
-    replaced."""
+    """Folder for config.yaml, metrics.json, predictions.json, curves (.csv, .png) and pictures; files of these names
+    are replaced."""
 
     json: str | None = None
     """Write the figures to this file as well."""
