@@ -5,9 +5,8 @@ from pathlib import Path
 from danet.ablate import AblateOptions
 from danet.files import read_json
 from danet.matching import CRITERIA
-from danet.metrics import ALL
 from danet.report.charts import SERIES, Axis, Series, chart
-from danet.report.evaluation import estimate, pr_series
+from danet.report.evaluation import pr_series, shown_on
 from danet.report.html import Html, Report, Section, grid, table
 from danet.report.reproduce import command_line, configuration, read_config, saved_options
 from danet.report.training import VALIDATIONS, read_columns
@@ -28,7 +27,10 @@ def ablation_report(folder: Path) -> Report:
         f"objects {summary['target']} in {summary['images']} images of {options.val}, right by "
         f"{CRITERIA[summary['criterion']].title}, AP50 by IoU ≥ 0.5."
     )
-    tiles = [(words, _spread(best["figures"][name]), f"of {best['name']}") for name, words in FIGURES.items()]
+    tiles = [
+        (words[0].upper() + words[1:], _spread(best["figures"][name]).split(" ")[0], f"{best['name']}, the highest F1")
+        for name, words in FIGURES.items()
+    ]
     command = command_line("danet ablate", options, ("val",), words="train")
     note = "Again in the same --out it only goes on where something is missing; with another it starts anew:"
     sections = [
@@ -64,7 +66,7 @@ def _false_alarms(summary: dict) -> list[Html]:
     kinds = {"false_alarms": summary["recall"]}
     if summary["common_recall"] < summary["recall"]:
         kinds["false_alarms_at_common_recall"] = summary["common_recall"]
-    shown = [f"{name.strip('()') if name == ALL else name}, {n} images" for name, n in summary["distractors"].items()]
+    shown = [shown_on(name, images) for name, images in summary["distractors"].items()]
     for kind, recall in kinds.items():
         which = "" if kind == "false_alarms" else ", the highest that all runs reach"
         rows = [(row["name"], *(_rate(rate) for rate in row[kind].values())) for row in summary["rows"]]
@@ -77,7 +79,7 @@ def _differences(summary: dict) -> list[Html]:
     rows = []
     for each in summary["differences"]:
         comparison = each["comparison"]
-        values = (estimate(comparison["f1"]), f"{comparison['recall']:.3f}", estimate(comparison["false_alarms"]))
+        values = (_change(comparison["f1"]), f"{comparison['recall']:.3f}", _change(comparison["false_alarms"]))
         rows.append((f"{each['row']} against {each['against']}", *values))
     note = (
         f"In parentheses: 95 % intervals, paired bootstrap over {summary['groups']} {summary['resampled']}. False "
@@ -102,8 +104,8 @@ def _curves(folder: Path, summary: dict) -> list[Html]:
     if pr:
         charts.append(chart("Precision over recall", pr, Axis("recall", *unit), Axis("precision", *unit), about))
     if validations:
-        x = Axis("epoch", 0.0, last)
-        charts.append(chart("Validation", validations, x, Axis("AP50", *unit), "Of the first seed."))
+        x = Axis("epoch", 0.0, last, step=1.0)
+        charts.append(chart("AP50 on the validation images", validations, x, Axis("AP50", *unit), "Of the first seed."))
     return [grid(*charts)] if charts else []
 
 
@@ -112,6 +114,14 @@ def _spread(spread: dict | None, digits: int = 3) -> str:
         return "-"
     deviation = "" if spread["deviation"] is None else f" ± {spread['deviation']:.{digits}f}"
     return f"{spread['mean']:.{digits}f}{deviation}"
+
+
+def _change(estimate: dict) -> str:
+    """A difference with its interval, with signs."""
+    if estimate["value"] is None:
+        return "-"
+    interval = "" if estimate["low"] is None else f" ({estimate['low']:+.3f} to {estimate['high']:+.3f})"
+    return f"{estimate['value']:+.3f}{interval}"
 
 
 def _rate(rate: dict) -> str:

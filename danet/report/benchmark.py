@@ -33,11 +33,13 @@ def benchmark_report(path: Path, content: dict) -> Report:
 def _operators(path: Path, content: dict) -> tuple[list, list[Section], str]:
     cases = [case for case in content["cases"] if case["seconds"].get("ours")]
     failed = [case for case in content["cases"] if case not in cases]
-    means = sorted(content["geometric_means"].items(), key=lambda item: -item[1])
-    tiles = [(f"against {name}", f"{mean:.1f} ×", "as fast, geometric mean") for name, mean in means]
     names = [name for name in OPERATORS if any(case["operator"] == name for case in content["cases"])]
     names += [name for name in {case["operator"]: 0 for case in content["cases"]} if name not in names]
-    ratios = [_table(name, [case for case in cases if case["operator"] == name], content["ceilings"]) for name in names]
+    tiles = [(name, _range(cases, name), "as fast as its rivals") for name in names]
+    ratios = [_means(content["geometric_means"])]
+    ratios += [
+        _table(name, [case for case in cases if case["operator"] == name], content["ceilings"]) for name in names
+    ]
     sections = [
         Section("Roofline", [_roofline(cases, names, content["ceilings"])]),
         Section("Times as fast", [*ratios, *_failed(failed)]),
@@ -77,7 +79,18 @@ def _roofline(cases: list[dict], names: list[str], ceilings: dict[str, float]) -
         "the same run. Two things reach above it: bytes are counted as if each tensor went through memory once, and "
         "the cache is faster; FLOP of rep_conv are those of a direct convolution, and Winograd's needs fewer."
     )
-    return chart("Roofline", series, x, y, about)
+    return chart("Speed over arithmetic intensity", series, x, y, about)
+
+
+def _range(cases: list[dict], name: str) -> str:
+    """The least and the greatest ratio of an operator."""
+    ratios = [ratio for case in cases if case["operator"] == name for ratio in case["times_as_fast_as"].values()]
+    return f"{min(ratios):.1f}–{max(ratios):.1f} ×" if ratios else "-"
+
+
+def _means(means: dict[str, float]) -> Html:
+    rows = [(name, mean, f"{mean:.1f} ×") for name, mean in sorted(means.items(), key=lambda item: -item[1])]
+    return bars("Times as fast as each rival", rows, "Geometric means over the cases that have the rival.")
 
 
 def _table(name: str, cases: list[dict], ceilings: dict[str, float]) -> Html:
@@ -134,7 +147,7 @@ def _detector(path: Path, content: dict) -> tuple[list, list[Section], str]:
     sections = [
         Section("Milliseconds a call", [paragraph("Medians; shorter is better."), grid(*times)]),
         Section("Ratios", [_ratios(cases)]),
-        Section("Speeds of the layers", [part for case in cases for part in _layers(case, content["ceilings"])]),
+        Section("Speeds of the layers", _layers([case for case in cases if case.get("layers")], content["ceilings"])),
     ]
     names, sizes, batches = (
         list(dict.fromkeys(each)) for each in zip(*(_parts(case["case"]) for case in cases), strict=True)
@@ -145,6 +158,7 @@ def _detector(path: Path, content: dict) -> tuple[list, list[Section], str]:
     rivals = {"torch.compile": "compile", "onnxruntime": "onnxruntime"}
     given = [word for name, word in rivals.items() if any(name in case["milliseconds"] for case in cases)]
     words += [f"--calls {machine['calls']}", " ".join(["--rivals", *given])]
+    words += [] if any("end_to_end" in case for case in cases) else ["--frames 0"]
     words += ["--layers"] if any("layers" in case for case in cases) else []
     return tiles, sections, " \\\n  ".join([*words, f"--json {path.name}"])
 
@@ -180,25 +194,26 @@ def _ratios(cases: list[dict]) -> Html:
     return table("The deployed network, and how many times as fast as the rivals", head, rows, note)
 
 
-def _layers(case: dict, ceilings: dict[str, float]) -> list[Html]:
-    """What each layer reaches; the ones that take longest as bars, all of them in a table."""
-    layers = case.get("layers")
-    if not layers:
-        return []
-    slow = sorted(layers, key=lambda layer: -layer["milliseconds"])[:12]
-    longest = [(layer["layer"], layer["milliseconds"], f"{layer['milliseconds']:.2f} ms") for layer in slow]
-    rows = [
-        (
-            layer["layer"],
-            f"{layer['milliseconds']:.3f}",
-            f"{layer['MFLOP']:.1f}",
-            f"{layer['times_peak'] * ceilings['GFLOP/s']:.0f}",
-            f"{layer['times_peak']:.2f}",
-        )
-        for layer in layers
-    ]
-    everything = table(f"Layers of {case['case']}", ("layer", "ms", "MFLOP", "GFLOP/s", "times the FMA peak"), rows)
-    return [bars(f"{case['case']}: the twelve slowest layers", longest), fold("All layers", everything)]
+def _layers(cases: list[dict], ceilings: dict[str, float]) -> list[Html]:
+    """The layers that take longest as bars, all of them in tables."""
+    slow, everything = [], []
+    for case in cases:
+        layers = sorted(case["layers"], key=lambda layer: -layer["milliseconds"])[:12]
+        longest = [(layer["layer"], layer["milliseconds"], f"{layer['milliseconds']:.2f} ms") for layer in layers]
+        slow.append(bars(f"{case['case']}: the slowest layers", longest))
+        rows = [
+            (
+                layer["layer"],
+                f"{layer['milliseconds']:.3f}",
+                f"{layer['MFLOP']:.1f}",
+                f"{layer['times_peak'] * ceilings['GFLOP/s']:.0f}",
+                f"{layer['times_peak']:.2f}",
+            )
+            for layer in case["layers"]
+        ]
+        head = ("layer", "ms", "MFLOP", "GFLOP/s", "times the FMA peak")
+        everything.append(fold(f"All layers of {case['case']}", table(f"Layers of {case['case']}", head, rows)))
+    return [grid(*slow), *everything] if cases else []
 
 
 def _number(value: float | None, digits: int = 2) -> str:

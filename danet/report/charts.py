@@ -24,6 +24,8 @@ class Axis:
     low: float
     high: float
     log: bool = False
+    step: float = 0.0
+    """Least distance of two ticks; 1 for what is counted."""
 
     def at(self, value: float) -> float:
         """0 at the low end, 1 at the high one; what lies outside stays at the edge."""
@@ -35,7 +37,7 @@ class Axis:
 
     def ticks(self) -> list[float]:
         if not self.log:
-            step = _step((self.high - self.low) / 5)
+            step = _step(max((self.high - self.low) / 5, self.step))
             first = math.ceil(self.low / step - 1e-9)
             return [index * step for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -139,6 +141,8 @@ def _paths(series: Series, x: Axis, y: Axis) -> list[Html]:
             continue
         words.append(f"{pen}{point[0]:.1f} {point[1]:.1f}")
         pen = "L"
+    if len(words) == 1:  # a single point is no line, but is to be seen
+        return [tag("path", class_=f"dot {style}", d=f"{words[0]}h0")]
     return [tag("path", class_=f"{series.kind} {style}", d="".join(words))] if words else []
 
 

@@ -119,13 +119,15 @@ def _tables(figures: dict) -> list[Html]:
 def _results(caption: str, first: str, results: Iterable[dict], note: str = "") -> Html:
     rows = []
     for result in results:
-        head = (result["title"], str(result["objects"]), estimate(result["ap"]))
-        for point in (result[name] for name in POINTS):
+        for name in POINTS:
+            point = result[name]
             if point is not None:
-                counts = (str(point["tp"]), str(point["fp"]), str(point["fn"]))
-                values = (estimate(point[name]) for name in ("precision", "recall", "f1"))
-                rows.append((*head, f"{point['threshold']:.3f}", *values, *counts))
-                head = ("", "", "")
+                # Every row says whose it is: on a phone little more than this column is seen.
+                title = result["title"] if result["tuned"] is None else f"{result['title']}, {name}"
+                values = (estimate(point[figure]) for figure in ("precision", "recall", "f1"))
+                counts = (str(point[count]) for count in ("tp", "fp", "fn"))
+                score = f"{point['threshold']:.3f}"
+                rows.append((title, str(result["objects"]), estimate(result["ap"]), score, *values, *counts))
     return table(caption, (first, *HEAD), rows, note)
 
 
@@ -139,7 +141,7 @@ def _false_alarms(figures: dict) -> Html:
             rows.append((words, f"{threshold:.3f}", *(estimate(group["rates"][name]) for group in groups)))
         elif name not in POINTS:
             rows.append((words, "not reached", *([""] * len(groups))))
-    head = ("operating point", "score", *(f"{group['distractor']}, {group['images']} images" for group in groups))
+    head = ("operating point", "score", *(shown_on(group["distractor"], group["images"]) for group in groups))
     target = figures["target"]
     return table(f"False {target} alarms an image, on images without a {target} that show", head, rows)
 
@@ -213,6 +215,11 @@ def _main(figures: dict) -> tuple[dict, dict]:
     """The result under the chosen criterion, and its operating point: the tuned one, if there is one."""
     result = figures["criteria"][figures["criterion"]]
     return result, result["tuned"] or result["fixed"]
+
+
+def shown_on(distractor: str, images: int) -> str:
+    """The head of a column of false alarms."""
+    return f"{distractor.strip('()')}, {images} image{'' if images == 1 else 's'}"
 
 
 def estimate(value: dict | None) -> str:

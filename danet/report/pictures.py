@@ -1,6 +1,7 @@
 """Pictures in a page: as JPEG in base64, small enough for a phone, and frames with what is found in them."""
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,9 +53,10 @@ def frame(record: object, detections: Sequence, classes: Sequence[str], threshol
     factor = max(1, round(FRAME_WIDTH / image.shape[1])) if image.shape[1] < FRAME_WIDTH else 1
     image = enlarge(image, factor)
     image = draw_boxes(image, np.asarray(record.boxes) * factor, colors=[TRUTH_COLOR])
+    image = draw_boxes(image, boxes[kept] * factor, scores[kept], colors=[DETECTION_COLOR])
     names = [f"{classes[label]} {score:.2f}" for label, score in zip(labels[kept], scores[kept], strict=True)]
-    image = draw_boxes(image, boxes[kept] * factor, scores[kept], labels[kept], classes, [DETECTION_COLOR])
-    truth = ", ".join(sorted(record.names)) or "nothing"
+    counts = sorted(Counter(record.names).items())
+    truth = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts) or "nothing"
     caption = f"{record.path.stem}: shows {truth}; found: {', '.join(names) or 'nothing'}"
     return tag("figure", _image(image, caption), tag("figcaption", caption))
 

@@ -10,7 +10,7 @@ import numpy as np
 from danet.errors import UserError
 from danet.files import read_json, read_text
 from danet.report import pictures
-from danet.report.charts import Axis, Series, chart, number, span, top
+from danet.report.charts import Axis, Series, chart, span, top
 from danet.report.evaluation import METRICS, evaluation_sections
 from danet.report.html import Html, Report, Section, grid, paragraph, table
 from danet.report.reproduce import command_line, configuration, read_config, saved_options
@@ -41,9 +41,12 @@ def training_report(folder: Path, count: int) -> Report:
     if validations:
         best = _best(validations)
         at = f"best epoch, {validations['epoch'][best]:.0f}"
-        tiles += [(words, f"{validations[name][best]:.3f}", at) for name, words in FIGURES.items()]
+        tiles += [
+            (words[0].upper() + words[1:], f"{validations[name][best]:.3f}", at) for name, words in FIGURES.items()
+        ]
     if steps:
-        tiles.append(("Loss", f"{_smooth(steps['loss'])[-1]:.3f}", "mean of the last steps"))
+        last = steps["loss"][-_window(len(steps["loss"])) :]
+        tiles.append(("Loss", f"{np.mean(last):.3f}", f"mean of the last {len(last)} steps"))
     note = "Into another --out, or with --overwrite; in the folder where the paths lead to the same files:"
     sections = [
         Section("Loss", _losses(steps)),
@@ -74,7 +77,7 @@ def read_columns(path: Path) -> dict[str, list[float]]:
 def _losses(steps: dict[str, list[float]]) -> list[Html]:
     if not steps:
         return [paragraph("No step is recorded yet.")]
-    x = Axis("step", 0.0, max(steps["step"][-1], 1.0))
+    x = Axis("step", 0.0, max(steps["step"][-1], 1.0), step=1.0)
     total = _smooth(steps["loss"])
     terms = [name for name in steps if name not in NOT_LOSSES]
     # A first step far above the rest must not press all others to the ground.
@@ -83,12 +86,12 @@ def _losses(steps: dict[str, list[float]]) -> list[Html]:
     lines += [_series(name, steps["step"], _smooth(steps[name]), 1 + index) for index, name in enumerate(terms)]
     norms = [value for value in steps["grad_norm"] if math.isfinite(value) and value > 0]
     charts = [chart("Loss and its terms", lines, x, Axis("loss", 0.0, ceiling), _about(steps["step"]))]
-    rate = [_series("", steps["step"], steps["lr"], 2)]
+    rate = [_series("", steps["step"], steps["lr"], 0)]
     small = [chart("Learning rate", rate, x, Axis("learning rate", 0.0, top(steps["lr"])))]
     if norms:
         low, high = span(norms)
-        lines = [_series("", steps["step"], steps["grad_norm"], 3, "faint")]
-        lines.append(_series("", steps["step"], _smooth(steps["grad_norm"]), 5))
+        lines = [_series("", steps["step"], steps["grad_norm"], 0, "faint")]
+        lines.append(_series("", steps["step"], _smooth(steps["grad_norm"]), 0))
         small.append(chart("Norm of the gradient before clipping", lines, x, Axis("norm", low, high, log=True)))
     return [*charts, grid(*small)]
 
@@ -97,7 +100,7 @@ def _validation(validations: dict[str, list[float]]) -> list[Html]:
     if not validations:
         return []
     epochs, best = validations["epoch"], _best(validations)
-    x = Axis("epoch", 0.0, max(epochs[-1], 1.0))
+    x = Axis("epoch", 0.0, max(epochs[-1], 1.0), step=1.0)
     names = {name: words for name, words in FIGURES.items() if name in validations}
     lines = [_series(words, epochs, validations[name], index) for index, (name, words) in enumerate(names.items())]
     lines += [Series("", [epochs[best]], [validations[name][best]], index, "dots") for index, name in enumerate(names)]
@@ -109,7 +112,7 @@ def _validation(validations: dict[str, list[float]]) -> list[Html]:
     ]
     titles = [FIGURES.get(name, name.replace("_", " ").replace("f1", "F1")) for name in columns]
     shown = table("Validation by epoch", ("epoch", *titles), rows)
-    return [chart("Validation", lines, x, Axis("figure", 0.0, 1.0), about), shown]
+    return [chart("Figures on the validation images", lines, x, Axis("value", 0.0, 1.0), about), shown]
 
 
 def _frames(folder: Path, options: TrainOptions, count: int) -> list[Html]:
@@ -146,18 +149,18 @@ def _window(count: int) -> int:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Running mean over a fortieth of the run, of what is finite."""
+    """Mean over a fortieth of the run around every step, of what is finite."""
     values = np.asarray(values, float)
     finite = np.isfinite(values)
-    width = np.ones(min(_window(len(values)), len(values)))
-    sums = np.convolve(np.where(finite, values, 0.0), width, "full")[: len(values)]
-    counts = np.convolve(finite, width, "full")[: len(values)]
+    width = np.ones(_window(len(values)))
+    sums = np.convolve(np.where(finite, values, 0.0), width, "same")
+    counts = np.convolve(finite, width, "same")
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).tolist()
 
 
 def _about(steps: Sequence[float]) -> str:
     window = _window(len(steps))
-    return f"Mean of {number(window)} steps; faint: every step." if window > 1 else ""
+    return f"Mean of {window} steps; faint: every step." if window > 1 else ""
 
 
 def _series(name: str, x: Sequence[float], y: Sequence[float], color: int, kind: str = "line") -> Series:
