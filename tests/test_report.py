@@ -334,7 +334,9 @@ def test_nothing_runs_over_the_edge_in_a_browser(reports, kind, tmp_path):
     widths = (390, 1280)
     # Pictures that are loaded only when they are scrolled to would count as missing; an end tag would end the script.
     source = json.dumps(reports[kind].read_text().replace("loading=", "data-loading=")).replace("</", "<\\/")
-    frames = "".join(f'<iframe style="width: {width}px; height: 3000px; border: 0"></iframe>' for width in widths)
+    frames = "".join(
+        f'<iframe style="width: {width}px; height: 3000px; border: 0; flex: none"></iframe>' for width in widths
+    )
     script = (
         "for (const frame of document.querySelectorAll('iframe')) { frame.onload = () => { "
         "const page = frame.contentDocument; "

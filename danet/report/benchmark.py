@@ -188,9 +188,12 @@ def _ratios(cases: list[dict]) -> Html:
         )
     head = (
         *("case", "p50 ms", "p95 ms", "p99 ms", *(f"against {rival}" for rival in rivals)),
-        *("times the FMA peak", "MB resident", "danet detect, frames/s"),
+        *("× FMA peak", "MB", "danet detect, frames/s"),
     )
-    note = "danet detect reads, finds and writes a video; in parentheses, its part of the speed of the network alone."
+    note = (
+        "FMA peak: of the large product. MB: resident, beyond weights and Python. danet detect reads, finds and "
+        "writes a video; in parentheses, its part of the speed of the network alone."
+    )
     return table("The deployed network, and how many times as fast as the rivals", head, rows, note)
 
 

@@ -160,7 +160,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 def _about(steps: Sequence[float]) -> str:
     window = _window(len(steps))
-    return f"Mean of {window} steps; faint: every step." if window > 1 else ""
+    return f"Mean of {window} steps; faint: single steps." if window > 1 else ""
 
 
 def _series(name: str, x: Sequence[float], y: Sequence[float], color: int, kind: str = "line") -> Series:
