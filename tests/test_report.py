@@ -213,7 +213,7 @@ def test_a_training_that_has_just_begun_and_one_without_its_data(training, tmp_p
     (run / "metrics.csv").write_text("step,epoch,lr,loss,cls,grad_norm\n1,1,0.1,nan,1.5,inf\n2,1,0.1,2.5,1.5,0\n")
     shutil.copy(training / "weights.safetensors", run)
     assert main([str(run), "--quiet"]) == 0
-    assert "gone.json: no such file." in check(run / "report.html").text
+    assert "No frames are shown: gone.json: no such file." in check(run / "report.html").text
 
 
 def test_distractors_recordings_and_an_evaluation_of_before_there_was_curves_csv(training, tmp_path):

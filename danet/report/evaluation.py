@@ -11,10 +11,12 @@ from danet.files import read_json
 from danet.matching import CRITERIA
 from danet.report import pictures
 from danet.report.charts import Axis, Series, chart
-from danet.report.html import Html, Report, Section, bars, facts, grid, paragraph, table
+from danet.report.html import Html, Report, Section, bars, facts, fold, grid, paragraph, table
 from danet.report.reproduce import command_line, configuration, read_config, saved_options
 
 METRICS, CURVES, SHEET = "metrics.json", "curves.csv", "misses_and_false_alarms.png"
+MOST_ROWS = 15
+"""Recordings of a table that is open from the start."""
 POINTS = ("fixed", "tuned")
 HEAD = ("objects", "AP", "score", "precision", "recall", "F1", "hits", "false", "missed")
 
@@ -156,7 +158,9 @@ def _recordings(figures: dict, title: str) -> Html:
         rows.append((group["name"], str(group["images"]), str(group["objects"]), *values, *counts))
     head = ("recording", "images", "objects", "precision", "recall", "F1", "hits", "false", "missed")
     score = figures["thresholds"][which]
-    return table(f"{figures['target']} by recording, {title}, score {score:.3f}", head, rows)
+    caption = f"{figures['target']} by recording, {title}, score {score:.3f}"
+    shown = table(caption, head, rows)
+    return fold(caption, shown) if len(rows) > MOST_ROWS else shown
 
 
 def _mistakes(folder: Path, figures: dict) -> list[Html]:
@@ -197,7 +201,7 @@ def _frames(folder: Path, options: EvaluateOptions, figures: dict, threshold: fl
             for index in pictures.chosen(records, count)
         ]
     except UserError as error:
-        return [paragraph(f"No frames are shown: {error}.")]
+        return [pictures.missing(error)]
     about = f"Annotated boxes blue, detections of score {threshold:.3f} and more orange, all classes."
     return [paragraph(about), pictures.frames(shown)]
 

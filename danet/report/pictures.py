@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from danet.data.image import read_image, to_display
+from danet.errors import UserError
 from danet.mistakes import DETECTION_COLOR, TRUTH_COLOR
 from danet.report.html import Html, tag
 from danet.visual import draw_boxes, enlarge
@@ -63,6 +64,11 @@ def frame(record: object, detections: Sequence, classes: Sequence[str], threshol
 
 def frames(figures: Sequence[Html]) -> Html:
     return tag("div", *figures, class_="pictures")
+
+
+def missing(error: UserError) -> Html:
+    """Why there are none; without the folder that the report was written in, which is no reader's business."""
+    return tag("p", f"No frames are shown: {error}.".replace(f"{Path.cwd()}/", ""))
 
 
 def _image(image: np.ndarray, text: str) -> Html:

@@ -134,7 +134,7 @@ def _frames(folder: Path, options: TrainOptions, count: int) -> list[Html]:
             for record, each in zip(shown, found, strict=True)
         ]
     except UserError as error:
-        return [paragraph(f"No frames are shown: {error}.")]
+        return [pictures.missing(error)]
     about = f"Validation images with what {weights.name} finds at score {SCORE} (orange) and annotated boxes (blue)."
     return [paragraph(about), pictures.frames(figures)]
 
