@@ -40,8 +40,9 @@ def _thinned(values: np.ndarray) -> np.ndarray:
 def read_curves(path: str | os.PathLike) -> dict[str, dict[str, list[float]]]:
     """What ``write_curves`` wrote: the columns by criterion; undefined figures are NaN."""
     curves: dict[str, dict[str, list[float]]] = {}
+    text = read_text(path)
     try:
-        for row in csv.DictReader(read_text(path).splitlines()):
+        for row in csv.DictReader(text.splitlines()):
             columns = curves.setdefault(row["criterion"], {name: [] for name in COLUMNS[1:]})
             for name, values in columns.items():
                 values.append(float(row[name]))

@@ -45,6 +45,8 @@ def report(options: ReportOptions) -> None:
     out = Path(options.out) if options.out else path / "report.html" if path.is_dir() else path.with_suffix(".html")
     try:
         page = _folder(path, options.frames) if path.is_dir() else _file(path)
+    except UserError:  # which is a ValueError
+        raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of files that others have changed
         raise UserError(f"{path}: its files are not as danet writes them ({type(error).__name__}: {error})") from error
     write_text(out, page.html(f"Written by danet report on {datetime.date.today().isoformat()}."))

@@ -24,7 +24,6 @@ HEAD = ("objects", "AP", "score", "precision", "recall", "F1", "hits", "false", 
 def evaluation_report(folder: Path, count: int) -> Report:
     """The report of an evaluation's folder, with ``count`` frames where its data are at hand."""
     figures = read_json(folder / METRICS)
-    target, shown = figures["target"], CRITERIA[figures["criterion"]].title
     result, point = _main(figures)
     options = saved_options(folder / "config.yaml", EvaluateOptions)
     speed = figures["speed"].get("fps")
@@ -35,19 +34,28 @@ def evaluation_report(folder: Path, count: int) -> Report:
         ("AP", _short(result["ap"]), _interval(result["ap"])),
         *([("Speed", f"{speed:.1f}", "images/s, reading included")] if speed else []),
     ]
-    lead = (
-        f"{figures['objects']} objects {target} in {figures['images']} images of {options.data}, found by "
-        f"{options.weights}. At score {point['threshold']:.3f}, right by {shown}."
-    )
     note = "In the folder where the paths lead to the same files, this gives the same figures:"
-    command = command_line("danet evaluate", options, ("weights", "data"))
     sections = [
         *evaluation_sections(folder, figures),
         Section("Frames", _frames(folder, options, figures, point["threshold"], count)),
         Section("Speed and software", _speed(figures)),
-        Section("Configuration", configuration(command, read_config(folder / "config.yaml"), note)),
+        Section("Configuration", configuration(evaluation_command(folder), read_config(folder / "config.yaml"), note)),
     ]
-    return Report("Evaluation", folder.resolve().name, lead, tiles, sections)
+    return Report("Evaluation", folder.resolve().name, evaluation_lead(folder, figures), tiles, sections)
+
+
+def evaluation_lead(folder: Path, figures: dict) -> str:
+    """What was found by what in what, in a sentence."""
+    options = saved_options(folder / "config.yaml", EvaluateOptions)
+    _, point = _main(figures)
+    return (
+        f"{figures['objects']} objects {figures['target']} in {figures['images']} images of {options.data}, found by "
+        f"{options.weights}. At score {point['threshold']:.3f}, right by {CRITERIA[figures['criterion']].title}."
+    )
+
+
+def evaluation_command(folder: Path) -> str:
+    return command_line("danet evaluate", saved_options(folder / "config.yaml", EvaluateOptions), ("weights", "data"))
 
 
 def evaluation_sections(folder: Path, figures: dict, prefix: str = "") -> list[Section]:

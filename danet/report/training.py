@@ -11,8 +11,8 @@ from danet.errors import UserError
 from danet.files import read_json, read_text
 from danet.report import pictures
 from danet.report.charts import Axis, Series, chart, span, top
-from danet.report.evaluation import METRICS, evaluation_sections
-from danet.report.html import Html, Report, Section, grid, paragraph, table
+from danet.report.evaluation import METRICS, evaluation_command, evaluation_lead, evaluation_sections
+from danet.report.html import Html, Report, Section, code, grid, paragraph, table
 from danet.report.reproduce import command_line, configuration, read_config, saved_options
 from danet.train import CONFIG, TrainOptions
 
@@ -53,10 +53,16 @@ def training_report(folder: Path, count: int) -> Report:
         Section("Validation", _validation(validations)),
         Section("Frames", _frames(folder, options, count)),
     ]
+    config = configuration(command_line("danet train", options), read_config(folder / CONFIG), note)
     for inner in evaluations(folder):
-        sections += evaluation_sections(inner, read_json(inner / METRICS), f"{inner.name}: ")
-    command = command_line("danet train", options)
-    sections.append(Section("Configuration", configuration(command, read_config(folder / CONFIG), note)))
+        figures = read_json(inner / METRICS)
+        about = Section(f"{inner.name}: evaluation", [paragraph(evaluation_lead(inner, figures))])
+        sections += [about, *evaluation_sections(inner, figures, f"{inner.name}: ")]
+        config += [
+            paragraph(f"The evaluation {inner.name}:"),
+            code(evaluation_command(inner), "Command that evaluates"),
+        ]
+    sections.append(Section("Configuration", config))
     return Report("Training", folder.resolve().name, lead, tiles, sections)
 
 
@@ -67,8 +73,8 @@ def evaluations(folder: Path) -> list[Path]:
 
 def read_columns(path: Path) -> dict[str, list[float]]:
     """A CSV file's columns of numbers; none for a file without rows, as at the start of a run."""
+    rows = list(csv.DictReader(read_text(path).splitlines())) if path.is_file() else []
     try:
-        rows = list(csv.DictReader(read_text(path).splitlines())) if path.is_file() else []
         return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: not the figures of a training ({error})") from error
