@@ -85,6 +85,7 @@ demo: $(KERNELS)  ## synthetic scenes, a short training, its figures, a video wi
 	@echo "== 3/4  evaluation on held-out scenes"
 	@$(RUN) -m danet.evaluate $(DEMO)/train/weights.safetensors $(DEMO)/data/heldout.json \
 	  --tune $(DEMO)/data/tune.json --out $(DEMO)/evaluate
+	@$(RUN) -m danet.report $(DEMO)/evaluate --quiet
 	@echo "== 4/4  detection in a video and in pictures"
 	@$(RUN) -m danet.detect $(DEMO)/data/video.mp4 $(DEMO)/data/val \
 	  --weights $(DEMO)/train/weights.safetensors --out $(DEMO)/detect --upscale 2
@@ -92,6 +93,7 @@ demo: $(KERNELS)  ## synthetic scenes, a short training, its figures, a video wi
 	@echo "The demo's results:"
 	@echo "  $(DEMO)/detect/video.mp4                      the video with boxes"
 	@echo "  $(DEMO)/detect/val/                           pictures with boxes"
+	@echo "  $(DEMO)/evaluate/report.html                  its figures, curves and mistakes on one page"
 	@echo "  $(DEMO)/evaluate/pr_curve.png                 precision over recall"
 	@echo "  $(DEMO)/evaluate/misses_and_false_alarms.png  the worst mistakes"
 	@echo "  $(DEMO)/train/weights.safetensors             the detector"

@@ -1,4 +1,4 @@
-"""``python -m danet`` and the ``danet`` command: data, train, evaluate, ablate, detect."""
+"""``python -m danet`` and the ``danet`` command: data, train, evaluate, ablate, report, detect."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ COMMANDS = {
     "train": ("danet.train", "train a detector"),
     "evaluate": ("danet.evaluate", "measure a detector on a dataset"),
     "ablate": ("danet.ablate", "train variants of a recipe and say what each part brings"),
+    "report": ("danet.report.__main__", "write a run or a benchmark as one HTML file"),
     "detect": ("danet.detect", "detect in images, folders, videos or a webcam"),
 }
 

@@ -12,14 +12,15 @@ import numpy as np
 from rich.console import Console
 
 from danet import cli
+from danet.curves import write_curves
 from danet.data.classes import rename
 from danet.data.coco import CocoDataset, ImageRecord, load_coco
 from danet.data.image import write_image
 from danet.errors import UserError
+from danet.evaluate_tables import print_metrics
 from danet.files import write_json, write_text
 from danet.metrics import Metrics, choose_threshold, evaluate_predictions
 from danet.mistakes import find_mistakes, mistakes_sheet
-from danet.report import print_metrics
 
 if TYPE_CHECKING:
     from danet.boxes import Detections
@@ -75,8 +76,8 @@ class EvaluateOptions:
     """Take every so-manieth image of each video (of all images where no video is known), also of `tune`."""
 
     out: str = "runs/evaluate"
-    """Folder for config.yaml, metrics.json, predictions.json, curves and pictures; files of these names are
-    replaced."""
+    """Folder for config.yaml, metrics.json, predictions.json, curves (.csv, .png) and pictures; files of these names
+    are replaced."""
 
     json: str | None = None
     """Write the figures to this file as well."""
@@ -286,11 +287,13 @@ def _write(
 
     out = Path(options.out)
     write_text(out / "config.yaml", cli.dump(options))
-    written = [out / name for name in ("metrics.json", "predictions.json", "pr_curve.png", "f1_confidence.png")]
+    names = ("metrics.json", "predictions.json", "curves.csv", "pr_curve.png", "f1_confidence.png")
+    written = [out / name for name in names]
     write_json(written[0], content)
     write_json(written[1], coco_results(data, records, predictions, classes), indent=None)
-    plot_pr_curves(written[2], metrics)
-    plot_f1_curves(written[3], metrics)
+    write_curves(written[2], metrics)
+    plot_pr_curves(written[3], metrics)
+    plot_f1_curves(written[4], metrics)
     pictures = out / "misses_and_false_alarms.png"
     pictures.unlink(missing_ok=True)
     if sheet is not None:

@@ -6,7 +6,7 @@ from danet.__main__ import main
 @pytest.mark.parametrize(
     ("words", "listed"),
     [
-        ([], ["data", "train", "evaluate", "ablate", "detect"]),
+        ([], ["data", "train", "evaluate", "ablate", "report", "detect"]),
         (["data"], ["import", "split", "synthesize", "inspect"]),
         (["data", "import"], ["coco", "yolo", "voc", "masks", "svanstrom"]),
     ],

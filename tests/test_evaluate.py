@@ -22,7 +22,7 @@ from danet.mistakes import find_mistakes
 from danet.models import build_model
 
 CLASSES = ["drone", "bird"]
-NAMES = ("metrics.json", "predictions.json", "pr_curve.png", "f1_confidence.png")
+NAMES = ("metrics.json", "predictions.json", "curves.csv", "pr_curve.png", "f1_confidence.png")
 SHEET = "misses_and_false_alarms.png"
 
 
@@ -125,7 +125,7 @@ def test_files_and_figures(evaluated):
 
 
 def test_plots_are_pictures(evaluated):
-    for name in NAMES[2:]:
+    for name in NAMES[3:]:
         image = cv2.imread(str(evaluated / name))
         assert image.shape == (750, 1050, 3)
         assert image.std() > 5

@@ -30,7 +30,7 @@ def test_one_wheel_serves_every_python(wheel):
     assert "-py3-none-linux_" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     assert "danet/ops/libdanet.so" in names
-    assert "danet/presets/default.yaml" in names
+    assert {"danet/presets/default.yaml", "danet/report/style.css"} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "csrc", "benchmarks", "build_tools"))]
 
 

@@ -1,0 +1,86 @@
+"""``danet report``: finds out what kind of run it is given, and writes its page."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from danet import cli
+from danet.errors import UserError
+from danet.files import read_json, write_text
+from danet.report.html import Report
+
+
+@dataclass
+class ReportOptions:
+    """Options of ``danet report``."""
+
+    run: str
+    """Folder that danet train, evaluate or ablate wrote, or the JSON file of benchmarks.ops or benchmarks.detector;
+    also given as the first word."""
+
+    out: str | None = None
+    """The HTML file; by default report.html in the folder, or beside the JSON file with its name."""
+
+    frames: int = 12
+    """Images shown with boxes, where the data of the run are at hand; 0 shows none."""
+
+    quiet: bool = False
+    """Print only errors."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 0:
+            raise UserError(f"frames must be 0 or more, got {self.frames}")
+
+
+def report(options: ReportOptions) -> None:
+    """Writes one HTML file about a run or a benchmark.
+
+    Configuration, curves, tables, pictures and the command that reproduces it, in a file that opens by double click and
+    needs no server and no network.
+    """
+    path = Path(options.run)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    out = Path(options.out) if options.out else path / "report.html" if path.is_dir() else path.with_suffix(".html")
+    try:
+        page = _folder(path, options.frames) if path.is_dir() else _file(path)
+    except UserError:  # which is a ValueError
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of files that others have changed
+        raise UserError(f"{path}: its files are not as danet writes them ({type(error).__name__}: {error})") from error
+    write_text(out, page.html(f"Written by danet report on {datetime.date.today().isoformat()}."))
+    if not options.quiet:
+        print(out)
+
+
+def _folder(folder: Path, frames: int) -> Report:
+    from danet.report.ablation import SUMMARY, ablation_report
+    from danet.report.evaluation import METRICS, evaluation_report
+    from danet.report.training import STEPS, training_report
+
+    if (folder / SUMMARY).is_file():
+        return ablation_report(folder)
+    if (folder / STEPS).is_file():
+        return training_report(folder, frames)
+    if (folder / METRICS).is_file():
+        return evaluation_report(folder, frames)
+    written = f"{STEPS} (danet train), {METRICS} (danet evaluate), {SUMMARY} (danet ablate)"
+    raise UserError(f"{folder}: no run, none of these files is there: {written}")
+
+
+def _file(path: Path) -> Report:
+    from danet.report.benchmark import benchmark_report
+
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"machine", "ceilings", "cases"} <= content.keys() or not content["cases"]:
+        raise UserError(f"{path}: not the figures of benchmarks.ops or benchmarks.detector")
+    return benchmark_report(path, content)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(report, ReportOptions, prog="danet report", positionals=["run"], argv=argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

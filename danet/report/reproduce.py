@@ -1,0 +1,78 @@
+"""The command that makes a run again, from the options that the run saved."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+
+from danet import cli
+from danet.files import read_text
+from danet.report.html import Html, code, fold, paragraph
+
+# Words that stand for themselves in a list; others are written as JSON.
+PLAIN = re.compile(r"[A-Za-z_./][\w./:+ -]*")
+
+
+def saved_options(path: Path, options: type) -> object:
+    """The ``options`` in a run's config.yaml; whatever is wrong with it is a UserError."""
+    return cli.parse(options, ["--config", str(path)], prog="danet report")
+
+
+def command_line(command: str, options: object, positionals: Sequence[str] = (), words: str | None = None) -> str:
+    """What was typed, as far as the saved options tell: everything that differs from the defaults, a line each.
+
+    ``positionals`` come first and without their names; the option ``words`` last and after a lone --.
+    """
+    first = [shlex.quote(str(getattr(options, name))) for name in positionals]
+    left_out = {*positionals, words}
+    lines = [" ".join([command, *first]), *(line for name, line in _changed(options) if name not in left_out)]
+    if words is not None and getattr(options, words):
+        lines.append(f"-- {shlex.join(getattr(options, words))}")
+    return " \\\n  ".join(lines)
+
+
+def configuration(command: str, config: str, note: str) -> list[Html]:
+    """The parts of a section: the command, and every option with its value."""
+    return [
+        paragraph(note),
+        code(command, "Command that reproduces the run"),
+        fold("Every option, also those with their defaults", code(config, "config.yaml")),
+    ]
+
+
+def read_config(path: Path) -> str:
+    return read_text(path).rstrip("\n")
+
+
+def _changed(options: object, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Name and words of each option that is not at its default, nested ones dotted."""
+    for item in fields(options):
+        value, name = getattr(options, item.name), prefix + item.name
+        if is_dataclass(value) and not prefix and is_dataclass(_default(item)):
+            yield from _changed(value, f"{name}.")
+        elif value != _default(item):
+            yield name, _words(name, value)
+
+
+def _default(item: Field) -> object:
+    return item.default_factory() if item.default_factory is not MISSING else item.default
+
+
+def _words(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    if isinstance(value, list | tuple) and value and all(_plain(each) for each in value):
+        return " ".join([f"--{name}", *(shlex.quote(str(each)) for each in value)])
+    if value is None or _plain(value):
+        return f"--{name} {'null' if value is None else shlex.quote(str(value))}"
+    if isinstance(value, str | int | float):  # may begin with a dash
+        return shlex.quote(f"--{name}={value}")
+    return shlex.quote(f"--{name}={json.dumps(value, default=vars)}")
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, str):
+        return PLAIN.fullmatch(value) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
