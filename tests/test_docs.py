@@ -1,0 +1,43 @@
+"""The documentation keeps its word: its Python runs, and the tests and files that it names are there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+OPERATORS = [block for page in PAGES for block in blocks(page, "python") if "from danet.ops import" in block]
+
+
+@pytest.mark.parametrize("code", OPERATORS, ids=range(len(OPERATORS)))
+def test_python_examples_run(code, tmp_path):
+    """Each in a process of its own, outside of the repository's folder."""
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert len(OPERATORS) >= 4
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page):
+    for name in re.findall(r"`((?:tests|csrc|danet|benchmarks)/[\w./]+?)(?:::(\w+))?`", page.read_text()):
+        path, test = ROOT / name[0], name[1]
+        assert path.exists() or "NAME" in name[0], name
+        assert not test or re.search(rf"^def {test}\(", path.read_text(), re.MULTILINE), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_documentation_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
