@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.timing import ceilings, header
 from danet.checkpoint import load_weights
 from danet.config import ModelConfig
+from danet.data.flight import write_video
 from danet.detect import DetectOptions, Run
 from danet.detector import Detector
 from danet.models import DANet, build_model
@@ -29,7 +30,7 @@ from danet.models.graphs import CudaGraphs
 from danet.models.summary import count_flops
 from danet.ops import info
 from danet.tables import BoxTables
-from danet.video import VideoWriter, open_source
+from danet.video import open_source
 
 Function = Callable[[], object]
 
@@ -137,7 +138,8 @@ def network_only(model: DANet, size: tuple[int, int], batch: int, options: argpa
 
 
 def end_to_end(model: DANet, size: tuple[int, int], frames: int, options: argparse.Namespace) -> dict:
-    """Frames a second of danet.detect on a video, reading, drawing and writing included, and of its network alone.
+    """Frames a second of danet.detect on a synthetic video, reading, drawing and writing included, and of its network
+    alone.
 
     A network that was not trained finds its targets everywhere: without --weights its scores are those of a clear sky.
     """
@@ -148,11 +150,8 @@ def end_to_end(model: DANet, size: tuple[int, int], frames: int, options: argpar
     detector = Detector(model.to(options.device), dtype=getattr(torch, options.dtype))
     image = torch.zeros(1, model.config.input_channels, *size, device=options.device)
     with tempfile.TemporaryDirectory() as folder:
-        clip = Path(folder) / "clip.mp4"
-        rng = np.random.default_rng(0)
-        with VideoWriter(clip) as writer:
-            for _ in range(frames):
-                writer.write(rng.normal(90, 8, size).clip(0, 255).astype(np.uint8))
+        write_video(Path(folder), [0], frames, size, 8, True)
+        clip = Path(folder) / "video.mp4"
         rates: dict[str, list[float]] = defaultdict(list)
         for repeat in range(4):
             started = time.perf_counter()
