@@ -1,6 +1,6 @@
 """DANet: a real-time detector of small aerial targets in infrared video, and its operators.
 
->>> detector = danet.load("weights.safetensors")
+>>> detector = danet.load()  # or your own: danet.load("weights.safetensors")
 >>> boxes, scores, labels = detector("frame.png")
 
 Importing this package loads neither torch nor OpenCV; its modules and ``load`` do.
@@ -21,11 +21,12 @@ except PackageNotFoundError:  # a source tree that was never installed
 __all__ = ["__version__", "load"]
 
 
-def load(weights: str | os.PathLike, device: str = "cpu", **options: object) -> "Detector":
+def load(weights: str | os.PathLike | None = None, device: str = "cpu", **options: object) -> "Detector":
     """Loads a trained detector.
 
     Args:
-        weights: a ``.safetensors`` file written by ``danet train``.
+        weights: a ``.safetensors`` file written by ``danet train``; by default the detector of drones that comes with
+            the package.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         options: ``score_threshold`` (0.5), ``iou_threshold`` (0.5), ``max_detections`` (300) and
             ``input_size`` (native), see ``danet.detector.Detector``.

@@ -14,14 +14,42 @@ from danet.config import ModelConfig
 from danet.errors import UserError
 from danet.files import atomic_path
 from danet.models import DANet, build_model
+from danet.models.blocks import MBB
 
 FORMAT = "danet-weights-1"
 
 
-def save_weights(path: str | os.PathLike, model: DANet, metadata: dict | None = None) -> None:
-    """Writes the model's parameters and buffers, its configuration and ``metadata`` (JSON-able)."""
-    header = {"config": dataclasses.asdict(model.config), "metadata": metadata or {}}
-    save_tensors(path, FORMAT, model.state_dict(), header)
+SHIPPED = Path(__file__).with_name("weights") / "danet_s.safetensors"
+"""A trained detector of drones in infrared video, part of the package."""
+
+
+def save_weights(
+    path: str | os.PathLike, model: DANet, metadata: dict | None = None, *, compact: bool = False
+) -> None:
+    """Writes the model's parameters and buffers, its configuration and ``metadata`` (JSON-able).
+
+    Args:
+        compact: less than half the size: every MBB as one convolution, weights in float16. Vectors (biases, norms) stay
+            float32, for variances may be larger than float16's numbers.
+    """
+    header = {"config": dataclasses.asdict(model.config), "metadata": metadata or {}, "compact": compact}
+    tensors = model.state_dict()
+    if compact:
+        for name, module in model.named_modules():
+            if isinstance(module, MBB):
+                fused = module.fuse()
+                tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{name}.")}
+                tensors |= {f"{name}.weight": fused.weight, f"{name}.bias": fused.bias}
+        tensors = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in tensors.items()}
+    save_tensors(path, FORMAT, tensors, header)
+
+
+def _unfuse(model: DANet, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state of the model from that of a compact file."""
+    for name, module in model.named_modules():
+        if isinstance(module, MBB):
+            module.unfuse(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias"))
+    return model.state_dict() | tensors
 
 
 def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") -> tuple[DANet, dict]:
@@ -36,7 +64,7 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     tensors, header = load_tensors(path, FORMAT)
     try:
         model = build_model(ModelConfig(**header["config"]))
-        model.load_state_dict(tensors)
+        model.load_state_dict(_unfuse(model, tensors) if header.get("compact") else tensors)
         metadata = dict(header["metadata"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).split("\n")[0]

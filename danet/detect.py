@@ -42,8 +42,8 @@ class DetectOptions:
     sources: list[str]
     """Images, folders of images, videos, or a webcam's number; also given as leading words."""
 
-    weights: str
-    """Weights file (.safetensors) written by danet train."""
+    weights: str | None = None
+    """Weights file (.safetensors) written by danet train; by default the detector of drones that comes with the package."""
 
     out: str = "runs/detect"
     """Folder for the results and config.yaml; files of the same name in it are replaced."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from danet.boxes import Detections
-from danet.checkpoint import load_weights
+from danet.checkpoint import SHIPPED, load_weights
 from danet.data.image import levels, normalise, read_image
 from danet.data.transforms import letterbox
 from danet.models import DANet
@@ -137,11 +137,11 @@ def _check_image(image: object) -> np.ndarray:
     return image
 
 
-def load(weights: str | os.PathLike, device: str | torch.device = "cpu", **options) -> Detector:
-    """Loads a detector from a weights file; ``options`` are those of ``Detector``.
+def load(weights: str | os.PathLike | None = None, device: str | torch.device = "cpu", **options) -> Detector:
+    """Loads a detector from a weights file, by default the one that ships; ``options`` are those of ``Detector``.
 
     Raises:
         UserError: naming the file, if it is missing or not a DANet's weights.
     """
-    model, metadata = load_weights(weights, device)
+    model, metadata = load_weights(SHIPPED if weights is None else weights, device)
     return Detector(model, metadata=metadata, **options)

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from helpers import randomise_norms
 from safetensors.torch import save_file
 
 from danet.checkpoint import FORMAT, load_weights, save_tensors, save_weights
@@ -22,6 +23,27 @@ def test_weights_come_back_bit_by_bit_with_configuration_and_metadata(tmp_path):
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_compact_weights_compute_the_same_and_learn_on(tmp_path):
+    model = build_model(ModelConfig(name="danet_nano")).eval()
+    randomise_norms(model)
+    large, small = tmp_path / "large.safetensors", tmp_path / "small.safetensors"
+    save_weights(large, model)
+    save_weights(small, model, {"step": 7}, compact=True)
+    assert small.stat().st_size < 0.5 * large.stat().st_size
+    loaded, metadata = load_weights(small)
+    assert metadata == {"step": 7} and loaded.state_dict().keys() == model.state_dict().keys()
+    image = torch.randn(1, 1, 64, 96)
+    with torch.no_grad():
+        expected, got = model(image), loaded(image)
+    for a, b in zip(expected.logits, got.logits, strict=True):
+        assert (a.sigmoid() - b.sigmoid()).abs().max() < 2e-3
+        assert (a.sigmoid() - b.sigmoid()).abs().max() > 0  # halves are no floats
+    loaded.train()
+    sum(each.square().mean() for each in loaded(torch.randn(2, 1, 64, 96)).logits).backward()
+    branch = loaded.backbone.stages[0][0]
+    assert branch.norm1x1.weight.grad.abs().max() > 0, "the branches that were folded away can grow again"
 
 
 def write_text(path):

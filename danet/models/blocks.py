@@ -55,6 +55,18 @@ class MBB(nn.Module):
         dtype = self.conv3x3.weight.dtype
         return FusedMBB(kernel.to(dtype), bias.to(dtype), stride=self.stride)
 
+    @torch.no_grad()
+    def unfuse(self, weight: Tensor, bias: Tensor) -> None:
+        """Becomes what ``fuse()`` gave: all of it in the 3x3 branch. The others add nothing, until they are trained on."""
+        self.conv3x3.weight.copy_(weight)
+        for norm in (self.norm3x3, self.norm1x1, self.shortcut):
+            if norm is not None:
+                norm.reset_parameters()
+                norm.running_var -= norm.eps
+                norm.weight.zero_()
+        self.norm3x3.weight.fill_(1)
+        self.norm3x3.bias.copy_(bias)
+
 
 class FusedMBB(nn.Module):
     """An MBB for inference: 3x3 convolution, bias and ReLU in one pass (``danet.ops.rep_conv``)."""
