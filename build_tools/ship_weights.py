@@ -1,8 +1,8 @@
 """Makes trained weights part of the package: python build_tools/ship_weights.py WEIGHTS EVALUATION --command "..."
 
 WEIGHTS is a file of `danet train`, EVALUATION the folder of `danet evaluate` on images of other recordings. Writes
-danet/weights/danet_s.safetensors: half precision, one convolution a block, and in its header how it was trained and what
-was measured.
+danet/weights/danet_s.safetensors: half precision, one convolution a block, and in its header how it was trained and
+what was measured.
 """
 
 import argparse
