@@ -39,8 +39,7 @@ STABLE_TORCH_LIBRARY(danet, library) {
       "prepare_safem(Tensor depthwise, Tensor depthwise_bias, Tensor predictor, Tensor predictor_bias, Tensor? expand, "
       "Tensor? expand_bias, Tensor? reduce, Tensor? reduce_bias, int groups) -> Tensor");
   // input [N, C, H, W], up [N, 4*C, ceil(H / 2), ceil(W / 2)], weight [N, C] -> [N, C, H, W]; forward only, float32
-  library.def(
-      "safem(Tensor input, Tensor prepared, Tensor? up, Tensor? weight, int groups, float scale) -> Tensor");
+  library.def("safem(Tensor input, Tensor prepared, Tensor? up, Tensor? weight, int groups, float scale) -> Tensor");
   // input [N, C, H, W] -> [N, C, 1, 1]; forward only, float32
   library.def("sdc_mean(Tensor input, Tensor prepared, int groups) -> Tensor");
   // 0: baseline, 1: AVX2 and FMA, 2: AVX-512
