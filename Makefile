@@ -145,7 +145,7 @@ gpu: $(READY)  ## on a machine with a CUDA device: build for it, test, compute-s
 	@PYTHON=$(RUN) bash benchmarks/gpu.sh
 
 # csrc/sdc is formatted once what is under way there is merged.
-FORMATTED = $(shell find csrc -name '*.[ch]*' -o -name '*.cu*' | grep -v ^csrc/sdc/)
+FORMATTED = $(shell find csrc examples include -name '*.[ch]*' -o -name '*.cu*' | grep -v ^csrc/sdc/)
 
 lint: $(READY)  ## ruff, mypy, codespell and clang-format; in under a minute
 	@$(RUN) -m ruff check --quiet .

@@ -3,6 +3,8 @@
 // disks, under the operators' names alone. Windows are single integers: a list costs a call more than a microsecond.
 #include <torch/csrc/stable/library.h>
 
+#include "common/kernels.h"
+
 #if defined(DANET_EMULATION)  // the CUDA kernels on the CPU, for tests (tests/emulation)
 STABLE_TORCH_LIBRARY(danet_emulated, library) {
 #else
@@ -45,3 +47,11 @@ STABLE_TORCH_LIBRARY(danet, library) {
   // 0: baseline, 1: AVX2 and FMA, 2: AVX-512
   library.def("cpu_capability() -> int");
 }
+
+#if !defined(DANET_EMULATION)
+static int64_t cpu_capability() { return int64_t(danet::isa()); }
+
+STABLE_TORCH_LIBRARY_IMPL(danet, CompositeExplicitAutograd, library) {
+  library.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+}
+#endif
