@@ -26,6 +26,8 @@ CAPABILITIES = ("baseline", "AVX2 and FMA", "AVX-512")
 
 def _load() -> str | None:
     """Loads the CPU library; returns why it could not be."""
+    if hasattr(torch.ops.danet, "cpu_capability"):  # torch would end the process
+        return "another danet in this process, of another path, has them compiled; import one of them alone"
     if not CPU_LIBRARY.exists():
         return "the kernels are not built; build them with: pip install -e . --no-build-isolation"
     try:
