@@ -24,7 +24,7 @@ KERNELS := danet/ops/libdanet.so
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 BUILD := build/kernels.log
 
-.PHONY: help venv kernels sanitize emulation demo real gpu test test-all lint clean
+.PHONY: help venv kernels sanitize emulation demo real gpu test test-all lint wheel hub clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -140,6 +140,16 @@ test: $(KERNELS)  ## the test suite, under 6 minutes on two cores
 test-all: lint $(KERNELS)  ## the linters, the whole test suite with its long grids, the sanitizers; under an hour
 	@$(RUN) -m pytest -q
 	@$(MAKE) sanitize emulation
+
+wheel: $(KERNELS)  ## dist/danet-*.whl for every Python, with the manylinux tag that it is worth
+	@mkdir -p build dist
+	@rm -f dist/danet-*.whl
+	@$(RUN) -m pip wheel . --no-deps --no-build-isolation --wheel-dir dist --disable-pip-version-check >$(BUILD) 2>&1 \
+	  || { cat $(BUILD); exit 1; }
+	@$(RUN) build_tools/manylinux.py dist/danet-*.whl
+
+hub: $(KERNELS)  ## build/hub, the operators as the kernels hub loads them
+	@$(RUN) build_tools/hub.py build/hub
 
 gpu: $(READY)  ## on a machine with a CUDA device: build for it, test, compute-sanitizer, measure; under 8 minutes
 	@PYTHON=$(RUN) bash benchmarks/gpu.sh
