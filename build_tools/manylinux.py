@@ -11,8 +11,13 @@ TORCH = frozenset({"libtorch_cpu.so", "libtorch_cuda.so"})
 
 
 def retag(wheel: Path) -> Path:
-    from auditwheel.wheel_abi import analyze_wheel_abi
-    from auditwheel.wheeltools import InWheelCtx, add_platforms, get_wheel_platforms
+    try:
+        from auditwheel.wheel_abi import analyze_wheel_abi
+        from auditwheel.wheeltools import InWheelCtx, add_platforms, get_wheel_platforms
+    except ImportError:
+        raise SystemExit("danet: auditwheel is needed for the manylinux tag; pip install auditwheel") from None
+    if not wheel.is_file():
+        raise SystemExit(f"danet: {wheel}: no such wheel")
 
     found = analyze_wheel_abi(None, None, wheel, TORCH, disable_isa_ext_check=False, allow_graft=False)
     policy = found.overall_policy
