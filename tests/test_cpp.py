@@ -93,10 +93,10 @@ PROJECT = """
 cmake_minimum_required(VERSION 3.18)
 project(user LANGUAGES CXX)
 find_package(Threads REQUIRED)
-find_library(danet danet_cpp PATHS ${PREFIX} PATH_SUFFIXES lib lib64 NO_DEFAULT_PATH REQUIRED)
+find_library(danet danet_cpp PATHS ${DANET} PATH_SUFFIXES lib lib64 NO_DEFAULT_PATH REQUIRED)
 add_executable(user user.cpp)
 target_compile_features(user PRIVATE cxx_std_17)
-target_include_directories(user PRIVATE ${PREFIX}/include)
+target_include_directories(user PRIVATE ${DANET}/include)
 target_link_libraries(user PRIVATE ${danet} Threads::Threads)
 """
 
@@ -110,7 +110,7 @@ def test_an_installed_library_with_all_instruction_sets(tmp_path, shared):
     user.mkdir()
     (user / "user.cpp").write_text(USER)
     (user / "CMakeLists.txt").write_text(PROJECT)
-    build(user / "build", user, f"-DPREFIX={tmp_path / 'prefix'}")
+    build(user / "build", user, f"-DDANET={tmp_path / 'prefix'}")
     for capability in ("default", "avx2", "avx512"):
         result = run(user / "build/user", DANET_CPU_CAPABILITY=capability)
         assert result.stdout.splitlines() == ["1 1 1", "sdc: groups must divide C = 10, got 3"], capability

@@ -31,7 +31,8 @@ def wheel(tmp_path_factory) -> Path:
 def test_one_wheel_serves_every_python(wheel):
     tag = re.search(r"-py3-none-manylinux_2_(\d+)_\w+\.whl$", wheel.name)
     assert tag, wheel.name
-    assert int(tag[1]) <= 28  # torch's own; something newer of glibc or libstdc++: csrc/common/glibc.cpp
+    if "danet/ops/libdanet_cuda.so" not in zipfile.ZipFile(wheel).namelist():  # in which CUDA's runtime is linked
+        assert int(tag[1]) <= 28  # torch's own; something newer of glibc or libstdc++: csrc/common/glibc.cpp
     assert [path.name for path in wheel.parent.iterdir()] == [wheel.name]
     names = zipfile.ZipFile(wheel).namelist()
     assert "danet/ops/libdanet.so" in names

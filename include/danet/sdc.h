@@ -31,8 +31,8 @@
 namespace danet {
 
 // float16 and bfloat16: 16 bits, as every library stores them; cast pointers to these.
-struct Half;
-struct BFloat16;
+struct DANET_PUBLIC Half;
+struct DANET_PUBLIC BFloat16;
 
 // A call's sizes and options, each pair as (y, x).
 struct SdcOptions {
