@@ -24,7 +24,7 @@ KERNELS := danet/ops/libdanet.so
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 BUILD := build/kernels.log
 
-.PHONY: help venv kernels sanitize emulation demo real gpu test test-all lint clean
+.PHONY: help venv kernels sanitize emulation demo real gpu test test-all lint wheel hub clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,7 +38,7 @@ venv: $(READY)  ## install everything into .venv (the others do it too)
 	@echo "installing $(TORCH) and danet into .venv (once; torch is large)"
 	@python3 -m venv .venv
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)" "setuptools>=77" cmake ninja
-	@.venv/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)" ruff --no-build-isolation --editable '.[test]'
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)" --no-build-isolation --editable '.[test,lint]'
 	@touch $(KERNELS)
 	@rm -f .venv/.installed-*
 	@touch $@
@@ -139,16 +139,32 @@ $(REAL)/sirst/val.json:
 test: $(KERNELS)  ## the test suite, under 6 minutes on two cores
 	@$(RUN) -m pytest -q -m "not long"
 
-test-all: lint $(KERNELS)  ## the linter, the whole test suite with its long grids, the sanitizers; under an hour
+test-all: lint $(KERNELS)  ## the linters, the whole test suite with its long grids, the sanitizers; under an hour
 	@$(RUN) -m pytest -q
 	@$(MAKE) sanitize emulation
+
+wheel: $(KERNELS)  ## dist/danet-*.whl for every Python, with the manylinux tag that it is worth
+	@mkdir -p build dist
+	@rm -f dist/danet-*.whl
+	@$(RUN) -m pip wheel . --no-deps --no-build-isolation --wheel-dir dist --disable-pip-version-check >$(BUILD) 2>&1 \
+	  || { cat $(BUILD); exit 1; }
+	@$(RUN) build_tools/manylinux.py dist/danet-*.whl
+
+hub: $(KERNELS)  ## build/hub, the operators as the kernels hub loads them
+	@$(RUN) build_tools/hub.py build/hub
 
 gpu: $(READY)  ## on a machine with a CUDA device: build for it, test, compute-sanitizer, measure; under 8 minutes
 	@PYTHON=$(RUN) bash benchmarks/gpu.sh
 
-lint: $(READY)  ## the linter
-	@$(RUN) -m ruff check .
+FORMATTED = $(shell find csrc examples include -name '*.[ch]*' -o -name '*.cu*')
+
+lint: $(READY)  ## ruff, mypy, codespell and clang-format; in under a minute
+	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m ruff format --quiet --check .
+	@$(RUN) -m mypy --no-error-summary
+	@$(RUN) -m codespell_lib $$(git ls-files)
+	@$(RUN) -c 'import clang_format; clang_format.clang_format()' --dry-run --Werror $(FORMATTED)
 
 clean:  ## remove .venv, the demo's results and caches; other runs stay
-	rm -rf .venv $(DEMO) build dist *.egg-info $(KERNELS) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(DEMO) build dist *.egg-info $(KERNELS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

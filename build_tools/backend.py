@@ -111,9 +111,9 @@ def _requirements() -> list[str]:
     return needed + [name for name in ("cmake", "ninja") if find_tool(name) is None]
 
 
-def get_requires_for_build_wheel(config_settings=None) -> list[str]:
+def get_requires_for_build_wheel(config_settings: dict | None = None) -> list[str]:
     return _requirements()
 
 
-def get_requires_for_build_editable(config_settings=None) -> list[str]:
+def get_requires_for_build_editable(config_settings: dict | None = None) -> list[str]:
     return _requirements()

@@ -3,6 +3,8 @@
 // disks, under the operators' names alone. Windows are single integers: a list costs a call more than a microsecond.
 #include <torch/csrc/stable/library.h>
 
+#include "common/kernels.h"
+
 #if defined(DANET_EMULATION)  // the CUDA kernels on the CPU, for tests (tests/emulation)
 STABLE_TORCH_LIBRARY(danet_emulated, library) {
 #else
@@ -56,10 +58,17 @@ STABLE_TORCH_LIBRARY(danet, library) {
       "prepare_safem(Tensor depthwise, Tensor depthwise_bias, Tensor predictor, Tensor predictor_bias, Tensor? expand, "
       "Tensor? expand_bias, Tensor? reduce, Tensor? reduce_bias, int groups) -> Tensor");
   // input [N, C, H, W], up [N, 4*C, ceil(H / 2), ceil(W / 2)], weight [N, C] -> [N, C, H, W]; forward only, float32
-  library.def(
-      "safem(Tensor input, Tensor prepared, Tensor? up, Tensor? weight, int groups, float scale) -> Tensor");
+  library.def("safem(Tensor input, Tensor prepared, Tensor? up, Tensor? weight, int groups, float scale) -> Tensor");
   // input [N, C, H, W] -> [N, C, 1, 1]; forward only, float32
   library.def("sdc_mean(Tensor input, Tensor prepared, int groups) -> Tensor");
   // 0: baseline, 1: AVX2 and FMA, 2: AVX-512
   library.def("cpu_capability() -> int");
 }
+
+#if !defined(DANET_EMULATION)
+static int64_t cpu_capability() { return int64_t(danet::isa()); }
+
+STABLE_TORCH_LIBRARY_IMPL(danet, CompositeExplicitAutograd, library) {
+  library.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+}
+#endif

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -206,9 +206,9 @@ def _variant(options: AblateOptions, words: list[str]) -> TrainOptions:
     return variant
 
 
-def _evaluation(options: AblateOptions, **changes: object) -> EvaluateOptions:
+def _evaluation(options: AblateOptions, **changes: Any) -> EvaluateOptions:
     names = ("tune", "target", "criterion", "class_map", "stride", "resamples")
-    same = {name: getattr(options, name) for name in names}
+    same: dict[str, Any] = {name: getattr(options, name) for name in names}
     return EvaluateOptions("", options.val, **same, quiet=True, **changes)
 
 

@@ -226,9 +226,10 @@ def _row(name: str, runs: list[Result], shown: dict[str, np.ndarray], recall: fl
 
 
 def _spread_of(values: Sequence[float | None]) -> Spread | None:
-    if any(value is None for value in values):
+    found = [value for value in values if value is not None]
+    if len(found) < len(values):
         return None
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    return Spread(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
 
 
 def _false_alarms(summary: Summary, recall: float, kind: str) -> list[str]:
@@ -268,10 +269,11 @@ def _spread(spread: Spread | None, digits: int = 3) -> str:
 
 
 def _interval(estimate: Estimate, *, percent: bool = False) -> str:
+    def text(figure: float) -> str:
+        return f"{100 * figure:+.0f} %" if percent else f"{figure:+.3f}"
+
     if estimate.value is None:
         return "-"
-    value, low, high = (
-        each if each is None else f"{100 * each:+.0f} %" if percent else f"{each:+.3f}"
-        for each in (estimate.value, estimate.low, estimate.high)
-    )
-    return value if low is None else f"{value} ({low} to {high})"
+    if estimate.low is None or estimate.high is None:
+        return text(estimate.value)
+    return f"{text(estimate.value)} ({text(estimate.low)} to {text(estimate.high)})"

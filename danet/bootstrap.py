@@ -78,7 +78,7 @@ def resample(videos: Sequence[str | None], resamples: int = 1000, seed: int = 0)
     return Resampling(groups, weights.astype(np.float32), unit)
 
 
-def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def divide(numerator: np.ndarray | np.floating, denominator: np.ndarray | np.floating) -> np.ndarray:
     """Element-wise quotient, NaN where the denominator is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominator > 0, np.divide(numerator, denominator), np.nan)

@@ -23,9 +23,7 @@ SHIPPED = Path(__file__).with_name("weights") / "danet_s.safetensors"
 """A trained detector of drones in infrared video, part of the package."""
 
 
-def save_weights(
-    path: str | os.PathLike, model: DANet, metadata: dict | None = None, *, compact: bool = False
-) -> None:
+def save_weights(path: str | os.PathLike, model: DANet, metadata: dict | None = None, *, compact: bool = False) -> None:
     """Writes the model's parameters and buffers, its configuration and ``metadata`` (JSON-able).
 
     Args:

@@ -9,12 +9,18 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 from jsonargparse import ArgumentError, ArgumentParser
 
 from danet.errors import UserError
 from danet.files import check_folder, read_text
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = typing.TypeVar("Options", bound="DataclassInstance")
 
 try:
     import danet.data.image  # noqa: F401
@@ -33,7 +39,7 @@ SIZE = re.compile(r"\d+x\d+")
 
 def run(
     command: Callable,
-    options: type,
+    options: type[Options],
     *,
     prog: str,
     positionals: Sequence[str] = (),
@@ -70,14 +76,14 @@ def run(
 
 
 def parse(
-    options: type,
+    options: type[Options],
     argv: Sequence[str],
     *,
     prog: str = "danet",
     about: str = "",
     positionals: Sequence[str] = (),
     presets: Sequence[str] = (),
-) -> object:
+) -> Options:
     """The ``options`` dataclass that ``argv`` stands for, see ``run``; whatever is wrong with it is a UserError."""
     parser = ArgumentParser(prog=prog, description=about, exit_on_error=False, allow_abbrev=False)
     if presets:
@@ -94,7 +100,7 @@ def parse(
     return options(**{field.name: values[field.name] for field in dataclasses.fields(options)})
 
 
-def check_out(options: object) -> None:
+def check_out(options: Any) -> None:
     """Raises UserError if nothing can be written into ``options.out``, or another command's config.yaml is there.
 
     Evaluating into a training run's folder would otherwise take away what the run resumes from.
@@ -109,7 +115,7 @@ def check_out(options: object) -> None:
             raise UserError(f"{config}: belongs to another command; give another --out")
 
 
-def dump(options: object) -> str:
+def dump(options: Any) -> str:
     """The resolved options as YAML that ``--config`` reads back."""
     import yaml
 
@@ -221,7 +227,7 @@ def _fields(options: type, prefix: str = "") -> Iterator[tuple[str, object]]:
         hint = hints[item.name]
         yield prefix + item.name, hint
         for inner in (hint, *typing.get_args(hint)):
-            if dataclasses.is_dataclass(inner) and typing.get_origin(hint) is not list:
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner) and typing.get_origin(hint) is not list:
                 yield from _fields(inner, f"{prefix}{item.name}.")
 
 

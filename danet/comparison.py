@@ -128,11 +128,12 @@ def compare(
     values, samples = [], []
     for runs in (a, b):
         rates = [run.false_alarms(recall, images) for run in runs]
-        values.append(math.nan if None in rates else float(np.mean(rates)))
+        reached = [rate for rate in rates if rate is not None]
+        values.append(float(np.mean(reached)) if len(reached) == len(rates) else math.nan)
         samples.append(np.mean([run.resampled_false_alarms(recall, images, draws) for run in runs], axis=0))
     groups = len(np.unique(draws.groups))
     bearing = len(np.unique(draws.groups[images]))
-    change = divide(values[0] - values[1], np.float64(values[1]))
+    change = divide(np.float64(values[0] - values[1]), np.float64(values[1]))
     return Comparison(
         f1=draws.estimate(f1_a[0] - f1_b[0], f1_a[1] - f1_b[1], groups),
         recall=recall,

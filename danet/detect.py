@@ -255,7 +255,7 @@ class Run:
         picture = _annotate(frame.image, detections, self.detector.classes, self.options)
         if video is not None:
             video.write(picture)
-        else:
+        elif path is not None:  # one of the two is given
             write_image(path, picture)
             self.pictures.append(path)
         self.writing_seconds += time.perf_counter() - started
@@ -338,8 +338,8 @@ def _print_summary(run: Run, elapsed: float, hardware: str) -> None:
         }
         each = ", ".join(f"{name} {1e3 * seconds / tables.frames:.1f} ms" for name, seconds in parts.items())
         print(f"a frame: {each}")
-    for folder, paths in itertools.groupby(run.pictures, key=lambda path: path.parent):
-        paths = list(paths)
+    for folder, group in itertools.groupby(run.pictures, key=lambda path: path.parent):
+        paths = list(group)
         for line in paths if len(paths) <= 3 else [f"{folder} ({len(paths)} pictures)"]:
             print(f"  {line}")
     for path in tables.paths:
@@ -360,7 +360,7 @@ def _progress(sources: Sequence[ImageFiles | Video], quiet: bool) -> Progress:
         disable=quiet or not console.is_terminal,
     )
     totals = [source.total for source in sources]
-    progress.add_task("detect", total=None if None in totals else sum(totals), fps=0.0)
+    progress.add_task("detect", total=None if None in totals else sum(total or 0 for total in totals), fps=0.0)
     return progress
 
 

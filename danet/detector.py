@@ -2,6 +2,7 @@
 
 import copy
 import os
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,8 @@ from danet.checkpoint import SHIPPED, load_weights
 from danet.data.image import levels, normalise, read_image
 from danet.data.transforms import letterbox
 from danet.models import DANet
-from danet.models.detector import MINIMUM_SIZE
+from danet.models.deployed import DeployedDANet
+from danet.models.detector import MINIMUM_SIZE, Output
 
 
 class Detector:
@@ -47,7 +49,9 @@ class Detector:
                 raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
         if isinstance(input_size, int):
             input_size = (input_size, input_size)
-        self.model = model.deploy(dtype=dtype) if deploy else copy.deepcopy(model).eval().to(dtype)
+        self.model: DANet | DeployedDANet = (
+            model.deploy(dtype=dtype) if deploy else copy.deepcopy(model).eval().to(dtype)
+        )
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, dtype
         self.score_threshold = score_threshold
@@ -98,12 +102,12 @@ class Detector:
         return torch.from_numpy(batch), geometry
 
     @torch.inference_mode()
-    def forward(self, batch: torch.Tensor, geometry: list) -> tuple[object, list]:
+    def forward(self, batch: torch.Tensor, geometry: list) -> tuple[Output, list]:
         """Runs the network on the model's device."""
         return self.model(batch.to(self.device, self.dtype, memory_format=torch.channels_last)), geometry
 
     @torch.inference_mode()
-    def postprocess(self, output: object, geometry: list) -> list[Detections]:
+    def postprocess(self, output: Output, geometry: list) -> list[Detections]:
         """Thresholds, suppresses, and maps boxes back into the images, clipped to them; on the CPU."""
         results = []
         found = self.model.decode(
@@ -137,7 +141,7 @@ def _check_image(image: object) -> np.ndarray:
     return image
 
 
-def load(weights: str | os.PathLike | None = None, device: str | torch.device = "cpu", **options) -> Detector:
+def load(weights: str | os.PathLike | None = None, device: str | torch.device = "cpu", **options: Any) -> Detector:
     """Loads a detector from a weights file, by default the one that ships; ``options`` are those of ``Detector``.
 
     Raises:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -203,7 +203,7 @@ def _load_detector(
     from danet.inference import parse_size
     from danet.local_contrast import LocalContrastDetector
 
-    limits = {
+    limits: dict[str, Any] = {
         "score_threshold": LOWEST_SCORE,
         "iou_threshold": options.iou,
         "max_detections": options.max_detections,

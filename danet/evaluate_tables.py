@@ -52,7 +52,7 @@ def _false_alarms(metrics: Metrics) -> Table:
     for name, words in points.items():
         threshold = metrics.thresholds[name]
         if threshold is not None:
-            rates = [_text(group.rates[name]) for group in metrics.false_alarms]
+            rates = [_text(group.rates[name] or Estimate(None)) for group in metrics.false_alarms]
             table.add_row(words, f"{threshold:.3f}", *rates)
         elif name != "tuned":
             table.add_row(words, "not reached")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def export_onnx(network: nn.Module, images: Tensor, path: str | os.PathLike, *, 
     """
     from onnxscript import opset22 as op
 
-    def sdc(input, offset, mask, groups, *options):
+    def sdc(input: Any, offset: Any, mask: Any, groups: int, *options: Any) -> Any:
         *windows, offset_scale, softmax, remove_center = options
         kernel_size, stride, padding, dilation = windows[:2], windows[2:4], windows[4:6], windows[6:]
         if offset_scale != 1 or remove_center:
@@ -56,11 +57,11 @@ def export_onnx(network: nn.Module, images: Tensor, path: str | os.PathLike, *, 
             dilations=dilation,
         )
 
-    def softmax_gate(input, logits):
+    def softmax_gate(input: Any, logits: Any) -> Any:
         scale = op.Constant(value_float=float(input.shape[1]))
         return op.Mul(op.Mul(op.Softmax(logits, axis=1), input), scale)
 
-    def rep_conv(input, weight, prepared, bias, stride, relu, tf32):
+    def rep_conv(input: Any, weight: Any, prepared: Any, bias: Any, stride: int, relu: bool, tf32: bool) -> Any:
         out = op.Conv(input, weight, bias, pads=[1, 1, 1, 1], strides=[stride, stride])
         return op.Relu(out) if relu else out
 

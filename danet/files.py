@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from danet.errors import UserError
 
@@ -74,7 +75,7 @@ def write_json(path: str | os.PathLike, value: object, *, indent: int | None = 2
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike) -> object:
+def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file; a missing or broken one is a UserError that names it."""
     text = read_text(path)
     try:

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -17,7 +17,16 @@ from danet.models.detector import MINIMUM_SIZE
 
 if TYPE_CHECKING:
     from danet.boxes import Detections
-    from danet.detector import Detector
+
+
+class AnyDetector(Protocol):
+    """What ``predict`` runs: a ``Detector``, or a ``LocalContrastDetector``."""
+
+    device: torch.device
+
+    def preprocess(self, paths: list, /) -> tuple[torch.Tensor, list]: ...
+    def forward(self, batch: torch.Tensor, geometry: list, /) -> tuple[Any, list]: ...
+    def postprocess(self, output: Any, geometry: list, /) -> list["Detections"]: ...
 
 
 @dataclass
@@ -65,7 +74,7 @@ def parse_size(values: list[int] | None) -> tuple[int, int] | None:
 
 
 def predict(
-    detector: "Detector", records: Sequence[ImageRecord], batch: int = 8, *, quiet: bool = False
+    detector: AnyDetector, records: Sequence[ImageRecord], batch: int = 8, *, quiet: bool = False
 ) -> tuple[list["Detections"], Speed]:
     """Detects in every image, successive ones of equal size together.
 

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,7 +89,8 @@ class Curve(NamedTuple):
         kept = int((self.thresholds >= threshold).sum())
         tp, fp = (int(self.tp[kept - 1]), int(self.fp[kept - 1])) if kept else (0, 0)
         pairs = ((tp, tp + fp), (tp, self.objects), (2 * tp, tp + fp + self.objects))
-        return tuple(top / bottom if bottom else math.nan for top, bottom in pairs)
+        precision, recall, f1 = (top / bottom if bottom else math.nan for top, bottom in pairs)
+        return precision, recall, f1
 
     def threshold_for_recall(self, recall: float) -> float | None:
         """The highest threshold with at least this recall; None where it is not reached."""
@@ -400,7 +401,7 @@ def _divide(numerator: int, denominator: int) -> float | None:
     return float(numerator / denominator) if denominator else None
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     """Dataclasses to what json writes, leaving out fields marked as no JSON."""
     if dataclasses.is_dataclass(value):
         fields = [item for item in dataclasses.fields(value) if item.metadata.get("json", True)]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from danet.data.coco import ImageRecord
 from danet.data.image import read_image, to_display
 from danet.matching import CRITERIA, FALSE_ALARM, HIT, Criterion, flatten, iou, match
 from danet.visual import PALETTE, contact_sheet, draw_boxes, enlarge
@@ -111,7 +112,9 @@ def _cause_of_miss(truth: np.ndarray, boxes: np.ndarray, kept: np.ndarray, rule:
     return "low score" if rule.accepts(rule.quality(boxes, repeated)).any() else "not found"
 
 
-def _cause_of_false_alarm(box: np.ndarray, truths: np.ndarray, record: object, target: str, rule: Criterion) -> str:
+def _cause_of_false_alarm(
+    box: np.ndarray, truths: np.ndarray, record: ImageRecord, target: str, rule: Criterion
+) -> str:
     repeated = np.broadcast_to(box, truths.shape)
     if rule.accepts(rule.quality(repeated, truths)).any():
         return "duplicate"
@@ -134,7 +137,7 @@ def _varied(mistakes: Sequence[Mistake], records: Sequence, count: int) -> list[
     return chosen[:count]
 
 
-def _tile(record: object, box: np.ndarray, boxes: np.ndarray, scores: np.ndarray, target: str) -> np.ndarray:
+def _tile(record: ImageRecord, box: np.ndarray, boxes: np.ndarray, scores: np.ndarray, target: str) -> np.ndarray:
     image = to_display(read_image(record.path))
     height, width = image.shape[:2]
     side = int(np.clip(4 * max(box[2:] - box[:2]), 40, max(height, width)))

@@ -59,7 +59,7 @@ class Ahead(Generic[T]):
         queue = self._queue
         while True:
             with queue.changed:
-                queue.wait(lambda: queue.items or queue.ended)
+                queue.wait(lambda: bool(queue.items) or queue.ended)
                 if not queue.items:
                     if queue.error is not None:
                         raise queue.error
@@ -135,7 +135,7 @@ class Behind:
         queue = self._queue
         while True:
             with queue.changed:
-                queue.wait(lambda: queue.items or queue.closed)
+                queue.wait(lambda: bool(queue.items) or queue.closed)
                 if not queue.items:
                     break
                 function, arguments = queue.items.popleft()
@@ -181,9 +181,8 @@ class Turns(Generic[T]):
 
     def __iter__(self) -> Iterator[list[T]]:
         while True:
-            if self._next is None:
-                self.go_on()
-            group, self._next = self._next.result(), None
+            waiting, self._next = self._next or self._thread.submit(self._take), None
+            group = waiting.result()
             if group:
                 yield group
             elif self._error is not None:

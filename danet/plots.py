@@ -2,6 +2,7 @@
 
 import os
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -39,10 +40,10 @@ def plot_f1_curves(path: str | os.PathLike, metrics: Metrics) -> None:
     figure, axes = _figure("score threshold", "F1")
     for result, (color, dashes) in zip(metrics.criteria.values(), STYLES, strict=True):
         axes.plot(*_f1_steps(result), dashes, color=color, label=result.title)
-    for name, dashes in (("fixed", (0, (1, 3))), ("tuned", (0, (6, 2)))):
+    for name, gaps in (("fixed", (0, (1, 3))), ("tuned", (0, (6, 2)))):
         value = metrics.thresholds[name]
         if value is not None:
-            axes.axvline(value, color=FAINT, linewidth=1.2, linestyle=dashes, label=f"{name} score {value:.3f}")
+            axes.axvline(value, color=FAINT, linewidth=1.2, linestyle=gaps, label=f"{name} score {value:.3f}")
     axes.set_title(f"{metrics.target}: {metrics.objects} objects, {metrics.images} images")
     axes.legend(loc="lower center")
     _save(path, figure)
@@ -56,7 +57,7 @@ def _f1_steps(result: Result) -> tuple[list[float], list[float]]:
     return [0.0, *thresholds, thresholds[-1], 1.0], [f1[0], *f1, 0.0, 0.0]
 
 
-def _figure(x: str, y: str) -> tuple[Figure, object]:
+def _figure(x: str, y: str) -> tuple[Figure, Axes]:
     # No pyplot: it would keep global state and pick a display.
     figure = Figure(figsize=(7.0, 5.0), layout="constrained")
     FigureCanvasAgg(figure)

@@ -272,7 +272,7 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
         channels=options.model.input_channels,
         augmentation=options.augmentation,
         seed=options.seed,
-        cache_bytes=options.cache_mb * 2**20 // max(1, options.workers),
+        cache_bytes=options.cache_mb * 2**20 // max(1, options.workers or 0),
         bucket=bucket,
     )
     validation = load_source(options.val) if options.val else []
@@ -321,9 +321,9 @@ def _further_losses(
         extras["adcr"] = build_adcr(model, options.adcr, label).to(device)
     teachers = options.distill.files()
     if teachers:
-        from danet.distill import Distiller, load_teacher
+        from danet.distill import Distiller, Teacher, load_teacher
 
-        loaded = {
+        loaded: dict[str, Teacher] = {
             scale: load_teacher(path, channels=options.model.input_channels, device=device)
             for scale, path in teachers.items()
         }

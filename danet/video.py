@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import cv2
@@ -30,7 +31,7 @@ class Frame(NamedTuple):
 
     name: str
     """Path of the image or video, ``camera0`` for a webcam."""
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks a frame for
     """Frame number in the video from 0; 0 for an image."""
     image: np.ndarray
     """``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16."""
@@ -80,7 +81,7 @@ class Video:
             raise UserError(
                 f"{source}: no such camera" if isinstance(source, int) else f"{source}: not a readable image or video"
             )
-        self._first = self._capture.read()[1]
+        self._first = self._read()
         if self._first is None:
             raise UserError(f"{self.name}: no frame of this video can be decoded")
         total = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -95,7 +96,7 @@ class Video:
             while image is not None:
                 yield Frame(self.name, index, squeeze_grey(image))
                 index += 1
-                image = self._capture.read()[1]
+                image = self._read()
                 if image is None and self.live:
                     image = self._come_back(index)
         finally:
@@ -103,6 +104,10 @@ class Video:
         if self.total is not None and index < self.total:
             self.trouble = f"ends early: frame {index} of {self.total} cannot be decoded"
             print(f"{self.name}: {self.trouble}", file=sys.stderr)
+
+    def _read(self) -> np.ndarray | None:
+        found, image = self._capture.read()
+        return image if found else None
 
     def _come_back(self, index: int) -> np.ndarray | None:
         """The next image of a camera or stream that gave none."""
@@ -112,7 +117,7 @@ class Video:
             self._capture.release()
             time.sleep(RETRY)
             self._capture = cv2.VideoCapture(self._source)
-            image = self._capture.read()[1] if self._capture.isOpened() else None
+            image = self._read() if self._capture.isOpened() else None
             if image is not None:
                 print(f"{self.name}: back after {time.monotonic() - gone:.1f} s", file=sys.stderr)
                 return image
@@ -177,16 +182,17 @@ class VideoWriter:
 
     def write(self, image: np.ndarray) -> None:
         """Appends an image ``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16."""
-        if self._writer is None:
-            self._open(image)
+        writer = self._writer or self._open(image)
         if shutil.disk_usage(self.path.parent).free < RESERVE:
             raise DiskFullError(f"{self.path}: the disk is full; the video ends after {self.frames} frames")
         self.frames += 1
         picture = fit_picture(to_display(image), *self._size)
         # As colour, the codec's rounding would tint grey frames.
-        self._writer.write(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) if self._grey else picture)
+        writer.write(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) if self._grey else picture)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._writer is not None:
             self._writer.release()
         if kind is None or issubclass(kind, (KeyboardInterrupt, DiskFullError)):
@@ -194,15 +200,16 @@ class VideoWriter:
         else:
             self._file.__exit__(kind, error, trace)
 
-    def _open(self, first: np.ndarray) -> None:
+    def _open(self, first: np.ndarray) -> cv2.VideoWriter:
         height, width = first.shape[:2]
         temporary = self._file.enter_context(atomic_path(self.path))
         self._size = height + height % 2, width + width % 2
         self._grey = first.ndim == 2
-        codec = cv2.VideoWriter_fourcc(*"mp4v")
+        codec = cv2.VideoWriter.fourcc(*"mp4v")
         self._writer = cv2.VideoWriter(str(temporary), codec, self.fps, self._size[::-1], isColor=not self._grey)
         if not self._writer.isOpened():
             raise UserError(f"{self.path}: OpenCV cannot write MP4 video here (codec mp4v)")
+        return self._writer
 
 
 def fit_picture(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The wheel, as a user gets it: built, installed into a new environment, used from outside the repository."""
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -23,15 +24,20 @@ def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = (sys.executable, "-m", "pip", "wheel", ROOT, "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
     run(*command, "--quiet", "--disable-pip-version-check", cwd=folder)
-    return next(folder.glob("*.whl"))
+    built = next(folder.glob("*.whl"))
+    return Path(run(sys.executable, ROOT / "build_tools/manylinux.py", built, cwd=folder).strip())
 
 
 def test_one_wheel_serves_every_python(wheel):
-    assert "-py3-none-linux_" in wheel.name
+    tag = re.search(r"-py3-none-manylinux_2_(\d+)_\w+\.whl$", wheel.name)
+    assert tag, wheel.name
+    if "danet/ops/libdanet_cuda.so" not in zipfile.ZipFile(wheel).namelist():  # in which CUDA's runtime is linked
+        assert int(tag[1]) <= 28  # torch's own; something newer of glibc or libstdc++: csrc/common/glibc.cpp
+    assert [path.name for path in wheel.parent.iterdir()] == [wheel.name]
     names = zipfile.ZipFile(wheel).namelist()
     assert "danet/ops/libdanet.so" in names
-    assert {"danet/presets/default.yaml", "danet/report/style.css"} <= set(names)
-    assert not [name for name in names if name.startswith(("tests", "csrc", "benchmarks", "build_tools"))]
+    assert {"danet/presets/default.yaml", "danet/report/style.css", "danet/py.typed"} <= set(names)
+    assert not [name for name in names if name.startswith(("tests", "csrc", "include", "benchmarks", "build_tools"))]
 
 
 def test_an_operator_from_a_new_environment(wheel, tmp_path):

@@ -68,9 +68,8 @@ bool is_aligned(const ImageView& view, int count) {
 template <typename T>
 bool fits_packets(int64_t channels, std::initializer_list<ImageView> views) {
   constexpr int kSize = gpu::Packet<T>::kSize;
-  return channels % kSize == 0 && std::all_of(views.begin(), views.end(), [](const ImageView& view) {
-           return is_aligned<T>(view, kSize);
-         });
+  return channels % kSize == 0 &&
+         std::all_of(views.begin(), views.end(), [](const ImageView& view) { return is_aligned<T>(view, kSize); });
 }
 
 // All pixels as of one image where strides allow: the kernels need not divide then.

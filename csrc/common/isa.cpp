@@ -1,8 +1,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include <torch/csrc/stable/library.h>
-
 #include "kernels.h"
 
 namespace danet {
@@ -28,17 +26,11 @@ Isa chosen_isa() {
   return best;
 }
 
-int64_t cpu_capability() { return int64_t(isa()); }
-
 }  // namespace
 
 Isa isa() {
   static const Isa chosen = chosen_isa();
   return chosen;
-}
-
-STABLE_TORCH_LIBRARY_IMPL(danet, CompositeExplicitAutograd, library) {
-  library.impl("cpu_capability", TORCH_BOX(&cpu_capability));
 }
 
 }  // namespace danet

@@ -34,8 +34,12 @@ enum class Isa { kBaseline, kAvx2, kAvx512 };
 // avx512) asks for where it has that. Found once.
 Isa isa();
 
-// `const Table& name(DType)` of every instruction set, and the one to use.
-#if defined(__x86_64__)
+// `const Table& name(DType)` of every instruction set, and the one to use; DANET_ONLY_ISA: the only one that is built.
+#if defined(DANET_ONLY_ISA)
+#define DANET_DECLARE_KERNELS(Table, name) \
+  namespace DANET_ONLY_ISA { const Table& name(DType); }
+#define DANET_KERNELS(name, dtype) (::danet::DANET_ONLY_ISA::name(dtype))
+#elif defined(__x86_64__)
 #define DANET_DECLARE_KERNELS(Table, name) \
   namespace baseline { const Table& name(DType); } \
   namespace avx2 { const Table& name(DType); } \

@@ -60,12 +60,12 @@ DANET_INLINE void multiply_rows(
       case 4: step(std::integral_constant<int, 4>{}); break;
       case 5: step(std::integral_constant<int, 5>{}); break;
       case 6: step(std::integral_constant<int, 6>{}); break;
-      case 7: step(std::integral_constant<int, kRows < 7 ? 1 : 7>{}); break;
-      case 8: step(std::integral_constant<int, kRows < 7 ? 1 : 8>{}); break;
-      case 9: step(std::integral_constant<int, kRows < 7 ? 1 : 9>{}); break;
-      case 10: step(std::integral_constant<int, kRows < 7 ? 1 : 10>{}); break;
-      case 11: step(std::integral_constant<int, kRows < 7 ? 1 : 11>{}); break;
-      case 12: step(std::integral_constant<int, kRows < 7 ? 1 : 12>{}); break;
+      case 7: step(std::integral_constant<int, (kRows < 7 ? 1 : 7)>{}); break;
+      case 8: step(std::integral_constant<int, (kRows < 7 ? 1 : 8)>{}); break;
+      case 9: step(std::integral_constant<int, (kRows < 7 ? 1 : 9)>{}); break;
+      case 10: step(std::integral_constant<int, (kRows < 7 ? 1 : 10)>{}); break;
+      case 11: step(std::integral_constant<int, (kRows < 7 ? 1 : 11)>{}); break;
+      case 12: step(std::integral_constant<int, (kRows < 7 ? 1 : 12)>{}); break;
     }
   }
 }

@@ -94,8 +94,8 @@ Tensor lcdc(const Tensor& input, const Tensor& weight, bool gate) {
       constexpr bool kJoined = decltype(joined)::value;
       const unsigned blocks = blocks_for("lcdc", p.N * p.P, kWarps * warp_pixels<T, kRows, kJoined>(p));
       gpu::launch(
-          "lcdc", forward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, here.stream()}, p,
-          x.view, taps, out.view);
+          "lcdc", forward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, here.stream()}, p, x.view, taps,
+          out.view);
     });
     if (done) return;
     const RowsCall<T, false> call(p, input);

@@ -26,10 +26,13 @@ struct Workspace {
   PaddedRow<A> x, d, gated;
   A *taps, *sums;
 
-  static int64_t size(const LcdcParams& p) { return 3 * PaddedRow<A>::size(p) + (p.k + 15) / 16 * 16 + p.k * kLanes<A>; }
+  static int64_t size(const LcdcParams& p) {
+    return 3 * PaddedRow<A>::size(p) + (p.k + 15) / 16 * 16 + p.k * kLanes<A>;
+  }
   Workspace(const LcdcParams& p, char* scratch)
       : x(p, reinterpret_cast<A*>(scratch)), d(p, x.start + PaddedRow<A>::size(p)),
-        gated(p, d.start + PaddedRow<A>::size(p)), taps(gated.start + PaddedRow<A>::size(p)), sums(taps + (p.k + 15) / 16 * 16) {}
+        gated(p, d.start + PaddedRow<A>::size(p)), taps(gated.start + PaddedRow<A>::size(p)),
+        sums(taps + (p.k + 15) / 16 * 16) {}
 };
 
 template <typename T>
@@ -71,9 +74,7 @@ void forward_taps(
   copy_taps(weight, work.taps, p.k);
   // A shifted vector spans two of the copy's stores, which must have left the store queue: copy one pixel ahead.
   const PaddedRow<A> rows[2] = {work.x, work.d};
-  auto copy = [&](int64_t pixel) {
-    copy_row(input.pixel<T>(pixel / p.P, pixel % p.P), rows[pixel % 2].channels, p.C);
-  };
+  auto copy = [&](int64_t pixel) { copy_row(input.pixel<T>(pixel / p.P, pixel % p.P), rows[pixel % 2].channels, p.C); };
   if (begin < end) copy(begin);
   for (int64_t pixel = begin; pixel < end; ++pixel) {
     int64_t n = pixel / p.P, i = pixel % p.P;
@@ -91,8 +92,8 @@ void forward_taps(
 
 template <typename T, int kTaps>
 void backward_taps(
-    const LcdcParams& p, ImageView grad_output, ImageView input, const T* weight, ImageView grad_input,
-    double* partial, T* grad_weight, int64_t begin, int64_t end, char* scratch) {
+    const LcdcParams& p, ImageView grad_output, ImageView input, const T* weight, ImageView grad_input, double* partial,
+    T* grad_weight, int64_t begin, int64_t end, char* scratch) {
   using A = Compute<T>;
   constexpr int L = kLanes<A>;
   const int64_t k = kTaps > 0 ? kTaps : p.k, images = p.shared ? 1 : p.N;
@@ -128,7 +129,8 @@ void backward_taps(
       }
     }
     if (!p.shared)
-      for (int64_t j = 0; j < k; ++j) grad_weight[unit * k + j] = from_compute<T>(sum_lanes<A>(load(work.sums + j * L)));
+      for (int64_t j = 0; j < k; ++j)
+        grad_weight[unit * k + j] = from_compute<T>(sum_lanes<A>(load(work.sums + j * L)));
   }
   if (p.shared)
     for (int64_t j = 0; j < k; ++j) partial[j] = double(sum_lanes<A>(load(work.sums + j * L)));

@@ -151,7 +151,9 @@ __global__ void __launch_bounds__(kThreads) forward_packets(
 
 // Blocks of backward_packets on a multiprocessor: as many as their registers allow without spilling.
 template <typename T, int kTaps, int kRows>
-constexpr int kBackwardBlocks = kRows > 1 ? 1 : kTaps > 3 ? 3 : 4;
+constexpr int kBackwardBlocks = kRows > 1   ? 1
+                                : kTaps > 3 ? 3
+                                            : 4;
 
 // As forward_packets, for shared taps; a block takes every gridDim.x-th share of the pixels and writes its sum of the
 // products for grad_weight, added in a fixed order, to `partial`. Shared memory: the warps' sums. Roofline: 3 * s bytes

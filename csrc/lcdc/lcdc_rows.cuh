@@ -55,7 +55,9 @@ __global__ void __launch_bounds__(kThreads, 4) through_rows(
     const int64_t end = p.shared && first + pixels < all ? first + pixels : all;
     for (; first < end; first += pixels) {
       const int count = int(end - first < pixels ? end - first : pixels);
-      const auto pixel_of = [&](int row) { return p.shared ? gpu::locate(p.N, p.P, first + row) : gpu::Pixel{first + row, unit}; };
+      const auto pixel_of = [&](int row) {
+        return p.shared ? gpu::locate(p.N, p.P, first + row) : gpu::Pixel{first + row, unit};
+      };
       for (Walk at(thread, kThreads, width); at.row < count; at.next()) {
         const gpu::Pixel pixel = pixel_of(at.row);
         const int c = at.column - reach, own = at.row * width + at.column;

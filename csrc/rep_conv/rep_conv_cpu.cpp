@@ -31,7 +31,8 @@ Method method_of(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
 }
 
 // Half types go through float32 where the processor has no units for them.
-Tensor convolve(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu) {
+Tensor convolve(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu) {
   const ScalarType type = input.scalar_type();
   const bool widen = type == ScalarType::Half || (type == ScalarType::BFloat16 && !has_bfloat16_units());
   auto widened = [&](const Tensor& t) { return widen ? torch::stable::to(t, ScalarType::Float) : t; };

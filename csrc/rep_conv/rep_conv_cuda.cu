@@ -173,8 +173,7 @@ GPU_DEVICE void multiply_exactly(
 #pragma unroll
       for (int i = 0; i < Packet::kSize; ++i)
 #pragma unroll
-        for (int m = 0; m < 2 * Tile::kM; ++m)
-          sums[m / 2][n / 2][m % 2 * 2 + n % 2] += a[m].values[i] * b.values[i];
+        for (int m = 0; m < 2 * Tile::kM; ++m) sums[m / 2][n / 2][m % 2 * 2 + n % 2] += a[m].values[i] * b.values[i];
     }
   }
 }
@@ -353,10 +352,23 @@ Tensor convolve(
   std::optional<Tensor> dense;
   if (bias) dense = torch::stable::contiguous(*bias);
   const Problem<T> problem{
-      static_cast<const T*>(x.view.data), static_cast<const T*>(weight.const_data_ptr()),
-      static_cast<const T*>(dense ? dense->const_data_ptr() : nullptr), static_cast<T*>(out.mutable_data_ptr()),
-      nullptr, x.view.image_stride, x.view.pixel_stride, p.N * H_out * W_out, int(p.C), int(p.C_out), int(p.H),
-      int(p.W), int(H_out), int(W_out), int(stride), 1, p.relu};
+      static_cast<const T*>(x.view.data),
+      static_cast<const T*>(weight.const_data_ptr()),
+      static_cast<const T*>(dense ? dense->const_data_ptr() : nullptr),
+      static_cast<T*>(out.mutable_data_ptr()),
+      nullptr,
+      x.view.image_stride,
+      x.view.pixel_stride,
+      p.N * H_out * W_out,
+      int(p.C),
+      int(p.C_out),
+      int(p.H),
+      int(p.W),
+      int(H_out),
+      int(W_out),
+      int(stride),
+      1,
+      p.relu};
   choose_kernel(problem, tf32, out, stream);
   return out;
 }

@@ -14,7 +14,8 @@ template <typename T>
 struct Window {
   const T* pixels[9];
 
-  DANET_INLINE Window(const RepConvParams& p, const ImageView& input, int64_t n, int64_t y, int64_t x, const T* outside) {
+  DANET_INLINE Window(
+      const RepConvParams& p, const ImageView& input, int64_t n, int64_t y, int64_t x, const T* outside) {
     const int64_t top = y * p.stride - 1, left = x * p.stride - 1;
     if (top >= 0 && top + 2 < p.H && left >= 0 && left + 2 < p.W) {
       const T* corner = input.pixel<T>(n, top * p.W + left);
@@ -75,7 +76,9 @@ void few_outputs_of(
     const int64_t n = row / p.H, y = row - n * p.H;
     for (int64_t x = 0; x < p.W; x += 4) {
       const Window<T> windows[4] = {
-          {p, input, n, y, x, zeros}, {p, input, n, y, x + 1, zeros}, {p, input, n, y, x + 2, zeros},
+          {p, input, n, y, x, zeros},
+          {p, input, n, y, x + 1, zeros},
+          {p, input, n, y, x + 2, zeros},
           {p, input, n, y, x + 3, zeros}};
       few_outputs_at<kOut>(p, windows, weight, bias, out, n, y * p.W + x, p.W - x < 4 ? p.W - x : 4);
     }
@@ -152,8 +155,7 @@ void few_inputs(
           if (channel >= p.C_out || r >= count) return;
           const int lanes = channel + L <= p.C_out ? 0 : int(p.C_out - channel);
           if (bias != nullptr) value += load_channels(static_cast<const T*>(bias) + channel, lanes);
-          store_channels(
-              pixels + r * out.pixel_stride + channel, p.relu ? at_least(value, 0.0f) : value, lanes);
+          store_channels(pixels + r * out.pixel_stride + channel, p.relu ? at_least(value, 0.0f) : value, lanes);
         };
         multiply_windows(taps, step, weight + o * K, p.C, [&](int64_t r, F low, F high) __attribute__((always_inline)) {
           finish(r, o, low);

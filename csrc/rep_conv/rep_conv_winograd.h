@@ -14,7 +14,7 @@ namespace danet {
 namespace {
 
 constexpr int L = kLanes<float>;
-constexpr int64_t kCacheBytes = 640 << 10;  // for a block of transformed tiles; the second-level cache has 1 MiB or more
+constexpr int64_t kCacheBytes = 640 << 10;  // of transformed tiles; the second-level cache has 1 MiB or more
 
 // F(4, 3): six values for four outputs; the points 0, 1, -1, 2, -2 and infinity.
 struct Stride1 {
@@ -90,7 +90,7 @@ template <typename Scheme>
 constexpr int kPlanes = Scheme::kSide * Scheme::kSide;
 
 struct Tile {
-  int64_t n, y, x;      // image, first output row and column
+  int64_t n, y, x;  // image, first output row and column
   int64_t H_out, W_out;
 
   Tile(const RepConvParams& p, int64_t index) : H_out(p.H_out()), W_out(p.W_out()) {
@@ -257,8 +257,8 @@ void forward(
         for (int j = 0; place >= 0 && j < S; ++j) {
           const int64_t k = S * i + j;
           multiply_rows(
-              transformed + k * plane_in, tiles, C_pad, weights + (6 * place + Scheme::weight(j)) * weight_plane(p.C), p.C,
-              Ahead(weight, count++, p.C), [&](int64_t t, F low, F high) __attribute__((always_inline)) {
+              transformed + k * plane_in, tiles, C_pad, weights + (6 * place + Scheme::weight(j)) * weight_plane(p.C),
+              p.C, Ahead(weight, count++, p.C), [&](int64_t t, F low, F high) __attribute__((always_inline)) {
                 store(products + k * plane_out + t * kPanel, low);
                 store(products + k * plane_out + t * kPanel + L, high);
               });
@@ -272,8 +272,7 @@ void forward(
         b = o + L <= p.C_out ? load(values) : load_first(values, p.C_out - o);
       }
       for (int64_t t = 0; t < tiles; ++t)
-        transform_output<Scheme, T>(
-            p, products + t * kPanel + o % kPanel, plane_out, b, places[t], out, o);
+        transform_output<Scheme, T>(p, products + t * kPanel + o % kPanel, plane_out, b, places[t], out, o);
     }
   }
 }

@@ -34,9 +34,14 @@ Tensor prepare_safem(
   DANET_CHECK(C >= 1 && groups >= 1 && C % groups == 0, op, ": groups must divide C");
   const SafemParams p{0, C, 0, 0, groups, 1, attends};
   SafemWeights weights{
-      floats(op, "depthwise", depthwise, C * kSafemTaps), floats(op, "depthwise_bias", depthwise_bias, C),
-      floats(op, "predictor", predictor, predicted * C), floats(op, "predictor_bias", predictor_bias, predicted),
-      nullptr, nullptr, nullptr, nullptr};
+      floats(op, "depthwise", depthwise, C * kSafemTaps),
+      floats(op, "depthwise_bias", depthwise_bias, C),
+      floats(op, "predictor", predictor, predicted * C),
+      floats(op, "predictor_bias", predictor_bias, predicted),
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr};
   if (attends) {
     weights.expand = floats(op, "expand", *expand, 2 * C * C);
     weights.expand_bias = floats(op, "expand_bias", *expand_bias, 2 * C);

@@ -88,10 +88,11 @@ DANET_INLINE void apply_layer(
     const auto ahead = [&](int64_t c) __attribute__((always_inline)) {
       for (int line = 0; line < kPanel; line += 16) __builtin_prefetch(next + c * kPanel + line, 0, 2);
     };
-    multiply_rows(rows, count, stride, weight, C, ahead, [&](int64_t row, F low, F high) __attribute__((always_inline)) {
-      store(out + row * out_stride, activation(low + low_bias));
-      store(out + row * out_stride + L, activation(high + high_bias));
-    });
+    multiply_rows(
+        rows, count, stride, weight, C, ahead, [&](int64_t row, F low, F high) __attribute__((always_inline)) {
+          store(out + row * out_stride, activation(low + low_bias));
+          store(out + row * out_stride + L, activation(high + high_bias));
+        });
   }
 }
 
@@ -125,12 +126,11 @@ void sample(
     look_around(
         p, input, prepared + at.depthwise, prepared + at.depthwise_bias, n, i, rows.features + (i - begin) * rows.C);
   apply_layer(
-      rows.features, count, rows.C, prepared + at.predictor, prepared + at.predictor_bias, p.C, 3 * J,
-      rows.predictions, rows.predicted, [](F v) { return v; });
+      rows.features, count, rows.C, prepared + at.predictor, prepared + at.predictor_bias, p.C, 3 * J, rows.predictions,
+      rows.predicted, [](F v) { return v; });
 
-  const SdcParams sdc{
-      p.N, p.C, p.H, p.W, p.G, kSafemTaps, p.H, p.W, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, true, false, false,
-      2 * kSafemTaps, kSafemTaps};
+  const SdcParams sdc{p.N,    p.C, p.H,  p.W,   p.G,   kSafemTaps,     p.H,       p.W, {3, 3}, {1, 1}, {1, 1},
+                      {1, 1}, 1,   true, false, false, 2 * kSafemTaps, kSafemTaps};
   Taps<float> taps(sdc);
   const Corners corners(sdc, input, 0, p.H);
   for (int64_t i = begin; i < end; ++i) {
@@ -139,8 +139,13 @@ void sample(
     for (int64_t g = 0; g < p.G; g += taps.groups) {
       const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
       const Place<float, float> place{
-          predicted + 2 * g * kSafemTaps, predicted + 2 * J + g * kSafemTaps, float(sdc_start(sdc, 0) + double(y)),
-          float(sdc_start(sdc, 1) + double(x)), groups * kSafemTaps, uint32_t(input.pixel_stride), 0};
+          predicted + 2 * g * kSafemTaps,
+          predicted + 2 * J + g * kSafemTaps,
+          float(sdc_start(sdc, 0) + double(y)),
+          float(sdc_start(sdc, 1) + double(x)),
+          groups * kSafemTaps,
+          uint32_t(input.pixel_stride),
+          0};
       sum_taps(
           sdc, taps, place, corners, input.pixel<float>(n, 0) + g * D, rows.features + (i - begin) * rows.C + g * D, D);
     }

@@ -66,17 +66,15 @@ constexpr int64_t kMaxTaps = 256;
 struct SdcKernels {
   // Rows n * H_out + y of [begin, end): out.
   void (*forward)(
-      const SdcParams&, ImageView input, ImageView offset, ImageView mask, ImageView out,
-      int64_t begin, int64_t end);
+      const SdcParams&, ImageView input, ImageView offset, ImageView mask, ImageView out, int64_t begin, int64_t end);
   // reach[row] = the first and last input row that the output row touches (clipped to the image; first > last: none).
-  void (*reach)(
-      const SdcParams&, ImageView offset, int64_t begin, int64_t end, int32_t (*reach)[2]);
+  void (*reach)(const SdcParams&, ImageView offset, int64_t begin, int64_t end, int32_t (*reach)[2]);
   // Output rows [begin, end) of image n: grad_offset and grad_mask; input rows [first, last) of image n: grad_input,
   // which holds zeros and is of the computing type (float for half types). reach may be null: all rows are scanned.
   void (*backward)(
-      const SdcParams&, ImageView grad_output, ImageView input, ImageView offset, ImageView mask,
-      ImageView grad_input, ImageView grad_offset, ImageView grad_mask, int64_t n, int64_t begin, int64_t end,
-      int64_t first, int64_t last, const int32_t (*reach)[2]);
+      const SdcParams&, ImageView grad_output, ImageView input, ImageView offset, ImageView mask, ImageView grad_input,
+      ImageView grad_offset, ImageView grad_mask, int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last,
+      const int32_t (*reach)[2]);
 };
 
 DANET_DECLARE_KERNELS(SdcKernels, sdc_kernels)

@@ -49,8 +49,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
     const Item<Index> at(p, first + item);
     prepare_taps<kTaps, kXFirst>(
         p, offset.pixel<const T>(at.n, at.i) + at.g * p.offset_group,
-        mask.pixel<const T>(at.n, at.i) + at.g * p.mask_group, at.y, at.x,
-        [&](int k, const Sample<A>& sample, A m) {
+        mask.pixel<const T>(at.n, at.i) + at.g * p.mask_group, at.y, at.x, [&](int k, const Sample<A>& sample, A m) {
           taps[item * K + k] = {sample.y, sample.x, m, sample.place.pixel};
           presents[item * K + k] = sample.place.present;
         });
@@ -157,8 +156,8 @@ __global__ void __launch_bounds__(32, 16) backward_in_order(
     Compute<T>* __restrict__ grad_input /* [N, H*W, C], zeros */, int pixels) {
   using A = Compute<T>;
   const int K = int(p.K), D = int(p.C / p.G), packets = D / kVector, lane = int(threadIdx.x);
-  GPU_DYNAMIC_SHARED(Corners<A>, corners);                             // [pixels, K]
-  Place* places = reinterpret_cast<Place*>(corners + pixels * K);      // [pixels, K]
+  GPU_DYNAMIC_SHARED(Corners<A>, corners);                         // [pixels, K]
+  Place* places = reinterpret_cast<Place*>(corners + pixels * K);  // [pixels, K]
   const int64_t row_index = blockIdx.x / p.G, n = row_index / p.H;
   const int g = int(blockIdx.x - row_index * p.G), row = int(row_index - n * p.H), W = int(p.W);
   A* grad_row = grad_input + row_index * p.W * p.C + g * D;
@@ -171,8 +170,7 @@ __global__ void __launch_bounds__(32, 16) backward_in_order(
       if (lane < count)
         prepare_taps<0, false>(
             p, offset.pixel<const T>(n, i) + g * p.offset_group, mask.pixel<const T>(n, i) + g * p.mask_group, int(y),
-            int(x) + lane,
-            [&](int k, const Sample<A>& sample, A m) {
+            int(x) + lane, [&](int k, const Sample<A>& sample, A m) {
               bilinear(sample.y, sample.x, m, corners[lane * K + k].weight);
               places[lane * K + k] = sample.place;
             });

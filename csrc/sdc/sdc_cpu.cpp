@@ -48,14 +48,15 @@ Tensor backward(
   const SdcKernels& kernels = DANET_KERNELS(sdc_kernels, dtype_of(input));
   const Image grad_out(grad_output), x(dense_enough(input, p));
   const bool is_half = input.scalar_type() != ScalarType::Float && input.scalar_type() != ScalarType::Double;
-  const Image grad_input(torch::stable::empty(
-      input.sizes(), is_half ? ScalarType::Float : input.scalar_type(), std::nullopt, input.device(), std::nullopt,
-      MemoryFormat::ChannelsLast));
+  const Image grad_input(
+      torch::stable::empty(
+          input.sizes(), is_half ? ScalarType::Float : input.scalar_type(), std::nullopt, input.device(), std::nullopt,
+          MemoryFormat::ChannelsLast));
   const int64_t element = input.scalar_type() == ScalarType::Double ? 8 : 4;
 
   // As many bands of rows an image as give every thread the same number of them.
-  const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(
-      torch::stable::get_num_threads(), p.N * p.H_out * row_cost(p) / kWorkPerThread));
+  const int64_t threads = std::max<int64_t>(
+      1, std::min<int64_t>(torch::stable::get_num_threads(), p.N * p.H_out * row_cost(p) / kWorkPerThread));
   const int64_t bands = p.N == 0 ? 1 : std::min(threads / std::gcd(p.N, threads), std::min(p.H, p.H_out));
   std::unique_ptr<int32_t[][2]> reach;
   if (bands > 1) {
@@ -82,55 +83,78 @@ Tensor backward(
 // `sdc`, and `dcnv3`, whose order of taps and pairs is another.
 template <bool is_dcnv3>
 Tensor sdc(
-    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
-    bool softmax, bool remove_center) {
+    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h, int64_t kernel_w,
+    int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
+    double offset_scale, bool softmax, bool remove_center) {
   const SdcParams p = check_sdc(
       is_dcnv3, input, offset, mask,
-      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
-       softmax, remove_center});
+      {groups,
+       {kernel_h, kernel_w},
+       {stride_h, stride_w},
+       {padding_h, padding_w},
+       {dilation_h, dilation_w},
+       offset_scale,
+       softmax,
+       remove_center});
   return forward(p, input, Image(offset).view, Image(mask).view);
 }
 
 template <bool is_dcnv3>
 std::tuple<Tensor, Tensor, Tensor> sdc_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
-    bool softmax, bool remove_center, bool) {
+    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups,
+    int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w,
+    int64_t dilation_h, int64_t dilation_w, double offset_scale, bool softmax, bool remove_center, bool) {
   const SdcParams p = check_sdc(
       is_dcnv3, input, offset, mask,
-      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
-       softmax, remove_center});
+      {groups,
+       {kernel_h, kernel_w},
+       {stride_h, stride_w},
+       {padding_h, padding_w},
+       {dilation_h, dilation_w},
+       offset_scale,
+       softmax,
+       remove_center});
   const Image offsets(offset), masks(mask);
   const Image grad_offset(empty_image(offset, offset.sizes())), grad_mask(empty_image(mask, mask.sizes()));
-  const Tensor grad_input = backward(
-      p, grad_output, input, offsets.view, masks.view, grad_offset.view, grad_mask.view);
+  const Tensor grad_input = backward(p, grad_output, input, offsets.view, masks.view, grad_offset.view, grad_mask.view);
   return {grad_input, grad_offset.tensor, grad_mask.tensor};
 }
 
 Tensor dcnv4(
-    const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
-    bool softmax, bool remove_center) {
+    const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h, int64_t kernel_w,
+    int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
+    double offset_scale, bool softmax, bool remove_center) {
   const SdcParams p = check_dcnv4(
       input, offset_mask,
-      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
-       softmax, remove_center});
+      {groups,
+       {kernel_h, kernel_w},
+       {stride_h, stride_w},
+       {padding_h, padding_w},
+       {dilation_h, dilation_w},
+       offset_scale,
+       softmax,
+       remove_center});
   const Image packed(offset_mask);
   return forward(p, input, packed.view, mask_of(p, packed));
 }
 
 std::tuple<Tensor, Tensor> dcnv4_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
-    bool softmax, bool remove_center, bool) {
+    const Tensor& grad_output, const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h,
+    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center, bool) {
   const SdcParams p = check_dcnv4(
       input, offset_mask,
-      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
-       softmax, remove_center});
+      {groups,
+       {kernel_h, kernel_w},
+       {stride_h, stride_w},
+       {padding_h, padding_w},
+       {dilation_h, dilation_w},
+       offset_scale,
+       softmax,
+       remove_center});
   const Image packed(offset_mask), grad(empty_offset_mask(p, offset_mask));
-  const Tensor grad_input = backward(
-      p, grad_output, input, packed.view, mask_of(p, packed), grad.view, mask_of(p, grad));
+  const Tensor grad_input =
+      backward(p, grad_output, input, packed.view, mask_of(p, packed), grad.view, mask_of(p, grad));
   return {grad_input, grad.tensor};
 }
 

@@ -65,8 +65,7 @@ Tensor forward(const SdcParams& p, const Tensor& input, const ImageView& offset,
     specialise<T>(p, x.view, offset, packets_fit, [&](auto index, auto vector, auto taps, auto x_first) {
       gpu::launch(
           "sdc",
-          forward_kernel<
-              T, decltype(index), decltype(vector)::value, decltype(taps)::value, decltype(x_first)::value>,
+          forward_kernel<T, decltype(index), decltype(vector)::value, decltype(taps)::value, decltype(x_first)::value>,
           {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)), here.stream()}, p,
           x.view, offset, mask, static_cast<T*>(out.view.data), items, block_items);
     });
@@ -109,8 +108,8 @@ Tensor backward(
             "sdc",
             deterministic ? backward_kernel<T, Index, kVector, kTaps, kXFirst, false>
                           : backward_kernel<T, Index, kVector, kTaps, kXFirst, true>,
-            {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)), here.stream()},
-            p, grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, items, block_items,
+            {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)), here.stream()}, p,
+            grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, items, block_items,
             lanes_of(p.C / p.G / kVector));
         if (!deterministic) return;
         Tensor reach = torch::stable::empty(
@@ -132,55 +131,79 @@ Tensor backward(
 // `sdc`, and `dcnv3`, whose order of taps and pairs is another.
 template <bool is_dcnv3>
 Tensor sdc(
-    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
-    bool softmax, bool remove_center) {
+    const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h, int64_t kernel_w,
+    int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
+    double offset_scale, bool softmax, bool remove_center) {
   const SdcParams p = check_sdc(
       is_dcnv3, input, offset, mask,
-      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
-       softmax, remove_center});
+      {groups,
+       {kernel_h, kernel_w},
+       {stride_h, stride_w},
+       {padding_h, padding_w},
+       {dilation_h, dilation_w},
+       offset_scale,
+       softmax,
+       remove_center});
   return forward(p, input, Image(offset).view, Image(mask).view);
 }
 
 template <bool is_dcnv3>
 std::tuple<Tensor, Tensor, Tensor> sdc_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
-    bool softmax, bool remove_center, bool deterministic) {
+    const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t groups,
+    int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w,
+    int64_t dilation_h, int64_t dilation_w, double offset_scale, bool softmax, bool remove_center, bool deterministic) {
   const SdcParams p = check_sdc(
       is_dcnv3, input, offset, mask,
-      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
-       softmax, remove_center});
+      {groups,
+       {kernel_h, kernel_w},
+       {stride_h, stride_w},
+       {padding_h, padding_w},
+       {dilation_h, dilation_w},
+       offset_scale,
+       softmax,
+       remove_center});
   const Image offsets(offset), masks(mask);
   const Image grad_offset(empty_image(offset, offset.sizes())), grad_mask(empty_image(mask, mask.sizes()));
-  const Tensor grad_input = backward(
-      p, grad_output, input, offsets.view, masks.view, grad_offset.view, grad_mask.view, deterministic);
+  const Tensor grad_input =
+      backward(p, grad_output, input, offsets.view, masks.view, grad_offset.view, grad_mask.view, deterministic);
   return {grad_input, grad_offset.tensor, grad_mask.tensor};
 }
 
 Tensor dcnv4(
-    const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
-    bool softmax, bool remove_center) {
+    const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h, int64_t kernel_w,
+    int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
+    double offset_scale, bool softmax, bool remove_center) {
   const SdcParams p = check_dcnv4(
       input, offset_mask,
-      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
-       softmax, remove_center});
+      {groups,
+       {kernel_h, kernel_w},
+       {stride_h, stride_w},
+       {padding_h, padding_w},
+       {dilation_h, dilation_w},
+       offset_scale,
+       softmax,
+       remove_center});
   const Image packed(offset_mask);
   return forward(p, input, packed.view, mask_of(p, packed));
 }
 
 std::tuple<Tensor, Tensor> dcnv4_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale,
-    bool softmax, bool remove_center, bool deterministic) {
+    const Tensor& grad_output, const Tensor& input, const Tensor& offset_mask, int64_t groups, int64_t kernel_h,
+    int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+    int64_t dilation_w, double offset_scale, bool softmax, bool remove_center, bool deterministic) {
   const SdcParams p = check_dcnv4(
       input, offset_mask,
-      {groups, {kernel_h, kernel_w}, {stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}, offset_scale,
-       softmax, remove_center});
+      {groups,
+       {kernel_h, kernel_w},
+       {stride_h, stride_w},
+       {padding_h, padding_w},
+       {dilation_h, dilation_w},
+       offset_scale,
+       softmax,
+       remove_center});
   const Image packed(offset_mask), grad(empty_offset_mask(p, offset_mask));
-  const Tensor grad_input = backward(
-      p, grad_output, input, packed.view, mask_of(p, packed), grad.view, mask_of(p, grad), deterministic);
+  const Tensor grad_input =
+      backward(p, grad_output, input, packed.view, mask_of(p, packed), grad.view, mask_of(p, grad), deterministic);
   return {grad_input, grad.tensor};
 }
 

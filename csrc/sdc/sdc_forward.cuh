@@ -25,9 +25,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8) forward_kern
   const int K = kTaps > 0 ? kTaps : int(p.K), D = int(p.C / p.G), packets = D / kVector;
   const Index first = Index(blockIdx.x) * block_items;
   const int count = int(Index(items) - first < block_items ? Index(items) - first : block_items);
-  GPU_DYNAMIC_SHARED(Corners<A>, corners);                                         // [block_items, K]
-  int64_t* bases = reinterpret_cast<int64_t*>(corners + block_items * K);          // [block_items] in elements of input
-  Place* places = reinterpret_cast<Place*>(bases + block_items);                   // [block_items, K]
+  GPU_DYNAMIC_SHARED(Corners<A>, corners);                                 // [block_items, K]
+  int64_t* bases = reinterpret_cast<int64_t*>(corners + block_items * K);  // [block_items] in elements of input
+  Place* places = reinterpret_cast<Place*>(bases + block_items);           // [block_items, K]
 
   if (const int item = int(threadIdx.x); item < count) {
     const Item<Index> at(p, first + item);
@@ -35,8 +35,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8) forward_kern
     uint32_t present = 15;
     prepare_taps<kTaps, kXFirst>(
         p, offset.pixel<const T>(at.n, at.i) + at.g * p.offset_group,
-        mask.pixel<const T>(at.n, at.i) + at.g * p.mask_group, at.y, at.x,
-        [&](int k, const Sample<A>& sample, A m) {
+        mask.pixel<const T>(at.n, at.i) + at.g * p.mask_group, at.y, at.x, [&](int k, const Sample<A>& sample, A m) {
           if (sample.is_nan) m = A(NAN);  // whatever its corners hold: zeros times this are it, too
           bilinear(sample.y, sample.x, m, corners[item * K + k].weight);
           places[item * K + k] = sample.place;

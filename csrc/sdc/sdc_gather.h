@@ -70,8 +70,9 @@ template <typename A>
 struct FromRegisters {
   Vec<A> weight[4];
   FromRegisters(const Taps<A>& taps, int64_t first)
-      : weight{load(taps.weight[0] + first), load(taps.weight[1] + first), load(taps.weight[2] + first),
-               load(taps.weight[3] + first)} {}
+      : weight{
+            load(taps.weight[0] + first), load(taps.weight[1] + first), load(taps.weight[2] + first),
+            load(taps.weight[3] + first)} {}
   DANET_INLINE Vec<A> of(int corner, int64_t k) const { return spread(weight[corner], IntVec<A>{} + int32_t(k)); }
 };
 #endif
@@ -164,7 +165,8 @@ DANET_INLINE void sum_taps(
   // A pixel at the border that is not finite, times the weight zero, is not zero.
   Place<A, T> group = place;
   group.J = p.K;
-  for (int64_t j = 0; j < place.J; j += p.K, group.offset += p.offset_group, group.mask += p.mask_group, image += C, out += C)
+  for (int64_t j = 0; j < place.J;
+       j += p.K, group.offset += p.offset_group, group.mask += p.mask_group, image += C, out += C)
     if (any_nan(out, C)) sum_taps_exactly(p, taps, group, corners, image, out, C);
 }
 

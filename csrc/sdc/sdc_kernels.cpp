@@ -51,7 +51,7 @@ void reach(const SdcParams& p, ImageView offset, int64_t begin, int64_t end, int
       low = lowest[i] < low ? lowest[i] : low;
       high = highest[i] > high ? highest[i] : high;
     }
-    low = low < 0 ? 0 : low;             // whole rows from here on: floor and one more row
+    low = low < 0 ? 0 : low;  // whole rows from here on: floor and one more row
     high = high > H - 1 ? H - 1 : high;
     result[row][0] = int32_t(low);
     result[row][1] = high < -1 ? -1 : int32_t(high + 1) < int32_t(H) ? int32_t(high + 1) : int32_t(H) - 1;
@@ -82,8 +82,7 @@ DANET_INLINE void scatter(
           Vec<A> updated[4];
 #pragma GCC unroll 4
           for (int corner = 0; corner < 4; ++corner)
-            updated[corner] =
-                load_channels(to.corner[corner] + cell + v * L, count) + taps.weight[corner][j] * grad[v];
+            updated[corner] = load_channels(to.corner[corner] + cell + v * L, count) + taps.weight[corner][j] * grad[v];
 #pragma GCC unroll 4
           for (int corner = 0; corner < 4; ++corner)
             store_channels(to.corner[corner] + cell + v * L, updated[corner], count);
@@ -151,8 +150,7 @@ DANET_INLINE void project(
 
 // grad_offset and grad_mask of the prepared groups, from taps.dot. inside: their cells were not moved.
 template <typename T, typename A>
-DANET_INLINE void finish(
-    const SdcParams& p, Taps<A>& taps, int64_t J, bool inside, T* grad_offset, T* grad_mask) {
+DANET_INLINE void finish(const SdcParams& p, Taps<A>& taps, int64_t J, bool inside, T* grad_offset, T* grad_mask) {
   constexpr int L = kLanes<A>;
   const A scale = A(p.offset_scale);
   for (int64_t j = 0; j < J; j += L) {

@@ -13,7 +13,7 @@ namespace {
 template <typename A>
 struct Taps {
   static constexpr int kRoom = kMaxTaps + 16;
-  alignas(64) A tap_y[kRoom];      // sdc_tap of every tap
+  alignas(64) A tap_y[kRoom];  // sdc_tap of every tap
   A tap_x[kRoom];
   A weight[4][kRoom];              // of the corners, times m
   A m[kRoom];                      // the softmax, forward its numerators; or the mask
@@ -24,7 +24,7 @@ struct Taps {
   int32_t grad_cell[kRoom];        // backward: the same in grad_input
   A dot[4 * kRoom];                // backward: grad_output times the corners, laid out as `project` says
   A grad_m[kRoom];
-  A of_group[kRoom];               // backward: a value of each group, for every tap of it
+  A of_group[kRoom];  // backward: a value of each group, for every tap of it
   int64_t groups;
 
   explicit Taps(const SdcParams& p) : groups(kMaxTaps / p.K < p.G ? kMaxTaps / p.K : p.G) {
@@ -158,8 +158,8 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
     }
   });
   if (kExp) *moderate = !any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kModerate)));
-  return !any<A>(__builtin_convertvector(
-      (last_row >= uint32_t(p.H - 1)) | (last_column >= uint32_t(p.W - 1)), Mask<A>));
+  return !any<A>(
+      __builtin_convertvector((last_row >= uint32_t(p.H - 1)) | (last_column >= uint32_t(p.W - 1)), Mask<A>));
 }
 
 // The numerators of the softmax over each group's taps, or the mask itself, to taps.m.
@@ -184,7 +184,8 @@ template <typename A, typename Value>
 DANET_INLINE void spread_over_groups(Taps<A>& taps, int64_t J, int64_t K, const Value& value) {
   for (int64_t first = 0; first < J; first += K) {
     const Vec<A> v = broadcast<A>(value(first));
-    for (int64_t k = 0; k < K; k += kLanes<A>) store(taps.of_group + first + k, v);  // the next group's are written later
+    for (int64_t k = 0; k < K; k += kLanes<A>)
+      store(taps.of_group + first + k, v);  // the next group's are written later
   }
 }
 
@@ -249,8 +250,8 @@ DANET_INLINE void fold(
       columns.fold(weight[2], weight[3]);
       for (int corner = 0; corner < 4; ++corner) store(taps.weight[corner] + j, weight[corner]);
     }
-    const UIntVec<A> cell = (nearest(y, first, last) * uint32_t(p.W) + nearest(x, 0, p.W)) * stride +
-                            bits_as<UIntVec<A>>(taps.channel + j);
+    const UIntVec<A> cell =
+        (nearest(y, first, last) * uint32_t(p.W) + nearest(x, 0, p.W)) * stride + bits_as<UIntVec<A>>(taps.channel + j);
     std::memcpy(cells + j, &cell, sizeof cell);
   }
 }
@@ -268,8 +269,13 @@ DANET_INLINE void for_row(
     for (int64_t g = 0; g < p.G; g += taps.groups) {
       const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
       const Place<A, T> place{
-          offsets + g * p.offset_group, masks + g * p.mask_group, start_y, start_x + A(x * p.stride[1]), groups * p.K,
-          uint32_t(stride), uint32_t(grad_stride)};
+          offsets + g * p.offset_group,
+          masks + g * p.mask_group,
+          start_y,
+          start_x + A(x * p.stride[1]),
+          groups * p.K,
+          uint32_t(stride),
+          uint32_t(grad_stride)};
       body(x, g, place);
     }
 }

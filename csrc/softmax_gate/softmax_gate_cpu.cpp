@@ -26,8 +26,7 @@ std::tuple<Tensor, Tensor> softmax_gate_backward(const Tensor& grad_output, cons
   const Image grad_input(empty_image(input, input.sizes())), grad_logits(empty_image(input, input.sizes()));
   parallel_for(p.N * p.P, 4 * p.C, [&](int64_t begin, int64_t end) {
     Scratch scratch(kernels.scratch_size(p));
-    kernels.backward(
-        p, grad.view, x.view, weights.view, grad_input.view, grad_logits.view, begin, end, scratch.get());
+    kernels.backward(p, grad.view, x.view, weights.view, grad_input.view, grad_logits.view, begin, end, scratch.get());
   });
   return {grad_input.tensor, grad_logits.tensor};
 }

@@ -127,8 +127,7 @@ __global__ void __launch_bounds__(kThreads) in_registers(SoftmaxGateParams p, in
   const A factor = A(C) / sum;
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
-    if (valid[r])
-      store<kBackward>(t, at, (r * lanes + lane) * kSize, exps[r], factor, products / sum, grad[r], x[r]);
+    if (valid[r]) store<kBackward>(t, at, (r * lanes + lane) * kSize, exps[r], factor, products / sum, grad[r], x[r]);
 }
 
 // For more channels than registers: a block computes a pixel, a thread every 256th group of kSize channels. It reads
@@ -137,8 +136,8 @@ __global__ void __launch_bounds__(kThreads) in_registers(SoftmaxGateParams p, in
 // three sums. Roofline as above, less what the cache misses; 75 % of the copy bandwidth expected. Not yet measured on a
 // GPU.
 template <bool kBackward, typename T, int kSize>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3) again(
-    SoftmaxGateParams p, Views t /* each [N, P, C] */) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
+    again(SoftmaxGateParams p, Views t /* each [N, P, C] */) {
   using A = Compute<T>;
   GPU_SHARED(parts, A[3][kWarps]);
   const gpu::Pixel at = gpu::locate(p.N, p.P, blockIdx.x);
@@ -154,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3) again(
   }
   top = over_block(parts[0], top, larger<A>);
 
-  const auto exponentials = [&](A (&exps)[kSize], int c) {
+  const auto exponentials = [&](A(&exps)[kSize], int c) {
     const auto group = gpu::to_compute(gpu::load<kSize>(logits + c));
 #pragma unroll
     for (int v = 0; v < kSize; ++v) exps[v] = std::exp(group.values[v] - top);
@@ -174,8 +173,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3) again(
   for (int c = first; c < C; c += step) {
     A exps[kSize];
     exponentials(exps, c);
-    store<kBackward>(
-        t, at, c, exps, factor, products / sum, gpu::load<kSize>(grad + c), gpu::load<kSize>(x + c));
+    store<kBackward>(t, at, c, exps, factor, products / sum, gpu::load<kSize>(grad + c), gpu::load<kSize>(x + c));
   }
 }
 
@@ -216,8 +214,7 @@ Tensor softmax_gate(const Tensor& input, const Tensor& logits) {
   const SoftmaxGateParams p = check_softmax_gate(input, logits);
   const OnDevice here(input);
   const Image x(input), weights(logits), out(empty_image(input, input.sizes()));
-  if (p.N * p.P * p.C > 0)
-    run<false>(input, p, {x.view, x.view, weights.view, out.view, out.view}, here.stream());
+  if (p.N * p.P * p.C > 0) run<false>(input, p, {x.view, x.view, weights.view, out.view, out.view}, here.stream());
   return out.tensor;
 }
 
@@ -228,8 +225,7 @@ std::tuple<Tensor, Tensor> softmax_gate_backward(const Tensor& grad_output, cons
   const Image grad(grad_output), x(input), weights(logits);
   const Image grad_input(empty_image(input, input.sizes())), grad_logits(empty_image(input, input.sizes()));
   if (p.N * p.P * p.C > 0)
-    run<true>(
-        input, p, {grad.view, x.view, weights.view, grad_input.view, grad_logits.view}, here.stream());
+    run<true>(input, p, {grad.view, x.view, weights.view, grad_input.view, grad_logits.view}, here.stream());
   return {grad_input.tensor, grad_logits.tensor};
 }
 

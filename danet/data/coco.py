@@ -76,19 +76,19 @@ def load_coco(path: str | os.PathLike, *, images: str | os.PathLike | None = Non
         record = records.get(_key(place, annotation, "image_id"))
         if record is None:
             raise UserError(f"{place}: image id {annotation['image_id']!r} is not among the images")
-        name = categories.get(_key(place, annotation, "category_id"))
-        if name is None:
+        category = categories.get(_key(place, annotation, "category_id"))
+        if category is None:
             raise UserError(f"{place}: category id {annotation['category_id']!r} is not among the categories")
         box, warning = _read_box(place, annotation.get("bbox"), record)
         if warning:
             warnings.append(f"{record.path.name}: {warning}")
         if box:
-            boxes[annotation["image_id"]].append((box, name, bool(annotation.get("iscrowd", 0))))
+            boxes[annotation["image_id"]].append((box, category, bool(annotation.get("iscrowd", 0))))
 
-    for key, record in records.items():
-        record.boxes = np.array([box for box, _, _ in boxes[key]], np.float32).reshape(-1, 4)
-        record.names = [name for _, name, _ in boxes[key]]
-        record.ignore = np.array([ignore for _, _, ignore in boxes[key]], bool)
+    for image_id, record in records.items():
+        record.boxes = np.array([box for box, _, _ in boxes[image_id]], np.float32).reshape(-1, 4)
+        record.names = [name for _, name, _ in boxes[image_id]]
+        record.ignore = np.array([ignore for _, _, ignore in boxes[image_id]], bool)
     return CocoDataset(path, list(records.values()), list(categories.values()), warnings)
 
 
@@ -100,7 +100,8 @@ def write_coco(path: str | os.PathLike, records: Sequence[ImageRecord], categori
     path = Path(path).absolute()
     folder = os.path.realpath(path.parent)
     ids = {name: index for index, name in enumerate(categories, 1)}
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for image_id, record in enumerate(records, 1):
         relative = os.path.relpath(record.path, folder)
         image = {"id": image_id, "file_name": Path(relative).as_posix(), "width": record.width, "height": record.height}
@@ -191,8 +192,7 @@ def _read_images(path: Path, items: list[dict], folder: Path) -> dict[object, Im
 
 def _read_box(place: str, bbox: object, record: ImageRecord) -> tuple[list[float] | None, str | None]:
     """COCO's x, y, width, height to corners inside the image, and a warning where that changed the box."""
-    shape = isinstance(bbox, list) and len(bbox) == 4
-    if not shape or any(isinstance(v, bool) or not isinstance(v, int | float) for v in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(v) in (int, float) for v in bbox):
         raise UserError(f"{place}: bbox must be four numbers, got {bbox!r}")
     x, y, w, h = bbox
     # Not math.isfinite, which cannot take JSON's integers of hundreds of digits.

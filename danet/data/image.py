@@ -103,7 +103,7 @@ def normalise(image: np.ndarray, channels: int = 1, frame: Levels | None = None)
         image = np.repeat(image[..., None], 3, axis=2)
     median, span = frame or levels(image)
     counts = np.arange(256, dtype=np.float32) if image.dtype == np.uint8 else image.astype(np.float32)
-    scaled = (counts - np.float32(median)) * np.float32(2.0 / span)
+    scaled: np.ndarray = (counts - np.float32(median)) * np.float32(2.0 / span)
     np.clip(scaled, -8.0, 8.0, out=scaled)
     if image.dtype == np.uint8:
         scaled = cv2.LUT(image, scaled)

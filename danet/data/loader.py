@@ -121,7 +121,7 @@ class DetectionDataset(Dataset):
         self.bucket = bucket
         loaded = [load_source(source) for source in sources]
         if bucket is not None:
-            loaded = [self._taken(source, records) for source, records in zip(sources, loaded, strict=True)]
+            loaded = [self._taken(source, records, bucket) for source, records in zip(sources, loaded, strict=True)]
         self.records = [record for records in loaded for record in records]
         self.sizes = [len(records) for records in loaded]
         self.weights = [1.0 if isinstance(source, str) else source.weight for source in sources]
@@ -163,12 +163,12 @@ class DetectionDataset(Dataset):
             digest.update(r.boxes.tobytes() + r.ignore.tobytes())
         return f"{len(self)} images, {digest.hexdigest()[:12]}"
 
-    def _taken(self, source: DataSource | str, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    def _taken(self, source: DataSource | str, records: Sequence[ImageRecord], bucket: Bucket) -> list[ImageRecord]:
         """The images of the bucket."""
-        taken = [record for record in records if self.bucket.takes(record, self.augmentation.scale)]
+        taken = [record for record in records if bucket.takes(record, self.augmentation.scale)]
         if not taken:
             path = source if isinstance(source, str) else source.path
-            raise UserError(f"{path}: every image shows a {self.bucket.target}, none of them {self.bucket}")
+            raise UserError(f"{path}: every image shows a {bucket.target}, none of them {bucket}")
         return taken
 
     def _cut(self, frame: Annotated, rng: np.random.Generator) -> Annotated:

@@ -188,11 +188,11 @@ def render(
         cv2.fillConvexPoly(cover, fixed, part.opacity, shift=4)
 
     size = (x1 - x0, y1 - y0)
-    heat, cover = (cv2.resize(layer, size, interpolation=cv2.INTER_AREA) for layer in (heat, cover))
+    layers: list[np.ndarray] = [cv2.resize(layer, size, interpolation=cv2.INTER_AREA) for layer in (heat, cover)]
     if smear >= 1:
         kernel = np.full((1, 2 * round(smear / 2) + 1), 1.0 / (2 * round(smear / 2) + 1), np.float32)
-        heat, cover = (cv2.filter2D(layer, -1, kernel) for layer in (heat, cover))
-    heat, cover = (cv2.GaussianBlur(layer, (0, 0), blur) for layer in (heat, cover))
+        layers = [cv2.filter2D(layer, -1, kernel) for layer in layers]
+    heat, cover = (np.asarray(cv2.GaussianBlur(layer, (0, 0), blur), np.float32) for layer in layers)
     heat /= max(float(heat.max()), 1e-6)
     return Patch(heat, cover, (x0, y0), tight_box(heat) + np.array([x0, y0, x0, y0], np.float32))
 
@@ -245,5 +245,5 @@ def _slab(outline: list[list[float]], thickness: float) -> np.ndarray:
 
 
 def _thicken(points: list, thickness: float) -> np.ndarray:
-    points = np.array(points, float)
-    return np.concatenate([points + thickness * UP, points - thickness * UP])
+    middle = np.array(points, float)
+    return np.concatenate([middle + thickness * UP, middle - thickness * UP])

@@ -122,7 +122,7 @@ def _requested(options: Options) -> list[Path]:
             raise UserError("--folds needs --out, a folder for the jsons")
         sides = ("train", "val")
         jsons = [Path(options.out, f"fold{fold}_{side}.json") for fold in range(options.folds) for side in sides]
-    resolved = [os.path.realpath(path) for path in (*jsons, options.source)]
+    resolved = [os.path.realpath(path) for path in [*jsons, Path(options.source)]]
     if len(set(resolved)) < len(resolved):
         raise UserError("the output files must differ from each other and from the source")
     return jsons

@@ -13,7 +13,7 @@ Every random number comes from the Generator that is passed in. Images are ``[H,
 import math
 from dataclasses import dataclass, fields
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -88,7 +88,7 @@ class Augmentation:
             raise UserError(f"rotation must lie between 0 and 45 degrees, got {self.rotation}")
 
     @classmethod
-    def off(cls, **changes) -> "Augmentation":
+    def off(cls, **changes: Any) -> "Augmentation":
         """Options that change nothing, but for ``changes``."""
         nothing = {item.name: 0.0 for item in fields(cls)}
         return cls(**{**nothing, "crop": None, "scale": (1.0, 1.0), "contrast": (1.0, 1.0), **changes})
@@ -286,7 +286,7 @@ def apply_gamma(image: np.ndarray, exponent: float) -> None:
 
 def shading(size: tuple[int, int], rng: np.random.Generator, amplitude: float) -> np.ndarray:
     """Smooth random field, float32 ``[H, W]``: the drift of an uncooled sensor."""
-    coarse = cv2.resize(rng.standard_normal((4, 4), np.float32), (48, 48), interpolation=cv2.INTER_CUBIC)
+    coarse: np.ndarray = cv2.resize(rng.standard_normal((4, 4), np.float32), (48, 48), interpolation=cv2.INTER_CUBIC)
     coarse *= amplitude / max(float(np.abs(coarse).max()), 1e-6)
     return cv2.resize(coarse, size[::-1])  # cubic over the whole image would take five times as long
 
@@ -300,7 +300,7 @@ _QUANTILES /= _QUANTILES.std()
 def sensor_noise(size: tuple[int, int], rng: np.random.Generator, sigma: float) -> np.ndarray:
     """White noise, at times with column noise as read-out circuits make it, float32 ``[H, W]``."""
     random_bytes = np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size)
-    noise = cv2.LUT(random_bytes, _QUANTILES * np.float32(sigma))
+    noise: np.ndarray = cv2.LUT(random_bytes, _QUANTILES * np.float32(sigma))
     if rng.random() < 0.3:
         noise += rng.uniform(0.2, 0.8) * sigma * rng.standard_normal((1, size[1]), np.float32)
     return noise

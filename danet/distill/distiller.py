@@ -1,6 +1,7 @@
 """SSKD: three teachers, each for the images with targets of its scale."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +69,9 @@ class Distiller(nn.Module):
             chosen = routes[row].nonzero().squeeze(1)
             if not len(chosen):  # another process has this teacher's images
                 continue
+            eadms: Any = self.eadms[scale]  # a ModuleList, which a ModuleDict does not say
             maps = self.teachers[scale](batch.images[chosen])
-            for module, feature, target in zip(self.eadms[scale], output.features, maps, strict=True):
+            for module, feature, target in zip(eadms, output.features, maps, strict=True):
                 distances = module(feature[chosen], target)
                 total = total + distances.sum() / (counts[row] * len(maps) * len(rows))
         return {"sskd": self.weight * total}

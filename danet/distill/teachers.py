@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from danet.checkpoint import load_weights
 from danet.errors import UserError
 from danet.models import DANet
+from danet.models.blocks import channels_last
 
 STRIDES = (4, 8, 16, 32)
 PROBE = 64  # pixels: the least side of a training image
@@ -73,4 +74,4 @@ def load_teacher(path: str, *, channels: int, device: torch.device) -> Teacher:
         raise UserError(
             f"{path}: a teacher for images of {network.config.input_channels} channels, the student's have {channels}"
         )
-    return Teacher(network.to(memory_format=torch.channels_last), channels=channels)
+    return Teacher(channels_last(network), channels=channels)

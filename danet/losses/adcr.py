@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.losses.samples import choose_regions, sample_regions
+from danet.models.blocks import channels_last
 from danet.models.detector import DANet, Output
 from danet.models.ufp import UFP
 from danet.training import distributed
@@ -71,8 +72,8 @@ class ADCR(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             regions = choose_regions(images, boxes, labels, ignore, target=self.target, ratio=self.negatives)
             both = [torch.cat(pair) for pair in zip(*regions, strict=True)]
-            positive = [torch.arange(len(b)) < len(p) for b, p in zip(both, regions.positives, strict=True)]
-            positive = distributed.gather(torch.cat(positive).long().to(images.device)).bool()
+            flags = [torch.arange(len(b)) < len(p) for b, p in zip(both, regions.positives, strict=True)]
+            positive = distributed.gather(torch.cat(flags).long().to(images.device)).bool()
             losses = []
             for projector, feature, stride in zip(self.projectors, features, self.strides, strict=True):
                 vectors = distributed.gather(self._project(projector, feature.float(), both, stride))
@@ -81,13 +82,13 @@ class ADCR(nn.Module):
             total = torch.stack(losses)
             return total.sum() if self.literal else total.mean()
 
-    def _project(self, projector: UFP, features: Tensor, regions: list[Tensor], stride: int) -> Tensor:
+    def _project(self, projector: nn.Module, features: Tensor, regions: list[Tensor], stride: int) -> Tensor:
         """Unit vectors ``[sum M_i, C * SIZE * SIZE]`` of the regions of a level, image after image."""
         if any(map(len, regions)):
             sampled = sample_regions(features, regions, stride, self.SIZE)
             return F.normalize(projector(sampled).flatten(1), dim=1, eps=1e-6)
         # Nothing to compare here, perhaps in another process: gradients are zero then, not missing.
-        nothing = sum(tensor[:0].sum() for tensor in (features, *projector.parameters()))
+        nothing = torch.stack([tensor[:0].sum() for tensor in (features, *projector.parameters())]).sum()
         return nothing.expand(0, features.shape[1] * self.SIZE**2)
 
 
@@ -121,4 +122,4 @@ def build_adcr(model: DANet, options: "AdcrOptions", target: int) -> ADCR:
         negatives=options.negatives,
         literal=options.literal,
     )
-    return adcr.to(memory_format=torch.channels_last)
+    return channels_last(adcr)

@@ -180,7 +180,13 @@ class DetectionLoss(nn.Module):
     def __init__(self, model: DANet) -> None:
         super().__init__()
         head = model.head
-        self.loss = AnchorFreeLoss(head) if isinstance(head, AnchorFreeHead) else AnchorLoss(head)
+        self.loss: AnchorLoss | AnchorFreeLoss
+        if isinstance(head, AnchorHead):
+            self.loss = AnchorLoss(head)
+        elif isinstance(head, AnchorFreeHead):
+            self.loss = AnchorFreeLoss(head)
+        else:
+            raise TypeError(f"DetectionLoss: no loss for a {type(head).__name__}")
 
     def forward(
         self, output: Output, boxes: list[Tensor], labels: list[Tensor], ignore: list[Tensor]

@@ -1,5 +1,7 @@
 """The four-stage multi-branch backbone."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from danet.models.blocks import MBB
@@ -32,7 +34,7 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList()
         previous = widths[0]
         for width, depth in zip(widths, depths, strict=True):
-            blocks = [MBB(previous, width, stride=2)]
+            blocks: list[nn.Module] = [MBB(previous, width, stride=2)]
             blocks += [MBB(width, width) for _ in range(depth - 1)]
             if safem:
                 blocks.append(SaFEM(width, groups=groups, literal=literal_softmax))
@@ -42,6 +44,7 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)
         features = []
+        stage: Any  # a Sequential, which a ModuleList does not say
         for stage in self.stages:
             for block in stage:  # one by one, so that in inference what a block has read is given back
                 x = block(x)

@@ -1,9 +1,16 @@
 """The two blocks that everything else is made of: MBB and FFN."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import math
+
 import torch
 from torch import Tensor, nn
 
 from danet.ops import PreparedRepConv, prepare_rep_conv, rep_conv
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class MBB(nn.Module):
@@ -62,14 +69,17 @@ class MBB(nn.Module):
         for norm in (self.norm3x3, self.norm1x1, self.shortcut):
             if norm is not None:
                 norm.reset_parameters()
-                norm.running_var -= norm.eps
                 norm.weight.zero_()
-        self.norm3x3.weight.fill_(1)
+        self.norm3x3.weight.fill_(math.sqrt(1 + self.norm3x3.eps))  # its variance is one
         self.norm3x3.bias.copy_(bias)
 
 
 class FusedMBB(nn.Module):
     """An MBB for inference: 3x3 convolution, bias and ReLU in one pass (``danet.ops.rep_conv``)."""
+
+    weight: Tensor
+    bias: Tensor
+    transformed: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor, *, stride: int = 1, relu: bool = True) -> None:
         super().__init__()
@@ -88,20 +98,26 @@ class FusedMBB(nn.Module):
         self.transformed = prepare_rep_conv(self.weight, stride=self.stride).transformed
 
     # Whatever changes the weight: a move, a conversion, a loaded state.
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedMBB":
         before = self.weight
         super()._apply(fn, recurse)
         if self.weight is not before:
             self._prepare()
         return self
 
-    def _load_from_state_dict(self, *arguments) -> None:
+    def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
         self._prepare()
 
 
+def channels_last(module: Module, **changes: Any) -> Module:
+    """``module`` itself, its weights in channels-last memory; ``changes`` are further ones of ``Module.to``."""
+    return module.to(memory_format=torch.channels_last, **changes)  # type: ignore[call-overload]  # not in torch's hints
+
+
 def fold_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Kernel and bias in float64 of a convolution without bias followed by a frozen batch norm."""
+    assert norm.running_mean is not None and norm.running_var is not None  # ours track them
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return weight.double() * scale[:, None, None, None], norm.bias.double() - norm.running_mean.double() * scale
 
@@ -113,10 +129,7 @@ class FFN(nn.Sequential):
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, 2 * channels, 1),
-            nn.GELU(),
-            nn.Conv2d(2 * channels, channels, 1),
-        )
-        nn.init.zeros_(self[2].weight)
-        nn.init.zeros_(self[2].bias)
+        last = nn.Conv2d(2 * channels, channels, 1)
+        super().__init__(nn.Conv2d(channels, 2 * channels, 1), nn.GELU(), last)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)

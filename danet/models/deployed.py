@@ -5,6 +5,9 @@ Everything that training needs apart is joined: branches and norms of an MBB int
 into one.
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,11 +15,14 @@ from torch import Tensor, nn
 from danet import memory
 from danet.boxes import Detections
 from danet.models.acfa import ACFA
-from danet.models.blocks import FFN, MBB, FusedMBB, fold_norm
+from danet.models.blocks import FFN, MBB, FusedMBB, channels_last, fold_norm
 from danet.models.graphs import CudaGraphs
 from danet.models.head import Head
 from danet.models.safem import SaFEM
 from danet.ops import SDC, prepare_safem, safem, sdc_mean
+
+if TYPE_CHECKING:
+    from danet.models.detector import DANet, Output
 
 
 class SafemWeights(nn.Module):
@@ -29,7 +35,7 @@ class SafemWeights(nn.Module):
         super().__init__()
         self.groups = sdc.groups
         depthwise, depthwise_bias = fold_norm(sdc.depthwise.weight, sdc.norm)
-        tensors = [depthwise, depthwise_bias, sdc.predictor.weight, sdc.predictor.bias]
+        tensors = [depthwise, depthwise_bias, *sdc.predictor.parameters()]
         if ffn is not None:
             tensors += folded_ffn(sdc, ffn)
         for i, tensor in enumerate(tensors):
@@ -39,7 +45,7 @@ class SafemWeights(nn.Module):
     def _prepare(self) -> None:
         self.prepared = prepare_safem(*self.buffers(), groups=self.groups)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SafemWeights":
         before = list(self.buffers())
         super()._apply(fn, recurse)
         if any(new is not old for new, old in zip(self.buffers(), before, strict=True)):
@@ -49,9 +55,9 @@ class SafemWeights(nn.Module):
 
 def folded_ffn(sdc: SDC, ffn: FFN) -> list[Tensor]:
     """Weights and biases of ``ffn(sdc.projection(z))`` as two layers, expand and reduce."""
-    expand = ffn[0].weight.double()[:, :, 0, 0] @ sdc.projection.weight.double()[:, :, 0, 0]
-    dtype = ffn[0].weight.dtype
-    return [expand[:, :, None, None].to(dtype), ffn[0].bias, ffn[2].weight, ffn[2].bias]
+    weight, bias, *reduce = ffn.parameters()
+    expand = weight.double()[:, :, 0, 0] @ sdc.projection.weight.double()[:, :, 0, 0]
+    return [expand[:, :, None, None].to(weight.dtype), bias, *reduce]
 
 
 class FusedSaFEM(nn.Module):
@@ -69,6 +75,13 @@ class FusedSaFEM(nn.Module):
 class FusedACFA(nn.Module):
     """An ACFA whose sum of two levels is the end of its SaFEM's pass (the literal form is left as it is)."""
 
+    expand: Tensor
+    expand_bias: Tensor
+    reduce: Tensor
+    reduce_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+
     def __init__(self, module: ACFA) -> None:
         super().__init__()
         self.scale = module.spatial.scale
@@ -76,14 +89,15 @@ class FusedACFA(nn.Module):
         self.deep = SafemWeights(module.sdc)
         expand, expand_bias, reduce, reduce_bias = folded_ffn(module.sdc, module.ffn)
         # [C, C, 2, 2] of a transposed convolution that does not overlap: a 1x1 one to 4 C channels, pixel by pixel.
-        up = module.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]
+        weight, bias = module.deconv.parameters()
+        up = weight.permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]
         tensors = {
             "expand": expand[:, :, 0, 0],
             "expand_bias": expand_bias,
             "reduce": reduce[:, :, 0, 0],
             "reduce_bias": reduce_bias,
             "up": up,
-            "up_bias": module.deconv.bias.repeat(4),
+            "up_bias": bias.repeat(4),
         }
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.detach().clone())
@@ -99,7 +113,7 @@ class FusedACFA(nn.Module):
 class FusedTower(nn.Module):
     """Both towers of a head at one level: their MBBs see the same features and are one convolution."""
 
-    def __init__(self, classify: nn.Sequential, regress: nn.Sequential) -> None:
+    def __init__(self, classify: Any, regress: Any) -> None:  # Sequentials, which a ModuleList does not say
         super().__init__()
         blocks = [classify[0].fuse(), regress[0].fuse()]
         self.channels = blocks[0].weight.shape[0]
@@ -124,16 +138,18 @@ class DeployedDANet(nn.Module):
     next call.
     """
 
-    def __init__(self, network: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, network: "DANet", *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         _replace(network)
-        network.head = FusedHead(network.head)
+        head = FusedHead(network.head)
+        network.add_module("head", head)  # in the old one's place
         half = dtype in (torch.float16, torch.bfloat16)
         for module in network.modules():
             if half and isinstance(module, FusedMBB):
                 module.weight.copy_(rounded(module.weight, dtype))
-        self.network = network.to(device=device, dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
-        for tower in network.head.towers if half else ():
+        self.network = channels_last(network, device=device, dtype=dtype).requires_grad_(False)
+        tower: Any
+        for tower in head.towers if half else ():
             # A box's logarithms in 8 bits would cost 1 % of its size.
             tower.classify.float()
             tower.regress.float()
@@ -142,20 +158,24 @@ class DeployedDANet(nn.Module):
         if device.type == "cpu":
             memory.settle()
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DeployedDANet":
         super()._apply(fn, recurse)
         self.graphs = CudaGraphs(self.network)  # the old ones read the old weights
         return self
 
     @property
+    def _stem(self) -> FusedMBB:
+        return cast(FusedMBB, self.network.backbone.stem)  # an MBB before _replace
+
+    @property
     def dtype(self) -> torch.dtype:
-        return self.network.backbone.stem.weight.dtype
+        return self._stem.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.network.backbone.stem.weight.device
+        return self._stem.weight.device
 
-    def forward(self, images: Tensor):
+    def forward(self, images: Tensor) -> "Output":
         """Images ``[N, input_channels, H, W]`` of any float type on any device -> ``Output``, see ``DANet``."""
         images = images.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
         busy = torch.is_grad_enabled() or torch.compiler.is_compiling()
@@ -163,7 +183,7 @@ class DeployedDANet(nn.Module):
             return self.graphs(images)
         return self.network(images)
 
-    def decode(self, output, **options) -> list[Detections]:
+    def decode(self, output: "Output", **options: Any) -> list[Detections]:
         """As ``DANet.decode``."""
         return self.network.decode(output, **options)
 

@@ -14,7 +14,7 @@ from danet.models.acfa import Neck
 from danet.models.backbone import Backbone
 from danet.models.blocks import MBB
 from danet.models.deployed import DeployedDANet
-from danet.models.head import AnchorFreeHead, AnchorHead
+from danet.models.head import AnchorFreeHead, AnchorHead, Head
 
 # Channels and blocks of the stages at strides 4, 8, 16, 32. The teachers (section 3.2.1; the paper gives no shapes)
 # take about a third more operations than danet_s, and spend them where it matters at their scale: at strides 4 and 8
@@ -73,7 +73,7 @@ class DANet(nn.Module):
         )
         self.neck = Neck(widths, neck_width, acfa=config.acfa, groups=config.groups, literal=config.literal_acfa)
         head = AnchorFreeHead if config.head == "default" else AnchorHead
-        self.head = head(neck_width, self.backbone.strides, len(config.classes))
+        self.head: Head = head(neck_width, self.backbone.strides, len(config.classes))
 
     def forward(self, images: Tensor) -> Output:
         if images.ndim != 4 or images.shape[1] != self.config.input_channels or min(images.shape[2:]) < MINIMUM_SIZE:

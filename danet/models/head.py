@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class Head(nn.Module):
         self.classify = nn.ModuleList(_tower(channels, anchors * outputs) for _ in strides)
         self.regress = nn.ModuleList(_tower(channels, anchors * 4) for _ in strides)
         if prior is not None:
+            tower: Any  # a Sequential, which a ModuleList does not say
             for tower in self.classify:
                 nn.init.constant_(tower[-1].bias, math.log(prior / (1.0 - prior)))
 
@@ -37,6 +39,18 @@ class Head(nn.Module):
         logits = [tower(feature) for tower, feature in zip(self.classify, features, strict=True)]
         deltas = [tower(feature) for tower, feature in zip(self.regress, features, strict=True)]
         return logits, deltas
+
+    def reference_sizes(self, level: int) -> list[tuple[float, float]]:
+        """Width and height in pixels of what the predictions at a position of ``level`` are measured against."""
+        raise NotImplementedError
+
+    def scores(self, logits: list[Tensor]) -> Tensor:
+        """``[N, P, classes]`` in [0, 1]."""
+        raise NotImplementedError
+
+    def place(self, deltas: Tensor, references: Tensor) -> Tensor:
+        """Boxes ``[..., P, 4]`` of flattened deltas against their references ``[P, 4]``."""
+        raise NotImplementedError
 
     def flatten(self, maps: list[Tensor], values: int) -> Tensor:
         """``[N, A * values, H_l, W_l]`` of all levels -> float32 ``[N, P, values]``, in the order of ``references``."""
@@ -76,11 +90,9 @@ class AnchorFreeHead(Head):
         return [(self.strides[level], self.strides[level])]
 
     def scores(self, logits: list[Tensor]) -> Tensor:
-        """``[N, P, classes]`` in [0, 1]."""
         return self.flatten(logits, self.outputs).sigmoid()
 
     def place(self, deltas: Tensor, references: Tensor) -> Tensor:
-        """Boxes ``[..., P, 4]`` of flattened deltas against their references ``[P, 4]``."""
         return decode(deltas, references)
 
 
@@ -109,11 +121,9 @@ class AnchorHead(Head):
         ]
 
     def scores(self, logits: list[Tensor]) -> Tensor:
-        """``[N, P, classes]`` in [0, 1]."""
         return self.flatten(logits, self.outputs).softmax(dim=-1)[..., 1:]
 
     def place(self, deltas: Tensor, references: Tensor) -> Tensor:
-        """Boxes ``[..., P, 4]`` of flattened deltas against their references ``[P, 4]``."""
         return decode(deltas * deltas.new_tensor(self.VARIANCES), references)
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -138,8 +148,8 @@ def _references(
             y = (torch.arange(height, device=device) + 0.5) * stride
             x = (torch.arange(width, device=device) + 0.5) * stride
             centres = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).reshape(-1, 1, 2)
-            of_level = torch.tensor(of_level, dtype=torch.float32, device=device)
-            levels.append(torch.cat(torch.broadcast_tensors(centres, of_level), dim=-1).reshape(-1, 4))
+            extents = torch.tensor(of_level, dtype=torch.float32, device=device)
+            levels.append(torch.cat(torch.broadcast_tensors(centres, extents), dim=-1).reshape(-1, 4))
         return torch.cat(levels)
 
 
@@ -152,6 +162,7 @@ def decode(deltas: Tensor, references: Tensor) -> Tensor:
 
 def _tower(channels: int, outputs: int) -> nn.Sequential:
     predict = nn.Conv2d(channels, outputs, 3, padding=1)
+    for parameter in predict.parameters():
+        nn.init.zeros_(parameter)
     nn.init.normal_(predict.weight, std=0.01)
-    nn.init.zeros_(predict.bias)
     return nn.Sequential(MBB(channels, channels), predict)

@@ -19,14 +19,16 @@ class UFP(nn.Sequential):
         out_channels = out_channels or channels
         if identity and out_channels != channels:
             raise ValueError(f"UFP: an identity needs out_channels = channels = {channels}, got {out_channels}")
-        super().__init__(MBB(channels, out_channels), MBB(out_channels, out_channels))
+        blocks = MBB(channels, out_channels), MBB(out_channels, out_channels)
+        super().__init__(*blocks)
         self.identity = identity
         if identity:
-            for block in self:
+            for block in blocks:
                 nn.init.zeros_(block.norm3x3.weight)
                 nn.init.zeros_(block.norm1x1.weight)
-                for norm in (block.norm3x3, block.norm1x1, block.shortcut):
-                    norm.running_var.fill_(1.0 - norm.eps)
+                for norm in block.modules():
+                    if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
+                        norm.running_var.fill_(1.0 - norm.eps)
             self.train()
 
     def train(self, mode: bool = True) -> "UFP":

@@ -11,7 +11,7 @@ from torch import Tensor
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -25,20 +25,20 @@ def check_tensor(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: {name} must be float64, float32, float16 or bfloat16, got {dtype_name(value.dtype)}")
 
 
-Check = TypeVar("Check", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 
-def asked_once(check: Check) -> Check:
+def asked_once(check: Callable[..., Result]) -> Callable[..., Result]:
     """`check` of positional arguments, which looks at tensors' sizes, types and places alone, with a memory of what
     passed: networks make the same calls again and again, and Python's checks cost more than a small kernel."""
 
     # A list for every combination, filled once the check has passed. (Unless `typed`, True would be the same as 1.)
     @functools.lru_cache(maxsize=4096, typed=True)
-    def memory(*facts: Any) -> list:
+    def memory(*facts: Any) -> list[Result]:
         return []
 
     @functools.wraps(check)
-    def remembering(*arguments: Any) -> Any:
+    def remembering(*arguments: Any) -> Result:
         if torch.compiler.is_compiling():
             return check(*arguments)
         facts: list = []
@@ -99,12 +99,12 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
 def pair(op: str, name: str, value: Any, minimum: int) -> tuple[int, int]:
     """(y, x) from one integer or a pair of them, each >= minimum."""
     sides = value if isinstance(value, (tuple, list)) else (value, value)
-    numbers = tuple(_index(side) for side in sides)
-    if len(numbers) != 2 or None in numbers:
+    numbers = [number for number in map(_index, sides) if number is not None]
+    if len(numbers) != 2 or len(sides) != 2:
         raise TypeError(f"{op}: {name} must be an integer or a pair of integers, got {value!r}")
     if min(numbers) < minimum:
         raise ValueError(f"{op}: {name} must be >= {minimum}, got {value!r}")
-    return numbers
+    return numbers[0], numbers[1]
 
 
 def _index(value: Any) -> int | None:
@@ -121,7 +121,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(*tensors: Any) -> tuple[Any, ...]:
     """The tensors in autocast's type where autocast is on, as it treats a convolution's; float64 stays."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
     known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)

@@ -6,6 +6,7 @@ own, which read and write that order where it is: nothing is copied. What the or
 channels and images, all floating types, CPU tensors, second derivatives, torch.compile.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def dcnv3(
     if runs_compiled(input, sizes):
         out = library.call("dcnv3", *images, sizes.G, *sizes.windows, *options[4:])
     else:
-        out = _dcnv3_by_gather(*images, sizes, *options[4:6])
+        out = _dcnv3_by_gather(images[0], images[1], images[2], sizes, offset_scale, softmax)
     return out.permute(0, 2, 3, 1)
 
 
@@ -106,7 +107,7 @@ def dcnv4(
     if runs_compiled(input, sizes):
         out = library.call("dcnv4", *images, sizes.G, *sizes.windows, *options[4:])
     else:
-        out = _dcnv4_by_gather(*images, sizes, *options[4:6])
+        out = _dcnv4_by_gather(images[0], images[1], sizes, offset_scale, softmax)
     return out.permute(0, 2, 3, 1)
 
 
@@ -183,16 +184,16 @@ def _dcnv4_by_gather(input: Tensor, offset_mask: Tensor, sizes: SdcSizes, offset
     return _dcnv3_by_gather(input, offset, mask, sizes, offset_scale, softmax)
 
 
-def _register(op: str, tensors: int, by_gather) -> None:
+def _register(op: str, tensors: int, by_gather: Callable[..., Tensor]) -> None:
     """Joins the Python side of an operator that takes `tensors` images [N, C, H, W] and then SDC's options."""
 
-    def fake(input, *arguments):
+    def fake(input: Tensor, *arguments: Any) -> Tensor:
         check_image(op, "input", input)
         sizes = sizes_of(op, input.shape, *with_pairs(*arguments[tensors - 1 :]))
         shape = (sizes.N, sizes.C, sizes.H_out, sizes.W_out)
         return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
-    def reference(*arguments):
+    def reference(*arguments: Any) -> Tensor:
         images, options = arguments[:tensors], with_pairs(*arguments[tensors:])
         return by_gather(*images, sizes_of(op, images[0].shape, *options), *options[5:7])
 

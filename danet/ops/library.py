@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ CAPABILITIES = ("baseline", "AVX2 and FMA", "AVX-512")
 
 def _load() -> str | None:
     """Loads the CPU library; returns why it could not be."""
+    if hasattr(torch.ops.danet, "cpu_capability"):  # torch would end the process
+        return "another danet in this process, of another path, has them compiled; import one of them alone"
     if not CPU_LIBRARY.exists():
         return "the kernels are not built; build them with: pip install -e . --no-build-isolation"
     try:
@@ -93,7 +96,7 @@ def has_kernel(tensor: Tensor) -> bool:
 _below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 
 
-def call(name: str, *arguments) -> Tensor:
+def call(name: str, *arguments: Any) -> Tensor:
     """torch.ops.danet.<name>(*arguments), for the public function."""
     operator = getattr(torch.ops.danet, name).default
     try:
@@ -131,22 +134,22 @@ def register_gradient(
     if WHY_NOT is not None:
         return
 
-    def save(ctx, inputs, count: int) -> None:
+    def save(ctx: Any, inputs: tuple, count: int) -> None:
         ctx.save_for_backward(*inputs[:count])
         ctx.options = inputs[count:]
 
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple:
         operator = getattr(torch.ops.danet, f"{name}_backward")
         grads = operator(grad_output, *ctx.saved_tensors, *ctx.options, *switches())
         return (*grads, *(None for _ in ctx.options))
 
-    def backward_of_backward(ctx, *grads):
+    def backward_of_backward(ctx: Any, *grads: Tensor) -> tuple:
         grad_output, *leaves = ctx.saved_tensors
         options = ctx.options[: len(ctx.options) - len(switches())]
         results = _double_backward(lambda *t: reference(*t, *options), leaves, grad_output, grads)
         return (*results, *(None for _ in ctx.options))
 
-    def fake(grad_output: Tensor, *arguments):
+    def fake(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(value, memory_format=_memory_format(value)) for value in arguments[:tensors])
 
     register(f"{name}_backward", fake=fake, vmap=vmap)
@@ -170,7 +173,7 @@ def fold_batch(value: Tensor, dim: int | None, size: int) -> Tensor:
 def folding(name: str, tensors: int) -> Callable:
     """The vmap rule of an operator whose first `tensors` arguments all begin with N: one call for the whole batch."""
 
-    def vmap(info, in_dims, *arguments):
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         pairs = zip(arguments[:tensors], in_dims, strict=False)
         folded = [fold_batch(value, dim, info.batch_size) for value, dim in pairs]
         results = getattr(torch.ops.danet, name)(*folded, *arguments[tensors:])
@@ -184,7 +187,10 @@ def folding(name: str, tensors: int) -> Callable:
 def each_of_batch(size: int, dims: Sequence[int | None], *values: Tensor | None) -> Iterator[list[Tensor | None]]:
     """The arguments of each of `size` calls, of values batched at `dims` (None: the same for all)."""
     for i in range(size):
-        yield [value if dim is None else value.select(dim, i) for value, dim in zip(values, dims, strict=False)]
+        yield [
+            value if value is None or dim is None else value.select(dim, i)
+            for value, dim in zip(values, dims, strict=False)
+        ]
 
 
 def _double_backward(reference: Callable, tensors: list[Tensor], grad_output: Tensor, grads: tuple) -> tuple:

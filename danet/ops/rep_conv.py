@@ -78,15 +78,14 @@ def rep_conv(
         TypeError, ValueError: one line that names the wrong argument.
         RuntimeError: from backward; `rep_conv_reference` has gradients.
     """
-    transformed = None
+    raw, transformed = weight, None
     if isinstance(weight, PreparedRepConv):
-        weight, transformed = weight.weight, weight.transformed if weight.stride == stride else None
-    input, weight, bias = autocast(input, weight, bias)
-    check_rep_conv(input, weight, bias, stride, relu)
-    tensors = (input, weight, bias)
-    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors):
-        return _ForwardOnly.apply(input, weight, transformed, bias, stride, relu)
-    return _compute(input, weight, transformed, bias, stride, relu)
+        raw, transformed = weight.weight, weight.transformed if weight.stride == stride else None
+    input, raw, bias = autocast(input, raw, bias)
+    check_rep_conv(input, raw, bias, stride, relu)
+    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (input, raw, bias)):
+        return _ForwardOnly.apply(input, raw, transformed, bias, stride, relu)
+    return _compute(input, raw, transformed, bias, stride, relu)
 
 
 def _compute(
@@ -101,7 +100,7 @@ def _compute(
 @torch.compiler.assume_constant_result
 def _allows_tf32() -> bool:
     """torch's flag of its own convolutions; only CUDA devices have tf32."""
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # torch sets it at run time
 
 
 def rep_conv_reference(
@@ -163,11 +162,11 @@ class _ForwardOnly(torch.autograd.Function):
         return _compute(input, weight, transformed, bias, stride, relu)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         pass
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> None:
         raise RuntimeError(
             "rep_conv: forward only, no gradient is defined; train before fuse(), or use rep_conv_reference"
         )
@@ -182,7 +181,15 @@ def _fake(
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
-def _vmap(info, in_dims, input, weight, prepared, bias, *options):
+def _vmap(
+    info: Any,
+    in_dims: tuple,
+    input: Tensor,
+    weight: Tensor,
+    prepared: Tensor | None,
+    bias: Tensor | None,
+    *options: Any,
+) -> tuple:
     if in_dims[1:4] == (None, None, None):
         folded = library.fold_batch(input, in_dims[0], info.batch_size)
         out = torch.ops.danet.rep_conv(folded, weight, prepared, bias, *options)
@@ -191,7 +198,7 @@ def _vmap(info, in_dims, input, weight, prepared, bias, *options):
     return torch.stack([torch.ops.danet.rep_conv(*tensors, *options) for tensors in calls]), 0
 
 
-def _flops(input, weight, prepared, bias, stride, relu, tf32, *, out_shape, **_) -> int:
+def _flops(input: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     """Of a direct convolution, as torch counts its own; a multiply-add is two."""
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 

@@ -66,7 +66,7 @@ def prepare_safem(
     G, C = integer("safem", "groups", groups, minimum=1), depthwise.shape[0]
     if C == 0 or C % G != 0:
         raise ValueError(f"safem: groups must divide C = {C}, got {groups}")
-    shapes = {
+    shapes: dict[str, tuple[Any, str, tuple[int, ...]]] = {
         "depthwise": (depthwise, "[C, 1, 3, 3]", (C, 1, 3, 3)),
         "depthwise_bias": (depthwise_bias, "[C]", (C,)),
         "predictor": (predictor, "[27*G, C, 1, 1]", (27 * G, C, 1, 1)),
@@ -80,12 +80,12 @@ def prepare_safem(
     for name, (value, symbols, shape) in list(shapes.items())[: 8 if attends else 4]:
         check_like_input("safem", name, value, depthwise)
         check_shape("safem", name, value, symbols, shape)
-    tensors = [None if value is None else value.detach() for value, _, _ in shapes.values()]
+    tensors: list[Any] = [None if value is None else value.detach() for value, _, _ in shapes.values()]
     packed = None
     if library.has_kernel(depthwise) and depthwise.is_cpu and depthwise.dtype == torch.float32:
         dense = [None if value is None else value.contiguous() for value in tensors]
         packed = torch.ops.danet.prepare_safem(*dense, G)
-    return PreparedSafem(G, *tensors, packed)
+    return PreparedSafem(G, *tensors, packed)  # type: ignore[call-arg]  # eight of them, which a list does not say
 
 
 def safem(
@@ -175,9 +175,10 @@ def _in_steps(
     sdc: Any,
     softmax_gate: Any,
 ) -> Tensor:
+    assert weights.expand is not None and weights.reduce is not None  # check_safem has seen to it
     hidden = F.gelu(F.conv2d(_sample(input, weights, sdc), weights.expand, weights.expand_bias))
     logits = F.conv2d(hidden, weights.reduce, weights.reduce_bias)
-    if up is None:
+    if up is None or weight is None:  # they come together
         return scale * softmax_gate(input, logits)
     C, H, W = input.shape[1:]
     placed = F.pixel_shuffle(up.unflatten(1, (4, C)).transpose(1, 2).flatten(1, 2), 2)[:, :, :H, :W]
@@ -209,7 +210,7 @@ def check_safem(input: Any, weights: Any, up: Any, weight: Any) -> None:
         check_shape("safem", "weight", weight, "[N, C]", (N, C))
 
 
-def _fake(input: Tensor, packed: Tensor, up: Tensor | None, weight: Tensor | None, groups: int, scale: float):
+def _fake(input: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(input, memory_format=torch.channels_last)
 
 
@@ -217,7 +218,15 @@ def _fake_mean(input: Tensor, packed: Tensor, groups: int) -> Tensor:
     return input.new_empty((input.shape[0], input.shape[1], 1, 1))
 
 
-def _vmap(info, in_dims, input, packed, up, weight, *options):
+def _vmap(
+    info: Any,
+    in_dims: tuple,
+    input: Tensor,
+    packed: Tensor,
+    up: Tensor | None,
+    weight: Tensor | None,
+    *options: Any,
+) -> tuple:
     if in_dims[1] is not None:
         calls = library.each_of_batch(info.batch_size, in_dims, input, packed, up, weight)
         return torch.stack([torch.ops.danet.safem(*tensors, *options) for tensors in calls]), 0
@@ -229,7 +238,7 @@ def _vmap(info, in_dims, input, packed, up, weight, *options):
     return out.unflatten(0, (info.batch_size, -1)), 0
 
 
-def _vmap_mean(info, in_dims, input, packed, groups):
+def _vmap_mean(info: Any, in_dims: tuple, input: Tensor, packed: Tensor, groups: int) -> tuple:
     if in_dims[1] is not None:
         calls = library.each_of_batch(info.batch_size, in_dims, input, packed)
         return torch.stack([torch.ops.danet.sdc_mean(*tensors, groups) for tensors in calls]), 0
@@ -237,13 +246,13 @@ def _vmap_mean(info, in_dims, input, packed, groups):
     return torch.ops.danet.sdc_mean(folded, packed, groups).unflatten(0, (info.batch_size, -1)), 0
 
 
-def _flops(input, packed, up, weight, groups, scale, *, out_shape, **_) -> int:
+def _flops(input: Any, packed: Any, up: Any, weight: Any, groups: int, scale: float, **_: Any) -> int:
     """Of its convolutions; a multiply-add is two."""
     N, C, H, W = input
     return 2 * N * H * W * C * (9 + 27 * groups + 4 * C)
 
 
-def _flops_mean(input, packed, groups, *, out_shape, **_) -> int:
+def _flops_mean(input: Any, packed: Any, groups: int, **_: Any) -> int:
     N, C, H, W = input
     return 2 * N * H * W * C * (9 + 27 * groups)
 

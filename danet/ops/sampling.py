@@ -11,6 +11,8 @@ for which torch has a fused loop on every device: nothing of the size of all sam
 These are the three contractions of one trilinear form, so the derivatives of each are the other two, to any order.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,12 +36,12 @@ class _Gather(torch.autograd.Function):
         return out
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         table, weight, base, ctx.steps = inputs
         ctx.save_for_backward(table, weight, base)
 
     @staticmethod
-    def backward(ctx, grad_out: Tensor):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         table, weight, base = ctx.saved_tensors
         grad_table = grad_weight = None
         if ctx.needs_input_grad[0]:
@@ -62,12 +64,12 @@ class _Project(torch.autograd.Function):
         return weight
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         out, table, base, ctx.steps = inputs
         ctx.save_for_backward(out, table, base)
 
     @staticmethod
-    def backward(ctx, grad_weight: Tensor):
+    def backward(ctx: Any, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
         out, table, base = ctx.saved_tensors
         grad_out = grad_table = None
         if ctx.needs_input_grad[0]:
@@ -94,12 +96,12 @@ class _Scatter(torch.autograd.Function):
         return table
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         out, weight, base, ctx.steps, _ = inputs
         ctx.save_for_backward(out, weight, base)
 
     @staticmethod
-    def backward(ctx, grad_table: Tensor):
+    def backward(ctx: Any, grad_table: Tensor) -> tuple[Tensor | None, ...]:
         out, weight, base = ctx.saved_tensors
         grad_out = grad_weight = None
         if ctx.needs_input_grad[0]:

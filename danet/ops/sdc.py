@@ -18,6 +18,7 @@ gradients, as in every deformable convolution.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -192,7 +193,7 @@ def _tap_positions(
 
 def sizes_of(
     op: str,
-    shape: tuple[int, int, int, int],
+    shape: Sequence[int],
     groups: Any,
     kernel_size: Any,
     stride: Any,
@@ -251,19 +252,30 @@ def runs_compiled(input: Tensor, sizes: SdcSizes) -> bool:
     return library.has_kernel(input) and sizes.K <= MAX_TAPS and count < MAX_COUNT
 
 
-def with_pairs(G, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, *others):
+def with_pairs(
+    G: Any,
+    kernel_h: Any,
+    kernel_w: Any,
+    stride_h: Any,
+    stride_w: Any,
+    padding_h: Any,
+    padding_w: Any,
+    dilation_h: Any,
+    dilation_w: Any,
+    *others: Any,
+) -> tuple:
     """The operator's options as `sdc` takes them."""
     windows = (kernel_h, kernel_w), (stride_h, stride_w), (padding_h, padding_w), (dilation_h, dilation_w)
     return (G, *windows, *others)
 
 
-def _fake(input, offset, mask, *options):
+def _fake(input: Tensor, offset: Tensor, mask: Tensor, *options: Any) -> Tensor:
     sizes = check_sdc(input, offset, mask, *with_pairs(*options))
     shape = (sizes.N, sizes.C, sizes.H_out, sizes.W_out)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
-def _reference_of(input, offset, mask, *options):
+def _reference_of(input: Tensor, offset: Tensor, mask: Tensor, *options: Any) -> Tensor:
     options = with_pairs(*options)
     return sdc_by_gather(input, offset, mask, check_sdc(input, offset, mask, *options), *options[5:7])
 
@@ -317,8 +329,8 @@ class SDC(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.predictor = nn.Conv2d(channels, 3 * taps, 1)
         self.projection = nn.Conv2d(channels, channels, 1, bias=False)
-        nn.init.zeros_(self.predictor.weight)
-        nn.init.zeros_(self.predictor.bias)
+        for parameter in self.predictor.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, input: Tensor) -> Tensor:
         predicted = self.predictor(F.relu(self.norm(self.depthwise(input))))

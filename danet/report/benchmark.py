@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from danet.report.charts import Axis, Series, chart, span
+from danet.report.charts import Axis, Kind, Series, chart, span
 from danet.report.html import Html, Report, Section, bars, code, facts, fold, grid, paragraph, table
 
 OPERATORS = ("sdc", "lcdc", "rep_conv", "softmax_gate")
@@ -64,7 +64,8 @@ def _roofline(cases: list[dict], names: list[str], ceilings: dict[str, float]) -
     knee = peak / bandwidth
     series = [Series("ceiling", [x.low, knee, x.high], [bandwidth * x.low, peak, peak], 0, "ceiling")]
     for color, name in enumerate(names):
-        for kind, forward in (("dots", True), ("rings", False)):
+        kinds: tuple[tuple[Kind, bool], ...] = (("dots", True), ("rings", False))
+        for kind, forward in kinds:
             shown = [case for case in cases if case["operator"] == name and (case["pass"] == "forward") == forward]
             titles = [
                 f"{name} {case['case']}, {case['pass']}: {speed[id(case)]:.0f} GFLOP/s at "

@@ -46,6 +46,9 @@ class Axis:
         return [tick for tick in ticks if self.low <= tick * (1 + 1e-9) and tick <= self.high * (1 + 1e-9)]
 
 
+Kind = Literal["line", "faint", "ceiling", "dots", "rings"]
+
+
 @dataclass(frozen=True)
 class Series:
     """Points and how they are shown.
@@ -58,7 +61,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     color: int = 0
-    kind: Literal["line", "faint", "ceiling", "dots", "rings"] = "line"
+    kind: Kind = "line"
     titles: Sequence[str] = ()
 
 

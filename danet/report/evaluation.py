@@ -10,7 +10,7 @@ from danet.evaluate import EvaluateOptions, select_images
 from danet.files import read_json
 from danet.matching import CRITERIA
 from danet.report import pictures
-from danet.report.charts import Axis, Series, chart
+from danet.report.charts import Axis, Kind, Series, chart
 from danet.report.html import Html, Report, Section, bars, facts, fold, grid, paragraph, table
 from danet.report.reproduce import command_line, configuration, read_config, saved_options
 
@@ -88,7 +88,8 @@ def _curves(folder: Path, figures: dict) -> list[Html]:
             continue
         pr.append(Series(f"{result['title']}, AP {_short(result['ap'])}", curve["recall"], curve["precision"], color))
         f1.append(Series(result["title"], curve["score"], curve["f1"], color))
-        for kind, name in (("dots", "fixed"), ("rings", "tuned")):
+        marks: tuple[tuple[Kind, str], ...] = (("dots", "fixed"), ("rings", "tuned"))
+        for kind, name in marks:
             point = result[name]
             if point and None not in (point["precision"]["value"], point["recall"]["value"]):
                 at = f"{result['title']}, {name} score {point['threshold']:.3f}"
@@ -241,8 +242,8 @@ def estimate(value: dict | None) -> str:
 
 
 def _short(value: dict | None) -> str:
-    missing = value is None or value["value"] is None or math.isnan(value["value"])
-    return "-" if missing else f"{value['value']:.3f}"
+    figure = None if value is None else value["value"]
+    return "-" if figure is None or math.isnan(figure) else f"{figure:.3f}"
 
 
 def _interval(value: dict | None) -> str:

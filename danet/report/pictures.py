@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from danet.data.coco import ImageRecord
 from danet.data.image import read_image, to_display
 from danet.errors import UserError
 from danet.mistakes import DETECTION_COLOR, TRUTH_COLOR
@@ -46,7 +47,7 @@ def chosen(records: Sequence, count: int) -> list[int]:
     return [middles[place] for place in places]
 
 
-def frame(record: object, detections: Sequence, classes: Sequence[str], threshold: float) -> Html:
+def frame(record: ImageRecord, detections: Sequence, classes: Sequence[str], threshold: float) -> Html:
     """An image with its truth (blue) and the detections of at least ``threshold`` (orange)."""
     boxes, scores, labels = (np.asarray(values) for values in detections)
     kept = scores >= threshold
@@ -54,7 +55,7 @@ def frame(record: object, detections: Sequence, classes: Sequence[str], threshol
     factor = max(1, round(FRAME_WIDTH / image.shape[1])) if image.shape[1] < FRAME_WIDTH else 1
     image = enlarge(image, factor)
     image = draw_boxes(image, np.asarray(record.boxes) * factor, colors=[TRUTH_COLOR])
-    image = draw_boxes(image, boxes[kept] * factor, scores[kept], colors=[DETECTION_COLOR])
+    image = draw_boxes(image, boxes[kept] * factor, scores[kept].tolist(), colors=[DETECTION_COLOR])
     names = [f"{classes[label]} {score:.2f}" for label, score in zip(labels[kept], scores[kept], strict=True)]
     counts = sorted(Counter(record.names).items())
     truth = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts) or "nothing"
@@ -73,6 +74,6 @@ def missing(error: UserError) -> Html:
 
 def _image(image: np.ndarray, text: str) -> Html:
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    source = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
     height, width = image.shape[:2]
     return tag("img", src=source, alt=text, width=str(width), height=str(height), loading="lazy")

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from danet import cli
 from danet.files import read_text
@@ -15,7 +16,7 @@ from danet.report.html import Html, code, fold, paragraph
 PLAIN = re.compile(r"[A-Za-z_./][\w./:+ -]*")
 
 
-def saved_options(path: Path, options: type) -> object:
+def saved_options(path: Path, options: type[cli.Options]) -> cli.Options:
     """The ``options`` in a run's config.yaml; whatever is wrong with it is a UserError."""
     return cli.parse(options, ["--config", str(path)], prog="danet report")
 
@@ -46,7 +47,7 @@ def read_config(path: Path) -> str:
     return read_text(path).rstrip("\n")
 
 
-def _changed(options: object, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _changed(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Name and words of each option that is not at its default, nested ones dotted."""
     for item in fields(options):
         value, name = getattr(options, item.name), prefix + item.name

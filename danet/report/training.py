@@ -10,7 +10,7 @@ import numpy as np
 from danet.errors import UserError
 from danet.files import read_json, read_text
 from danet.report import pictures
-from danet.report.charts import Axis, Series, chart, span, top
+from danet.report.charts import Axis, Kind, Series, chart, span, top
 from danet.report.evaluation import METRICS, evaluation_command, evaluation_lead, evaluation_sections
 from danet.report.html import Html, Report, Section, code, grid, paragraph, table
 from danet.report.reproduce import command_line, configuration, read_config, saved_options
@@ -156,10 +156,10 @@ def _window(count: int) -> int:
 
 def _smooth(values: Sequence[float]) -> list[float]:
     """Mean over a fortieth of the run around every step, of what is finite."""
-    values = np.asarray(values, float)
-    finite = np.isfinite(values)
+    numbers = np.asarray(values, float)
+    finite = np.isfinite(numbers)
     width = np.ones(_window(len(values)))
-    sums = np.convolve(np.where(finite, values, 0.0), width, "same")
+    sums = np.convolve(np.where(finite, numbers, 0.0), width, "same")
     counts = np.convolve(finite, width, "same")
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).tolist()
 
@@ -169,6 +169,6 @@ def _about(steps: Sequence[float]) -> str:
     return f"Mean of {window} steps; faint: single steps." if window > 1 else ""
 
 
-def _series(name: str, x: Sequence[float], y: Sequence[float], color: int, kind: str = "line") -> Series:
+def _series(name: str, x: Sequence[float], y: Sequence[float], color: int, kind: Kind = "line") -> Series:
     kept = np.unique(np.linspace(0, len(x) - 1, MOST_POINTS).round().astype(int))
     return Series(name, [x[index] for index in kept], [y[index] for index in kept], color, kind)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -78,9 +79,10 @@ def average_gradients(parameters: Iterable[Parameter]) -> None:
     for parameter in chosen:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    flat = mean(torch.cat([p.grad.flatten() for p in chosen]))
-    for parameter, values in zip(chosen, flat.split([p.numel() for p in chosen]), strict=True):
-        parameter.grad.copy_(values.view(parameter.shape))
+    grads = [parameter.grad for parameter in chosen if parameter.grad is not None]  # all of them
+    flat = mean(torch.cat([grad.flatten() for grad in grads]))
+    for grad, values in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(values.view(grad.shape))
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
@@ -110,7 +112,7 @@ def gather(rows: Tensor) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
         counts[rank()] = len(rows)
         dist.all_reduce(counts)
@@ -123,7 +125,7 @@ class _Gather(torch.autograd.Function):
         return everything
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient[ctx.own] * world_size()
 
 

@@ -5,12 +5,16 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from danet.errors import UserError
 from danet.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 SHOWN = {"precision": "P", "recall": "R", "f1": "F1", "ap50": "AP50"}
 
@@ -84,7 +88,8 @@ class TrainingLog:
             disable=quiet or not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=total_steps, completed=step, epoch=1, terms="", speed=0.0)
-        self._start_epoch()
+        self._sums: dict[str, float] = {}
+        self._count, self._speed, self._started = 0, 0.0, time.monotonic()
 
     def __enter__(self) -> "TrainingLog":
         self._bar.start()
@@ -134,13 +139,11 @@ class TrainingLog:
             print(line, flush=True)
 
     def _start_epoch(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = 0
-        self._speed = 0.0
-        self._started = time.monotonic()
+        self._sums = {}
+        self._count, self._speed, self._started = 0, 0.0, time.monotonic()
 
 
-def _tensorboard_writer(folder: Path, step: int):
+def _tensorboard_writer(folder: Path, step: int) -> "SummaryWriter":
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

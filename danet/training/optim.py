@@ -12,17 +12,23 @@ from torch.optim.swa_utils import AveragedModel
 if TYPE_CHECKING:
     from danet.train import TrainOptions
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 def build_optimizer(model: nn.Module, options: "TrainOptions", *others: nn.Module) -> Optimizer:
     """SGD or AdamW over two groups: parameters that weight decay shrinks and those that it leaves alone.
 
     ``others``: modules beside the model that learn as well.
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for parameter in itertools.chain.from_iterable(module.parameters() for module in (model, *others)):
         # Vectors are biases and the scales of norms: shrinking those regularises nothing.
         (free if parameter.ndim < 2 and not options.decay_norms else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    groups: list[dict] = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
     groups = [group for group in groups if group["params"]]
     if options.optimizer == "adamw":
         return AdamW(groups, lr=options.lr, betas=(options.momentum, 0.999))
@@ -52,7 +58,7 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
     """
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
         n = int(updates)
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from danet.inference import predict
 from danet.losses import DetectionLoss
 from danet.metrics import quick_metrics
 from danet.models import DANet
+from danet.models.blocks import channels_last
 from danet.training import distributed
 from danet.training.log import TrainingLog
 from danet.training.optim import average_weights, build_optimizer, freeze_norms, learning_rate
@@ -88,8 +89,8 @@ class Trainer:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        self.model = model.to(memory_format=torch.channels_last).train()
-        self.extras = nn.ModuleDict(extras or {}).to(memory_format=torch.channels_last).train()
+        self.model = channels_last(model).train()
+        self.extras = channels_last(nn.ModuleDict(extras or {})).train()
         self.fingerprints = dict(fingerprints or {})
         if options.freeze_norm:
             freeze_norms(self.model)
@@ -110,7 +111,7 @@ class Trainer:
     @property
     def weights(self) -> DANet:
         """The model to validate and to keep: the averaged one where there is one."""
-        return self.model if self.state.average is None else self.state.average.module
+        return self.model if self.state.average is None else cast(DANet, self.state.average.module)
 
     def resume(self) -> None:
         """Takes up the saved state. A run that was cut off before it saved one begins again."""
@@ -125,7 +126,7 @@ class Trainer:
 
     def run(self) -> bool:
         """Trains to the end, or until a signal asks to stop: then the state is saved and False returned."""
-        self.network = self.model
+        self.network: DANet | DistributedDataParallel = self.model
         if distributed.world_size() > 1:
             device_ids = [self.device] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.model, device_ids=device_ids)
@@ -327,7 +328,7 @@ def _autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 
 
 def _flatten(values: dict, prefix: str = "") -> dict:
-    flat = {}
+    flat: dict = {}
     for key, value in values.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cv2
 import numpy as np
@@ -108,7 +109,7 @@ def record(
     boxes: Sequence[Sequence[float]] | np.ndarray,
     names: Sequence[str],
     ignore: Sequence[bool] | None = None,
-    **extras: object,
+    **extras: Any,
 ) -> ImageRecord:
     """An ImageRecord from lists. ``size`` is (width, height); ``extras`` are video, frame and recording."""
     flags = np.zeros(len(names), bool) if ignore is None else np.array(ignore, bool)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -122,7 +122,7 @@ def import_video(video: Video, out: ImportFolder, stride: int) -> list[ImageReco
         boxes = [box for found in labels[index].values() for box in found]
         names = [name for name, found in labels[index].items() for _ in found]
         size = image.shape[1], image.shape[0]
-        extras = {"video": video.name, "frame": index, "recording": video.recording or video.name}
+        extras: dict[str, Any] = {"video": video.name, "frame": index, "recording": video.recording or video.name}
         records.append(record(path, size, boxes, names, **extras))
     if decoded != len(labels):
         raise UserError(f"{video.path}: {decoded} frames can be decoded, but {len(labels)} are labelled")
@@ -194,7 +194,8 @@ def read_labels(path: str | os.PathLike) -> Labels:
 def check_counts(video: Video, labels: Labels) -> None:
     """Compares what was read with every count in splits.json; sizes are those of the video's own class."""
     place = f"{video.path.with_name(video.name)}_LABELS.mat"
-    boxes = Counter()
+    boxes: Counter[str] = Counter()
+    expected = video.expected or {}
     for frame in labels:
         boxes.update({name: len(found) for name, found in frame.items()})
     own = [frame[video.category] for frame in labels if video.category in frame]
@@ -210,10 +211,10 @@ def check_counts(video: Video, labels: Labels) -> None:
         "mean_box_sqrt_area_px": round(float(sizes.mean()), 1) if sizes.size else None,
     }
     for key, value in read.items():
-        if key not in video.expected:
+        if key not in expected:
             raise UserError(f"{place}: splits.json has no {key!r} of this video to compare with")
-        if video.expected[key] != value:
-            said = f"read {value}, but splits.json says {video.expected[key]}"
+        if expected[key] != value:
+            said = f"read {value}, but splits.json says {expected[key]}"
             raise UserError(f"{place}: {key.replace('_', ' ')}: {said}")
 
 
@@ -225,14 +226,15 @@ def _read_listing(path: Path) -> tuple[list[dict], tuple[float, ...]]:
         raise UserError(f"{path}: must hold a list 'videos' of objects")
     buckets = content.get("size_buckets_px")
     texts = [buckets.get(name) if isinstance(buckets, dict) else None for name in ("small", "large")]
-    edges = [re.fullmatch(r"sqrt\(w\*h\) (?:<|>=) (\d+(?:\.\d+)?)", str(text)) for text in texts]
-    if None in edges:
+    found = [re.fullmatch(r"sqrt\(w\*h\) (?:<|>=) (\d+(?:\.\d+)?)", str(text)) for text in texts]
+    edges = [edge for edge in found if edge is not None]
+    if len(edges) < len(found):
         raise UserError(f"{path}: 'size_buckets_px' must give edges such as 'sqrt(w*h) < 14', got {buckets}")
     return entries, tuple(float(edge[1]) for edge in edges)
 
 
 def _listed(path: Path, item: dict, size_edges: tuple[float, ...]) -> Video:
-    name = item.get("video")
+    name = str(item.get("video"))
     for key in ("video", "split", "class", "recording"):
         if not isinstance(item.get(key), str):
             raise UserError(f"{path}: video {name}: {key!r} is missing")

@@ -51,16 +51,15 @@ def import_yolo(options: Options) -> None:
             for name, image in track(list(images.items()), f"importing {split}", quiet=options.quiet):
                 path, *size = out.copy(image, (f"{split}/" if splits else "") + name + image.suffix)
                 label = label_path(image, root)
-                boxes, classes = [], []
+                boxes, classes = read_label(label, size, names) if label.is_file() else ([], [])
                 if label.is_file():
                     labels.add(label)
-                    boxes, classes = read_label(label, size, names)
                 records.append(record(path, size, boxes, classes))
             out.write(f"{split}.json", records, names)
         if not labels:
             raise UserError(f"{root}: none of the images has a label file (labels/NAME.txt for images/NAME.png)")
-        orphans = {path for folder in {path.parent for path in labels} for path in folder.glob("*.txt")} - labels
-        orphans = sorted(path for path in orphans if path.name != "classes.txt")
+        files = {path for folder in {path.parent for path in labels} for path in folder.glob("*.txt")} - labels
+        orphans = sorted(path for path in files if path.name != "classes.txt")
         if orphans and not options.quiet:
             note(f"{orphans[0]}: no image belongs to this label file and {len(orphans) - 1} others")
 
