@@ -43,7 +43,7 @@ class DetectOptions:
     """Images, folders of images, videos, or a webcam's number; also given as leading words."""
 
     weights: str | None = None
-    """Weights file (.safetensors) written by danet train; by default the detector of drones that comes with the package."""
+    """Weights file (.safetensors) written by danet train; by default the detector of drones in the package."""
 
     out: str = "runs/detect"
     """Folder for the results and config.yaml; files of the same name in it are replaced."""

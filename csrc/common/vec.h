@@ -52,6 +52,25 @@ DANET_INLINE Vec<A> broadcast(A value) {
   return value - Vec<A>{};
 }
 
+// a * b + c, rounded once where there is an instruction for it. Written a * b + c, it is the compiler's choice, which is
+// another in every loop: for sums that must be the same whichever loop adds to them.
+template <typename A>
+DANET_INLINE Vec<A> multiply_add(Vec<A> a, Vec<A> b, Vec<A> c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  if constexpr (sizeof(A) == 8) return (Vec<A>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (sizeof(A) == 8) return (Vec<A>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__FP_FAST_FMAF) && defined(__FP_FAST_FMA)
+  for (int i = 0; i < kLanes<A>; ++i)
+    c[i] = sizeof(A) == 4 ? A(__builtin_fmaf(a[i], b[i], c[i])) : A(__builtin_fma(a[i], b[i], c[i]));
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
 template <typename V>
 DANET_INLINE V bits_as(const void* p) {
   V v;

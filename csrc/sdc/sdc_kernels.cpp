@@ -82,7 +82,8 @@ DANET_INLINE void scatter(
           Vec<A> updated[4];
 #pragma GCC unroll 4
           for (int corner = 0; corner < 4; ++corner)
-            updated[corner] = load_channels(to.corner[corner] + cell + v * L, count) + taps.weight[corner][j] * grad[v];
+            updated[corner] = multiply_add<A>(
+                broadcast(taps.weight[corner][j]), grad[v], load_channels(to.corner[corner] + cell + v * L, count));
 #pragma GCC unroll 4
           for (int corner = 0; corner < 4; ++corner)
             store_channels(to.corner[corner] + cell + v * L, updated[corner], count);
@@ -103,7 +104,8 @@ __attribute__((noinline)) void scatter_exactly(
         A* place = grad_image + element + g * C;
         for_vectors_of<A>(C, [&](int64_t c, int count) {
           const Vec<A> grad = load_channels(grad_output + g * C + c, count);
-          store_channels(place + c, load_channels(place + c, count) + taps.weight[corner][j] * grad, count);
+          const Vec<A> weight = broadcast(taps.weight[corner][j]);
+          store_channels(place + c, multiply_add<A>(weight, grad, load_channels(place + c, count)), count);
         });
       });
     }

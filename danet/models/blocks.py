@@ -1,9 +1,8 @@
 """The two blocks that everything else is made of: MBB and FFN."""
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
-
-import math
 
 import torch
 from torch import Tensor, nn

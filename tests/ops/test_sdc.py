@@ -280,20 +280,23 @@ def test_large_logits_do_not_overflow():
     assert sdc(input, offset, mask * 1e4, **options).isfinite().all()
 
 
-@pytest.mark.parametrize("size", [(24, 20), (2, 300), (300, 1)])  # the last two: a row for each thread, one column
-def test_backward_is_deterministic_in_threads(size):
-    tensors, options = arguments(2, 16, *size, groups=4, dtype=torch.float32)
-    grad_output = torch.randn(2, 16, *size)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("C", [16, 20])
+@pytest.mark.parametrize("size", [(36, 28), (2, 300), (300, 1)])  # the last two: a row for each thread, one column
+def test_backward_is_deterministic_in_threads(size, C, dtype):
+    tensors, options = arguments(3, C, *size, groups=4, dtype=dtype, spread=2.0)
+    grad_output = torch.randn(3, C, *size, dtype=dtype)
     threads = torch.get_num_threads()
     try:
         results = []
-        for count in (1, 2):
+        for count in (1, 2, 4):
             torch.set_num_threads(count)
             results.append(gradients(lambda *t: sdc(*t, **options), tensors, grad_output))
     finally:
         torch.set_num_threads(threads)
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
 
 
 def test_autocast_runs_in_autocast_type():
