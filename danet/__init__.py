@@ -25,10 +25,11 @@ def load(weights: str | os.PathLike, device: str = "cpu", **options: object) -> 
     """Loads a trained detector.
 
     Args:
-        weights: a ``.safetensors`` file written by ``danet train``.
+        weights: a ``.safetensors`` file written by ``danet train``, or a ``.onnx`` file by ``danet export``, which
+            ONNX Runtime runs on the CPU.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         options: ``score_threshold`` (0.5), ``iou_threshold`` (0.5), ``max_detections`` (300) and
-            ``input_size`` (native), see ``danet.detector.Detector``.
+            ``input_size`` (native), see ``danet.detector.Detector``; a ``.onnx`` file has defaults of its own.
 
     Returns:
         A ``Detector``: called with an image (a path or a numpy array), it returns boxes in pixels of

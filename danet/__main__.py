@@ -1,4 +1,4 @@
-"""``python -m danet`` and the ``danet`` command: data, train, evaluate, ablate, detect."""
+"""``python -m danet`` and the ``danet`` command: data, train, evaluate, ablate, detect, export."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": ("danet.evaluate", "measure a detector on a dataset"),
     "ablate": ("danet.ablate", "train variants of a recipe and say what each part brings"),
     "detect": ("danet.detect", "detect in images, folders, videos or a webcam"),
+    "export": ("danet.export.__main__", "write a detector as a file for another runtime"),
 }
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -14,12 +16,16 @@ from danet.data.transforms import letterbox
 from danet.models import DANet
 from danet.models.detector import MINIMUM_SIZE
 
+if TYPE_CHECKING:
+    from danet.export.onnx_network import OnnxNetwork
+
 
 class Detector:
     """A model together with its preprocessing and its thresholds.
 
     Args:
-        model: a trained DANet; a deployed copy of it is used (``DANet.deploy``), the model stays as it is.
+        model: a trained DANet; a deployed copy of it is used (``DANet.deploy``), the model stays as it is. Or
+            an OnnxNetwork, which takes a deployed one's place.
         score_threshold: detections with a lower score are left out.
         iou_threshold: a detection is dropped where a better one overlaps it by more.
         max_detections: at most so many detections an image.
@@ -32,7 +38,7 @@ class Detector:
 
     def __init__(
         self,
-        model: DANet,
+        model: "DANet | OnnxNetwork",
         *,
         score_threshold: float = 0.5,
         iou_threshold: float = 0.5,
@@ -48,8 +54,7 @@ class Detector:
         if isinstance(input_size, int):
             input_size = (input_size, input_size)
         self.model = model.deploy(dtype=dtype) if deploy else copy.deepcopy(model).eval().to(dtype)
-        parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, dtype
+        self.device, self.dtype = model.device, dtype
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
@@ -138,10 +143,19 @@ def _check_image(image: object) -> np.ndarray:
 
 
 def load(weights: str | os.PathLike, device: str | torch.device = "cpu", **options) -> Detector:
-    """Loads a detector from a weights file; ``options`` are those of ``Detector``.
+    """Loads a detector from a weights file or an exported .onnx; ``options`` are those of ``Detector``.
 
     Raises:
         UserError: naming the file, if it is missing or not a DANet's weights.
     """
+    if is_onnx(weights):
+        from danet.export.onnx_network import load_onnx
+
+        return load_onnx(weights, device, **options)
     model, metadata = load_weights(weights, device)
     return Detector(model, metadata=metadata, **options)
+
+
+def is_onnx(weights: str | os.PathLike) -> bool:
+    """Whether ``load`` takes the file for an exported one."""
+    return Path(weights).suffix.lower() == ".onnx"
