@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from danet.export.sampling import deform_conv
 from danet.models import DANet
-from danet.models.blocks import FusedMBB
+from danet.models.blocks import FusedMBB, fold_norm
 from danet.models.safem import SaFEM
 from danet.ops import SDC
 
@@ -95,18 +95,21 @@ class _Convolution(nn.Module):
 
 
 class _SDC(nn.Module):
-    """An SDC whose samples are taken by ``sample``."""
+    """An SDC whose samples are taken by ``sample``, its norm part of the convolution before it."""
 
     def __init__(self, module: SDC, sample: Sample) -> None:
         super().__init__()
-        self.module, self.sample = module, sample
+        self.groups, self.kernel_size, self.sample = module.groups, module.kernel_size, sample
+        self.predictor, self.projection = module.predictor, module.projection
+        for name, tensor in zip(("weight", "bias"), fold_norm(module.depthwise.weight, module.norm), strict=True):
+            self.register_buffer(name, tensor.float().detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        module = self.module
-        predicted = module.predictor(F.relu(module.norm(module.depthwise(x))))
-        offsets = 2 * module.groups * module.kernel_size**2
-        sampled = self.sample(x, predicted[:, :offsets], predicted[:, offsets:], module.groups, module.kernel_size)
-        return module.projection(sampled)
+        around = F.conv2d(x, self.weight, self.bias, padding=1, groups=x.shape[1])
+        predicted = self.predictor(F.relu(around))
+        offsets = 2 * self.groups * self.kernel_size**2
+        sampled = self.sample(x, predicted[:, :offsets], predicted[:, offsets:], self.groups, self.kernel_size)
+        return self.projection(sampled)
 
 
 class _SaFEM(nn.Module):
