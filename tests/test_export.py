@@ -22,7 +22,7 @@ from danet.evaluate import main as evaluate
 from danet.export import Predictions, comparison, export_onnx
 from danet.export.__main__ import main
 from danet.export.network import BoxesAndScores
-from danet.export.sampling import deform_conv, sample_grid
+from danet.export.sampling import deform_conv, sample_corners, sample_grid
 from danet.models import DANet, build_model
 from danet.ops import sdc
 
@@ -70,7 +70,7 @@ def frames(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp("data") / "frames", 4, size=(75, 98))
 
 
-@pytest.mark.parametrize("form", [sample_grid, deform_conv])
+@pytest.mark.parametrize("form", [sample_grid, sample_corners, deform_conv])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
 def test_sampling_is_sdc(form, kernel_size):
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from danet.errors import UserError
 from danet.export import onnx_file, openvino_file, torch_file
 from danet.export.network import Sample
-from danet.export.sampling import deform_conv, sample_grid
+from danet.export.sampling import deform_conv, sample_corners, sample_grid
 from danet.models.detector import MINIMUM_SIZE
 
 
@@ -61,7 +61,7 @@ FORMATS = {
         "AOTInductor",
         torch_file.write_compiled,
         torch_file.open_compiled,
-        sample_grid,
+        sample_corners,
         minimum_size=MORE_THAN_ONE,
     ),
     "openvino": Format(

@@ -13,7 +13,7 @@ from danet.models.safem import SaFEM
 from danet.ops import SDC
 
 Sample = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
-"""``sample_grid`` or ``deform_conv`` of danet.export.sampling."""
+"""One of the functions of danet.export.sampling."""
 
 EXAMPLE = (2, 64, 96)
 """Batch, height and width that a network is traced with: all different, none of them 1, which torch.export would take

@@ -1,6 +1,6 @@
 """``sdc`` (danet/ops/sdc.py) in forms that other runtimes have: stride 1, "same" padding, a softmax of the mask.
 
-Both take input ``[N, C, H, W]``, offset ``[N, 2*G*K, H, W]`` and mask logits ``[N, G*K, H, W]`` for ``groups`` G and
+All take input ``[N, C, H, W]``, offset ``[N, 2*G*K, H, W]`` and mask logits ``[N, G*K, H, W]`` for ``groups`` G and
 K = ``kernel_size``^2 taps, float32, and return ``[N, C, H, W]``. No decision hangs on a size, so N, H and W stay free
 in what torch.export makes of them.
 """
@@ -24,6 +24,34 @@ def sample_grid(input: Tensor, offset: Tensor, mask: Tensor, groups: int, kernel
     features = input.reshape(N * groups, C // groups, H, W)
     sampled = F.grid_sample(features, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return (sampled.reshape(N * groups, C // groups, K, H, W) * weights).sum(2).reshape(N, C, H, W)
+
+
+def sample_corners(input: Tensor, offset: Tensor, mask: Tensor, groups: int, kernel_size: int) -> Tensor:
+    """By indexing the four pixels around every sample, for compilers, which make one loop of all of it.
+
+    No two sizes are multiplied into one: of ``grid_sample`` with the flattened sizes that it wants, AOTInductor makes
+    code that takes ten times as long, after ten times as long.
+    """
+    N, C, H, W = input.shape
+    K, device = kernel_size**2, input.device
+    offset = offset.unflatten(1, (groups, K, 2))
+    weights = mask.unflatten(1, (groups, K)).softmax(2)
+    tap = torch.arange(K, device=device)[:, None, None]
+    y = offset[:, :, :, 0] + (tap // kernel_size - kernel_size // 2) + torch.arange(H, device=device)[:, None]
+    x = offset[:, :, :, 1] + (tap % kernel_size - kernel_size // 2) + torch.arange(W, device=device)
+    top, left = y.floor(), x.floor()
+    bottom_share, right_share = y - top, x - left
+    features = input.unflatten(1, (groups, C // groups)).permute(0, 1, 3, 4, 2)  # [N, G, H, W, C / G]
+    image = torch.arange(N, device=device)[:, None, None, None, None]
+    group = torch.arange(groups, device=device)[:, None, None, None]
+    out = 0
+    for row, row_share in ((top, 1 - bottom_share), (top + 1, bottom_share)):
+        for column, column_share in ((left, 1 - right_share), (left + 1, right_share)):
+            inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
+            share = torch.where(inside, row_share * column_share * weights, 0.0)
+            rows, columns = row.clamp(0, H - 1).long(), column.clamp(0, W - 1).long()
+            out = out + (features[image, group, rows, columns] * share[..., None]).sum(2)
+    return out.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
 def deform_conv(input: Tensor, offset: Tensor, mask: Tensor, groups: int, kernel_size: int) -> Tensor:
