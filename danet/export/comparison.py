@@ -48,7 +48,8 @@ def compare(
 ) -> Differences:
     """Runs a file on named batches of images and compares with the model as it was trained, in eval mode on the CPU.
 
-    Scores are compared everywhere, boxes of each image's NMS_CANDIDATES best positions: no other can be detected.
+    Scores are compared everywhere, boxes clipped to the image and of its NMS_CANDIDATES best positions: no others can
+    be detected.
 
     Args:
         run: the file, from images to boxes, scores, and, where it suppresses, what it selects.
@@ -69,7 +70,7 @@ def compare(
                 raise UserError(f"{name}: {list(found.shape)} where PyTorch has {list(plain.shape)}")
         for i in range(len(images)):
             best = expected[1][i].amax(1).topk(min(NMS_CANDIDATES, expected[1].shape[1])).indices
-            box = _largest(boxes[i, best], expected[0][i, best])
+            box = _largest(_clipped(boxes[i, best], tensor), _clipped(expected[0][i, best], tensor))
             score = _largest(scores[i], expected[1][i])
             for what, unit, (difference, at), limit, places in (
                 ("box", " pixel", box, BOXES, expected[0][i, best]),
@@ -86,6 +87,12 @@ def compare(
             differences.boxes = max(differences.boxes, box[0])
             differences.scores = max(differences.scores, score[0])
     return differences
+
+
+def _clipped(boxes: Tensor, images: Tensor) -> Tensor:
+    """The part of boxes ``[P, 4]`` that lies in the images, as detections have it."""
+    height, width = images.shape[2:]
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def _largest(found: Tensor, expected: Tensor) -> tuple[float, int]:
