@@ -269,6 +269,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(weights, tmp_path, capsys, mon
     out = tmp_path / "out"
     (tmp_path / "there.onnx").write_text("kept")
     (tmp_path / "folder.onnx").mkdir()
+    cv2.imwrite(str(tmp_path / "small.png"), np.zeros((32, 64), np.uint8))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
     place = ["--out", str(out / "w.onnx")]
@@ -288,6 +289,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(weights, tmp_path, capsys, mon
         ([str(weights), "--score", "2", *place], "--score"),
         ([str(weights), "--max_detections", "0", *place], "--max_detections"),
         ([str(weights), "--input_size", "9", *place], "--input_size"),
+        ([str(weights), "--input_size", "32", "--format", "aoti"], "--input_size: aoti takes no less than 33"),
+        ([str(weights), "--frames", str(tmp_path / "small.png"), "--format", "aoti"], "small.png: smaller than the 33"),
     ):
         assert main(arguments) == 2, arguments
         error = capsys.readouterr().err

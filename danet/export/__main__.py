@@ -73,15 +73,21 @@ def export(options: ExportOptions) -> None:
     from danet.export.formats import FORMATS, check_packages
     from danet.export.network import BoxesAndScores, example
     from danet.inference import parse_size
+    from danet.models.detector import MINIMUM_SIZE
 
     chosen = FORMATS[options.format]
     if options.nms and not chosen.nms:
         raise UserError(f"--nms: {options.format} has no operator for it; onnx and openvino have")
     input_size = parse_size(options.input_size)
+    if input_size is not None and min(input_size) < chosen.minimum_size:
+        raise UserError(f"--input_size: {options.format} takes no less than {chosen.minimum_size} pixels")
     model, training = load_weights(options.weights)
     out = _place(options, chosen)
     check_packages(options.format)
-    batches = [*comparison.synthetic(), *(_frames(options.frames or []))]
+    batches = [*comparison.synthetic(), *_frames(options.frames or [])]
+    for name, (image, *_) in batches:
+        if input_size is None and MINIMUM_SIZE < chosen.minimum_size > min(image.shape[:2]):
+            raise UserError(f"{name}: smaller than the {chosen.minimum_size} pixels that {options.format} takes")
 
     thresholds = {
         "score_threshold": options.score,
