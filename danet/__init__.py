@@ -25,11 +25,11 @@ def load(weights: str | os.PathLike | None = None, device: str = "cpu", **option
     """Loads a trained detector.
 
     Args:
-        weights: a ``.safetensors`` file written by ``danet train``; by default the detector of drones that comes with
-            the package.
+        weights: a ``.safetensors`` file written by ``danet train``, or a ``.onnx`` file by ``danet export``, which
+            ONNX Runtime runs on the CPU; by default the detector of drones that comes with the package.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         options: ``score_threshold`` (0.5), ``iou_threshold`` (0.5), ``max_detections`` (300) and
-            ``input_size`` (native), see ``danet.detector.Detector``.
+            ``input_size`` (native), see ``danet.detector.Detector``; a ``.onnx`` file has defaults of its own.
 
     Returns:
         A ``Detector``: called with an image (a path or a numpy array), it returns boxes in pixels of

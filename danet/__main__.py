@@ -1,4 +1,4 @@
-"""``python -m danet`` and the ``danet`` command: data, train, evaluate, ablate, report, detect."""
+"""``python -m danet`` and the ``danet`` command: data, train, evaluate, ablate, report, detect, export."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,7 @@ COMMANDS = {
     "ablate": ("danet.ablate", "train variants of a recipe and say what each part brings"),
     "report": ("danet.report.__main__", "write a run or a benchmark as one HTML file"),
     "detect": ("danet.detect", "detect in images, folders, videos or a webcam"),
+    "export": ("danet.export.__main__", "write a detector as a file for another runtime"),
 }
 
 

@@ -43,19 +43,20 @@ class DetectOptions:
     """Images, folders of images, videos, or a webcam's number; also given as leading words."""
 
     weights: str | None = None
-    """Weights file (.safetensors) written by danet train; by default the detector of drones in the package."""
+    """Weights file (.safetensors) written by danet train, or one exported as .onnx; by default the detector of drones
+    that comes with the package."""
 
     out: str = "runs/detect"
     """Folder for the results and config.yaml; files of the same name in it are replaced."""
 
-    score: float = 0.5
-    """Lowest score of a detection, 0 to 1."""
+    score: float | None = None
+    """Lowest score of a detection, 0 to 1; by default 0.5, or what an exported file says."""
 
-    iou: float = 0.5
-    """Overlap (IoU, 0 to 1) above which only the better of two boxes is kept."""
+    iou: float | None = None
+    """Overlap (IoU, 0 to 1) above which only the better of two boxes is kept; by default 0.5, or the file's."""
 
-    max_detections: int = 300
-    """Most detections an image."""
+    max_detections: int | None = None
+    """Most detections an image; by default 300, or the file's."""
 
     input_size: list[int] | None = None
     """Height and width in pixels (one number: a square) every image is fitted into; by default its own size."""
@@ -112,13 +113,16 @@ def detect(options: DetectOptions) -> int:
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
+    device = choose_device(options.device, options.weights)
+    limits = {
+        "score_threshold": options.score,
+        "iou_threshold": options.iou,
+        "max_detections": options.max_detections,
+    }
     detector = danet.load(
         options.weights,
         device,
-        score_threshold=options.score,
-        iou_threshold=options.iou,
-        max_detections=options.max_detections,
+        **{name: limit for name, limit in limits.items() if limit is not None},
         input_size=parse_size(options.input_size),
         dtype=getattr(torch, options.dtype),
         deploy=options.deploy,
@@ -135,8 +139,8 @@ def detect(options: DetectOptions) -> int:
     head = {
         "weights": options.weights,
         "classes": detector.classes,
-        "score_threshold": options.score,
-        "iou_threshold": options.iou,
+        "score_threshold": detector.score_threshold,
+        "iou_threshold": detector.iou_threshold,
         "sources": options.sources,
     }
     tables = BoxTables(
@@ -367,8 +371,9 @@ def _progress(sources: Sequence[ImageFiles | Video], quiet: bool) -> Progress:
 def _check(options: DetectOptions) -> None:
     """Raises UserError for a value that cannot be meant."""
     for name in ("score", "iou"):
-        if not 0.0 <= getattr(options, name) <= 1.0:
-            raise UserError(f"--{name} must lie between 0 and 1, got {getattr(options, name)}")
+        value = getattr(options, name)
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise UserError(f"--{name} must lie between 0 and 1, got {value}")
     for name in ("max_detections", "batch", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:

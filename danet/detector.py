@@ -2,7 +2,9 @@
 
 import copy
 import os
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -14,14 +16,18 @@ from danet.data.image import levels, normalise, read_image
 from danet.data.transforms import letterbox
 from danet.models import DANet
 from danet.models.deployed import DeployedDANet
-from danet.models.detector import MINIMUM_SIZE, Output
+from danet.models.detector import MINIMUM_SIZE
+
+if TYPE_CHECKING:
+    from danet.export.onnx_network import OnnxNetwork
 
 
 class Detector:
     """A model together with its preprocessing and its thresholds.
 
     Args:
-        model: a trained DANet; a deployed copy of it is used (``DANet.deploy``), the model stays as it is.
+        model: a trained DANet; a deployed copy of it is used (``DANet.deploy``), the model stays as it is. Or
+            an OnnxNetwork, which takes a deployed one's place.
         score_threshold: detections with a lower score are left out.
         iou_threshold: a detection is dropped where a better one overlaps it by more.
         max_detections: at most so many detections an image.
@@ -34,7 +40,7 @@ class Detector:
 
     def __init__(
         self,
-        model: DANet,
+        model: "DANet | OnnxNetwork",
         *,
         score_threshold: float = 0.5,
         iou_threshold: float = 0.5,
@@ -49,11 +55,12 @@ class Detector:
                 raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
         if isinstance(input_size, int):
             input_size = (input_size, input_size)
-        self.model: DANet | DeployedDANet = (
-            model.deploy(dtype=dtype) if deploy else copy.deepcopy(model).eval().to(dtype)
+        self.model: DANet | DeployedDANet | OnnxNetwork = (
+            copy.deepcopy(model).eval().to(dtype)
+            if not deploy and isinstance(model, DANet)
+            else model.deploy(dtype=dtype)
         )
-        parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, dtype
+        self.device, self.dtype = model.device, dtype
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
@@ -74,7 +81,7 @@ class Detector:
         return self.postprocess(*self.forward(*self.preprocess(images))) if images else []
 
     def preprocess(
-        self, images: list[np.ndarray | str | os.PathLike]
+        self, images: Sequence[np.ndarray | str | os.PathLike]
     ) -> tuple[torch.Tensor, list[tuple[int, int, float, tuple[float, float]]]]:
         """Reads, letterboxes and normalises: ``[N, C, H, W]`` float32, and what ``postprocess`` needs of each image.
 
@@ -102,12 +109,12 @@ class Detector:
         return torch.from_numpy(batch), geometry
 
     @torch.inference_mode()
-    def forward(self, batch: torch.Tensor, geometry: list) -> tuple[Output, list]:
-        """Runs the network on the model's device."""
+    def forward(self, batch: torch.Tensor, geometry: list) -> tuple[Any, list]:
+        """Runs the network on the model's device; its output is what the model's own ``decode`` takes."""
         return self.model(batch.to(self.device, self.dtype, memory_format=torch.channels_last)), geometry
 
     @torch.inference_mode()
-    def postprocess(self, output: Output, geometry: list) -> list[Detections]:
+    def postprocess(self, output: Any, geometry: list) -> list[Detections]:
         """Thresholds, suppresses, and maps boxes back into the images, clipped to them; on the CPU."""
         results = []
         found = self.model.decode(
@@ -142,10 +149,21 @@ def _check_image(image: object) -> np.ndarray:
 
 
 def load(weights: str | os.PathLike | None = None, device: str | torch.device = "cpu", **options: Any) -> Detector:
-    """Loads a detector from a weights file, by default the one that ships; ``options`` are those of ``Detector``.
+    """Loads a detector from a weights file or an exported .onnx, by default the package's own; ``options`` are those of
+    ``Detector``.
 
     Raises:
         UserError: naming the file, if it is missing or not a DANet's weights.
     """
-    model, metadata = load_weights(SHIPPED if weights is None else weights, device)
+    weights = SHIPPED if weights is None else weights
+    if is_onnx(weights):
+        from danet.export.onnx_network import load_onnx
+
+        return load_onnx(weights, device, **options)
+    model, metadata = load_weights(weights, device)
     return Detector(model, metadata=metadata, **options)
+
+
+def is_onnx(weights: str | os.PathLike) -> bool:
+    """Whether ``load`` takes the file for an exported one."""
+    return Path(weights).suffix.lower() == ".onnx"

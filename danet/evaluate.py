@@ -42,8 +42,8 @@ class EvaluateOptions:
     """Options of ``danet evaluate``."""
 
     weights: str
-    """Weights file (.safetensors) written by danet train, or local_contrast for the classical filter, whose boxes get
-    their size from `tune`; also given as the first word."""
+    """Weights file (.safetensors) written by danet train, or one exported as .onnx, or local_contrast for the classical
+    filter, whose boxes get their size from `tune`; also given as the first word."""
 
     data: str
     """COCO json (or a folder with one) whose figures are reported; also given as the second word."""
@@ -139,7 +139,7 @@ def evaluate(options: EvaluateOptions) -> None:
     _check_apart(records, tune_records, options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
+    device = choose_device(options.device, options.weights)
     detector = _load_detector(options, device, tune_records)
     classes = detector.classes
     target = _choose_target(options, classes, records)

@@ -11,6 +11,7 @@ import torch
 
 from danet.data.coco import CocoDataset, ImageRecord
 from danet.data.progress import track
+from danet.detector import is_onnx
 from danet.errors import UserError
 from danet.files import read_json
 from danet.models.detector import MINIMUM_SIZE
@@ -52,10 +53,13 @@ class Speed:
         }
 
 
-def choose_device(name: str) -> str:
-    """``auto`` to a GPU where there is one, else the CPU. A device that is not there is a UserError."""
+def choose_device(name: str, weights: str | os.PathLike | None = None) -> str:
+    """``auto`` to a GPU where there is one, else the CPU, which is also where an ONNX file runs.
+
+    A device that is not there is a UserError.
+    """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() and not is_onnx(weights or "") else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

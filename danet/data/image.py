@@ -25,6 +25,10 @@ if "OPENCV_LOG_LEVEL" not in os.environ:
 # Counts between the 1st and 99th percentile that are stretched to the network's range at least: an
 # empty sky keeps its noise small instead of having it amplified.
 MINIMUM_RANGE = 64.0
+# What is called dark, middle and bright; how many units from dark to bright; where units end.
+PERCENTILES = (1.0, 50.0, 99.0)
+UNITS = 2.0
+LARGEST = 8.0
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -80,7 +84,7 @@ class Levels(NamedTuple):
 
 def levels(image: np.ndarray) -> Levels:
     """The levels of a grey or colour image of uint8 or uint16."""
-    low, median, high = percentiles(image, (1.0, 50.0, 99.0))
+    low, median, high = percentiles(image, PERCENTILES)
     return Levels(median, max(high - low, MINIMUM_RANGE))
 
 
@@ -103,8 +107,8 @@ def normalise(image: np.ndarray, channels: int = 1, frame: Levels | None = None)
         image = np.repeat(image[..., None], 3, axis=2)
     median, span = frame or levels(image)
     counts = np.arange(256, dtype=np.float32) if image.dtype == np.uint8 else image.astype(np.float32)
-    scaled: np.ndarray = (counts - np.float32(median)) * np.float32(2.0 / span)
-    np.clip(scaled, -8.0, 8.0, out=scaled)
+    scaled: np.ndarray = (counts - np.float32(median)) * np.float32(UNITS / span)
+    np.clip(scaled, -LARGEST, LARGEST, out=scaled)
     if image.dtype == np.uint8:
         scaled = cv2.LUT(image, scaled)
     return scaled[None] if scaled.ndim == 2 else np.ascontiguousarray(scaled.transpose(2, 0, 1))

@@ -30,17 +30,23 @@ class ACFA(nn.Module):
     def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
         w_s = self.spatial(shallow) if self.literal else self.spatial.gate(shallow)
         w_d = torch.sigmoid(self.ffn(self.sdc(deep).mean(dim=(2, 3), keepdim=True)))
-        # An odd shallow map is one row or column smaller than twice the deep one.
-        up = self.deconv(deep)[:, :, : shallow.shape[2], : shallow.shape[3]]
-        return w_s * up + w_d * shallow
+        return w_s * crop(self.deconv(deep), shallow) + w_d * shallow
 
 
 class Addition(nn.Module):
     """What stands in ACFA's place when it is switched off: 2x upsampling and addition, as in FPN."""
 
     def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
-        up = F.interpolate(deep, scale_factor=2.0, mode="nearest")
-        return shallow + up[:, :, : shallow.shape[2], : shallow.shape[3]]
+        return shallow + crop(F.interpolate(deep, scale_factor=2.0, mode="nearest"), shallow)
+
+
+def crop(up: Tensor, shallow: Tensor) -> Tensor:
+    """``up [N, C, H', W']`` in the height and width of ``shallow``: an odd one is smaller than twice the deep map."""
+    H, W = shallow.shape[2:]
+    if torch.compiler.is_exporting():  # a slice would settle for all sizes whether there is something to cut
+        rows, columns = (torch.arange(size, device=up.device) for size in (H, W))
+        return up.index_select(2, rows).index_select(3, columns)
+    return up[:, :, :H, :W]
 
 
 class Neck(nn.Module):

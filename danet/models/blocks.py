@@ -63,7 +63,7 @@ class MBB(nn.Module):
 
     @torch.no_grad()
     def unfuse(self, weight: Tensor, bias: Tensor) -> None:
-        """Becomes what ``fuse()`` gave: all of it in the 3x3 branch. The others add nothing, until they are trained on."""
+        """Becomes what ``fuse()`` gave: all in the 3x3 branch. The others add nothing, until they are trained on."""
         self.conv3x3.weight.copy_(weight)
         for norm in (self.norm3x3, self.norm1x1, self.shortcut):
             if norm is not None:

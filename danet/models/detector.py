@@ -116,6 +116,10 @@ class DANet(nn.Module):
             for i in range(len(scores))
         ]
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     def fused(self) -> "DANet":
         """A copy for inference, in eval mode, with every MBB as a single convolution; ``self`` stays as it is."""
         model = copy.deepcopy(self).eval()

@@ -59,7 +59,9 @@ class Head(nn.Module):
     def references(self, maps: list[Tensor]) -> Tensor:
         """What every prediction is measured against: ``[P, 4]`` centre x, y, width, height in pixels."""
         sizes = tuple(tuple(self.reference_sizes(level)) for level in range(len(self.strides)))
-        return _references(self.strides, sizes, tuple(tuple(m.shape[2:]) for m in maps), maps[0].device)
+        # In torch.export's graphs sizes are symbols, which are no keys of a cache.
+        references = _references.__wrapped__ if torch.compiler.is_exporting() else _references
+        return references(self.strides, sizes, tuple(tuple(m.shape[2:]) for m in maps), maps[0].device)
 
     def boxes(self, deltas: list[Tensor]) -> Tensor:
         """``[N, P, 4]`` (x0, y0, x1, y1) in pixels of the input."""
