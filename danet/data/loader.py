@@ -6,6 +6,7 @@ processes, and still see the same data.
 """
 
 import hashlib
+import itertools
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -21,9 +22,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from danet.data.classes import rename
 from danet.data.coco import ImageRecord, load_coco
 from danet.data.image import levels, normalise, read_image
+from danet.data.records import Records
 from danet.data.scales import Bucket
 from danet.data.transforms import Annotated, Augmentation, cut, vary_frame
 from danet.errors import UserError
+from danet.memory import give_back
 
 DISTRACTOR = -1
 MINIMUM_SIZE = 64
@@ -122,17 +125,18 @@ class DetectionDataset(Dataset):
         loaded = [load_source(source) for source in sources]
         if bucket is not None:
             loaded = [self._taken(source, records, bucket) for source, records in zip(sources, loaded, strict=True)]
-        self.records = [record for records in loaded for record in records]
         self.sizes = [len(records) for records in loaded]
         self.weights = [1.0 if isinstance(source, str) else source.weight for source in sources]
         self.seed = seed
         self.cache_bytes = cache_bytes
         self._cache: dict[int, np.ndarray] = {}
 
-        used = [weight > 0 for weight, size in zip(self.weights, self.sizes, strict=True) for _ in range(size)]
-        self._shown = np.flatnonzero(used)
-        shown = [self.records[index] for index in self._shown]
+        self._shown = np.flatnonzero(np.repeat(np.array(self.weights) > 0, self.sizes))
+        shown = (r for records, weight in zip(loaded, self.weights, strict=True) if weight > 0 for r in records)
         present = {name for r in shown for name, skip in zip(r.names, r.ignore, strict=True) if not skip}
+        self.records = Records(itertools.chain.from_iterable(loaded))
+        del loaded, shown
+        give_back()  # before loader processes inherit it
         missing = [name for name in self.classes if name not in present]
         if missing:
             known = ", ".join(sorted(present)) or "no boxes"

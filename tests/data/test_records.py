@@ -1,0 +1,82 @@
+"""Records in a file: the same as in a list, and of any number."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from danet.data.coco import ImageRecord
+from danet.data.records import Records
+
+
+def record(i: int) -> ImageRecord:
+    boxes = np.random.default_rng(i).uniform(0, 60, (i % 4, 4)).astype(np.float32)
+    names = [("drone", "bird", "Möwe")[(i + k) % 3] for k in range(len(boxes))]
+    ignore = np.arange(len(boxes)) % 2 == 1
+    video, recording = (None, None) if i % 5 == 0 else (f"video {i // 7}", f"recording {i // 20}")
+    return ImageRecord(Path(f"/ä b/{i}.png"), 64 + i, 48, boxes, names, ignore, video, i or None, recording)
+
+
+def test_records_are_those_of_the_list():
+    expected = [record(i) for i in range(2345)]
+    records = Records(iter(expected))
+    assert len(records) == len(expected)
+    for index in (0, 1, 5, 999, 1000, 1001, 2344, -1, np.int64(17)):
+        found, right = records[index], expected[index]
+        for name in ("path", "width", "height", "names", "video", "frame", "recording"):
+            assert getattr(found, name) == getattr(right, name), (index, name)
+        for name in ("boxes", "ignore"):
+            a, b = getattr(found, name), getattr(right, name)
+            assert a.dtype == b.dtype and np.array_equal(a, b)
+    assert [r.path for r in records[10:20:3]] == [r.path for r in expected[10:20:3]]
+    assert [r.width for r in records] == [r.width for r in expected]
+    with pytest.raises(IndexError, match="record 2345 of 2345"):
+        records[2345]
+    assert len(Records([])) == 0
+    copy = pickle.loads(pickle.dumps(records))
+    assert len(copy) == len(records) and copy[7].path == expected[7].path
+
+
+WORKERS = """
+import sys
+from pathlib import Path
+from danet.data.loader import DetectionDataset, EpochSampler, make_loader
+
+dataset = DetectionDataset([sys.argv[1]], ["drone"])
+assert len(dataset) == int(sys.argv[2])
+loader = iter(make_loader(dataset, EpochSampler(dataset.sizes, dataset.weights, batch=8, epochs=1), workers=2))
+for _ in range(30):
+    next(loader)
+most = 0
+for worker in loader._workers:
+    lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {line.split()[0]: int(line.split()[1]) for line in lines}
+    print(sizes["Rss:"] >> 10, "MB resident", file=sys.stderr)
+    most = max(most, sizes["Rss:"] >> 10)
+print(most)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no /proc/self/smaps_rollup")
+@pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def test_a_loader_process_stays_small(count, tmp_path):
+    """Resident memory, that of Python and torch included."""
+    cv2.imwrite(str(tmp_path / "frame.png"), np.full((64, 80), 90, np.uint8))
+    images = [
+        {"id": i, "file_name": "frame.png", "width": 80, "height": 64, "video": f"v{i >> 8}"} for i in range(count)
+    ]
+    boxes = [
+        {"id": i, "image_id": i, "category_id": 1, "bbox": [i % 50, i % 40, 9.5, 7.25], "area": 1, "iscrowd": 0}
+        for i in range(count)
+    ]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "drone"}]}
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    command = [sys.executable, "-c", WORKERS, str(tmp_path / "data.json"), str(count)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 300
