@@ -1,11 +1,14 @@
 """The documentation keeps its word: its Python runs, and the tests and files that it names are there."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from danet.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,6 +30,23 @@ def test_python_examples_run(code, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert len(OPERATORS) >= 4
+
+
+def commands() -> list[str]:
+    """The lines that call danet, without comments and loops."""
+    text = "\n".join(block for page in PAGES for block in blocks(page, "sh")).replace("\\\n", " ")
+    lines = [re.sub(r" +# .*", "", line).strip() for line in text.splitlines()]
+    return sorted({line for line in lines if line.startswith("danet ") and "$" not in line and "--resume" not in line})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_have_the_options_that_they_are_given(command, capsys):
+    words = shlex.split(command)[1:]
+    names = 2 if words[0] == "data" else 1
+    names += words[:2] == ["data", "import"]
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(main([*words[:names], "--print_config=skip_default", *words[names:]]))
+    assert ended.value.code in (None, 0), capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
