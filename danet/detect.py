@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from danet import cli
 from danet.data.image import to_display, write_image
 from danet.errors import UserError
-from danet.files import write_text
+from danet.files import check_folder, write_json, write_text
 from danet.pipeline import Ahead, Behind, Turns
 from danet.tables import BoxTables
 from danet.video import Frame, ImageFiles, Video, VideoWriter, open_source
@@ -94,6 +94,9 @@ class DetectOptions:
     quiet: bool = False
     """Print only errors and warnings."""
 
+    json: str | None = None
+    """Write the run's figures, which are printed at its end, to this file as well."""
+
 
 def detect(options: DetectOptions) -> int:
     """Finds targets in images, folders of images, videos or a webcam's picture.
@@ -167,9 +170,11 @@ def detect(options: DetectOptions) -> int:
         tables.tail = {"dropped": run.dropped} if run.dropped else {}
     elapsed = time.perf_counter() - started
 
+    hardware = {"device": str(device), "threads": torch.get_num_threads(), "batch": options.batch}
     if not options.quiet:
-        hardware = f"{device}, threads {torch.get_num_threads()}, batch {options.batch}"
-        _print_summary(run, elapsed, hardware)
+        _print_summary(run, elapsed, "{device}, threads {threads}, batch {batch}".format(**hardware))
+    if options.json is not None:
+        write_json(options.json, {**_figures(run, elapsed), **hardware})
     if trouble is not None:
         print(f"danet detect: error: {trouble}; {tables.frames} frames were done", file=sys.stderr)
         return 1
@@ -321,6 +326,20 @@ def _place_pictures(sources: Sequence[ImageFiles | Video], out: Path) -> list[li
     return pictures
 
 
+def _figures(run: Run, elapsed: float) -> dict:
+    """What was done, and how long it took in all and in its parts, which may overlap."""
+    return {
+        "frames": run.tables.frames,
+        "frames_with_boxes": run.tables.frames_with_boxes,
+        "boxes": dict(run.tables.counts),
+        "dropped": run.dropped,
+        "seconds": elapsed,
+        "reading_seconds": run.reading_seconds,
+        "network_seconds": run.network_seconds,
+        "writing_seconds": run.writing_seconds,
+    }
+
+
 def _print_summary(run: Run, elapsed: float, hardware: str) -> None:
     tables = run.tables
     by_class = ", ".join(f"{name} {count}" for name, count in tables.counts.most_common())
@@ -378,6 +397,8 @@ def _check(options: DetectOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
+    if options.json is not None:
+        check_folder(Path(options.json).parent)
     if not 0.1 <= options.upscale <= 16.0:
         raise UserError(f"--upscale must lie between 0.1 and 16, got {options.upscale}")
     if not options.sources:

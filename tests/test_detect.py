@@ -57,7 +57,7 @@ def files(folder):
 def test_folder_gives_pictures_csv_and_json_as_the_python_interface_does(weights, images, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "7"]
-    assert main([str(images), *arguments]) == 0
+    assert main([str(images), *arguments, "--json", str(tmp_path / "figures.json")]) == 0
     assert files(out) == ["boxes.csv", "boxes.json", "config.yaml", *(f"frames/{index}.png" for index in range(5))]
 
     detector = danet.load(weights, score_threshold=0.001, max_detections=7)
@@ -77,6 +77,10 @@ def test_folder_gives_pictures_csv_and_json_as_the_python_interface_does(weights
     assert [{key: str(value) for key, value in row.items()} for row in content["boxes"]] == table
     picture = cv2.imread(str(out / "frames" / "0.png"))
     assert picture.shape == (96, 128, 3) and not np.array_equal(picture[..., 0], picture[..., 2]), "boxes are drawn"
+
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["frames"] == 5 and sum(figures["boxes"].values()) == len(table)
+    assert 0 < figures["network_seconds"] <= figures["seconds"] and figures["batch"] == 1
 
     printed = capsys.readouterr().out
     assert "operators" in printed.splitlines()[0]
@@ -175,7 +179,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(weights, images, tmp_path, cap
     cases = [
         ([str(images), "--weights", str(text)], "text.safetensors"),
         ([str(images), "--weights", str(tmp_path / "none.safetensors")], "none.safetensors"),
-        ([str(images)], "weights"),
         ([str(tmp_path / "nowhere"), "--weights", weights], "nowhere"),
         ([str(empty), "--weights", weights], "empty: no images"),
         ([str(broken), "--weights", weights], "b.png"),

@@ -61,7 +61,10 @@ def weights(tmp_path_factory):
 def exported(weights):
     """The weights as ONNX with suppression, made by the command once for the whole file."""
     limits = ["--score", LOW, "--iou", "0.4", "--max_detections", "40"]
-    assert main([str(weights), "--nms", *limits, "--quiet"]) == 0
+    figures = weights.with_name("figures.json")
+    assert main([str(weights), "--nms", *limits, "--quiet", "--json", str(figures)]) == 0
+    written = json.loads(figures.read_text())
+    assert written["format"] == "onnx" and 0 < written["boxes_pixels"] < 0.1 and written["scores"] < 1e-3
     return weights.with_suffix(".onnx")
 
 

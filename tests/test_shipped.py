@@ -1,10 +1,15 @@
 """The weights in the package: what they say of themselves, and that code and weights have not drifted apart."""
 
 import hashlib
+import json
+
+import cv2
+import numpy as np
 
 import danet
 from danet.checkpoint import SHIPPED
 from danet.data.coco import load_coco
+from danet.detect import main
 from danet.inference import predict
 from danet.metrics import evaluate_predictions
 
@@ -21,6 +26,13 @@ def test_the_file_is_small_and_says_where_it_comes_from():
     about = detector.metadata
     assert {"command", "data", "split", "seed", "figures"} <= set(about)
     assert about["figures"]["iou30"]["f1"]["value"] > 0.92
+
+
+def test_danet_detect_needs_no_weights(tmp_path):
+    picture = tmp_path / "sky.png"
+    cv2.imwrite(str(picture), np.random.default_rng(0).normal(90, 3, (96, 128)).clip(0, 255).astype(np.uint8))
+    assert main([str(picture), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert json.loads((tmp_path / "out" / "boxes.json").read_text())["classes"] == danet.load().classes
 
 
 def test_its_f1_is_what_it_was(real_data):

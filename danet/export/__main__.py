@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from danet import cli
 from danet.errors import UserError
-from danet.files import atomic_path, check_folder
+from danet.files import atomic_path, check_folder, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +58,9 @@ class ExportOptions:
 
     quiet: bool = False
     """Print only errors."""
+
+    json: str | None = None
+    """Write how far the file and PyTorch differ to this file as well."""
 
 
 def export(options: ExportOptions) -> None:
@@ -118,6 +121,9 @@ def export(options: ExportOptions) -> None:
         finally:
             if beside is not None:
                 beside.unlink(missing_ok=True)
+    if options.json is not None:
+        figures = {"format": options.format, "images": differences.images}
+        write_json(options.json, {**figures, "boxes_pixels": differences.boxes, "scores": differences.scores})
     if not options.quiet:
         files = [out] if chosen.beside is None else [out, out.with_suffix(chosen.beside)]
         size = sum(file.stat().st_size for file in files) / 2**20
@@ -159,6 +165,8 @@ def _check(options: ExportOptions) -> None:
             raise UserError(f"--{name} must lie between 0 and 1, got {getattr(options, name)}")
     if options.max_detections < 1:
         raise UserError(f"--max_detections must be at least 1, got {options.max_detections}")
+    if options.json is not None:
+        check_folder(Path(options.json).parent)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
