@@ -196,6 +196,9 @@ class Run:
     def __init__(self, detector: "Detector", options: DetectOptions, tables: BoxTables) -> None:
         import torch
 
+        from danet.memory import share_heap
+
+        share_heap()
         self.detector = detector
         self.options = options
         self.tables = tables
