@@ -43,7 +43,7 @@ venv: $(READY)  ## install everything into .venv (the others do it too)
 	@rm -f .venv/.installed-*
 	@touch $@
 
-$(KERNELS): $(READY) $(SOURCES)
+$(KERNELS): $(SOURCES) | $(READY)
 	@mkdir -p build
 	@echo "building the kernels"
 	@$(RUN) setup.py --quiet build_ext --inplace >$(BUILD) 2>&1 || { cat $(BUILD); exit 1; }

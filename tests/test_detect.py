@@ -344,7 +344,7 @@ class Generated(Video):
     def __iter__(self):
         rng = np.random.default_rng(0)
         for index in range(count):
-            if index in (count // 10, count - 1):
+            if index in (max(count // 10, 500), count - 1):
                 pages = int(Path("/proc/self/statm").read_text().split()[1])
                 print(pages * resource.getpagesize(), flush=True)
             yield Frame(self.name, index, rng.integers(60, 120, (64, 64), dtype=np.uint8))
@@ -361,7 +361,7 @@ with BoxTables(out / "boxes.csv", out / "boxes.json", {}, detector.classes) as t
 @pytest.mark.parametrize("frames", [1000, pytest.param(20000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("threads", [1, os.cpu_count()])
 def test_long_runs_keep_memory_flat(tmp_path, frames, threads):
-    """From a tenth of the run on; every frame has boxes, a picture and rows in both tables.
+    """From a tenth of the run on, and at least 500 frames; every frame has boxes, a picture and rows in both tables.
 
     With one thread what comes before and after the network overlaps with it; with all cores they take turns.
     """
