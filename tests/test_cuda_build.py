@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,25 @@ def architectures():
         yield pytest.param(name, id=f"sm_{name}", marks=[] if name == "90" else [pytest.mark.long])
 
 
+@pytest.fixture(scope="module")
+def compiled(request, tmp_path_factory):
+    """What `compile_kernels` gives for each test that was selected, as futures: nvcc runs on all cores at once."""
+    folder = tmp_path_factory.mktemp("cubins")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [item.callspec.params for item in request.session.items if item.module is request.module]
+        yield {
+            (job["file"], job["architecture"]): pool.submit(compile_kernels, job["file"], job["architecture"], folder)
+            for job in jobs
+        }
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.skipif(nvcc() is None, reason="no nvcc")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 @pytest.mark.parametrize("architecture", list(architectures()))
-def test_compiles_without_spills(file, architecture, tmp_path, record_property):
+def test_compiles_without_spills(file, architecture, compiled, record_property):
     operator = file.parent.name
-    cubin, report = compile_kernels(file, architecture, tmp_path)
+    cubin, report = compiled[file, architecture].result()
     kernels = re.findall(r"Compiling entry function '(\S+)'", report)
     frames = [int(size) for size in re.findall(r"(\d+) bytes stack frame", report)]
     registers = [int(count) for count in re.findall(r"Used (\d+) registers", report)]
