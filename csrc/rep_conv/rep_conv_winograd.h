@@ -227,13 +227,37 @@ struct Ahead {
   DANET_INLINE void operator()(int64_t c) const { __builtin_prefetch(weight + c * (kPanel / 4), 0, 2); }
 };
 
+// products[planes][tiles][kPanel]: the transformed tiles times the weights of one panel, which are transformed to `weights`
+// on the way. The same for all types, and large: compiled once.
+template <typename Scheme>
+__attribute__((noinline)) void multiply_panel(
+    const float* weight, int64_t C, const float* transformed, int64_t tiles, float* weights, float* products) {
+  constexpr int S = Scheme::kSide;
+  constexpr decltype(&transform_weights<Scheme, 0>) transforms[3] = {
+      transform_weights<Scheme, 0>, transform_weights<Scheme, 1>, transform_weights<Scheme, 2>};
+  const int64_t C_pad = (C + L - 1) / L * L, plane_in = tiles * C_pad + 16, plane_out = output_plane(tiles);
+  int count = 0;
+  for (int pair = 0; pair < 3; ++pair) {
+    transforms[pair](weight, C, weights);
+    for (int i = 0; i < S; ++i) {
+      const int row = Scheme::weight(i), place = row == kPairs[pair][0] ? 0 : row == kPairs[pair][1] ? 1 : -1;
+      for (int j = 0; place >= 0 && j < S; ++j) {
+        const int64_t k = S * i + j;
+        multiply_rows(
+            transformed + k * plane_in, tiles, C_pad, weights + (6 * place + Scheme::weight(j)) * weight_plane(C), C,
+            Ahead(weight, count++, C), [&](int64_t t, F low, F high) __attribute__((always_inline)) {
+              store(products + k * plane_out + t * kPanel, low);
+              store(products + k * plane_out + t * kPanel + L, high);
+            });
+      }
+    }
+  }
+}
+
 template <typename Scheme, typename T>
 void forward(
     const RepConvParams& p, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
     int64_t end, int64_t first, int64_t last, char* scratch) {
-  constexpr int S = Scheme::kSide;
-  constexpr decltype(&transform_weights<Scheme, 0>) transforms[3] = {
-      transform_weights<Scheme, 0>, transform_weights<Scheme, 1>, transform_weights<Scheme, 2>};
   const int64_t tiles = end - begin, C_pad = (p.C + L - 1) / L * L;
   const int64_t plane_in = input_plane(p, tiles), plane_out = output_plane(tiles);
   T* zeros = reinterpret_cast<T*>(scratch);
@@ -248,23 +272,7 @@ void forward(
   }
 
   for (int64_t panel = first; panel < last; ++panel) {
-    const float* weight = prepared + panel * 9 * p.C * kPanel;
-    int count = 0;
-    for (int pair = 0; pair < 3; ++pair) {
-      transforms[pair](weight, p.C, weights);
-      for (int i = 0; i < S; ++i) {
-        const int row = Scheme::weight(i), place = row == kPairs[pair][0] ? 0 : row == kPairs[pair][1] ? 1 : -1;
-        for (int j = 0; place >= 0 && j < S; ++j) {
-          const int64_t k = S * i + j;
-          multiply_rows(
-              transformed + k * plane_in, tiles, C_pad, weights + (6 * place + Scheme::weight(j)) * weight_plane(p.C),
-              p.C, Ahead(weight, count++, p.C), [&](int64_t t, F low, F high) __attribute__((always_inline)) {
-                store(products + k * plane_out + t * kPanel, low);
-                store(products + k * plane_out + t * kPanel + L, high);
-              });
-        }
-      }
-    }
+    multiply_panel<Scheme>(prepared + panel * 9 * p.C * kPanel, p.C, transformed, tiles, weights, products);
     for (int64_t o = panel * kPanel; o < p.C_out && o < (panel + 1) * kPanel; o += L) {
       F b{};
       if (bias != nullptr) {
