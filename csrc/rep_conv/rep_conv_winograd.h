@@ -227,10 +227,21 @@ struct Ahead {
   DANET_INLINE void operator()(int64_t c) const { __builtin_prefetch(weight + c * (kPanel / 4), 0, 2); }
 };
 
+// product[tiles][kPanel] of one plane. Large, and compiled once for all types and strides.
+__attribute__((noinline)) void multiply_plane(
+    const float* transformed, int64_t tiles, int64_t stride, const float* weights, int64_t C, const Ahead& ahead,
+    float* product) {
+  multiply_rows(
+      transformed, tiles, stride, weights, C, ahead, [&](int64_t t, F low, F high) __attribute__((always_inline)) {
+        store(product + t * kPanel, low);
+        store(product + t * kPanel + L, high);
+      });
+}
+
 // products[planes][tiles][kPanel]: the transformed tiles times the weights of one panel, which are transformed to `weights`
-// on the way. The same for all types, and large: compiled once.
+// on the way.
 template <typename Scheme>
-__attribute__((noinline)) void multiply_panel(
+void multiply_panel(
     const float* weight, int64_t C, const float* transformed, int64_t tiles, float* weights, float* products) {
   constexpr int S = Scheme::kSide;
   constexpr decltype(&transform_weights<Scheme, 0>) transforms[3] = {
@@ -243,12 +254,9 @@ __attribute__((noinline)) void multiply_panel(
       const int row = Scheme::weight(i), place = row == kPairs[pair][0] ? 0 : row == kPairs[pair][1] ? 1 : -1;
       for (int j = 0; place >= 0 && j < S; ++j) {
         const int64_t k = S * i + j;
-        multiply_rows(
+        multiply_plane(
             transformed + k * plane_in, tiles, C_pad, weights + (6 * place + Scheme::weight(j)) * weight_plane(C), C,
-            Ahead(weight, count++, C), [&](int64_t t, F low, F high) __attribute__((always_inline)) {
-              store(products + k * plane_out + t * kPanel, low);
-              store(products + k * plane_out + t * kPanel + L, high);
-            });
+            Ahead(weight, count++, C), products + k * plane_out);
       }
     }
   }
