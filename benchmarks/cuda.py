@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import rivals
-from benchmarks.ops import Case, Function, backward_of, image, rep_conv_case, same
+from benchmarks.cases import Case, Function, backward_of, image, rep_conv_case, same
 from benchmarks.timing import origin
 from danet.ops import lcdc, lcdc_reference, library, sdc, sdc_reference, softmax_gate, softmax_gate_reference
 

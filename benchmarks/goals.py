@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from benchmarks.ops import Case
+    from benchmarks.cases import Case
 
 
 def share(case: "Case", ceiling: dict[str, float]) -> float:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from danet.models.blocks import MBB
 MAX_LOG_SIZE = 8.0
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """A tower of one MBB for each task at every level, then 3x3 convolutions.
 
     The towers are not shared between levels, whose batch-norm statistics differ.
@@ -40,17 +41,17 @@ class Head(nn.Module):
         deltas = [tower(feature) for tower, feature in zip(self.regress, features, strict=True)]
         return logits, deltas
 
+    @abstractmethod
     def reference_sizes(self, level: int) -> list[tuple[float, float]]:
         """Width and height in pixels of what the predictions at a position of ``level`` are measured against."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, logits: list[Tensor]) -> Tensor:
         """``[N, P, classes]`` in [0, 1]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place(self, deltas: Tensor, references: Tensor) -> Tensor:
         """Boxes ``[..., P, 4]`` of flattened deltas against their references ``[P, 4]``."""
-        raise NotImplementedError
 
     def flatten(self, maps: list[Tensor], values: int) -> Tensor:
         """``[N, A * values, H_l, W_l]`` of all levels -> float32 ``[N, P, values]``, in the order of ``references``."""

@@ -1,0 +1,242 @@
+"""What benchmarks.ops measures on the CPU, and what a case is."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from benchmarks import rivals
+from danet.ops import (
+    dcnv3,
+    dcnv4,
+    lcdc,
+    lcdc_reference,
+    prepare_rep_conv,
+    rep_conv,
+    rep_conv_reference,
+    sdc,
+    sdc_reference,
+    softmax_gate,
+    softmax_gate_reference,
+)
+
+Function = Callable[[], object]
+
+
+@dataclass
+class Case:
+    """One line of the table: what is measured, what it costs at least, and what it must agree with."""
+
+    operator: str
+    name: str
+    direction: str
+    ours: Function
+    rivals: dict[str, Function | None]
+    flops: float
+    bytes: float
+    check: Callable[[], tuple[Tensor, Tensor, float]]  # our result, what it must be, largest error allowed
+    times: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)  # of "ours", which is then not measured, and of rivals
+
+    def forget(self) -> None:
+        """Lets go of the tensors."""
+        del self.ours, self.rivals, self.check
+
+
+def image(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    """Random, channels-last, on the default device."""
+    return (torch.randn(shape) * scale).to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def backward_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Function:
+    """The backward pass alone: the graph is built at the first call and kept."""
+
+    @functools.cache
+    def graph() -> tuple[Tensor, list[Tensor], Tensor]:
+        own = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in leaves]
+        with torch.enable_grad():
+            out = function(*own)
+        grad_output = torch.randn(out.shape, device="cpu", generator=torch.Generator().manual_seed(7))
+        return out, own, torch.empty_like(out).copy_(grad_output)  # laid out as each function's own result
+
+    def run() -> tuple[Tensor, ...]:
+        out, own, grad_output = graph()
+        return torch.autograd.grad(out, own, grad_output, retain_graph=True)
+
+    return run
+
+
+def both_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Function:
+    """Forward and backward."""
+    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in leaves]
+    grad_output = torch.ones(function(*leaves).shape).contiguous(memory_format=torch.channels_last)
+    return lambda: torch.autograd.grad(function(*leaves), leaves, grad_output)
+
+
+def same(ours: Function, reference: Function, tolerance: float) -> Callable[[], tuple[Tensor, Tensor, float]]:
+    def check():
+        pair = []
+        for function in (ours, reference):
+            result = function()
+            result = result if isinstance(result, tuple) else (result,)
+            pair.append(torch.cat([t.detach().flatten().double() for t in result]))
+        return *pair, tolerance
+
+    return check
+
+
+def sdc_cases() -> Iterator[Case]:
+    for N, C, H, W in ((1, 64, 64, 80), (1, 128, 32, 40), (1, 256, 16, 20), (2, 128, 56, 56)):
+        G, K = 4, 9
+        predicted = image(N, 3 * G * K, H, W)  # offsets and logits of one convolution, as the SDC module has them
+        leaves = [image(N, C, H, W), predicted[:, : 2 * G * K], predicted[:, 2 * G * K :]]
+        flops, bytes = 8.0 * N * C * H * W * K, 4.0 * N * H * W * (2 * C + 3 * G * K)
+
+        def ours(*t: Tensor) -> Tensor:
+            return sdc(*t, groups=4)
+
+        def reference(*t: Tensor) -> Tensor:
+            return sdc_reference(*t, groups=4)
+
+        def grid_sample(*t: Tensor) -> Tensor:
+            return rivals.sdc_grid_sample(*t, groups=4)
+
+        functions = {"sdc_reference": reference, "grid_sample": grid_sample}
+        size = f"{N}x{C}x{H}x{W} G4"
+        if N > 1:
+            both = {name: both_of(f, leaves) for name, f in functions.items()}
+            call = both_of(ours, leaves)
+            yield Case("sdc", size, "both", call, both, 3 * flops, 3 * bytes, same(call, both["sdc_reference"], 1e-3))
+            continue
+        forward = {name: lambda f=f, t=leaves: f(*t) for name, f in functions.items()}
+        forward["onnxruntime"] = rivals.onnxruntime_deform_conv(*leaves, groups=4)
+        call = lambda f=ours, t=leaves: f(*t)  # noqa: E731
+        yield Case("sdc", size, "forward", call, forward, flops, bytes, same(call, forward["sdc_reference"], 1e-4))
+        backward = {name: backward_of(f, leaves) for name, f in functions.items()}
+        call = backward_of(ours, leaves)
+        check = same(call, backward["sdc_reference"], 1e-3)
+        yield Case("sdc", size, "backward", call, backward, 2 * flops, 2 * bytes, check)
+
+
+def dcn_cases() -> Iterator[Case]:
+    """What another order of taps, pairs and groups costs: the same sums by `sdc`."""
+    G, K = 4, 9
+    for C, H, W in ((64, 64, 80), (128, 32, 40)):
+        input, offset, mask = torch.randn(1, H, W, C), torch.randn(1, H, W, 2 * G * K), torch.randn(1, H, W, G * K)
+        groups = torch.cat([offset.unflatten(3, (G, 2 * K)), mask.unflatten(3, (G, K))], 4).flatten(3)
+        windows = (3, 3, 1, 1, 1, 1, 1, 1, G, C // G, 1.0)
+
+        def turned(*t: Tensor) -> Tensor:
+            """Where x and y change places, DCNv3's order is sdc's."""
+            return sdc_reference(*(each.permute(0, 3, 2, 1) for each in t), groups=4, softmax=False).permute(0, 3, 2, 1)
+
+        def ours_v3(*t: Tensor, windows: tuple = windows) -> Tensor:
+            return dcnv3(*t, *windows)
+
+        def ours_v4(*t: Tensor, windows: tuple = windows) -> Tensor:
+            return dcnv4(*t, *windows)
+
+        def plain(*t: Tensor) -> Tensor:
+            return sdc(*t, groups=4, softmax=False)
+
+        images = [each.permute(0, 3, 1, 2) for each in (input, offset, mask)]
+        flops, bytes = 8.0 * C * H * W * K, 4.0 * H * W * (2 * C + 3 * G * K)
+        for name, ours, leaves in (("dcnv3", ours_v3, [input, offset, mask]), ("dcnv4", ours_v4, [input, groups])):
+            size = f"1x{C}x{H}x{W} G4 {name}"
+            for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
+                # Of the result alone: the gradients of DCNv4 lie in another order than sdc's, and have tests.
+                images_of = (input, offset, mask)
+                check = same(lambda f=ours, t=leaves: f(*t), lambda f=turned, t=images_of: f(*t), 1e-4)
+                call, factor = wrap(ours, leaves), 1 if direction == "forward" else 2
+                others = {"sdc": wrap(plain, images)}
+                yield Case("dcn", size, direction, call, others, factor * flops, factor * bytes, check)
+
+
+def lcdc_cases() -> Iterator[Case]:
+    for C, H, W, k in ((64, 64, 80, 3), (128, 32, 40, 3), (256, 16, 20, 5)):
+        leaves = [image(1, C, H, W), torch.randn(1, k)]
+
+        def ours(*t: Tensor) -> Tensor:
+            return lcdc(*t, gate=True)
+
+        functions = {"shifted": rivals.lcdc_shifted, "conv1d": rivals.lcdc_conv1d}
+        reference = lambda *t: lcdc_reference(*t, gate=True)  # noqa: E731
+        flops, bytes = 2.0 * C * H * W * (k + 4), 8.0 * C * H * W
+        for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
+            call, factor = wrap(ours, leaves), 1 if direction == "forward" else 3
+            others = {name: wrap(f, leaves) for name, f in functions.items()}
+            check = same(call, wrap(reference, leaves), 1e-2)
+            size = f"1x{C}x{H}x{W} k{k} gate"
+            yield Case("lcdc", size, direction, call, others, factor * flops, factor * bytes, check)
+
+
+def softmax_gate_cases() -> Iterator[Case]:
+    for C, H, W in ((64, 64, 80), (128, 32, 40), (256, 16, 20)):
+        leaves = [image(1, C, H, W), image(1, C, H, W)]
+        functions = {"eager": rivals.softmax_gate_eager, "softmax_gate_reference": softmax_gate_reference}
+        for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
+            call, factor = wrap(softmax_gate, leaves), 1 if direction == "forward" else 2
+            others = {name: wrap(f, leaves) for name, f in functions.items()}
+            check = same(call, others["softmax_gate_reference"], 1e-4)
+            size, flops, bytes = f"1x{C}x{H}x{W}", 5.0 * C * H * W, 12.0 * C * H * W
+            yield Case("softmax_gate", size, direction, call, others, factor * flops, factor * bytes, check)
+
+
+def rep_conv_cases() -> Iterator[Case]:
+    for H, W in ((256, 320), (512, 640)):
+        for stage, (C, layers) in enumerate(((64, 4), (128, 6), (256, 16)), 1):
+            size = (1, C, H >> stage + 1, W >> stage + 1)
+            yield rep_conv_case(size, C, layers=1)
+            yield rep_conv_case(size, C, layers=layers)
+            yield rep_conv_case((1, C, size[2], size[3]), 2 * C, layers=1, stride=2)
+    yield rep_conv_case((1, 64, 64, 80), 64, layers=1, dtype=torch.bfloat16)
+    yield rep_conv_case((1, 128, 32, 40), 128, layers=1, dtype=torch.bfloat16)
+
+
+def rep_conv_case(
+    size: tuple[int, ...], C_out: int, *, layers: int, stride: int = 1, dtype: torch.dtype = torch.float32
+) -> Case:
+    """One layer, or a chain of them, each with weights of its own."""
+    N, C, H, W = size
+    input = image(*size, dtype=dtype)
+    weights = [image(C_out, C, 3, 3, dtype=dtype, scale=(2 / (9 * C)) ** 0.5) for _ in range(layers)]
+    biases = [torch.randn(C_out).to(dtype) * 0.1 for _ in range(layers)]
+    prepared = [prepare_rep_conv(weight, stride=stride) for weight in weights]
+
+    def chain(function: Callable, kernels: list) -> Function:
+        def run() -> Tensor:
+            x = input
+            for kernel, bias in zip(kernels, biases, strict=True):
+                x = function(x, kernel, bias, stride=stride)
+            return x
+
+        return run
+
+    def check() -> tuple[Tensor, Tensor, float]:
+        exact = input.double()
+        for weight, bias in zip(weights, biases, strict=True):
+            exact = rep_conv_reference(exact, weight.double(), bias.double(), stride=stride)
+        result = ours().double()
+        norm = exact.norm()
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-3 if input.is_cuda else 1e-5  # tf32 there
+        return result / norm, exact / norm, tolerance
+
+    ours = chain(rep_conv, prepared)
+    name = f"{N}x{C}x{H}x{W} to {C_out}" + (f" x {layers}" if layers > 1 else "") + (" stride 2" if stride == 2 else "")
+    name += "" if dtype == torch.float32 else " bfloat16"
+    out = N * C_out * math.ceil(H / stride) * math.ceil(W / stride)
+    bytes = input.element_size() * layers * (input.numel() + out + weights[0].numel())
+    others = {"oneDNN" if input.is_cpu else "cuDNN": chain(rivals.rep_conv_eager, weights)}
+    return Case("rep_conv", name, "forward", ours, others, 2.0 * layers * out * C * 9, float(bytes), check)
+
+
+CASES = {
+    "sdc": sdc_cases,
+    "dcn": dcn_cases,
+    "lcdc": lcdc_cases,
+    "rep_conv": rep_conv_cases,
+    "softmax_gate": softmax_gate_cases,
+}
