@@ -136,8 +136,11 @@ $(REAL)/tune.json: $(REAL)/train.json
 $(REAL)/sirst/val.json:
 	@$(RUN) -m danet.data import masks "$(DATA)/sirst" $(REAL)/sirst --lists idx_427/train.txt idx_427/val.txt
 
+# A file's tests run in one process, in which what they share is made once.
+PYTEST = $(RUN) -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
+
 test: $(KERNELS)  ## the test suite, under 6 minutes on two cores
-	@$(RUN) -m pytest -q -m "not long"
+	@$(PYTEST) -m "not long"
 
 test-all: lint $(KERNELS)  ## the linters, the whole test suite with its long grids, the sanitizers; under an hour
 	@$(RUN) -m pytest -q

@@ -8,6 +8,7 @@ from torch import Tensor
 
 # Candidates that enter non-maximum suppression, as in torchvision's and detectron2's detectors.
 NMS_CANDIDATES = 1000
+NMS_BLOCK = 128
 
 
 class Detections(NamedTuple):
@@ -30,7 +31,8 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Intersection areas of boxes ``[..., 4]`` that broadcast against each other."""
     top_left = torch.maximum(a[..., :2], b[..., :2])
     bottom_right = torch.minimum(a[..., 2:], b[..., 2:])
-    return (bottom_right - top_left).clamp(min=0).prod(-1)
+    width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
+    return width * height
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -63,28 +65,40 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
 
 
-def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None = None) -> Tensor:
     """Greedy non-maximum suppression without a loop over boxes.
 
-    A box is dropped where a kept box of higher score has IoU > ``threshold`` with it. Greedy
-    suppression is the fixed point of "kept unless a kept better box covers it"; iterating from "all
-    kept" reaches it in as many rounds as the longest chain of mutually covering boxes, usually 2-4.
+    A box is dropped where a kept box of higher score has IoU > ``threshold`` with it. The best boxes that are left are
+    compared with each other, a block at a time; those of them that stay are compared with all others. Within a block,
+    greedy suppression is the fixed point of "kept unless a kept better box covers it"; iterating from "all kept"
+    reaches it in as many rounds as the longest chain of mutually covering boxes, usually 2-4.
 
     Args:
-        boxes: ``[M, 4]``. scores: ``[M]``. threshold: IoU in [0, 1].
+        boxes: ``[M, 4]``. scores: ``[M]``. threshold: IoU in [0, 1]. limit: the most boxes to keep.
 
     Returns:
         int64 indices of the kept boxes, in descending order of score.
     """
-    order = scores.argsort(descending=True, stable=True)
-    if len(order) < 2:
-        return order
-    covers = (iou(boxes[order], boxes[order]) > threshold).triu(diagonal=1)
-    kept = torch.ones(len(order), dtype=torch.bool, device=boxes.device)
+    rest = scores.argsort(descending=True, stable=True)
+    limit = len(rest) if limit is None else limit
+    # On the CPU a matrix of all pairs takes longer than a few small ones, elsewhere it takes one launch.
+    size = NMS_BLOCK if boxes.device.type == "cpu" else max(1, len(rest))
+    best = [rest[:0]]
+    while len(rest) > 0 and sum(map(len, best)) < limit:
+        block, rest = rest[:size], rest[size:]
+        block = block[_uncovered((iou(boxes[block], boxes[block]) > threshold).triu(diagonal=1))]
+        best.append(block)
+        rest = rest[~(iou(boxes[block], boxes[rest]) > threshold).any(0)]
+    return torch.cat(best)[:limit]
+
+
+def _uncovered(covers: Tensor) -> Tensor:
+    """Which boxes no box that stays covers: bool ``[M, M]`` (box i, a better one, covers box j) ``-> [M]``."""
+    kept = torch.ones_like(covers[0])
     while True:
         updated = ~(covers & kept[:, None]).any(0)
         if torch.equal(updated, kept):
-            return order[kept]
+            return kept
         kept = updated
 
 
@@ -113,5 +127,5 @@ def select(
     if len(candidates) > NMS_CANDIDATES:
         candidates = candidates[best[candidates].topk(NMS_CANDIDATES).indices]
     found, best, labels = boxes(candidates).float(), best[candidates].float(), labels[candidates]
-    kept = nms(found, best, iou_threshold)[:max_detections]
+    kept = nms(found, best, iou_threshold, max_detections)
     return Detections(found[kept], best[kept], labels[kept])

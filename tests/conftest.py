@@ -5,13 +5,21 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from danet.ops import info
 
 
 def pytest_sessionstart() -> None:
-    """A broken build must not pass on the reference operators; Ctrl-C must reach the programs that tests start."""
+    """A broken build must not pass on the reference operators; Ctrl-C must reach the programs that tests start.
+
+    Processes of pytest-xdist share the processors: threads that wait for one another's take ten times as long.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        torch.set_num_threads(threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the programs that tests start
     if info()["operators"] != "compiled":
         pytest.exit(f"the tests need the compiled kernels: {info()['why']}", returncode=1)
 

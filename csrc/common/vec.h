@@ -86,17 +86,32 @@ DANET_INLINE float to_compute(BFloat16 value) {
   uint32_t bits = uint32_t(value.bits) << 16;
   return bits_as<float>(&bits);
 }
+// Halves without instructions for them: one value, or all lanes of a vector. U: as many unsigned numbers.
+template <typename V, typename U>
+DANET_INLINE V half_to_float(U half) {
+  // The exponent is moved by a multiplication, which also makes subnormals normal; infinity and NaN need its top bits.
+  const U magnitude = (half & 0x7fffu) << 13;
+  const V scaled = bits_as<V>(&magnitude) * 0x1p112f;
+  U bits = bits_as<U>(&scaled);
+  bits = magnitude < 0x0f800000u ? bits : bits | 0x7f800000u;
+  bits |= (half & 0x8000u) << 16;
+  return bits_as<V>(&bits);
+}
+template <typename U, typename V>
+DANET_INLINE U float_to_half(V value) {
+  const U bits = bits_as<U>(&value), magnitude = bits & 0x7fffffffu;
+  const V sum = bits_as<V>(&magnitude) + 0.5f;  // of subnormals: the addition rounds
+  U half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  half = magnitude < 0x38800000u ? bits_as<U>(&sum) - 0x3f000000u : half;
+  half = magnitude < 0x477ff000u ? half : half * 0u + 0x7c00u;  // rounds beyond 65504
+  half = magnitude > 0x7f800000u ? half * 0u + 0x7e00u : half;
+  return half | (bits >> 16 & 0x8000u);
+}
 DANET_INLINE float to_compute(Half value) {
 #if defined(__F16C__)
   return _cvtsh_ss(value.bits);
 #else
-  // The exponent is moved by a multiplication, which also makes subnormals normal; infinity and NaN need its top bits.
-  uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13;
-  float scaled = bits_as<float>(&magnitude) * 0x1p112f;
-  uint32_t bits = bits_as<uint32_t>(&scaled);
-  if (magnitude >= 0x0f800000) bits |= 0x7f800000;
-  bits |= uint32_t(value.bits & 0x8000) << 16;
-  return bits_as<float>(&bits);
+  return half_to_float<float>(uint32_t(value.bits));
 #endif
 }
 
@@ -121,19 +136,15 @@ DANET_INLINE Half from_compute<Half>(float value) {
 #if defined(__F16C__)
   return {uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT))};
 #else
-  uint32_t bits = bits_as<uint32_t>(&value), magnitude = bits & 0x7fffffff;
-  uint16_t sign = uint16_t(bits >> 16 & 0x8000);
-  if (magnitude > 0x7f800000) return {uint16_t(sign | 0x7e00)};
-  if (magnitude >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // rounds beyond 65504
-  if (magnitude < 0x38800000) {                                   // subnormal: let the addition round
-    float sum = bits_as<float>(&magnitude) + 0.5f;
-    return {uint16_t(sign | (bits_as<uint32_t>(&sum) - 0x3f000000))};
-  }
-  return {uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13))};
+  return {uint16_t(float_to_half<uint32_t>(value))};
 #endif
 }
 
 // --- memory: kLanes<Compute<T>> consecutive values at any alignment -------------------------------------------------
+
+// As many numbers of 16 and of 32 bits as a vector has floats.
+using U16 = typename VecOf<uint16_t, kLanes<float>>::type;
+using U32 = typename VecOf<uint32_t, kLanes<float>>::type;
 
 template <typename T>
 DANET_INLINE Vec<Compute<T>> load(const T* p) {
@@ -141,8 +152,6 @@ DANET_INLINE Vec<Compute<T>> load(const T* p) {
 }
 template <>
 DANET_INLINE Vec<float> load(const BFloat16* p) {
-  using U16 = typename VecOf<uint16_t, kLanes<float>>::type;
-  using U32 = typename VecOf<uint32_t, kLanes<float>>::type;
   return (Vec<float>)(__builtin_convertvector(bits_as<U16>(p), U32) << 16);
 }
 template <>
@@ -152,9 +161,7 @@ DANET_INLINE Vec<float> load(const Half* p) {
 #elif defined(__F16C__) && defined(__AVX2__)
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 #else
-  Vec<float> v;
-  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_compute(p[i]);
-  return v;
+  return half_to_float<Vec<float>>(__builtin_convertvector(bits_as<U16>(p), U32));
 #endif
 }
 
@@ -164,8 +171,6 @@ DANET_INLINE void store(T* p, Vec<Compute<T>> v) {
 }
 template <>
 DANET_INLINE void store(BFloat16* p, Vec<float> v) {
-  using U16 = typename VecOf<uint16_t, kLanes<float>>::type;
-  using U32 = typename VecOf<uint32_t, kLanes<float>>::type;
   U32 bits = (U32)v;
   U32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   U16 narrow = __builtin_convertvector(v != v ? (bits >> 16 | 0x40) : rounded, U16);
@@ -178,20 +183,22 @@ DANET_INLINE void store(Half* p, Vec<float> v) {
 #elif defined(__F16C__) && defined(__AVX2__)
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #else
-  for (int i = 0; i < kLanes<float>; ++i) p[i] = from_compute<Half>(v[i]);
+  const U16 narrow = __builtin_convertvector(float_to_half<U32>(v), U16);
+  std::memcpy(p, &narrow, sizeof narrow);
 #endif
 }
 
-// The first `count` lanes from memory, zero in the others; never touches what lies beyond.
+// The first `count` lanes from memory, zero in the others; never touches what lies beyond. A call, except where there is an
+// instruction for it: written out at every use, the loops would be most of the library and of the time to compile it.
 template <typename T>
-DANET_INLINE Vec<Compute<T>> load_first(const T* p, int64_t count) {
+__attribute__((noinline)) Vec<Compute<T>> load_first(const T* p, int64_t count) {
   T lanes[kLanes<Compute<T>>] = {};
   for (int i = 0; i < kLanes<Compute<T>>; ++i)
     if (i < count) lanes[i] = p[i];
   return load(lanes);
 }
 template <typename T>
-DANET_INLINE void store_first(T* p, Vec<Compute<T>> v, int64_t count) {
+__attribute__((noinline)) void store_first(T* p, Vec<Compute<T>> v, int64_t count) {
   T lanes[kLanes<Compute<T>>];
   store(lanes, v);
   for (int i = 0; i < kLanes<Compute<T>>; ++i)

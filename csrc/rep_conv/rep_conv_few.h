@@ -20,8 +20,14 @@ struct Window {
     if (top >= 0 && top + 2 < p.H && left >= 0 && left + 2 < p.W) {
       const T* corner = input.pixel<T>(n, top * p.W + left);
       for (int k = 0; k < 9; ++k) pixels[k] = corner + (k / 3 * p.W + k % 3) * input.pixel_stride;
-      return;
+    } else {
+      at_border(p, input, n, top, left, outside);
     }
+  }
+
+ private:
+  __attribute__((noinline)) void at_border(
+      const RepConvParams& p, const ImageView& input, int64_t n, int64_t top, int64_t left, const T* outside) {
     for (int64_t k = 0; k < 9; ++k) {
       const int64_t row = top + k / 3, column = left + k % 3;
       const bool inside = row >= 0 && row < p.H && column >= 0 && column < p.W;
