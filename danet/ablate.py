@@ -16,7 +16,7 @@ from danet.ablation import Result, summarise, to_markdown
 from danet.data.coco import CocoDataset, load_coco
 from danet.errors import UserError
 from danet.evaluate import EvaluateOptions, NothingFound, evaluate, select_images
-from danet.files import read_json, read_text, write_json, write_text
+from danet.files import check_folder, read_json, read_text, write_json, write_text
 from danet.train import CONFIG, PRESETS, TrainOptions, train
 
 COMPONENTS = ("safem", "acfa", "adcr", "sskd")
@@ -90,6 +90,9 @@ class AblateOptions:
     out: str = "runs/ablate"
     """Folder for ablation.md, ablation.json, config.yaml, and a folder for each variant and seed."""
 
+    json: str | None = None
+    """Write what ablation.json holds to this file, too."""
+
     quiet: bool = False
     """Print only errors and warnings."""
 
@@ -112,6 +115,8 @@ def ablate(options: AblateOptions) -> int:
     ablation at any point. After every seed ablation.md and ablation.json hold what is known by then.
     """
     cli.check_out(options)
+    if options.json is not None:
+        check_folder(Path(options.json).parent)
     _check_teachers(options)
     variants = {name: _variant(options, words) for name, words in _rows(options).items()}
     data = load_coco(options.val)
@@ -151,7 +156,9 @@ def _write(options: AblateOptions, results: list[Result], data: CocoDataset) -> 
         results, records, criterion=options.criterion, recall=options.recall, resamples=options.resamples
     )
     write_text(Path(options.out) / "ablation.md", to_markdown(summary))
-    write_json(Path(options.out) / "ablation.json", {**summary.to_json(), "options": asdict(options)})
+    for path in (Path(options.out) / "ablation.json", options.json):
+        if path is not None:
+            write_json(path, {**summary.to_json(), "options": asdict(options)})
 
 
 def _rows(options: AblateOptions) -> dict[str, list[str]]:

@@ -66,7 +66,9 @@ def test_two_rows_are_trained_measured_compared_and_not_repeated(command, tmp_pa
     for name in ("train.json", "evaluate.json", "weights.safetensors"):
         (folder / name).unlink()
     losses = (folder / "metrics.csv").read_text()
-    assert main(with_words(command, *rows, "--criterion", "iou30")) == 0
+    copy = tmp_path / "copy.json"
+    assert main(with_words(command, *rows, "--criterion", "iou30", "--json", str(copy))) == 0
+    assert copy.read_text() == (out / "ablation.json").read_text()
     assert (folder / "metrics.csv").read_text() == losses and (folder / "weights.safetensors").exists()
     assert files[0].stat().st_mtime_ns == before[0] and files[1].stat().st_mtime_ns > before[1]
     assert json.loads((out / "ablation.json").read_text())["criterion"] == "iou30"

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from danet import cli
-from danet.data.coco import CocoDataset, ImageRecord, load_coco, write_coco
+from danet.data.coco import ImageRecord, load_coco, write_coco
+from danet.data.written import group_of, report
 from danet.errors import UserError
+from danet.files import check_folder
 
 
 @dataclass
@@ -40,6 +42,9 @@ class Options:
     out: str | None = None
     """Folder for the jsons of --folds."""
 
+    json: str | None = None
+    """Write the number of images, recordings and boxes of each part to this file."""
+
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -49,25 +54,21 @@ def split_command(options: Options) -> None:
     if options.seed < 0:
         raise UserError(f"--seed must be 0 or more, got {options.seed}")
     jsons = _requested(options)
+    if options.json is not None:
+        check_folder(Path(options.json).parent)
     dataset = load_coco(options.source)
     if options.folds is None:
-        parts = split_groups(dataset.records, [1 - options.fraction, options.fraction], options.seed)
-        contents = [parts[0], parts[1]]
+        contents = split_groups(dataset.records, [1 - options.fraction, options.fraction], options.seed)
     else:
         folds = split_groups(dataset.records, [1 / options.folds] * options.folds, options.seed)
         contents = []
         for index, fold in enumerate(folds):
             rest = [item for other, items in enumerate(folds) if other != index for item in items]
             contents += [rest, fold]
-    for path, records in zip(jsons, contents, strict=True):
+    parts = dict(zip(jsons, contents, strict=True))
+    for path, records in parts.items():
         write_coco(path, records, dataset.categories)
-        if not options.quiet:
-            print(_summary(path, records, dataset))
-
-
-def group_of(record: ImageRecord) -> str:
-    """The unit that is never divided: the recording, else the video, else the image itself."""
-    return record.recording or record.video or str(record.path)
+    report(parts, json=options.json, quiet=options.quiet, whole=dataset.records)
 
 
 def split_groups(records: Sequence[ImageRecord], fractions: Sequence[float], seed: int) -> list[list[ImageRecord]]:
@@ -122,19 +123,11 @@ def _requested(options: Options) -> list[Path]:
             raise UserError("--folds needs --out, a folder for the jsons")
         sides = ("train", "val")
         jsons = [Path(options.out, f"fold{fold}_{side}.json") for fold in range(options.folds) for side in sides]
-    resolved = [os.path.realpath(path) for path in [*jsons, Path(options.source)]]
+    others = [Path(options.source), *([Path(options.json)] if options.json else [])]
+    resolved = [os.path.realpath(path) for path in [*jsons, *others]]
     if len(set(resolved)) < len(resolved):
         raise UserError("the output files must differ from each other and from the source")
     return jsons
-
-
-def _summary(path: Path, records: list[ImageRecord], dataset: CocoDataset) -> str:
-    """One line: images and groups, and of each category its boxes and their part of the whole."""
-    total = Counter(name for item in dataset.records for name in item.names)
-    counts = Counter(name for item in records for name in item.names)
-    boxes = ", ".join(f"{counts[name]} {name} ({counts[name] / total[name]:.0%})" for name in total)
-    groups = len({group_of(item) for item in records})
-    return f"{path}: {len(records)} images of {groups} recordings, {boxes or 'no boxes'}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from danet.data.coco import ImageRecord, write_coco
 from danet.data.flight import write_video
 from danet.data.progress import track
 from danet.data.scene import CATEGORIES, make_scene
+from danet.data.written import report
 from danet.errors import UserError
-from danet.files import write_text
+from danet.files import check_folder, write_text
 
 # The file that marks a folder as made by this command.
 MARK = "synthesize.yaml"
@@ -51,6 +51,9 @@ class Options:
     overwrite: bool = False
     """Replace a folder that an earlier run of this command made."""
 
+    json: str | None = None
+    """Write the number of images and boxes of each json to this file."""
+
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -59,16 +62,15 @@ def synthesize(options: Options) -> None:
     """Makes synthetic infrared scenes: drones of 3 to 60 pixels, and birds, leaves, hot building corners and airplanes
     as labelled distractors."""
     size = _check(options)
+    if options.json is not None:
+        check_folder(Path(options.json).parent)
     out = Path(options.out)
     try:
         with _new_folder(out) as folder:
             written = _write(folder, size, options)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from error
-    if not options.quiet:
-        for name, records in written.items():
-            counts = Counter(name for record in records for name in record.names)
-            print(f"{out / name}: {len(records)} images, " + ", ".join(f"{counts[c]} {c}" for c in CATEGORIES))
+    report({out / name: records for name, records in written.items()}, json=options.json, quiet=options.quiet)
 
 
 def _write(folder: Path, size: tuple[int, int], options: Options) -> dict[str, list[ImageRecord]]:

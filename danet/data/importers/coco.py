@@ -23,6 +23,9 @@ class Options:
     images: str | None = None
     """Folder that the json's file names are relative to; by default the json's own."""
 
+    json: str | None = None
+    """Write the number of images, recordings and boxes of each json to this file."""
+
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -31,7 +34,7 @@ def import_coco(options: Options) -> None:
     """Imports a COCO json: every image is read and its size compared, boxes are clipped to the image."""
     dataset = load_coco(options.source, images=options.images)
     folder = os.path.abspath(options.images or dataset.path.parent)
-    with ImportFolder(options.out, quiet=options.quiet) as out:
+    with ImportFolder(options.out, quiet=options.quiet, json=options.json) as out:
         for item in track(dataset.records, "importing images", quiet=options.quiet):
             source = item.path
             name = Path(os.path.relpath(source, folder)).as_posix().removeprefix("images/")

@@ -41,6 +41,9 @@ class Options:
     category: str = "target"
     """Name of the category of every box."""
 
+    json: str | None = None
+    """Write the number of images, recordings and boxes of each json to this file."""
+
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -51,7 +54,7 @@ def import_masks(options: Options) -> None:
     images = find_images(source / options.images)
     masks = find_images(source / options.masks)
     lists = {f"{Path(name).stem}.json": read_names(name, source) for name in options.lists}
-    with ImportFolder(options.out, quiet=options.quiet) as out:
+    with ImportFolder(options.out, quiet=options.quiet, json=options.json) as out:
         for json, names in (lists or {"annotations.json": list(images)}).items():
             records = []
             for name in track(names, f"importing {json}", quiet=options.quiet):

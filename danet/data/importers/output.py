@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,8 +11,9 @@ import numpy as np
 
 from danet.data.coco import ImageRecord, write_coco
 from danet.data.image import read_image
+from danet.data.written import report
 from danet.errors import UserError
-from danet.files import atomic_path, read_text
+from danet.files import atomic_path, check_folder, read_text
 from danet.video import IMAGE_SUFFIXES
 
 
@@ -24,14 +24,17 @@ class ImportFolder:
     import added is removed again. Images that an earlier import put there are replaced only by name.
     """
 
-    def __init__(self, out: str | os.PathLike, *, quiet: bool = False):
+    def __init__(self, out: str | os.PathLike, *, quiet: bool = False, json: str | None = None):
         self.folder = Path(out)
         self.quiet = quiet
+        self.json = json
         self._sources: dict[Path, Path | None] = {}
         self._added: list[Path] = []
         self._jsons: list[tuple[Path, Sequence[ImageRecord], Sequence[str]]] = []
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder}: is a file; an import needs a folder to write to")
+        if json is not None:
+            check_folder(Path(json).parent)
 
     def __enter__(self) -> "ImportFolder":
         return self
@@ -43,8 +46,8 @@ class ImportFolder:
                     if not path.exists():
                         self._added.append(path)
                     write_coco(path, records, categories)
-                    if not self.quiet:
-                        print(_summary(path, records))
+                written = {path: records for path, records, _ in self._jsons}
+                report(written, json=self.json, quiet=self.quiet)
         except BaseException as failure:
             error = failure
             raise
@@ -150,10 +153,3 @@ def find_images(folder: Path) -> dict[str, Path]:
 def note(text: str) -> None:
     """A line for the user that is not an error."""
     print(text, file=sys.stderr)
-
-
-def _summary(path: Path, records: Sequence[ImageRecord]) -> str:
-    counts = Counter(name for record in records for name in record.names)
-    empty = sum(not record.names for record in records)
-    boxes = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "no boxes"
-    return f"{path}: {len(records)} images ({empty} without boxes), {boxes}"

@@ -50,6 +50,9 @@ class Options:
     class_stride: dict[str, int] = field(default_factory=dict)
     """Another stride for the videos of some classes, such as '{bird: 15, airplane: 15}'."""
 
+    json: str | None = None
+    """Write the number of images, recordings and boxes of each json to this file."""
+
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -81,7 +84,7 @@ def import_svanstrom(options: Options) -> None:
             raise UserError(f"--class_stride: unknown class {name!r}; choose from {', '.join(CLASSES)}")
     videos = find_videos(Path(options.source), options.split)
     records: dict[str, list[ImageRecord]] = {}
-    with ImportFolder(options.out, quiet=options.quiet) as out:
+    with ImportFolder(options.out, quiet=options.quiet, json=options.json) as out:
         for video in track(videos, "importing videos", quiet=options.quiet):
             stride = options.class_stride.get(video.category, options.stride)
             records.setdefault(video.split, []).extend(import_video(video, out, stride))

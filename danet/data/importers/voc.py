@@ -39,6 +39,9 @@ class Options:
     """Number of an image's first pixel: 1 in Pascal VOC itself, 0 in the xml files of some tools. Either way
     pixel xmax is part of the box, which is xmax - xmin + 1 wide."""
 
+    json: str | None = None
+    """Write the number of images, recordings and boxes of each json to this file."""
+
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -51,7 +54,7 @@ def import_voc(options: Options) -> None:
     lists = {f"{Path(name).stem}.json": read_names(name, source) for name in options.lists}
     if not lists:
         lists = {"annotations.json": [path.relative_to(folder).with_suffix("").as_posix() for path in _xmls(folder)]}
-    with ImportFolder(options.out, quiet=options.quiet) as out:
+    with ImportFolder(options.out, quiet=options.quiet, json=options.json) as out:
         jsons: dict[str, list[ImageRecord]] = {}
         for json, names in lists.items():
             jsons[json] = []

@@ -29,6 +29,9 @@ class Options:
     out: str
     """Folder to write: images/ and one json for each split of data.yaml, or annotations.json."""
 
+    json: str | None = None
+    """Write the number of images, recordings and boxes of each json to this file."""
+
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -44,7 +47,7 @@ def import_yolo(options: Options) -> None:
     splits = {key: _folder(config_path, config, key) for key in ("train", "val", "test") if config.get(key)}
     names = _class_names(root, config_path, config)
     labels: set[Path] = set()
-    with ImportFolder(options.out, quiet=options.quiet) as out:
+    with ImportFolder(options.out, quiet=options.quiet, json=options.json) as out:
         for split, folder in (splits or {"annotations": root / "images"}).items():
             records = []
             images = find_images(folder)

@@ -6,6 +6,7 @@ import pytest
 
 from danet.data.__main__ import main
 from danet.data.coco import load_coco
+from danet.files import read_json
 
 
 def make(folder, mask=None, image=None, ending="_pixels0"):
@@ -35,6 +36,16 @@ def test_touching_pixels_are_one_box_corners_included(tmp_path, ending):
     np.testing.assert_array_equal(a.boxes, [[6, 5, 8, 7], [30, 20, 34, 23]])
     assert a.names == ["drone", "drone"] and (a.width, a.height) == (40, 30)
     assert b.names == [] and (b.width, b.height) == (12, 10)
+
+
+def test_json_says_what_was_written_and_is_no_dataset(tmp_path, capsys):
+    source = make(tmp_path / "in")
+    assert run(source, "--json", str(tmp_path / "figures.json"), "--quiet") == 0
+    figures = read_json(tmp_path / "figures.json")[str(tmp_path / "out/annotations.json")]
+    assert figures == {"images": 2, "recordings": 2, "images_without_boxes": 1, "boxes": {"target": 2}}
+    assert run(source, "--json", str(tmp_path / "out/annotations.json")) == 2
+    assert "is the dataset itself" in capsys.readouterr().err
+    assert len(load_coco(tmp_path / "out").records) == 2
 
 
 @pytest.mark.parametrize(
