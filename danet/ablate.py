@@ -88,7 +88,7 @@ class AblateOptions:
     """Resamples of the bootstrap that gives the 95 % intervals."""
 
     out: str = "runs/ablate"
-    """Folder for ablation.md, ablation.json, config.yaml, and a folder for each variant and seed."""
+    """Folder for ablation.md, ablation.json, ablation.png, config.yaml, and a folder for each variant and seed."""
 
     json: str | None = None
     """Write what ablation.json holds to this file, too."""
@@ -151,11 +151,14 @@ def ablate(options: AblateOptions) -> int:
 
 
 def _write(options: AblateOptions, results: list[Result], data: CocoDataset) -> None:
+    from danet.plots import plot_ablation  # with matplotlib, which takes its time
+
     records = select_images(data, _evaluation(options))
     summary = summarise(
         results, records, criterion=options.criterion, recall=options.recall, resamples=options.resamples
     )
     write_text(Path(options.out) / "ablation.md", to_markdown(summary))
+    plot_ablation(Path(options.out) / "ablation.png", summary)
     for path in (Path(options.out) / "ablation.json", options.json):
         if path is not None:
             write_json(path, {**summary.to_json(), "options": asdict(options)})

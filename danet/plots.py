@@ -1,4 +1,4 @@
-"""Curves of an evaluation as PNG files, in colours that colour-blind people tell apart."""
+"""Curves of an evaluation and the bars of an ablation as PNG files, in colours that colour-blind people tell apart."""
 
 import os
 
@@ -6,8 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from danet.ablation import Summary
 from danet.files import atomic_path
-from danet.metrics import Metrics, Result
+from danet.matching import CRITERIA
+from danet.metrics import ALL, Metrics, Result
 
 # Okabe and Ito; every line has its own dashes as well.
 STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
@@ -46,6 +48,44 @@ def plot_f1_curves(path: str | os.PathLike, metrics: Metrics) -> None:
             axes.axvline(value, color=FAINT, linewidth=1.2, linestyle=gaps, label=f"{name} score {value:.3f}")
     axes.set_title(f"{metrics.target}: {metrics.objects} objects, {metrics.images} images")
     axes.legend(loc="lower center")
+    _save(path, figure)
+
+
+def plot_ablation(path: str | os.PathLike, summary: Summary) -> None:
+    """Of every row F1, AP50 and false alarms: a dot a run, a bar at the mean."""
+    figure = Figure(figsize=(9.0, 1.4 + 0.45 * len(summary.rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3, sharey=True)
+    alarms = f"false alarms an image\nat recall {summary.common_recall:.2f}"
+    for axes, title, (color, _) in zip(panels, ("F1", "AP50", alarms), STYLES, strict=False):
+        axes.set_xlabel(title)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        for place, row in enumerate(summary.rows):
+            runs = [run for run in summary.runs if run["row"] == row.name]
+            if title in ("F1", "AP50"):
+                values, spread = [run[title.lower()] for run in runs], row.figures[title.lower()]
+                axes.plot(
+                    [v for v in values if v is not None],
+                    [place] * sum(v is not None for v in values),
+                    "o",
+                    color=color,
+                    alpha=0.5,
+                    markeredgewidth=0,
+                )
+            else:
+                spread = row.false_alarms_at_common_recall[ALL].rate
+            if spread is None:
+                continue
+            if spread.deviation is not None:
+                axes.plot([spread.mean - spread.deviation, spread.mean + spread.deviation], [place] * 2, color=color)
+            axes.plot(spread.mean, place, "|", color=color, markersize=18, markeredgewidth=3)
+            axes.annotate(f"{spread.mean:.3f}", (spread.mean, place - 0.32), ha="center", fontsize=8)
+    panels[0].set_yticks(range(len(summary.rows)), [row.name for row in summary.rows])
+    panels[0].set_ylim(len(summary.rows) - 0.5, -0.7)
+    figure.suptitle(
+        f"{summary.target}, {CRITERIA[summary.criterion].title}; mean and deviation of the runs", fontsize=9
+    )
     _save(path, figure)
 
 

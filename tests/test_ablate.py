@@ -1,5 +1,6 @@
 import json
 
+import cv2
 import pytest
 from scenes import write_scenes
 
@@ -50,6 +51,7 @@ def test_two_rows_are_trained_measured_compared_and_not_repeated(command, tmp_pa
     header = (out / "baseline" / "0" / "metrics.csv").read_text().split("\n")[0]
     assert "adcr" not in header
     assert ",cls,reg,adcr,grad_norm" in (out / "safem+acfa+adcr" / "0" / "metrics.csv").read_text()
+    assert cv2.imread(str(out / "ablation.png")).shape[0] > 200
     text = (out / "ablation.md").read_text()
     assert text.startswith("# Ablation\n") and "| safem+acfa+adcr | 1 |" in text
 

@@ -1,0 +1,91 @@
+"""Draws where SDC looks: python build_tools/sampling_points.py sheet.png IMAGE:X,Y [IMAGE:X,Y ...]
+
+X, Y: the pixel of a target. For every image and for the stages at strides 4, 8 and 16 a picture of its surroundings
+with the nine taps of each of the four groups (a colour each) of the feature at that pixel; a tap's disc has the area of
+its weight after the softmax. The detector is the one in the package, or --weights.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from danet.data.image import read_image, to_display
+from danet.detector import Detector, load
+from danet.errors import UserError
+from danet.files import check_folder
+from danet.models.safem import SaFEM
+from danet.visual import PALETTE, contact_sheet, enlarge
+
+STAGES, SIDE, SCALE = 3, 72, 5
+
+
+def taps(detector: Detector, image: np.ndarray, x: float, y: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each stage the taps of the feature at pixel (x, y): where, [G, K, 2] as (x, y) pixels, and weights [G, K]."""
+    predicted: dict[int, torch.Tensor] = {}
+    sdcs = [block.sdc for stage in detector.model.backbone.stages for block in stage if isinstance(block, SaFEM)]
+    if not sdcs:
+        raise UserError("this detector has no SaFEM")
+    hooks = [
+        sdc.predictor.register_forward_hook(lambda _, __, out, at=at: predicted.update({at: out[0]}))
+        for at, sdc in enumerate(sdcs)
+    ]
+    detector(image)
+    for hook in hooks:
+        hook.remove()
+    found = []
+    for level, sdc in enumerate(sdcs[:STAGES]):
+        stride, side = detector.model.backbone.strides[level], sdc.kernel_size
+        column, row = int(x // stride), int(y // stride)
+        values = predicted[level][:, row, column]
+        offsets = values[: 2 * sdc.groups * side**2].reshape(sdc.groups, side**2, 2).flip(-1).numpy()
+        weights = values[2 * sdc.groups * side**2 :].reshape(sdc.groups, side**2).softmax(1).numpy()
+        grid = np.stack(np.meshgrid(*[np.arange(side) - side // 2] * 2), -1).reshape(-1, 2)
+        found.append(((np.array([column, row]) + 0.5 + grid + offsets) * stride, weights))
+    return found
+
+
+def draw(image: np.ndarray, x: float, y: float, where: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The surroundings of pixel (x, y), enlarged, with the taps."""
+    half = SIDE // 2
+    padded = cv2.copyMakeBorder(to_display(image), half, half, half, half, cv2.BORDER_REPLICATE)
+    left, top = int(x) - half, int(y) - half
+    picture = enlarge(padded[top + half : top + half + SIDE, left + half : left + half + SIDE], SCALE)
+    for group, color in enumerate(PALETTE[: len(where)]):
+        for (tap_x, tap_y), weight in zip(where[group], weights[group], strict=True):
+            center = round((tap_x - left) * SCALE), round((tap_y - top) * SCALE)
+            radius = max(2, round(14 * float(weight) ** 0.5))
+            cv2.circle(picture, center, radius, (20, 20, 20), 2, cv2.LINE_AA)
+            cv2.circle(picture, center, radius, color, -1 if weight > 0.02 else 1, cv2.LINE_AA)
+    return picture
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sheet", type=Path)
+    parser.add_argument("targets", nargs="+", metavar="IMAGE:X,Y")
+    parser.add_argument("--weights", help="of another detector")
+    options = parser.parse_args()
+    try:
+        check_folder(options.sheet.parent)
+        detector = load(options.weights, deploy=False)
+        tiles, titles = [], []
+        for target in options.targets:
+            path, _, place = target.rpartition(":")
+            x, y = (float(value) for value in place.split(","))
+            image = read_image(path)
+            for level, (where, weights) in enumerate(taps(detector, image, x, y)):
+                tiles.append(draw(image, x, y, where, weights))
+                titles.append(f"{Path(path).parent.name}, stride {detector.model.backbone.strides[level]}")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    cv2.imwrite(str(options.sheet), contact_sheet(tiles, STAGES, titles))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
