@@ -13,32 +13,34 @@ import cv2
 import numpy as np
 import torch
 
+from danet.checkpoint import SHIPPED, load_weights
 from danet.data.image import read_image, to_display
-from danet.detector import Detector, load
+from danet.detector import Detector
 from danet.errors import UserError
 from danet.files import check_folder
+from danet.models import DANet
 from danet.models.safem import SaFEM
 from danet.visual import PALETTE, contact_sheet, enlarge
 
 STAGES, SIDE, SCALE = 3, 72, 5
 
 
-def taps(detector: Detector, image: np.ndarray, x: float, y: float) -> list[tuple[np.ndarray, np.ndarray]]:
+def taps(model: DANet, image: np.ndarray, x: float, y: float) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of each stage the taps of the feature at pixel (x, y): where, [G, K, 2] as (x, y) pixels, and weights [G, K]."""
     predicted: dict[int, torch.Tensor] = {}
-    sdcs = [block.sdc for stage in detector.model.backbone.stages for block in stage if isinstance(block, SaFEM)]
+    sdcs = [block.sdc for block in model.backbone.modules() if isinstance(block, SaFEM)]
     if not sdcs:
         raise UserError("this detector has no SaFEM")
     hooks = [
         sdc.predictor.register_forward_hook(lambda _, __, out, at=at: predicted.update({at: out[0]}))
         for at, sdc in enumerate(sdcs)
     ]
-    detector(image)
+    Detector(model, deploy=False)(image)
     for hook in hooks:
         hook.remove()
     found = []
     for level, sdc in enumerate(sdcs[:STAGES]):
-        stride, side = detector.model.backbone.strides[level], sdc.kernel_size
+        stride, side = model.backbone.strides[level], sdc.kernel_size
         column, row = int(x // stride), int(y // stride)
         values = predicted[level][:, row, column]
         offsets = values[: 2 * sdc.groups * side**2].reshape(sdc.groups, side**2, 2).flip(-1).numpy()
@@ -67,19 +69,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sheet", type=Path)
     parser.add_argument("targets", nargs="+", metavar="IMAGE:X,Y")
-    parser.add_argument("--weights", help="of another detector")
+    parser.add_argument("--weights", default=SHIPPED, help="of another detector")
     options = parser.parse_args()
     try:
         check_folder(options.sheet.parent)
-        detector = load(options.weights, deploy=False)
+        model, _ = load_weights(options.weights)
         tiles, titles = [], []
         for target in options.targets:
             path, _, place = target.rpartition(":")
             x, y = (float(value) for value in place.split(","))
             image = read_image(path)
-            for level, (where, weights) in enumerate(taps(detector, image, x, y)):
+            for level, (where, weights) in enumerate(taps(model, image, x, y)):
                 tiles.append(draw(image, x, y, where, weights))
-                titles.append(f"{Path(path).parent.name}, stride {detector.model.backbone.strides[level]}")
+                titles.append(f"{Path(path).parent.name}, stride {model.backbone.strides[level]}")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

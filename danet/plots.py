@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from danet.ablation import Summary
+from danet.ablation import Spread, Summary
 from danet.files import atomic_path
 from danet.matching import CRITERIA
 from danet.metrics import ALL, Metrics, Result
@@ -52,37 +52,35 @@ def plot_f1_curves(path: str | os.PathLike, metrics: Metrics) -> None:
 
 
 def plot_ablation(path: str | os.PathLike, summary: Summary) -> None:
-    """Of every row F1, AP50 and false alarms: a dot a run, a bar at the mean."""
-    figure = Figure(figsize=(9.0, 1.4 + 0.45 * len(summary.rows)), layout="constrained")
+    """Of every row F1, AP50 and false alarms (where images without a target show something else): a dot a run, a bar at
+    the mean, a line of one standard deviation to both sides."""
+    panels: dict[str, tuple[list[Spread | None], list[list[float]]]] = {}
+    for title, name in (("F1", "f1"), ("AP50", "ap50")):
+        runs = [[run[name] for run in summary.runs if run["row"] == row.name] for row in summary.rows]
+        panels[title] = (
+            [row.figures[name] for row in summary.rows],
+            [[v for v in each if v is not None] for each in runs],
+        )
+    if summary.distractors:
+        rates = [row.false_alarms_at_common_recall[ALL].rate for row in summary.rows]
+        panels[f"false alarms an image\nat recall {summary.common_recall:.2f}"] = (rates, [[] for _ in rates])
+
+    figure = Figure(figsize=(3.0 * len(panels), 1.4 + 0.45 * len(summary.rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3, sharey=True)
-    alarms = f"false alarms an image\nat recall {summary.common_recall:.2f}"
-    for axes, title, (color, _) in zip(panels, ("F1", "AP50", alarms), STYLES, strict=False):
+    every = figure.subplots(1, len(panels), sharey=True)
+    for axes, (title, (spreads, dots)), (color, _) in zip(every, panels.items(), STYLES, strict=False):
         axes.set_xlabel(title)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        for place, row in enumerate(summary.rows):
-            runs = [run for run in summary.runs if run["row"] == row.name]
-            if title in ("F1", "AP50"):
-                values, spread = [run[title.lower()] for run in runs], row.figures[title.lower()]
-                axes.plot(
-                    [v for v in values if v is not None],
-                    [place] * sum(v is not None for v in values),
-                    "o",
-                    color=color,
-                    alpha=0.5,
-                    markeredgewidth=0,
-                )
-            else:
-                spread = row.false_alarms_at_common_recall[ALL].rate
+        for place, (spread, values) in enumerate(zip(spreads, dots, strict=True)):
+            axes.plot(values, [place] * len(values), "o", color=color, alpha=0.5, markeredgewidth=0)
             if spread is None:
                 continue
-            if spread.deviation is not None:
-                axes.plot([spread.mean - spread.deviation, spread.mean + spread.deviation], [place] * 2, color=color)
+            axes.errorbar(spread.mean, place, xerr=spread.deviation, color=color)
             axes.plot(spread.mean, place, "|", color=color, markersize=18, markeredgewidth=3)
             axes.annotate(f"{spread.mean:.3f}", (spread.mean, place - 0.32), ha="center", fontsize=8)
-    panels[0].set_yticks(range(len(summary.rows)), [row.name for row in summary.rows])
-    panels[0].set_ylim(len(summary.rows) - 0.5, -0.7)
+    every[0].set_yticks(range(len(summary.rows)), [row.name for row in summary.rows])
+    every[0].set_ylim(len(summary.rows) - 0.5, -0.7)
     figure.suptitle(
         f"{summary.target}, {CRITERIA[summary.criterion].title}; mean and deviation of the runs", fontsize=9
     )

@@ -1,0 +1,101 @@
+"""Every command of the documentation is run, in the order of a project: with few images and two steps of danet_nano."""
+
+import importlib.util
+import itertools
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from scenes import write_scenes
+from test_docs import ROOT, commands
+
+from danet.__main__ import main
+from danet.data.coco import load_coco, write_coco
+
+# What is run before what; a command belongs to the longest of these that it begins with.
+ORDER = (
+    *("danet data import", "danet data inspect", "danet data split", "danet data inspect data/mine/fit.json"),
+    *("danet data synthesize", "danet train --preset svanstrom --preset", "danet train", "danet evaluate"),
+    *("danet export", "danet detect", "danet ablate", "danet report"),
+)
+SMALL = ("--model.name", "danet_nano", "--epochs", "1", "--batch", "4", "--augmentation.crop", "null")
+# What makes a command small, after what the page says.
+ADDED = {
+    "danet data synthesize": ("--images", "2", "--val_images", "1", "--size", "64x64"),
+    "danet data": (),
+    "danet train": (*SMALL, "--overwrite"),
+    "danet evaluate": ("--resamples", "20"),
+    "danet export": ("--overwrite",),
+    "danet ablate": SMALL,  # after the lone --, to danet train
+}
+
+
+def rank(command: str) -> int:
+    return ORDER.index(max((begin for begin in ORDER if command.startswith(begin)), key=len))
+
+
+def small(command: str) -> list[str]:
+    """The words of a command with those that make it small."""
+    words = shlex.split(command)[1:]
+    if words[0] == "ablate":
+        at = words.index("--")
+        words[at:at] = ["--seeds", "0", "--resamples", "20"]
+    added = next((more for begin, more in ADDED.items() if command.startswith(begin)), ())
+    return [*words, *(word for word in added if word != "--overwrite" or word not in words)]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with what the pages take for granted: videos, pictures with labels, a benchmark's figures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for number in range(6):
+        for kind in ("images", "labels"):
+            Path(f"FOLDER/{kind}/train").mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(number)
+        cv2.imwrite(f"FOLDER/images/train/{number}.png", rng.integers(60, 90, (64, 80), np.uint8))
+        Path(f"FOLDER/labels/train/{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    Path("FOLDER/data.yaml").write_text("train: images/train\nnames: [drone]\n")
+    writer = cv2.VideoWriter("video.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 30, (96, 64))
+    for number in range(4):
+        writer.write(np.random.default_rng(number).integers(60, 90, (64, 96, 3), np.uint8))
+    writer.release()
+    for name, count in (("train", 16), ("val", 4)):  # in the place of the real videos, which the import's tests read
+        four_classes(write_scenes(tmp_path / f"data/ir/{name}", count, seed=count), f"data/ir/{name}.json")
+    shutil.copy(sorted((ROOT / "benchmarks/results").glob("ops-cpu-*.json"))[-1], "ops.json")
+    return tmp_path
+
+
+def four_classes(scenes: Path, path: str) -> None:
+    """Moves a json of `write_scenes` to `path`, its birds in turn birds, airplanes and helicopters."""
+    data = load_coco(scenes)
+    birds = itertools.cycle(("bird", "airplane", "helicopter"))
+    for record in data.records:
+        record.names = [next(birds) if name == "bird" else name for name in record.names]
+    write_coco(path, data.records, ["drone", "bird", "airplane", "helicopter"])
+    scenes.unlink()
+
+
+@pytest.mark.long
+def test_commands_of_the_documentation_run(project, capsys):
+    ran = 0
+    elsewhere = ("danet data import svanstrom", "danet export runs/ir/weights.safetensors --format aoti")
+    for command in sorted(commands(), key=rank):
+        if command.startswith(elsewhere):  # real videos, minutes of compiling: these have tests of their own
+            continue
+        if "--distill.medium" in command:  # a page trains them in a loop
+            for size in ("medium", "large"):
+                shutil.copytree("runs/small", f"runs/{size}", dirs_exist_ok=True)
+        if command.startswith("danet evaluate"):  # after two steps nothing is found
+            words = ["--data", "data/ir/train.json", "--out", "runs/ir", *SMALL, "--overwrite", "--quiet"]
+            assert main(["train", *words, "--epochs", "60", "--lr", "0.003"]) == 0
+        if "openvino" in command and importlib.util.find_spec("openvino") is None:
+            elsewhere += (command,)
+            continue
+        code = main(small(command))
+        assert code == 0, f"{command}\n{capsys.readouterr().err}"
+        ran += 1
+    assert ran == len(commands()) - len(elsewhere)
