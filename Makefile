@@ -143,7 +143,7 @@ test: $(KERNELS)  ## the test suite, under 6 minutes on two cores
 	@$(PYTEST) -m "not long"
 
 test-all: lint $(KERNELS)  ## the linters, the whole test suite with its long grids, the sanitizers; under an hour
-	@$(RUN) -m pytest -q
+	@$(RUN) -m pytest -q  # in one process: the long tests measure memory, and some use all cores
 	@$(MAKE) sanitize emulation
 
 wheel: $(KERNELS)  ## dist/danet-*.whl for every Python, with the manylinux tag that it is worth

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from danet.checkpoint import SHIPPED, load_weights
-from danet.data.image import read_image, to_display
+from danet.data.image import read_image, to_display, write_image
 from danet.detector import Detector
 from danet.errors import UserError
 from danet.files import check_folder
@@ -65,6 +65,15 @@ def draw(image: np.ndarray, x: float, y: float, where: np.ndarray, weights: np.n
     return picture
 
 
+def parse(target: str) -> tuple[str, float, float]:
+    path, _, place = target.rpartition(":")
+    try:
+        x, y = (float(value) for value in place.split(","))
+    except ValueError:
+        raise UserError(f"{target}: must be IMAGE:X,Y") from None
+    return path, x, y
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sheet", type=Path)
@@ -76,16 +85,17 @@ def main() -> int:
         model, _ = load_weights(options.weights)
         tiles, titles = [], []
         for target in options.targets:
-            path, _, place = target.rpartition(":")
-            x, y = (float(value) for value in place.split(","))
+            path, x, y = parse(target)
             image = read_image(path)
+            if not (0 <= x < image.shape[1] and 0 <= y < image.shape[0]):
+                raise UserError(f"{target}: outside of the image of {image.shape[1]} x {image.shape[0]} pixels")
             for level, (where, weights) in enumerate(taps(model, image, x, y)):
                 tiles.append(draw(image, x, y, where, weights))
                 titles.append(f"{Path(path).parent.name}, stride {model.backbone.strides[level]}")
+        write_image(options.sheet, contact_sheet(tiles, STAGES, titles))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"sampling_points: error: {error}", file=sys.stderr)
         return 2
-    cv2.imwrite(str(options.sheet), contact_sheet(tiles, STAGES, titles))
     return 0
 
 

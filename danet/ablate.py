@@ -16,7 +16,7 @@ from danet.ablation import Result, summarise, to_markdown
 from danet.data.coco import CocoDataset, load_coco
 from danet.errors import UserError
 from danet.evaluate import EvaluateOptions, NothingFound, evaluate, select_images
-from danet.files import check_folder, read_json, read_text, write_json, write_text
+from danet.files import read_json, read_text, write_json, write_text
 from danet.train import CONFIG, PRESETS, TrainOptions, train
 
 COMPONENTS = ("safem", "acfa", "adcr", "sskd")
@@ -115,8 +115,6 @@ def ablate(options: AblateOptions) -> int:
     ablation at any point. After every seed ablation.md and ablation.json hold what is known by then.
     """
     cli.check_out(options)
-    if options.json is not None:
-        check_folder(Path(options.json).parent)
     _check_teachers(options)
     variants = {name: _variant(options, words) for name, words in _rows(options).items()}
     data = load_coco(options.val)

@@ -63,6 +63,8 @@ def run(
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         given = parse(options, argv, prog=prog, about=_summary(command), positionals=positionals, presets=presets)
+        if (figures := getattr(given, "json", None)) is not None:  # written last, perhaps hours later
+            check_folder(Path(figures).parent)
         return command(given) or 0
     except UserError as error:
         message = str(error)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from danet import cli
 from danet.data.image import to_display, write_image
 from danet.errors import UserError
-from danet.files import check_folder, write_json, write_text
+from danet.files import write_json, write_text
 from danet.pipeline import Ahead, Behind, Turns
 from danet.tables import BoxTables
 from danet.video import Frame, ImageFiles, Video, VideoWriter, open_source
@@ -400,8 +400,6 @@ def _check(options: DetectOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
-    if options.json is not None:
-        check_folder(Path(options.json).parent)
     if not 0.1 <= options.upscale <= 16.0:
         raise UserError(f"--upscale must lie between 0.1 and 16, got {options.upscale}")
     if not options.sources:

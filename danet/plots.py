@@ -1,15 +1,18 @@
 """Curves of an evaluation and the bars of an ablation as PNG files, in colours that colour-blind people tell apart."""
 
 import os
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from danet.ablation import Spread, Summary
 from danet.files import atomic_path
 from danet.matching import CRITERIA
 from danet.metrics import ALL, Metrics, Result
+
+if TYPE_CHECKING:  # an evaluation draws without what an ablation needs
+    from danet.ablation import Spread, Summary
 
 # Okabe and Ito; every line has its own dashes as well.
 STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
@@ -51,7 +54,7 @@ def plot_f1_curves(path: str | os.PathLike, metrics: Metrics) -> None:
     _save(path, figure)
 
 
-def plot_ablation(path: str | os.PathLike, summary: Summary) -> None:
+def plot_ablation(path: str | os.PathLike, summary: "Summary") -> None:
     """Of every row F1, AP50 and false alarms (where images without a target show something else): a dot a run, a bar at
     the mean, a line of one standard deviation to both sides."""
     panels: dict[str, tuple[list[Spread | None], list[list[float]]]] = {}

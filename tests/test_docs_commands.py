@@ -25,7 +25,6 @@ SMALL = ("--model.name", "danet_nano", "--epochs", "1", "--batch", "4", "--augme
 # What makes a command small, after what the page says.
 ADDED = {
     "danet data synthesize": ("--images", "2", "--val_images", "1", "--size", "64x64"),
-    "danet data": (),
     "danet train": (*SMALL, "--overwrite"),
     "danet evaluate": ("--resamples", "20"),
     "danet export": ("--overwrite",),

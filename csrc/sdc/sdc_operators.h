@@ -23,14 +23,8 @@ Tensor sdc(
     double offset_scale, bool softmax, bool remove_center) {
   const SdcParams p = check_sdc(
       is_dcnv3, input, offset, mask,
-      {groups,
-       {kernel_h, kernel_w},
-       {stride_h, stride_w},
-       {padding_h, padding_w},
-       {dilation_h, dilation_w},
-       offset_scale,
-       softmax,
-       remove_center});
+      {groups, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, offset_scale,
+       softmax, remove_center});
   return forward(p, input, Image(offset).view, Image(mask).view);
 }
 
@@ -41,14 +35,8 @@ std::tuple<Tensor, Tensor, Tensor> sdc_backward(
     int64_t dilation_h, int64_t dilation_w, double offset_scale, bool softmax, bool remove_center, bool deterministic) {
   const SdcParams p = check_sdc(
       is_dcnv3, input, offset, mask,
-      {groups,
-       {kernel_h, kernel_w},
-       {stride_h, stride_w},
-       {padding_h, padding_w},
-       {dilation_h, dilation_w},
-       offset_scale,
-       softmax,
-       remove_center});
+      {groups, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, offset_scale,
+       softmax, remove_center});
   const Image offsets(offset), masks(mask);
   const Image grad_offset(empty_image(offset, offset.sizes())), grad_mask(empty_image(mask, mask.sizes()));
   const Tensor grad_input =
@@ -62,14 +50,8 @@ Tensor dcnv4(
     double offset_scale, bool softmax, bool remove_center) {
   const SdcParams p = check_dcnv4(
       input, offset_mask,
-      {groups,
-       {kernel_h, kernel_w},
-       {stride_h, stride_w},
-       {padding_h, padding_w},
-       {dilation_h, dilation_w},
-       offset_scale,
-       softmax,
-       remove_center});
+      {groups, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, offset_scale,
+       softmax, remove_center});
   const Image packed(offset_mask);
   return forward(p, input, packed.view, mask_of(p, packed));
 }
@@ -80,14 +62,8 @@ std::tuple<Tensor, Tensor> dcnv4_backward(
     int64_t dilation_w, double offset_scale, bool softmax, bool remove_center, bool deterministic) {
   const SdcParams p = check_dcnv4(
       input, offset_mask,
-      {groups,
-       {kernel_h, kernel_w},
-       {stride_h, stride_w},
-       {padding_h, padding_w},
-       {dilation_h, dilation_w},
-       offset_scale,
-       softmax,
-       remove_center});
+      {groups, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, offset_scale,
+       softmax, remove_center});
   const Image packed(offset_mask), grad(empty_offset_mask(p, offset_mask));
   const Tensor grad_input =
       backward(p, grad_output, input, packed.view, mask_of(p, packed), grad.view, mask_of(p, grad), deterministic);

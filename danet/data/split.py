@@ -16,7 +16,6 @@ from danet import cli
 from danet.data.coco import ImageRecord, load_coco, write_coco
 from danet.data.written import group_of, report
 from danet.errors import UserError
-from danet.files import check_folder
 
 
 @dataclass
@@ -54,8 +53,6 @@ def split_command(options: Options) -> None:
     if options.seed < 0:
         raise UserError(f"--seed must be 0 or more, got {options.seed}")
     jsons = _requested(options)
-    if options.json is not None:
-        check_folder(Path(options.json).parent)
     dataset = load_coco(options.source)
     if options.folds is None:
         contents = split_groups(dataset.records, [1 - options.fraction, options.fraction], options.seed)

@@ -17,7 +17,7 @@ from danet.data.progress import track
 from danet.data.scene import CATEGORIES, make_scene
 from danet.data.written import report
 from danet.errors import UserError
-from danet.files import check_folder, write_text
+from danet.files import write_text
 
 # The file that marks a folder as made by this command.
 MARK = "synthesize.yaml"
@@ -62,8 +62,6 @@ def synthesize(options: Options) -> None:
     """Makes synthetic infrared scenes: drones of 3 to 60 pixels, and birds, leaves, hot building corners and airplanes
     as labelled distractors."""
     size = _check(options)
-    if options.json is not None:
-        check_folder(Path(options.json).parent)
     out = Path(options.out)
     try:
         with _new_folder(out) as folder:

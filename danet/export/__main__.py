@@ -165,8 +165,6 @@ def _check(options: ExportOptions) -> None:
             raise UserError(f"--{name} must lie between 0 and 1, got {getattr(options, name)}")
     if options.max_detections < 1:
         raise UserError(f"--max_detections must be at least 1, got {options.max_detections}")
-    if options.json is not None:
-        check_folder(Path(options.json).parent)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from danet.data.coco import ImageRecord, write_coco
 from danet.data.image import read_image
 from danet.data.written import report
 from danet.errors import UserError
-from danet.files import atomic_path, check_folder, read_text
+from danet.files import atomic_path, read_text
 from danet.video import IMAGE_SUFFIXES
 
 
@@ -33,8 +33,6 @@ class ImportFolder:
         self._jsons: list[tuple[Path, Sequence[ImageRecord], Sequence[str]]] = []
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder}: is a file; an import needs a folder to write to")
-        if json is not None:
-            check_folder(Path(json).parent)
 
     def __enter__(self) -> "ImportFolder":
         return self
