@@ -128,6 +128,9 @@ class TrainOptions:
     target: str | None = None
     """The class that `scale`, `adcr` and `distill` mean by target; by default the model's first."""
 
+    assignment: Literal["centre", "atss"] = "centre"
+    """Which cells learn a box (for the default head): those near its centre, or those that ATSS chooses."""
+
     adcr: AdcrOptions = field(default_factory=AdcrOptions)
     """The loss that tells targets from distractors (section 3.1.3)."""
 
@@ -229,6 +232,8 @@ class TrainOptions:
         check_scale_edges(self.scale_edges)
         if self.target is not None and self.target not in self.model.classes:
             raise UserError(f"target {self.target}: not a class of the model ({', '.join(self.model.classes)})")
+        if self.assignment != "centre" and self.model.head != "default":
+            raise UserError(f"assignment {self.assignment}: is for the default head, model.head is {self.model.head}")
         if self.nesterov and self.momentum == 0:
             raise UserError("nesterov needs a momentum")
         if self.threads is not None and self.threads < 1:

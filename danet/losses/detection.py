@@ -1,28 +1,18 @@
-"""The detection terms of eq. 10: which prediction answers for which box, and how wrong it is."""
+"""The detection terms of eq. 10: how wrong the predictions are that answer for boxes, and all others."""
+
+from typing import Literal
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danet.boxes import area, giou, iou
+from danet.boxes import giou
+from danet.losses.assignment import Targets, by_atss, by_centre, by_overlap
 from danet.models.detector import DANet, Output
 from danet.models.head import AnchorFreeHead, AnchorHead
 
-
-class Targets:
-    """Boxes of a batch padded to equal numbers, so that assignment runs without a loop over images.
-
-    Args:
-        boxes: a list of ``[M_i, 4]``. labels: a list of int64 ``[M_i]``, class index or -1 (distractor:
-            background). ignore: a list of bool ``[M_i]``, regions in which nothing is learned.
-    """
-
-    def __init__(self, boxes: list[Tensor], labels: list[Tensor], ignore: list[Tensor]) -> None:
-        objects = [(label >= 0) & ~skip for label, skip in zip(labels, ignore, strict=True)]
-        self.boxes, self.valid = _pad([b[o].float() for b, o in zip(boxes, objects, strict=True)])
-        self.labels, _ = _pad([label[o] for label, o in zip(labels, objects, strict=True)])
-        self.ignored, self.ignored_valid = _pad([b[s].float() for b, s in zip(boxes, ignore, strict=True)])
+Assignment = Literal["centre", "atss"]
 
 
 class AnchorFreeLoss(nn.Module):
@@ -36,17 +26,17 @@ class AnchorFreeLoss(nn.Module):
     All of these learn the box, but only those within 1 stride of its centre learn that something is
     there; the others are free to say either. Where the window of a loosely drawn box ends is chance, and
     learning it as truth keeps every score near 0.5. Targets are 0 or 1: soft ones have the same effect.
+
+    With ``assignment="atss"`` cells are chosen by ATSS instead, the rival of docs/results.md.
     """
 
-    RADIUS = 1.5
-    SURE_RADIUS = 1.0
-    LOW, HIGH = 2.5, 6.0
     ALPHA, GAMMA = 0.25, 2.0
     BOX_WEIGHT = 2.0
 
-    def __init__(self, head: AnchorFreeHead) -> None:
+    def __init__(self, head: AnchorFreeHead, assignment: Assignment = "centre") -> None:
         super().__init__()
         self.head = head
+        self.assign = {"centre": by_centre, "atss": by_atss}[assignment]
 
     def forward(self, output: Output, targets: Targets) -> dict[str, Tensor]:
         logits = self.head.flatten(output.logits, self.head.outputs)
@@ -69,39 +59,6 @@ class AnchorFreeLoss(nn.Module):
             "reg": self.BOX_WEIGHT * (1.0 - overlap).sum() / positives,
         }
 
-    @torch.no_grad()
-    def assign(self, references: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
-        """Which box each cell answers for, and what it learns of it.
-
-        Args:
-            references: ``[P, 4]`` cell centres and strides.
-
-        Returns:
-            ``[N, P]`` each: the index of the cell's box or -1 (int64), whether it learns that the box is
-            there (bool), and whether it is free of learning either (bool; it answers for a box, or lies in
-            an ignore region; where both are true, it learns).
-        """
-        centre, stride = references[:, None, :2], references[:, None, 2]
-        ignored = _ignored(references[:, :2], references[:, 2], targets)
-        if targets.boxes.shape[1] == 0:
-            return torch.full(ignored.shape, -1, device=references.device), torch.zeros_like(ignored), ignored
-
-        boxes = targets.boxes[:, None]
-        size = area(boxes).sqrt()
-        finest, coarsest = references[:, 2].min(), references[:, 2].max()
-        in_range = (size < self.HIGH * stride) | (stride == coarsest)
-        in_range &= (size >= self.LOW * stride) | (stride == finest)
-        distance = (boxes[..., :2] + boxes[..., 2:]) / 2 - centre
-        strides_away = (distance.abs() / stride[..., None]).amax(-1)
-        inside = _inside(centre, targets.boxes)
-        holds_centre = _holds_centre(references[:, :2], references[:, 2], targets.boxes)
-        positive = in_range & (((strides_away < self.RADIUS) & inside) | holds_centre) & targets.valid[:, None]
-        cost = torch.where(positive, size, torch.inf)
-        best, index = cost.min(dim=-1)
-        matched = torch.where(best.isfinite(), index, -1)
-        central = (positive & ((strides_away < self.SURE_RADIUS) | holds_centre)).gather(2, index[..., None])[..., 0]
-        return matched, (matched >= 0) & central, ignored | (matched >= 0)
-
 
 class AnchorLoss(nn.Module):
     """Preset ``paper``: cross-entropy and smooth-L1 (section 3.3) on matched anchors.
@@ -111,7 +68,6 @@ class AnchorLoss(nn.Module):
     leaves out follows the lab's earlier detector).
     """
 
-    POSITIVE_IOU = 0.5
     NEGATIVES_PER_POSITIVE = 3
 
     def __init__(self, head: AnchorHead) -> None:
@@ -122,7 +78,7 @@ class AnchorLoss(nn.Module):
         logits = self.head.flatten(output.logits, self.head.outputs)
         deltas = self.head.flatten(output.deltas, 4)
         references = self.head.references(output.logits)
-        matched, ignored = self.assign(references, self.head.cell_sizes(output.logits), targets)
+        matched, ignored = by_overlap(references, self.head.cell_sizes(output.logits), targets)
 
         image, anchor = (matched >= 0).nonzero(as_tuple=True)
         truth = matched[image, anchor]
@@ -142,30 +98,6 @@ class AnchorLoss(nn.Module):
         distance = F.smooth_l1_loss(deltas[image, anchor], encoded, reduction="sum")
         return {"cls": entropy[learned].sum() / positives, "reg": distance / positives}
 
-    @torch.no_grad()
-    def assign(self, references: Tensor, cells: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """For every image and anchor the index of its box or -1, and whether it lies in an ignore region.
-
-        Args:
-            references: ``[P, 4]`` centres and sizes of the anchors. cells: ``[P]`` strides of their levels.
-        """
-        centre, size = references[:, :2], references[:, 2:]
-        anchors = torch.cat([centre - size / 2, centre + size / 2], dim=1)
-        ignored = _ignored(centre, cells, targets)
-        matched = torch.full(ignored.shape, -1, device=references.device)
-        for i, count in enumerate(targets.valid.sum(1).tolist()):
-            if count == 0:
-                continue
-            overlap = iou(anchors, targets.boxes[i, :count])
-            best, index = overlap.max(dim=1)
-            matched[i] = torch.where(best >= self.POSITIVE_IOU, index, -1)
-            # Boxes that want the same anchor: the better fit takes it, the other its next best.
-            for box in overlap.max(dim=0).values.argsort(descending=True, stable=True).tolist():
-                anchor = overlap[:, box].argmax()
-                matched[i, anchor] = box
-                overlap[anchor] = -1.0
-        return matched, ignored
-
 
 class DetectionLoss(nn.Module):
     """The named terms of the overall loss for a batch; their sum is what is minimised.
@@ -177,14 +109,14 @@ class DetectionLoss(nn.Module):
         output: of ``DANet.forward``. boxes, labels, ignore: lists over the images, see ``Targets``.
     """
 
-    def __init__(self, model: DANet) -> None:
+    def __init__(self, model: DANet, assignment: Assignment = "centre") -> None:
         super().__init__()
         head = model.head
         self.loss: AnchorLoss | AnchorFreeLoss
         if isinstance(head, AnchorHead):
             self.loss = AnchorLoss(head)
         elif isinstance(head, AnchorFreeHead):
-            self.loss = AnchorFreeLoss(head)
+            self.loss = AnchorFreeLoss(head, assignment)
         else:
             raise TypeError(f"DetectionLoss: no loss for a {type(head).__name__}")
 
@@ -214,39 +146,3 @@ def _focal(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tenso
     wrong = probability * (1 - targets) + (1 - probability) * targets
     balance = alpha * targets + (1 - alpha) * (1 - targets)
     return balance * wrong**gamma * entropy
-
-
-def _inside(points: Tensor, boxes: Tensor) -> Tensor:
-    """Whether points ``[P, 1, 2]`` lie in boxes ``[N, M, 4]``: bool ``[N, P, M]``."""
-    boxes = boxes[:, None]
-    return ((points >= boxes[..., :2]) & (points < boxes[..., 2:])).all(-1)
-
-
-def _holds_centre(centres: Tensor, cells: Tensor, boxes: Tensor) -> Tensor:
-    """Whether cells (centres ``[P, 2]``, sides ``[P]``) contain the centres of boxes ``[N, M, 4]``: bool ``[N, P, M]``.
-
-    Cells are half-open, so that exactly one of a level contains a point.
-    """
-    distance = (boxes[:, None, :, :2] + boxes[:, None, :, 2:]) / 2 - centres[:, None]
-    half = cells[:, None, None] / 2
-    return ((distance >= -half) & (distance < half)).all(-1)
-
-
-def _ignored(centres: Tensor, cells: Tensor, targets: Targets) -> Tensor:
-    """Whether a cell's centre lies in an ignore region or the cell holds a region's centre: bool ``[N, P]``.
-
-    The latter, since most regions are slivers of targets, smaller than a cell.
-    """
-    inside = _inside(centres[:, None], targets.ignored) | _holds_centre(centres, cells, targets.ignored)
-    return (inside & targets.ignored_valid[:, None]).any(-1)
-
-
-def _pad(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Tensors ``[M_i, ...]`` -> ``[N, max M, ...]`` filled with zeros, and a bool mask ``[N, max M]``."""
-    longest = max(len(t) for t in tensors)
-    padded = tensors[0].new_zeros(len(tensors), longest, *tensors[0].shape[1:])
-    valid = torch.zeros(len(tensors), longest, dtype=torch.bool, device=padded.device)
-    for i, t in enumerate(tensors):
-        padded[i, : len(t)] = t
-        valid[i, : len(t)] = True
-    return padded, valid

@@ -95,7 +95,7 @@ class Trainer:
         if options.freeze_norm:
             freeze_norms(self.model)
             freeze_norms(self.extras)
-        self.criterion = DetectionLoss(self.model)
+        self.criterion = DetectionLoss(self.model, options.assignment)
         self.autocast = _autocast_dtype(options.amp, device)
         self.state = TrainingState(
             model=self.model,
