@@ -13,10 +13,12 @@ from rich.console import Console
 
 from danet import cli
 from danet.ablation import Result, summarise, to_markdown
-from danet.data.coco import CocoDataset, load_coco
+from danet.data.coco import CocoDataset, ImageRecord, load_coco
+from danet.data.loader import load_source
 from danet.errors import UserError
 from danet.evaluate import EvaluateOptions, NothingFound, evaluate, select_images
 from danet.files import read_json, read_text, write_json, write_text
+from danet.folds import join, write_folds
 from danet.train import CONFIG, PRESETS, TrainOptions, train
 
 COMPONENTS = ("safem", "acfa", "adcr", "sskd")
@@ -42,6 +44,10 @@ class AblateOptions:
 
     tune: str | None = None
     """COCO json of other images, on which each run's threshold is chosen; without one it is 0.5."""
+
+    folds: int | None = None
+    """Cross-validation: `val` and the training data are put together and divided anew, by recording, into this many
+    parts. Each is measured with runs trained on the others, of which a tenth chooses their threshold."""
 
     rows: list[str] | None = None
     """Variants, each named by its components (safem, acfa, adcr, sskd) joined by +, or baseline for none. By default
@@ -88,7 +94,8 @@ class AblateOptions:
     """Resamples of the bootstrap that gives the 95 % intervals."""
 
     out: str = "runs/ablate"
-    """Folder for ablation.md, ablation.json, ablation.png, config.yaml, and a folder for each variant and seed."""
+    """Folder for ablation.md, ablation.json, ablation.png, config.yaml, and a folder for each variant and seed (with
+    folds, in one for each part)."""
 
     json: str | None = None
     """Write what ablation.json holds to this file, too."""
@@ -102,6 +109,13 @@ class AblateOptions:
         for name in ("adcr_weight", "sskd_weight"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.folds is not None:
+            if self.folds < 2:
+                raise UserError(f"folds must be 2 or more, got {self.folds}")
+            if self.tune is not None:
+                raise UserError(f"tune {self.tune}: with folds, images that are trained on give way to tune")
+            if any((self.teacher_small, self.teacher_medium, self.teacher_large)):
+                raise UserError("folds: teachers have seen recordings that are to be measured; leave them out")
         if not 0 < self.recall <= 1:
             raise UserError(f"recall must lie between 0 and 1, got {self.recall}")
         if self.resamples < 1:
@@ -116,42 +130,58 @@ def ablate(options: AblateOptions) -> int:
     """
     cli.check_out(options)
     _check_teachers(options)
-    variants = {name: _variant(options, words) for name, words in _rows(options).items()}
-    data = load_coco(options.val)
-    for variant in variants.values():
-        target = options.target or variant.model.classes[0]
-        if not any(target in record.names for record in select_images(data, _evaluation(options))):
-            raise UserError(f"{options.val}: shows no {target!r}; see --target and --class_map")
-    runs = [
-        _Run(options, name, dataclasses.replace(variant, seed=seed))
-        for seed in options.seeds
-        for name, variant in variants.items()
-    ]
-    for run in runs:  # before the first hour is spent
-        run.check()
+    names = list(_rows(options))
+    parts = [options] if options.folds is None else _folds(options)
+    studies = [_Study(part) for part in parts]  # checked before the first hour is spent
     write_text(Path(options.out) / CONFIG, cli.dump(options))
 
     console = Console(quiet=options.quiet, highlight=False)
+    total, number = len(options.seeds) * len(names) * len(studies), 0
     results: list[Result] = []
-    for number, run in enumerate(runs, 1):
-        console.print(f"{number}/{len(runs)}  {run.name}, seed {run.options.seed}", style="bold")
-        if (code := run.train()) != 0:
-            print("danet ablate: stopped; the same command again goes on", file=sys.stderr)
-            return code
-        run.evaluate()
-        results.append(run.result(data))
-        console.print(results[-1].line())
-        if number % len(variants) == 0:
-            _write(options, results, data)
+    for seed in options.seeds:
+        for name in names:
+            of_parts = []
+            for part, study in enumerate(studies):
+                number += 1
+                of_part = "" if options.folds is None else f", part {part}"
+                console.print(f"{number}/{total}  {name}, seed {seed}{of_part}", style="bold")
+                run = study.runs[name, seed]
+                if (code := run.train()) != 0:
+                    print("danet ablate: stopped; the same command again goes on", file=sys.stderr)
+                    return code
+                run.evaluate()
+                of_parts.append(run.result(study.data))
+                console.print(of_parts[-1].line())
+            results.append(of_parts[0] if options.folds is None else join(of_parts))
+        _write(options, results, [record for study in studies for record in study.records])
     if not options.quiet:
         print(read_text(Path(options.out) / "ablation.md"), end="")
     return 0
 
 
-def _write(options: AblateOptions, results: list[Result], data: CocoDataset) -> None:
+def _folds(options: AblateOptions) -> list[AblateOptions]:
+    """The parts of a cross-validation as ablations of their own."""
+    common = _variant(options, [])
+    if common.val is not None:
+        raise UserError("--val of the training: with folds, it may hold what is measured; leave it out")
+    records = [record for source in (options.val, *common.data) for record in load_source(source)]
+    folds = write_folds(records, options.folds or 0, Path(options.out))
+    return [
+        dataclasses.replace(
+            options,
+            val=fold.val,
+            tune=fold.tune,
+            folds=None,
+            out=str(Path(fold.val).parent),
+            train=[*options.train, f"--data={json.dumps([fold.train])}"],
+        )
+        for fold in folds
+    ]
+
+
+def _write(options: AblateOptions, results: list[Result], records: list[ImageRecord]) -> None:
     from danet.plots import plot_ablation  # with matplotlib, which takes its time
 
-    records = select_images(data, _evaluation(options))
     summary = summarise(
         results, records, criterion=options.criterion, recall=options.recall, resamples=options.resamples
     )
@@ -218,6 +248,26 @@ def _evaluation(options: AblateOptions, **changes: Any) -> EvaluateOptions:
     names = ("tune", "target", "criterion", "class_map", "stride", "resamples")
     same: dict[str, Any] = {name: getattr(options, name) for name in names}
     return EvaluateOptions("", options.val, **same, quiet=True, **changes)
+
+
+class _Study:
+    """All runs on the same data."""
+
+    def __init__(self, options: AblateOptions) -> None:
+        variants = {name: _variant(options, words) for name, words in _rows(options).items()}
+        self.data = load_coco(options.val)
+        self.records = select_images(self.data, _evaluation(options))
+        for variant in variants.values():
+            target = options.target or variant.model.classes[0]
+            if not any(target in record.names for record in self.records):
+                raise UserError(f"{options.val}: shows no {target!r}; see --target and --class_map")
+        self.runs = {
+            (name, seed): _Run(options, name, dataclasses.replace(variant, seed=seed))
+            for seed in options.seeds
+            for name, variant in variants.items()
+        }
+        for run in self.runs.values():
+            run.check()
 
 
 class _Run:

@@ -20,7 +20,7 @@ from danet.errors import UserError
 from danet.evaluate_tables import print_metrics
 from danet.files import write_json, write_text
 from danet.metrics import Metrics, choose_threshold, evaluate_predictions
-from danet.mistakes import find_mistakes, mistakes_sheet
+from danet.mistakes import find_mistakes, mistakes_sheet, size_sheet
 
 if TYPE_CHECKING:
     from danet.boxes import Detections
@@ -185,8 +185,12 @@ def evaluate(options: EvaluateOptions) -> None:
         "environment": info(),
         "options": asdict(options),
     }
-    sheet = mistakes_sheet(records, predictions, classes, mistakes, target=target, threshold=shown_at)
-    written = _write(options, data, records, predictions, classes, metrics, content, sheet)
+    seen = (records, predictions, classes, mistakes)
+    sheets = {
+        "misses_and_false_alarms.png": mistakes_sheet(*seen, target=target, threshold=shown_at),
+        "by_size.png": size_sheet(*seen, target=target, threshold=shown_at, edges=options.scale_edges),
+    }
+    written = _write(options, data, records, predictions, classes, metrics, content, sheets)
     print_metrics(metrics, console)
     _print_mistakes(console, content["mistakes"], metrics.criteria[metrics.criterion].title, shown_at)
     _print_speed(console, content["speed"])
@@ -279,7 +283,7 @@ def _write(
     classes: Sequence[str],
     metrics: Metrics,
     content: dict,
-    sheet: np.ndarray | None,
+    sheets: dict[str, np.ndarray | None],
 ) -> list[Path]:
     """Writes every file; returns their paths."""
     from danet.inference import coco_results
@@ -294,11 +298,11 @@ def _write(
     write_curves(written[2], metrics)
     plot_pr_curves(written[3], metrics)
     plot_f1_curves(written[4], metrics)
-    pictures = out / "misses_and_false_alarms.png"
-    pictures.unlink(missing_ok=True)
-    if sheet is not None:
-        write_image(pictures, sheet)
-        written.append(pictures)
+    for name, sheet in sheets.items():
+        (out / name).unlink(missing_ok=True)
+        if sheet is not None:
+            write_image(out / name, sheet)
+            written.append(out / name)
     if options.json is not None:
         written.append(Path(options.json))
         write_json(written[-1], content)

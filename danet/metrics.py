@@ -212,9 +212,8 @@ def evaluate_predictions(
     data, main = by_class[target], CRITERIA[criterion]
     matches = {key: match(data, each) for key, each in CRITERIA.items()}
     criteria = {key: result(key, CRITERIA[key].title, data, matches[key]) for key in CRITERIA}
-    scales = [
-        result(name, title, data, match(data, main, size_range)) for name, title, size_range in _scales(scale_edges)
-    ]
+    buckets = size_buckets(scale_edges)
+    scales = [result(name, title, data, match(data, main, bounds)) for name, title, bounds in buckets]
     others = [result(name, name, by_class[name], match(by_class[name], main)) for name in classes if name != target]
     thresholds: dict[str, float | None] = {"fixed": fixed, "tuned": threshold}
     for key, each in criteria.items():
@@ -346,7 +345,7 @@ def _result(
     return Result(name, title, line.objects, ap, at_fixed.operating(draws), tuned, line)
 
 
-def _scales(edges: Sequence[float]) -> list[tuple[str, str, tuple[float, float]]]:
+def size_buckets(edges: Sequence[float]) -> list[tuple[str, str, tuple[float, float]]]:
     """Name, title and range of each bucket."""
     bounds = [0.0, *edges, math.inf]
     names = ["small", "medium", "large"] if len(edges) == 2 else [f"scale {i}" for i in range(len(bounds) - 1)]

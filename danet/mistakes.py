@@ -1,4 +1,4 @@
-"""What goes wrong: misses and false alarms of one class with their causes, and a picture of the worst."""
+"""What goes wrong: misses and false alarms of one class with their causes, pictures of the worst, and of each size."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,17 +9,21 @@ import numpy as np
 from danet.data.coco import ImageRecord
 from danet.data.image import read_image, to_display
 from danet.matching import CRITERIA, FALSE_ALARM, HIT, Criterion, flatten, iou, match
+from danet.metrics import size_buckets
 from danet.visual import PALETTE, contact_sheet, draw_boxes, enlarge
 
 TILE = 224
 COLUMNS = 6
 # Mistakes shown of one video at most: neighbouring frames repeat them.
 PER_VIDEO = 2
+# Hits, misses and false alarms shown of each size.
+EACH = 2
+HIT_CAUSE = "hit"
 TRUTH_COLOR, DETECTION_COLOR = PALETTE[1], PALETTE[2]
 
 
 class Mistake(NamedTuple):
-    """One miss (``score`` None) or false alarm, its box ``[4]`` in pixels of image ``image``."""
+    """One miss (``score`` None) or false alarm, its box ``[4]`` in pixels of image ``image``; or a hit."""
 
     image: int
     box: np.ndarray
@@ -28,14 +32,16 @@ class Mistake(NamedTuple):
 
 
 class Mistakes(NamedTuple):
-    """The worst first: misses far from any detection and large, false alarms of high score."""
+    """The worst first: misses far from any detection and large, false alarms of high score. And the hits."""
 
     misses: list[Mistake]
     false_alarms: list[Mistake]
+    hits: list[Mistake]
 
     def causes(self) -> dict[str, dict[str, int]]:
         """How many mistakes have each cause."""
-        return {name: dict(Counter(m.cause for m in getattr(self, name)).most_common()) for name in self._fields}
+        wrong = {"misses": self.misses, "false_alarms": self.false_alarms}
+        return {name: dict(Counter(m.cause for m in mistakes).most_common()) for name, mistakes in wrong.items()}
 
 
 def find_mistakes(
@@ -58,8 +64,9 @@ def find_mistakes(
     rule = CRITERIA[criterion]
     matches = match(data, rule)
     kept = data.scores >= threshold
+    right = np.flatnonzero(kept & (matches.outcome == HIT))
     found = np.zeros(len(data.truths), bool)
-    found[matches.truth[kept & (matches.outcome == HIT)]] = True
+    found[matches.truth[right]] = True
     of_image = _members(data.image, data.images)
     truths_of_image = _members(data.truth_image, data.images)
 
@@ -77,7 +84,8 @@ def find_mistakes(
         truths = data.truths[truths_of_image[image]]
         cause = _cause_of_false_alarm(data.boxes[index], truths, records[image], target, rule)
         false_alarms.append(Mistake(image, data.boxes[index], float(data.scores[index]), cause))
-    return Mistakes(misses, false_alarms)
+    hits = [Mistake(int(data.image[i]), data.truths[matches.truth[i]], float(data.scores[i]), HIT_CAUSE) for i in right]
+    return Mistakes(misses, false_alarms, hits)
 
 
 def mistakes_sheet(
@@ -94,15 +102,42 @@ def mistakes_sheet(
 
     Truths are blue (distractors grey), detections of ``target`` orange with their scores.
     """
+    shown = [*_varied(mistakes.misses, records, each), *_varied(mistakes.false_alarms, records, each)]
+    tiles = [_tile(mistake, records, predictions, classes.index(target), target, threshold) for mistake in shown]
+    return contact_sheet(tiles, COLUMNS, [_title(mistake, records) for mistake in shown]) if tiles else None
+
+
+def size_sheet(
+    records: Sequence,
+    predictions: Sequence,
+    classes: Sequence[str],
+    mistakes: Mistakes,
+    *,
+    target: str,
+    threshold: float,
+    edges: Sequence[float],
+) -> np.ndarray | None:
+    """A row for each size (of the truth, or of a false alarm's box): two hits, two misses, two false alarms.
+
+    Hits are those of middling score, the others the worst. Colours as in `mistakes_sheet`; an empty place says that
+    there is no (other) one. uint8 BGR, None without any.
+    """
+    if not any(mistakes):
+        return None
+    scores = [hit.score or 0.0 for hit in mistakes.hits]
+    middle = float(np.median(scores)) if scores else 0.0
+    usual_first = sorted(mistakes.hits, key=lambda hit: abs((hit.score or 0.0) - middle))
     tiles, titles = [], []
-    for mistake in [*_varied(mistakes.misses, records, each), *_varied(mistakes.false_alarms, records, each)]:
-        record = records[mistake.image]
-        boxes, scores, labels = (np.asarray(values) for values in predictions[mistake.image])
-        shown = (labels == classes.index(target)) & (scores >= threshold)
-        tiles.append(_tile(record, mistake.box, boxes[shown], scores[shown], target))
-        what = "miss" if mistake.score is None else f"false {mistake.score:.2f}"
-        titles.append(f"{what} {mistake.cause} {record.path.stem}")
-    return contact_sheet(tiles, COLUMNS, titles) if tiles else None
+    for _, title, (low, high) in size_buckets(edges):
+        size = title.replace("≥", "from")  # OpenCV writes ASCII
+        for what, found in (("hit", usual_first), ("miss", mistakes.misses), ("false alarm", mistakes.false_alarms)):
+            shown = _varied([m for m in found if low <= _size(m.box) < high], records, EACH, per_video=1)
+            tiles += [_tile(m, records, predictions, classes.index(target), target, threshold) for m in shown]
+            titles += [f"{size}: {_title(m, records)}" for m in shown]
+            lacking = EACH - len(shown)
+            tiles += [np.full((TILE, TILE, 3), 40, np.uint8)] * lacking
+            titles += [f"{size}: no {'other ' * bool(shown)}{what}"] * lacking
+    return contact_sheet(tiles, 3 * EACH, titles)
 
 
 def _cause_of_miss(truth: np.ndarray, boxes: np.ndarray, kept: np.ndarray, rule: Criterion) -> str:
@@ -125,19 +160,35 @@ def _cause_of_false_alarm(
     return record.names[int(overlap.argmax())] if (overlap > 0).any() else "background"
 
 
-def _varied(mistakes: Sequence[Mistake], records: Sequence, count: int) -> list[Mistake]:
-    """The first ``count``, at most PER_VIDEO of a video."""
+def _varied(mistakes: Sequence[Mistake], records: Sequence, count: int, per_video: int = PER_VIDEO) -> list[Mistake]:
+    """The first ``count``, at most ``per_video`` of a video."""
     seen: Counter[str] = Counter()
     chosen = []
     for mistake in mistakes:
         video = records[mistake.image].video or str(records[mistake.image].path)
         seen[video] += 1
-        if seen[video] <= PER_VIDEO:
+        if seen[video] <= per_video:
             chosen.append(mistake)
     return chosen[:count]
 
 
-def _tile(record: ImageRecord, box: np.ndarray, boxes: np.ndarray, scores: np.ndarray, target: str) -> np.ndarray:
+def _title(mistake: Mistake, records: Sequence) -> str:
+    if mistake.cause == HIT_CAUSE:
+        what = f"hit {mistake.score:.2f}"
+    elif mistake.score is None:
+        what = f"miss {mistake.cause}"
+    else:
+        what = f"false {mistake.score:.2f} {mistake.cause}"
+    return f"{what} {records[mistake.image].path.stem}"
+
+
+def _tile(
+    mistake: Mistake, records: Sequence, predictions: Sequence, label: int, target: str, threshold: float
+) -> np.ndarray:
+    """The surroundings of a mistake, enlarged, with truths and with detections of class ``label``."""
+    record, box = records[mistake.image], mistake.box
+    found, scores, labels = (np.asarray(values) for values in predictions[mistake.image])
+    shown = (labels == label) & (scores >= threshold)
     image = to_display(read_image(record.path))
     height, width = image.shape[:2]
     side = int(np.clip(4 * max(box[2:] - box[:2]), 40, max(height, width)))
@@ -149,16 +200,16 @@ def _tile(record: ImageRecord, box: np.ndarray, boxes: np.ndarray, scores: np.nd
     factor = TILE / side
     tile = enlarge(crop, factor)
 
-    def placed(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        moved = found - np.array([x, y, x, y])
+    def placed(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        moved = corners - np.array([x, y, x, y])
         visible = (moved[:, 2:] > 0).all(1) & (moved[:, :2] < np.array(crop.shape[1::-1])).all(1)
         return moved[visible] * factor, visible
 
     truths, visible = placed(np.asarray(record.boxes))
-    labels = [0 if name == target else -1 for name in np.array(record.names, object)[visible]]
-    tile = draw_boxes(tile, truths, labels=labels, colors=[TRUTH_COLOR])
-    detected, visible = placed(boxes)
-    return draw_boxes(tile, detected, scores[visible], colors=[DETECTION_COLOR])
+    colours = [0 if name == target else -1 for name in np.array(record.names, object)[visible]]
+    tile = draw_boxes(tile, truths, labels=colours, colors=[TRUTH_COLOR])
+    detected, visible = placed(found[shown])
+    return draw_boxes(tile, detected, scores[shown][visible], colors=[DETECTION_COLOR])
 
 
 def _members(image: np.ndarray, images: int) -> list[np.ndarray]:

@@ -81,6 +81,38 @@ def test_two_rows_are_trained_measured_compared_and_not_repeated(command, tmp_pa
     assert f"{out / 'baseline' / '0'}: a run with epochs 1, now it is 2; give another --out" in only_error(capsys)
 
 
+def test_folds_measure_every_recording_once_by_runs_that_did_not_see_it(command, tmp_path, capsys):
+    out = tmp_path / "out"
+    at = command.index("--tune")
+    words = [*command[:at], *command[at + 2 :]]
+    assert main(with_words(words, "--folds", "2", "--rows", "baseline", "safem")) == 0
+    content = json.loads((out / "ablation.json").read_text())
+    assert content["images"] == 16 and [row["seeds"] for row in content["rows"]] == [[0], [0]]
+    seen = []
+    for fold in ("fold0", "fold1"):
+        names = {}
+        for name in ("train", "tune", "val"):
+            part = json.loads((out / fold / f"{name}.json").read_text())
+            names[name] = {(out / fold / image["file_name"]).resolve() for image in part["images"]}
+        assert sum(map(len, names.values())) == 16 == len(set.union(*names.values()))
+        seen += names["val"]
+        measured = json.loads((out / fold / "safem" / "0" / "evaluate.json").read_text())["options"]
+        assert (measured["data"], measured["tune"]) == (str(out / fold / "val.json"), str(out / fold / "tune.json"))
+        trained = (out / fold / "safem" / "0" / "config.yaml").read_text()
+        assert f"- {out / fold / 'train.json'}\n" in trained and "fit" not in trained
+    assert len(seen) == 16 == len(set(seen))
+
+    capsys.readouterr()
+    for more, error in (
+        (["--folds", "1"], "folds must be 2 or more, got 1"),
+        (["--folds", "2", "--tune", "x"], "tune x: with folds, images that are trained on give way to tune"),
+        (["--folds", "2", "--teacher_small", "x"], "folds: teachers have seen recordings that are to be measured"),
+        (["--folds", "40"], "40 parts cannot be made of 16 recordings"),
+    ):
+        assert main(with_words(words, *more)) == 2
+        assert error in only_error(capsys)
+
+
 def test_rows_say_what_danet_train_is_told():
     rows = _rows(AblateOptions("v", adcr_weight=0.2))
     assert list(rows) == ["baseline", "safem", "acfa", "adcr", "safem+acfa", "safem+acfa+adcr"]

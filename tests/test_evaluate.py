@@ -23,7 +23,7 @@ from danet.models import build_model
 
 CLASSES = ["drone", "bird"]
 NAMES = ("metrics.json", "predictions.json", "curves.csv", "pr_curve.png", "f1_confidence.png")
-SHEET = "misses_and_false_alarms.png"
+SHEET, SIZES = "misses_and_false_alarms.png", "by_size.png"
 
 
 def scene(rng, name, size):
@@ -106,7 +106,7 @@ def read(path):
 
 def test_files_and_figures(evaluated):
     names = {path.name for path in evaluated.iterdir()}
-    assert names - {SHEET} == {*NAMES, "again.json", "config.yaml"}
+    assert names - {SHEET} == {*NAMES, SIZES, "again.json", "config.yaml"}
     metrics = read(evaluated / "metrics.json")
     assert metrics == read(evaluated / "again.json")
     assert set(metrics["criteria"]) == {"iou50", "iou30", "iop50", "center3"}
@@ -210,6 +210,8 @@ def test_unreachable_recall_is_null_and_printed(weights, tmp_path, capsys):
     assert sum(metrics["mistakes"]["misses"].values()) == 8
     sheet = cv2.imread(str(tmp_path / SHEET))
     assert sheet.shape[1] > 2 * 224
+    sizes = cv2.imread(str(tmp_path / SIZES))
+    assert sizes.shape[0] > 3 * 224 and sizes.shape[1] > 6 * 224  # a row for each size, two of each kind
 
 
 def test_stride_and_class_map(weights, data, tmp_path):
@@ -303,3 +305,5 @@ def test_causes_of_mistakes_by_hand():
     }
     assert [round(m.score, 2) for m in mistakes.false_alarms] == [0.8, 0.7, 0.6, 0.55]
     assert mistakes.misses[0].box.tolist() == list(others[2])
+    assert [hit.score for hit in mistakes.hits] == pytest.approx([0.9])
+    assert mistakes.hits[0].box.tolist() == list(TRUTH)

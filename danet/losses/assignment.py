@@ -111,7 +111,7 @@ def by_atss(references: Tensor, targets: Targets) -> Cells:
 
 @torch.no_grad()
 def by_overlap(references: Tensor, cells: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """For every image and anchor the index of its box or -1, and whether it lies in an ignore region; see ``AnchorLoss``.
+    """For every image and anchor the index of its box or -1, and whether it lies in an ignore region.
 
     Args:
         references: ``[P, 4]`` centres and sizes of the anchors. cells: ``[P]`` strides of their levels.

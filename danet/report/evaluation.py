@@ -14,7 +14,8 @@ from danet.report.charts import Axis, Kind, Series, chart
 from danet.report.html import Html, Report, Section, bars, facts, fold, grid, paragraph, table
 from danet.report.reproduce import command_line, configuration, read_config, saved_options
 
-METRICS, CURVES, SHEET = "metrics.json", "curves.csv", "misses_and_false_alarms.png"
+METRICS, CURVES = "metrics.json", "curves.csv"
+SHEET, SIZES = "misses_and_false_alarms.png", "by_size.png"
 MOST_ROWS = 15
 """Recordings of a table that is open from the start."""
 POINTS = ("fixed", "tuned")
@@ -63,7 +64,7 @@ def evaluation_sections(folder: Path, figures: dict, prefix: str = "") -> list[S
     return [
         Section(f"{prefix}Curves", _curves(folder, figures)),
         Section(f"{prefix}Figures", _tables(figures)),
-        Section(f"{prefix}Mistakes", _mistakes(folder, figures)),
+        Section(f"{prefix}Hits and mistakes", _mistakes(folder, figures)),
     ]
 
 
@@ -190,6 +191,9 @@ def _mistakes(folder: Path, figures: dict) -> list[Html]:
             "other objects grey, detections orange with their scores."
         )
         parts.append(pictures.sheet(folder / SHEET, caption))
+    if (folder / SIZES).is_file():
+        caption = "By size: hits of middling score, the worst misses, false alarms of highest score. Colours as above."
+        parts.append(pictures.sheet(folder / SIZES, caption))
     return parts
 
 
