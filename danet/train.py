@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from danet import cli
 from danet.config import ModelConfig
-from danet.data.loader import MINIMUM_SIZE, DataSource, DetectionDataset, default_workers, load_source
+from danet.data.loader import MINIMUM_SIZE, DataSource, DetectionDataset, collate, default_workers, load_source
 from danet.data.scales import EDGES, SCALES, Bucket, Scale, check_scale_edges
 from danet.data.transforms import Augmentation
 from danet.errors import UserError
@@ -110,7 +110,8 @@ class TrainOptions:
     """Replace a run that is in --out."""
 
     weights: str | None = None
-    """Start from the weights in this file instead of random ones; the model must be the same."""
+    """Start from the weights in this file instead of random ones, or from those of the package: shipped. The model must
+    be the same but for the names of the classes; those that are new learn from nothing."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The detector."""
@@ -261,6 +262,7 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
 
     from danet.models import build_model
     from danet.training import distributed
+    from danet.training.start import start_from
     from danet.training.trainer import STATE, WEIGHTS, Trainer
 
     if options.threads:
@@ -288,7 +290,7 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
     torch.manual_seed(options.seed)
     model = build_model(options.model)
     if options.weights and not (options.resume and (Path(options.out) / STATE).exists()):
-        _start_from(options.weights, model)
+        start_from(options.weights, model, lambda: _first_images(dataset))
     model = model.to(device)
     extras, fingerprints = _further_losses(options, model, target, device)
     trainer = Trainer(options, model, dataset, validation, device, extras, fingerprints)
@@ -344,16 +346,8 @@ def _further_losses(
     return extras, fingerprints
 
 
-def _start_from(path: str, model: "DANet") -> None:
-    """Copies weights of the same architecture and classes into ``model``."""
-    from danet.checkpoint import load_weights
-
-    loaded, _ = load_weights(path)
-    theirs, ours = dataclasses.asdict(loaded.config), dataclasses.asdict(model.config)
-    for key, value in theirs.items():
-        if value != ours[key]:
-            raise UserError(f"{path}: weights of another model: model.{key} is {value!r} there and {ours[key]!r} here")
-    model.load_state_dict(loaded.state_dict())
+def _first_images(dataset: DetectionDataset, count: int = 16) -> "torch.Tensor":
+    return collate([dataset[0, index] for index in range(count)]).images
 
 
 def _check_folder(options: TrainOptions) -> None:

@@ -63,7 +63,10 @@ class MBB(nn.Module):
 
     @torch.no_grad()
     def unfuse(self, weight: Tensor, bias: Tensor) -> None:
-        """Becomes what ``fuse()`` gave: all in the 3x3 branch. The others add nothing, until they are trained on."""
+        """Becomes what ``fuse()`` gave: all in the 3x3 branch. The others add nothing, until they are trained on.
+
+        Before that, ``measure`` must give the 3x3 branch's norm its statistics.
+        """
         self.conv3x3.weight.copy_(weight)
         for norm in (self.norm3x3, self.norm1x1, self.shortcut):
             if norm is not None:
@@ -71,6 +74,26 @@ class MBB(nn.Module):
                 norm.weight.zero_()
         self.norm3x3.weight.fill_(math.sqrt(1 + self.norm3x3.eps))  # its variance is one
         self.norm3x3.bias.copy_(bias)
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether the 3x3 branch's norm has the statistics that ``unfuse`` leaves, which are none."""
+        mean, variance = self.norm3x3.running_mean, self.norm3x3.running_var
+        return mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())
+
+    @torch.no_grad()
+    def measure(self, x: Tensor) -> None:
+        """After ``unfuse``: takes the statistics of a batch; what is computed in eval mode stays the same.
+
+        So it does in training mode, on batches like this one, which would otherwise be scaled to a variance of one.
+        """
+        norm = self.norm3x3
+        kernel, bias = fold_norm(self.conv3x3.weight, norm)
+        self.conv3x3.weight.copy_(kernel)
+        variance, mean = torch.var_mean(self.conv3x3(x).float(), dim=(0, 2, 3), correction=0)
+        norm.load_state_dict({**norm.state_dict(), "running_mean": mean, "running_var": variance})
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.copy_(bias + mean)
 
 
 class FusedMBB(nn.Module):
