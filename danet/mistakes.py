@@ -136,7 +136,7 @@ def size_sheet(
             titles += [f"{size}: {_title(m, records)}" for m in shown]
             lacking = EACH - len(shown)
             tiles += [np.full((TILE, TILE, 3), 40, np.uint8)] * lacking
-            titles += [f"{size}: no {'other ' * bool(shown)}{what}"] * lacking
+            titles += [f"{size}: no {what}{' elsewhere' * bool(shown)}"] * lacking
     return contact_sheet(tiles, 3 * EACH, titles)
 
 
@@ -179,7 +179,8 @@ def _title(mistake: Mistake, records: Sequence) -> str:
         what = f"miss {mistake.cause}"
     else:
         what = f"false {mistake.score:.2f} {mistake.cause}"
-    return f"{what} {records[mistake.image].path.stem}"
+    record = records[mistake.image]
+    return f"{what} {record.video or record.path.stem}"
 
 
 def _tile(
