@@ -25,7 +25,7 @@ ORDER = (
 SMALL = ("--model.name", "danet_nano", "--epochs", "1", "--batch", "4", "--augmentation.crop", "null")
 # What makes a command small, after what the page says.
 ADDED = {
-    "danet data synthesize": ("--images", "8", "--val_images", "6", "--size", "64x64", "--video_frames", "4"),
+    "danet data synthesize": ("--images", "8", "--val_images", "20", "--size", "64x64", "--video_frames", "4"),
     "danet train": (*SMALL, "--overwrite"),
     "danet evaluate": ("--resamples", "20"),
     "danet export": ("--overwrite",),
@@ -88,7 +88,7 @@ def test_commands_of_the_documentation_run(project, capsys):
             continue
         if command.startswith("danet evaluate"):  # after two steps nothing is found
             if not Path("longer").exists():
-                words = ["--data", "data/ir/train.json", "--out", "longer", *SMALL, "--quiet"]
+                words = ["--data", "data/ir/train.json", "data/demo/train.json", "--out", "longer", *SMALL, "--quiet"]
                 assert main(["train", *words, "--epochs", "60", "--lr", "0.003"]) == 0
             shutil.copy("longer/weights.safetensors", shlex.split(command)[2])
         if "openvino" in command and importlib.util.find_spec("openvino") is None:
