@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import ceilings, header
+from benchmarks.timing import ceilings, header, silent
 from danet.checkpoint import load_weights
 from danet.config import ModelConfig
 from danet.data.flight import write_video
@@ -291,7 +291,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--layers", action="store_true", help="also print the time of every layer")
     parser.add_argument("--json", type=Path, help="write the raw figures to this file")
     parser.add_argument("--plot", type=Path, help="draw a chart to this file (.png)")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     options = parser.parse_args(arguments)
+    say = silent if options.quiet else print
     for path in (options.json, options.plot):
         if path is not None and not path.parent.is_dir():
             parser.error(f"{path}: no such folder")
@@ -307,8 +309,8 @@ def main(arguments: list[str] | None = None) -> int:
     facts, ceiling = header(), ceilings()
     if options.device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, large product {ceiling['GFLOP/s']:.0f} GFLOP/s")
+    say(", ".join(f"{name} {value}" for name, value in facts.items()))
+    say(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, large product {ceiling['GFLOP/s']:.0f} GFLOP/s")
     results = []
     if options.weights is not None:
         models = {options.weights.name: load_weights(options.weights)[0]}
@@ -320,15 +322,15 @@ def main(arguments: list[str] | None = None) -> int:
             for batch in options.batch:
                 case = {"case": f"{name} {batch}x{size[0]}x{size[1]}", "GFLOP": batch * flops / 1e9}
                 case.update(network_only(model, size, batch, options))
-                print(f"\n{case['case']}, {case['GFLOP']:.2f} GFLOP", end="")
+                say(f"\n{case['case']}, {case['GFLOP']:.2f} GFLOP", end="")
                 if options.device == "cpu":
                     speed = case["GFLOP"] / case["milliseconds"]["deployed"]["p50"] * 1e3
                     case["times_peak"] = speed / case["peak_GFLOP/s"]
-                    print(", {times_peak:.2f} times the FMA peak of {peak_GFLOP/s:.0f} GFLOP/s".format(**case), end="")
-                print()
+                    say(", {times_peak:.2f} times the FMA peak of {peak_GFLOP/s:.0f} GFLOP/s".format(**case), end="")
+                say()
                 for kind, times in case["milliseconds"].items():
                     ratio = case["times_as_fast_as"].get(kind)
-                    print(
+                    say(
                         f"  {kind:<18}"
                         + "".join(f"  {p} {ms:8.2f} ms" for p, ms in times.items())
                         + (f"   deployed is {ratio:.2f}x as fast" if ratio else f"   {case['frames_per_second']:.1f}/s")
@@ -336,19 +338,19 @@ def main(arguments: list[str] | None = None) -> int:
                 if batch == 1 and options.device == "cpu":
                     case["resident_MB"] = memory(model.config.name, size, options.threads)
                     if case["resident_MB"] is not None:
-                        print(f"  resident memory beyond weights and Python: {case['resident_MB']:.0f} MB")
+                        say(f"  resident memory beyond weights and Python: {case['resident_MB']:.0f} MB")
                 if batch == 1 and options.frames:
                     case["end_to_end"] = end_to_end(model, size, options.frames, options)
-                    print(
+                    say(
                         "  danet.detect on a video: {frames_per_second:.1f} frames/s, {share:.0%} of the network alone "
                         "({network_frames_per_second:.1f})".format(**case["end_to_end"])
                     )
                 if batch == 1 and options.layers and options.device == "cpu":
                     case["layers"] = layers(model, size, case["peak_GFLOP/s"])
-                    print(f"  {'layer':<32}{'ms':>8}{'MFLOP':>9}{'x FMA peak':>12}")
+                    say(f"  {'layer':<32}{'ms':>8}{'MFLOP':>9}{'x FMA peak':>12}")
                     for row in case["layers"]:
                         values = f"{row['milliseconds']:8.3f}{row['MFLOP']:9.1f}{row['times_peak']:12.2f}"
-                        print(f"  {row['layer']:<32}{values}")
+                        say(f"  {row['layer']:<32}{values}")
                 results.append(case)
     if options.json is not None:
         shown = {"device": options.device, "dtype": options.dtype, "calls": options.calls}

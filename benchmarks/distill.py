@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import header
+from benchmarks.timing import header, track
 from danet.config import ModelConfig
 from danet.data.loader import Batch
 from danet.data.scales import SCALES
@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, 1 by default")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each kind, 10 by default")
     parser.add_argument("--json", type=Path, help="write the raw figures to this file")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     functions = {name: make_batch(options, scales) for name, scales in batches.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(options.steps + 1):  # the first is not counted
+    for turn in track(range(options.steps + 1), quiet=options.quiet):  # the first is not counted
         for name, batch in functions.items():
             started = time.perf_counter()
             step(batch, distilled=name != "plain")
@@ -95,6 +96,11 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = {name: statistics.median(values) for name, values in times.items()}
 
     facts = header()
+    if options.json is not None:
+        content = {"machine": facts, "options": {k: str(v) for k, v in vars(options).items()}, "seconds": times}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    if options.quiet:
+        return 0
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     print(f"student {describe(model, tuple(options.size))}")
     for scale, network in networks.items():
@@ -103,9 +109,6 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"projections {projections:.2f} M parameters; {options.batch} frames of {options.size[0]}x{options.size[1]}")
     for name, value in seconds.items():
         print(f"{name:24} {value:.3f} s  {value / seconds['plain']:.2f}x")
-    if options.json is not None:
-        content = {"machine": facts, "options": {k: str(v) for k, v in vars(options).items()}, "seconds": times}
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
 

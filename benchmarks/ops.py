@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks import goals, rivals
 from benchmarks.cases import CASES, Case, Function, image  # noqa: F401 (`measurements` gives CASES)
-from benchmarks.timing import alternate, ceilings, header  # noqa: F401 (and these)
+from benchmarks.timing import alternate, ceilings, header, silent  # noqa: F401 (and these)
 from danet.ops import info, lcdc, library, rep_conv, sdc, softmax_gate
 
 
@@ -171,7 +171,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, 2 by default")
     parser.add_argument("--repetitions", type=int, default=30, help="measurements a function, at least 30")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     options = parser.parse_args(arguments)
+    say = silent if options.quiet else print
     for path in (options.json, options.plot):
         if path is not None and not path.parent.is_dir():
             parser.error(f"{path}: no such folder")
@@ -198,9 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
         here.INSTALLED.update(installed)
 
     facts, ceiling, costs = here.header(), here.ceilings(), here.dispatch_cost()
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, large product {ceiling['GFLOP/s']:.0f} GFLOP/s; medians")
-    print(f"{'operator':<13}{'case':<34}{'pass':<9}{'ms':>8}{'GB/s':>8}{'GFLOP/s':>9}{'share':>6}   times as fast as")
+    say(", ".join(f"{name} {value}" for name, value in facts.items()))
+    say(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, large product {ceiling['GFLOP/s']:.0f} GFLOP/s; medians")
+    say(f"{'operator':<13}{'case':<34}{'pass':<9}{'ms':>8}{'GB/s':>8}{'GFLOP/s':>9}{'share':>6}   times as fast as")
     cases: list[Case] = []
 
     def save() -> None:  # after every case: what stops the next one loses nothing
@@ -217,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             for case in here.CASES[name]():
                 measure(case, options.repetitions, here.alternate)
-                print(line(case, ceiling), flush=True)
+                (print if "ours" in case.errors else say)(line(case, ceiling), flush=True)
                 broken |= "ours" in case.errors
                 case.forget()
                 cases.append(case)
@@ -225,10 +227,10 @@ def main(arguments: list[str] | None = None) -> int:
         except Exception as error:
             print(f"{name}: no further cases: {summary(error)}", flush=True)
             broken = True
-    print("dispatch, microseconds: " + ", ".join(f"{name} {cost:.1f}" for name, cost in costs.items()))
-    print("geometric means: " + ", ".join(f"{mean:.2f}x {name}" for name, mean in geometric_means(cases).items()))
+    say("dispatch, microseconds: " + ", ".join(f"{name} {cost:.1f}" for name, cost in costs.items()))
+    say("geometric means: " + ", ".join(f"{mean:.2f}x {name}" for name, mean in geometric_means(cases).items()))
     if options.device == "cuda":
-        print(goals.table(cases, ceiling))
+        say(goals.table(cases, ceiling))
     if options.plot is not None:
         where = facts["gpu"] if options.device == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
         plot(cases, options.plot, f"{where}, torch {facts['torch']}")

@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.timing import alternate, header
+from benchmarks.timing import alternate, header, track
 from danet.config import ModelConfig
 from danet.losses.detection import DetectionLoss
 from danet.models import build_model
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, 2 by default")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each kind, 10 by default")
     parser.add_argument("--json", type=Path, help="write the raw figures to this file")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     options = parser.parse_args(arguments)
     if info()["operators"] != "compiled":
         raise SystemExit(f"benchmarks.step: nothing to measure, {info()['why']}")
@@ -55,14 +56,17 @@ def main(arguments: list[str] | None = None) -> int:
             step()
 
     functions = {"compiled": step, "reference": reference_step}
-    times = alternate(functions, repetitions=options.steps, seconds=0)
+    turns = track(range(options.steps), quiet=options.quiet)
+    times = alternate(functions, repetitions=options.steps, seconds=0, turns=turns)
+    turns.close()
     ratio = times["reference"] / times["compiled"]
     facts = header()
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(
-        f"training step of {options.model}, {options.batch} frames of {options.size[0]}x{options.size[1]}: "
-        f"{times['compiled']:.3f} s, with reference operators {times['reference']:.3f} s, {ratio:.2f}x"
-    )
+    if not options.quiet:
+        print(", ".join(f"{name} {value}" for name, value in facts.items()))
+        print(
+            f"training step of {options.model}, {options.batch} frames of {options.size[0]}x{options.size[1]}: "
+            f"{times['compiled']:.3f} s, with reference operators {times['reference']:.3f} s, {ratio:.2f}x"
+        )
     if options.json is not None:
         content = {"machine": facts, "options": {k: str(v) for k, v in vars(options).items()}, "seconds": times}
         options.json.write_text(json.dumps({**content, "times_as_fast": ratio}, indent=1) + "\n")

@@ -7,7 +7,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,14 +22,33 @@ TURN = 10e-3
 """Seconds that the timed calls of a turn last at least."""
 
 
+def track(items: Sequence, *, quiet: bool) -> Iterator:
+    """Iterates with a bar on a terminal's stderr that is drawn between the items and by no thread beside them."""
+    from rich.console import Console  # which an environment that measures operators alone need not have
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=quiet or not console.is_terminal, auto_refresh=False, transient=True) as bar:
+        task = bar.add_task("measuring", total=len(items))
+        for item in items:
+            bar.refresh()
+            yield item
+            bar.advance(task)
+
+
 def alternate(
-    functions: dict[str, Callable[[], object]], *, repetitions: int = 30, seconds: float = 1.0
+    functions: dict[str, Callable[[], object]],
+    *,
+    repetitions: int = 30,
+    seconds: float = 1.0,
+    turns: Iterable = (),
 ) -> dict[str, float]:
     """Median seconds of a call of each function, of at least `repetitions` turns and `seconds`.
 
     The functions take turns. A turn is WARM_UP calls that are not timed and as many timed ones as last TURN; it counts
-    once, with its mean.
+    once, with its mean. Of `turns` one is taken before each, such as those of `track`.
     """
+    turns = iter(turns)
     calls = {}
     for name, function in functions.items():
         function()
@@ -39,6 +58,7 @@ def alternate(
     times: dict[str, list[float]] = {name: [] for name in functions}
     started = time.perf_counter()
     while len(next(iter(times.values()))) < repetitions or time.perf_counter() - started < seconds:
+        next(turns, None)
         for name, function in functions.items():
             for _ in range(WARM_UP):
                 function()
@@ -47,6 +67,10 @@ def alternate(
                 function()
             times[name].append((time.perf_counter() - begin) / calls[name])
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def silent(*_: object, **__: object) -> None:
+    """In the place of print where nothing is to be said."""
 
 
 def ceilings() -> dict[str, float]:

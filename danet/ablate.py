@@ -85,7 +85,7 @@ class AblateOptions:
     """New names for the categories of `val` and `tune`."""
 
     stride: int = 1
-    """Take every so-manieth image of each video of `val` and `tune`."""
+    """Take every N-th image of each video of `val` and `tune`."""
 
     recall: float = 0.9
     """Recall at which false alarms are counted."""

@@ -59,6 +59,8 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     Raises:
         UserError: naming the file, if it is missing, broken, or not a DANet's weights.
     """
+    if Path(path).is_dir():
+        raise UserError(f"{path}: is a folder; name the weights in it, such as {Path(path) / 'weights.safetensors'}")
     tensors, header = load_tensors(path, FORMAT)
     try:
         model = build_model(ModelConfig(**header["config"]))

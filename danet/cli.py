@@ -159,7 +159,7 @@ def _expand(argv: list[str], options: type, positionals: Sequence[str], presets:
         elif option == "--preset" and words[0] in presets:
             presets_given.append(f"--config={PRESETS / words[0]}.yaml")
         elif option == "--config":
-            read_text(words[0])
+            _check_file(words[0], list(hints))
             configs.append(f"--config={words[0]}")
         else:
             typed.append(_assign(option, words, hints.get(option, str)))
@@ -172,6 +172,34 @@ def _expand(argv: list[str], options: type, positionals: Sequence[str], presets:
     if loose:
         raise UserError(f"unexpected argument {loose[0]!r}")
     return [*presets_given, *configs, *typed]
+
+
+def _check_file(path: str, names: Sequence[str]) -> None:
+    """Raises UserError naming a file of options that is no YAML mapping, or has one that is not among ``names``."""
+    import yaml
+
+    text = read_text(path)
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold options, one a line, such as 'quiet: true'")
+
+    def check(options: dict, prefix: str) -> None:
+        for key, value in options.items():
+            name = f"{prefix}{key}"
+            if name not in names and name != "--preset":  # which has a message of its own
+                raise UserError(f"{path}: unknown option {name[2:]}{_nearest(name, names)}")
+            if isinstance(value, dict) and any(each.startswith(f"{name}.") for each in names):
+                check(value, f"{name}.")
+
+    check(content, "--")
+
+
+def _nearest(wrong: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(wrong, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _is_option(word: str) -> bool:
@@ -239,8 +267,7 @@ def _one_line(message: str, options: type) -> str:
     match = re.match(r"(?:Unrecognized arguments|unrecognized arguments): (\S+)", message)
     if match:
         wrong = match[1].split("=")[0]
-        near = difflib.get_close_matches(wrong, [f"--{name}" for name, _ in _fields(options)], n=1)
-        return f"unknown option {wrong}" + (f"; did you mean {near[0]}?" if near else "")
+        return f"unknown option {wrong}{_nearest(wrong, [f'--{name}' for name, _ in _fields(options)])}"
     message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     # Of a union jsonargparse lists all that was tried; its kinds and the value say enough.
@@ -249,4 +276,4 @@ def _one_line(message: str, options: type) -> str:
         lambda union: f"Expected {union[1].replace(', NoneType', ' or null')}. Got value: {union[2]}",
         message,
     )
-    return message.replace("typing.", "").replace("Literal", "one of ")
+    return message.replace("typing.", "").replace("Literal", "one of ").replace("Expected a ", "Expected ")

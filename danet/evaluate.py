@@ -73,7 +73,7 @@ class EvaluateOptions:
     """Edges of the size buckets, in pixels of sqrt(width * height)."""
 
     stride: int = 1
-    """Take every so-manieth image of each video (of all images where no video is known), also of `tune`."""
+    """Take every N-th image of each video (of all images where no video is known), also of `tune`."""
 
     out: str = "runs/evaluate"
     """Folder for config.yaml, metrics.json, predictions.json, curves (.csv, .png) and pictures; files of these names

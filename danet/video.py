@@ -78,9 +78,8 @@ class Video:
         self._source = source
         self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
-            raise UserError(
-                f"{source}: no such camera" if isinstance(source, int) else f"{source}: not a readable image or video"
-            )
+            live = "no such camera" if isinstance(source, int) else "this stream cannot be opened"
+            raise UserError(f"{source}: {live if self.live else 'not a readable image or video'}")
         self._first = self._read()
         if self._first is None:
             raise UserError(f"{self.name}: no frame of this video can be decoded")

@@ -28,8 +28,9 @@ def test_operators(tmp_path):
 
 
 def test_training_step(tmp_path):
-    result = run("step", "--model", "danet_nano", "--batch", 1, "--size", 64, 64, "--json", tmp_path / "step.json")
-    assert result.returncode == 0, result.stderr
+    small = ("--model", "danet_nano", "--batch", 1, "--size", 64, 64, "--quiet")
+    result = run("step", *small, "--json", tmp_path / "step.json")
+    assert result.returncode == 0 and result.stdout == result.stderr == "", result.stderr
     assert json.loads((tmp_path / "step.json").read_text())["seconds"]["compiled"] > 0
 
 
@@ -40,6 +41,19 @@ def test_distilled_step(tmp_path):
     seconds = json.loads((tmp_path / "distill.json").read_text())["seconds"]
     assert len(seconds) == 5 and all(value > 0 for values in seconds.values() for value in values)
     assert "each image one scale" in result.stdout
+
+
+def test_quiet_is_quiet(tmp_path):
+    commands = (
+        ("ops", "softmax_gate"),
+        ("distill", "--model", "danet_nano", "--size", 64, 64, "--steps", 1),
+        ("detector", "--models", "danet_nano", "--sizes", "64x96", "--calls", 1, "--frames", 2, "--rivals"),
+    )
+    for module, *words in commands:
+        figures = tmp_path / f"{module}.json"
+        result = run(module, *words, "--json", figures, "--quiet")
+        assert result.returncode == 0 and result.stdout == "", result.stderr
+        assert json.loads(figures.read_text())["machine"]["threads"] > 0
 
 
 def test_detector(tmp_path):

@@ -103,6 +103,11 @@ def test_a_missing_file_is_named(tmp_path):
         load_weights(tmp_path / "nowhere.safetensors")
 
 
+def test_a_folder_is_no_weights_file(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder; name the weights in it, such as .*weights\.safetensors"):
+        load_weights(tmp_path)
+
+
 def test_weights_that_do_not_fit_on_the_disk_are_named_and_leave_nothing(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

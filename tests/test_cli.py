@@ -85,9 +85,9 @@ def test_what_people_type(argv, expected):
     [
         (["a", "--cuont", "3"], "unknown option --cuont; did you mean --count?"),
         (["a", "--cou", "3"], "unknown option --cou; did you mean --count?"),
-        (["a", "--count", "x"], "--count: Expected a int. Got value: x"),
-        (["a", "--inner.name", "z"], "--inner.name: Expected a one of ['a', 'b']. Got value: z"),
-        (["a", "--inner.scale", "x", "2"], "--inner.scale: Expected a float. Got value: x"),
+        (["a", "--count", "x"], "--count: Expected int. Got value: x"),
+        (["a", "--inner.name", "z"], "--inner.name: Expected one of ['a', 'b']. Got value: z"),
+        (["a", "--inner.scale", "x", "2"], "--inner.scale: Expected float. Got value: x"),
         (["a", "--inner.crop", "64"], "--inner.crop: takes 2 numbers, got 64"),
         (["a", "--inner.crop", "x", "y"], "--inner.crop: Expected tuple[int, int] or null. Got value: ['x', 'y']"),
         (["--data", "a", '{"path": "b"'], '--data: {"path": "b" is not valid JSON'),
@@ -125,6 +125,24 @@ def test_a_file_that_is_no_text_is_named(tmp_path, capsys):
     binary.write_bytes(b"\x00\xff\x93")
     assert run("a", "--config", str(binary)) == (2, [])
     assert capsys.readouterr().err == f"danet test: error: {binary}: not UTF-8 text (byte 1)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must hold options, one a line, such as 'quiet: true'"),
+        ("hello", "must hold options, one a line, such as 'quiet: true'"),
+        ("count: [", "not valid YAML (while parsing"),
+        ("cuont: 3", "unknown option cuont; did you mean --count?"),
+        ("inner:\n  names: a", "unknown option inner.names; did you mean --inner.name?"),
+    ],
+)
+def test_a_file_of_options_that_is_none_is_named(tmp_path, capsys, text, said):
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    assert run("a", "--config", str(file)) == (2, [])
+    assert (error := capsys.readouterr().err).startswith(f"danet test: error: {file}: {said}")
+    assert error.count("\n") == 1
 
 
 def test_presets_are_read_first_and_only_typed(tmp_path, capsys):
@@ -171,6 +189,25 @@ def check_no_opencv(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("danet: error: OpenCV (cv2) cannot be loaded")
+
+
+def all_commands() -> list[str]:
+    from danet.__main__ import COMMANDS
+    from danet.data.__main__ import COMMANDS as DATA
+    from danet.data.importers import FORMATS
+
+    imports = [f"data import {name}" for name in FORMATS]
+    return [*(c for c in COMMANDS if c != "data"), *(f"data {c}" for c in DATA if c != "import"), *imports]
+
+
+@pytest.mark.parametrize("command", all_commands())
+def test_every_command_can_be_quiet_and_write_json(command, capsys):
+    from danet.__main__ import main
+
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "--quiet" in text and "--json" in text
 
 
 def test_help_explains_each_field(capsys):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from danet.__main__ import main
@@ -18,23 +20,31 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-OPERATORS = [block for page in PAGES for block in blocks(page, "python") if "from danet.ops import" in block]
+EXAMPLES = [
+    block for page in PAGES for block in blocks(page, "python") if re.search(r"^(from|import) danet", block, re.M)
+]
 
 
 def test_python_examples_run(tmp_path):
     """In a process of their own, outside of the repository's folder."""
-    code = "\n".join(OPERATORS)
+    cv2.imwrite(str(tmp_path / "frame.png"), np.full((64, 80), 90, np.uint8))
+    code = "\n".join(EXAMPLES)
     result = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
         capture_output=True, text=True, timeout=120, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert len(OPERATORS) >= 4
+    assert len(EXAMPLES) >= 7
+
+
+def unrolled(loop: re.Match) -> str:
+    return "".join(loop[3].replace(f"${loop[1]}", word) for word in loop[2].split())
 
 
 def commands() -> list[str]:
-    """The lines that call danet, without comments and loops."""
+    """The lines that call danet, without comments, those of loops for every word of the loop."""
     text = "\n".join(block for page in PAGES for block in blocks(page, "sh")).replace("\\\n", " ")
+    text = re.sub(r"^for (\w+) in ([^;]+); do\n(.*?)^done$", unrolled, text, flags=re.DOTALL | re.MULTILINE)
     lines = [re.sub(r" +# .*", "", line).strip() for line in text.splitlines()]
     return sorted({line for line in lines if line.startswith("danet ") and "$" not in line and "--resume" not in line})
 
@@ -59,5 +69,10 @@ def test_what_a_page_names_is_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_within_the_documentation_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([\w-]+))?\)", page.read_text()):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        titles = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], (
+            anchor
+        )

@@ -150,6 +150,14 @@ def test_a_training_shows_its_curves_frames_evaluation_and_command(training, rep
     assert cli.parse(TrainOptions, words) == saved and saved.epochs == 2
 
 
+def test_a_page_is_told_as_json(training, tmp_path, capsys):
+    page, told = tmp_path / "page.html", tmp_path / "page.json"
+    assert main([str(training), "--out", str(page), "--frames", "0", "--json", str(told)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    written = json.loads(told.read_text())
+    assert written["page"] == str(page) and written["title"] and written["bytes"] == page.stat().st_size
+
+
 def test_an_evaluation_shows_its_curves_tables_pictures_and_command(training, reports):
     page = check(reports["evaluation"])
     figures = json.loads((training / "val" / "metrics.json").read_text())

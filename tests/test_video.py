@@ -223,7 +223,7 @@ def test_a_camera_that_comes_back_is_waited_for(monkeypatch, capfd):
 
 def test_a_stream_is_live_and_named(monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Camera())
-    with pytest.raises(UserError, match="rtsp://nowhere/1: not a readable image or video"):
+    with pytest.raises(UserError, match="rtsp://nowhere/1: this stream cannot be opened"):
         open_source("rtsp://nowhere/1")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from danet import cli
+from danet.data.progress import track, working
 from danet.errors import UserError
 from danet.files import atomic_path, check_folder, write_json
 
@@ -108,12 +109,14 @@ def export(options: ExportOptions) -> None:
     with atomic_path(out) as temporary:
         beside = None if chosen.beside is None else temporary.with_suffix(chosen.beside)
         try:
-            chosen.write(network, example(model), temporary, said, **({"nms": True} if options.nms else {}))
-            run, read = chosen.open(temporary)
+            with working(f"writing {options.format}", quiet=options.quiet):
+                chosen.write(network, example(model), temporary, said, **({"nms": True} if options.nms else {}))
+                run, read = chosen.open(temporary)
             if read != said:
                 raise UserError(f"{out}: {chosen.runtime} reads another description than was written")
+            compared = track(batches, "comparing with PyTorch", quiet=options.quiet)
             try:
-                differences = comparison.compare(run, model, batches, input_size=input_size, thresholds=thresholds)
+                differences = comparison.compare(run, model, compared, input_size=input_size, thresholds=thresholds)
             except UserError as error:
                 raise UserError(f"{out}: not written, {chosen.runtime} computes something else: {error}") from None
             if beside is not None:

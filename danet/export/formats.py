@@ -84,4 +84,4 @@ def check_packages(name: str) -> None:
     missing = [package for package in chosen.packages if importlib.util.find_spec(package) is None]
     if missing:
         needed = f"{' and '.join(missing)}, not installed here"
-        raise UserError(f"--format {name}: needs {needed}; pip install 'danet[{chosen.extra}]'")
+        raise UserError(f"--format {name}: needs {needed}; pip install {' '.join(missing)}")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from danet import cli
+from danet.data.progress import working
 from danet.errors import UserError
-from danet.files import read_json, write_text
+from danet.files import read_json, write_json, write_text
 from danet.report.html import Report
 
 
@@ -24,6 +25,9 @@ class ReportOptions:
 
     frames: int = 12
     """Images shown with boxes, where the data of the run are at hand; 0 shows none."""
+
+    json: str | None = None
+    """Write the page's name, title and bytes to this file."""
 
     quiet: bool = False
     """Print only errors."""
@@ -44,12 +48,15 @@ def report(options: ReportOptions) -> None:
         raise UserError(f"{path}: no such file or folder")
     out = Path(options.out) if options.out else path / "report.html" if path.is_dir() else path.with_suffix(".html")
     try:
-        page = _folder(path, options.frames) if path.is_dir() else _file(path)
+        with working("reading the run", quiet=options.quiet):
+            page = _folder(path, options.frames) if path.is_dir() else _file(path)
     except UserError:  # which is a ValueError
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of files that others have changed
         raise UserError(f"{path}: its files are not as danet writes them ({type(error).__name__}: {error})") from error
     write_text(out, page.html(f"Written by danet report on {datetime.date.today().isoformat()}."))
+    if options.json is not None:
+        write_json(options.json, {"page": str(out), "title": page.title, "bytes": out.stat().st_size})
     if not options.quiet:
         print(out)
 

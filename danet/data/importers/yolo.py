@@ -41,6 +41,8 @@ def import_yolo(options: Options) -> None:
     source = Path(options.source).resolve()
     if not source.exists():
         raise UserError(f"{options.source}: no such folder")
+    if source.is_file() and source.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{options.source}: must be a folder or a data.yaml")
     config_path = source if source.suffix in (".yaml", ".yml") else source / "data.yaml"
     config = _read_yaml(config_path)
     root = config_path.parent

@@ -88,4 +88,7 @@ def test_missing_parts_are_named(tmp_path, capsys):
     assert "data.yaml: not valid YAML" in capsys.readouterr().err
     assert run(tmp_path / "nothing") == 2
     assert "nothing: no such folder" in capsys.readouterr().err
+    (tmp_path / "a.txt").write_text("")
+    assert run(tmp_path / "a.txt") == 2
+    assert "a.txt: must be a folder or a data.yaml" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
