@@ -26,6 +26,7 @@ SMALL = ("--model.name", "danet_nano", "--epochs", "1", "--batch", "4", "--augme
 # What makes a command small, after what the page says.
 ADDED = {
     "danet data synthesize": ("--images", "8", "--val_images", "20", "--size", "64x64", "--video_frames", "4"),
+    "danet train --weights shipped": (*SMALL[2:], "--overwrite"),  # the model is that of the weights
     "danet train": (*SMALL, "--overwrite"),
     "danet evaluate": ("--resamples", "20"),
     "danet export": ("--overwrite",),
