@@ -63,15 +63,24 @@ def cuda_architectures() -> str | None:
 
 
 def nvcc() -> str | None:
-    """CUDA's compiler: CUDACXX, that of CUDA_HOME, one on the PATH, or the usual place."""
+    """CUDA's compiler: CUDACXX, that of CUDA_HOME, one on the PATH, in the usual place, or one that pip installed."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    torch = find_torch()
     places = [
         os.environ.get("CUDACXX"),
         *(f"{home}/bin/nvcc" for home in homes[:2] if home),
         "nvcc",
         f"{homes[2]}/bin/nvcc",
+        *sorted(map(str, torch.parent.glob("nvidia/cu*/bin/nvcc") if torch else []), reverse=True),
     ]
     return next((found for place in places if place and (found := shutil.which(place))), None)
+
+
+def cuda_libraries() -> str | None:
+    """The folder of CUDA's libraries where nvcc does not look for them: in pip's packages it is not called lib64."""
+    compiler = nvcc()
+    folder = Path(compiler).resolve().parents[1] / "lib" if compiler else None
+    return str(folder) if folder and (folder / "libcudart_static.a").exists() else None
 
 
 def _has_cuda(torch: Path | None) -> bool:
