@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_tools"))
-from backend import cuda_architectures, find_tool, find_torch, nvcc  # noqa: E402
+from backend import cuda_architectures, cuda_libraries, find_tool, find_torch, nvcc  # noqa: E402
 
 
 class BuildKernels(build_ext):
@@ -50,8 +50,10 @@ class BuildKernels(build_ext):
         shutil.copy2(built, target)
 
     def _run(self, *command) -> None:
+        paths = [os.environ.get("LIBRARY_PATH"), cuda_libraries() if CUDA else None]
+        environment = {**os.environ, "LIBRARY_PATH": os.pathsep.join(filter(None, paths))}
         try:
-            subprocess.run([str(part) for part in command], check=True)
+            subprocess.run([str(part) for part in command], check=True, env=environment)
         except subprocess.CalledProcessError as error:
             raise SystemExit(
                 f"danet: the kernels were not built: {Path(error.cmd[0]).name} failed, see above"
@@ -60,6 +62,11 @@ class BuildKernels(build_ext):
 
 class Wheel(bdist_wheel):
     """The libraries know nothing of Python: one wheel serves all its versions."""
+
+    def run(self) -> None:
+        # What earlier builds left there would be packed, too, such as CUDA kernels in a wheel without them.
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

@@ -52,7 +52,9 @@ def cuda_architectures() -> str | None:
     if force == "0" or (force != "1" and not (nvcc() and _has_cuda(find_torch()))):
         return None
     if nvcc() is None:
-        raise SystemExit("danet: FORCE_CUDA=1 needs nvcc; set CUDA_HOME or CUDACXX")
+        raise SystemExit(
+            "danet: FORCE_CUDA=1 needs nvcc; set CUDA_HOME or CUDACXX, or install it by pip (docs/distribution.md)"
+        )
     names = []
     for name in re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES):
         number = re.fullmatch(r"(\d+)\.(\d)(a?)(\+PTX)?", name)
@@ -63,15 +65,27 @@ def cuda_architectures() -> str | None:
 
 
 def nvcc() -> str | None:
-    """CUDA's compiler: CUDACXX, that of CUDA_HOME, one on the PATH, or the usual place."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    places = [
-        os.environ.get("CUDACXX"),
-        *(f"{home}/bin/nvcc" for home in homes[:2] if home),
-        "nvcc",
-        f"{homes[2]}/bin/nvcc",
-    ]
-    return next((found for place in places if place and (found := shutil.which(place))), None)
+    """CUDA's compiler: CUDACXX, that of CUDA_HOME, one on the PATH, in the usual place, or pip's beside torch."""
+    return next((found for place in _compilers() if (found := shutil.which(place))), None)
+
+
+def _compilers() -> Iterator[str]:
+    if "CUDACXX" in os.environ:
+        yield os.environ["CUDACXX"]
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(name):
+            yield f"{os.environ[name]}/bin/nvcc"
+    yield "nvcc"
+    yield "/usr/local/cuda/bin/nvcc"
+    if (torch := find_torch()) is not None:
+        yield from sorted(map(str, torch.parent.glob("nvidia/cu*/bin/nvcc")), reverse=True)
+
+
+def cuda_libraries() -> str | None:
+    """The folder of CUDA's libraries where nvcc does not look for them: in pip's packages it is not called lib64."""
+    compiler = nvcc()
+    folder = Path(compiler).resolve().parents[1] / "lib" if compiler else None
+    return str(folder) if folder and (folder / "libcudart_static.a").exists() else None
 
 
 def _has_cuda(torch: Path | None) -> bool:

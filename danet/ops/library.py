@@ -3,10 +3,11 @@ operators' Python sides.
 
 The schemas and CPU kernels are in libdanet.so. Without it, in a source checkout that was not built, every operator is
 its plain-PyTorch reference. The CUDA kernels are in libdanet_cuda.so, loaded where torch has CUDA; without it the
-operators are their references on CUDA tensors.
+operators are their references on CUDA tensors, of which the first call warns.
 """
 
 import ctypes
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +89,14 @@ if WHY_NOT is not None:
 def has_kernel(tensor: Tensor) -> bool:
     """Whether operators on this tensor's device are compiled; meta tensors stand for those."""
     kind = tensor.device.type
+    if kind == "cuda" and WHY_NOT_CUDA is not None and WHY_NOT is None and not torch.compiler.is_compiling():
+        _warn_of_cuda()
     return WHY_NOT is None and (kind in ("cpu", "meta") or (kind == "cuda" and WHY_NOT_CUDA is None))
+
+
+@functools.cache  # once
+def _warn_of_cuda() -> None:
+    warnings.warn(f"danet.ops: slow reference operators on CUDA tensors, {WHY_NOT_CUDA}", RuntimeWarning, stacklevel=4)
 
 
 # What torch's own layer of a custom operator enters once it has found that no gradient is wanted. That layer is written

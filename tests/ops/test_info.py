@@ -47,6 +47,7 @@ def test_without_the_library_the_references_serve_with_one_warning(tmp_path):
     """A checkout that was not built."""
     package = Path(danet.ops.__file__).parent
     shutil.copytree(package, tmp_path / "danet/ops", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "danet/__init__.py").touch()  # or an installed danet comes first
     program = (
         "from danet.ops import SDC, info; import torch; SDC(8)(torch.randn(1, 8, 5, 5)); print(info()['operators'])"
     )
@@ -72,3 +73,20 @@ print(sorted(name for name in third if sys.modules[name] is not None))
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "['danet']"
     assert result.stderr == ""
+
+
+def test_where_cuda_tensors_have_no_kernels_the_first_call_says_why():
+    """Fake tensors are of CUDA on any machine."""
+    program = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from danet.ops import library, softmax_gate
+library.WHY_NOT_CUDA = "of a test"
+with FakeTensorMode(), torch.no_grad():
+    x = torch.empty(2, 8, 5, 6, device="cuda")
+    print(softmax_gate(x, x).shape, softmax_gate(x, x).device)
+"""
+    result = run("-c", program)
+    assert result.stdout == "torch.Size([2, 8, 5, 6]) cuda:0\n", result.stderr
+    assert result.stderr.count("Warning") == 1
+    assert "slow reference operators on CUDA tensors, of a test" in result.stderr
