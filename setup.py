@@ -51,7 +51,8 @@ class BuildKernels(build_ext):
 
     def _run(self, *command) -> None:
         paths = [os.environ.get("LIBRARY_PATH"), cuda_libraries() if CUDA else None]
-        environment = {**os.environ, "LIBRARY_PATH": os.pathsep.join(filter(None, paths))}
+        given = os.pathsep.join(filter(None, paths))  # an empty one would stand for the current folder
+        environment = {**os.environ, **({"LIBRARY_PATH": given} if given else {})}
         try:
             subprocess.run([str(part) for part in command], check=True, env=environment)
         except subprocess.CalledProcessError as error:

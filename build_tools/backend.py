@@ -64,6 +64,10 @@ def cuda_architectures() -> str | None:
     return ";".join(names)
 
 
+# Of CUDA 13 and later; the packages of CUDA 12 hold no whole nvcc.
+PIP_CUDA = "nvidia/cu[0-9]*"
+
+
 def nvcc() -> str | None:
     """CUDA's compiler: CUDACXX, that of CUDA_HOME, one on the PATH, in the usual place, or pip's beside torch."""
     return next((found for place in _compilers() if (found := shutil.which(place))), None)
@@ -78,14 +82,14 @@ def _compilers() -> Iterator[str]:
     yield "nvcc"
     yield "/usr/local/cuda/bin/nvcc"
     if (torch := find_torch()) is not None:
-        yield from sorted(map(str, torch.parent.glob("nvidia/cu*/bin/nvcc")), reverse=True)
+        yield from sorted(map(str, torch.parent.glob(f"{PIP_CUDA}/bin/nvcc")), reverse=True)
 
 
 def cuda_libraries() -> str | None:
     """The folder of CUDA's libraries where nvcc does not look for them: in pip's packages it is not called lib64."""
     compiler = nvcc()
-    folder = Path(compiler).resolve().parents[1] / "lib" if compiler else None
-    return str(folder) if folder and (folder / "libcudart_static.a").exists() else None
+    home = Path(compiler).parents[1] if compiler else None
+    return str(home / "lib") if home and home.match(PIP_CUDA) else None
 
 
 def _has_cuda(torch: Path | None) -> bool:

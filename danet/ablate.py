@@ -14,11 +14,11 @@ from rich.console import Console
 from danet import cli
 from danet.ablation import Result, summarise, to_markdown
 from danet.data.coco import CocoDataset, ImageRecord, load_coco
-from danet.data.loader import load_source
+from danet.data.loader import DataSource, load_source
 from danet.errors import UserError
 from danet.evaluate import EvaluateOptions, NothingFound, evaluate, select_images
 from danet.files import read_json, read_text, write_json, write_text
-from danet.folds import join, write_folds
+from danet.folds import divide_into_folds, join_folds, write_folds
 from danet.train import CONFIG, PRESETS, TrainOptions, train
 
 COMPONENTS = ("safem", "acfa", "adcr", "sskd")
@@ -47,7 +47,8 @@ class AblateOptions:
 
     folds: int | None = None
     """Cross-validation: `val` and the training data are put together and divided anew, by recording, into this many
-    parts. Each is measured with runs trained on the others, of which a tenth chooses their threshold."""
+    parts. Each is measured with runs trained on the others, of which a tenth chooses their threshold: as many times the
+    trainings. `stride` thins what is measured, not what is trained on."""
 
     rows: list[str] | None = None
     """Variants, each named by its components (safem, acfa, adcr, sskd) joined by +, or baseline for none. By default
@@ -131,7 +132,7 @@ def ablate(options: AblateOptions) -> int:
     cli.check_out(options)
     _check_teachers(options)
     names = list(_rows(options))
-    parts = [options] if options.folds is None else _folds(options)
+    parts = [options] if options.folds is None else _divide(options, options.folds)
     studies = [_Study(part) for part in parts]  # checked before the first hour is spent
     write_text(Path(options.out) / CONFIG, cli.dump(options))
 
@@ -152,38 +153,59 @@ def ablate(options: AblateOptions) -> int:
                 run.evaluate()
                 of_parts.append(run.result(study.data))
                 console.print(of_parts[-1].line())
-            results.append(of_parts[0] if options.folds is None else join(of_parts))
+            results.append(of_parts[0] if options.folds is None else join_folds(of_parts))
+            if options.folds is not None:
+                console.print(f"all parts: {results[-1].line()}")
         _write(options, results, [record for study in studies for record in study.records])
     if not options.quiet:
         print(read_text(Path(options.out) / "ablation.md"), end="")
     return 0
 
 
-def _folds(options: AblateOptions) -> list[AblateOptions]:
-    """The parts of a cross-validation as ablations of their own."""
+def _divide(options: AblateOptions, count: int) -> list[AblateOptions]:
+    """The parts of a cross-validation as ablations of their own; writes their data."""
     common = _variant(options, [])
-    if common.val is not None:
-        raise UserError("--val of the training: with folds, it may hold what is measured; leave it out")
-    records = [record for source in (options.val, *common.data) for record in load_source(source)]
-    folds = write_folds(records, options.folds or 0, Path(options.out))
-    return [
+    if any(source.weight != 1.0 for source in common.data if not isinstance(source, str)):
+        raise UserError("data: with folds every image counts once, weights of sources are not possible")
+    sources = [DataSource(options.val, class_map=options.class_map), *common.data]
+    records = [record for source in sources for record in load_source(source)]
+    target = options.target or common.model.classes[0]
+    if not any(target in record.names for record in records):
+        raise UserError(f"{options.val} and the training data show no {target!r}; see --target and --class_map")
+    folds = divide_into_folds(records, count, Path(options.out), common.model.classes, target)
+    parts = [
         dataclasses.replace(
             options,
-            val=fold.val,
-            tune=fold.tune,
+            val=fold.path("val"),
+            tune=fold.path("tune"),
             folds=None,
-            out=str(Path(fold.val).parent),
-            train=[*options.train, f"--data={json.dumps([fold.train])}"],
+            class_map={},
+            out=str(fold.folder),
+            train=[*options.train, f"--data={json.dumps([fold.path('train')])}"],
         )
         for fold in folds
     ]
+    for name, words in _rows(options).items():
+        variant = _variant(parts[0], words)
+        if variant.data != [folds[0].path("train")]:
+            raise UserError(f"{name}: with folds all rows are trained on the same data; leave --data out")
+        for given, value in (("val", variant.val), ("weights", variant.weights), ("distill", variant.distill.files())):
+            if value:
+                raise UserError(f"{name}: --{given} of the training may have seen what is measured with folds")
+    write_folds(folds)
+    return parts
 
 
 def _write(options: AblateOptions, results: list[Result], records: list[ImageRecord]) -> None:
     from danet.plots import plot_ablation  # with matplotlib, which takes its time
 
     summary = summarise(
-        results, records, criterion=options.criterion, recall=options.recall, resamples=options.resamples
+        results,
+        records,
+        criterion=options.criterion,
+        recall=options.recall,
+        resamples=options.resamples,
+        folds=options.folds,
     )
     write_text(Path(options.out) / "ablation.md", to_markdown(summary))
     plot_ablation(Path(options.out) / "ablation.png", summary)

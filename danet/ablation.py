@@ -12,6 +12,10 @@ from danet.comparison import Comparison, Outcome, common_recall, compare
 from danet.matching import CRITERIA
 from danet.metrics import ALL, images_by_distractor
 
+CROSS_VALIDATED = (
+    "Cross-validation: {} parts, each measured with runs trained on the others, at a score that a tenth of those "
+    "chose; AP50 and frames/s are means over the parts."
+)
 FIGURES = ("precision", "recall", "f1", "ap50", "frames_per_second")
 
 
@@ -34,6 +38,8 @@ class Result:
     """Spent in training steps and their validations."""
     operators: str
     outcome: Outcome
+    thresholds: list[float] | None = None
+    """Of the parts of a cross-validation, whose scores are shifted to make each of them ``threshold``."""
 
     def line(self) -> str:
         figures = (("P", self.precision), ("R", self.recall), ("F1", self.f1), ("AP50", self.ap50))
@@ -97,6 +103,8 @@ class Summary:
     groups: int
     distractors: dict[str, int]
     """Images by what they show, none of them a target."""
+    folds: int | None
+    """Parts of a cross-validation."""
     recall: float
     """At which false alarms are counted."""
     common_recall: float
@@ -121,7 +129,13 @@ def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def summarise(
-    results: Sequence[Result], records: Sequence, *, criterion: str, recall: float, resamples: int
+    results: Sequence[Result],
+    records: Sequence,
+    *,
+    criterion: str,
+    recall: float,
+    resamples: int,
+    folds: int | None = None,
 ) -> Summary:
     """Puts the results of runs on the same ``records`` together; a row has as many runs as there are results of it."""
     target = results[0].target
@@ -146,6 +160,7 @@ def summarise(
         resampled=draws.unit,
         groups=draws.weights.shape[1],
         distractors={name: int(images.sum()) for name, images in shown.items()},
+        folds=folds,
         recall=recall,
         common_recall=common,
         operators=sorted({result.operators for result in results}),
@@ -165,7 +180,8 @@ def to_markdown(summary: Summary) -> str:
         f"{summary.objects} objects `{target}` in {summary.images} images"
         f"{f' of {groups}' if summary.resampled == 'videos' else ''}, right by {rule}; AP50 by "
         f"IoU ≥ 0.5. {f'Mean ± standard deviation over {most} seeds. ' if most > 1 else 'A single seed. '}"
-        f"{' and '.join(summary.operators).capitalize()} operators.",
+        f"{' and '.join(summary.operators).capitalize()} operators."
+        f"{f' {CROSS_VALIDATED.format(summary.folds)}' if summary.folds else ''}",
         _table(
             ["row", "seeds", "P", "R", "F1", "AP50", "frames/s", "parameters", "steps", "minutes"],
             [

@@ -112,7 +112,10 @@ def check_out(options: Any) -> None:
     check_folder(options.out)
     config = Path(options.out) / "config.yaml"
     if config.is_file():
-        saved = yaml.safe_load(read_text(config))
+        try:
+            saved = yaml.safe_load(read_text(config))
+        except yaml.YAMLError:
+            saved = None
         if not isinstance(saved, dict) or saved.keys() - {item.name for item in dataclasses.fields(options)}:
             raise UserError(f"{config}: belongs to another command; give another --out")
 
@@ -159,7 +162,7 @@ def _expand(argv: list[str], options: type, positionals: Sequence[str], presets:
         elif option == "--preset" and words[0] in presets:
             presets_given.append(f"--config={PRESETS / words[0]}.yaml")
         elif option == "--config":
-            _check_file(words[0], list(hints))
+            _check_file(words[0], [*hints, *(["--preset"] if presets else [])])
             configs.append(f"--config={words[0]}")
         else:
             typed.append(_assign(option, words, hints.get(option, str)))
@@ -189,7 +192,7 @@ def _check_file(path: str, names: Sequence[str]) -> None:
     def check(options: dict, prefix: str) -> None:
         for key, value in options.items():
             name = f"{prefix}{key}"
-            if name not in names and name != "--preset":  # which has a message of its own
+            if name not in names:
                 raise UserError(f"{path}: unknown option {name[2:]}{_nearest(name, names)}")
             if isinstance(value, dict) and any(each.startswith(f"{name}.") for each in names):
                 check(value, f"{name}.")
@@ -269,7 +272,7 @@ def _one_line(message: str, options: type) -> str:
         wrong = match[1].split("=")[0]
         return f"unknown option {wrong}{_nearest(wrong, [f'--{name}' for name, _ in _fields(options)])}"
     message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
-    message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
     # Of a union jsonargparse lists all that was tried; its kinds and the value say enough.
     message = re.sub(
         r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: .* Given value: (.*)",

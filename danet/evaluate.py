@@ -121,8 +121,8 @@ def evaluate(options: EvaluateOptions) -> None:
 
     Precision, recall and F1 at a fixed score and at one chosen on other images, average precision, figures
     by size, recording and distractor class, each with 95 % intervals, and the speed. Tables go to the
-    terminal; metrics.json, predictions.json, P-R and F1 curves and a sheet of the worst misses and false
-    alarms to `out`.
+    terminal; metrics.json, predictions.json, P-R and F1 curves, a sheet of the worst misses and false alarms,
+    and one of hits and mistakes by size to `out`.
     """
     _check(options)
     cli.check_out(options)

@@ -119,25 +119,38 @@ def size_sheet(
 ) -> np.ndarray | None:
     """A row for each size (of the truth, or of a false alarm's box): two hits, two misses, two false alarms.
 
-    Hits are those of middling score, the others the worst. Colours as in `mistakes_sheet`; an empty place says that
-    there is no (other) one. uint8 BGR, None without any.
+    Hits are those of middling score, the others the worst, each two of different videos; what is lacking is said.
+    Colours as in `mistakes_sheet`. uint8 BGR, None without any.
     """
     if not any(mistakes):
         return None
-    scores = [hit.score or 0.0 for hit in mistakes.hits]
-    middle = float(np.median(scores)) if scores else 0.0
-    usual_first = sorted(mistakes.hits, key=lambda hit: abs((hit.score or 0.0) - middle))
     tiles, titles = [], []
-    for _, title, (low, high) in size_buckets(edges):
-        size = title.replace("≥", "from")  # OpenCV writes ASCII
-        for what, found in (("hit", usual_first), ("miss", mistakes.misses), ("false alarm", mistakes.false_alarms)):
-            shown = _varied([m for m in found if low <= _size(m.box) < high], records, EACH, per_video=1)
+    for size, chosen in choose_by_size(records, mistakes, edges):
+        for what, shown in chosen.items():
             tiles += [_tile(m, records, predictions, classes.index(target), target, threshold) for m in shown]
             titles += [f"{size}: {_title(m, records)}" for m in shown]
             lacking = EACH - len(shown)
             tiles += [np.full((TILE, TILE, 3), 40, np.uint8)] * lacking
             titles += [f"{size}: no {what}{' elsewhere' * bool(shown)}"] * lacking
     return contact_sheet(tiles, 3 * EACH, titles)
+
+
+def choose_by_size(
+    records: Sequence, mistakes: Mistakes, edges: Sequence[float]
+) -> list[tuple[str, dict[str, list[Mistake]]]]:
+    """What `size_sheet` shows of each size: its name, and up to two hits, misses and false alarms."""
+    sizes = []
+    for _, title, (low, high) in size_buckets(edges):
+        hits, misses, false = (
+            [m for m in found if low <= _size(m.box) < high]
+            for found in (mistakes.hits, mistakes.misses, mistakes.false_alarms)
+        )
+        middle = float(np.median([hit.score or 0.0 for hit in hits])) if hits else 0.0
+        hits = sorted(hits, key=lambda hit: abs((hit.score or 0.0) - middle))
+        chosen = {"hit": hits, "miss": misses, "false alarm": false}
+        name = title.replace("≥", "from")  # OpenCV writes ASCII
+        sizes.append((name, {what: _varied(found, records, EACH, per_video=1) for what, found in chosen.items()}))
+    return sizes
 
 
 def _cause_of_miss(truth: np.ndarray, boxes: np.ndarray, kept: np.ndarray, rule: Criterion) -> str:
@@ -180,7 +193,8 @@ def _title(mistake: Mistake, records: Sequence) -> str:
     else:
         what = f"false {mistake.score:.2f} {mistake.cause}"
     record = records[mistake.image]
-    return f"{what} {record.video or record.path.stem}"
+    place = record.path.stem if record.video is None else f"{record.video} {record.path.stem}"
+    return f"{what} {place}"
 
 
 def _tile(

@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from danet import cli
-from danet.config import ModelConfig
-from danet.data.loader import MINIMUM_SIZE, DataSource, DetectionDataset, collate, default_workers, load_source
+from danet.config import Assignment, ModelConfig
+from danet.data.loader import (
+    MINIMUM_SIZE,
+    DataSource,
+    DetectionDataset,
+    EpochSampler,
+    collate,
+    default_workers,
+    load_source,
+)
 from danet.data.scales import EDGES, SCALES, Bucket, Scale, check_scale_edges
 from danet.data.transforms import Augmentation
 from danet.errors import UserError
@@ -129,7 +137,7 @@ class TrainOptions:
     target: str | None = None
     """The class that `scale`, `adcr` and `distill` mean by target; by default the model's first."""
 
-    assignment: Literal["centre", "atss"] = "centre"
+    assignment: Assignment = "centre"
     """Which cells learn a box (for the default head): those near its centre, or those that ATSS chooses."""
 
     adcr: AdcrOptions = field(default_factory=AdcrOptions)
@@ -289,8 +297,9 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
             raise UserError(f"--val: every image shows a {target}, none of them {bucket}")
     torch.manual_seed(options.seed)
     model = build_model(options.model)
+    unknown: list[str] = []
     if options.weights and not (options.resume and (Path(options.out) / STATE).exists()):
-        start_from(options.weights, model, lambda: _first_images(dataset))
+        unknown = start_from(options.weights, model, lambda: _images(dataset, options.seed))
     model = model.to(device)
     extras, fingerprints = _further_losses(options, model, target, device)
     trainer = Trainer(options, model, dataset, validation, device, extras, fingerprints)
@@ -299,12 +308,12 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
     if distributed.rank() == 0:
         _prepare_folder(options)
         if not options.quiet:
-            print(_header(options, trainer))
+            print(_header(options, trainer, unknown))
     finished = trainer.run()
     if distributed.rank() == 0:
         progress = trainer.state.progress
         if not finished:
-            go_on = f"python -m danet.train --resume {options.out}"
+            go_on = f"danet train --resume {options.out}"
             print(f"stopped after step {progress.step}; go on with: {go_on}", file=sys.stderr)
         elif not options.quiet:
             best = progress.best
@@ -346,8 +355,10 @@ def _further_losses(
     return extras, fingerprints
 
 
-def _first_images(dataset: DetectionDataset, count: int = 16) -> "torch.Tensor":
-    return collate([dataset[0, index] for index in range(count)]).images
+def _images(dataset: DetectionDataset, seed: int, count: int = 16) -> "torch.Tensor":
+    """Images of different recordings, as they are trained on; the same in every process."""
+    first = next(iter(EpochSampler(dataset.sizes, dataset.weights, batch=count, epochs=1, seed=seed)))
+    return collate([dataset[key] for key in first]).images
 
 
 def _check_folder(options: TrainOptions) -> None:
@@ -373,7 +384,7 @@ def _prepare_folder(options: TrainOptions) -> None:
     write_text(folder / CONFIG, cli.dump(dataclasses.replace(options, resume=False, overwrite=False)))
 
 
-def _header(options: TrainOptions, trainer: "Trainer") -> str:
+def _header(options: TrainOptions, trainer: "Trainer", unknown: list[str]) -> str:
     from danet import ops
     from danet.models import summary
     from danet.training import distributed
@@ -391,6 +402,7 @@ def _header(options: TrainOptions, trainer: "Trainer") -> str:
             f"{len(trainer.dataset)} training images{learned}, {len(trainer.validation)} to validate, classes "
             f"{', '.join(options.model.classes)}; {trainer.sampler.steps_per_epoch} steps of {options.batch} an epoch, "
             f"{options.epochs} epochs, in {options.out}{taught}",
+            *([f"{options.weights} does not know: {', '.join(unknown)}"] if unknown else []),
         )
     )
 

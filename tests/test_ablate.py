@@ -5,13 +5,15 @@ import pytest
 from scenes import write_scenes
 
 from danet.ablate import AblateOptions, _rows, main
+from danet.data.coco import load_coco, write_coco
 from danet.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    return [str(write_scenes(folder / name, 8, seed=seed)) for seed, name in enumerate(("fit", "val", "tune"))]
+@pytest.fixture
+def scenes(tmp_path):
+    return [
+        str(write_scenes(tmp_path / "data" / name, 8, seed=seed)) for seed, name in enumerate(("fit", "val", "tune"))
+    ]
 
 
 @pytest.fixture
@@ -81,36 +83,95 @@ def test_two_rows_are_trained_measured_compared_and_not_repeated(command, tmp_pa
     assert f"{out / 'baseline' / '0'}: a run with epochs 1, now it is 2; give another --out" in only_error(capsys)
 
 
-def test_folds_measure_every_recording_once_by_runs_that_did_not_see_it(command, tmp_path, capsys):
-    out = tmp_path / "out"
+@pytest.fixture
+def folded(command, scenes):
+    """The words of a cross-validation in two parts; each recording has two images."""
+    for path in scenes[:2]:
+        data = load_coco(path)
+        for index, record in enumerate(data.records):
+            record.recording = f"{path} {index // 2}"
+        write_coco(path, data.records, data.categories)
     at = command.index("--tune")
-    words = [*command[:at], *command[at + 2 :]]
-    assert main(with_words(words, "--folds", "2", "--rows", "baseline", "safem")) == 0
-    content = json.loads((out / "ablation.json").read_text())
-    assert content["images"] == 16 and [row["seeds"] for row in content["rows"]] == [[0], [0]]
-    seen = []
-    for fold in ("fold0", "fold1"):
-        names = {}
-        for name in ("train", "tune", "val"):
-            part = json.loads((out / fold / f"{name}.json").read_text())
-            names[name] = {(out / fold / image["file_name"]).resolve() for image in part["images"]}
-        assert sum(map(len, names.values())) == 16 == len(set.union(*names.values()))
-        seen += names["val"]
-        measured = json.loads((out / fold / "safem" / "0" / "evaluate.json").read_text())["options"]
-        assert measured["data"] == str(out / fold / "val.json")
-        trained = (out / fold / "safem" / "0" / "config.yaml").read_text()
-        assert f"- {out / fold / 'train.json'}\n" in trained and "fit" not in trained
-    assert len(seen) == 16 == len(set(seen))
+    return with_words([*command[:at], *command[at + 2 :]], "--folds", "2", "--rows", "baseline")
 
+
+def test_folds_measure_every_recording_once_by_runs_that_did_not_see_it(folded, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(folded) == 0
+    content = json.loads((out / "ablation.json").read_text())
+    assert content["images"] == 16 and content["folds"] == 2 and content["rows"][0]["seeds"] == [0]
+    assert len(content["runs"][0]["thresholds"]) == 2
+    assert "Cross-validation: 2 parts" in (out / "ablation.md").read_text()
+    measured = []
+    for fold in (out / "fold0", out / "fold1"):
+        recordings = {}
+        for name in ("train", "tune", "val"):
+            records = load_coco(fold / f"{name}.json").records
+            recordings[name] = {record.recording for record in records}
+            assert len(records) == 2 * len(recordings[name])
+        assert sum(map(len, recordings.values())) == 8 == len(set.union(*recordings.values()))
+        measured += recordings["val"]
+        options = json.loads((fold / "baseline" / "0" / "evaluate.json").read_text())["options"]
+        assert options["data"] == str(fold / "val.json")
+        trained = (fold / "baseline" / "0" / "config.yaml").read_text()
+        assert f"- {fold / 'train.json'}\n" in trained and "fit" not in trained
+    assert len(measured) == 8 == len(set(measured))
+
+    # The same again: nothing is trained or measured anew, and what was cut off goes on.
+    kept, lost = (out / f"fold{index}" / "baseline" / "0" / "weights.safetensors" for index in (0, 1))
+    before = kept.stat().st_mtime_ns
+    for name in ("train.json", "evaluate.json", "weights.safetensors"):
+        lost.with_name(name).unlink()
+    assert main(folded) == 0
+    assert kept.stat().st_mtime_ns == before and lost.is_file()
+
+    # Other parts are another ablation: their runs would be taken for runs on these.
     capsys.readouterr()
-    for more, error in (
+    assert main(with_words(folded, "--folds", "3")) == 2
+    assert f"{out / 'fold0' / 'train.json'}: other images than those of this ablation; give" in only_error(capsys)
+    assert len(load_coco(out / "fold0" / "val.json").records) == 8
+
+
+def test_folds_train_on_the_names_that_are_measured(folded, scenes, tmp_path):
+    data = load_coco(scenes[1])
+    for record in data.records:
+        record.names = ["Target" if name == "drone" else name for name in record.names]
+    write_coco(scenes[1], data.records, ["Target", "bird"])
+    assert main(with_words(folded, "--class_map", '{"Target": "drone"}')) == 0
+    names = {name for record in load_coco(tmp_path / "out/fold0/train.json").records for name in record.names}
+    assert names == {"drone", "bird"}
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
         (["--folds", "1"], "folds must be 2 or more, got 1"),
-        (["--folds", "2", "--tune", "x"], "tune x: with folds, images that are trained on give way to tune"),
-        (["--folds", "2", "--teacher_small", "x"], "folds: teachers have seen recordings that are to be measured"),
-        (["--folds", "40"], "40 parts cannot be made of 16 recordings"),
-    ):
-        assert main(with_words(words, *more)) == 2
-        assert error in only_error(capsys)
+        (["--tune", "x"], "tune x: with folds, images that are trained on give way to tune"),
+        (["--teacher_small", "x"], "folds: teachers have seen recordings that are to be measured"),
+        (["--folds", "40"], "40 parts cannot be made of 8 recordings"),
+        (["--folds", "8"], "folds: part 0 of 8 has no 'drone' to train on; give fewer parts"),
+        (["--target", "plane"], "show no 'plane'; see --target and --class_map"),
+        (["--more", '{"x": ["--data", "VAL"]}'], "x: with folds all rows are trained on the same data"),
+        (["--more", '{"x": ["--weights", "shipped"]}'], "x: --weights of the training may have seen what is measured"),
+        (["--more", '{"x": ["--val", "y.json"]}'], "x: --val of the training may have seen what is measured"),
+    ],
+)
+def test_bad_options_of_folds_are_one_line_and_leave_nothing(folded, scenes, tmp_path, capsys, words, error):
+    if "8" in words:  # drones in one recording only
+        for path in scenes[:2]:
+            data = load_coco(path)
+            for record in data.records[2 if path == scenes[0] else 0 :]:
+                record.names = ["bird" for _ in record.names]
+            write_coco(path, data.records, data.categories)
+    assert main(with_words(folded, *(word.replace("VAL", scenes[1]) for word in words))) == 2
+    assert error in only_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_is_measured_and_trained_on_is_refused(folded, scenes, tmp_path, capsys):
+    assert main([*folded, "--data", scenes[1]]) == 2
+    assert "is there twice, in what is measured and in the training data" in only_error(capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_say_what_danet_train_is_told():

@@ -18,7 +18,7 @@ from danet.evaluate import main
 from danet.inference import read_results
 from danet.losses import DetectionLoss
 from danet.metrics import choose_threshold, evaluate_predictions
-from danet.mistakes import find_mistakes
+from danet.mistakes import Mistake, Mistakes, choose_by_size, find_mistakes
 from danet.models import build_model
 
 CLASSES = ["drone", "bird"]
@@ -307,3 +307,26 @@ def test_causes_of_mistakes_by_hand():
     assert mistakes.misses[0].box.tolist() == list(others[2])
     assert [hit.score for hit in mistakes.hits] == pytest.approx([0.9])
     assert mistakes.hits[0].box.tolist() == list(TRUTH)
+
+
+def test_choice_of_what_is_shown_of_each_size():
+    def mistakes(*of):
+        """(image, side of the box, score)"""
+        return [Mistake(image, np.array([0, 0, side, side]), score, "") for image, side, score in of]
+
+    records = [record([], []) for _ in range(6)]
+    for index, name in enumerate(("a", "a", "b", "c", "d", "e")):
+        records[index].video = name
+    shown = Mistakes(
+        misses=mistakes((0, 20, None), (1, 25, None), (2, 30, None), (3, 5, None)),
+        false_alarms=mistakes((4, 15, 0.9)),
+        hits=mistakes((0, 15, 0.9), (2, 15, 0.52), (3, 15, 0.6), (4, 15, 0.55), (5, 14, 0.1)),
+    )
+    (small, of_small), (medium, of_medium), (large, of_large) = choose_by_size(records, shown, (14.0, 18.0))
+    assert (small, medium, large) == ("< 14 px", "14 to 18 px", "from 18 px")
+    images = [{what: [m.image for m in found] for what, found in of.items()} for of in (of_small, of_medium, of_large)]
+    assert images == [
+        {"hit": [], "miss": [3], "false alarm": []},
+        {"hit": [4, 2], "miss": [], "false alarm": [4]},  # those nearest to the median, 0.55
+        {"hit": [], "miss": [0, 2], "false alarm": []},  # 0 and 1 are of one video
+    ]

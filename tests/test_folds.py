@@ -5,7 +5,7 @@ import pytest
 
 from danet.ablation import Result
 from danet.comparison import Outcome
-from danet.folds import join
+from danet.folds import join_folds
 
 
 def part(hits, false, objects, threshold, **changes) -> Result:
@@ -23,7 +23,7 @@ def part(hits, false, objects, threshold, **changes) -> Result:
 def test_parts_are_joined_at_their_own_thresholds():
     first = part([(0.9, 0), (0.7, 1)], [(0.65, 2), (0.2, 0)], [1, 1, 0], threshold=0.7)
     second = part([(0.5, 0), (0.3, 0)], [(0.45, 1)], [2, 0], threshold=0.4, ap50=0.8, steps=20, frames_per_second=None)
-    result = join([first, second])
+    result = join_folds([first, second])
     # At its own threshold the first part has two hits and no false alarm, the second one of each.
     assert result.precision == pytest.approx(3 / 4)
     assert result.recall == pytest.approx(3 / 4)
@@ -41,7 +41,7 @@ def test_parts_are_joined_at_their_own_thresholds():
 
 def test_one_part_keeps_its_figures_and_a_part_without_detections_counts():
     alone = part([(0.9, 0)], [(0.8, 1)], [1, 1], threshold=0.5)
-    assert join([alone]).outcome.hit_scores == pytest.approx(alone.outcome.hit_scores)
+    assert join_folds([alone]).outcome.hit_scores == pytest.approx(alone.outcome.hit_scores)
     empty = part([], [], [1], threshold=0.5)
-    assert join([alone, empty]).recall == pytest.approx(1 / 3)
-    assert join([empty]).precision is None and join([empty]).f1 == 0
+    assert join_folds([alone, empty]).recall == pytest.approx(1 / 3)
+    assert join_folds([empty]).precision is None and join_folds([empty]).f1 == 0

@@ -18,6 +18,7 @@ from scenes import write_scenes
 
 import danet
 from danet import cli
+from danet.checkpoint import load_weights, save_weights
 from danet.config import ModelConfig
 from danet.data.coco import load_coco
 from danet.data.transforms import Augmentation
@@ -240,6 +241,29 @@ def test_weights_start_another_run(run, tmp_path, capsys):
     weights = tmp_path / "run" / "weights.safetensors"
     assert run("--epochs", "1", "--batch", "8", "--out", tmp_path / "tuned", "--weights", weights) == 0
     assert losses(tmp_path / "tuned") != losses(tmp_path / "run")
+    # What it started from is not needed any more.
+    moved = weights.rename(tmp_path / "moved.safetensors")
+    assert main(["--resume", str(tmp_path / "tuned"), "--epochs", "2"]) == 0
+    moved.rename(weights)
+    # Another class is said to be new, and the images that statistics are taken of are those of the training.
+    capsys.readouterr()
+    compact = tmp_path / "compact.safetensors"
+    save_weights(compact, load_weights(weights)[0], compact=True)
+    words = [
+        "--epochs",
+        "1",
+        "--batch",
+        "8",
+        "--weights",
+        compact,
+        "--model.classes",
+        "bird",
+        "drone",
+        "--quiet",
+        "false",
+    ]
+    assert run(*words, "--out", tmp_path / "two") == 0
+    assert f"{compact} does not know: bird" in capsys.readouterr().out
     capsys.readouterr()
     assert run("--out", tmp_path / "other", "--weights", weights, "--model.safem", "false") == 2
     assert only_error(capsys) == f"{weights}: weights of another model: model.safem is True there and False here"

@@ -1,18 +1,15 @@
 """The detection terms of eq. 10: how wrong the predictions are that answer for boxes, and all others."""
 
-from typing import Literal
-
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.boxes import giou
+from danet.config import Assignment
 from danet.losses.assignment import Targets, by_atss, by_centre, by_overlap
 from danet.models.detector import DANet, Output
 from danet.models.head import AnchorFreeHead, AnchorHead
-
-Assignment = Literal["centre", "atss"]
 
 
 class AnchorFreeLoss(nn.Module):

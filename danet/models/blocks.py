@@ -63,9 +63,10 @@ class MBB(nn.Module):
 
     @torch.no_grad()
     def unfuse(self, weight: Tensor, bias: Tensor) -> None:
-        """Becomes what ``fuse()`` gave: all in the 3x3 branch. The others add nothing, until they are trained on.
+        """Becomes what ``fuse()`` gave, ``[out, in, 3, 3]`` and ``[out]``: all in the 3x3 branch.
 
-        Before that, ``measure`` must give the 3x3 branch's norm its statistics.
+        The others add nothing, until they are trained on. Before that, ``measure`` must give the 3x3 branch's norm its
+        statistics.
         """
         self.conv3x3.weight.copy_(weight)
         for norm in (self.norm3x3, self.norm1x1, self.shortcut):
@@ -77,15 +78,16 @@ class MBB(nn.Module):
 
     @property
     def unmeasured(self) -> bool:
-        """Whether the 3x3 branch's norm has the statistics that ``unfuse`` leaves, which are none."""
+        """Whether the 3x3 branch's norm has the statistics that ``unfuse`` leaves, or a block begins with: none."""
         mean, variance = self.norm3x3.running_mean, self.norm3x3.running_var
         return mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())
 
     @torch.no_grad()
     def measure(self, x: Tensor) -> None:
-        """After ``unfuse``: takes the statistics of a batch; what is computed in eval mode stays the same.
+        """After ``unfuse``: takes the statistics of the block's input ``[N, in_channels, H, W]``.
 
-        So it does in training mode, on batches like this one, which would otherwise be scaled to a variance of one.
+        What is computed in eval mode stays the same. So it does in training mode, on batches like this one, which would
+        otherwise be scaled to a variance of one.
         """
         norm = self.norm3x3
         kernel, bias = fold_norm(self.conv3x3.weight, norm)

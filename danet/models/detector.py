@@ -17,7 +17,7 @@ from danet.models.deployed import DeployedDANet
 from danet.models.head import AnchorFreeHead, AnchorHead, Head
 
 # Channels and blocks of the stages at strides 4, 8, 16, 32. The teachers (section 3.2.1; the paper gives no shapes)
-# take about a third more operations than danet_s, and spend them where it matters at their scale: at strides 4 and 8
+# take a quarter to a third more operations than danet_s, where it matters at their scale: at strides 4 and 8
 # for small targets, 8 and 16 for medium ones, 16 and 32 for large ones, whose network also sees the most surroundings.
 WIDTHS = {
     "danet": (64, 128, 256, 512),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from danet.ablate import AblateOptions
+from danet.ablation import CROSS_VALIDATED
 from danet.files import read_json
 from danet.matching import CRITERIA
 from danet.report.charts import SERIES, Axis, Series, chart
@@ -17,16 +18,19 @@ FIGURES = {"precision": "precision", "recall": "recall", "f1": "F1", "ap50": "AP
 
 def ablation_report(folder: Path) -> Report:
     """The report of an ablation's folder, as far as the ablation has got."""
-    summary = read_json(folder / SUMMARY)
+    summary = {"folds": None, **read_json(folder / SUMMARY)}  # None: written before there were any
     rows = summary["rows"]
     best = max(rows, key=lambda row: (row["figures"]["f1"] or {"mean": -1.0})["mean"])
     seeds = max(len(row["seeds"]) for row in rows)
     options = saved_options(folder / "config.yaml", AblateOptions)
     lead = (
         f"{len(rows)} variants of one recipe, {seeds} seed{'s' if seeds > 1 else ''} each; {summary['objects']} "
-        f"objects {summary['target']} in {summary['images']} images of {options.val}, right by "
+        f"objects {summary['target']} in {summary['images']} images of {options.val}"
+        f"{' and of the training data' if summary['folds'] else ''}, right by "
         f"{CRITERIA[summary['criterion']].title}, AP50 by IoU ≥ 0.5."
     )
+    if summary["folds"]:
+        lead += f" {CROSS_VALIDATED.format(summary['folds'])}"
     tiles = [
         (words[0].upper() + words[1:], _spread(best["figures"][name]).split(" ")[0], f"{best['name']}, the highest F1")
         for name, words in FIGURES.items()
@@ -90,8 +94,10 @@ def _differences(summary: dict) -> list[Html]:
 
 
 def _curves(folder: Path, summary: dict) -> list[Html]:
-    """P-R curves and validations of every variant's first seed."""
+    """P-R curves and validations of every variant's first seed (of the first part, in a cross-validation)."""
     pr, validations, last = [], [], 1.0
+    folder = folder / "fold0" if summary["folds"] else folder
+    which = "first seed, part 0" if summary["folds"] else "first seed"
     for color, row in enumerate(summary["rows"][:SERIES]):  # more lines cannot be told apart
         run = folder / row["name"] / str(row["seeds"][0])
         pr += pr_series(run / "evaluate", summary["criterion"], row["name"], color)
@@ -99,13 +105,13 @@ def _curves(folder: Path, summary: dict) -> list[Html]:
             validations.append(Series(row["name"], columns["epoch"], columns["ap50"], color))
             last = max(last, columns["epoch"][-1])
     unit = (0.0, 1.0)
-    about = f"Of the first seed; right by {CRITERIA[summary['criterion']].title}."
+    about = f"Of the {which}; right by {CRITERIA[summary['criterion']].title}."
     charts = []
     if pr:
         charts.append(chart("Precision over recall", pr, Axis("recall", *unit), Axis("precision", *unit), about))
     if validations:
         x = Axis("epoch", 0.0, last, step=1.0)
-        charts.append(chart("AP50 on the validation images", validations, x, Axis("AP50", *unit), "Of the first seed."))
+        charts.append(chart("AP50 on the validation images", validations, x, Axis("AP50", *unit), f"Of the {which}."))
     return [grid(*charts)] if charts else []
 
 

@@ -185,14 +185,12 @@ def _mistakes(folder: Path, figures: dict) -> list[Html]:
         if causes
     ]
     parts = [grid(*parts)] if parts else [paragraph(f"None {at}.")]
+    colours = f"Annotated {figures['target']} blue, other objects grey, detections orange with their scores."
     if (folder / SHEET).is_file():
-        caption = (
-            f"The worst misses, then the false alarms of highest score, {at}. Annotated {figures['target']} blue, "
-            "other objects grey, detections orange with their scores."
-        )
+        caption = f"The worst misses, then the false alarms of highest score, {at}. {colours}"
         parts.append(pictures.sheet(folder / SHEET, caption))
     if (folder / SIZES).is_file():
-        caption = "By size: hits of middling score, the worst misses, false alarms of highest score. Colours as above."
+        caption = f"By size: hits of middling score, the worst misses, false alarms of highest score, {at}. {colours}"
         parts.append(pictures.sheet(folder / SIZES, caption))
     return parts
 

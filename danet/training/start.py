@@ -72,7 +72,9 @@ def _measure(model: DANet, images: Tensor) -> None:
     """Gives the blocks' norms the statistics of what they see on ``images``."""
     hooks = [block.register_forward_pre_hook(lambda block, inputs: block.measure(*inputs)) for block in _blocks(model)]
     training = model.training
-    model.eval()(images)
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
+    try:
+        model.eval()(images)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()

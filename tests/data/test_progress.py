@@ -20,7 +20,7 @@ def shown(monkeypatch, stream, *, quiet: bool) -> str:
 
 def test_a_terminal_shows_what_is_being_done(monkeypatch):
     text = shown(monkeypatch, Terminal(), quiet=False)
-    assert "thinking" in text
+    assert "thinking" in text and "counting" in text
 
 
 @pytest.mark.parametrize(("stream", "quiet"), [(Terminal, True), (io.StringIO, False)])

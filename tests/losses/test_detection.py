@@ -103,6 +103,23 @@ def test_atss_is_what_its_paper_says():
     assert matched[0].tolist() == expected
 
 
+def test_atss_with_padding_gives_each_image_what_it_gets_alone():
+    many, one = [[10.0, 10, 30, 30], [12.0, 14, 24, 26], [60.0, 20, 80, 44]], [[40.0, 30, 52, 40]]
+    references, alone, _ = assignment("atss", one)
+    _, crowded, _ = assignment("atss", many)
+    both = Targets(
+        [torch.tensor(many), torch.tensor(one)], [torch.zeros(3, dtype=torch.long), torch.zeros(1, dtype=torch.long)],
+        [torch.zeros(3, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)],
+    )  # fmt: skip
+    matched = by_atss(references, both).matched
+    assert torch.equal(matched, torch.cat([crowded, alone]))
+
+
+def test_atss_gives_a_box_between_the_centres_of_cells_the_finest_one():
+    references, matched, _ = assignment("atss", [[24.2, 24.2, 25.4, 25.4]])  # centres lie at 22 and 26
+    assert references[matched[0] == 0].tolist() == [[26.0, 26.0, 4.0, 4.0]]
+
+
 def square_iou(reference, box):
     """Of a box and the square of eight strides about a cell's centre."""
     (x, y), half = reference[:2].tolist(), 4 * float(reference[2])

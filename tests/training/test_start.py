@@ -89,6 +89,23 @@ def test_compact_weights_train_on_from_what_they_computed(trained, tmp_path):
     assert not any(block.unmeasured for block in model.modules() if hasattr(block, "unmeasured"))
 
 
+def test_statistics_of_some_images_do_for_others(trained, tmp_path):
+    save_weights(tmp_path / "w.safetensors", trained, compact=True)
+    model = make(seed=1)
+    start_from(tmp_path / "w.safetensors", model, lambda: IMAGES)
+    others = torch.randn(8, 1, 64, 96, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        expected, learning = trained(others).features, model(others).features
+        whole = trained.train()(others).features
+
+    def errors(features):
+        return [float((a - b).norm() / b.norm()) for a, b in zip(features, expected, strict=True)]
+
+    # A batch has statistics of its own, whose difference the whole weights show as well.
+    for compact, reference in zip(errors(learning), errors(whole), strict=True):
+        assert compact < 1.5 * reference
+
+
 def test_the_package_s_own_weights():
     model = build_model(ModelConfig(name="danet_s", classes=["target", "drone"]))
     assert start_from("shipped", model, lambda: torch.randn(2, 1, 64, 64)) == ["target"]
