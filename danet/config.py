@@ -13,7 +13,7 @@ class ModelConfig:
 
     name: Literal["danet", "danet_s", "danet_nano", "teacher_small", "teacher_medium", "teacher_large"] = "danet_s"
     """Size: danet (widths 64-512), danet_s (32-256), danet_nano (16-128, fewer blocks; for tests); teacher_small,
-    teacher_medium and teacher_large are a quarter to a third more than danet_s, where targets of their scale are seen."""
+    teacher_medium and teacher_large are a quarter to a third more than danet_s, where targets of their scale show."""
 
     classes: list[str] = field(default_factory=lambda: ["drone"])
     """Names of the classes to detect; boxes of any other name are distractors (background)."""
