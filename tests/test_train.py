@@ -129,7 +129,7 @@ def test_sigterm_saves_and_says_how_to_go_on(scenes, tmp_path):
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
     step = int(re.fullmatch(r"stopped after step (\d+); go on with: (.*)\n", error)[1])
-    assert error.endswith(f"python -m danet.train --resume {tmp_path / 'run'}\n")
+    assert error.endswith(f"danet train --resume {tmp_path / 'run'}\n")
     with safe_open(tmp_path / "run" / "last.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["header"])["progress"]["step"] == step == len(losses(tmp_path / "run"))
 
