@@ -143,7 +143,7 @@ PYTEST = $(RUN) -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfil
 test: $(KERNELS)  ## the test suite, under 6 minutes on two cores
 	@$(PYTEST) -m "not long"
 
-test-all: lint $(KERNELS)  ## the linters, the whole test suite with its long grids, the sanitizers; under an hour
+test-all: lint $(KERNELS)  ## the linters, the whole test suite with its long grids, the sanitizers; an hour, more with nvcc
 	@$(RUN) -m pytest -q  # in one process: the long tests measure memory, and some use all cores
 	@$(MAKE) sanitize emulation
 
