@@ -137,26 +137,21 @@ def ablate(options: AblateOptions) -> int:
     write_text(Path(options.out) / CONFIG, cli.dump(options))
 
     console = Console(quiet=options.quiet, highlight=False)
-    total, number = len(options.seeds) * len(names) * len(studies), 0
+    runs = [[study.runs[name, seed] for study in studies] for seed in options.seeds for name in names]
     results: list[Result] = []
-    for seed in options.seeds:
-        for name in names:
-            of_parts = []
-            for part, study in enumerate(studies):
-                number += 1
-                of_part = "" if options.folds is None else f", part {part}"
-                console.print(f"{number}/{total}  {name}, seed {seed}{of_part}", style="bold")
-                run = study.runs[name, seed]
-                if (code := run.train()) != 0:
-                    print("danet ablate: stopped; the same command again goes on", file=sys.stderr)
-                    return code
-                run.evaluate()
-                of_parts.append(run.result(study.data))
-                console.print(of_parts[-1].line())
-            results.append(of_parts[0] if options.folds is None else join_folds(of_parts))
-            if options.folds is not None:
-                console.print(f"all parts: {results[-1].line()}")
-        _write(options, results, [record for study in studies for record in study.records])
+    for number, of_parts in enumerate(runs, 1):
+        measured = []
+        for run, study in zip(of_parts, studies, strict=True):
+            console.print(f"{number}/{len(runs)}  {run.name}, seed {run.options.seed}, {run.folder}", style="bold")
+            if (code := run.train()) != 0:
+                print("danet ablate: stopped; the same command again goes on", file=sys.stderr)
+                return code
+            run.evaluate()
+            measured.append(run.result(study.data))
+            console.print(measured[-1].line())
+        results.append(join_folds(measured) if options.folds else measured[0])
+        if number % len(names) == 0:
+            _write(options, results, [record for study in studies for record in study.records])
     if not options.quiet:
         print(read_text(Path(options.out) / "ablation.md"), end="")
     return 0

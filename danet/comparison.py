@@ -13,6 +13,7 @@ import numpy as np
 
 from danet.bootstrap import Estimate, Resampling, divide
 from danet.matching import CRITERIA, FALSE_ALARM, HIT, flatten, match
+from danet.metrics import Counts
 
 # Resamples taken at once: the hits of all of them are in memory.
 _CHUNK = 64
@@ -35,12 +36,17 @@ class Outcome:
         total = self.objects.sum()
         return len(self.hit_scores) / total if total else math.nan
 
-    def f1(self, draws: Resampling) -> tuple[float, np.ndarray]:
-        """F1 at the threshold, and in every resample ``[R]``."""
+    def counts(self) -> Counts:
+        """At the threshold."""
         hits, false = (
             np.bincount(image[scores >= self.threshold], minlength=len(self.objects))
             for scores, image in ((self.hit_scores, self.hit_image), (self.false_scores, self.false_image))
         )
+        return Counts(self.threshold, hits, false, self.objects)
+
+    def f1(self, draws: Resampling) -> tuple[float, np.ndarray]:
+        """F1 at the threshold, and in every resample ``[R]``."""
+        _, hits, false, _ = self.counts()
         (_, top), (_, bottom) = draws.sums(2 * hits), draws.sums(hits + false + self.objects)
         return float(divide(2 * hits.sum(), (hits + false + self.objects).sum())), divide(top, bottom)
 

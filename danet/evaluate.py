@@ -20,7 +20,8 @@ from danet.errors import UserError
 from danet.evaluate_tables import print_metrics
 from danet.files import write_json, write_text
 from danet.metrics import Metrics, choose_threshold, evaluate_predictions
-from danet.mistakes import find_mistakes, mistakes_sheet, size_sheet
+from danet.mistakes import find_mistakes
+from danet.sheets import Sheets
 
 if TYPE_CHECKING:
     from danet.boxes import Detections
@@ -185,10 +186,10 @@ def evaluate(options: EvaluateOptions) -> None:
         "environment": info(),
         "options": asdict(options),
     }
-    seen = (records, predictions, classes, mistakes)
+    draw = Sheets(records, predictions, classes, target=target, threshold=shown_at)
     sheets = {
-        "misses_and_false_alarms.png": mistakes_sheet(*seen, target=target, threshold=shown_at),
-        "by_size.png": size_sheet(*seen, target=target, threshold=shown_at, edges=options.scale_edges),
+        "misses_and_false_alarms.png": draw.worst(mistakes),
+        "by_size.png": draw.by_size(mistakes, options.scale_edges),
     }
     written = _write(options, data, records, predictions, classes, metrics, content, sheets)
     print_metrics(metrics, console)

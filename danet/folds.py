@@ -87,15 +87,14 @@ def join_folds(results: Sequence[Result]) -> Result:
     are shifted, in logits, to make every threshold 0.5. AP50 and frames/s are means over the parts.
     """
     outcome = _join([result.outcome for result in results])
-    hits, false = (int(np.count_nonzero(scores >= 0.5)) for scores in (outcome.hit_scores, outcome.false_scores))
-    objects = int(outcome.objects.sum())
+    point = outcome.counts().operating(None)
     return replace(
         results[0],
         threshold=0.5,
         thresholds=[result.threshold for result in results],
-        precision=_part(hits, hits + false),
-        recall=_part(hits, objects),
-        f1=_part(2 * hits, hits + false + objects),
+        precision=point.precision.value,
+        recall=point.recall.value,
+        f1=point.f1.value,
         ap50=_mean([result.ap50 for result in results]),
         frames_per_second=_mean([result.frames_per_second for result in results]),
         steps=round(statistics.mean(result.steps for result in results)),
@@ -126,10 +125,6 @@ def _shifted(scores: np.ndarray, threshold: float) -> np.ndarray:
     threshold = min(threshold, 1 - 1e-9)  # odds are finite
     over, under = scores * (1 - threshold), threshold * (1 - scores)
     return over / (over + under)
-
-
-def _part(count: int, of: int) -> float | None:
-    return count / of if of else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

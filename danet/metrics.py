@@ -288,7 +288,7 @@ def quick_metrics(records: Sequence, predictions: Sequence, classes: Sequence[st
     return {key: 0.0 if math.isnan(value) else value for key, value in result.items()}
 
 
-class _Counts(NamedTuple):
+class Counts(NamedTuple):
     """Counts in each image, ``[N]``, at one threshold."""
 
     threshold: float
@@ -296,8 +296,8 @@ class _Counts(NamedTuple):
     fp: np.ndarray
     objects: np.ndarray
 
-    def only(self, images: np.ndarray) -> "_Counts":
-        return _Counts(self.threshold, self.tp[images], self.fp[images], self.objects[images])
+    def only(self, images: np.ndarray) -> "Counts":
+        return Counts(self.threshold, self.tp[images], self.fp[images], self.objects[images])
 
     def operating(self, draws: Resampling | None) -> Operating:
         """The figures over all images, with intervals if ``draws`` are given."""
@@ -314,12 +314,12 @@ class _Counts(NamedTuple):
         return Operating(self.threshold, tp, fp, objects - tp, **figures)
 
 
-def _counts(data: ClassData, matches: Matches, threshold: float) -> _Counts:
+def _counts(data: ClassData, matches: Matches, threshold: float) -> Counts:
     kept = data.scores >= threshold
     tp, fp = (
         np.bincount(data.image[kept & (matches.outcome == kind)], minlength=data.images) for kind in (HIT, FALSE_ALARM)
     )
-    return _Counts(threshold, tp, fp, np.bincount(data.truth_image[matches.counted], minlength=data.images))
+    return Counts(threshold, tp, fp, np.bincount(data.truth_image[matches.counted], minlength=data.images))
 
 
 def _curve(data: ClassData, matches: Matches) -> Curve:
@@ -356,7 +356,7 @@ def size_buckets(edges: Sequence[float]) -> list[tuple[str, str, tuple[float, fl
     return scales
 
 
-def _groups(names: Sequence[str | None], counts: dict[str, _Counts]) -> list[Group]:
+def _groups(names: Sequence[str | None], counts: dict[str, Counts]) -> list[Group]:
     members: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         if name is not None:
@@ -386,7 +386,7 @@ def images_by_distractor(records: Sequence, target: str) -> dict[str, np.ndarray
 
 
 def _false_alarms(
-    records: Sequence, target: str, counts: dict[str, _Counts], thresholds: dict, draws: Resampling
+    records: Sequence, target: str, counts: dict[str, Counts], thresholds: dict, draws: Resampling
 ) -> list[FalseAlarms]:
     result = []
     for name, images in images_by_distractor(records, target).items():

@@ -11,8 +11,8 @@ import numpy as np
 from danet.data.coco import ImageRecord
 from danet.data.image import read_image, to_display
 from danet.errors import UserError
-from danet.mistakes import DETECTION_COLOR, TRUTH_COLOR
 from danet.report.html import Html, tag
+from danet.sheets import DETECTION_COLOR, TRUTH_COLOR
 from danet.visual import draw_boxes, enlarge
 
 # Bytes of a page: its pictures make nearly all of it.
