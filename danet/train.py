@@ -51,6 +51,9 @@ class AdcrOptions:
     negatives: int = 3
     """Negative samples for every positive one."""
 
+    levels: int = 4
+    """How many levels are compared, from the finest on; at strides 16 and 32 a small target is less than a cell."""
+
     literal: bool = False
     """Eq. 6 as it is printed: summed over the anchors (and the levels), each of which is its own positive, too."""
 
@@ -58,6 +61,8 @@ class AdcrOptions:
         for name in ("weight", "negatives"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"adcr.{name} must be 0 or more, got {getattr(self, name)}")
+        if not 1 <= self.levels <= 4:
+            raise UserError(f"adcr.levels must be 1 to 4, got {self.levels}")
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"adcr.temperature must be positive, got {self.temperature}")
 

@@ -333,6 +333,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path, capsys):
         (["--val", "missing.json"], "missing.json: no such file"),
         (["--model.classes", "dron"], "the training data has no box named 'dron' (it has: bird, drone)"),
         (["--adcr.weight", "-1"], "adcr.weight must be 0 or more, got -1"),
+        (["--adcr.levels", "5"], "adcr.levels must be 1 to 4, got 5"),
         (["--adcr.temperature", "0"], "adcr.temperature must be positive, got 0"),
         (["--target", "bird"], "target bird: not a class of the model (drone)"),
         (["--batch", "0"], "batch must be positive, got 0"),

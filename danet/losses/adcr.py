@@ -30,7 +30,7 @@ class ADCR(nn.Module):
     DistributedDataParallel does it) are those of one process with the whole batch.
 
     Args:
-        widths, strides: of the maps.
+        widths, strides: of the maps that are compared, the finest first.
         target: label of the class that is to be told from all others.
         weight, temperature, negatives, literal: see ``danet.train.AdcrOptions``.
     """
@@ -59,7 +59,7 @@ class ADCR(nn.Module):
 
     def forward(self, output: Output, batch: "Batch") -> dict[str, Tensor]:
         """The term ``adcr`` of the overall loss (eq. 10), weighted, as the training loop asks for it."""
-        return {"adcr": self.weight * self.loss(output.features, *batch)}
+        return {"adcr": self.weight * self.loss(output.features[: len(self.strides)], *batch)}
 
     def loss(
         self, features: list[Tensor], images: Tensor, boxes: list[Tensor], labels: list[Tensor], ignore: list[Tensor]
@@ -67,7 +67,7 @@ class ADCR(nn.Module):
         """The loss of a batch, a float32 scalar: 0, with a graph, where no image shows a target.
 
         Args:
-            features: ``Output.features``, ``[N, widths[l], H_l, W_l]``. The others: see ``choose_regions``.
+            features: of the levels compared, ``[N, widths[l], H_l, W_l]``. The others: see ``choose_regions``.
         """
         with torch.autocast(images.device.type, enabled=False):
             regions = choose_regions(images, boxes, labels, ignore, target=self.target, ratio=self.negatives)
@@ -76,14 +76,14 @@ class ADCR(nn.Module):
             positive = distributed.gather(torch.cat(flags).long().to(images.device)).bool()
             losses = []
             for projector, feature, stride in zip(self.projectors, features, self.strides, strict=True):
-                vectors = distributed.gather(self._project(projector, feature.float(), both, stride))
+                vectors = distributed.gather(self.project(projector, feature.float(), both, stride))
                 terms = contrastive_terms(vectors[positive], vectors[~positive], self.temperature, literal=self.literal)
                 losses.append(terms.sum() if self.literal else terms.sum() / max(1, len(terms)))
             total = torch.stack(losses)
             return total.sum() if self.literal else total.mean()
 
-    def _project(self, projector: nn.Module, features: Tensor, regions: list[Tensor], stride: int) -> Tensor:
-        """Unit vectors ``[sum M_i, C * SIZE * SIZE]`` of the regions of a level, image after image."""
+    def project(self, projector: nn.Module, features: Tensor, regions: list[Tensor], stride: int) -> Tensor:
+        """What is compared: unit vectors ``[sum M_i, C * SIZE * SIZE]`` of a level's regions, image after image."""
         if any(map(len, regions)):
             sampled = sample_regions(features, regions, stride, self.SIZE)
             return F.normalize(projector(sampled).flatten(1), dim=1, eps=1e-6)
@@ -114,8 +114,8 @@ def contrastive_terms(positives: Tensor, negatives: Tensor, temperature: float, 
 def build_adcr(model: DANet, options: "AdcrOptions", target: int) -> ADCR:
     """The loss for a model and the label of its target."""
     adcr = ADCR(
-        model.widths,
-        model.backbone.strides,
+        model.widths[: options.levels],
+        model.backbone.strides[: options.levels],
         target=target,
         weight=options.weight,
         temperature=options.temperature,

@@ -158,6 +158,19 @@ def test_learning_separates_targets_from_distractors():
     assert losses[-1] < 0.2 * losses[0]
 
 
+@pytest.mark.parametrize("levels", [1, 3])
+def test_coarse_levels_can_be_left_out(levels):
+    model = build_model(ModelConfig(name="danet_nano", classes=["drone", "bird"]))
+    adcr = build_adcr(model, AdcrOptions(weight=1.0, levels=levels), 0)
+    images = Batch(torch.randn(2, 1, *SIZE), *batch(DRONES, BIRDS))
+    output = model(images.images)
+    for feature in output.features:
+        feature.retain_grad()
+    adcr(output, images)["adcr"].backward()
+    assert [feature.grad is not None for feature in output.features] == [True] * levels + [False] * (4 - levels)
+    assert len(adcr.projectors) == levels
+
+
 def test_built_for_a_model():
     model = build_model(ModelConfig(name="danet_nano", classes=["drone", "bird"]))
     adcr = build_adcr(model, AdcrOptions(weight=0.1, temperature=0.2, negatives=2, literal=True), 1)
