@@ -158,6 +158,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     try:
+        if chosen.batches < 1:
+            raise UserError(f"--batches must be 1 or more, got {chosen.batches}")
         check_folder(chosen.sheet.parent)
         options, model, adcr = load(chosen.run)
         same = {"channels": options.model.input_channels, "augmentation": options.augmentation, "seed": chosen.seed}
