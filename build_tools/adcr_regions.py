@@ -8,11 +8,10 @@ detection loss on the stage's parameters. The detector's own score, as an AUC, i
 sheet has a row of targets, one of labelled distractors and one of others.
 """
 
-import argparse
 import itertools
 import math
-import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -149,44 +148,59 @@ def table(figures: list[dict[tuple[str, int], float]], strides: tuple[int, ...])
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("sheet", type=Path)
-    parser.add_argument("--batches", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
-    try:
-        if chosen.batches < 1:
-            raise UserError(f"--batches must be 1 or more, got {chosen.batches}")
-        check_folder(chosen.sheet.parent)
-        options, model, adcr = load(chosen.run)
-        same = {"channels": options.model.input_channels, "augmentation": options.augmentation, "seed": chosen.seed}
-        data = DetectionDataset([chosen.data], options.model.classes, **same)
-        criterion = DetectionLoss(model, options.assignment)
-        sampler = EpochSampler(data.sizes, data.weights, batch=options.batch, epochs=1, seed=chosen.seed)
-        figures = []
-        shown: list[list[np.ndarray]] = [[] for _ in KINDS]
-        for number, keys in enumerate(itertools.islice(sampler, chosen.batches)):
-            batch = collate([data[key] for key in keys])
-            torch.manual_seed(number)
-            regions = choose_regions(*batch, target=adcr.target, ratio=adcr.negatives)
-            figures.append(measure(model, adcr, criterion, batch, regions))
-            for row, tiles in zip(shown, pictures(batch, regions), strict=True):
-                row += tiles[:2]  # of many batches
-        tiles, titles = [], []
-        for name, row in zip(KINDS, shown, strict=True):
-            row = [*row[:COLUMNS], *[np.zeros((SIDE, SIDE), np.uint8)] * (COLUMNS - len(row))]
-            tiles += row
-            titles += [name, *[""] * (COLUMNS - 1)]
-        write_image(chosen.sheet, contact_sheet(tiles, COLUMNS, titles))
-        print(table(figures, adcr.strides))
-    except UserError as error:
-        print(f"adcr_regions: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@dataclass
+class Options:
+    """Options of the tool."""
+
+    run: str
+    """Folder of a training with --adcr.weight; also given as the first word."""
+
+    data: str
+    """COCO json, the data of the training or others; the second word."""
+
+    sheet: str
+    """Picture to write; the third word."""
+
+    batches: int = 20
+    """How many to draw."""
+
+    seed: int = 0
+    """Of their order and augmentation."""
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise UserError(f"batches must be 1 or more, got {self.batches}")
+
+
+def show(options: Options) -> None:
+    """Shows what ADCR compares and what it learns in a training."""
+    check_folder(Path(options.sheet).parent)
+    trained, model, adcr = load(Path(options.run))
+    data = DetectionDataset(
+        [options.data],
+        trained.model.classes,
+        channels=trained.model.input_channels,
+        augmentation=trained.augmentation,
+        seed=options.seed,
+    )
+    criterion = DetectionLoss(model, trained.assignment)
+    sampler = EpochSampler(data.sizes, data.weights, batch=trained.batch, epochs=1, seed=options.seed)
+    figures = []
+    shown: list[list[np.ndarray]] = [[] for _ in KINDS]
+    for number, keys in enumerate(itertools.islice(sampler, options.batches)):
+        batch = collate([data[key] for key in keys])
+        torch.manual_seed(number)
+        regions = choose_regions(*batch, target=adcr.target, ratio=adcr.negatives)
+        figures.append(measure(model, adcr, criterion, batch, regions))
+        for row, tiles in zip(shown, pictures(batch, regions), strict=True):
+            row += tiles[:2]  # of many batches
+    tiles, titles = [], []
+    for name, row in zip(KINDS, shown, strict=True):
+        tiles += [*row[:COLUMNS], *[np.zeros((SIDE, SIDE), np.uint8)] * (COLUMNS - len(row))]
+        titles += [name, *[""] * (COLUMNS - 1)]
+    write_image(options.sheet, contact_sheet(tiles, COLUMNS, titles))
+    print(table(figures, adcr.strides))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(cli.run(show, Options, prog="adcr_regions", positionals=["run", "data", "sheet"]))

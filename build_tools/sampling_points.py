@@ -5,14 +5,14 @@ with the nine taps of each of the four groups (a colour each) of the feature at 
 its weight after the softmax. The detector is the one in the package, or --weights.
 """
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
+from danet import cli
 from danet.checkpoint import SHIPPED, load_weights
 from danet.data.image import read_image, to_display, write_image
 from danet.detector import Detector
@@ -74,30 +74,35 @@ def parse(target: str) -> tuple[str, float, float]:
     return path, x, y
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("sheet", type=Path)
-    parser.add_argument("targets", nargs="+", metavar="IMAGE:X,Y")
-    parser.add_argument("--weights", default=SHIPPED, help="of another detector")
-    options = parser.parse_args()
-    try:
-        check_folder(options.sheet.parent)
-        model, _ = load_weights(options.weights)
-        tiles, titles = [], []
-        for target in options.targets:
-            path, x, y = parse(target)
-            image = read_image(path)
-            if not (0 <= x < image.shape[1] and 0 <= y < image.shape[0]):
-                raise UserError(f"{target}: outside of the image of {image.shape[1]} x {image.shape[0]} pixels")
-            for level, (where, weights) in enumerate(taps(model, image, x, y)):
-                tiles.append(draw(image, x, y, where, weights))
-                titles.append(f"{Path(path).parent.name}, stride {model.backbone.strides[level]}")
-        write_image(options.sheet, contact_sheet(tiles, STAGES, titles))
-    except UserError as error:
-        print(f"sampling_points: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@dataclass
+class Options:
+    """Options of the tool."""
+
+    sheet: str
+    """Picture to write; also given as the first word."""
+
+    targets: list[str]
+    """Pixels of targets, IMAGE:X,Y; the words after the first."""
+
+    weights: str = str(SHIPPED)
+    """Of another detector."""
+
+
+def show(options: Options) -> None:
+    """Draws where SDC looks."""
+    check_folder(Path(options.sheet).parent)
+    model, _ = load_weights(options.weights)
+    tiles, titles = [], []
+    for target in options.targets:
+        path, x, y = parse(target)
+        image = read_image(path)
+        if not (0 <= x < image.shape[1] and 0 <= y < image.shape[0]):
+            raise UserError(f"{target}: outside of the image of {image.shape[1]} x {image.shape[0]} pixels")
+        for level, (where, weights) in enumerate(taps(model, image, x, y)):
+            tiles.append(draw(image, x, y, where, weights))
+            titles.append(f"{Path(path).parent.name}, stride {model.backbone.strides[level]}")
+    write_image(options.sheet, contact_sheet(tiles, STAGES, titles))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(cli.run(show, Options, prog="sampling_points", positionals=["sheet", "targets"]))
