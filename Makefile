@@ -52,7 +52,7 @@ $(KERNELS): $(SOURCES) | $(READY)
 kernels: $(KERNELS)  ## build what changed in csrc/
 
 SANITIZED := build/cmake-sanitize/libdanet.so
-SANITIZE_TESTS ?= sdc lcdc rep_conv softmax_gate safem
+SANITIZE_TESTS ?= sdc lcdc rep_conv softmax_gate fused_safem
 # The C++ library comes along because AddressSanitizer must find its exceptions before Python loads it.
 SANITIZERS = $(foreach lib,libasan.so libstdc++.so.6,$(shell $${CXX:-c++} -print-file-name=$(lib)))
 

@@ -20,17 +20,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.timing import ceilings, header, silent
 from danet.checkpoint import load_weights
 from danet.config import ModelConfig
-from danet.data.flight import write_video
+from danet.data.synthetic.clip import write_video
+from danet.data.video import open_source
 from danet.detect import DetectOptions, Run
-from danet.detector import Detector
+from danet.inference.box_files import BoxTables
+from danet.inference.detector import Detector
 from danet.models import DANet, build_model
 from danet.models.blocks import FusedMBB
 from danet.models.deployed import FusedACFA, FusedSaFEM
 from danet.models.graphs import CudaGraphs
 from danet.models.summary import count_flops
 from danet.ops import info
-from danet.tables import BoxTables
-from danet.video import open_source
 
 Function = Callable[[], object]
 

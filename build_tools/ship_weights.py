@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from danet.checkpoint import SHIPPED, load_weights, save_weights
-from danet.errors import UserError
-from danet.files import read_json, read_text
+from danet.utils.errors import UserError
+from danet.utils.files import read_json, read_text
 
 
 def figures(folder: Path) -> dict:

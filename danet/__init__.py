@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from danet.detector import Detector
+    from danet.inference.detector import Detector
 
 try:
     __version__ = version("danet")
@@ -29,15 +29,16 @@ def load(weights: str | os.PathLike | None = None, device: str = "cpu", **option
             ONNX Runtime runs on the CPU; by default the detector of drones that comes with the package.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         options: ``score_threshold`` (0.5), ``iou_threshold`` (0.5), ``max_detections`` (300) and
-            ``input_size`` (native), see ``danet.detector.Detector``; a ``.onnx`` file has defaults of its own.
+            ``input_size`` (native), see
+            ``danet.inference.detector.Detector``; a ``.onnx`` file has defaults of its own.
 
     Returns:
         A ``Detector``: called with an image (a path or a numpy array), it returns boxes in pixels of
         that image, scores and labels.
 
     Raises:
-        danet.errors.UserError: naming the file, if it is missing or not a DANet's weights.
+        danet.utils.errors.UserError: naming the file, if it is missing or not a DANet's weights.
     """
-    from danet.detector import load as load_detector
+    from danet.inference.loading import load as load_detector
 
     return load_detector(weights, device, **options)

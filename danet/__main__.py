@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from danet.dispatch import dispatch
+from danet.utils.dispatch import dispatch
 
 COMMANDS = {
     "data": ("danet.data.__main__", "import, split, synthesize and inspect datasets"),

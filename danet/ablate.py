@@ -11,15 +11,16 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from danet import cli
-from danet.ablation import Result, summarise, to_markdown
-from danet.data.coco import CocoDataset, ImageRecord, load_coco
+from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
 from danet.data.loader import DataSource, load_source
-from danet.errors import UserError
 from danet.evaluate import EvaluateOptions, NothingFound, evaluate, select_images
-from danet.files import read_json, read_text, write_json, write_text
-from danet.folds import divide_into_folds, join_folds, write_folds
-from danet.train import CONFIG, PRESETS, TrainOptions, train
+from danet.evaluation.ablation import Result, summarise, to_markdown
+from danet.evaluation.cross_validation import divide_into_folds, join_folds, write_folds
+from danet.train import train
+from danet.training.options import CONFIG, PRESETS, TrainOptions
+from danet.utils import cli
+from danet.utils.errors import UserError
+from danet.utils.files import read_json, read_text, write_json, write_text
 
 COMPONENTS = ("safem", "acfa", "adcr", "sskd")
 BASELINE = "baseline"
@@ -192,7 +193,7 @@ def _divide(options: AblateOptions, count: int) -> list[AblateOptions]:
 
 
 def _write(options: AblateOptions, results: list[Result], records: list[ImageRecord]) -> None:
-    from danet.plots import plot_ablation  # with matplotlib, which takes its time
+    from danet.evaluation.plots import plot_ablation  # with matplotlib, which takes its time
 
     summary = summarise(
         results,
@@ -346,8 +347,8 @@ class _Run:
 
     def result(self, data: CocoDataset) -> Result:
         from danet.checkpoint import load_weights
-        from danet.comparison import outcome
-        from danet.inference import read_results
+        from danet.evaluation.comparison import outcome
+        from danet.inference.predict import read_results
         from danet.models.summary import count_parameters
 
         model, _ = load_weights(self.evaluation.weights)

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from danet.config import ModelConfig
-from danet.errors import UserError
-from danet.files import atomic_path
 from danet.models import DANet, build_model
 from danet.models.blocks import MBB
+from danet.utils.errors import UserError
+from danet.utils.files import atomic_path
 
 FORMAT = "danet-weights-1"
 

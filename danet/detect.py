@@ -14,20 +14,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from danet import cli
-from danet.data.image import to_display, write_image
-from danet.errors import UserError
-from danet.files import write_json, write_text
-from danet.pipeline import Ahead, Behind, Turns
-from danet.tables import BoxTables
-from danet.video import Frame, ImageFiles, Video, VideoWriter, open_source
-from danet.visual import draw_boxes, enlarge
+from danet.data.video import Frame, ImageFiles, Video, VideoWriter, open_source
+from danet.inference.box_files import BoxTables
+from danet.inference.pipeline import Ahead, Behind, Turns
+from danet.utils import cli
+from danet.utils.drawing import draw_boxes, enlarge
+from danet.utils.errors import UserError
+from danet.utils.files import write_json, write_text
+from danet.utils.image_io import to_display, write_image
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from danet.boxes import Detections
-    from danet.detector import Detector
+    from danet.inference.detector import Detector
 
 DEPTH = 2
 """Batches that are prepared ahead of the network, and pictures that wait to be written."""
@@ -111,7 +111,7 @@ def detect(options: DetectOptions) -> int:
     import torch
 
     import danet
-    from danet.inference import choose_device, parse_size
+    from danet.inference.predict import choose_device, parse_size
     from danet.ops import describe
 
     if options.threads is not None:
@@ -196,7 +196,7 @@ class Run:
     def __init__(self, detector: "Detector", options: DetectOptions, tables: BoxTables) -> None:
         import torch
 
-        from danet.memory import share_heap
+        from danet.utils.malloc import share_heap
 
         share_heap()
         self.detector = detector

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from rich.console import Console
 
-from danet import cli
-from danet.curves import write_curves
-from danet.data.classes import rename
-from danet.data.coco import CocoDataset, ImageRecord, load_coco
-from danet.data.image import write_image
-from danet.errors import UserError
-from danet.evaluate_tables import print_metrics
-from danet.files import write_json, write_text
-from danet.metrics import Metrics, choose_threshold, evaluate_predictions
-from danet.mistakes import find_mistakes
-from danet.sheets import Sheets
+from danet.data.class_map import rename
+from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
+from danet.evaluation.contact_sheets import Sheets
+from danet.evaluation.curves import write_curves
+from danet.evaluation.metrics import Metrics, choose_threshold, evaluate_predictions
+from danet.evaluation.mistakes import find_mistakes
+from danet.evaluation.tables import print_metrics
+from danet.utils import cli
+from danet.utils.errors import UserError
+from danet.utils.files import write_json, write_text
+from danet.utils.image_io import write_image
 
 if TYPE_CHECKING:
     from danet.boxes import Detections
-    from danet.detector import Detector
-    from danet.local_contrast import LocalContrastDetector
+    from danet.inference.detector import Detector
+    from danet.inference.local_contrast_detector import LocalContrastDetector
 
 # The word that stands for the classical filter in the place of a weights file.
 LOCAL_CONTRAST = "local_contrast"
@@ -129,7 +129,7 @@ def evaluate(options: EvaluateOptions) -> None:
     cli.check_out(options)
     import torch
 
-    from danet.inference import choose_device, predict
+    from danet.inference.predict import choose_device, predict
     from danet.ops import describe, info
 
     data = load_coco(options.data)
@@ -205,8 +205,8 @@ def _load_detector(
     import torch
 
     import danet
-    from danet.inference import parse_size
-    from danet.local_contrast import LocalContrastDetector
+    from danet.inference.local_contrast_detector import LocalContrastDetector
+    from danet.inference.predict import parse_size
 
     limits: dict[str, Any] = {
         "score_threshold": LOWEST_SCORE,
@@ -287,8 +287,8 @@ def _write(
     sheets: dict[str, np.ndarray | None],
 ) -> list[Path]:
     """Writes every file; returns their paths."""
-    from danet.inference import coco_results
-    from danet.plots import plot_f1_curves, plot_pr_curves
+    from danet.evaluation.plots import plot_f1_curves, plot_pr_curves
+    from danet.inference.predict import coco_results
 
     out = Path(options.out)
     write_text(out / "config.yaml", cli.dump(options))

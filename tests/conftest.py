@@ -25,7 +25,7 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """The table of the CUDA kernels' registers (tests/test_cuda_build.py), where they were compiled."""
+    """The table of the CUDA kernels' registers (tests/packaging/test_cuda_build.py), where they were compiled."""
     reports = terminalreporter.getreports("passed")
     rows = [text for report in reports for name, text in report.user_properties if name == "registers"]
     if rows:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from danet.data.coco import ImageRecord
+from danet.data.coco_dataset import ImageRecord
 
 CLASSES = ["drone", "bird"]
 TRUTH = (100, 100, 110, 110)

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from danet.data.coco import ImageRecord, write_coco
+from danet.data.coco_dataset import ImageRecord, write_coco
 
 
 def write_scenes(folder: Path, count: int, *, size: tuple[int, int] = (64, 64), seed: int = 0) -> Path:

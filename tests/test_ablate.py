@@ -5,8 +5,8 @@ import pytest
 from scenes import write_scenes
 
 from danet.ablate import AblateOptions, _rows, main
-from danet.data.coco import load_coco, write_coco
-from danet.errors import UserError
+from danet.data.coco_dataset import load_coco, write_coco
+from danet.utils.errors import UserError
 
 
 @pytest.fixture

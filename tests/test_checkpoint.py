@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from danet.checkpoint import FORMAT, load_weights, save_tensors, save_weights
 from danet.config import ModelConfig
-from danet.errors import UserError
 from danet.models import build_model
+from danet.utils.errors import UserError
 
 
 def test_weights_come_back_bit_by_bit_with_configuration_and_metadata(tmp_path):

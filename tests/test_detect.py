@@ -15,9 +15,9 @@ import torch
 import danet
 from danet.checkpoint import save_weights
 from danet.config import ModelConfig
+from danet.data.video import VideoWriter, open_source
 from danet.detect import main
 from danet.models import build_model
-from danet.video import VideoWriter, open_source
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_a_full_disk_finishes_what_was_written(weights, tmp_path, monkeypatch, c
             writer.write(scene(index))
     free = iter([1 << 30] * 3 + [1 << 20] * 10)
     usage = type("Usage", (), {"free": property(lambda self: next(free))})()
-    monkeypatch.setattr("danet.video.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("danet.data.video.shutil.disk_usage", lambda path: usage)
     out = tmp_path / "out"
     assert main([str(clip), "--weights", weights, "--out", str(out), "--score", "0.001", "--quiet"]) == 1
     (line,) = capfd.readouterr().err.splitlines()
@@ -311,8 +311,8 @@ def test_a_live_source_drops_what_comes_too_fast(weights, tmp_path, monkeypatch,
             pass
 
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
-    monkeypatch.setattr("danet.video.RETURN", 0.1)
-    monkeypatch.setattr("danet.video.RETRY", 0.01)
+    monkeypatch.setattr("danet.data.video.RETURN", 0.1)
+    monkeypatch.setattr("danet.data.video.RETRY", 0.01)
     out = tmp_path / "out"
     assert main(["0", "--weights", weights, "--out", str(out)]) == 1
     content = json.loads((out / "boxes.json").read_text())
@@ -328,11 +328,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from danet.detect import DetectOptions, Run
-from danet.detector import Detector
+from danet.inference.detector import Detector
 from danet.config import ModelConfig
 from danet.models import build_model
-from danet.tables import BoxTables
-from danet.video import Frame, Video
+from danet.inference.box_files import BoxTables
+from danet.data.video import Frame, Video
 
 out = Path(sys.argv[1])
 count = int(sys.argv[2])

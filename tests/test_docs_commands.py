@@ -13,7 +13,7 @@ from scenes import write_scenes
 from test_docs import ROOT, commands
 
 from danet.__main__ import main
-from danet.data.coco import load_coco, write_coco
+from danet.data.coco_dataset import load_coco, write_coco
 
 # What is run before what; a command belongs to the longest of these that it begins with.
 ORDER = (

@@ -11,15 +11,15 @@ from detections import TRUTH, found, record
 
 from danet.checkpoint import save_weights
 from danet.config import ModelConfig
-from danet.data.coco import ImageRecord, load_coco, write_coco
-from danet.data.image import normalise
-from danet.errors import UserError
+from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
+from danet.data.normalize import normalise
 from danet.evaluate import main
-from danet.inference import read_results
+from danet.evaluation.metrics import choose_threshold, evaluate_predictions
+from danet.evaluation.mistakes import Mistake, Mistakes, choose_by_size, find_mistakes
+from danet.inference.predict import read_results
 from danet.losses import DetectionLoss
-from danet.metrics import choose_threshold, evaluate_predictions
-from danet.mistakes import Mistake, Mistakes, choose_by_size, find_mistakes
 from danet.models import build_model
+from danet.utils.errors import UserError
 
 CLASSES = ["drone", "bird"]
 NAMES = ("metrics.json", "predictions.json", "curves.csv", "pr_curve.png", "f1_confidence.png")

@@ -8,10 +8,10 @@ import numpy as np
 
 import danet
 from danet.checkpoint import SHIPPED
-from danet.data.coco import load_coco
+from danet.data.coco_dataset import load_coco
 from danet.detect import main
-from danet.inference import predict
-from danet.metrics import evaluate_predictions
+from danet.evaluation.metrics import evaluate_predictions
+from danet.inference.predict import predict
 
 FRAMES = "7f75347f3271290eb46aa1061c59b3e40ea4eab2acd26d9eaf7f4f44e6010b3f"
 """SHA-256 of the frames that are looked at, one after the other."""

@@ -17,14 +17,15 @@ from safetensors.torch import load_file, save_file
 from scenes import write_scenes
 
 import danet
-from danet import cli
 from danet.checkpoint import load_weights, save_weights
 from danet.config import ModelConfig
-from danet.data.coco import load_coco
+from danet.data.coco_dataset import load_coco
 from danet.data.transforms import Augmentation
-from danet.metrics import quick_metrics
+from danet.evaluation.metrics import quick_metrics
 from danet.models import build_model
-from danet.train import PRESETS, AdcrOptions, TrainOptions, _expand_resume, main
+from danet.train import _expand_resume, main
+from danet.training.options import PRESETS, AdcrOptions, TrainOptions
+from danet.utils import cli
 
 # One thread: several test processes share few cores.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

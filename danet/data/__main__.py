@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from danet.dispatch import dispatch
+from danet.utils.dispatch import dispatch
 
 COMMANDS = {
     "import": ("danet.data.importers", "bring a public format into COCO json and images"),
     "split": ("danet.data.split", "divide a dataset by recording"),
-    "synthesize": ("danet.data.synthesize", "make synthetic infrared scenes"),
+    "synthesize": ("danet.data.synthetic.synthesize", "make synthetic infrared scenes"),
     "inspect": ("danet.data.inspect", "count, draw and check datasets, and find leakage between them"),
 }
 

@@ -8,14 +8,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from danet import cli
-from danet.data.coco import CocoDataset, ImageRecord, load_coco
-from danet.data.image import read_image, write_image
+from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
 from danet.data.leakage import BITS, average_hash, find_leakage
-from danet.data.progress import track
-from danet.errors import UserError
-from danet.files import read_json, write_json
-from danet.visual import contact_sheet, draw_boxes
+from danet.utils import cli
+from danet.utils.drawing import contact_sheet, draw_boxes
+from danet.utils.errors import UserError
+from danet.utils.files import read_json, write_json
+from danet.utils.image_io import read_image, write_image
+from danet.utils.progress import track
 
 QUANTILES = {0.0: "min", 0.05: "5%", 0.25: "25%", 0.5: "50%", 0.75: "75%", 0.95: "95%", 1.0: "max"}
 BUCKETS = ("small", "medium", "large")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from danet.data.coco import CocoDataset, ImageRecord
+from danet.data.coco_dataset import CocoDataset, ImageRecord
 
 SIDE = 32
 BITS = SIDE * SIDE

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from danet.data.classes import rename
-from danet.data.coco import ImageRecord, load_coco
-from danet.data.image import levels, normalise, read_image
+from danet.data.class_map import rename
+from danet.data.coco_dataset import ImageRecord, load_coco
+from danet.data.normalize import levels, normalise
 from danet.data.records import Records
 from danet.data.scales import Bucket
 from danet.data.transforms import Annotated, Augmentation, cut, vary_frame
-from danet.errors import UserError
-from danet.memory import give_back
+from danet.utils.errors import UserError
+from danet.utils.image_io import read_image
+from danet.utils.malloc import give_back
 
 DISTRACTOR = -1
 MINIMUM_SIZE = 64

@@ -13,8 +13,8 @@ from typing import overload
 
 import numpy as np
 
-from danet.data.coco import ImageRecord
-from danet.errors import UserError
+from danet.data.coco_dataset import ImageRecord
+from danet.utils.errors import UserError
 
 
 class Records(Sequence[ImageRecord]):

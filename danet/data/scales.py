@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from danet.data.coco import ImageRecord
+from danet.data.coco_dataset import ImageRecord
 from danet.data.transforms import Annotated, Augmentation
-from danet.errors import UserError
+from danet.utils.errors import UserError
 
 Scale = Literal["small", "medium", "large"]
 SCALES: tuple[Scale, ...] = ("small", "medium", "large")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from danet import cli
-from danet.data.coco import ImageRecord, load_coco, write_coco
-from danet.data.written import group_of, report
-from danet.errors import UserError
+from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
+from danet.data.summary import group_of, report
+from danet.utils import cli
+from danet.utils.errors import UserError
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Augmentation of raw 8- and 16-bit infrared images and their boxes, before ``danet.data.image.normalise``.
+"""Augmentation of raw 8- and 16-bit infrared images and their boxes, before ``danet.data.normalize.normalise``.
 
 `normalise` subtracts the median and divides by a percentile span, so a plain gain and offset teach
 little. What changes the network's view is geometry, gamma, polarity, shading, noise, blur and the
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from danet.data.image import levels
-from danet.errors import UserError
+from danet.data.normalize import levels
+from danet.utils.errors import UserError
 
 
 @dataclass(frozen=True)

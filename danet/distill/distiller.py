@@ -11,8 +11,8 @@ from danet.data.loader import Batch
 from danet.data.scales import EDGES, SCALES
 from danet.distill.eadm import EADM
 from danet.distill.teachers import Teacher
-from danet.models.detector import Output
-from danet.training import distributed
+from danet.models.danet import Output
+from danet.utils import distributed
 
 
 class Distiller(nn.Module):

@@ -1,7 +1,7 @@
 """Teachers: frozen networks whose four feature maps a student learns from (section 3.2.1).
 
 The architectures ``teacher_small``, ``teacher_medium`` and ``teacher_large`` are rows of the tables in
-``danet.models.detector``; any other network with four maps at the strides 4 to 32 can teach as well.
+``danet.models.danet``; any other network with four maps at the strides 4 to 32 can teach as well.
 """
 
 import hashlib
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from danet.checkpoint import load_weights
-from danet.errors import UserError
 from danet.models import DANet
 from danet.models.blocks import channels_last
+from danet.utils.errors import UserError
 
 STRIDES = (4, 8, 16, 32)
 PROBE = 64  # pixels: the least side of a training image

@@ -6,10 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from danet import cli
-from danet.data.progress import track, working
-from danet.errors import UserError
-from danet.files import atomic_path, check_folder, write_json
+from danet.utils import cli
+from danet.utils.errors import UserError
+from danet.utils.files import atomic_path, check_folder, write_json
+from danet.utils.progress import track, working
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,11 +73,12 @@ def export(options: ExportOptions) -> None:
     """
     _check(options)
     from danet.checkpoint import load_weights
-    from danet.export import comparison, description
+    from danet.export import description
+    from danet.export import verify as comparison
     from danet.export.formats import FORMATS, check_packages
     from danet.export.network import BoxesAndScores, example
-    from danet.inference import parse_size
-    from danet.models.detector import MINIMUM_SIZE
+    from danet.inference.predict import parse_size
+    from danet.models.danet import MINIMUM_SIZE
 
     chosen = FORMATS[options.format]
     if options.nms and not chosen.nms:
@@ -153,7 +154,7 @@ def _place(options: ExportOptions, chosen: "Format") -> Path:
 
 def _frames(sources: Sequence[str]) -> Iterator[tuple[str, list["np.ndarray"]]]:
     """The first FRAMES of each source, named, in batches of one."""
-    from danet.video import open_source
+    from danet.data.video import open_source
 
     for source in sources:
         for frame in islice(open_source(source), FRAMES):

@@ -5,8 +5,8 @@ import json
 
 from danet import __version__
 from danet.config import ModelConfig
-from danet.data.image import LARGEST, MINIMUM_RANGE, PERCENTILES, UNITS
-from danet.errors import UserError
+from danet.data.normalize import LARGEST, MINIMUM_RANGE, PERCENTILES, UNITS
+from danet.utils.errors import UserError
 
 FORMAT = "danet-export-1"
 KEY = "danet"
@@ -20,8 +20,8 @@ PREPROCESSING = {
     "colour": "BGR",
     "padding": 0.0,
 }
-"""``danet.data.image.normalise``: of each image the middle percentile becomes 0, the range between the outer ones, at
-least the minimum, so many units, clipped; smaller images of a batch are padded at the right and bottom."""
+"""``normalise`` of ``danet.data.normalize``: of each image the middle percentile becomes 0, the range between the outer
+ones, at least the minimum, so many units, clipped; smaller images of a batch are padded at the right and bottom."""
 
 
 def describe(
@@ -30,7 +30,7 @@ def describe(
     """The description of a file.
 
     Args:
-        thresholds: score_threshold, iou_threshold and max_detections, as ``danet.detector.Detector`` has them.
+        thresholds: score_threshold, iou_threshold and max_detections, as ``Detector`` has them.
         input_size: (height, width) that images are letterboxed to; None for their own size.
         minimum_size: least height and width in pixels; there is no other limit, and no multiple to keep.
         training: what the weights file says of its training.

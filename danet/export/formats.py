@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from danet.errors import UserError
 from danet.export import onnx_file, openvino_file, torch_file
+from danet.export.deformable_sampling import deform_conv, sample_corners, sample_grid
 from danet.export.network import Sample
-from danet.export.sampling import deform_conv, sample_corners, sample_grid
-from danet.models.detector import MINIMUM_SIZE
+from danet.models.danet import MINIMUM_SIZE
+from danet.utils.errors import UserError
 
 
 @dataclass(frozen=True)

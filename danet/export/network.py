@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danet.export.sampling import deform_conv
+from danet.export.deformable_sampling import deform_conv
 from danet.models import DANet
 from danet.models.blocks import FusedMBB, fold_norm
 from danet.models.safem import SaFEM
 from danet.ops import SDC
 
 Sample = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
-"""One of the functions of danet.export.sampling."""
+"""One of the functions of danet.export.deformable_sampling."""
 
 EXAMPLE = (2, 64, 96)
 """Batch, height and width that a network is traced with: all different, none of them 1, which torch.export would take
@@ -23,7 +23,7 @@ for sizes that never change."""
 class BoxesAndScores(nn.Module):
     """What a file computes, the network fused and decoded; nothing is suppressed.
 
-    Shapes: images ``[N, input_channels, H, W]`` as ``danet.data.image.normalise`` makes them -> boxes ``[N, P, 4]``
+    Shapes: images ``[N, input_channels, H, W]`` as ``danet.data.normalize.normalise`` makes them -> boxes ``[N, P, 4]``
     (x0, y0, x1, y1 in pixels of the images) and scores ``[N, P, classes]`` in [0, 1], all float32.
     """
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from danet.errors import UserError
 from danet.export import description as descriptions
 from danet.export.network import trace
+from danet.utils.errors import UserError
 
 if TYPE_CHECKING:
     import onnx

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from danet.errors import UserError
 from danet.export import description as descriptions
 from danet.export.network import trace
+from danet.utils.errors import UserError
 
 EXTRA_FILE = f"{descriptions.KEY}.json"
 """Where ``torch.export.load(path, extra_files={"danet.json": ""})`` finds the description."""

@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danet.losses.samples import choose_regions, sample_regions
+from danet.losses.region_sampling import choose_regions, sample_regions
 from danet.models.blocks import channels_last
-from danet.models.detector import DANet, Output
+from danet.models.danet import DANet, Output
 from danet.models.ufp import UFP
-from danet.training import distributed
+from danet.utils import distributed
 
 if TYPE_CHECKING:
     from danet.data.loader import Batch
-    from danet.train import AdcrOptions
+    from danet.training.options import AdcrOptions
 
 
 class ADCR(nn.Module):
@@ -32,7 +32,7 @@ class ADCR(nn.Module):
     Args:
         widths, strides: of the maps that are compared, the finest first.
         target: label of the class that is to be told from all others.
-        weight, temperature, negatives, literal: see ``danet.train.AdcrOptions``.
+        weight, temperature, negatives, literal: see ``danet.training.options.AdcrOptions``.
     """
 
     SIZE = 7

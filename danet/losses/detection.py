@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from danet.boxes import giou
 from danet.config import Assignment
 from danet.losses.assignment import Targets, by_atss, by_centre, by_overlap
-from danet.models.detector import DANet, Output
+from danet.models.danet import DANet, Output
 from danet.models.head import AnchorFreeHead, AnchorHead
 
 

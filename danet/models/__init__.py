@@ -1,5 +1,5 @@
 """The detector: ``build_model(ModelConfig(name="danet_s"))``."""
 
-from danet.models.detector import DANet, Output, build_model
+from danet.models.danet import DANet, Output, build_model
 
 __all__ = ["DANet", "Output", "build_model"]

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danet import memory
 from danet.boxes import Detections
 from danet.models.acfa import ACFA
 from danet.models.blocks import FFN, MBB, FusedMBB, channels_last, fold_norm
@@ -20,9 +19,10 @@ from danet.models.graphs import CudaGraphs
 from danet.models.head import Head
 from danet.models.safem import SaFEM
 from danet.ops import SDC, prepare_safem, safem, sdc_mean
+from danet.utils import malloc as memory
 
 if TYPE_CHECKING:
-    from danet.models.detector import DANet, Output
+    from danet.models.danet import DANet, Output
 
 
 class SafemWeights(nn.Module):

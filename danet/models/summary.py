@@ -3,7 +3,7 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from danet.models.detector import DANet
+from danet.models.danet import DANet
 
 
 def count_parameters(model: DANet) -> int:

@@ -4,10 +4,10 @@ Every operator has a public function and a reference in plain PyTorch with the s
 """
 
 from danet.ops.dcn import DCNv3Function, DCNv4Function, dcnv3, dcnv4
+from danet.ops.fused_safem import PreparedSafem, prepare_safem, safem, safem_reference, sdc_mean, sdc_mean_reference
 from danet.ops.info import describe, info
 from danet.ops.lcdc import lcdc, lcdc_kernel_size, lcdc_reference
 from danet.ops.rep_conv import PreparedRepConv, prepare_rep_conv, rep_conv, rep_conv_reference
-from danet.ops.safem import PreparedSafem, prepare_safem, safem, safem_reference, sdc_mean, sdc_mean_reference
 from danet.ops.sdc import SDC, sdc, sdc_reference
 from danet.ops.softmax_gate import softmax_gate, softmax_gate_reference
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from danet import cli
-from danet.data.progress import working
-from danet.errors import UserError
-from danet.files import read_json, write_json, write_text
 from danet.report.html import Report
+from danet.utils import cli
+from danet.utils.errors import UserError
+from danet.utils.files import read_json, write_json, write_text
+from danet.utils.progress import working
 
 
 @dataclass
@@ -62,9 +62,9 @@ def report(options: ReportOptions) -> None:
 
 
 def _folder(folder: Path, frames: int) -> Report:
-    from danet.report.ablation import SUMMARY, ablation_report
-    from danet.report.evaluation import METRICS, evaluation_report
-    from danet.report.training import STEPS, training_report
+    from danet.report.ablation_page import SUMMARY, ablation_report
+    from danet.report.evaluation_page import METRICS, evaluation_report
+    from danet.report.training_page import STEPS, training_report
 
     if (folder / SUMMARY).is_file():
         return ablation_report(folder)
@@ -77,7 +77,7 @@ def _folder(folder: Path, frames: int) -> Report:
 
 
 def _file(path: Path) -> Report:
-    from danet.report.benchmark import benchmark_report
+    from danet.report.benchmark_page import benchmark_report
 
     content = read_json(path)
     if not isinstance(content, dict) or not {"machine", "ceilings", "cases"} <= content.keys() or not content["cases"]:

@@ -8,12 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from danet.data.coco import ImageRecord
-from danet.data.image import read_image, to_display
-from danet.errors import UserError
+from danet.data.coco_dataset import ImageRecord
+from danet.evaluation.contact_sheets import DETECTION_COLOR, TRUTH_COLOR
 from danet.report.html import Html, tag
-from danet.sheets import DETECTION_COLOR, TRUTH_COLOR
-from danet.visual import draw_boxes, enlarge
+from danet.utils.drawing import draw_boxes, enlarge
+from danet.utils.errors import UserError
+from danet.utils.image_io import read_image, to_display
 
 # Bytes of a page: its pictures make nearly all of it.
 QUALITY = 82

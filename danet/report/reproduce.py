@@ -8,9 +8,9 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from danet import cli
-from danet.files import read_text
 from danet.report.html import Html, code, fold, paragraph
+from danet.utils import cli
+from danet.utils.files import read_text
 
 # Words that stand for themselves in a list; others are written as JSON.
 PLAIN = re.compile(r"[A-Za-z_./][\w./:+ -]*")

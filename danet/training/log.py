@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from danet.errors import UserError
-from danet.files import atomic_path
+from danet.utils.errors import UserError
+from danet.utils.files import atomic_path
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from danet.checkpoint import SHIPPED, load_weights
-from danet.errors import UserError
 from danet.models import DANet
 from danet.models.blocks import MBB
 from danet.models.head import AnchorHead
+from danet.utils.errors import UserError
 
 SHIPPED_NAME = "shipped"
 """The word for the package's own weights."""

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from danet.checkpoint import load_tensors, save_tensors
-from danet.errors import UserError
+from danet.utils.errors import UserError
 
 FORMAT = "danet-training-state-1"
 

@@ -18,23 +18,23 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from danet.checkpoint import save_weights
-from danet.data.coco import ImageRecord
+from danet.data.coco_dataset import ImageRecord
 from danet.data.loader import Batch, DetectionDataset, EpochSampler, make_loader
-from danet.detector import Detector
-from danet.errors import UserError
-from danet.files import atomic_path
-from danet.inference import predict
+from danet.evaluation.metrics import quick_metrics
+from danet.inference.detector import Detector
+from danet.inference.predict import predict
 from danet.losses import DetectionLoss
-from danet.metrics import quick_metrics
 from danet.models import DANet
 from danet.models.blocks import channels_last
-from danet.training import distributed
 from danet.training.log import TrainingLog
-from danet.training.optim import average_weights, build_optimizer, freeze_norms, learning_rate
+from danet.training.optimizer import average_weights, build_optimizer, freeze_norms, learning_rate
 from danet.training.state import TrainingState
+from danet.utils import distributed
+from danet.utils.errors import UserError
+from danet.utils.files import atomic_path
 
 if TYPE_CHECKING:
-    from danet.train import TrainOptions
+    from danet.training.options import TrainOptions
 
 STATE = "last.safetensors"
 BEST = "best.safetensors"
@@ -312,7 +312,7 @@ def _next(loaded: Iterator[Batch]) -> Batch:
         return next(loaded)
     except UserError as error:
         # A loader process hands on its error as the text of a traceback; the message is its last line.
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix("danet.errors.UserError: ")) from error
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix("danet.utils.errors.UserError: ")) from error
 
 
 def _seed(*numbers: int) -> int:

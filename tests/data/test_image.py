@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from danet.data.image import MINIMUM_RANGE, levels, normalise, read_image, to_display, write_image
-from danet.errors import UserError
+from danet.data.normalize import MINIMUM_RANGE, levels, normalise
+from danet.utils.errors import UserError
+from danet.utils.image_io import read_image, to_display, write_image
 
 
 def scene(seed: int = 0) -> np.ndarray:
@@ -91,7 +92,7 @@ def test_opencv_adds_no_lines_of_its_own(tmp_path):
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1500])
     script = """
 import sys
-from danet.data.image import read_image
+from danet.utils.image_io import read_image
 try:
     read_image(sys.argv[1])
 except ValueError as error:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from danet.data.__main__ import main
-from danet.data.coco import ImageRecord, write_coco
+from danet.data.coco_dataset import ImageRecord, write_coco
 from danet.data.importers.svanstrom import decode
 from danet.data.leakage import average_hash, near_pairs
 

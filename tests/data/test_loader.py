@@ -4,7 +4,7 @@ import pytest
 import torch
 from scenes import write_scenes
 
-from danet.data.coco import ImageRecord, write_coco
+from danet.data.coco_dataset import ImageRecord, write_coco
 from danet.data.loader import (
     MINIMUM_SIZE,
     DataSource,
@@ -16,7 +16,7 @@ from danet.data.loader import (
     make_loader,
 )
 from danet.data.transforms import Augmentation
-from danet.errors import UserError
+from danet.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from danet.data.coco import ImageRecord
+from danet.data.coco_dataset import ImageRecord
 from danet.data.records import Records
 
 

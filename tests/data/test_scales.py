@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scenes import write_scenes
 
-from danet.data.coco import ImageRecord, write_coco
+from danet.data.coco_dataset import ImageRecord, write_coco
 from danet.data.loader import DataSource, DetectionDataset
 from danet.data.scales import SCALES, Bucket, check_scale_edges
 from danet.data.transforms import Augmentation
-from danet.errors import UserError
+from danet.utils.errors import UserError
 
 EDGES = (14.0, 18.0)
 

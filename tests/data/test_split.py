@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from danet.data.__main__ import main
-from danet.data.coco import ImageRecord, load_coco, write_coco
-from danet.data.written import group_of
-from danet.files import read_json
+from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
+from danet.data.summary import group_of
+from danet.utils.files import read_json
 
 
 def make(folder, recordings=12, key="recording"):

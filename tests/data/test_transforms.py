@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from danet.data.transforms import Annotated, Augmentation, augment, letterbox, undo_letterbox
-from danet.errors import UserError
+from danet.utils.errors import UserError
 
 
 def scene(boxes, size=(256, 320), dtype=np.uint8, channels=None, labels=None, ignore=None):

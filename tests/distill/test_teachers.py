@@ -7,10 +7,10 @@ from torch import nn
 from danet.checkpoint import save_weights
 from danet.config import ModelConfig
 from danet.distill import Teacher, load_teacher
-from danet.errors import UserError
 from danet.models import build_model
 from danet.models.blocks import MBB
 from danet.models.summary import count_flops
+from danet.utils.errors import UserError
 
 
 @pytest.mark.parametrize("size", [(64, 96), (70, 97)])

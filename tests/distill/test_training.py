@@ -13,15 +13,16 @@ from foreign import Foreign
 from safetensors.torch import load_file
 from scenes import write_scenes
 
-from danet import cli
 from danet.checkpoint import load_weights, save_weights
 from danet.config import ModelConfig
 from danet.data.loader import DetectionDataset, EpochSampler, collate
 from danet.data.transforms import Augmentation
 from danet.distill import Distiller, Teacher, route
 from danet.models import build_model
-from danet.train import PRESETS, TrainOptions, main
+from danet.train import main
+from danet.training.options import PRESETS, TrainOptions
 from danet.training.trainer import Trainer
+from danet.utils import cli
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 STUDENT = ModelConfig(name="danet_nano", widths=[8, 16, 32, 64], depths=[1, 1, 1, 1], neck_width=16)

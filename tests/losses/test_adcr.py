@@ -8,9 +8,9 @@ from torch import nn
 from danet.config import ModelConfig
 from danet.data.loader import Batch
 from danet.losses.adcr import ADCR, build_adcr, contrastive_terms
-from danet.losses.samples import sample_regions
+from danet.losses.region_sampling import sample_regions
 from danet.models import build_model
-from danet.train import AdcrOptions
+from danet.training.options import AdcrOptions
 
 SIZE = (64, 96)
 

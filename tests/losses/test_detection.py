@@ -8,7 +8,7 @@ from danet.config import ModelConfig
 from danet.losses import DetectionLoss
 from danet.losses.assignment import Targets, by_atss, by_centre, by_overlap
 from danet.models import build_model
-from danet.models.detector import Output
+from danet.models.danet import Output
 
 SIZE = (64, 96)
 # The losses: of each head, and ATSS for the default one.

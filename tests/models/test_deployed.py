@@ -9,13 +9,14 @@ import torch
 from helpers import randomise_norms
 
 from danet.config import ModelConfig
-from danet.data.coco import load_coco
-from danet.data.image import normalise, read_image
+from danet.data.coco_dataset import load_coco
+from danet.data.normalize import normalise
 from danet.models import DANet, build_model
 from danet.models.acfa import ACFA
 from danet.models.blocks import MBB
 from danet.models.deployed import rounded
 from danet.models.safem import SaFEM
+from danet.utils.image_io import read_image
 
 
 def trained(**options) -> DANet:

@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from danet.errors import UserError
 from danet.training.log import CsvLog, TrainingLog
+from danet.utils.errors import UserError
 
 
 def test_rows_after_the_step_and_half_lines_are_dropped(tmp_path):

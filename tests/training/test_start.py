@@ -3,9 +3,9 @@ import torch
 
 from danet.checkpoint import load_weights, save_weights
 from danet.config import ModelConfig
-from danet.errors import UserError
 from danet.models import build_model
 from danet.training.start import start_from
+from danet.utils.errors import UserError
 
 IMAGES = torch.randn(4, 1, 64, 96, generator=torch.Generator().manual_seed(1))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from danet.dispatch import dispatch
+from danet.utils.dispatch import dispatch
 
 FORMATS = {
     "coco": ("danet.data.importers.coco", "a COCO json and its images"),

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from danet import cli
-from danet.data.coco import load_coco
+from danet.data.coco_dataset import load_coco
 from danet.data.importers.output import ImportFolder, note
-from danet.data.progress import track
-from danet.errors import UserError
+from danet.utils import cli
+from danet.utils.errors import UserError
+from danet.utils.progress import track
 
 
 @dataclass

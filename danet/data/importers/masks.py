@@ -11,11 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from danet import cli
-from danet.data.image import read_image
 from danet.data.importers.output import ImportFolder, find_images, read_names, record
-from danet.data.progress import track
-from danet.errors import UserError
+from danet.utils import cli
+from danet.utils.errors import UserError
+from danet.utils.image_io import read_image
+from danet.utils.progress import track
 
 ENDINGS = ("", "_pixels0", "_mask")
 

@@ -9,12 +9,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from danet.data.coco import ImageRecord, write_coco
-from danet.data.image import read_image
-from danet.data.written import report
-from danet.errors import UserError
-from danet.files import atomic_path, read_text
-from danet.video import IMAGE_SUFFIXES
+from danet.data.coco_dataset import ImageRecord, write_coco
+from danet.data.summary import report
+from danet.data.video import IMAGE_SUFFIXES
+from danet.utils.errors import UserError
+from danet.utils.files import atomic_path, read_text
+from danet.utils.image_io import read_image
 
 
 class ImportFolder:

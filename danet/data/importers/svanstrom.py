@@ -18,13 +18,13 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from danet import cli
-from danet.data.coco import ImageRecord
-from danet.data.image import squeeze_grey
+from danet.data.coco_dataset import ImageRecord
 from danet.data.importers.output import ImportFolder, record
-from danet.data.progress import track
-from danet.errors import UserError
-from danet.files import read_json
+from danet.utils import cli
+from danet.utils.errors import UserError
+from danet.utils.files import read_json
+from danet.utils.image_io import squeeze_grey
+from danet.utils.progress import track
 
 CLASSES = ("drone", "bird", "airplane", "helicopter")
 BUCKETS = ("small", "medium", "large")

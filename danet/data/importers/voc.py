@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from danet import cli
-from danet.data.coco import ImageRecord
+from danet.data.coco_dataset import ImageRecord
 from danet.data.importers.output import ImportFolder, find_images, note, read_names, record
-from danet.data.progress import track
-from danet.errors import UserError
+from danet.utils import cli
+from danet.utils.errors import UserError
+from danet.utils.progress import track
 
 
 @dataclass

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import yaml
 
-from danet import cli
 from danet.data.importers.output import ImportFolder, find_images, note, record
-from danet.data.progress import track
-from danet.errors import UserError
-from danet.files import read_text
+from danet.utils import cli
+from danet.utils.errors import UserError
+from danet.utils.files import read_text
+from danet.utils.progress import track
 
 # Rounded numbers may leave the unit square by this much.
 TOLERANCE = 1e-3

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from danet.data.__main__ import main
-from danet.data.coco import load_coco
+from danet.data.coco_dataset import load_coco
 
 
 def make(folder, image=None, box=(2, 3, 8, 6)):

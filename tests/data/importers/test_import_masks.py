@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from danet.data.__main__ import main
-from danet.data.coco import load_coco
-from danet.files import read_json
+from danet.data.coco_dataset import load_coco
+from danet.utils.files import read_json
 
 
 def make(folder, mask=None, image=None, ending="_pixels0"):

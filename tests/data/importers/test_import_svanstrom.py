@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from danet.data.__main__ import main
-from danet.data.coco import load_coco
+from danet.data.coco_dataset import load_coco
 from danet.data.importers.svanstrom import check_counts, find_videos, read_labels
-from danet.errors import UserError
-from danet.video import VideoWriter
+from danet.data.video import VideoWriter
+from danet.utils.errors import UserError
 
 # Several boxes a frame, two classes a file, frames without a box; the other videos are sampled.
 TRICKY = {f"IR_DRONE_{number:03d}" for number in (67, 96, 101, 104, *range(143, 148))} | {"IR_HELICOPTER_006"}

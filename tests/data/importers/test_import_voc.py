@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from danet.data.__main__ import main
-from danet.data.coco import load_coco
+from danet.data.coco_dataset import load_coco
 
 XML = """<annotation><filename>a.jpg</filename><size><width>40</width><height>30</height><depth>1</depth></size>
 <object><name>drone</name><difficult>0</difficult>

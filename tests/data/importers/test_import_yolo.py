@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from danet.data.__main__ import main
-from danet.data.coco import load_coco
+from danet.data.coco_dataset import load_coco
 
 
 def make(folder, label="1 0.25 0.5 0.1 0.2\n0 0.5 0.5 1 1\n"):

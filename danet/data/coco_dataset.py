@@ -1,0 +1,209 @@
+"""A dataset on disk is one COCO json: reading it into arrays, checked, and writing it."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from danet.utils.errors import UserError
+from danet.utils.files import read_json, write_json
+
+# Pixels by which a box may leave its image before it is worth a warning: sums of rounded decimals.
+TOLERANCE = 0.01
+
+
+@dataclass(eq=False)
+class ImageRecord:
+    """One image with its annotations.
+
+    ``boxes`` are float32 ``[M, 4]`` corners (x0, y0, x1, y1) in pixels, where pixel i covers [i, i+1);
+    ``names`` holds the category of each, ``ignore`` (bool ``[M]``) marks regions that count neither way.
+    ``recording`` is the unit of leakage: images of one recording never belong on both sides of a split.
+    """
+
+    path: Path
+    width: int
+    height: int
+    boxes: np.ndarray
+    names: list[str]
+    ignore: np.ndarray
+    video: str | None = None
+    frame: int | None = None
+    recording: str | None = None
+
+
+@dataclass(eq=False)
+class CocoDataset:
+    """A loaded json. ``warnings`` has one line for each box that was dropped or clipped."""
+
+    path: Path
+    records: list[ImageRecord]
+    categories: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+
+def load_coco(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> CocoDataset:
+    """Reads a COCO json, or a folder that holds ``annotations.json`` or exactly one json.
+
+    ``file_name`` is relative to the folder ``images``, by default the json's own; ``video``, ``frame``
+    and ``recording`` of an image are optional. Boxes without area are dropped, boxes that leave the image
+    are clipped (dropped where nothing remains), each with a warning. Anything else that is wrong (a number
+    that is not finite, an unknown image or category, an id used twice, a missing image file) is a UserError
+    naming the place.
+    """
+    path = _find_json(Path(path))
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a COCO file (the top level must be an object)")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list) or not all(isinstance(item, dict) for item in content[key]):
+            raise UserError(f"{path}: not a COCO file ({key!r} must be a list of objects)")
+
+    categories = _read_categories(path, content["categories"])
+    records = _read_images(path, content["images"], Path(images or path.parent).absolute())
+    boxes: dict[object, list[tuple[list[float], str, bool]]] = {key: [] for key in records}
+    warnings: list[str] = []
+    seen = set()
+    for index, annotation in enumerate(content["annotations"]):
+        place = f"{path}: annotation {annotation.get('id', f'number {index}')}"
+        if "id" in annotation:
+            if _key(place, annotation, "id") in seen:
+                raise UserError(f"{place}: this id is used twice")
+            seen.add(annotation["id"])
+        record = records.get(_key(place, annotation, "image_id"))
+        if record is None:
+            raise UserError(f"{place}: image id {annotation['image_id']!r} is not among the images")
+        category = categories.get(_key(place, annotation, "category_id"))
+        if category is None:
+            raise UserError(f"{place}: category id {annotation['category_id']!r} is not among the categories")
+        box, warning = _read_box(place, annotation.get("bbox"), record)
+        if warning:
+            warnings.append(f"{record.path.name}: {warning}")
+        if box:
+            boxes[annotation["image_id"]].append((box, category, bool(annotation.get("iscrowd", 0))))
+
+    for image_id, record in records.items():
+        record.boxes = np.array([box for box, _, _ in boxes[image_id]], np.float32).reshape(-1, 4)
+        record.names = [name for _, name, _ in boxes[image_id]]
+        record.ignore = np.array([ignore for _, _, ignore in boxes[image_id]], bool)
+    return CocoDataset(path, list(records.values()), list(categories.values()), warnings)
+
+
+def write_coco(path: str | os.PathLike, records: Sequence[ImageRecord], categories: Sequence[str]) -> None:
+    """Writes the records as COCO json, atomically, coordinates rounded to 1/1000 pixel.
+
+    Image paths are stored relative to the json's folder. Ids count from 1 in the order given.
+    """
+    path = Path(path).absolute()
+    folder = os.path.realpath(path.parent)
+    ids = {name: index for index, name in enumerate(categories, 1)}
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for image_id, record in enumerate(records, 1):
+        relative = os.path.relpath(record.path, folder)
+        image = {"id": image_id, "file_name": Path(relative).as_posix(), "width": record.width, "height": record.height}
+        extras = {"video": record.video, "frame": record.frame, "recording": record.recording}
+        images.append(image | {key: value for key, value in extras.items() if value is not None})
+        for box, name, ignore in zip(record.boxes.tolist(), record.names, record.ignore, strict=True):
+            if name not in ids:
+                raise UserError(f"{path}: {record.path.name} has a box of {name!r}, which is not among the categories")
+            x, y, w, h = (round(v, 3) for v in (box[0], box[1], box[2] - box[0], box[3] - box[1]))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": ids[name],
+                    "bbox": [x, y, w, h],
+                    "area": round(w * h, 3),
+                    "iscrowd": int(ignore),
+                }
+            )
+    named = [{"id": index, "name": name} for name, index in ids.items()]
+    write_json(path, {"images": images, "annotations": annotations, "categories": named}, indent=None)
+
+
+def _find_json(path: Path) -> Path:
+    """The json meant by a file or folder, absolute and without symbolic links."""
+    if path.is_dir():
+        found = sorted(path.glob("*.json"))
+        preferred = path / "annotations.json"
+        if preferred not in found and len(found) != 1:
+            names = ", ".join(item.name for item in found[:5]) or "none"
+            raise UserError(f"{path}: a folder must hold annotations.json or exactly one json (found: {names})")
+        path = preferred if preferred in found else found[0]
+    return path.resolve()
+
+
+def _key(place: str, item: dict, name: str) -> int | str:
+    value = item.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{place}: {name} is {'missing' if value is None else f'{value!r}, not an id'}")
+    return value
+
+
+def _read_categories(path: Path, items: list[dict]) -> dict[object, str]:
+    categories: dict[object, str] = {}
+    for item in items:
+        key = _key(f"{path}: category", item, "id")
+        name = item.get("name")
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{path}: category {key} has no name")
+        if key in categories or name in categories.values():
+            raise UserError(f"{path}: category {key} ({name}): this id or name is used twice")
+        categories[key] = name
+    return categories
+
+
+def _read_images(path: Path, items: list[dict], folder: Path) -> dict[object, ImageRecord]:
+    images: dict[object, ImageRecord] = {}
+    for index, item in enumerate(items):
+        name = item.get("file_name")
+        place = f"{path}: image {name or item.get('id', f'number {index}')!r}"
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{place}: file_name is missing")
+        key = _key(place, item, "id")
+        if key in images:
+            raise UserError(f"{place}: id {key!r} is used twice")
+        for side in ("width", "height"):
+            if isinstance(item.get(side), bool) or not isinstance(item.get(side), int) or item[side] <= 0:
+                raise UserError(f"{place}: {side} must be a positive whole number, got {item.get(side)!r}")
+        for extra, kind in (("video", str), ("frame", int), ("recording", str)):
+            if item.get(extra) is not None and not isinstance(item[extra], kind):
+                raise UserError(f"{place}: {extra} must be {kind.__name__}, got {item[extra]!r}")
+        file = Path(os.path.normpath(folder / name))
+        if not file.is_file():
+            raise UserError(f"{place}: there is no file {file}")
+        images[key] = ImageRecord(
+            file,
+            item["width"],
+            item["height"],
+            boxes=np.zeros((0, 4), np.float32),
+            names=[],
+            ignore=np.zeros(0, bool),
+            video=item.get("video"),
+            frame=item.get("frame"),
+            recording=item.get("recording"),
+        )
+    return images
+
+
+def _read_box(place: str, bbox: object, record: ImageRecord) -> tuple[list[float] | None, str | None]:
+    """COCO's x, y, width, height to corners inside the image, and a warning where that changed the box."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(v) in (int, float) for v in bbox):
+        raise UserError(f"{place}: bbox must be four numbers, got {bbox!r}")
+    x, y, w, h = bbox
+    # Not math.isfinite, which cannot take JSON's integers of hundreds of digits.
+    if not all(abs(v) <= sys.float_info.max for v in bbox) or w < 0 or h < 0:
+        problem = "a negative size" if w < 0 or h < 0 else "a number that is not finite"
+        raise UserError(f"{place}: bbox {bbox} has {problem} ({record.path.name})")
+    if w == 0 or h == 0:
+        return None, f"box {bbox} has no area, dropped"
+    corners = [max(x, 0), max(y, 0), min(x + w, record.width), min(y + h, record.height)]
+    if corners[0] >= corners[2] or corners[1] >= corners[3]:
+        return None, f"box {bbox} is outside the image ({record.width} x {record.height}), dropped"
+    moved = max(abs(a - b) for a, b in zip(corners, (x, y, x + w, y + h), strict=True))
+    warning = f"box {bbox} reaches outside the image ({record.width} x {record.height}), clipped"
+    return corners, warning if moved > TOLERANCE else None

@@ -1,0 +1,1 @@
+"""Synthetic infrared scenes and clips with exact annotations."""

@@ -1,0 +1,132 @@
+"""Cross-validation of an ablation: the data are divided anew, by recording, and every part is measured once."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
+from danet.data.split import split_groups
+from danet.evaluation.ablation import Result
+from danet.evaluation.comparison import Outcome
+from danet.utils.errors import UserError
+
+# Part of the images trained on that chooses the score.
+TUNING = 0.1
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One part: its folder, and the images of train.json, tune.json and val.json in it."""
+
+    folder: Path
+    train: list[ImageRecord]
+    tune: list[ImageRecord]
+    val: list[ImageRecord]
+
+    def path(self, name: str) -> str:
+        return str(self.folder / f"{name}.json")
+
+    def parts(self) -> dict[str, list[ImageRecord]]:
+        return {self.path(name): getattr(self, name) for name in ("train", "tune", "val")}
+
+
+def divide_into_folds(
+    records: Sequence[ImageRecord], count: int, out: Path, classes: Sequence[str], target: str
+) -> list[Fold]:
+    """Divides records into ``count`` parts: each is the val of a fold whose train and tune come from the others.
+
+    No recording lies in two of a fold's three.
+
+    Raises:
+        UserError: an image is there twice, there are too few recordings, or a fold lacks a class to train on or the
+            target to tune or to measure on.
+    """
+    twice = [path for path, images in Counter(str(record.path.resolve()) for record in records).items() if images > 1]
+    if twice:
+        raise UserError(f"folds: {twice[0]} is there twice, in what is measured and in the training data")
+    parts = split_groups(records, [1 / count] * count, seed=0)
+    folds = []
+    for index, val in enumerate(parts):
+        rest = [record for other, part in enumerate(parts) if other != index for record in part]
+        train, tune = split_groups(rest, [1 - TUNING, TUNING], seed=0)
+        for wanted, found, use in ((classes, train, "train"), ([target], tune, "tune"), ([target], val, "measure")):
+            names = {name for record in found for name in record.names}
+            if lacking := [name for name in wanted if name not in names]:
+                raise UserError(f"folds: part {index} of {count} has no {lacking[0]!r} to {use} on; give fewer parts")
+        folds.append(Fold(out / f"fold{index}", train, tune, val))
+    return folds
+
+
+def write_folds(folds: Sequence[Fold]) -> None:
+    """Writes the folds' jsons. Raises UserError if others are there: finished runs would be taken for runs on these."""
+    further = folds[0].folder.with_name(f"fold{len(folds)}")
+    if further.exists():
+        raise UserError(f"{further}: of an ablation with more parts; give another --out")
+    contents = {path: content for fold in folds for path, content in fold.parts().items()}
+    for path, content in contents.items():
+        if Path(path).exists() and _images(load_coco(path).records) != _images(content):
+            raise UserError(f"{path}: other images than those of this ablation; give another --out")
+    categories = sorted({name for content in contents.values() for record in content for name in record.names})
+    for path, content in contents.items():
+        write_coco(path, content, categories)
+
+
+def _images(records: Sequence[ImageRecord]) -> list[tuple]:
+    """What tells datasets apart; boxes as exact as files keep them."""
+    return [(record.path.resolve(), record.names, np.round(record.boxes, 2).tolist()) for record in records]
+
+
+def join_folds(results: Sequence[Result]) -> Result:
+    """The results of one row and seed on every part, as one result on all images, part after part.
+
+    Each part has a network and a threshold of its own, so that their scores are no measure of the same thing: they
+    are shifted, in logits, to make every threshold 0.5. AP50 and frames/s are means over the parts.
+    """
+    outcome = _join([result.outcome for result in results])
+    point = outcome.counts().operating(None)
+    return replace(
+        results[0],
+        threshold=0.5,
+        thresholds=[result.threshold for result in results],
+        precision=point.precision.value,
+        recall=point.recall.value,
+        f1=point.f1.value,
+        ap50=_mean([result.ap50 for result in results]),
+        frames_per_second=_mean([result.frames_per_second for result in results]),
+        steps=round(statistics.mean(result.steps for result in results)),
+        seconds=statistics.mean(result.seconds for result in results),
+        operators=" and ".join(sorted({result.operators for result in results})),
+        outcome=outcome,
+    )
+
+
+def _join(outcomes: Sequence[Outcome]) -> Outcome:
+    starts = np.cumsum([0, *(len(outcome.objects) for outcome in outcomes)])[:-1]
+
+    def joined(kind: str) -> tuple[np.ndarray, np.ndarray]:
+        scores = np.concatenate([_shifted(getattr(each, f"{kind}_scores"), each.threshold) for each in outcomes])
+        images = np.concatenate(
+            [getattr(each, f"{kind}_image") + start for each, start in zip(outcomes, starts, strict=True)]
+        )
+        order = np.argsort(-scores, kind="stable")
+        return scores[order], images[order]
+
+    hits, false = joined("hit"), joined("false")
+    return Outcome(*hits, *false, np.concatenate([each.objects for each in outcomes]), threshold=0.5)
+
+
+def _shifted(scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Scores whose odds are divided by those of the threshold: s = threshold gives exactly 0.5."""
+    scores = np.asarray(scores, np.float64)
+    threshold = min(threshold, 1 - 1e-9)  # odds are finite
+    over, under = scores * (1 - threshold), threshold * (1 - scores)
+    return over / (over + under)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if len(known) == len(values) else None

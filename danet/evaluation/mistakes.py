@@ -1,0 +1,146 @@
+"""What goes wrong: misses and false alarms of one class with their causes, and which of them are worth a look."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from danet.data.coco_dataset import ImageRecord
+from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, Criterion, flatten, iou, match
+from danet.evaluation.metrics import size_buckets
+
+# Mistakes shown of one video at most: neighbouring frames repeat them.
+PER_VIDEO = 2
+# Hits, misses and false alarms shown of each size.
+EACH = 2
+HIT_CAUSE = "hit"
+
+
+class Mistake(NamedTuple):
+    """One miss (``score`` None) or false alarm, its box ``[4]`` in pixels of image ``image``; or a hit."""
+
+    image: int
+    box: np.ndarray
+    score: float | None
+    cause: str
+
+
+class Mistakes(NamedTuple):
+    """The worst first: misses far from any detection and large, false alarms of high score. And the hits."""
+
+    misses: list[Mistake]
+    false_alarms: list[Mistake]
+    hits: list[Mistake]
+
+    def causes(self) -> dict[str, dict[str, int]]:
+        """How many mistakes have each cause."""
+        wrong = {"misses": self.misses, "false_alarms": self.false_alarms}
+        return {name: dict(Counter(m.cause for m in mistakes).most_common()) for name, mistakes in wrong.items()}
+
+
+def find_mistakes(
+    records: Sequence,
+    predictions: Sequence,
+    classes: Sequence[str],
+    *,
+    target: str,
+    threshold: float,
+    criterion: str = "iou50",
+) -> Mistakes:
+    """Lists the misses and false alarms of ``target`` among detections with a score of at least ``threshold``.
+
+    Causes of a miss: "misplaced" (a detection overlaps it, not well enough), "low score" (a fitting
+    detection scores less), "not found". Causes of a false alarm: "duplicate" (fits an object that a
+    better one took), "misplaced" (overlaps an object), the name of a distractor that it overlaps, or
+    "background". Arguments as ``danet.evaluation.metrics.evaluate_predictions`` takes them.
+    """
+    data = flatten(records, predictions, classes)[target]
+    rule = CRITERIA[criterion]
+    matches = match(data, rule)
+    kept = data.scores >= threshold
+    right = np.flatnonzero(kept & (matches.outcome == HIT))
+    found = np.zeros(len(data.truths), bool)
+    found[matches.truth[right]] = True
+    of_image = _members(data.image, data.images)
+    truths_of_image = _members(data.truth_image, data.images)
+
+    misses = []
+    for index in np.flatnonzero(matches.counted & ~found):
+        near = of_image[data.truth_image[index]]
+        cause = _cause_of_miss(data.truths[index], data.boxes[near], kept[near], rule)
+        misses.append(Mistake(int(data.truth_image[index]), data.truths[index], None, cause))
+    far_first = ("not found", "low score", "misplaced")
+    misses.sort(key=lambda m: (far_first.index(m.cause), -_size(m.box)))
+
+    false_alarms = []
+    for index in np.flatnonzero(kept & (matches.outcome == FALSE_ALARM)):
+        image = int(data.image[index])
+        truths = data.truths[truths_of_image[image]]
+        cause = _cause_of_false_alarm(data.boxes[index], truths, records[image], target, rule)
+        false_alarms.append(Mistake(image, data.boxes[index], float(data.scores[index]), cause))
+    hits = [Mistake(int(data.image[i]), data.truths[matches.truth[i]], float(data.scores[i]), HIT_CAUSE) for i in right]
+    return Mistakes(misses, false_alarms, hits)
+
+
+def choose_by_size(
+    records: Sequence, mistakes: Mistakes, edges: Sequence[float]
+) -> list[tuple[str, dict[str, list[Mistake]]]]:
+    """Of each size (of the truth, or of a false alarm's box): its name, and up to EACH hits, misses and false alarms.
+
+    Hits are those of middling score, the others the worst; all of one kind are of different videos.
+    """
+    sizes = []
+    for _, title, (low, high) in size_buckets(edges):
+        hits, misses, false = (
+            [m for m in found if low <= _size(m.box) < high]
+            for found in (mistakes.hits, mistakes.misses, mistakes.false_alarms)
+        )
+        middle = float(np.median([hit.score or 0.0 for hit in hits])) if hits else 0.0
+        hits = sorted(hits, key=lambda hit: abs((hit.score or 0.0) - middle))
+        chosen = {"hit": hits, "miss": misses, "false alarm": false}
+        name = title.replace("≥", "from")  # as pictures are written on, in ASCII
+        sizes.append((name, {what: varied(found, records, EACH, per_video=1) for what, found in chosen.items()}))
+    return sizes
+
+
+def varied(mistakes: Sequence[Mistake], records: Sequence, count: int, per_video: int = PER_VIDEO) -> list[Mistake]:
+    """The first ``count``, at most ``per_video`` of a video."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for mistake in mistakes:
+        video = records[mistake.image].video or str(records[mistake.image].path)
+        seen[video] += 1
+        if seen[video] <= per_video:
+            chosen.append(mistake)
+    return chosen[:count]
+
+
+def _cause_of_miss(truth: np.ndarray, boxes: np.ndarray, kept: np.ndarray, rule: Criterion) -> str:
+    repeated = np.broadcast_to(truth, boxes.shape)
+    if (iou(boxes, repeated)[kept] > 0).any():
+        return "misplaced"
+    return "low score" if rule.accepts(rule.quality(boxes, repeated)).any() else "not found"
+
+
+def _cause_of_false_alarm(
+    box: np.ndarray, truths: np.ndarray, record: ImageRecord, target: str, rule: Criterion
+) -> str:
+    repeated = np.broadcast_to(box, truths.shape)
+    if rule.accepts(rule.quality(repeated, truths)).any():
+        return "duplicate"
+    if (iou(repeated, truths) > 0).any():
+        return "misplaced"
+    others = np.array([name != target for name in record.names], bool)
+    overlap = iou(np.broadcast_to(box, record.boxes.shape), record.boxes.astype(np.float64)) * others
+    return record.names[int(overlap.argmax())] if (overlap > 0).any() else "background"
+
+
+def _members(image: np.ndarray, images: int) -> list[np.ndarray]:
+    """Indices of the items of each image."""
+    order = np.argsort(image, kind="stable")
+    return np.split(order, np.searchsorted(image[order], np.arange(1, images)))
+
+
+def _size(box: np.ndarray) -> float:
+    return float(np.sqrt(max((box[2] - box[0]) * (box[3] - box[1]), 0.0)))

@@ -1,0 +1,1 @@
+"""Running a trained detector on images, data sets and videos."""

@@ -1,0 +1,1 @@
+"""Helpers without knowledge of detection: commands, files, errors, images, drawing, progress, processes."""

@@ -1,0 +1,187 @@
+"""Drawing for people: boxes on small infrared frames, and sheets of pictures."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from danet.utils.image_io import to_display
+
+# BGR colours that colour-blind people tell apart and that stand out from grey (after Okabe and Ito, and P. Tol).
+PALETTE: tuple[tuple[int, int, int], ...] = (
+    (66, 228, 240),  # yellow
+    (255, 190, 86),  # sky blue
+    (51, 119, 255),  # orange
+    (170, 210, 60),  # mint
+    (200, 170, 255),  # pink
+)
+DARK = (24, 24, 24)
+UNLABELLED = (190, 190, 190)
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+# Pixels left free between a box and its outline: targets of a few pixels stay visible with their surroundings.
+GAP = 1
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    scores: Sequence[float] | None = None,
+    labels: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+    colors: Sequence[tuple[int, int, int]] | None = None,
+) -> np.ndarray:
+    """Draws boxes with a small text each; thin lines around the box, so that the target stays visible.
+
+    Args:
+        image: ``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16; left as it is.
+        boxes: ``[M, 4]`` (x0, y0, x1, y1) in pixels; tensors on the CPU serve as well.
+        scores: ``[M]``, written as 0.87.
+        labels: ``[M]`` class indices; all 0 if None. Negative ones are grey and get no name.
+        names: class names, written before the score.
+        colors: BGR of each class index, repeated if there are more classes; PALETTE if None.
+
+    Returns:
+        A new uint8 BGR image ``[H, W, 3]``.
+    """
+    canvas = to_display(image)
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    labels = [0] * len(boxes) if labels is None else [int(label) for label in labels]
+    colors = PALETTE if colors is None else colors
+    outlines = [_outline(box, canvas.shape) for box in boxes]
+    paint = [colors[label % len(colors)] if label >= 0 else UNLABELLED for label in labels]
+    thickness = max(1, round(min(canvas.shape[:2]) / 600))
+    for (x0, y0, x1, y1), color in zip(outlines, paint, strict=True):
+        # A dark line around the bright one: the box is seen on a hot background as well.
+        cv2.rectangle(canvas, (x0 - 1, y0 - 1), (x1 + 1, y1 + 1), DARK, thickness)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), color, thickness)
+
+    occupied = list(outlines)
+    for index, (outline, color) in enumerate(zip(outlines, paint, strict=True)):
+        words = []
+        if names is not None and labels[index] >= 0:
+            words.append(names[labels[index]])
+        if scores is not None:
+            words.append(f"{float(scores[index]):.2f}")
+        if words:
+            occupied.append(_label(canvas, " ".join(words), outline, color, occupied))
+    return canvas
+
+
+def draw_text(
+    image: np.ndarray, text: str, origin: tuple[int, int], color: tuple[int, int, int] = (255, 255, 255)
+) -> None:
+    """Writes ``text`` with a dark outline into ``image`` (uint8 BGR, changed); ``origin`` is its lower left (x, y)."""
+    scale = _font_scale(image.shape)
+    # Shifted copies instead of a thick one: OpenCV 5 makes thick text wider, not only bolder.
+    for dx, dy in ((-1, -1), (0, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (0, 1), (1, 1)):
+        cv2.putText(image, text, (origin[0] + dx, origin[1] + dy), FONT, scale, DARK, 1, cv2.LINE_AA)
+    cv2.putText(image, text, origin, FONT, scale, color, 1, cv2.LINE_AA)
+
+
+def enlarge(image: np.ndarray, factor: float) -> np.ndarray:
+    """Resizes by ``factor`` (cubic). A box of the image times ``factor`` is its box in the result."""
+    if factor == 1:
+        return image
+    height, width = image.shape[:2]
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
+
+
+def contact_sheet(tiles: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None) -> np.ndarray:
+    """Pictures in a grid on dark grey, each centred in a cell of the largest one's size, a title above each.
+
+    Args:
+        tiles: images as ``danet.utils.image_io.to_display`` takes, of any sizes; at least one.
+        columns: cells a row.
+        titles: one line each; shortened where it is wider than the cell.
+
+    Returns:
+        uint8 BGR ``[H, W, 3]``.
+    """
+    if not tiles:
+        raise ValueError("contact_sheet: no tiles")
+    tiles = [to_display(tile) for tile in tiles]
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    height = max(tile.shape[0] for tile in tiles)
+    width = max(tile.shape[1] for tile in tiles)
+    strip, border = (16 if titles is not None else 0), 4
+    cell_height, cell_width = height + strip + border, width + border
+    sheet = np.full((rows * cell_height + border, columns * cell_width + border, 3), 40, np.uint8)
+    for index, tile in enumerate(tiles):
+        top = border + index // columns * cell_height
+        left = border + index % columns * cell_width
+        y = top + strip + (height - tile.shape[0]) // 2
+        x = left + (width - tile.shape[1]) // 2
+        sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+        if titles is not None:
+            text = _shorten(titles[index], width)
+            cv2.putText(sheet, text, (left, top + 11), FONT, TITLE_SCALE, (230, 230, 230), 1, cv2.LINE_AA)
+    return sheet
+
+
+TITLE_SCALE = 0.38
+
+
+def _shorten(text: str, width: int) -> str:
+    """``text`` with its end cut off so that it is at most ``width`` pixels wide as a title."""
+
+    def fits(candidate: str) -> bool:
+        return cv2.getTextSize(candidate, FONT, TITLE_SCALE, 1)[0][0] <= width
+
+    if fits(text):
+        return text
+    while text and not fits(text + ".."):
+        text = text[:-1]
+    return text + ".."
+
+
+def _font_scale(shape: tuple[int, ...]) -> float:
+    return max(0.35, min(shape[:2]) / 1200)
+
+
+def _outline(box: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Pixels of the rectangle that runs around ``box`` (x0, y0, x1, y1, both ends included), inside the image."""
+    height, width = shape[:2]
+    x0, y0, x1, y1 = (float(v) for v in box)
+    left, top = int(np.floor(x0)) - 1 - GAP, int(np.floor(y0)) - 1 - GAP
+    right, bottom = int(np.ceil(x1)) + GAP, int(np.ceil(y1)) + GAP
+    return (
+        min(max(left, 0), width - 1),
+        min(max(top, 0), height - 1),
+        min(max(right, 0), width - 1),
+        min(max(bottom, 0), height - 1),
+    )
+
+
+def _label(
+    canvas: np.ndarray,
+    text: str,
+    outline: tuple[int, int, int, int],
+    color: tuple[int, int, int],
+    occupied: Sequence[tuple[int, int, int, int]],
+) -> tuple[int, int, int, int]:
+    """Writes ``text`` where it covers least: above, below, right or left of the outline, inside the image."""
+    height, width = canvas.shape[:2]
+    (text_width, ascent), descent = cv2.getTextSize(text, FONT, _font_scale(canvas.shape), 1)
+    text_height = ascent + descent
+    x0, y0, x1, y1 = outline
+    middle = (y0 + y1 - text_height) // 2
+    above, below = y0 - text_height - 1, y1 + 2
+    flush_right = x1 - text_width
+    places = [(x0, above), (x0, below), (flush_right, above), (flush_right, below)]
+    places += [(x1 + 4, middle), (x0 - text_width - 4, middle)]
+
+    def rectangle(place: tuple[int, int]) -> tuple[int, int, int, int]:
+        left = min(max(place[0], 1), max(width - text_width - 2, 1))
+        top = min(max(place[1], 1), max(height - text_height - 1, 1))
+        return left, top, left + text_width, top + text_height
+
+    best = min((rectangle(place) for place in places), key=lambda r: sum(_overlap(r, other) for other in occupied))
+    draw_text(canvas, text, (best[0], best[3] - descent), color)
+    return best
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
+    """Common area in pixels of two rectangles."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))

@@ -1,0 +1,154 @@
+import copy
+import json
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
+from danet.utils.errors import UserError
+
+CONTENT = {
+    "images": [
+        {"id": 7, "file_name": "a.png", "width": 40, "height": 30, "video": "v", "frame": 3, "recording": "r"},
+        {"id": 9, "file_name": "sub/b.png", "width": 40, "height": 30},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 4, "bbox": [1.5, 2, 10, 5]},
+        {"id": 2, "image_id": 7, "category_id": 2, "bbox": [0, 0, 4, 4], "iscrowd": 1},
+    ],
+    "categories": [{"id": 4, "name": "drone"}, {"id": 2, "name": "bird"}],
+}
+
+
+@pytest.fixture
+def content(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((30, 40), np.uint8))
+    return copy.deepcopy(CONTENT)
+
+
+def save(folder, content, name="annotations.json"):
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_load_gives_corners_names_and_extras(tmp_path, content):
+    dataset = load_coco(save(tmp_path, content))
+    a, b = dataset.records
+    assert dataset.categories == ["drone", "bird"] and dataset.warnings == []
+    assert a.path == (tmp_path / "a.png").resolve() and (a.width, a.height) == (40, 30)
+    np.testing.assert_array_equal(a.boxes, np.array([[1.5, 2, 11.5, 7], [0, 0, 4, 4]], np.float32))
+    assert a.boxes.dtype == np.float32 and a.names == ["drone", "bird"] and a.ignore.tolist() == [False, True]
+    assert (a.video, a.frame, a.recording) == ("v", 3, "r")
+    assert b.boxes.shape == (0, 4) and b.ignore.shape == (0,) and (b.video, b.frame, b.recording) == (None,) * 3
+
+
+def test_a_folder_stands_for_its_json(tmp_path, content):
+    save(tmp_path, content, "train.json")
+    assert load_coco(tmp_path).path.name == "train.json"
+    save(tmp_path, content, "val.json")
+    with pytest.raises(UserError, match=r"train\.json, val\.json"):
+        load_coco(tmp_path)
+    save(tmp_path, content)
+    assert load_coco(tmp_path).path.name == "annotations.json"
+
+
+def test_written_elsewhere_the_paths_still_lead_to_the_images(tmp_path, content):
+    dataset = load_coco(save(tmp_path, content))
+    path = tmp_path / "new" / "deep" / "copy.json"
+    write_coco(path, dataset.records, dataset.categories)
+    again = load_coco(path)
+    assert json.loads(path.read_text())["images"][1]["file_name"] == "../../sub/b.png"
+    assert again.categories == dataset.categories
+    for before, after in zip(dataset.records, again.records, strict=True):
+        assert before.path == after.path and before.names == after.names
+        assert (before.video, before.frame, before.recording) == (after.video, after.frame, after.recording)
+        np.testing.assert_array_equal(before.boxes, after.boxes)
+        np.testing.assert_array_equal(before.ignore, after.ignore)
+
+
+def test_boxes_that_leave_the_image_are_clipped_or_dropped_with_a_warning(tmp_path, content):
+    for index, bbox in enumerate([[-3, 5, 10, 10], [41, 5, 3, 3], [5, 5, 0, 3], [30, 20, 10.005, 10]], 10):
+        content["annotations"].append({"id": index, "image_id": 9, "category_id": 4, "bbox": bbox})
+    dataset = load_coco(save(tmp_path, content))
+    np.testing.assert_array_equal(dataset.records[1].boxes, [[0, 5, 7, 15], [30, 20, 40, 30]])
+    assert [warning.split(", ")[-1] for warning in dataset.warnings] == ["clipped", "dropped", "dropped"]
+    assert all(warning.startswith("b.png") for warning in dataset.warnings)
+
+
+def change(**values):
+    return lambda content: content["annotations"][0].update(values)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change(bbox=[1, float("nan"), 3, 4]), r"annotation 1: .*not finite \(a\.png\)"),
+        (change(bbox=[1, 2, float("inf"), 4]), "annotation 1: .*not finite"),
+        (change(bbox=[1, 2, 10**400, 4]), "annotation 1: .*not finite"),
+        (change(bbox=[1, 2, -3, 4]), "annotation 1: .*negative size"),
+        (change(bbox=[1, 2, 3]), "annotation 1: bbox must be four numbers"),
+        (change(bbox=None), "annotation 1: bbox must be four numbers"),
+        (change(bbox=[1, 2, "3", 4]), "annotation 1: bbox must be four numbers"),
+        (change(category_id=3), "annotation 1: category id 3 is not among"),
+        (change(category_id=None), "annotation 1: category_id is missing"),
+        (change(image_id=8), "annotation 1: image id 8 is not among"),
+        (change(image_id=[7]), "annotation 1: image_id"),
+        (change(id=2), "annotation 2: this id is used twice"),
+        (lambda c: c["images"][1].update(id=7), r"sub/b\.png.*used twice"),
+        (lambda c: c["images"][1].update(file_name="c.png"), r"c\.png.*there is no file"),
+        (lambda c: c["images"][1].update(width=0), r"sub/b\.png.*width must be"),
+        (lambda c: c["images"][1].update(recording=5), r"sub/b\.png.*recording must be"),
+        (lambda c: c["images"][1].pop("file_name"), "file_name is missing"),
+        (lambda c: c["categories"][1].update(name="drone"), "category 2.*used twice"),
+        (lambda c: c["categories"][1].pop("name"), "category 2 has no name"),
+        (lambda c: c.pop("categories"), "'categories' must be a list"),
+        (lambda c: c["annotations"].append(3), "'annotations' must be a list of objects"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_file(tmp_path, content, damage, message):
+    damage(content)
+    path = save(tmp_path, content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_coco(path)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(str(path.resolve()))
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", '{"images": '])
+def test_a_file_that_is_no_coco_json(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"x\.json: not"):
+        load_coco(path)
+    with pytest.raises(UserError, match=r"y\.json: no such file"):
+        load_coco(tmp_path / "y.json")
+
+
+def test_writing_an_unknown_category_leaves_nothing(tmp_path, content):
+    records = load_coco(save(tmp_path, content)).records
+    with pytest.raises(UserError, match=r"a\.png has a box of 'bird'"):
+        write_coco(tmp_path / "out" / "x.json", records, ["drone"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_thirty_thousand_images_take_seconds(tmp_path, content):
+    a = load_coco(save(tmp_path, content)).records[0]
+    records = [ImageRecord(a.path, 40, 30, a.boxes, a.names, a.ignore) for _ in range(30_000)]
+    start = time.process_time()  # whatever else the machine does
+    write_coco(tmp_path / "many.json", records, ["drone", "bird"])
+    assert len(load_coco(tmp_path / "many.json").records) == 30_000
+    assert time.process_time() - start < 15
+
+
+def test_the_published_frames_load_whole(real_data):
+    counts = {"train": (1505, [672, 391, 308, 231]), "val": (280, [126, 58, 56, 42])}
+    for split, (images, boxes) in counts.items():
+        dataset = load_coco(real_data / "svanstrom-ir-frames" / f"{split}.json")
+        names = [name for item in dataset.records for name in item.names]
+        assert len(dataset.records) == images
+        assert [names.count(name) for name in ("drone", "bird", "airplane", "helicopter")] == boxes
+        assert dataset.warnings == []

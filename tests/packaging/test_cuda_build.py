@@ -1,0 +1,127 @@
+"""The CUDA kernels as nvcc compiles them: no warnings, spills or local memory, and the instructions they are made for.
+
+Skipped without nvcc; the instructions are looked up where cuobjdump is there too.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "build_tools"))
+from backend import ARCHITECTURES, nvcc  # noqa: E402
+
+sys.path.pop(0)
+
+FILES = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
+NAMES = [name.removesuffix("+PTX").replace(".", "") for name in ARCHITECTURES.split(";")]
+
+EXPECTED = {
+    "sdc": {
+        "forward_kernel<danet::BFloat16, int, 8, 9, false>": ["LDG.E.128", "STG.E.128", "LDS.128"],
+        "backward_kernel<danet::BFloat16, int, 8, 9, false, true>": ["LDG.E.128", ".ADD.F32x4", "SHFL"],
+    },
+    "lcdc": {"forward_packets<danet::BFloat16": ["LDG.E.128", "STG.E.128", "SHFL"]},
+    "softmax_gate": {"in_registers<false, danet::BFloat16, 8": ["LDG.E.128", "STG.E.128", "SHFL.BFLY"]},
+    "rep_conv": {"convolve_tile<danet::BFloat16, true": ["HMMA.16816", "LDSM.16.M88.4", "LDGSTS", "STG.E.128"]},
+}
+"""Of each operator's hot kernels on sm_90, instructions that at least one of them must have."""
+
+ABSENT = {"sdc": {"forward_kernel<danet::BFloat16, int, 8, 9, false>": ["PRMT"]}}
+"""Those that none of them may have: packets are moved and converted by words, not put together of halves."""
+
+
+def compile_kernels(file: Path, architecture: str, folder: Path) -> tuple[Path, str]:
+    """The cubin of one file, and what ptxas says of its kernels."""
+    cubin = folder / f"{file.stem}-{architecture}.cubin"
+    options = [
+        "-std=c++17",
+        "-O3",
+        "-DUSE_CUDA",
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        "-Werror",
+        "all-warnings",
+    ]
+    include = Path(torch.__path__[0]) / "include"
+    command = [nvcc(), *options, "-cubin", f"-arch=sm_{architecture}", "-isystem", include, "-Xptxas", "-v"]
+    done = subprocess.run([*command, file, "-o", cubin], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return cubin, done.stderr
+
+
+def demangled(text: str) -> str:
+    tool = shutil.which("c++filt")
+    return subprocess.run([tool], input=text, capture_output=True, text=True).stdout if tool else text
+
+
+def cuobjdump() -> dict | None:
+    """How to run it: that of the CUDA toolkit, or of the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm."""
+    packages = [Path(folder) / "nvidia" / "cu13" / "bin" for folder in sys.path]
+    path = os.pathsep.join(map(str, [Path(nvcc() or "/").parent, *packages, os.environ.get("PATH", "")]))
+    found = shutil.which("cuobjdump", path=path)
+    return {"executable": found, "env": {**os.environ, "PATH": path}} if found else None
+
+
+def architectures():
+    for name in NAMES:
+        yield pytest.param(name, id=f"sm_{name}", marks=[] if name == "90" else [pytest.mark.long])
+
+
+@pytest.fixture(scope="module")
+def compiled(request, tmp_path_factory):
+    """What `compile_kernels` gives for each test that was selected, as futures: nvcc runs on all cores at once."""
+    folder = tmp_path_factory.mktemp("cubins")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [item.callspec.params for item in request.session.items if item.module is request.module]
+        yield {
+            (job["file"], job["architecture"]): pool.submit(compile_kernels, job["file"], job["architecture"], folder)
+            for job in jobs
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.skipif(nvcc() is None, reason="no nvcc")
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+@pytest.mark.parametrize("architecture", list(architectures()))
+def test_compiles_without_spills(file, architecture, compiled, record_property):
+    operator = file.parent.name
+    cubin, report = compiled[file, architecture].result()
+    kernels = re.findall(r"Compiling entry function '(\S+)'", report)
+    frames = [int(size) for size in re.findall(r"(\d+) bytes stack frame", report)]
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", report)]
+    assert kernels and len(kernels) == len(frames) == len(registers)
+    names = demangled("\n".join(kernels)).splitlines()
+    used = dict(zip(names, registers, strict=True))
+    hot = [count for name, count in used.items() if any(key in name for key in EXPECTED[operator])]
+    record_property(
+        "registers",
+        f"{operator:<13} sm_{architecture:<4} {len(kernels):3} kernels, at most {max(registers):3} registers, "
+        f"the hot ones {min(hot)} to {max(hot)}, no stack",
+    )
+    assert [name for name, frame in zip(names, frames, strict=True) if frame] == []
+    if architecture == "90" and cuobjdump():
+        check_instructions(operator, cubin)
+
+
+def check_instructions(operator: str, cubin: Path) -> None:
+    listing = subprocess.run(["cuobjdump", "-sass", cubin], capture_output=True, text=True, **cuobjdump())
+    assert listing.returncode == 0, listing.stderr
+    bodies = {}
+    for part in listing.stdout.split("Function : ")[1:]:
+        name, _, body = part.partition("\n")
+        bodies[demangled(name.strip()).strip()] = body
+    assert not any(re.search(r"\b(LDL|STL)\b", body) for body in bodies.values())
+    for kernel, instructions in EXPECTED[operator].items():
+        found = [body for name, body in bodies.items() if kernel in name]
+        assert found, (kernel, list(bodies))
+        for instruction in instructions:
+            assert any(instruction in body for body in found), (kernel, instruction)
+        for instruction in ABSENT.get(operator, {}).get(kernel, []):
+            assert not any(instruction in body for body in found), (kernel, instruction)

@@ -1,0 +1,218 @@
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from danet.training.options import TrainOptions
+from danet.utils import cli
+from danet.utils.errors import UserError
+
+
+@dataclass
+class Inner:
+    name: Literal["a", "b"] = "a"
+    """Which letter."""
+    sizes: list[int] | None = None
+    """Some sizes in pixels."""
+    crop: tuple[int, int] | None = None
+    """Height and width."""
+    scale: tuple[float, float] = (1.0, 2.0)
+    """A range."""
+
+
+@dataclass
+class Source:
+    path: str
+    weight: float = 1.0
+
+
+@dataclass
+class Options:
+    data: list[str | Source]
+    """The data."""
+    count: int = 5
+    """How many."""
+    quiet: bool = False
+    """Say nothing."""
+    inner: Inner = field(default_factory=Inner)
+
+
+def run(*argv: str) -> tuple[int, list[Options]]:
+    seen: list[Options] = []
+
+    def command(options: Options) -> None:
+        """Does it.
+
+        With care."""
+        if options.count == 13:
+            raise UserError("count: 13 brings bad luck")
+        seen.append(options)
+
+    return cli.run(command, Options, prog="danet test", positionals=["data"], argv=argv), seen
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["a", "b"], Options(["a", "b"])),
+        (["--data", "a", "b", "--count", "3"], Options(["a", "b"], 3)),
+        (["a", "--count=3", "--quiet"], Options(["a"], 3, True)),
+        (["a", "--quiet", "false"], Options(["a"])),
+        (["--quiet", "--data", "a"], Options(["a"], quiet=True)),
+        (["a", "--inner.name", "b", "--inner.sizes", "1", "2"], Options(["a"], inner=Inner("b", [1, 2]))),
+        (["--count", "3", "a", "--quiet", "b"], Options(["a", "b"], 3, True)),
+        (["--quiet", "true", "a"], Options(["a"], quiet=True)),
+        (["a", "--inner.scale", "0.5", "2", "b"], Options(["a", "b"], inner=Inner(scale=(0.5, 2.0)))),
+        (["a", "--inner.crop", "64", "96"], Options(["a"], inner=Inner(crop=(64, 96)))),
+        (["--inner.crop", "64x96", "a"], Options(["a"], inner=Inner(crop=(64, 96)))),
+        (["a", "--inner.crop=64x96"], Options(["a"], inner=Inner(crop=(64, 96)))),
+        (["a", "--inner.crop", "null"], Options(["a"])),
+        (["a", "--inner.sizes", "64x96"], Options(["a"], inner=Inner(sizes=[64, 96]))),
+        (["a", "--inner.sizes", "-1", "2", "--count", "-1"], Options(["a"], -1, inner=Inner(sizes=[-1, 2]))),
+        (["--data=a.json"], Options(["a.json"])),
+        (["--data", "a", '{"path": "b", "weight": 2}'], Options(["a", Source("b", 2.0)])),
+        (['--data=["a"]', "--inner.sizes=[4]"], Options(["a"], inner=Inner(sizes=[4]))),
+    ],
+)
+def test_what_people_type(argv, expected):
+    assert run(*argv) == (0, [expected])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["a", "--cuont", "3"], "unknown option --cuont; did you mean --count?"),
+        (["a", "--cou", "3"], "unknown option --cou; did you mean --count?"),
+        (["a", "--count", "x"], "--count: Expected int. Got value: x"),
+        (["a", "--inner.name", "z"], "--inner.name: Expected one of ['a', 'b']. Got value: z"),
+        (["a", "--inner.scale", "x", "2"], "--inner.scale: Expected float. Got value: x"),
+        (["a", "--inner.crop", "64"], "--inner.crop: takes 2 numbers, got 64"),
+        (["a", "--inner.crop", "x", "y"], "--inner.crop: Expected tuple[int, int] or null. Got value: ['x', 'y']"),
+        (["--data", "a", '{"path": "b"'], '--data: {"path": "b" is not valid JSON'),
+        (["--data", "a", "--count", "3", "clip.mp4"], "unexpected argument 'clip.mp4'"),
+        (["a", "--count"], "--count: expected one argument"),
+        (["a", "--count", "13"], "count: 13 brings bad luck"),
+        (["a", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        ([], "data"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(argv, message, capsys):
+    code, seen = run(*argv)
+    error = capsys.readouterr().err
+    assert code == 2 and seen == []
+    assert error.startswith("danet test: error: ") and message in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_is_overridden_by_what_is_typed_and_dump_reads_back(tmp_path):
+    saved = tmp_path / "config.yaml"
+    saved.write_text(cli.dump(Options(["a"], 7, inner=Inner("b", [1]))))
+    assert run("--config", str(saved)) == (0, [Options(["a"], 7, inner=Inner("b", [1]))])
+    assert run("--config", str(saved), "--count", "8") == (0, [Options(["a"], 8, inner=Inner("b", [1]))])
+
+
+def test_what_is_typed_beats_a_file_wherever_it_stands(tmp_path):
+    saved = tmp_path / "config.yaml"
+    saved.write_text(cli.dump(Options(["a"], 7)))
+    assert run("b", "--count", "8", "--config", str(saved)) == (0, [Options(["b"], 8)])
+    assert run(f"--config={saved}", "b") == (0, [Options(["b"], 7)])
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path, capsys):
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\x00\xff\x93")
+    assert run("a", "--config", str(binary)) == (2, [])
+    assert capsys.readouterr().err == f"danet test: error: {binary}: not UTF-8 text (byte 1)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must hold options, one a line, such as 'quiet: true'"),
+        ("hello", "must hold options, one a line, such as 'quiet: true'"),
+        ("count: [", "not valid YAML (while parsing"),
+        ("cuont: 3", "unknown option cuont; did you mean --count?"),
+        ("inner:\n  names: a", "unknown option inner.names; did you mean --inner.name?"),
+    ],
+)
+def test_a_file_of_options_that_is_none_is_named(tmp_path, capsys, text, said):
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    assert run("a", "--config", str(file)) == (2, [])
+    assert (error := capsys.readouterr().err).startswith(f"danet test: error: {file}: {said}")
+    assert error.count("\n") == 1
+
+
+def test_presets_are_read_first_and_only_typed(tmp_path, capsys):
+    def train(*argv: str) -> tuple[int, list[TrainOptions]]:
+        seen: list[TrainOptions] = []
+        return cli.run(seen.append, TrainOptions, prog="danet train", presets=["demo"], argv=argv), seen
+
+    for argv in (["--preset", "demo", "--lr", "1"], ["--lr=1", "--preset=demo"]):
+        code, (options,) = train(*argv)
+        assert (code, options.model.name, options.lr, options.overwrite) == (0, "danet_nano", 1.0, False)
+    (tmp_path / "a.yaml").write_text("preset: demo")
+    for argv, words in (
+        (["--config", str(tmp_path / "a.yaml")], "preset can only be typed"),
+        (["--preset=dmeo"], "invalid choice: 'dmeo'"),
+        (["--preset"], "expected one argument"),
+    ):
+        assert train(*argv) == (2, [])
+        assert words in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_trouble_with_a_file_is_one_line_too(tmp_path, capsys):
+    def command(options: Options) -> None:
+        (tmp_path / "missing").read_text()
+
+    assert cli.run(command, Options, prog="danet test", argv=["--data", "a"]) == 2
+    assert capsys.readouterr().err == f"danet test: error: {tmp_path / 'missing'}: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["detect"], ["train"], ["evaluate"], ["data", "inspect"], ["data", "import", "yolo"]]
+)
+def test_without_opencv_every_command_says_so(words):
+    script = f"import sys; sys.modules['cv2'] = None; from danet.__main__ import main; sys.exit(main({words!r}))"
+    check_no_opencv(["-c", script])
+
+
+@pytest.mark.parametrize("module", ["danet.train", "danet.evaluate", "danet.detect"])
+def test_without_opencv_every_module_says_so(module):
+    script = f"import runpy, sys; sys.modules['cv2'] = None; runpy.run_module({module!r}, run_name='__main__')"
+    check_no_opencv(["-c", script])
+
+
+def check_no_opencv(arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("danet: error: OpenCV (cv2) cannot be loaded")
+
+
+def all_commands() -> list[str]:
+    from danet.__main__ import COMMANDS
+    from danet.data.__main__ import COMMANDS as DATA
+    from danet.data.importers import FORMATS
+
+    imports = [f"data import {name}" for name in FORMATS]
+    return [*(c for c in COMMANDS if c != "data"), *(f"data {c}" for c in DATA if c != "import"), *imports]
+
+
+@pytest.mark.parametrize("command", all_commands())
+def test_every_command_can_be_quiet_and_write_json(command, capsys):
+    from danet.__main__ import main
+
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "--quiet" in text and "--json" in text
+
+
+def test_help_explains_each_field(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "How many. (type: int, default: 5)" in text and "Some sizes in pixels." in text and "Does it." in text
