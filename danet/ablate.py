@@ -315,12 +315,12 @@ class _Run:
         """Raises UserError if the folder holds a run with other options."""
         import yaml
 
-        from danet.training.trainer import FREE
+        from danet.training.trainer import MAY_CHANGE_ON_RESUME
 
         if not (self.folder / CONFIG).is_file():
             return
         saved = cli.parse(TrainOptions, ["--config", str(self.folder / CONFIG)], prog="danet train")
-        free = FREE - {"data", "val", "weights", "epochs", "val_every"}
+        free = MAY_CHANGE_ON_RESUME - {"data", "val", "weights", "epochs", "val_every"}
         for name, value in asdict(self.options).items():
             if name not in free and getattr(saved, name) != getattr(self.options, name):
                 there = yaml.safe_dump(asdict(saved)[name], default_flow_style=True).split("\n")[0]

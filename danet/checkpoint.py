@@ -46,7 +46,7 @@ def _unfuse(model: DANet, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state of the model from that of a compact file."""
     for name, module in model.named_modules():
         if isinstance(module, MBB):
-            module.unfuse(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias"))
+            module.load_fused(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias"))
     return model.state_dict() | tensors
 
 

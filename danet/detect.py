@@ -196,9 +196,9 @@ class Run:
     def __init__(self, detector: "Detector", options: DetectOptions, tables: BoxTables) -> None:
         import torch
 
-        from danet.utils.malloc import share_heap
+        from danet.utils.malloc import share_malloc_arena
 
-        share_heap()
+        share_malloc_arena()
         self.detector = detector
         self.options = options
         self.tables = tables

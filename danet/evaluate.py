@@ -182,7 +182,7 @@ def evaluate(options: EvaluateOptions) -> None:
         **metrics.to_json(),
         "tuned_on": tuned_on,
         "mistakes": mistakes.causes(),
-        "speed": speed.figures(method),
+        "speed": speed.to_json(method),
         "environment": info(),
         "options": asdict(options),
     }

@@ -12,7 +12,7 @@ from detections import TRUTH, found, record
 from danet.checkpoint import save_weights
 from danet.config import ModelConfig
 from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
-from danet.data.normalize import normalise
+from danet.data.normalize import normalize
 from danet.evaluate import main
 from danet.evaluation.metrics import choose_threshold, evaluate_predictions
 from danet.evaluation.mistakes import Mistake, Mistakes, choose_by_size, find_mistakes
@@ -49,7 +49,7 @@ def weights(tmp_path_factory):
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(45):
         scenes = [scene(rng, CLASSES[index % 2], (64, 64)) for index in range(8)]
-        images = torch.from_numpy(np.stack([normalise(image) for image, _ in scenes]))
+        images = torch.from_numpy(np.stack([normalize(image) for image, _ in scenes]))
         boxes = [torch.tensor([box], dtype=torch.float32) for _, box in scenes]
         labels = [torch.tensor([index % 2]) for index in range(8)]
         terms = loss(model(images), boxes, labels, [torch.tensor([False])] * 8)

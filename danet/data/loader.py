@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from danet.data.class_map import rename
 from danet.data.coco_dataset import ImageRecord, load_coco
-from danet.data.normalize import levels, normalise
+from danet.data.normalize import intensity_range, normalize
 from danet.data.records import Records
 from danet.data.scales import Bucket
 from danet.data.transforms import Annotated, Augmentation, cut, vary_frame
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
-from danet.utils.malloc import give_back
+from danet.utils.malloc import trim_malloc
 
 DISTRACTOR = -1
 MINIMUM_SIZE = 64
@@ -137,7 +137,7 @@ class DetectionDataset(Dataset):
         present = {name for r in shown for name, skip in zip(r.names, r.ignore, strict=True) if not skip}
         self.records = Records(itertools.chain.from_iterable(loaded))
         del loaded, shown
-        give_back()  # before loader processes inherit it
+        trim_malloc()  # before loader processes inherit it
         missing = [name for name in self.classes if name not in present]
         if missing:
             known = ", ".join(sorted(present)) or "no boxes"
@@ -154,7 +154,7 @@ class DetectionDataset(Dataset):
         frame = vary_frame(self._annotated(index % len(self)), rng, self.augmentation, donor)
         image, boxes, labels, ignore = self._cut(frame, rng)
         return Sample(
-            torch.from_numpy(normalise(image, self.channels, levels(frame.image))),
+            torch.from_numpy(normalize(image, self.channels, intensity_range(frame.image))),
             torch.from_numpy(boxes),
             torch.from_numpy(labels),
             torch.from_numpy(ignore),

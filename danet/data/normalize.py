@@ -16,21 +16,21 @@ UNITS = 2.0
 LARGEST = 8.0
 
 
-class Levels(NamedTuple):
-    """Where an image's counts lie: what ``normalise`` subtracts and divides by."""
+class IntensityRange(NamedTuple):
+    """Where an image's counts lie: what ``normalize`` subtracts and divides by."""
 
     median: float
     span: float
     """From the 1st to the 99th percentile, at least MINIMUM_RANGE."""
 
 
-def levels(image: np.ndarray) -> Levels:
+def intensity_range(image: np.ndarray) -> IntensityRange:
     """The levels of a grey or colour image of uint8 or uint16."""
     low, median, high = percentiles(image, PERCENTILES)
-    return Levels(median, max(high - low, MINIMUM_RANGE))
+    return IntensityRange(median, max(high - low, MINIMUM_RANGE))
 
 
-def normalise(image: np.ndarray, channels: int = 1, frame: Levels | None = None) -> np.ndarray:
+def normalize(image: np.ndarray, channels: int = 1, frame: IntensityRange | None = None) -> np.ndarray:
     """Robust scaling of one image to float32 ``[channels, H, W]``, the median at 0.
 
     The span from the 1st to the 99th percentile becomes 2 units (at least MINIMUM_RANGE counts, for
@@ -47,7 +47,7 @@ def normalise(image: np.ndarray, channels: int = 1, frame: Levels | None = None)
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     elif channels == 3 and image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
-    median, span = frame or levels(image)
+    median, span = frame or intensity_range(image)
     counts = np.arange(256, dtype=np.float32) if image.dtype == np.uint8 else image.astype(np.float32)
     scaled: np.ndarray = (counts - np.float32(median)) * np.float32(UNITS / span)
     np.clip(scaled, -LARGEST, LARGEST, out=scaled)

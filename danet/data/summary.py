@@ -23,10 +23,10 @@ def report(
     whole: Sequence[ImageRecord] | None = None,
 ) -> None:
     """Prints and writes what the jsons hold; with ``whole`` also which part of its boxes."""
-    total = boxes_of(whole or [])
+    total = count_boxes(whole or [])
     figures = {}
     for path, records in written.items():
-        boxes = boxes_of(records)
+        boxes = count_boxes(records)
         recordings, empty = len({group_of(item) for item in records}), sum(not item.names for item in records)
         figures[str(path)] = {
             "images": len(records),
@@ -46,6 +46,6 @@ def report(
         write_json(json, figures)
 
 
-def boxes_of(records: Sequence[ImageRecord]) -> Counter[str]:
+def count_boxes(records: Sequence[ImageRecord]) -> Counter[str]:
     """Boxes of each category."""
     return Counter(name for item in records for name in item.names)

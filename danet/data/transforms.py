@@ -1,6 +1,6 @@
-"""Augmentation of raw 8- and 16-bit infrared images and their boxes, before ``danet.data.normalize.normalise``.
+"""Augmentation of raw 8- and 16-bit infrared images and their boxes, before ``danet.data.normalize.normalize``.
 
-`normalise` subtracts the median and divides by a percentile span, so a plain gain and offset teach
+`normalize` subtracts the median and divides by a percentile span, so a plain gain and offset teach
 little. What changes the network's view is geometry, gamma, polarity, shading, noise, blur and the
 target's own contrast; those are the transforms here. Strengths are in units of the image's span
 (1st to 99th percentile), so that they mean the same for an 8-bit video and a 14-bit sensor.
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from danet.data.normalize import levels
+from danet.data.normalize import intensity_range
 from danet.utils.errors import UserError
 
 
@@ -60,7 +60,7 @@ class Augmentation:
     """Largest absolute logarithm of the gamma exponent, applied between the image's extremes; 0 is off."""
 
     contrast: tuple[float, float] = (0.6, 1.3)
-    """Range of the gain about the median; small gains meet `normalise`'s least range, large ones saturate."""
+    """Range of the gain about the median; small gains meet `normalize`'s least range, large ones saturate."""
 
     shading: float = 0.15
     """Largest amplitude of added low-frequency shading, in spans; 0 is off."""
@@ -235,8 +235,8 @@ def median(image: np.ndarray) -> tuple[float, ...]:
 
 
 def span(image: np.ndarray) -> float:
-    """What `normalise` divides by, here from every third row and column."""
-    return levels(image[::3, ::3]).span
+    """What `normalize` divides by, here from every third row and column."""
+    return intensity_range(image[::3, ::3]).span
 
 
 def _photometry(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> np.ndarray:

@@ -20,7 +20,7 @@ PREPROCESSING = {
     "colour": "BGR",
     "padding": 0.0,
 }
-"""``normalise`` of ``danet.data.normalize``: of each image the middle percentile becomes 0, the range between the outer
+"""``normalize`` of ``danet.data.normalize``: of each image the middle percentile becomes 0, the range between the outer
 ones, at least the minimum, so many units, clipped; smaller images of a batch are padded at the right and bottom."""
 
 

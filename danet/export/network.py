@@ -23,7 +23,7 @@ for sizes that never change."""
 class BoxesAndScores(nn.Module):
     """What a file computes, the network fused and decoded; nothing is suppressed.
 
-    Shapes: images ``[N, input_channels, H, W]`` as ``danet.data.normalize.normalise`` makes them -> boxes ``[N, P, 4]``
+    Shapes: images ``[N, input_channels, H, W]`` as ``danet.data.normalize.normalize`` makes them -> boxes ``[N, P, 4]``
     (x0, y0, x1, y1 in pixels of the images) and scores ``[N, P, classes]`` in [0, 1], all float32.
     """
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from danet.boxes import Detections
-from danet.data.normalize import levels, normalise
+from danet.data.normalize import intensity_range, normalize
 from danet.data.transforms import letterbox
 from danet.models import DANet
 from danet.models.danet import MINIMUM_SIZE
@@ -93,11 +93,11 @@ class Detector:
             if channels == 1 and array.ndim == 3:
                 array = cv2.cvtColor(array, cv2.COLOR_BGR2GRAY)
             height, width = array.shape[:2]
-            frame = levels(array)  # of the image alone: letterbox's padding has no say
+            frame = intensity_range(array)  # of the image alone: letterbox's padding has no say
             scale, offset = 1.0, (0.0, 0.0)
             if self.input_size is not None and (height, width) != tuple(self.input_size):
                 array, _, (scale, offset) = letterbox(array, np.zeros((0, 4), np.float32), self.input_size)
-            placed.append(normalise(array, channels, frame))
+            placed.append(normalize(array, channels, frame))
             geometry.append((height, width, scale, offset))
         shape = [max(MINIMUM_SIZE, *(p.shape[axis] for p in placed)) for axis in (1, 2)]
         if len(placed) == 1 and placed[0].shape[1:] == tuple(shape):

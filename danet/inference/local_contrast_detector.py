@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from danet.boxes import Detections, nms
-from danet.data.normalize import normalise
+from danet.data.normalize import normalize
 from danet.losses.local_contrast import find_peaks, local_contrast, significance
 from danet.utils.image_io import read_image
 
@@ -65,7 +65,7 @@ class LocalContrastDetector:
 
     def preprocess(self, paths: Sequence[str | os.PathLike]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Reads and normalises images of one size: ``[N, 1, H, W]`` float32, and height and width of each."""
-        images = np.stack([normalise(read_image(path)) for path in paths])
+        images = np.stack([normalize(read_image(path)) for path in paths])
         return torch.from_numpy(images), [images.shape[2:]] * len(images)
 
     @torch.inference_mode()

@@ -39,7 +39,7 @@ class Speed:
     network: float = 0.0
     decode: float = 0.0
 
-    def figures(self, method: str) -> dict:
+    def to_json(self, method: str) -> dict:
         """Milliseconds an image by part, images a second with and without reading, and how it was measured."""
         if not self.images:
             return {"method": method, "images": 0}

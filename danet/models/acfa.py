@@ -43,7 +43,7 @@ class Addition(nn.Module):
 def crop(up: Tensor, shallow: Tensor) -> Tensor:
     """``up [N, C, H', W']`` in the height and width of ``shallow``: an odd one is smaller than twice the deep map."""
     H, W = shallow.shape[2:]
-    if torch.compiler.is_exporting():  # a slice would settle for all sizes whether there is something to cut
+    if torch.compiler.is_exporting():  # a slice would tune_malloc for all sizes whether there is something to cut
         rows, columns = (torch.arange(size, device=up.device) for size in (H, W))
         return up.index_select(2, rows).index_select(3, columns)
     return up[:, :, :H, :W]

@@ -62,11 +62,11 @@ class MBB(nn.Module):
         return FusedMBB(kernel.to(dtype), bias.to(dtype), stride=self.stride)
 
     @torch.no_grad()
-    def unfuse(self, weight: Tensor, bias: Tensor) -> None:
+    def load_fused(self, weight: Tensor, bias: Tensor) -> None:
         """Becomes what ``fuse()`` gave, ``[out, in, 3, 3]`` and ``[out]``: all in the 3x3 branch.
 
-        The others add nothing, until they are trained on. Before that, ``measure`` must give the 3x3 branch's norm its
-        statistics.
+        The others add nothing, until they are trained on. Before that, ``calibrate_norm`` must give the
+        3x3 branch's norm its statistics.
         """
         self.conv3x3.weight.copy_(weight)
         for norm in (self.norm3x3, self.norm1x1, self.shortcut):
@@ -77,14 +77,14 @@ class MBB(nn.Module):
         self.norm3x3.bias.copy_(bias)
 
     @property
-    def unmeasured(self) -> bool:
-        """Whether the 3x3 branch's norm has the statistics that ``unfuse`` leaves, or a block begins with: none."""
+    def has_default_stats(self) -> bool:
+        """Whether the 3x3 branch's norm has the statistics that ``load_fused`` leaves, or a block begins with: none."""
         mean, variance = self.norm3x3.running_mean, self.norm3x3.running_var
         return mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())
 
     @torch.no_grad()
-    def measure(self, x: Tensor) -> None:
-        """After ``unfuse``: takes the statistics of the block's input ``[N, in_channels, H, W]``.
+    def calibrate_norm(self, x: Tensor) -> None:
+        """After ``load_fused``: takes the statistics of the block's input ``[N, in_channels, H, W]``.
 
         What is computed in eval mode stays the same. So it does in training mode, on batches like this one, which would
         otherwise be scaled to a variance of one.

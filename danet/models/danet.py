@@ -53,7 +53,7 @@ class Output(NamedTuple):
 class DANet(nn.Module):
     """The dynamic attentive network of section 3.1: backbone with SaFEM, ACFA neck, detection head.
 
-    ``forward`` takes float images ``[N, input_channels, H, W]`` as ``danet.data.normalize.normalise`` makes
+    ``forward`` takes float images ``[N, input_channels, H, W]`` as ``danet.data.normalize.normalize`` makes
     them, H and W at least 32, odd sizes too, and returns an ``Output``; ``decode`` turns that into boxes.
     """
 

@@ -19,7 +19,6 @@ from danet.models.graphs import CudaGraphs
 from danet.models.head import Head
 from danet.models.safem import SaFEM
 from danet.ops import SDC, prepare_safem, safem, sdc_mean
-from danet.utils import malloc as memory
 
 if TYPE_CHECKING:
     from danet.models.danet import DANet, Output
@@ -155,8 +154,6 @@ class DeployedDANet(nn.Module):
             tower.regress.float()
         self.config = network.config
         self.graphs = CudaGraphs(self.network)
-        if device.type == "cpu":
-            memory.settle()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DeployedDANet":
         super()._apply(fn, recurse)

@@ -28,7 +28,7 @@ def check_tensor(op: str, name: str, value: Any) -> None:
 Result = TypeVar("Result")
 
 
-def asked_once(check: Callable[..., Result]) -> Callable[..., Result]:
+def memoize_check(check: Callable[..., Result]) -> Callable[..., Result]:
     """`check` of positional arguments, which looks at tensors' sizes, types and places alone, with a memory of what
     passed: networks make the same calls again and again, and Python's checks cost more than a small kernel."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from danet.ops import library
-from danet.ops.common import asked_once, autocast, check_image, check_like_input, check_shape, check_tensor
+from danet.ops.common import autocast, check_image, check_like_input, check_shape, check_tensor, memoize_check
 from danet.ops.sdc import SdcSizes, runs_compiled, sdc_by_gather, sizes_of, with_pairs
 
 
@@ -134,7 +134,7 @@ def _check_image(op: str, input: Any, group: Any, group_channels: Any, options: 
     return sizes
 
 
-@asked_once
+@memoize_check
 def _check_dcnv3(input: Any, offset: Any, mask: Any, group: Any, group_channels: Any, *options: Any) -> SdcSizes:
     sizes = _check_image("dcnv3", input, group, group_channels, options)
     check_like_input("dcnv3", "offset", offset, input)
@@ -145,7 +145,7 @@ def _check_dcnv3(input: Any, offset: Any, mask: Any, group: Any, group_channels:
     return sizes
 
 
-@asked_once
+@memoize_check
 def _check_dcnv4(input: Any, offset_mask: Any, group: Any, group_channels: Any, *options: Any) -> SdcSizes:
     sizes = _check_image("dcnv4", input, group, group_channels, options)
     check_like_input("dcnv4", "offset_mask", offset_mask, input)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from danet.ops import library
 from danet.ops.common import (
-    asked_once,
     autocast,
     check_bool,
     check_image,
@@ -25,6 +24,7 @@ from danet.ops.common import (
     check_tensor,
     compute_dtype,
     integer,
+    memoize_check,
 )
 
 
@@ -75,7 +75,7 @@ def lcdc_kernel_size(channels: int, tau: float = 2) -> int:
     return max(k if k % 2 == 1 else k - 1, 1)
 
 
-@asked_once
+@memoize_check
 def check_lcdc(input: Any, weight: Any, gate: Any) -> None:
     check_tensor("lcdc", "input", input)
     check_image("lcdc", "input", input)

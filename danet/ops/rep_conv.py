@@ -16,7 +16,6 @@ from torch import Tensor
 
 from danet.ops import library
 from danet.ops.common import (
-    asked_once,
     autocast,
     check_bool,
     check_image,
@@ -24,6 +23,7 @@ from danet.ops.common import (
     check_shape,
     check_tensor,
     integer,
+    memoize_check,
 )
 
 
@@ -126,7 +126,7 @@ def rep_conv_reference(
     return out.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-@asked_once
+@memoize_check
 def check_rep_conv(input: Any, weight: Any, bias: Any, stride: Any, relu: Any) -> None:
     check_tensor("rep_conv", "input", input)
     check_image("rep_conv", "input", input)

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from danet.ops import library
 from danet.ops.common import (
-    asked_once,
     autocast,
     check_bool,
     check_image,
@@ -36,6 +35,7 @@ from danet.ops.common import (
     check_tensor,
     compute_dtype,
     integer,
+    memoize_check,
     pair,
 )
 from danet.ops.sampling import gather
@@ -95,7 +95,7 @@ def sdc(
         groups: G, must divide C.
         kernel_size, stride, padding, dilation: one integer or (y, x), as in a convolution.
         offset_scale: stretches taps and offsets about the window's centre (DCNv3); 1 changes nothing.
-        softmax: normalise mask over the K taps of a group; False takes it as the weights.
+        softmax: normalize mask over the K taps of a group; False takes it as the weights.
         remove_center: leave the middle tap out, so that K is one less; needs an odd window.
 
     Returns:
@@ -232,7 +232,7 @@ def sizes_of(
     return SdcSizes(N, C, H, W, G, K, H_out, W_out, kernel_size, stride, padding, dilation, remove_center)
 
 
-@asked_once
+@memoize_check
 def check_sdc(input: Any, offset: Any, mask: Any, *options: Any) -> SdcSizes:
     """The sizes of a call of `sdc` with its options, from groups on, or one line of TypeError or ValueError."""
     check_tensor("sdc", "input", input)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from danet.ops import library
 from danet.ops.common import (
-    asked_once,
     autocast,
     check_image,
     check_like_input,
     check_shape,
     check_tensor,
     compute_dtype,
+    memoize_check,
 )
 
 
@@ -53,7 +53,7 @@ def softmax_gate_reference(input: Tensor, logits: Tensor) -> Tensor:
     return out.to(input.dtype).contiguous().permute(0, 3, 1, 2)
 
 
-@asked_once
+@memoize_check
 def check_softmax_gate(input: Any, logits: Any) -> None:
     check_tensor("softmax_gate", "input", input)
     check_image("softmax_gate", "input", input)

@@ -43,7 +43,7 @@ def start_from(path: str | os.PathLike, model: DANet, images: Callable[[], Tenso
         if state[name].shape != tensor.shape or (loaded.config.classes != model.config.classes and _is_score(name)):
             state[name] = _by_class(state[name], tensor, loaded, model)
     model.load_state_dict(state)
-    if any(block.unmeasured for block in _blocks(model)):
+    if any(block.has_default_stats for block in _blocks(model)):
         _measure(model, images())
     return [name for name in model.config.classes if name not in loaded.config.classes]
 
@@ -70,7 +70,9 @@ def _blocks(model: DANet) -> list[MBB]:
 @torch.no_grad()
 def _measure(model: DANet, images: Tensor) -> None:
     """Gives the blocks' norms the statistics of what they see on ``images``."""
-    hooks = [block.register_forward_pre_hook(lambda block, inputs: block.measure(*inputs)) for block in _blocks(model)]
+    hooks = [
+        block.register_forward_pre_hook(lambda block, inputs: block.calibrate_norm(*inputs)) for block in _blocks(model)
+    ]
     training = model.training
     try:
         model.eval()(images)

@@ -42,7 +42,7 @@ WEIGHTS = "weights.safetensors"
 
 # A run may go on with other values of these: they do not change what a step learns, or (`epochs`) are
 # meant to be raised. `data` and teachers are compared by their content.
-FREE = {
+MAY_CHANGE_ON_RESUME = {
     *("data", "val", "out", "resume", "overwrite", "weights", "epochs", "device", "threads", "workers", "cache_mb"),
     *("val_every", "save_every_minutes", "save_every_steps", "tensorboard", "quiet", "json"),
     *("distill.small", "distill.medium", "distill.large"),
@@ -283,7 +283,9 @@ class Trainer:
     def _identity(self) -> dict:
         """What a state must have in common with a run that goes on from it: options and data."""
         options = _flatten(json.loads(json.dumps(dataclasses.asdict(self.options))))
-        fixed = {key: value for key, value in options.items() if FREE.isdisjoint((key, key.split(".")[0]))}
+        fixed = {
+            key: value for key, value in options.items() if MAY_CHANGE_ON_RESUME.isdisjoint((key, key.split(".")[0]))
+        }
         return {"data": self.dataset.fingerprint(), **self.fingerprints, **fixed}
 
 

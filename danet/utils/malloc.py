@@ -10,7 +10,7 @@ M_ARENA_MAX = -8
 """Of glibc's malloc.h."""
 
 
-def give_back() -> None:
+def trim_malloc() -> None:
     """Gives the system what was freed up to here; where malloc is not glibc's, nothing happens."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -18,7 +18,7 @@ def give_back() -> None:
             trim(0)
 
 
-def share_heap() -> None:
+def share_malloc_arena() -> None:
     """Lets threads that start from here on take memory from one heap.
 
     glibc's malloc gives each thread a heap of its own, in which what others have freed is of no use: a video's encoder
@@ -30,7 +30,7 @@ def share_heap() -> None:
             mallopt(M_ARENA_MAX, 1)
 
 
-def settle() -> None:
+def tune_malloc() -> None:
     """Gives back what was freed up to here, and lets the process keep what it frees from here on.
 
     glibc's malloc returns large blocks to the system when they are freed. A network that asks for them again at every
@@ -38,5 +38,5 @@ def settle() -> None:
     for that follows the largest one freed so far, up to 32 MiB, unless a user has set it (MALLOC_TRIM_THRESHOLD_ and
     the like). Where malloc is another one, nothing happens.
     """
-    give_back()
+    trim_malloc()
     torch.empty(31 << 20, dtype=torch.uint8)  # freed at once; never written, so it costs nothing

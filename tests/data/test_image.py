@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from danet.data.normalize import MINIMUM_RANGE, levels, normalise
+from danet.data.normalize import MINIMUM_RANGE, intensity_range, normalize
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image, to_display, write_image
 
@@ -22,28 +22,28 @@ def scene(seed: int = 0) -> np.ndarray:
 def test_a_14_bit_sensor_looks_like_an_8_bit_video():
     image = scene()
     raw = image.astype(np.uint16) * 30 + 5000
-    assert np.allclose(normalise(image), normalise(raw), atol=1e-5)
-    assert normalise(image).shape == (1, 60, 80) and normalise(image).dtype == np.float32
-    assert np.median(normalise(image)) == 0
+    assert np.allclose(normalize(image), normalize(raw), atol=1e-5)
+    assert normalize(image).shape == (1, 60, 80) and normalize(image).dtype == np.float32
+    assert np.median(normalize(image)) == 0
 
 
 def test_noise_on_an_empty_sky_is_not_amplified():
     sky = (100 + np.arange(80 * 60).reshape(60, 80) % 3).astype(np.uint8)
-    assert np.abs(normalise(sky)).max() <= 2 * 2 / MINIMUM_RANGE
+    assert np.abs(normalize(sky)).max() <= 2 * 2 / MINIMUM_RANGE
 
 
 def test_a_crop_is_scaled_by_its_frame():
     image = scene()
     crop = image[10:40, 20:60]
-    assert np.array_equal(normalise(crop, frame=levels(image)), normalise(image)[:, 10:40, 20:60])
-    assert not np.array_equal(normalise(crop), normalise(image)[:, 10:40, 20:60])
+    assert np.array_equal(normalize(crop, frame=intensity_range(image)), normalize(image)[:, 10:40, 20:60])
+    assert not np.array_equal(normalize(crop), normalize(image)[:, 10:40, 20:60])
 
 
 def test_channels_are_made_to_fit():
     image = scene()
     colour = np.repeat(image[..., None], 3, axis=2)
-    assert np.allclose(normalise(colour, 1), normalise(image, 1), atol=1e-5)
-    assert np.array_equal(normalise(image, 3), np.repeat(normalise(image, 1), 3, axis=0))
+    assert np.allclose(normalize(colour, 1), normalize(image, 1), atol=1e-5)
+    assert np.array_equal(normalize(image, 3), np.repeat(normalize(image, 1), 3, axis=0))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -8,7 +8,7 @@ import torch
 import danet
 from danet.checkpoint import save_weights
 from danet.config import ModelConfig
-from danet.data.normalize import levels, normalise
+from danet.data.normalize import intensity_range, normalize
 from danet.data.transforms import letterbox
 from danet.inference.detector import Detector
 from danet.models import DANet, build_model
@@ -77,7 +77,7 @@ def test_input_size_is_undone_in_the_boxes(detector, model):
     found = fitted(image)
     # What the network itself says of the letterboxed image, scaled by the image's own levels.
     large, _, (scale, (x, y)) = letterbox(image, np.zeros((0, 4), np.float32), (160, 192))
-    tensor = torch.from_numpy(normalise(large, 1, levels(image)))[None]
+    tensor = torch.from_numpy(normalize(large, 1, intensity_range(image)))[None]
     (raw,) = detector.model.decode(detector.model(tensor), score_threshold=0.0, max_detections=20)
     expected = (raw.boxes - torch.tensor([x, y, x, y])) / scale
     expected = torch.minimum(expected.clamp(min=0), torch.tensor([96.0, 64.0, 96.0, 64.0]))

@@ -10,7 +10,7 @@ from helpers import randomise_norms
 
 from danet.config import ModelConfig
 from danet.data.coco_dataset import load_coco
-from danet.data.normalize import normalise
+from danet.data.normalize import normalize
 from danet.models import DANet, build_model
 from danet.models.acfa import ACFA
 from danet.models.blocks import MBB
@@ -104,7 +104,7 @@ def test_the_same_detections_on_real_frames(real_data):
     for tower in model.head.classify:
         torch.nn.init.normal_(tower[1].weight, std=0.1)
     records = load_coco(real_data / "svanstrom-ir-frames" / "val.json").records[::97][:12]
-    images = torch.stack([torch.from_numpy(normalise(read_image(record.path), 1)) for record in records])
+    images = torch.stack([torch.from_numpy(normalize(read_image(record.path), 1)) for record in records])
     model.train()(images)
     model.eval()
     deployed = model.deploy()

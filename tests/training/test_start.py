@@ -86,7 +86,7 @@ def test_compact_weights_train_on_from_what_they_computed(trained, tmp_path):
 
     assert error(evaluated) < 1e-4
     assert error(learning) < 0.02 < 0.3 < error(careless)
-    assert not any(block.unmeasured for block in model.modules() if hasattr(block, "unmeasured"))
+    assert not any(block.has_default_stats for block in model.modules() if hasattr(block, "has_default_stats"))
 
 
 def test_statistics_of_some_images_do_for_others(trained, tmp_path):
