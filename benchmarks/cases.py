@@ -1,4 +1,4 @@
-"""What benchmarks.ops measures on the CPU, and what a case is."""
+"""The cases that ``benchmarks.ops`` measures on the CPU."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from benchmarks import rivals
+from benchmarks import baselines
 from danet.ops import (
     dcnv3,
     dcnv4,
@@ -28,31 +28,32 @@ Function = Callable[[], object]
 
 @dataclass
 class Case:
-    """One line of the table: what is measured, what it costs at least, and what it must agree with."""
+    """One row of the table: our function, its baselines, its minimum cost in FLOP and bytes, and its correctness
+    check."""
 
     operator: str
     name: str
     direction: str
     ours: Function
-    rivals: dict[str, Function | None]
+    baselines: dict[str, Function | None]
     flops: float
     bytes: float
-    check: Callable[[], tuple[Tensor, Tensor, float]]  # our result, what it must be, largest error allowed
+    check: Callable[[], tuple[Tensor, Tensor, float]]  # our result, the expected result, the largest error allowed
     times: dict[str, float] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)  # of "ours", which is then not measured, and of rivals
+    errors: dict[str, str] = field(default_factory=dict)  # by function; if "ours" has an error, nothing is timed
 
     def forget(self) -> None:
-        """Lets go of the tensors."""
-        del self.ours, self.rivals, self.check
+        """Releases the tensors of the case."""
+        del self.ours, self.baselines, self.check
 
 
 def image(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
-    """Random, channels-last, on the default device."""
+    """A random channels-last tensor on the default device."""
     return (torch.randn(shape) * scale).to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def backward_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Function:
-    """The backward pass alone: the graph is built at the first call and kept."""
+    """The backward pass alone. The first call builds the graph, later calls reuse it."""
 
     @functools.cache
     def graph() -> tuple[Tensor, list[Tensor], Tensor]:
@@ -60,7 +61,7 @@ def backward_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Functi
         with torch.enable_grad():
             out = function(*own)
         grad_output = torch.randn(out.shape, device="cpu", generator=torch.Generator().manual_seed(7))
-        return out, own, torch.empty_like(out).copy_(grad_output)  # laid out as each function's own result
+        return out, own, torch.empty_like(out).copy_(grad_output)  # in the memory format of each function's own result
 
     def run() -> tuple[Tensor, ...]:
         out, own, grad_output = graph()
@@ -70,13 +71,15 @@ def backward_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Functi
 
 
 def both_of(function: Callable[..., Tensor], leaves: list[Tensor]) -> Function:
-    """Forward and backward."""
+    """Forward and backward pass together."""
     leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in leaves]
     grad_output = torch.ones(function(*leaves).shape).contiguous(memory_format=torch.channels_last)
     return lambda: torch.autograd.grad(function(*leaves), leaves, grad_output)
 
 
 def same(ours: Function, reference: Function, tolerance: float) -> Callable[[], tuple[Tensor, Tensor, float]]:
+    """A check that compares all results of ours with those of the reference."""
+
     def check():
         pair = []
         for function in (ours, reference):
@@ -91,7 +94,7 @@ def same(ours: Function, reference: Function, tolerance: float) -> Callable[[], 
 def sdc_cases() -> Iterator[Case]:
     for N, C, H, W in ((1, 64, 64, 80), (1, 128, 32, 40), (1, 256, 16, 20), (2, 128, 56, 56)):
         G, K = 4, 9
-        predicted = image(N, 3 * G * K, H, W)  # offsets and logits of one convolution, as the SDC module has them
+        predicted = image(N, 3 * G * K, H, W)  # one convolution predicts offsets and logits, as in the SDC module
         leaves = [image(N, C, H, W), predicted[:, : 2 * G * K], predicted[:, 2 * G * K :]]
         flops, bytes = 8.0 * N * C * H * W * K, 4.0 * N * H * W * (2 * C + 3 * G * K)
 
@@ -102,7 +105,7 @@ def sdc_cases() -> Iterator[Case]:
             return sdc_reference(*t, groups=4)
 
         def grid_sample(*t: Tensor) -> Tensor:
-            return rivals.sdc_grid_sample(*t, groups=4)
+            return baselines.sdc_grid_sample(*t, groups=4)
 
         functions = {"sdc_reference": reference, "grid_sample": grid_sample}
         size = f"{N}x{C}x{H}x{W} G4"
@@ -112,7 +115,7 @@ def sdc_cases() -> Iterator[Case]:
             yield Case("sdc", size, "both", call, both, 3 * flops, 3 * bytes, same(call, both["sdc_reference"], 1e-3))
             continue
         forward = {name: lambda f=f, t=leaves: f(*t) for name, f in functions.items()}
-        forward["onnxruntime"] = rivals.onnxruntime_deform_conv(*leaves, groups=4)
+        forward["onnxruntime"] = baselines.onnxruntime_deform_conv(*leaves, groups=4)
         call = lambda f=ours, t=leaves: f(*t)  # noqa: E731
         yield Case("sdc", size, "forward", call, forward, flops, bytes, same(call, forward["sdc_reference"], 1e-4))
         backward = {name: backward_of(f, leaves) for name, f in functions.items()}
@@ -122,7 +125,7 @@ def sdc_cases() -> Iterator[Case]:
 
 
 def dcn_cases() -> Iterator[Case]:
-    """What another order of taps, pairs and groups costs: the same sums by `sdc`."""
+    """``dcnv3`` and ``dcnv4`` beside ``sdc``: the cost of another order of taps, coordinates and groups."""
     G, K = 4, 9
     for C, H, W in ((64, 64, 80), (128, 32, 40)):
         input, offset, mask = torch.randn(1, H, W, C), torch.randn(1, H, W, 2 * G * K), torch.randn(1, H, W, G * K)
@@ -130,7 +133,7 @@ def dcn_cases() -> Iterator[Case]:
         windows = (3, 3, 1, 1, 1, 1, 1, 1, G, C // G, 1.0)
 
         def turned(*t: Tensor) -> Tensor:
-            """Where x and y change places, DCNv3's order is sdc's."""
+            """The reference: DCNv3's order of taps is that of sdc on transposed images."""
             return sdc_reference(*(each.permute(0, 3, 2, 1) for each in t), groups=4, softmax=False).permute(0, 3, 2, 1)
 
         def ours_v3(*t: Tensor, windows: tuple = windows) -> Tensor:
@@ -147,7 +150,7 @@ def dcn_cases() -> Iterator[Case]:
         for name, ours, leaves in (("dcnv3", ours_v3, [input, offset, mask]), ("dcnv4", ours_v4, [input, groups])):
             size = f"1x{C}x{H}x{W} G4 {name}"
             for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
-                # Of the result alone: the gradients of DCNv4 lie in another order than sdc's, and have tests.
+                # Compare the forward result only: DCNv4's gradients have another order than sdc's; tests cover them.
                 images_of = (input, offset, mask)
                 check = same(lambda f=ours, t=leaves: f(*t), lambda f=turned, t=images_of: f(*t), 1e-4)
                 call, factor = wrap(ours, leaves), 1 if direction == "forward" else 2
@@ -162,7 +165,7 @@ def lcdc_cases() -> Iterator[Case]:
         def ours(*t: Tensor) -> Tensor:
             return lcdc(*t, gate=True)
 
-        functions = {"shifted": rivals.lcdc_shifted, "conv1d": rivals.lcdc_conv1d}
+        functions = {"shifted": baselines.lcdc_shifted, "conv1d": baselines.lcdc_conv1d}
         reference = lambda *t: lcdc_reference(*t, gate=True)  # noqa: E731
         flops, bytes = 2.0 * C * H * W * (k + 4), 8.0 * C * H * W
         for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
@@ -176,7 +179,7 @@ def lcdc_cases() -> Iterator[Case]:
 def softmax_gate_cases() -> Iterator[Case]:
     for C, H, W in ((64, 64, 80), (128, 32, 40), (256, 16, 20)):
         leaves = [image(1, C, H, W), image(1, C, H, W)]
-        functions = {"eager": rivals.softmax_gate_eager, "softmax_gate_reference": softmax_gate_reference}
+        functions = {"eager": baselines.softmax_gate_eager, "softmax_gate_reference": softmax_gate_reference}
         for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
             call, factor = wrap(softmax_gate, leaves), 1 if direction == "forward" else 2
             others = {name: wrap(f, leaves) for name, f in functions.items()}
@@ -199,7 +202,7 @@ def rep_conv_cases() -> Iterator[Case]:
 def rep_conv_case(
     size: tuple[int, ...], C_out: int, *, layers: int, stride: int = 1, dtype: torch.dtype = torch.float32
 ) -> Case:
-    """One layer, or a chain of them, each with weights of its own."""
+    """A chain of ``layers`` convolutions, each with its own weights."""
     N, C, H, W = size
     input = image(*size, dtype=dtype)
     weights = [image(C_out, C, 3, 3, dtype=dtype, scale=(2 / (9 * C)) ** 0.5) for _ in range(layers)]
@@ -221,7 +224,7 @@ def rep_conv_case(
             exact = rep_conv_reference(exact, weight.double(), bias.double(), stride=stride)
         result = ours().double()
         norm = exact.norm()
-        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-3 if input.is_cuda else 1e-5  # tf32 there
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-3 if input.is_cuda else 1e-5  # TF32 on CUDA
         return result / norm, exact / norm, tolerance
 
     ours = chain(rep_conv, prepared)
@@ -229,7 +232,7 @@ def rep_conv_case(
     name += "" if dtype == torch.float32 else " bfloat16"
     out = N * C_out * math.ceil(H / stride) * math.ceil(W / stride)
     bytes = input.element_size() * layers * (input.numel() + out + weights[0].numel())
-    others = {"oneDNN" if input.is_cpu else "cuDNN": chain(rivals.rep_conv_eager, weights)}
+    others = {"oneDNN" if input.is_cpu else "cuDNN": chain(baselines.rep_conv_eager, weights)}
     return Case("rep_conv", name, "forward", ours, others, 2.0 * layers * out * C * 9, float(bytes), check)
 
 

@@ -1,4 +1,4 @@
-"""What benchmarks.ops measures on a CUDA device: its cases, and how time is taken there."""
+"""The cases that ``benchmarks.ops`` measures on a CUDA device, and its timing with CUDA events."""
 
 import platform
 import statistics
@@ -10,29 +10,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import rivals
+from benchmarks import baselines
 from benchmarks.cases import Case, Function, backward_of, image, rep_conv_case, same
 from benchmarks.timing import origin
 from danet.ops import lcdc, lcdc_reference, library, sdc, sdc_reference, softmax_gate, softmax_gate_reference
 
 FLUSH_BYTES = 256 << 20
-"""Read before every timed call: more than any second-level cache holds. (What was written would have to leave it at the
-cost of the timed call.)"""
+"""Bytes read before every timed call to evict the L2 cache. Reading is used because evicting dirty lines, left by a
+write, would be charged to the timed call."""
 
-SHORT = 100e-6
-"""Calls shorter than this many seconds are captured as a CUDA graph of CALLS, and its replays are timed: launches in a
-captured network cost as little. They find their data in the cache, as a network's layers do. All runs on one stream,
-which is not the default one: a backward pass can be captured only where its forward pass ran."""
-CALLS = 20
+GRAPH_BELOW_S = 100e-6
+"""Functions faster than this many seconds are captured as a CUDA graph of CALLS_PER_GRAPH calls whose replay is timed.
+The launch cost is then that of a captured network, and the data is in the cache, as between the layers of a network.
+Everything runs on one stream that is not the default stream: a backward pass can be captured only on the stream of its
+forward pass."""
+CALLS_PER_GRAPH = 20
 
 INSTALLED: dict[str, str] = {}
-"""Rivals that the user has installed, and the modules with their functions: the option --rival."""
+"""Baselines given by ``--baseline NAME=MODULE``: modules by name."""
 
 
 def alternate(
     functions: dict[str, Callable[[], object]], *, repetitions: int = 30, seconds: float = 0.3
 ) -> dict[str, float]:
-    """As benchmarks.timing.alternate, by CUDA events: median seconds of a call of each function, in turns."""
+    """Like ``benchmarks.timing.alternate`` with CUDA events: median seconds per call of each function."""
     flush = torch.zeros(FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
     runs, calls = {}, {}
     for name, function in functions.items():
@@ -40,8 +41,8 @@ def alternate(
             function()
         torch.cuda.synchronize()
         runs[name], calls[name] = function, 1
-        if _seconds(function, flush) < SHORT and (graph := _captured(function)) is not None:
-            runs[name], calls[name] = graph.replay, CALLS
+        if _seconds(function, flush) < GRAPH_BELOW_S and (graph := _captured(function)) is not None:
+            runs[name], calls[name] = graph.replay, CALLS_PER_GRAPH
             graph.replay()
     times: dict[str, list[float]] = {name: [] for name in functions}
     started = time.perf_counter()
@@ -62,11 +63,12 @@ def _seconds(function: Callable[[], object], flush: Tensor) -> float:
 
 
 def _captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
-    """CALLS calls as a graph; None where they cannot be captured, such as those that wait for the device."""
+    """A CUDA graph of CALLS_PER_GRAPH calls, or None if the function cannot be captured (for example if it
+    synchronizes)."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph, stream=stream):
-            for _ in range(CALLS):
+            for _ in range(CALLS_PER_GRAPH):
                 function()
     except RuntimeError:
         torch.cuda.set_stream(stream)
@@ -76,7 +78,7 @@ def _captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
 
 
 def ceilings() -> dict[str, float]:
-    """GB/s of a large copy (read and written), GFLOP/s of a large bfloat16 product."""
+    """GB/s of a large copy (bytes read and written), GFLOP/s of a large bfloat16 matrix product."""
     source = torch.ones(1 << 28, device="cuda")
     target = torch.empty_like(source)
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
@@ -85,7 +87,7 @@ def ceilings() -> dict[str, float]:
 
 
 def header() -> dict[str, str]:
-    """The device and its software."""
+    """Description of the device and of the software versions."""
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,
@@ -121,18 +123,18 @@ def sdc_cases() -> Iterator[Case]:
                 return sdc_reference(*t, groups=4)
 
             functions = {"sdc_reference": reference}
-            if (torchvision := rivals.torchvision_deform_conv(dtype, G)) is not None:
+            if (torchvision := baselines.torchvision_deform_conv(dtype, G)) is not None:
                 functions["torchvision"] = torchvision
-            numbers = N * H * W * (2 * C + 3 * G * K)
+            elements = N * H * W * (2 * C + 3 * G * K)
             size = f"{N}x{C}x{H}x{W} G4 {str(dtype)[6:]}"
             for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
                 factor = 1 if direction == "forward" else 2
                 others = {name: wrap(f, leaves) for name, f in functions.items()}
-                if (H, W) == (128, 160) and direction == "forward":  # compiling takes half a minute a case
+                if (H, W) == (128, 160) and direction == "forward":  # compilation takes half a minute per case
                     others["torch.compile"] = wrap(torch.compile(reference, dynamic=False), leaves)
                 call = wrap(ours, leaves)
                 check = same(call, others["sdc_reference"], tolerance * (1 if direction == "forward" else 50))
-                flops, bytes = factor * 8.0 * N * C * H * W * K, float(factor * dtype.itemsize * numbers)
+                flops, bytes = factor * 8.0 * N * C * H * W * K, float(factor * dtype.itemsize * elements)
                 yield Case("sdc", size, direction, call, others, flops, bytes, check)
 
     yield from sdc_pointwise_cases()
@@ -140,7 +142,7 @@ def sdc_cases() -> Iterator[Case]:
 
 
 def sdc_pointwise_cases() -> Iterator[Case]:
-    """SDC and the 1x1 convolution behind it against the dense deformable convolution that they replace."""
+    """SDC followed by a 1x1 convolution beside the dense deformable convolution that they replace."""
     for dtype, tolerance in ((torch.float16, 0.1), (torch.float32, 1e-2)):
         N, C, H, W, G, K = 8, 64, 128, 160, 4, 9
         predicted = image(N, 3 * G * K, H, W, dtype=dtype)
@@ -154,7 +156,7 @@ def sdc_pointwise_cases() -> Iterator[Case]:
             return F.conv2d(sdc_reference(*t, groups=4), weight)
 
         others: dict[str, Function | None] = {}
-        if (torchvision := rivals.torchvision_dense(dense, G)) is not None:
+        if (torchvision := baselines.torchvision_dense(dense, G)) is not None:
             others["torchvision dense (another function)"] = lambda f=torchvision, t=leaves: f(*t)
         call = lambda f=ours, t=leaves: f(*t)  # noqa: E731
         check = same(call, lambda f=reference, t=leaves: f(*t), tolerance)
@@ -164,7 +166,8 @@ def sdc_pointwise_cases() -> Iterator[Case]:
 
 
 def dcn_cases() -> Iterator[Case]:
-    """DCNv4's own benchmark in its terms: its shapes, float16, no softmax, offset_scale 2, offsets up to 10 pixels."""
+    """The setting of DCNv4's own benchmark: its shapes, float16, no softmax, offset_scale 2, offsets up to 10
+    pixels."""
     for H, G in ((56, 4), (28, 8), (14, 16), (7, 32)):
         N, C, K, dtype = 64, 32 * G, 9, torch.float16
         offset, mask = (torch.rand(N, 2 * G * K, H, H) * 2 - 1) * 10, torch.rand(N, G * K, H, H)
@@ -177,15 +180,15 @@ def dcn_cases() -> Iterator[Case]:
         def reference(*t: Tensor, groups: int = G) -> Tensor:
             return sdc_reference(*t, groups=groups, softmax=False, offset_scale=2.0)
 
-        installed = {name: rivals.INSTALLED[name](module, leaves, G, 2.0) for name, module in INSTALLED.items()}
-        numbers = N * H * H * (2 * C + 3 * G * K)
+        installed = {name: baselines.INSTALLED[name](module, leaves, G, 2.0) for name, module in INSTALLED.items()}
+        elements = N * H * H * (2 * C + 3 * G * K)
         for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
             factor = 1 if direction == "forward" else 2
             others = {name: wrap(f, tensors) for name, (f, tensors) in installed.items()}
             others["sdc_reference"] = wrap(reference, leaves)
             call = wrap(ours, leaves)
             check = same(call, others["sdc_reference"], 0.1 if direction == "forward" else 5)
-            flops, bytes = factor * 8.0 * N * C * H * H * K, float(factor * dtype.itemsize * numbers)
+            flops, bytes = factor * 8.0 * N * C * H * H * K, float(factor * dtype.itemsize * elements)
             yield Case("sdc", f"{N}x{C}x{H}x{H} G{G} as DCNv4", direction, call, others, flops, bytes, check)
 
 
@@ -200,12 +203,12 @@ def lcdc_cases() -> Iterator[Case]:
             moved = (2 if direction == "forward" else 3) * leaves[0].nbytes
             size, flops = f"{N}x{C}x{H}x{W} k{k} gate {str(dtype)[6:]}", 2.0 * leaves[0].numel() * (k + 4)
             yield Case(
-                "lcdc", size, direction, call, {"shifted": wrap(rivals.lcdc_shifted, leaves)}, flops, moved, check
+                "lcdc", size, direction, call, {"shifted": wrap(baselines.lcdc_shifted, leaves)}, flops, moved, check
             )
 
 
 def same_gradients(ours: Function, reference: Function, tolerance: float) -> Callable[[], tuple[Tensor, Tensor, float]]:
-    """As `same`, but the second gradient, a sum of millions of products, is compared relative to its norm."""
+    """Like ``same``, but compares the weight gradient, a sum of millions of products, relative to its norm."""
 
     def check() -> tuple[Tensor, Tensor, float]:
         pair = ours(), reference()
@@ -222,7 +225,7 @@ def softmax_gate_cases() -> Iterator[Case]:
             call = wrap(softmax_gate, leaves)
             check = same(call, wrap(softmax_gate_reference, leaves), tolerance)
             moved = (3 if direction == "forward" else 5) * leaves[0].nbytes
-            others = {"eager": wrap(rivals.softmax_gate_eager, leaves)}
+            others = {"eager": wrap(baselines.softmax_gate_eager, leaves)}
             size, flops = f"32x64x128x160 {str(dtype)[6:]}", 5.0 * leaves[0].numel()
             yield Case("softmax_gate", size, direction, call, others, flops, moved, check)
 
@@ -240,12 +243,12 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "rep_conv": rep_conv_cases,
     "lcdc": lcdc_cases,
     "softmax_gate": softmax_gate_cases,
-    "sdc": sdc_cases,  # takes longest
+    "sdc": sdc_cases,  # last: it takes longest
 }
 
 
 def dispatch_cost() -> dict[str, float]:
-    """Microseconds in which the host can launch a call on a tiny input: what a network without CUDA graphs pays."""
+    """Microseconds of host time per launch on a tiny input: the cost of a call without CUDA graphs."""
     with torch.no_grad():
         leaves = [image(1, 8, 1, 1), image(1, 18, 1, 1), image(1, 9, 1, 1)]
         weight = image(8, 8, 3, 3)

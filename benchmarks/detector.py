@@ -1,4 +1,4 @@
-"""Measures the deployed detector, its network alone and from file to file: python -m benchmarks.detector [options]."""
+"""Measures the deployed detector, network alone and video to video: ``python -m benchmarks.detector [options]``."""
 
 import argparse
 import copy
@@ -36,7 +36,7 @@ Function = Callable[[], object]
 
 
 def plain(model: DANet) -> nn.Module:
-    """The fused network with torch's own convolutions: what another compiler or runtime would be given."""
+    """The fused network with torch's own convolutions, as other compilers and runtimes receive it."""
 
     def replace(parent: nn.Module) -> None:
         for name, child in parent.named_children():
@@ -54,12 +54,12 @@ def plain(model: DANet) -> nn.Module:
 
 
 def compiled(model: DANet) -> nn.Module:
-    """torch.compile of it, tuned, weights frozen."""
+    """``torch.compile`` of the plain network with max-autotune and frozen weights."""
     return torch.compile(plain(model), dynamic=False, options={"max_autotune": True, "freezing": True})
 
 
 def onnxruntime_session(model: DANet, images: Tensor) -> Function | None:
-    """ONNX Runtime on the same network, its operators as standard nodes; None where it is not installed."""
+    """ONNX Runtime on the same network exported to standard nodes; None if ONNX Runtime is not installed."""
     try:
         import onnxruntime
 
@@ -68,12 +68,14 @@ def onnxruntime_session(model: DANet, images: Tensor) -> Function | None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
             names = [f"{kind}{level}" for kind in ("logits", "deltas") for level in range(4)]
-            # Of a batch of two: one might be taken for a size that never changes.
+            # Trace with a batch of two: torch.export treats a size of one as constant.
             example = torch.randn(2, *images.shape[1:])
             export_onnx(Predictions(model).eval(), example, path, names=names)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow the others
+            options.add_session_config_entry(
+                "session.intra_op.allow_spinning", "0"
+            )  # spinning threads would slow the other functions
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except ImportError:
         return None
@@ -82,7 +84,7 @@ def onnxruntime_session(model: DANet, images: Tensor) -> Function | None:
 
 
 def alternate(functions: dict[str, Function], *, calls: int, synchronize: Function) -> dict[str, list[float]]:
-    """Seconds of each of `calls` calls; the functions take turns of five, after two that are not timed."""
+    """Seconds of each of ``calls`` calls. The functions alternate: two untimed calls, then five timed ones."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     while len(next(iter(times.values()))) < calls:
         for name, function in functions.items():
@@ -96,7 +98,7 @@ def alternate(functions: dict[str, Function], *, calls: int, synchronize: Functi
 
 
 def network_only(model: DANet, size: tuple[int, int], batch: int, options: argparse.Namespace) -> dict:
-    """Milliseconds of a call by function, at the 50th, 95th and 99th percentile, and ratios of the medians."""
+    """Milliseconds per call of each function (50th, 95th and 99th percentile) and ratios of the medians."""
     device = torch.device(options.device)
     images = torch.randn(batch, model.config.input_channels, *size, device=device)
     dtype = getattr(torch, options.dtype)
@@ -107,16 +109,16 @@ def network_only(model: DANet, size: tuple[int, int], batch: int, options: argpa
     if device.type == "cuda":
         graphs = CudaGraphs(eager)
         functions["eager, CUDA graph"] = lambda: graphs(inputs)
-    if "compile" in options.rivals:
+    if "compile" in options.baselines:
         network = compiled(model).to(device=device, dtype=dtype)
         functions["torch.compile"] = lambda: network(inputs)
-    if "onnxruntime" in options.rivals and device.type == "cpu":
+    if "onnxruntime" in options.baselines and device.type == "cpu":
         session = onnxruntime_session(model, images)
         if session is not None:
             functions["onnxruntime"] = session
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     if device.type == "cpu":
-        # In turns with the networks: a processor that has been at it for a while is slower than at the begin.
+        # Measure the matrix product between the networks: a processor slows down under sustained load.
         square = torch.ones(1536, 1536)
         functions["product"] = lambda: square @ square
     with torch.inference_mode():
@@ -138,10 +140,10 @@ def network_only(model: DANet, size: tuple[int, int], batch: int, options: argpa
 
 
 def end_to_end(model: DANet, size: tuple[int, int], frames: int, options: argparse.Namespace) -> dict:
-    """Frames a second of danet.detect on a synthetic video, reading, drawing and writing included, and of its network
-    alone.
+    """Frames per second of ``danet detect`` on a synthetic video (reading, drawing and writing included) and of the
+    network alone.
 
-    A network that was not trained finds its targets everywhere: without --weights its scores are those of a clear sky.
+    Without ``--weights`` the class scores of the random network are forced below the threshold, as for a clear sky.
     """
     model = copy.deepcopy(model)
     if options.weights is None:
@@ -201,7 +203,7 @@ print(resident() - python - weights)
 
 
 def memory(name: str, size: tuple[int, int], threads: int) -> float | None:
-    """Resident megabytes of a process that runs the network, beyond Python with torch and beyond the weights."""
+    """Resident memory in MiB of a process that runs the network, minus Python with torch and minus the weights."""
     if not Path("/proc/self/statm").exists():
         return None
     command = [sys.executable, "-c", MEMORY, name, *map(str, size), str(threads)]
@@ -209,7 +211,7 @@ def memory(name: str, size: tuple[int, int], threads: int) -> float | None:
 
 
 def layers(model: DANet, size: tuple[int, int], peak: float) -> list[dict]:
-    """Of every layer of the deployed network: milliseconds, FLOPs, and its speed against the FMA peak in GFLOP/s."""
+    """Time, FLOP and fraction of the FMA peak (given in GFLOP/s) of every layer of the deployed network."""
     network = model.deploy().network
     started, seconds = {}, defaultdict(list)
     for name, module in network.named_modules():
@@ -236,7 +238,7 @@ def layers(model: DANet, size: tuple[int, int], peak: float) -> list[dict]:
 
 
 def plot(results: list[dict], path: Path, title: str) -> None:
-    """Bars of milliseconds a call, a group a case."""
+    """Draws a bar chart of milliseconds per call, one group of bars per case."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -254,7 +256,7 @@ def plot(results: list[dict], path: Path, title: str) -> None:
             y += 1
         y += 0.6
     axes.set_yticks([t for t, _ in ticks], [text for _, text in ticks], fontsize=8)
-    axes.set_xlabel("milliseconds a call: median, and to the 99th percentile")
+    axes.set_xlabel("milliseconds per call: median (bar) to 99th percentile (line)")
     axes.set_title(title, fontsize=9, pad=8)
     axes.margins(x=0.12, y=0.01)
     figure.tight_layout(rect=(0, 0, 1, 0.93))
@@ -266,32 +268,36 @@ def plot(results: list[dict], path: Path, title: str) -> None:
 def size_of(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and min(int(height), int(width)) >= 32):
-        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH of at least 32x32")
+        raise argparse.ArgumentTypeError(f"{text!r} must be HEIGHTxWIDTH, at least 32x32")
     return int(height), int(width)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.detector", description=__doc__)
     parser.add_argument("--models", nargs="+", default=["danet", "danet_s"], choices=("danet", "danet_s", "danet_nano"))
-    parser.add_argument("--weights", type=Path, help="a trained network, instead of --models with random weights")
+    parser.add_argument(
+        "--weights", type=Path, help="measure this trained network instead of --models with random weights"
+    )
     parser.add_argument("--sizes", nargs="+", type=size_of, default=[(256, 320)], metavar="HEIGHTxWIDTH")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images a call")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images per call")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads, 2 by default")
-    parser.add_argument("--calls", type=int, default=60, help="timed calls of each function, 60 by default")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--calls", type=int, default=60, help="timed calls per function (default: 60)")
     parser.add_argument(
-        "--rivals",
+        "--baselines",
         nargs="*",
         default=["compile", "onnxruntime"],
         choices=("compile", "onnxruntime"),
-        help="beside the eager network, both by default",
+        help="baselines beside the eager network (default: both)",
     )
-    parser.add_argument("--frames", type=int, default=200, help="of the video from file to file; 0 leaves it out")
+    parser.add_argument(
+        "--frames", type=int, default=200, help="frames of the video for the video-to-video measurement; 0 skips it"
+    )
     parser.add_argument("--layers", action="store_true", help="also print the time of every layer")
-    parser.add_argument("--json", type=Path, help="write the raw figures to this file")
-    parser.add_argument("--plot", type=Path, help="draw a chart to this file (.png)")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--json", type=Path, help="write the raw results to this file")
+    parser.add_argument("--plot", type=Path, help="write a bar chart to this file (.png)")
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
     options = parser.parse_args(arguments)
     say = silent if options.quiet else print
     for path in (options.json, options.plot):
@@ -300,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     if min(options.threads, options.calls, *options.batch) < 1:
         parser.error("--threads, --calls and --batch must be at least 1")
     if info()["operators"] != "compiled":
-        raise SystemExit(f"benchmarks.detector: nothing to measure, {info()['why']}")
+        raise SystemExit(f"benchmarks.detector: the compiled operators are missing: {info()['why']}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("benchmarks.detector: --device cuda: no CUDA device")
     torch.set_num_threads(options.threads)
@@ -310,7 +316,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
     say(", ".join(f"{name} {value}" for name, value in facts.items()))
-    say(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, large product {ceiling['GFLOP/s']:.0f} GFLOP/s")
+    say(f"machine: copy bandwidth {ceiling['GB/s']:.1f} GB/s, matrix product {ceiling['GFLOP/s']:.0f} GFLOP/s")
     results = []
     if options.weights is not None:
         models = {options.weights.name: load_weights(options.weights)[0]}

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# make gpu: on a machine with a CUDA device, builds for it, tests on it, lets compute-sanitizer look, and measures. It
-# needs torch with CUDA, nvcc, setuptools, cmake, ninja and pytest, and no network. A stage that fails or outlasts its
-# limit keeps no other from its results; the limits add up to 8 minutes. The exit code is 1 where one failed.
-#   PYTHON  the interpreter, python3 by default
-#   COMMIT  what is measured, for where git does not know
+# Runs `make gpu`: on a machine with a CUDA device, builds the kernels for it, tests them, checks them with
+# compute-sanitizer and measures their speed. Needs torch with CUDA, nvcc, setuptools, cmake, ninja and pytest, but no
+# network. Every stage has a time limit (8 minutes in total), and the results of a stage are kept if another one fails.
+# The exit code is 1 if a stage failed, 2 if there is no CUDA device.
+# Environment:
+#   PYTHON  the Python interpreter (default: python3)
+#   COMMIT  the commit that is measured, for a copy of the sources without git
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -19,9 +21,10 @@ print(device.name, f"{device.major}.{device.minor}", sep="\n")' 2>&1); then
   echo "make gpu: ${facts##*$'\n'}"
   exit 2
 fi
-facts=$(tail -n 2 <<<"$facts")  # warnings may come before
+facts=$(tail -n 2 <<<"$facts")  # warnings may precede the two lines
 gpu=${facts%$'\n'*} capability=${facts#*$'\n'}
 results=benchmarks/results/$(tr 'A-Z ' 'a-z-' <<<"$gpu")
+mkdir -p "$results"
 
 failed=()
 stage() {  # SECONDS TITLE COMMAND...
@@ -51,7 +54,7 @@ stage 120 "1/4  building for $gpu, compute capability $capability" bash -c build
 stage 80 "2/4  tests on the device" "${test[@]}" -k cuda \
   tests/ops/test_devices.py tests/ops/test_cuda.py tests/models/test_graphs.py
 
-# Every tensor an allocation of its own, so that an access beyond it is seen.
+# Give every tensor an allocation of its own, so that memcheck sees every access beyond it.
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     stage 35 "3/4  compute-sanitizer, $tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
@@ -60,18 +63,18 @@ if command -v compute-sanitizer >/dev/null; then
       -k "cuda and (packets or 14x14 or stage or tiles or k3 or k5 or 64-) and (float32 or bfloat16)"
   done
 else
-  echo "== 3/4  compute-sanitizer is not here"
+  echo "== 3/4  skipped: compute-sanitizer is not installed"
 fi
 
-stage 160 "4/4  benchmarks of the operators" bash -o pipefail -c '"$@" | tee "$0.txt"' "$results" \
-  "$python" -m benchmarks.ops --device cuda --plot "$results.png" --json "$results.json"
-stage 40 "4/4  benchmarks of the detector" bash -o pipefail -c '"$@" | tee "$0.txt"' "$results-detector" \
-  "$python" -m benchmarks.detector --device cuda --dtype float16 --sizes 256x320 512x640 --batch 1 8 --rivals \
-  --plot "$results-detector.png" --json "$results-detector.json"
+stage 160 "4/4  benchmarks of the operators" bash -o pipefail -c '"$@" | tee "$0.txt"' "$results/operators" \
+  "$python" -m benchmarks.ops --device cuda --plot "$results/operators.png" --json "$results/operators.json"
+stage 40 "4/4  benchmarks of the detector" bash -o pipefail -c '"$@" | tee "$0.txt"' "$results/detector" \
+  "$python" -m benchmarks.detector --device cuda --dtype float16 --sizes 256x320 512x640 --batch 1 8 --baselines \
+  --plot "$results/detector.png" --json "$results/detector.json"
 
 echo
 find benchmarks/results -name '*.txt' -empty -delete
-echo "The results, to be committed:"
-ls "$results"* 2>/dev/null
+echo "Results, to be committed:"
+ls "$results"/* 2>/dev/null
 for title in "${failed[@]}"; do echo "failed: $title"; done
 exit $((${#failed[@]} > 0))

@@ -1,4 +1,4 @@
-"""Measures the operators against the forms that others would write: python -m benchmarks.ops [OPERATOR] [options]."""
+"""Measures the speed of the operators beside baselines: ``python -m benchmarks.ops [OPERATOR] [options]``."""
 
 import argparse
 import importlib
@@ -13,14 +13,14 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from benchmarks import goals, rivals
-from benchmarks.cases import CASES, Case, Function, image  # noqa: F401 (`measurements` gives CASES)
-from benchmarks.timing import alternate, ceilings, header, silent  # noqa: F401 (and these)
+from benchmarks import baselines, targets
+from benchmarks.cases import CASES, Case, Function, image  # noqa: F401 (used through `measurements`)
+from benchmarks.timing import alternate, ceilings, header, silent  # noqa: F401 (likewise)
 from danet.ops import info, lcdc, library, rep_conv, sdc, softmax_gate
 
 
 def verify(case: Case) -> None:
-    """A fast wrong answer is no answer: ValueError."""
+    """Compares the result with the reference. Raises ValueError if the error exceeds the tolerance."""
     result, expected, tolerance = case.check()
     difference = result - expected
     error = float(difference.norm() if case.operator == "rep_conv" else difference.abs().max())
@@ -33,12 +33,12 @@ def summary(error: Exception) -> str:
 
 
 def measure(case: Case, repetitions: int, alternate: Callable) -> None:
-    """Fills `times` and `errors`: what goes wrong in one case is none of the others' business."""
+    """Fills ``case.times`` and ``case.errors``. A failure is recorded and does not stop the other cases."""
     with torch.enable_grad() if case.direction != "forward" else torch.no_grad():
         functions = {"ours": case.ours}
         try:
             verify(case)
-            for name, function in case.rivals.items():
+            for name, function in case.baselines.items():
                 if function is None:
                     continue
                 try:
@@ -68,7 +68,7 @@ def line(case: Case, ceiling: dict[str, float]) -> str:
 
 
 def geometric_means(cases: list[Case]) -> dict[str, float]:
-    """How many times as fast as each rival, over the cases that have it."""
+    """Geometric mean of the speed-ups over each baseline, over the cases in which it was measured."""
     values = defaultdict(list)
     for case in cases:
         for name, ratio in ratios(case).items():
@@ -77,7 +77,7 @@ def geometric_means(cases: list[Case]) -> dict[str, float]:
 
 
 def row(case: Case) -> dict[str, object]:
-    """What the file of raw figures has of a case."""
+    """One case as it is written to the JSON file."""
     return {
         "operator": case.operator,
         "case": case.name,
@@ -91,7 +91,7 @@ def row(case: Case) -> dict[str, object]:
 
 
 def dispatch_cost() -> dict[str, float]:
-    """Microseconds of a call on the smallest input: what is not the kernel's work."""
+    """Microseconds per call on the smallest input: the cost of argument checks and dispatch."""
     leaves = {
         "sdc": (sdc, [image(1, 1, 1, 1), image(1, 18, 1, 1), image(1, 9, 1, 1)]),
         "lcdc": (lcdc, [image(1, 1, 1, 1), torch.ones(1, 3)]),
@@ -106,7 +106,7 @@ def dispatch_cost() -> dict[str, float]:
 
 
 def plot(cases: list[Case], path: Path, title: str) -> None:
-    """Bars of how many times faster than each rival, a group a case."""
+    """Draws a bar chart of the speed-ups over each baseline, one group of bars per case."""
     cases = [case for case in cases if case.times]
     try:
         import matplotlib.ticker
@@ -134,7 +134,7 @@ def plot(cases: list[Case], path: Path, title: str) -> None:
     axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("times as fast as the rival (logarithmic)")
+    axes.set_xlabel("speed-up over the baseline (logarithmic scale)")
     axes.set_title(title, fontsize=8)
     axes.legend([plt.Rectangle((0, 0), 1, 1, color=f"C{i}") for i in range(len(names))], names, fontsize=7)
     axes.margins(y=0.01, x=0.12)
@@ -143,35 +143,35 @@ def plot(cases: list[Case], path: Path, title: str) -> None:
 
 
 def measurements(device: str) -> ModuleType:
-    """What measures on a device: header, ceilings, CASES, alternate and dispatch_cost."""
+    """The module that measures on ``device``; it has header, ceilings, CASES, alternate and dispatch_cost."""
     if device == "cpu":
         return sys.modules[__name__]
     why = "no CUDA device" if not torch.cuda.is_available() else library.WHY_NOT_CUDA
     if why is not None:
         raise SystemExit(f"benchmarks.ops: --device cuda: {why}")
     torch.set_default_device("cuda")
-    torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be captured, nor what autograd recorded on it
-    from benchmarks import cuda  # which imports this module
+    torch.cuda.set_stream(torch.cuda.Stream())  # CUDA graphs cannot capture the default stream
+    from benchmarks import cuda
 
     return cuda
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__)
-    parser.add_argument("operator", nargs="?", choices=CASES, help="by default all of them")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure, cpu by default")
-    parser.add_argument("--json", type=Path, help="write the raw figures to this file")
-    parser.add_argument("--plot", type=Path, help="draw a chart to this file (.png)")
+    parser.add_argument("operator", nargs="?", choices=CASES, help="measure only this operator")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on (default: cpu)")
+    parser.add_argument("--json", type=Path, help="write the raw results to this file")
+    parser.add_argument("--plot", type=Path, help="write a bar chart to this file (.png)")
     parser.add_argument(
-        "--rival",
+        "--baseline",
         action="append",
         default=[],
         metavar="NAME=MODULE",
-        help="on cuda, also measure an installed dcnv3 or dcnv4, as in dcnv4=DCNv4.functions; repeatable",
+        help="on CUDA, also measure an installed DCNv3 or DCNv4, for example dcnv4=DCNv4.functions; repeatable",
     )
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads, 2 by default")
-    parser.add_argument("--repetitions", type=int, default=30, help="measurements a function, at least 30")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--repetitions", type=int, default=30, help="measurements per function, at least 30")
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
     options = parser.parse_args(arguments)
     say = silent if options.quiet else print
     for path in (options.json, options.plot):
@@ -179,18 +179,20 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"{path}: no such folder")
     if options.repetitions < 30 or options.threads < 1:
         parser.error("--repetitions must be at least 30, --threads at least 1")
-    installed = dict(rival.partition("=")[::2] for rival in options.rival)
+    installed = dict(baseline.partition("=")[::2] for baseline in options.baseline)
     for name, module in installed.items():
-        if name not in rivals.INSTALLED:
-            parser.error(f"--rival {name}: must be one of {', '.join(rivals.INSTALLED)}, as in dcnv4=DCNv4.functions")
+        if name not in baselines.INSTALLED:
+            parser.error(
+                f"--baseline {name}: must be one of {', '.join(baselines.INSTALLED)}, as in dcnv4=DCNv4.functions"
+            )
         if options.device != "cuda":
-            parser.error("--rival: these need --device cuda")
+            parser.error("--baseline needs --device cuda")
         try:
             importlib.import_module(module)
         except ImportError as error:
-            parser.error(f"--rival {name}={module}: {error}")
+            parser.error(f"--baseline {name}={module}: {error}")
     if info()["operators"] != "compiled":
-        raise SystemExit(f"benchmarks.ops: nothing to measure, {info()['why']}")
+        raise SystemExit(f"benchmarks.ops: the compiled operators are missing: {info()['why']}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     here = measurements(options.device)
@@ -201,16 +203,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     facts, ceiling, costs = here.header(), here.ceilings(), here.dispatch_cost()
     say(", ".join(f"{name} {value}" for name, value in facts.items()))
-    say(f"ceilings: copy {ceiling['GB/s']:.1f} GB/s, large product {ceiling['GFLOP/s']:.0f} GFLOP/s; medians")
-    say(f"{'operator':<13}{'case':<34}{'pass':<9}{'ms':>8}{'GB/s':>8}{'GFLOP/s':>9}{'share':>6}   times as fast as")
+    say(f"machine: copy bandwidth {ceiling['GB/s']:.1f} GB/s, matrix product {ceiling['GFLOP/s']:.0f} GFLOP/s; medians")
+    say(f"{'operator':<13}{'case':<34}{'pass':<9}{'ms':>8}{'GB/s':>8}{'GFLOP/s':>9}{'share':>6}   speed-up over")
     cases: list[Case] = []
 
-    def save() -> None:  # after every case: what stops the next one loses nothing
+    def save() -> None:  # after every case, so that an aborted run keeps its results
         if options.json is None:
             return
         content = {"machine": facts, "ceilings": ceiling, "dispatch_us": costs}
         if options.device == "cuda":
-            content["goals"] = goals.figures(cases, ceiling)
+            content["targets"] = targets.to_json(cases, ceiling)
         content.update(geometric_means=geometric_means(cases), cases=[row(case) for case in cases])
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -225,12 +227,15 @@ def main(arguments: list[str] | None = None) -> int:
                 cases.append(case)
                 save()
         except Exception as error:
-            print(f"{name}: no further cases: {summary(error)}", flush=True)
+            print(f"{name}: stopped: {summary(error)}", flush=True)
             broken = True
-    say("dispatch, microseconds: " + ", ".join(f"{name} {cost:.1f}" for name, cost in costs.items()))
-    say("geometric means: " + ", ".join(f"{mean:.2f}x {name}" for name, mean in geometric_means(cases).items()))
+    say("dispatch in microseconds: " + ", ".join(f"{name} {cost:.1f}" for name, cost in costs.items()))
+    say(
+        "geometric mean of the speed-ups: "
+        + ", ".join(f"{mean:.2f}x {name}" for name, mean in geometric_means(cases).items())
+    )
     if options.device == "cuda":
-        say(goals.table(cases, ceiling))
+        say(targets.table(cases, ceiling))
     if options.plot is not None:
         where = facts["gpu"] if options.device == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
         plot(cases, options.plot, f"{where}, torch {facts['torch']}")

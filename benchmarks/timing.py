@@ -1,4 +1,4 @@
-"""Times functions side by side, so that a noisy machine is equally noisy for all of them."""
+"""Times functions in alternation, so that noise of the machine affects all of them equally."""
 
 import datetime
 import math
@@ -14,17 +14,18 @@ import torch
 
 from danet.ops import info
 
-WARM_UP = 5
-"""Calls at the begin of a turn that are not timed: that many it takes until the caches, left full of other data,
-hold the function's own. One of a network finds its input there too, written by the layer before."""
+WARM_UP_CALLS = 5
+"""Untimed calls at the beginning of a round. They load the function's own data into the caches, as it is in a network,
+where the previous layer has just written the input."""
 
-TURN = 10e-3
-"""Seconds that the timed calls of a turn last at least."""
+MIN_ROUND_S = 10e-3
+"""Minimum duration in seconds of the timed calls of one round."""
 
 
 def track(items: Sequence, *, quiet: bool) -> Iterator:
-    """Iterates with a bar on a terminal's stderr that is drawn between the items and by no thread beside them."""
-    from rich.console import Console  # which an environment that measures operators alone need not have
+    """Iterates with a progress bar on stderr. No thread draws it: a refresh in the background would disturb the
+    timing."""
+    from rich.console import Console  # imported here: measuring operators alone needs only torch
     from rich.progress import Progress
 
     console = Console(stderr=True)
@@ -43,10 +44,15 @@ def alternate(
     seconds: float = 1.0,
     turns: Iterable = (),
 ) -> dict[str, float]:
-    """Median seconds of a call of each function, of at least `repetitions` turns and `seconds`.
+    """Median seconds per call of each function.
 
-    The functions take turns. A turn is WARM_UP calls that are not timed and as many timed ones as last TURN; it counts
-    once, with its mean. Of `turns` one is taken before each, such as those of `track`.
+    The functions alternate in rounds. A round of a function is WARM_UP_CALLS untimed calls followed by as many timed
+    calls as last MIN_ROUND_S; their mean is one measurement.
+
+    Args:
+        functions: by name.
+        repetitions, seconds: minimum number of rounds and minimum total duration.
+        turns: an iterable from which one item is taken before each round, such as ``track``.
     """
     turns = iter(turns)
     calls = {}
@@ -54,13 +60,13 @@ def alternate(
         function()
         started = time.perf_counter()
         function()
-        calls[name] = math.ceil(TURN / max(time.perf_counter() - started, 1e-6))
+        calls[name] = math.ceil(MIN_ROUND_S / max(time.perf_counter() - started, 1e-6))
     times: dict[str, list[float]] = {name: [] for name in functions}
     started = time.perf_counter()
     while len(next(iter(times.values()))) < repetitions or time.perf_counter() - started < seconds:
         next(turns, None)
         for name, function in functions.items():
-            for _ in range(WARM_UP):
+            for _ in range(WARM_UP_CALLS):
                 function()
             begin = time.perf_counter()
             for _ in range(calls[name]):
@@ -70,11 +76,11 @@ def alternate(
 
 
 def silent(*_: object, **__: object) -> None:
-    """In the place of print where nothing is to be said."""
+    """Replaces ``print`` with ``--quiet``."""
 
 
 def ceilings() -> dict[str, float]:
-    """What this machine reaches now: GB/s of a large copy (read and written), GFLOP/s of a large float32 product."""
+    """Speed of this machine now: GB/s of a large copy (bytes read and written), GFLOP/s of a large float32 product."""
     source = torch.ones(32 << 20)
     target = torch.empty_like(source)
     a = torch.ones(1536, 1536)
@@ -83,7 +89,7 @@ def ceilings() -> dict[str, float]:
 
 
 def origin() -> dict[str, str]:
-    """When, and of which commit; the environment variable COMMIT says it where there is no repository."""
+    """Date and commit of the measurement. Outside a git repository the environment variable COMMIT names the commit."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
@@ -93,7 +99,7 @@ def origin() -> dict[str, str]:
 
 
 def header() -> dict[str, str | int]:
-    """The machine and the software that were measured."""
+    """Description of the machine and of the software versions."""
     facts = info()
     cpu = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:

@@ -1,4 +1,4 @@
-"""The benchmarks run, check their results, and write what they say."""
+"""The benchmark programs: they run, check results, write JSON files and charts, and reject wrong options."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ def run(module, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
 
 
-def test_operators(tmp_path):
+def test_ops_writes_json_and_plot(tmp_path):
     figures, chart = tmp_path / "ops.json", tmp_path / "ops.png"
     result = run("ops", "softmax_gate", "--json", figures, "--plot", chart)
     assert result.returncode == 0, result.stderr
@@ -27,14 +27,14 @@ def test_operators(tmp_path):
     assert chart.stat().st_size > 1000
 
 
-def test_training_step(tmp_path):
+def test_step_writes_json(tmp_path):
     small = ("--model", "danet_nano", "--batch", 1, "--size", 64, 64, "--quiet")
     result = run("step", *small, "--json", tmp_path / "step.json")
     assert result.returncode == 0 and result.stdout == result.stderr == "", result.stderr
     assert json.loads((tmp_path / "step.json").read_text())["seconds"]["compiled"] > 0
 
 
-def test_distilled_step(tmp_path):
+def test_distill_writes_json(tmp_path):
     arguments = ("--model", "danet_nano", "--teachers", "teacher_small", "danet_nano", "danet_nano", "--size", 64, 64)
     result = run("distill", *arguments, "--steps", 1, "--json", tmp_path / "distill.json")
     assert result.returncode == 0, result.stderr
@@ -43,11 +43,11 @@ def test_distilled_step(tmp_path):
     assert "each image one scale" in result.stdout
 
 
-def test_quiet_is_quiet(tmp_path):
+def test_quiet_prints_nothing(tmp_path):
     commands = (
         ("ops", "softmax_gate"),
         ("distill", "--model", "danet_nano", "--size", 64, 64, "--steps", 1),
-        ("detector", "--models", "danet_nano", "--sizes", "64x96", "--calls", 1, "--frames", 2, "--rivals"),
+        ("detector", "--models", "danet_nano", "--sizes", "64x96", "--calls", 1, "--frames", 2, "--baselines"),
     )
     for module, *words in commands:
         figures = tmp_path / f"{module}.json"
@@ -56,9 +56,9 @@ def test_quiet_is_quiet(tmp_path):
         assert json.loads(figures.read_text())["machine"]["threads"] > 0
 
 
-def test_detector(tmp_path):
+def test_detector_writes_json_and_plot(tmp_path):
     figures, chart = tmp_path / "detector.json", tmp_path / "detector.png"
-    options = ("--models", "danet_nano", "--sizes", "64x96", "--calls", 5, "--frames", 20, "--rivals", "onnxruntime")
+    options = ("--models", "danet_nano", "--sizes", "64x96", "--calls", 5, "--frames", 20, "--baselines", "onnxruntime")
     result = run("detector", *options, "--layers", "--json", figures, "--plot", chart)
     assert result.returncode == 0, result.stderr
     (case,) = json.loads(figures.read_text())["cases"]
@@ -72,13 +72,13 @@ def test_detector(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--sizes", "12"), "'12' is no HEIGHTxWIDTH of at least 32x32"),
+        (("--sizes", "12"), "'12' must be HEIGHTxWIDTH, at least 32x32"),
         (("--json", "/no/such/folder/x.json"), "/no/such/folder/x.json: no such folder"),
         (("--calls", "0"), "--threads, --calls and --batch must be at least 1"),
         (("--models", "yolo"), "invalid choice: 'yolo'"),
     ],
 )
-def test_bad_options_of_the_detector(arguments, text):
+def test_detector_rejects_wrong_options(arguments, text):
     result = run("detector", *arguments)
     assert result.returncode == 2
     assert text in result.stderr
@@ -90,13 +90,16 @@ def test_bad_options_of_the_detector(arguments, text):
     [
         (("sdx",), "invalid choice: 'sdx'"),
         (("sdc", "--json", "/no/such/folder/x.json"), "/no/such/folder/x.json: no such folder"),
-        (("sdc", "--rival", "dcnv5=x", "--device", "cuda"), "--rival dcnv5: must be one of dcnv3, dcnv4"),
-        (("sdc", "--rival", "dcnv4=x"), "--rival: these need --device cuda"),
-        (("sdc", "--rival", "dcnv4=no_such", "--device", "cuda"), "--rival dcnv4=no_such: No module named 'no_such'"),
+        (("sdc", "--baseline", "dcnv5=x", "--device", "cuda"), "--baseline dcnv5: must be one of dcnv3, dcnv4"),
+        (("sdc", "--baseline", "dcnv4=x"), "--baseline needs --device cuda"),
+        (
+            ("sdc", "--baseline", "dcnv4=no_such", "--device", "cuda"),
+            "--baseline dcnv4=no_such: No module named 'no_such'",
+        ),
         (("sdc", "--repetitions", "3"), "--repetitions must be at least 30"),
     ],
 )
-def test_bad_options(arguments, text):
+def test_ops_rejects_wrong_options(arguments, text):
     result = run("ops", *arguments)
     assert result.returncode == 2
     assert text in result.stderr

@@ -1,4 +1,4 @@
-"""What benchmarks.ops does on a CUDA device, as far as it can be told without one; and that `make gpu` says so."""
+"""``benchmarks.ops`` for CUDA devices and ``make gpu``: everything that can be tested without a device."""
 
 import os
 import subprocess
@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import cuda, goals, ops
+    from benchmarks import cuda, ops, targets
 
     monkeypatch.setattr(cuda, "INSTALLED", {})
-    return {"cuda": cuda, "goals": goals, "ops": ops}
+    return {"cuda": cuda, "targets": targets, "ops": ops}
 
 
-def test_every_case_runs_on_tensors_without_data(benchmarks):
+def test_cases_run_on_meta_tensors(benchmarks):
     cases = set()
     with torch.device("meta"):
         for generate in benchmarks["cuda"].CASES.values():
@@ -29,7 +29,7 @@ def test_every_case_runs_on_tensors_without_data(benchmarks):
                     case.ours()
                 assert case.bytes > 0 and case.flops > 0
                 cases.add((case.name, case.direction))
-    assert {(goal.case, goal.direction) for goal in benchmarks["goals"].GOALS} <= cases
+    assert {(target.case, target.direction) for target in benchmarks["targets"].TARGETS} <= cases
 
 
 def case_of(ops, **changes):
@@ -39,7 +39,7 @@ def case_of(ops, **changes):
         "name": "32x64x128x160 k3 gate float32",
         "direction": "forward",
         "ours": lambda: right,
-        "rivals": {"rival": lambda: right, "absent": None},
+        "baselines": {"baseline": lambda: right, "absent": None},
         "flops": 1e6,
         "bytes": 9e6,
         "check": lambda: (right, right, 0.0),
@@ -54,7 +54,7 @@ def fixed(functions, *, repetitions):
 CEILING = {"GB/s": 10.0, "GFLOP/s": 10.0}
 
 
-def test_a_wrong_result_and_a_broken_rival_are_noted(benchmarks):
+def test_measure_records_errors(benchmarks):
     ops = benchmarks["ops"]
 
     def broken():
@@ -67,28 +67,28 @@ def test_a_wrong_result_and_a_broken_rival_are_noted(benchmarks):
     ops.measure(case, 30, fixed)
     assert "FAILED: RuntimeError: no such kernel" in ops.line(case, CEILING)
     assert ops.row(case)["errors"]["ours"] and ops.geometric_means([case]) == {}
-    case = case_of(ops, rivals={"rival": broken, "other": lambda: None})
+    case = case_of(ops, baselines={"baseline": broken, "other": lambda: None})
     ops.measure(case, 30, fixed)
     assert case.times == {"ours": 1e-3, "other": 2e-3}
-    assert "2.00x other   no rival (RuntimeError: no such kernel)" in ops.line(case, CEILING)
+    assert "2.00x other   no baseline (RuntimeError: no such kernel)" in ops.line(case, CEILING)
 
 
-def test_goals(benchmarks):
-    ops, goals = benchmarks["ops"], benchmarks["goals"]
+def test_targets(benchmarks):
+    ops, targets = benchmarks["ops"], benchmarks["targets"]
     case = case_of(ops)
     ops.measure(case, 30, fixed)  # 9 GB/s of 10
-    figures = {(each["case"], each["pass"]): each["measured"] for each in goals.figures([case], CEILING)}
+    figures = {(each["case"], each["pass"]): each["measured"] for each in targets.to_json([case], CEILING)}
     assert figures.pop((case.name, "forward")) == pytest.approx(0.9)
     assert set(figures.values()) == {None}
-    (line,) = [line for line in goals.table([case], CEILING).splitlines() if "0.90" in line]
+    (line,) = [line for line in targets.table([case], CEILING).splitlines() if "0.90" in line]
     assert line.startswith(f"{case.name:<34}forward") and line.endswith("must reached")
-    conv = case_of(ops, operator="rep_conv", name="1x256x16x20 to 256 bfloat16", rivals={"cuDNN": lambda: None})
+    conv = case_of(ops, operator="rep_conv", name="1x256x16x20 to 256 bfloat16", baselines={"cuDNN": lambda: None})
     ops.measure(conv, 30, fixed)  # half of cuDNN's time
-    assert [line for line in goals.lines([conv], CEILING) if line.endswith("0.50  aim reached")]
+    assert [line for line in targets.lines([conv], CEILING) if line.endswith("0.50  aim reached")]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_make_gpu_without_a_device_says_so():
+def test_make_gpu_without_device_fails():
     environment = {**os.environ, "PYTHON": sys.executable}
     result = subprocess.run(["bash", "benchmarks/gpu.sh"], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert (result.returncode, result.stdout) == (2, "make gpu: torch finds no CUDA device\n")

@@ -32,7 +32,7 @@ from danet.utils import cli
 from danet.utils.errors import UserError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-OPERATORS, DETECTOR = RESULTS / "ops-cpu-2026-11-24.json", RESULTS / "detector-cpu-2026-11-24.json"
+OPERATORS, DETECTOR = RESULTS / "amd-epyc-avx512/operators.json", RESULTS / "amd-epyc-avx512/detector.json"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 

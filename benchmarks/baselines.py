@@ -1,4 +1,4 @@
-"""The forms that others would write, which our operators are measured against."""
+"""Baselines: the implementations that a user would otherwise write or install, measured beside our operators."""
 
 import importlib
 import math
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def sdc_grid_sample(input: Tensor, offset: Tensor, mask: Tensor, groups: int) -> Tensor:
-    """SDC, 3x3 with padding 1, as a grid_sample of every tap: the usual eager form."""
+    """SDC with a 3x3 kernel and padding 1: one ``F.grid_sample`` per tap, the usual eager implementation."""
     N, C, H, W = input.shape
     image = input.contiguous().view(N * groups, C // groups, H, W)
     offset = offset.reshape(N * groups, 9, 2, H, W)
@@ -25,7 +25,7 @@ def sdc_grid_sample(input: Tensor, offset: Tensor, mask: Tensor, groups: int) ->
 
 
 def lcdc_shifted(input: Tensor, weight: Tensor) -> Tensor:
-    """sigmoid(lcdc(input)) * input by a padded copy and shifted multiply-adds, along the innermost axis."""
+    """sigmoid(lcdc(input)) * input computed with a padded copy and shifted multiply-adds along the innermost axis."""
     rows = input.permute(0, 2, 3, 1)
     C, k = rows.shape[-1], weight.shape[1]
     padded = F.pad(rows, (k // 2, k // 2))
@@ -36,7 +36,7 @@ def lcdc_shifted(input: Tensor, weight: Tensor) -> Tensor:
 
 
 def lcdc_conv1d(input: Tensor, weight: Tensor) -> Tensor:
-    """The same by conv1d over the positions."""
+    """The same function computed with ``F.conv1d``, every position being one row."""
     N, C, H, W = input.shape
     rows = input.permute(0, 2, 3, 1).reshape(N * H * W, 1, C)
     total = F.conv1d(rows, weight.view(1, 1, -1), padding=weight.shape[1] // 2)
@@ -44,18 +44,19 @@ def lcdc_conv1d(input: Tensor, weight: Tensor) -> Tensor:
 
 
 def softmax_gate_eager(input: Tensor, logits: Tensor) -> Tensor:
+    """``softmax_gate`` in three eager operations."""
     return torch.softmax(logits, dim=1) * input * input.shape[1]
 
 
 def rep_conv_eager(input: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """torch's convolution with bias (oneDNN) and ReLU."""
+    """``F.conv2d`` with bias (oneDNN or cuDNN), then ReLU in place."""
     return F.relu_(F.conv2d(input, weight, bias, stride=stride, padding=1))
 
 
 def onnxruntime_deform_conv(input: Tensor, offset: Tensor, mask: Tensor, groups: int) -> Callable[[], object] | None:
-    """ONNX Runtime's DeformConv with one channel a group, which is SDC but for the softmax (left out, in its favour).
+    """ONNX Runtime's DeformConv with one channel per group: SDC without the softmax, which favors ONNX Runtime.
 
-    None where onnx and onnxruntime are not installed.
+    Returns None if onnx or onnxruntime is not installed.
     """
     try:
         import onnx
@@ -80,15 +81,17 @@ def onnxruntime_deform_conv(input: Tensor, offset: Tensor, mask: Tensor, groups:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its idle threads would slow the others
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # idle spinning threads would slow the other baselines
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, arrays)
 
 
 def torchvision_deform_conv(dtype: torch.dtype, groups: int) -> Callable[..., Tensor] | None:
-    """torchvision's deform_conv2d, depth-wise with weights of one: SDC but for the softmax, which is called before it.
+    """torchvision's deform_conv2d, depth-wise with weights of one, after a separate softmax: the same function as SDC.
 
-    None where torchvision is not installed, and for types that it does not have.
+    Returns None if torchvision is not installed or does not support ``dtype``.
     """
     try:
         from torchvision.ops import deform_conv2d
@@ -107,9 +110,10 @@ def torchvision_deform_conv(dtype: torch.dtype, groups: int) -> Callable[..., Te
 
 
 def torchvision_dense(weight: Tensor, groups: int) -> Callable[..., Tensor] | None:
-    """torchvision's modulated deform_conv2d with a dense weight [C_out, C, 3, 3], that sdc and 1x1 replace.
+    """torchvision's modulated deform_conv2d with a dense weight [C_out, C, 3, 3].
 
-    It is another function, of more parameters. None where torchvision is not installed.
+    SDC followed by a 1x1 convolution replaces it in networks, but it is another function with more parameters.
+    Returns None if torchvision is not installed.
     """
     try:
         from torchvision.ops import deform_conv2d
@@ -123,24 +127,31 @@ def torchvision_dense(weight: Tensor, groups: int) -> Callable[..., Tensor] | No
 
 
 def dcn_offset(offset: Tensor, groups: int) -> Tensor:
-    """SDC's offsets [N, G*9*2, H, W], taps row by row and y first, as DCNv3 and DCNv4 have them.
+    """Reorders SDC's offsets for DCNv3 and DCNv4.
 
-    [N, H, W, G, 9*2], taps column by column and x first.
+    From [N, G*9*2, H, W] with row-major taps and (y, x) pairs to [N, H, W, G, 9*2] with column-major taps and (x, y)
+    pairs.
     """
     N, _, H, W = offset.shape
     return offset.view(N, groups, 3, 3, 2, H, W).transpose(2, 3).flip(4).permute(0, 5, 6, 1, 2, 3, 4).flatten(4)
 
 
 def dcn_mask(mask: Tensor, groups: int) -> Tensor:
-    """SDC's mask [N, G*9, H, W] as DCNv3 and DCNv4 have it, [N, H, W, G, 9]."""
+    """Reorders SDC's mask [N, G*9, H, W] for DCNv3 and DCNv4: [N, H, W, G, 9], column-major taps."""
     N, _, H, W = mask.shape
     return mask.view(N, groups, 3, 3, H, W).transpose(2, 3).permute(0, 4, 5, 1, 2, 3).flatten(4)
 
 
 def dcnv4(module: str, leaves: list[Tensor], groups: int, offset_scale: float) -> tuple[Callable[..., Tensor], list]:
-    """DCNv4Function of an installed DCNv4 (`module`, such as DCNv4.functions), and the leaves as it takes them.
+    """``DCNv4Function`` of an installed DCNv4 and its input tensors.
 
-    Raises ImportError, AttributeError.
+    Args:
+        module: where the function is, such as ``DCNv4.functions``.
+        leaves: input, offset and mask in SDC's layout.
+
+    Raises:
+        ImportError: the module is not installed.
+        AttributeError: the module has no ``DCNv4Function``.
     """
     function = importlib.import_module(module).DCNv4Function.apply
     input, offset, mask = leaves
@@ -151,7 +162,7 @@ def dcnv4(module: str, leaves: list[Tensor], groups: int, offset_scale: float) -
 
 
 def dcnv3(module: str, leaves: list[Tensor], groups: int, offset_scale: float) -> tuple[Callable[..., Tensor], list]:
-    """The same of DCNv3Function (`module`, such as functions of InternImage's ops_dcnv3)."""
+    """``DCNv3Function`` of an installed DCNv3 (such as InternImage's ``ops_dcnv3.functions``); see ``dcnv4``."""
     function = importlib.import_module(module).DCNv3Function.apply
     input, offset, mask = leaves
     options = (3, 3, 1, 1, 1, 1, 1, 1, groups, input.shape[1] // groups, offset_scale, 256, False)
@@ -160,4 +171,4 @@ def dcnv3(module: str, leaves: list[Tensor], groups: int, offset_scale: float) -
 
 
 INSTALLED = {"dcnv3": dcnv3, "dcnv4": dcnv4}
-"""Rivals that the option --rival NAME=MODULE adds."""
+"""Baselines that ``--baseline NAME=MODULE`` adds if the user has installed them."""
