@@ -159,22 +159,22 @@ struct alignas(16) Packet {
 };
 // kCount values, moved as one; p must be aligned to their size.
 template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount) Group {
+struct alignas(sizeof(T) * kCount) AlignedArray {
   T values[kCount];
 };
 // The group at `from` or, where that must not be read, zeros; by words, for of halves the compiler chooses each.
 template <int kCount, typename T>
-GPU_DEVICE Group<T, kCount> load(const T* from, bool valid = true) {
-  Group<T, kCount> group{};
+GPU_DEVICE AlignedArray<T, kCount> load(const T* from, bool valid = true) {
+  AlignedArray<T, kCount> group{};
 #if defined(__CUDACC__)
   if constexpr (sizeof(T) * kCount >= 4) {
-    Group<uint32_t, sizeof(T) * kCount / 4> words{};
+    AlignedArray<uint32_t, sizeof(T) * kCount / 4> words{};
     if (valid) words = *reinterpret_cast<const decltype(words)*>(from);
     memcpy(&group, &words, sizeof group);
     return group;
   }
 #endif
-  if (valid) group = *reinterpret_cast<const Group<T, kCount>*>(from);
+  if (valid) group = *reinterpret_cast<const AlignedArray<T, kCount>*>(from);
   return group;
 }
 
@@ -183,10 +183,10 @@ struct Numbers {
   Compute<T> values[kCount];
 };
 template <typename T, int kCount>
-GPU_DEVICE Numbers<T, kCount> to_compute(const Group<T, kCount>& group) {
+GPU_DEVICE Numbers<T, kCount> to_compute(const AlignedArray<T, kCount>& group) {
   Numbers<T, kCount> numbers;
   if constexpr (std::is_same_v<T, BFloat16> && kCount % 2 == 0) {  // an instruction a number: the compiler takes two
-    Group<uint32_t, kCount / 2> words;
+    AlignedArray<uint32_t, kCount / 2> words;
     memcpy(&words, &group, sizeof words);
 #pragma unroll
     for (int i = 0; i < kCount; ++i)

@@ -7,9 +7,9 @@
 
 // Of functions that the kernels of all devices share.
 #if defined(__CUDACC__)
-#define DANET_SHARED __host__ __device__ __forceinline__
+#define DANET_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define DANET_SHARED inline __attribute__((always_inline))
+#define DANET_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace danet {
@@ -23,7 +23,7 @@ struct ImageView {
   int64_t image_stride, pixel_stride;
 
   template <typename T>
-  DANET_SHARED T* pixel(int64_t n, int64_t i) const {
+  DANET_HOST_DEVICE T* pixel(int64_t n, int64_t i) const {
     return static_cast<T*>(data) + n * image_stride + i * pixel_stride;
   }
 };

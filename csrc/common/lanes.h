@@ -48,15 +48,15 @@ struct EveryQuarter {
 };
 
 #if defined(__AVX512F__)
-// Lane `index`[0] of v in all lanes; where kSpreads, this costs less than to read it from memory again.
+// Lane `index`[0] of v in all lanes; where kHasBroadcastLane, this costs less than to read it from memory again.
 template <typename A>
-constexpr bool kSpreads = sizeof(A) == 4;
-DANET_INLINE Vec<float> spread(Vec<float> v, IntVec<float> index) {
+constexpr bool kHasBroadcastLane = sizeof(A) == 4;
+DANET_INLINE Vec<float> broadcast_lane(Vec<float> v, IntVec<float> index) {
   return (Vec<float>)_mm512_permutexvar_ps((__m512i)index, (__m512)v);
 }
 #else
 template <typename A>
-constexpr bool kSpreads = false;
+constexpr bool kHasBroadcastLane = false;
 #endif
 
 template <typename A>
@@ -118,7 +118,7 @@ DANET_INLINE typename VecOf<A, 4 * B>::type sum_lanes(const Vec<A> (&v)[B][4]) {
 // The quarters of four vectors: all first ones to quarter[0], all second ones to quarter[1], ... Of vectors of two lanes,
 // what each two of them hold together counts as one.
 template <typename V>
-DANET_INLINE void by_quarter(V a, V b, V c, V d, V (&quarter)[4]) {
+DANET_INLINE void transpose_quarters(V a, V b, V c, V d, V (&quarter)[4]) {
   constexpr int L = int(sizeof(V) / sizeof(a[0])), kParts = L < 4 ? L : 4;
   using First = Halves<kParts, 0>;
   using Second = Halves<kParts, 1>;

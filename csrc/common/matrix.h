@@ -15,7 +15,7 @@ constexpr int kPanel = 2 * kLanes<float>;
 // Rows in registers at once: sums, two weights and a row's value fill AVX2's 16 registers with 6, AVX-512's 32 with 12.
 constexpr int kRows = kVectorBytes == 64 ? 12 : 6;
 
-inline int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+inline int64_t panel_count(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
 // finish(row, low, high) with the two vectors of sum_c rows[row][c] * weight[c][panel]; rows are `stride` apart. While the
 // first rows are worked on, ahead(c) may bring what is needed next into the second-level cache.
@@ -38,7 +38,7 @@ DANET_INLINE void multiply(
       sum[t][1] += value * w1;
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < (kCount + 2) / 3; ++i) threes[i] = in_register(threes[i] + 1);
+    for (int i = 0; i < (kCount + 2) / 3; ++i) threes[i] = opaque_pointer(threes[i] + 1);
   }
 #pragma GCC unroll 12
   for (int t = 0; t < kCount; ++t) finish(first + t, sum[t][0], sum[t][1]);
@@ -72,7 +72,7 @@ DANET_INLINE void multiply_rows(
 
 // The panels of weight [columns, C].
 inline void pack_panels(const float* weight, int64_t columns, int64_t C, float* panels) {
-  for (int64_t panel = 0; panel < panels_of(columns); ++panel)
+  for (int64_t panel = 0; panel < panel_count(columns); ++panel)
     for (int64_t c = 0; c < C; ++c)
       for (int64_t lane = 0; lane < kPanel; ++lane) {
         const int64_t column = panel * kPanel + lane;

@@ -134,7 +134,7 @@ GPU_DEVICE float fast_reciprocal(float x) {
 }
 
 // Adds four floats to global memory that others add to at the same time; p is aligned to 16 bytes.
-GPU_DEVICE void add_atomically(float* p, const float (&v)[4]) {
+GPU_DEVICE void atomic_add_x4(float* p, const float (&v)[4]) {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
                : "memory");

@@ -230,7 +230,7 @@ DANET_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
 // The same pointer, made a secret of: the compiler shall reach what lies behind it by displacements, not keep a register
 // for every sum of offsets that it can think of.
 template <typename T>
-DANET_INLINE T* in_register(T* p) {
+DANET_INLINE T* opaque_pointer(T* p) {
   asm("" : "+r"(p));
   return p;
 }
@@ -289,11 +289,11 @@ DANET_INLINE bool any(Mask<A> mask) {
 
 // A NaN in a stays.
 template <typename V, typename B>
-DANET_INLINE V at_least(V a, B low) {
+DANET_INLINE V clamp_min(V a, B low) {
   return a < low ? low - V{} : a;
 }
 template <typename V, typename B>
-DANET_INLINE V at_most(V a, B high) {
+DANET_INLINE V clamp_max(V a, B high) {
   return a > high ? high - V{} : a;
 }
 
@@ -346,9 +346,9 @@ DANET_INLINE Vec<double> exp(Vec<double> v) {
   for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_exp(v[i]);
   return v;
 }
-DANET_INLINE Vec<double> exp_moderate(Vec<double> v) { return exp(v); }
+DANET_INLINE Vec<double> exp_unchecked(Vec<double> v) { return exp(v); }
 // |v| <= 87; relative error below 1e-7.
-DANET_INLINE Vec<float> exp_moderate(Vec<float> v) {
+DANET_INLINE Vec<float> exp_unchecked(Vec<float> v) {
   // exp(v) = 2^n exp(r), r = v - n ln 2 in [-0.35, 0.35], ln 2 in two parts. A sum with 1.5 * 2^23 is rounded to a whole
   // number, n in its last bits: they are shifted to the exponent. The polynomial has the least largest relative error.
   Vec<float> sum = v * 1.44269504f + 0x1.8p23f, n = sum - 0x1.8p23f;
@@ -362,7 +362,7 @@ DANET_INLINE Vec<float> exp_moderate(Vec<float> v) {
 }
 // exp(-inf) = 0, exp(NaN) = NaN, zero below -87 and infinite from 88 on.
 DANET_INLINE Vec<float> exp(Vec<float> v) {
-  Vec<float> p = exp_moderate(v);
+  Vec<float> p = exp_unchecked(v);
   p = v < -87.0f ? Vec<float>{} : v != v ? v : p;
   return v > 88.0f ? broadcast<float>(__builtin_inff()) : p;
 }

@@ -185,9 +185,9 @@ GPU_DEVICE void store(Out* to, const Out (&values)[kCount], int room, int row_si
   const bool aligned = row_size % kAtOnce == 0;
   for (int i = 0; i < kCount; ++i) {
     if (aligned && i % kAtOnce == 0 && i < room) {
-      gpu::Group<Out, kAtOnce> group;
+      gpu::AlignedArray<Out, kAtOnce> group;
       for (int j = 0; j < kAtOnce; ++j) group.values[j] = values[i + j];
-      *reinterpret_cast<gpu::Group<Out, kAtOnce>*>(to + i) = group;
+      *reinterpret_cast<gpu::AlignedArray<Out, kAtOnce>*>(to + i) = group;
     }
     if (!aligned && i < room) to[i] = values[i];
   }

@@ -161,7 +161,7 @@ void few_inputs(
           if (channel >= p.C_out || r >= count) return;
           const int lanes = channel + L <= p.C_out ? 0 : int(p.C_out - channel);
           if (bias != nullptr) value += load_channels(static_cast<const T*>(bias) + channel, lanes);
-          store_channels(pixels + r * out.pixel_stride + channel, p.relu ? at_least(value, 0.0f) : value, lanes);
+          store_channels(pixels + r * out.pixel_stride + channel, p.relu ? clamp_min(value, 0.0f) : value, lanes);
         };
         multiply_windows(taps, step, weight + o * K, p.C, [&](int64_t r, F low, F high) __attribute__((always_inline)) {
           finish(r, o, low);

@@ -211,7 +211,7 @@ DANET_INLINE void transform_output(
     for (int j = 0; j < 4; ++j) {
       if (tile.x + j >= tile.W_out) break;
       F result = y[j] + bias;
-      if (p.relu) result = at_least(result, 0.0f);
+      if (p.relu) result = clamp_min(result, 0.0f);
       T* pixel = out.pixel<T>(tile.n, (tile.y + i) * tile.W_out + tile.x + j) + o;
       o + L <= p.C_out ? store(pixel, result) : store_first(pixel, result, p.C_out - o);
     }

@@ -52,7 +52,7 @@ GPU_DEVICE A over_block(A (&parts)[kWarps], A value, const Combine& combine) {
 
 template <typename T, int kSize>
 GPU_DEVICE Compute<T> sum_products(
-    const Compute<T> (&exps)[kSize], const gpu::Group<T, kSize>& grad, const gpu::Group<T, kSize>& x) {
+    const Compute<T> (&exps)[kSize], const gpu::AlignedArray<T, kSize>& grad, const gpu::AlignedArray<T, kSize>& x) {
   const auto g = gpu::to_compute(grad), value = gpu::to_compute(x);
   Compute<T> sum = 0;
 #pragma unroll
@@ -64,8 +64,8 @@ GPU_DEVICE Compute<T> sum_products(
 template <bool kBackward, typename T, int kSize>
 GPU_DEVICE void store(
     const Views& t, gpu::Pixel at, int c, const Compute<T> (&exps)[kSize], Compute<T> factor, Compute<T> mean,
-    const gpu::Group<T, kSize>& grad, const gpu::Group<T, kSize>& x) {
-  gpu::Group<T, kSize> result, grad_logits;
+    const gpu::AlignedArray<T, kSize>& grad, const gpu::AlignedArray<T, kSize>& x) {
+  gpu::AlignedArray<T, kSize> result, grad_logits;
   const auto grads = gpu::to_compute(grad), values = gpu::to_compute(x);
 #pragma unroll
   for (int v = 0; v < kSize; ++v) {
@@ -78,9 +78,9 @@ GPU_DEVICE void store(
       result.values[v] = gpu::from_compute<T>(value * weight);
     }
   }
-  *reinterpret_cast<gpu::Group<T, kSize>*>(t.result.pixel<T>(at.n, at.i) + c) = result;
+  *reinterpret_cast<gpu::AlignedArray<T, kSize>*>(t.result.pixel<T>(at.n, at.i) + c) = result;
   if constexpr (kBackward)
-    *reinterpret_cast<gpu::Group<T, kSize>*>(t.grad_logits.pixel<T>(at.n, at.i) + c) = grad_logits;
+    *reinterpret_cast<gpu::AlignedArray<T, kSize>*>(t.grad_logits.pixel<T>(at.n, at.i) + c) = grad_logits;
 }
 
 // `lanes` threads side by side compute a pixel, each kRows groups of kSize channels, `lanes` groups apart. Every input
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) in_registers(SoftmaxGateParams p, in
   const int64_t pixel = int64_t(blockIdx.x) * (kThreads / lanes) + int(threadIdx.x) / lanes;
   const bool exists = pixel < p.N * p.P;
   const gpu::Pixel at = gpu::locate(p.N, p.P, exists ? pixel : 0);
-  gpu::Group<T, kSize> x[kRows], grad[kRows], logits[kRows];
+  gpu::AlignedArray<T, kSize> x[kRows], grad[kRows], logits[kRows];
   bool valid[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
