@@ -5,7 +5,7 @@
 # (manylinux_2_28). This file keeps our libraries at that level although they are built with a newer glibc and GCC.
 # `make wheel` checks the result with auditwheel. Everything here is unnecessary, and does nothing, without glibc.
 #
-# Three kinds of symbols are newer than 2.28:
+# Three kinds of symbols would require a newer system:
 #
 # 1. Symbols that newer headers reference: __libc_single_threaded (glibc 2.32) and two constructors that libstdc++
 #    exports since GCC 9. `compatibility_source` defines them inside the library.

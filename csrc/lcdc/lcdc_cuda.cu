@@ -15,12 +15,12 @@ constexpr int kBlocksPerSm = 16;               // for kernels that loop: several
 constexpr int kTileElements = 2048;            // target size of a tile of lcdc_shared_rows
 constexpr size_t kMaxSharedBytes = 96 * 1024;  // dynamic shared memory per block that all supported devices allow
 
-using Views = std::initializer_list<ImageView>;
+using ImageViews = std::initializer_list<ImageView>;
 
 // Calls body(kTaps, kRows, kJoined) with the template arguments of the packet kernels; returns false if they do not
 // support this call. Forward processes more pixels per thread; backward uses the registers for more warps instead.
 template <typename T, bool kBackward, typename Body>
-bool dispatch_packets(const LcdcParams& p, const Views& views, const Body& body) {
+bool dispatch_packets(const LcdcParams& p, const ImageViews& views, const Body& body) {
   if constexpr (sizeof(T) < 8) {
     const int64_t packets = p.C / gpu::Packet<T>::kSize;
     if ((p.k != 3 && p.k != 5) || packets > 128 || !fits_packets<T>(p.C, views)) return false;
@@ -84,7 +84,7 @@ Tensor lcdc(const Tensor& input, const Tensor& weight, bool gate) {
   const Image x(input), out(empty_image(input, input.sizes()));
   if (sizes.N * sizes.P * sizes.C == 0) return out.tensor;
   const Tensor weights = torch::stable::contiguous(weight);
-  const Views views = {x.view, out.view};
+  const ImageViews views = {x.view, out.view};
   const LcdcParams p = sizes.shared ? merge_images(sizes, views) : sizes;
   with_type(input, [&](auto type) {
     using T = decltype(type);
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> lcdc_backward(
       weight.sizes(), weight.scalar_type(), std::nullopt, weight.device(), std::nullopt, std::nullopt);
   if (sizes.N * sizes.P * sizes.C == 0) return {grad_input.tensor, torch::stable::zero_(grad_weight)};
   const Tensor weights = torch::stable::contiguous(weight);
-  const Views views = {grad.view, x.view, grad_input.view};
+  const ImageViews views = {grad.view, x.view, grad_input.view};
   const LcdcParams p = sizes.shared ? merge_images(sizes, views) : sizes;
   with_type(input, [&](auto type) {
     using T = decltype(type);

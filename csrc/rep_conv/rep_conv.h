@@ -25,9 +25,10 @@ struct RepConvParams {
   int64_t W_out() const { return (W - 1) / stride + 1; }
 };
 
-// Below kFewChannels input or output channels, special kernels are used. kMaxZeros: input channels that the few_outputs
-// kernel supports (the size of its row of zeros, which stands for pixels outside the image).
-constexpr int64_t kFewChannels = 8, kMaxZeros = 4096;
+// Below kFewChannels input or output channels, special kernels are used. The few_outputs kernel supports up to
+// kFewOutputsMaxChannels input channels: that is the size of its row of zeros, which it reads for pixels outside the
+// image.
+constexpr int64_t kFewChannels = 8, kFewOutputsMaxChannels = 4096;
 
 // Winograd's convolution for one stride. Tiles of 4x4 outputs are numbered row by row, image by image.
 struct WinogradKernels {

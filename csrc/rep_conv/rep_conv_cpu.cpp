@@ -27,7 +27,7 @@ RepConvMethod method_of(ScalarType type, int64_t C, int64_t C_out, int64_t strid
   if (type == ScalarType::Double || (type == ScalarType::BFloat16 && has_avx512_bf16())) return RepConvMethod::kTorch;
   if (C < kFewChannels) return RepConvMethod::kFewInputs;
   if (C_out < kFewChannels && stride != 1) return RepConvMethod::kTorch;
-  if (C_out < kFewChannels) return C <= kMaxZeros ? RepConvMethod::kFewOutputs : RepConvMethod::kTorch;
+  if (C_out < kFewChannels) return C <= kFewOutputsMaxChannels ? RepConvMethod::kFewOutputs : RepConvMethod::kTorch;
   return RepConvMethod::kWinograd;
 }
 

@@ -2,8 +2,8 @@
 //
 //   out[m, n] = sum_k window[m, k] * weight[n, k],   m < M, n < N, k = tap * C + c < K
 //
-// with M = pixels (batch size * H_out * W_out), N = C_out and K = 9 * C. The matrix `window` (im2col) is gathered on the
-// way into shared memory and never stored.
+// with M = pixels (batch size * H_out * W_out), N = C_out and K = 9 * C. The matrix `window` (im2col) is gathered on
+// the way into shared memory and never stored.
 //
 // Roofline, computed, for C = C_out = 256, 16x20 pixels, float16, on an H200 (790 TFLOP/s, 4.3 TB/s):
 //   Batch size 1: 0.38 GFLOP (0.5 us), 1.5 MB (0.35 us). Both are less than the time of a launch: latency is the
@@ -104,8 +104,8 @@ struct StageLoader {
     }
   }
   // The channel of the tile that a row of smem_b holds.
-  // NOTE: an MMA gives a lane the columns 2t and 2t + 1 of every 8 columns. The rows are permuted, so that the 2 *
-  // kMmaN channels of a lane are contiguous in memory.
+  // NOTE: an MMA gives a lane the columns 2t and 2t + 1 of every 8 columns. The rows are permuted, so that the
+  // 2 * kMmaN channels of a lane are contiguous in memory.
   static GPU_DEVICE int channel_of(int row) {
     const int warp = row / Tile::WARP_N, n = row % Tile::WARP_N / 8, t = row % 8 / 2;
     return warp * Tile::WARP_N + t * 2 * Tile::kMmaN + n * 2 + row % 2;

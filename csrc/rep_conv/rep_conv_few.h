@@ -98,7 +98,7 @@ template <typename T>
 void few_outputs(
     const RepConvParams& p, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
     int64_t end) {
-  alignas(64) T zeros[kMaxZeros] = {};
+  alignas(64) T zeros[kFewOutputsMaxChannels] = {};
   auto with = [&](auto count) { few_outputs_of<count()>(p, input, weight, bias, out, zeros, begin, end); };
   switch (p.C_out) {
     case 1: return with(std::integral_constant<int, 1>{});
@@ -119,6 +119,7 @@ DANET_INLINE void multiply_windows(
   F sum[kMaxRows][2] = {};
   for (int k = 0; k < 9; ++k)
     for (int64_t c = 0; c < C; ++c, weight += kPanel) {
+      // Load the weights of one tap and channel, and multiply them with every pixel
       const F w0 = load(weight), w1 = load(weight + kLanes<float>);
 #pragma GCC unroll 12
       for (int r = 0; r < kMaxRows; ++r) {

@@ -379,7 +379,7 @@ std::function<bool(bool)> matrices(int kind) {
   return [=](bool bug) { return multiplied<T, 16>(product<T>, bug ? kind : 0); };
 }
 
-bool numbers(bool bug) {
+bool conversions(bool bug) {
   using namespace emulation;
   bool right = !bug;
   for (uint32_t i = 0; i < 65536; ++i) {
@@ -539,7 +539,7 @@ std::vector<Case> cases() {
        }},
       {"assert", ones(asserted, 32)},
       {"trap", ones(trapped, 32)},
-      {"numbers", numbers},
+      {"conversions", conversions},
   };
 }
 

@@ -64,7 +64,7 @@ BUGS: dict[str, dict[str, str]] = {
     "other_stream": {"plain": "error: seeded: not launched on the current stream of a guarded device"},
     "assert": {"plain": r"error: seeded: assert\(!bug\) fails at .*seeded\.cu:\d+"},
     "trap": {"plain": r"error: seeded: __trap at .*seeded\.cu:\d+"},
-    "numbers": PLAIN_VALUES,
+    "conversions": PLAIN_VALUES,
 }
 
 # How many of the four seeds may miss a bug: for single bytes, the checker stores one write per pair of bytes.
