@@ -1,7 +1,12 @@
-"""Builds the kernels with CMake and Ninja and packs them beside danet/ops. Everything else is in pyproject.toml.
+"""Builds the kernels with CMake and Ninja, and packages them in danet/ops. Everything else is in pyproject.toml.
 
-Environment: MAX_JOBS (parallel compilations), CXX (the compiler), SANITIZE (such as address,undefined); FORCE_CUDA=0|1
-(by default CUDA kernels are built where torch has CUDA and nvcc is found), TORCH_CUDA_ARCH_LIST, CUDA_HOME, CUDACXX.
+Environment variables:
+    MAX_JOBS: number of parallel compilations.
+    CXX: the C++ compiler.
+    SANITIZE: sanitizers to enable, such as address,undefined; builds the CPU kernels only.
+    FORCE_CUDA: 1 builds CUDA kernels, 0 does not; by default they are built if torch has CUDA and nvcc is found.
+    TORCH_CUDA_ARCH_LIST: GPU architectures, such as "8.0;9.0+PTX".
+    CUDA_HOME, CUDACXX: where to find nvcc.
 """
 
 import os
@@ -20,7 +25,7 @@ from backend import cuda_architectures, cuda_libraries, find_tool, find_torch, n
 
 
 class BuildKernels(build_ext):
-    """Runs CMake; the libraries are torch's to load, not Python modules."""
+    """Runs CMake. The results are shared libraries that torch loads, not Python modules."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"
@@ -38,7 +43,7 @@ class BuildKernels(build_ext):
         folder = ROOT / "build" / ("cmake-sanitize" if sanitize else "cmake")
         configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DTORCH_DIR={torch}", f"-DSANITIZE={sanitize}"]
         configure += [f"-DCUDA_ARCHITECTURES={CUDA or ''}"] + ([f"-DCMAKE_CUDA_COMPILER={nvcc()}"] if CUDA else [])
-        # An isolated build's ninja is gone the next time.
+        # Passed in every build: the ninja of an earlier isolated build no longer exists.
         self._run(*configure, f"-DCMAKE_MAKE_PROGRAM={ninja}")
         jobs = os.environ.get("MAX_JOBS")
         self._run(cmake, "--build", folder, *(["--parallel", jobs] if jobs else []))
@@ -46,26 +51,26 @@ class BuildKernels(build_ext):
         built = folder / f"{extension.name.rpartition('.')[2]}.so"
         target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # a running process keeps its own copy
+        target.unlink(missing_ok=True)  # a new file: a running process keeps the old one
         shutil.copy2(built, target)
 
     def _run(self, *command) -> None:
         paths = [os.environ.get("LIBRARY_PATH"), cuda_libraries() if CUDA else None]
-        given = os.pathsep.join(filter(None, paths))  # an empty one would stand for the current folder
-        environment = {**os.environ, **({"LIBRARY_PATH": given} if given else {})}
+        library_path = os.pathsep.join(filter(None, paths))  # no empty entries: they mean the current folder
+        environment = {**os.environ, **({"LIBRARY_PATH": library_path} if library_path else {})}
         try:
             subprocess.run([str(part) for part in command], check=True, env=environment)
         except subprocess.CalledProcessError as error:
             raise SystemExit(
-                f"danet: the kernels were not built: {Path(error.cmd[0]).name} failed, see above"
+                f"danet: building the kernels failed: {Path(error.cmd[0]).name} reported the error above"
             ) from None
 
 
 class Wheel(bdist_wheel):
-    """The libraries know nothing of Python: one wheel serves all its versions."""
+    """Tags the wheel py3-none: the libraries do not depend on the Python version."""
 
     def run(self) -> None:
-        # What earlier builds left there would be packed, too, such as CUDA kernels in a wheel without them.
+        # Remove the results of earlier builds, such as CUDA kernels, which would be packaged otherwise.
         shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
         super().run()
 

@@ -1,7 +1,8 @@
-"""The build backend: setuptools', which asks for torch, cmake and ninja only where there are none.
+"""The build backend: setuptools' own, but it requires torch, cmake and ninja only if they are not installed yet.
 
-An isolated build cannot import the torch of the environment that it builds for. It need not: headers and
-libtorch_cpu.so of any torch from 2.10 on will do, and `find_torch` finds them without importing anything.
+An isolated build (pip's default) cannot import the torch of the environment that it builds for. It does not have to:
+the build only needs the headers and libtorch_cpu.so of any torch >= 2.10, which `find_torch` locates without importing
+torch.
 """
 
 import importlib.util
@@ -16,24 +17,28 @@ from pathlib import Path
 
 from setuptools.build_meta import *  # noqa: F403  (the hooks that are not defined below)
 
-OLDEST = (2, 10)
+MIN_TORCH_VERSION = (2, 10)
 
 
 def find_torch() -> Path | None:
-    """The folder of an installed torch with what the build needs: this environment's, or that around it."""
+    """The folder of an installed torch that has the files the build needs, or None.
+
+    Searches this environment first, then the environments around an isolated build.
+    """
     for folder in _candidates():
         version = folder / "version.py"
         if (folder / "include/torch/csrc/stable/library.h").exists() and version.exists():
             numbers = re.search(r"__version__ = '(\d+)\.(\d+)", version.read_text())
-            if numbers and tuple(map(int, numbers.groups())) >= OLDEST:
+            if numbers and tuple(map(int, numbers.groups())) >= MIN_TORCH_VERSION:
                 return folder
     return None
 
 
 def find_tool(name: str) -> str | None:
-    """An executable that runs, on the PATH or beside this Python.
+    """The path of an executable that runs, on the PATH or beside this Python, or None.
 
-    Those that pip installs are Python scripts, which an isolated build sees but cannot run.
+    It is started once with `--version`: cmake and ninja from pip are Python scripts, which an isolated build can find
+    but not run.
     """
     for folder in [*os.environ.get("PATH", "").split(os.pathsep), str(Path(sys.executable).parent)]:
         tool = shutil.which(name, path=folder)
@@ -43,11 +48,14 @@ def find_tool(name: str) -> str | None:
 
 
 ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
-"""Of the CUDA kernels, where TORCH_CUDA_ARCH_LIST names none: Ampere to Blackwell, and PTX for what comes after."""
+"""Default of TORCH_CUDA_ARCH_LIST: Ampere to Blackwell, and PTX for later GPUs."""
 
 
 def cuda_architectures() -> str | None:
-    """The architectures to build CUDA kernels for, as CMake names them; None where none are to be built."""
+    """The GPU architectures in CMake's notation, or None if no CUDA kernels are to be built.
+
+    Raises SystemExit if FORCE_CUDA=1 and there is no nvcc, or if TORCH_CUDA_ARCH_LIST is malformed.
+    """
     force = os.environ.get("FORCE_CUDA", "")
     if force == "0" or (force != "1" and not (nvcc() and _has_cuda(find_torch()))):
         return None
@@ -64,12 +72,12 @@ def cuda_architectures() -> str | None:
     return ";".join(names)
 
 
-# Of CUDA 13 and later; the packages of CUDA 12 hold no whole nvcc.
+# Folder of the CUDA packages on PyPI beside torch, from CUDA 13 on. The packages of CUDA 12 have no complete nvcc.
 PIP_CUDA = "nvidia/cu[0-9]*"
 
 
 def nvcc() -> str | None:
-    """CUDA's compiler: CUDACXX, that of CUDA_HOME, one on the PATH, in the usual place, or pip's beside torch."""
+    """The CUDA compiler: from CUDACXX, CUDA_HOME, CUDA_PATH, the PATH, /usr/local/cuda or the pip packages; or None."""
     return next((found for place in _compilers() if (found := shutil.which(place))), None)
 
 
@@ -86,7 +94,7 @@ def _compilers() -> Iterator[str]:
 
 
 def cuda_libraries() -> str | None:
-    """The folder of CUDA's libraries where nvcc does not look for them: in pip's packages it is not called lib64."""
+    """The library folder of the CUDA pip packages, which nvcc does not search itself; None for a CUDA toolkit."""
     compiler = nvcc()
     home = Path(compiler).parents[1] if compiler else None
     return str(home / "lib") if home and home.match(PIP_CUDA) else None
@@ -100,7 +108,7 @@ def _candidates() -> Iterator[Path]:
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin is not None:
         yield Path(spec.origin).parent
-    for name in ("purelib", "platlib"):  # pip hides these from an isolated build's imports, not from its eyes
+    for name in ("purelib", "platlib"):  # an isolated build cannot import from these, but can read them
         yield Path(sysconfig.get_path(name)) / "torch"
     for python in _pythons():
         code = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s else '')"
@@ -110,7 +118,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def _pythons() -> Iterator[str]:
-    """The interpreters that may have started this build in an environment of its own."""
+    """Python interpreters that may have started this isolated build."""
     configuration = Path(sys.prefix) / "pyvenv.cfg"
     if configuration.exists():
         creator = re.search(r"^command = (.+?) -m ", configuration.read_text(), re.MULTILINE)

@@ -1,5 +1,5 @@
-// What the torch side of every CUDA operator shares: device and stream, checks that sizes fit, registration. Compiled for
-// tests/emulation (DANET_EMULATION) the operators are torch.ops.danet_emulated.*, on CPU tensors.
+// Host code that all CUDA operators share: device and stream, dispatch by dtype, alignment checks, registration. With
+// DANET_EMULATION (tests/emulation) the operators are registered as torch.ops.danet_emulated.*, on CPU tensors.
 #pragma once
 
 #include <initializer_list>
@@ -17,7 +17,7 @@
 
 namespace danet {
 
-// Makes the tensor's device the current one as long as it lives, and knows torch's current stream there.
+// RAII guard: makes the tensor's device the current device; stream() is torch's current stream on it.
 class OnDevice {
  public:
 #if defined(DANET_EMULATION)
@@ -40,13 +40,13 @@ class OnDevice {
   gpu::Stream stream_ = nullptr;
 };
 
-// A number as a type, for templates that a lambda chooses.
+// An integer as a type, so that a generic lambda can pass it on as a template argument.
 template <int kValue>
 struct Constant {
   static constexpr int value = kValue;
 };
 
-// body(T{}) with the type of the tensor's elements.
+// Calls body(T{}) with the type of the tensor's elements.
 template <typename Body>
 void with_type(const Tensor& tensor, const Body& body) {
   switch (dtype_of(tensor)) {
@@ -57,14 +57,14 @@ void with_type(const Tensor& tensor, const Body& body) {
   }
 }
 
-// Whether every pixel begins at a multiple of `count` numbers in memory.
+// Whether the address of every pixel is a multiple of `count` elements.
 template <typename T>
 bool is_aligned(const ImageView& view, int count) {
   return view.pixel_stride % count == 0 && view.image_stride % count == 0 &&
          reinterpret_cast<uintptr_t>(view.data) % (count * sizeof(T)) == 0;
 }
 
-// Whether every pixel's (or, for groups of them, every group's) `channels` are whole packets of 16 bytes, aligned.
+// Whether the channels of every pixel (or of every channel group) are whole, aligned packets of 16 bytes.
 template <typename T>
 bool fits_packets(int64_t channels, std::initializer_list<ImageView> views) {
   constexpr int kSize = gpu::Packet<T>::kSize;
@@ -72,9 +72,9 @@ bool fits_packets(int64_t channels, std::initializer_list<ImageView> views) {
          std::all_of(views.begin(), views.end(), [](const ImageView& view) { return is_aligned<T>(view, kSize); });
 }
 
-// All pixels as of one image where strides allow: the kernels need not divide then.
+// Merges the images into one of N * P pixels if the strides allow it: the kernels then need no division by P.
 template <typename Params>
-Params in_one_line(Params p, std::initializer_list<ImageView> views) {
+Params merge_images(Params p, std::initializer_list<ImageView> views) {
   for (const ImageView& view : views)
     if (p.N > 1 && view.image_stride != p.P * view.pixel_stride) return p;
   p.P *= p.N;
@@ -82,10 +82,10 @@ Params in_one_line(Params p, std::initializer_list<ImageView> views) {
   return p;
 }
 
-// Blocks of a one-dimensional grid for `count` items, `each` a block.
-inline unsigned blocks_for(const char* op, int64_t count, int64_t each) {
-  const int64_t blocks = (count + each - 1) / each;
-  DANET_CHECK(blocks <= 0x7fffffff, op, ": too many elements for one launch");
+// Number of blocks for `count` items with `per_block` items per block.
+inline unsigned blocks_for(const char* op, int64_t count, int64_t per_block) {
+  const int64_t blocks = (count + per_block - 1) / per_block;
+  DANET_CHECK(blocks <= 0x7fffffff, op, ": too many elements for one kernel launch");
   return unsigned(blocks);
 }
 

@@ -1,5 +1,6 @@
-// What kernels need of CUDA, under names that also g++ can give them: the same sources are compiled by nvcc for the device
-// and by g++ for tests/emulation, which runs them on the CPU and checks them. Kernels include this and ptx.cuh alone.
+// The CUDA features that the kernels use, under names that g++ can provide too. nvcc compiles the same sources for the
+// GPU; g++ compiles them for tests/emulation, which runs and checks them on the CPU. Kernels use CUDA only through this
+// file and ptx.cuh.
 #pragma once
 
 #include <cstddef>
@@ -26,14 +27,14 @@ namespace danet {
 namespace gpu {
 
 template <typename T>
-struct Same {
+struct TypeIdentity {
   using type = T;
 };
 
-// GPU_SHARED(name, Type[3][4]); declares shared memory of a block. GPU_DYNAMIC_SHARED(Type, name); declares a pointer to
-// that of Launch::shared bytes, aligned to 128.
+// GPU_SHARED(name, Type[3][4]); declares a static shared memory array. GPU_DYNAMIC_SHARED(Type, name); declares a
+// pointer to the dynamic shared memory of the launch (Launch::shared bytes, aligned to 128 bytes).
 #if defined(__CUDACC__)
-#define GPU_SHARED(name, ...) __shared__ __align__(16) typename ::danet::gpu::Same<__VA_ARGS__>::type name
+#define GPU_SHARED(name, ...) __shared__ __align__(16) typename ::danet::gpu::TypeIdentity<__VA_ARGS__>::type name
 #define GPU_DYNAMIC_SHARED(Type, name)                                    \
   extern __shared__ __align__(128) unsigned char danet_dynamic_shared[]; \
   Type* name = reinterpret_cast<Type*>(danet_dynamic_shared)
@@ -44,7 +45,7 @@ using Stream = cudaStream_t;
 using Stream = void*;
 #endif
 
-// --- host: launches ---------------------------------------------------------------------------------------------------
+// --- host: launches -------------------------------------------------------------------------------------------------
 
 struct Launch {
   dim3 grid, block;
@@ -52,44 +53,45 @@ struct Launch {
   Stream stream;
 };
 
-// Starts kernel(arguments...); throws where it cannot be. `what` names the operator.
+// Launches kernel(arguments...). Throws std::runtime_error if the launch fails; its text begins with `op`.
 template <typename... Parameters, typename... Arguments>
-void launch(const char* what, void (*kernel)(Parameters...), const Launch& how, Arguments&&... arguments) {
+void launch(const char* op, void (*kernel)(Parameters...), const Launch& options, Arguments&&... arguments) {
 #if defined(__CUDACC__)
   cudaError_t error = cudaSuccess;
-  if (how.shared > 48 * 1024)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(how.shared));
+  if (options.shared > 48 * 1024)  // more than the default limit must be requested
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(options.shared));
   if (error == cudaSuccess) {
     cudaLaunchConfig_t config{};
-    config.gridDim = how.grid, config.blockDim = how.block;
-    config.dynamicSmemBytes = how.shared, config.stream = how.stream;
+    config.gridDim = options.grid, config.blockDim = options.block;
+    config.dynamicSmemBytes = options.shared, config.stream = options.stream;
     error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...);
   }
   if (error != cudaSuccess) {
-    cudaGetLastError();  // it is reported here and must not be found again by others
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+    cudaGetLastError();  // clear the error: it is reported here, not by a later CUDA call
+    throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error));
   }
 #else
   auto body = [&] { kernel(static_cast<Parameters>(arguments)...); };
   emulation::run(
-      what, how.grid, how.block, how.shared, how.stream, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
+      op, options.grid, options.block, options.shared, options.stream,
+      [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
 #endif
 }
 
-// Streaming multiprocessors of the current device.
-inline int multiprocessors() {
+// Number of streaming multiprocessors of the current device.
+inline int multiprocessor_count() {
 #if defined(__CUDACC__)
   int device = 0, count = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
-    throw std::runtime_error("danet: the CUDA device does not answer");
+    throw std::runtime_error("danet: cannot query the CUDA device");
   return count;
 #else
   return 4;
 #endif
 }
 
-// --- device: numbers --------------------------------------------------------------------------------------------------
+// --- device: conversions --------------------------------------------------------------------------------------------
 
 GPU_DEVICE float to_compute(float value) { return value; }
 GPU_DEVICE double to_compute(double value) { return value; }
@@ -108,26 +110,26 @@ GPU_DEVICE float to_compute(Half value) {
 #endif
 }
 
-// The largest int not above; the nearest int where there is none.
+// floor(value), saturated to the int range; unspecified for NaN.
 GPU_DEVICE int floor_to_int(float value) { return __float2int_rd(value); }
 GPU_DEVICE int floor_to_int(double value) { return __double2int_rd(value); }
-// Between 0 and 1; NaN is 0.
+// value clamped to [0, 1]; NaN gives 0.
 GPU_DEVICE float saturate(float value) { return __saturatef(value); }
 GPU_DEVICE double saturate(double value) { return fmin(fmax(value, 0.0), 1.0); }
 
 template <typename T>
-struct Rounded;
+struct FromCompute;
 template <>
-struct Rounded<float> {
-  static GPU_DEVICE float of(float value) { return value; }
+struct FromCompute<float> {
+  static GPU_DEVICE float convert(float value) { return value; }
 };
 template <>
-struct Rounded<double> {
-  static GPU_DEVICE double of(double value) { return value; }
+struct FromCompute<double> {
+  static GPU_DEVICE double convert(double value) { return value; }
 };
 template <>
-struct Rounded<BFloat16> {
-  static GPU_DEVICE BFloat16 of(float value) {
+struct FromCompute<BFloat16> {
+  static GPU_DEVICE BFloat16 convert(float value) {
 #if defined(__CUDACC__)
     return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 #else
@@ -136,8 +138,8 @@ struct Rounded<BFloat16> {
   }
 };
 template <>
-struct Rounded<Half> {
-  static GPU_DEVICE Half of(float value) {
+struct FromCompute<Half> {
+  static GPU_DEVICE Half convert(float value) {
 #if defined(__CUDACC__)
     return {__half_as_ushort(__float2half_rn(value))};
 #else
@@ -145,84 +147,83 @@ struct Rounded<Half> {
 #endif
   }
 };
-// The nearest T; ties to even.
+// Rounds to the nearest T, ties to even.
 template <typename T>
 GPU_DEVICE T from_compute(Compute<T> value) {
-  return Rounded<T>::of(value);
+  return FromCompute<T>::convert(value);
 }
 
-// 16 bytes of values, moved as one.
+// --- device: vector loads -------------------------------------------------------------------------------------------
+
+// 16 bytes of values, which one instruction loads or stores.
 template <typename T>
 struct alignas(16) Packet {
   static constexpr int kSize = 16 / int(sizeof(T));
   T values[kSize];
 };
-// kCount values, moved as one; p must be aligned to their size.
+// kCount values, which one instruction loads or stores; a pointer to them must be aligned to their total size.
 template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount) Group {
+struct alignas(sizeof(T) * kCount) AlignedArray {
   T values[kCount];
 };
-// The group at `from` or, where that must not be read, zeros; by words, for of halves the compiler chooses each.
+// Loads kCount values; returns zeros, and reads nothing, if !valid.
+// NOTE: 16-bit types are loaded as 32-bit words, because nvcc splits predicated loads of 16-bit vectors.
 template <int kCount, typename T>
-GPU_DEVICE Group<T, kCount> load(const T* from, bool valid = true) {
-  Group<T, kCount> group{};
+GPU_DEVICE AlignedArray<T, kCount> load(const T* from, bool valid = true) {
+  AlignedArray<T, kCount> array{};
 #if defined(__CUDACC__)
   if constexpr (sizeof(T) * kCount >= 4) {
-    Group<uint32_t, sizeof(T) * kCount / 4> words{};
+    AlignedArray<uint32_t, sizeof(T) * kCount / 4> words{};
     if (valid) words = *reinterpret_cast<const decltype(words)*>(from);
-    memcpy(&group, &words, sizeof group);
-    return group;
+    memcpy(&array, &words, sizeof array);
+    return array;
   }
 #endif
-  if (valid) group = *reinterpret_cast<const Group<T, kCount>*>(from);
-  return group;
+  if (valid) array = *reinterpret_cast<const AlignedArray<T, kCount>*>(from);
+  return array;
 }
 
 template <typename T, int kCount>
-struct Numbers {
+struct ComputeArray {
   Compute<T> values[kCount];
 };
+// Converts every value.
+// NOTE: bfloat16 is widened by shift and mask, one instruction per value; nvcc would use two.
 template <typename T, int kCount>
-GPU_DEVICE Numbers<T, kCount> to_compute(const Group<T, kCount>& group) {
-  Numbers<T, kCount> numbers;
-  if constexpr (std::is_same_v<T, BFloat16> && kCount % 2 == 0) {  // an instruction a number: the compiler takes two
-    Group<uint32_t, kCount / 2> words;
-    memcpy(&words, &group, sizeof words);
+GPU_DEVICE ComputeArray<T, kCount> to_compute(const AlignedArray<T, kCount>& array) {
+  ComputeArray<T, kCount> converted;
+  if constexpr (std::is_same_v<T, BFloat16> && kCount % 2 == 0) {
+    AlignedArray<uint32_t, kCount / 2> words;
+    memcpy(&words, &array, sizeof words);
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
-      numbers.values[i] = __uint_as_float(i % 2 == 0 ? words.values[i / 2] << 16 : words.values[i / 2] & 0xffff0000u);
+      converted.values[i] = __uint_as_float(i % 2 == 0 ? words.values[i / 2] << 16 : words.values[i / 2] & 0xffff0000u);
   } else {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) numbers.values[i] = to_compute(group.values[i]);
+    for (int i = 0; i < kCount; ++i) converted.values[i] = to_compute(array.values[i]);
   }
-  return numbers;
+  return converted;
 }
+
+// --- device: indices and warps --------------------------------------------------------------------------------------
 
 // Pixel i of image n.
 struct Pixel {
   int64_t n, i;
 };
-// Pixel number n * P + i of N images of P pixels; 64-bit divisions are slow and mostly not needed.
-GPU_DEVICE Pixel locate(int64_t N, int64_t P, int64_t pixel) {
+// Splits the flat index n * P + i over N images of P pixels.
+// NOTE: divides in 32 bits where both numbers fit: 64-bit division is slow.
+GPU_DEVICE Pixel split_pixel_index(int64_t N, int64_t P, int64_t pixel) {
   if (N == 1) return {0, pixel};
   const int64_t n = (pixel | P) >> 32 == 0 ? uint32_t(pixel) / uint32_t(P) : pixel / P;
   return {n, pixel - n * P};
 }
 
-// Sum over the lanes of a warp that differ in the bits below kLanes (a power of two); all of them get it.
+// Sum over aligned groups of kLanes lanes of a warp (kLanes is a power of two); every lane gets the sum of its group.
 template <int kLanes, typename A>
 GPU_DEVICE A sum_lanes(A value) {
 #pragma unroll
   for (int step = kLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  return value;
-}
-template <int kLanes, typename A>
-GPU_DEVICE A max_lanes(A value) {
-#pragma unroll
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    A other = __shfl_xor_sync(~0u, value, step);
-    value = other > value || other != other ? other : value;
-  }
   return value;
 }
 

@@ -1,3 +1,4 @@
+// Selects the instruction set of the CPU kernels at run time; see isa() in kernels.h.
 #include <cstdlib>
 #include <cstring>
 
@@ -17,20 +18,20 @@ Isa best_isa() {
   return Isa::kBaseline;
 }
 
-Isa chosen_isa() {
+Isa select_isa() {
   Isa best = best_isa();
-  const char* asked = std::getenv("DANET_CPU_CAPABILITY");
-  if (asked == nullptr) return best;
-  if (std::strcmp(asked, "default") == 0) return Isa::kBaseline;
-  if (std::strcmp(asked, "avx2") == 0 && best == Isa::kAvx512) return Isa::kAvx2;
+  const char* requested = std::getenv("DANET_CPU_CAPABILITY");
+  if (requested == nullptr) return best;
+  if (std::strcmp(requested, "default") == 0) return Isa::kBaseline;
+  if (std::strcmp(requested, "avx2") == 0 && best == Isa::kAvx512) return Isa::kAvx2;
   return best;
 }
 
 }  // namespace
 
 Isa isa() {
-  static const Isa chosen = chosen_isa();
-  return chosen;
+  static const Isa selected = select_isa();
+  return selected;
 }
 
 }  // namespace danet

@@ -1,40 +1,42 @@
-// How code that knows torch reaches kernels that do not. A `*_kernels.cpp` is plain C++, compiled once for each
-// instruction set into a namespace of that name; it exports one table of functions for each type, and the `*_cpu.cpp`
-// beside it takes the table that fits the processor.
+// The interface between the CPU kernels and the code that calls them. A `*_kernels.cpp` file is plain C++ without
+// torch. It is compiled once per instruction set, into a namespace of that name, and exports one table of function
+// pointers per dtype. The `*_cpu.cpp` file beside it (the torch operator) picks the table for the processor that it
+// runs on.
 #pragma once
 
 #include <cstdint>
 
-// Of functions that the kernels of all devices share.
+// Marks functions that both the CPU and the CUDA kernels call.
 #if defined(__CUDACC__)
-#define DANET_SHARED __host__ __device__ __forceinline__
+#define DANET_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define DANET_SHARED inline __attribute__((always_inline))
+#define DANET_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace danet {
 
-// Numbered as torch's ScalarType.
+// The values are those of torch's ScalarType.
 enum class DType : int8_t { kHalf = 5, kFloat = 6, kDouble = 7, kBFloat16 = 15 };
 
-// An image tensor [N, C, H, W] whose C channels of a pixel lie side by side. Strides in elements.
+// A channels-last image tensor [N, C, H, W]: the C channels of a pixel are contiguous. Strides are in elements.
 struct ImageView {
   void* data;
   int64_t image_stride, pixel_stride;
 
   template <typename T>
-  DANET_SHARED T* pixel(int64_t n, int64_t i) const {
+  DANET_HOST_DEVICE T* pixel(int64_t n, int64_t i) const {
     return static_cast<T*>(data) + n * image_stride + i * pixel_stride;
   }
 };
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-// The best instruction set of this processor, or what the environment variable DANET_CPU_CAPABILITY (default, avx2,
-// avx512) asks for where it has that. Found once.
+// The instruction set to use: the best one of this processor, or the one that the environment variable
+// DANET_CPU_CAPABILITY (default, avx2 or avx512) names, if the processor supports it. Determined once per process.
 Isa isa();
 
-// `const Table& name(DType)` of every instruction set, and the one to use; DANET_ONLY_ISA: the only one that is built.
+// DANET_DECLARE_KERNELS declares `const Table& name(DType)` for every instruction set; DANET_KERNELS calls the one to
+// use. DANET_ONLY_ISA: the only instruction set that is built.
 #if defined(DANET_ONLY_ISA)
 #define DANET_DECLARE_KERNELS(Table, name) \
   namespace DANET_ONLY_ISA { const Table& name(DType); }

@@ -1,4 +1,4 @@
-// Lanes that change places, within a vector and between vectors, and sums over them.
+// Lane permutations within and between vectors, and horizontal sums.
 #pragma once
 
 #include <utility>
@@ -8,7 +8,7 @@
 namespace danet {
 namespace {
 
-// Lanes of two vectors by constant numbers: lane i of a is i, lane i of b is L + i.
+// pick<Lanes>(a, b): a shuffle whose result lane i is lane Lanes::lane(i, L) of the concatenation of a and b.
 
 template <typename Lanes, typename V, int... I>
 DANET_INLINE V pick_lanes(V a, V b, std::integer_sequence<int, I...>) {
@@ -31,7 +31,7 @@ struct InterleavedLow {
 struct InterleavedHigh {
   static constexpr int lane(int i, int L) { return L / 2 + i / 2 + i % 2 * L; }
 };
-// Every run of 2 * Part lanes of both vectors has two halves; the first (Upper = 0) or second ones, one after the other.
+// Splits the concatenation of a and b into Parts runs, and takes the first (Upper = 0) or second half of every run.
 template <int Parts, int Upper>
 struct Halves {
   static constexpr int lane(int i, int L) {
@@ -48,21 +48,21 @@ struct EveryQuarter {
 };
 
 #if defined(__AVX512F__)
-// Lane `index`[0] of v in all lanes; where kSpreads, this costs less than to read it from memory again.
+// Broadcasts lane index[0] of v. Exists where kHasBroadcastLane: there it is cheaper than a broadcast from memory.
 template <typename A>
-constexpr bool kSpreads = sizeof(A) == 4;
-DANET_INLINE Vec<float> spread(Vec<float> v, IntVec<float> index) {
+constexpr bool kHasBroadcastLane = sizeof(A) == 4;
+DANET_INLINE Vec<float> broadcast_lane(Vec<float> v, IntVec<float> index) {
   return (Vec<float>)_mm512_permutexvar_ps((__m512i)index, (__m512)v);
 }
 #else
 template <typename A>
-constexpr bool kSpreads = false;
+constexpr bool kHasBroadcastLane = false;
 #endif
 
 template <typename A>
-using Four = typename VecOf<A, 4>::type;
+using Vec4 = typename VecOf<A, 4>::type;
 
-// Of four vectors: a quarter of the lanes for each, whose sums are those of all its lanes. L >= 4.
+// Partial sums of four vectors in one: the lanes of quarter i of the result add up to the sum of vector i. L >= 4.
 template <typename A>
 DANET_INLINE Vec<A> to_quarters(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d) {
   const Vec<A> ab = pick<Halves<2, 0>>(a, b) + pick<Halves<2, 1>>(a, b);
@@ -70,23 +70,23 @@ DANET_INLINE Vec<A> to_quarters(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d) {
   return pick<Halves<4, 0>>(ab, cd) + pick<Halves<4, 1>>(ab, cd);
 }
 
-// The sums of the lanes of four vectors, at the price of two.
+// The horizontal sums of four vectors, for about the cost of two.
 template <typename A>
-DANET_INLINE Four<A> sum_lanes(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d) {
+DANET_INLINE Vec4<A> sum_lanes(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d) {
   constexpr int L = kLanes<A>;
   if constexpr (L == 2) {
-    return Four<A>{a[0] + a[1], b[0] + b[1], c[0] + c[1], d[0] + d[1]};
+    return Vec4<A>{a[0] + a[1], b[0] + b[1], c[0] + c[1], d[0] + d[1]};
   } else {
     Vec<A> sums = to_quarters<A>(a, b, c, d);
     if constexpr (L >= 16) sums += pick<Exchanged<2>>(sums, sums);
     if constexpr (L >= 8) sums += pick<Exchanged<1>>(sums, sums);
     sums = pick<EveryQuarter>(sums, sums);
-    return bits_as<Four<A>>(&sums);
+    return bits_as<Vec4<A>>(&sums);
   }
 }
 
-// Every quarter of the lanes of both vectors has two halves, whole pairs' first (Upper = 0) or second lanes: those of a,
-// then those of b.
+// From each quarter of a and of b, takes the even (Upper = 0) or odd lanes; quarter i of the result holds those of a's
+// quarter i, then those of b's quarter i.
 template <int Upper>
 struct PairsOfQuarters {
   static constexpr int lane(int i, int L) {
@@ -95,8 +95,8 @@ struct PairsOfQuarters {
   }
 };
 
-// The sums of the lanes of B * 4 vectors in as few steps as there can be: of the first of every four for b = 0, 1, ..., of
-// the second ones, ... B: a quarter of the lanes, or 1 where there are less than four lanes.
+// The horizontal sums of B * 4 vectors with the minimum number of steps: lane i * B + b of the result is the sum of
+// v[b][i]. B is a quarter of the number of lanes, or 1 if there are fewer than four lanes.
 template <typename A, int B>
 DANET_INLINE typename VecOf<A, 4 * B>::type sum_lanes(const Vec<A> (&v)[B][4]) {
   constexpr int L = kLanes<A>;
@@ -115,10 +115,10 @@ DANET_INLINE typename VecOf<A, 4 * B>::type sum_lanes(const Vec<A> (&v)[B][4]) {
   }
 }
 
-// The quarters of four vectors: all first ones to quarter[0], all second ones to quarter[1], ... Of vectors of two lanes,
-// what each two of them hold together counts as one.
+// Transposes quarters: quarter[i] consists of quarter i of a, b, c and d. Vectors of two lanes are treated as two
+// pairs, (a, b) and (c, d), of four lanes each.
 template <typename V>
-DANET_INLINE void by_quarter(V a, V b, V c, V d, V (&quarter)[4]) {
+DANET_INLINE void transpose_quarters(V a, V b, V c, V d, V (&quarter)[4]) {
   constexpr int L = int(sizeof(V) / sizeof(a[0])), kParts = L < 4 ? L : 4;
   using First = Halves<kParts, 0>;
   using Second = Halves<kParts, 1>;

@@ -1,5 +1,5 @@
-// PTX instructions that CUDA C++ has no name for, each a function. Without nvcc they are their reference implementations in
-// tests/emulation.
+// One function per PTX instruction that CUDA C++ has no intrinsic for. Under g++ they call the reference
+// implementations in tests/emulation.
 #pragma once
 
 #include "gpu.cuh"
@@ -11,9 +11,10 @@ namespace gpu {
 GPU_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 #endif
 
-// Begins to copy kBytes (4, 8 or 16) from global to shared memory, or zeros where not `valid`; both aligned to kBytes.
+// Starts an asynchronous copy of kBytes (4, 8 or 16) from global to shared memory; writes zeros if !valid. Both
+// addresses must be aligned to kBytes.
 template <int kBytes>
-GPU_DEVICE void copy_async(void* shared, const void* global, bool valid) {
+GPU_DEVICE void cp_async(void* shared, const void* global, bool valid) {
 #if defined(__CUDACC__)
   const int read = valid ? kBytes : 0;
   if constexpr (kBytes == 16)
@@ -24,31 +25,32 @@ GPU_DEVICE void copy_async(void* shared, const void* global, bool valid) {
                  "n"(kBytes), "r"(read)
                  : "memory");
 #else
-  emulation::copy_async(shared, global, kBytes, valid ? kBytes : 0);
+  emulation::cp_async(shared, global, kBytes, valid ? kBytes : 0);
 #endif
 }
-// Closes a group of this thread's copies.
-GPU_DEVICE void commit_copies() {
+// Commits this thread's copies since the last commit as one group.
+GPU_DEVICE void cp_async_commit() {
 #if defined(__CUDACC__)
   asm volatile("cp.async.commit_group;" ::: "memory");
 #else
-  emulation::commit_copies();
+  emulation::cp_async_commit();
 #endif
 }
-// Waits until at most kPending of this thread's groups are on their way. Other threads' copies need a barrier after it.
+// Waits until at most kPending of this thread's groups are pending. Copies of other threads also need a barrier after
+// it.
 template <int kPending>
-GPU_DEVICE void wait_for_copies() {
+GPU_DEVICE void cp_async_wait() {
 #if defined(__CUDACC__)
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 #else
-  emulation::wait_for_copies(kPending);
+  emulation::cp_async_wait(kPending);
 #endif
 }
 
-// Four 8x8 matrices of 16-bit numbers: lane 8 * i + r gives the address of row r (16 bytes) of matrix i; a lane gets of
-// each matrix elements (lane / 4, lane % 4 * 2 + {0, 1}), with kTransposed of its transpose.
+// Loads four 8x8 matrices of 16-bit elements. Lane 8 * i + r passes the address of row r (16 bytes) of matrix i. Each
+// lane receives, from each matrix (kTransposed: from its transpose), the elements (lane / 4, lane % 4 * 2 + {0, 1}).
 template <bool kTransposed>
-GPU_DEVICE void load_matrices(uint32_t (&matrices)[4], const void* shared_row) {
+GPU_DEVICE void ldmatrix_x4(uint32_t (&matrices)[4], const void* shared_row) {
 #if defined(__CUDACC__)
   const uint32_t row = shared_address(shared_row);
   if constexpr (kTransposed)
@@ -62,15 +64,18 @@ GPU_DEVICE void load_matrices(uint32_t (&matrices)[4], const void* shared_row) {
                  : "r"(row)
                  : "memory");
 #else
-  emulation::load_matrices<kTransposed>(matrices, shared_row);
+  emulation::ldmatrix_x4<kTransposed>(matrices, shared_row);
 #endif
 }
 
-// d += a * b on the tensor cores, with a 16x16 row by row, b 16x8 column by column, of Half or BFloat16, d float32. With
-// g = lane / 4, t = lane % 4: a holds rows g, g + 8 (a[0], a[1]) at columns 2t, 2t + 1, and at 8 more (a[2], a[3]); b rows
-// 2t, 2t + 1 (b[0]) and 8 more (b[1]) of column g; d row g (d[0], d[1]) and g + 8 at columns 2t, 2t + 1.
+// d += a * b on the tensor cores: a [16, 16] and b [16, 8] are Half or BFloat16, d [16, 8] is float32. Elements of a
+// lane, with g = lane / 4 and t = lane % 4:
+//   a[0]: row g, columns 2t, 2t + 1        a[1]: row g + 8, same columns
+//   a[2], a[3]: rows as in a[0], a[1], columns 2t + 8, 2t + 9
+//   b[0]: rows 2t, 2t + 1, column g        b[1]: rows 2t + 8, 2t + 9, column g
+//   d[0], d[1]: row g, columns 2t, 2t + 1  d[2], d[3]: row g + 8, same columns
 template <typename T>
-GPU_DEVICE void multiply_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+GPU_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if defined(__CUDACC__)
   if constexpr (std::is_same_v<T, Half>)
     asm volatile(
@@ -85,13 +90,14 @@ GPU_DEVICE void multiply_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const u
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-  emulation::multiply_m16n8k16<T>(d, a, b);
+  emulation::mma_m16n8k16<T>(d, a, b);
 #endif
 }
 
-// The same for float32 rounded to tf32: a 16x8, b 8x8. a holds rows g, g + 8 at column t (a[0], a[1]) and t + 4 (a[2],
-// a[3]); b rows t (b[0]) and t + 4 (b[1]) of column g; d as above. Operands: bits of tf32(...).
-GPU_DEVICE void multiply_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+// The same for float32 rounded to tf32 (the operands are results of to_tf32): a [16, 8], b [8, 8]. Elements of a lane:
+//   a[0]: row g, column t        a[1]: row g + 8, column t        a[2], a[3]: same rows, column t + 4
+//   b[0]: row t, column g        b[1]: row t + 4, column g        d as above
+GPU_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if defined(__CUDACC__)
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -99,28 +105,28 @@ GPU_DEVICE void multiply_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], con
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-  emulation::multiply_m16n8k8_tf32(d, a, b);
+  emulation::mma_m16n8k8_tf32(d, a, b);
 #endif
 }
-// The bits of a float32 rounded to tf32, 10 bits of mantissa, to nearest, ties away from zero.
-GPU_DEVICE uint32_t tf32(float value) {
+// Rounds to tf32 (10 mantissa bits), to nearest, ties away from zero; returns the bits.
+GPU_DEVICE uint32_t to_tf32(float value) {
 #if defined(__CUDACC__)
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
   return bits;
 #else
-  return emulation::tf32(value);
+  return emulation::to_tf32(value);
 #endif
 }
 
-// 2 to the power of x, and 1 / x, each one instruction: relative errors of 2^-22, numbers below 2^-126 are zero.
+// 2^x and 1 / x in one instruction each: relative error 2^-22; subnormal operands and results count as zero.
 GPU_DEVICE float fast_exp2(float x) {
 #if defined(__CUDACC__)
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 #else
-  return emulation::flushed(exp2f(emulation::flushed(x)));
+  return emulation::flush_subnormal(exp2f(emulation::flush_subnormal(x)));
 #endif
 }
 GPU_DEVICE float fast_reciprocal(float x) {
@@ -129,12 +135,12 @@ GPU_DEVICE float fast_reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 #else
-  return emulation::flushed(1 / emulation::flushed(x));
+  return emulation::flush_subnormal(1 / emulation::flush_subnormal(x));
 #endif
 }
 
-// Adds four floats to global memory that others add to at the same time; p is aligned to 16 bytes.
-GPU_DEVICE void add_atomically(float* p, const float (&v)[4]) {
+// Adds four floats atomically to global memory; p must be aligned to 16 bytes. One instruction from sm_90 on.
+GPU_DEVICE void atomic_add_x4(float* p, const float (&v)[4]) {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
                : "memory");

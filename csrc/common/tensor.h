@@ -1,4 +1,4 @@
-// What the torch side of every operator shares, on the CPU and on CUDA devices: checks, channels-last views.
+// Argument checks and channels-last views, which the torch operators share on the CPU and on CUDA devices.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,9 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Guards of memory safety for direct callers of torch.ops.danet; users get their messages from the Python checkers.
-// Unlike STD_TORCH_CHECK, the message names no file.
+// Throws if the condition is false. These checks guarantee memory safety for direct callers of torch.ops.danet; users
+// of danet.ops get more detailed messages from the Python checkers. Unlike STD_TORCH_CHECK, the message names no source
+// file.
 #define DANET_CHECK(condition, ...) \
   if (!(condition)) throw std::runtime_error(torch::headeronly::detail::stdTorchCheckMsgImpl("", __VA_ARGS__))
 
@@ -32,7 +33,7 @@ inline DType dtype_of(const Tensor& t) {
   return DType(int8_t(type));
 }
 
-// Whether a tensor is where this source's kernels run: nvcc compiles those of CUDA devices.
+// Whether the tensor is on the device that this source file is compiled for (CUDA under nvcc, else CPU).
 inline bool is_here(const Tensor& t) {
 #if defined(__CUDACC__)
   return t.is_cuda();
@@ -46,7 +47,7 @@ inline void check_input(const char* op, const Tensor& input) {
   dtype_of(input);
 }
 
-// t is on input's device, of its type and of these sizes.
+// Checks that t is on input's device and has input's dtype and the given sizes.
 inline void check_like(
     const char* op, const char* name, const Tensor& t, const Tensor& input, IntHeaderOnlyArrayRef sizes) {
   DANET_CHECK(
@@ -57,8 +58,8 @@ inline void check_like(
       " has the wrong shape");
 }
 
-// An [N, C, H, W] tensor whose pixels lie one after the other, each with its channels side by side. Slices of channels or
-// of images of a channels-last tensor are such already and are not copied.
+// An [N, C, H, W] tensor in channels-last layout, and a view of it. Copies the tensor only if it does not have that
+// layout; slices of channels or images of a channels-last tensor are not copied.
 struct Image {
   Tensor tensor;
   ImageView view;
@@ -72,7 +73,8 @@ struct Image {
   }
 
  private:
-  // Sets the strides; a dimension of size 1 may have any.
+  // Sets the view's strides; returns whether the layout is channels-last. The stride of a dimension of size 1 is
+  // ignored.
   bool strides_fit() {
     auto sizes = tensor.sizes(), strides = tensor.strides();
     view.image_stride = sizes[0] == 1 ? 0 : strides[0];

@@ -1,4 +1,4 @@
-// What the torch side of every CPU operator shares besides: memory of a thread, and threads.
+// Per-thread scratch memory and parallel loops, which the CPU operators share.
 #pragma once
 
 #include <cstdlib>
@@ -9,28 +9,28 @@
 
 namespace danet {
 
-// Memory of one thread, aligned to a cache line, until the end of the scope. A thread keeps one for its next calls, which
-// find it in the cache; cut out of the heap again and again, between results that stay, it would leave holes there.
+// Scratch memory of the calling thread, aligned to a cache line, until the end of the scope. A thread reuses one buffer
+// (up to 8 MiB) across calls: it stays in the cache, and the heap does not fragment.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) {
-    Kept& kept = of_thread();
-    if (bytes > kMostKept || kept.used) {
+    Buffer& buffer = thread_buffer();
+    if (bytes > kMaxReusedBytes || buffer.used) {
       own_ = allocate(bytes);
       memory_ = own_.get();
       return;
     }
-    if (bytes > kept.size) {
-      kept.memory.reset();
-      kept.size = 0;
-      kept.memory = allocate(bytes);
-      kept.size = bytes;
+    if (bytes > buffer.size) {
+      buffer.memory.reset();
+      buffer.size = 0;
+      buffer.memory = allocate(bytes);
+      buffer.size = bytes;
     }
-    memory_ = kept.memory.get();
-    kept.used = true;
+    memory_ = buffer.memory.get();
+    buffer.used = true;
   }
   ~Scratch() {
-    if (own_ == nullptr) of_thread().used = false;
+    if (own_ == nullptr) thread_buffer().used = false;
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -41,31 +41,32 @@ class Scratch {
     void operator()(char* memory) const { std::free(memory); }
   };
   using Memory = std::unique_ptr<char[], Free>;
-  struct Kept {
+  struct Buffer {
     Memory memory;
     int64_t size = 0;
     bool used = false;
   };
-  static constexpr int64_t kMostKept = 8 << 20;
+  static constexpr int64_t kMaxReusedBytes = 8 << 20;
 
   static Memory allocate(int64_t bytes) {
     Memory memory(static_cast<char*>(std::aligned_alloc(64, size_t((bytes + 127) / 64 * 64))));
     if (memory == nullptr) throw std::bad_alloc();
     return memory;
   }
-  static Kept& of_thread() {
-    thread_local Kept kept;
-    return kept;
+  static Buffer& thread_buffer() {
+    thread_local Buffer buffer;
+    return buffer;
   }
 
-  Memory own_;  // where the thread's is in use, or too small for so much
+  Memory own_;  // used if the thread's buffer is in use, or if the request exceeds kMaxReusedBytes
   char* memory_;
 };
 
-// Least work worth a thread of its own, in elementary operations (a few microseconds).
+// Minimum work per thread, in elementary operations (a few microseconds).
 constexpr int64_t kWorkPerThread = 20000;
 
-// body(begin, end) for parts of [0, count) on torch's threads; cost: elementary operations of one item.
+// Calls body(begin, end) for disjoint ranges that cover [0, count), on torch's threads. cost: elementary operations per
+// item.
 template <typename Body>
 void parallel_for(int64_t count, int64_t cost, const Body& body) {
   torch::stable::parallel_for(0, count, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(cost, 1)), body);

@@ -1,4 +1,5 @@
-// Storage types without arithmetic; the kernels of all devices compute in Compute<T>.
+// Storage types without arithmetic. All kernels convert them to Compute<T> (float, or double for double) and compute in
+// that.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
-// Vectors of the widest registers that this compilation may use, as GCC and Clang's own vector types: + - * / < ?: act
-// on all lanes and take scalars. Every kernels file is compiled once per instruction set (CMakeLists.txt), so everything
-// here is in an anonymous namespace: a function built for AVX-512 must never be linked into code for older processors.
+// SIMD vectors of the widest registers that this compilation may use, as GCC and Clang vector types: the operators
+// + - * / < ?: act on all lanes and accept scalars. Every kernels file is compiled once per instruction set
+// (CMakeLists.txt). Everything here is in an anonymous namespace, so that the linker cannot merge a function that was
+// compiled for AVX-512 into code for older processors.
 #pragma once
 
 #include <cstdint>
@@ -35,13 +36,13 @@ template <typename A>
 constexpr int kLanes = kVectorBytes / int(sizeof(A));
 template <typename A>
 using Vec = typename VecOf<A, kLanes<A>>::type;
-// As many int32 as Vec<A> has lanes, whatever their size.
+// int32 vector with as many lanes as Vec<A>.
 template <typename A>
 using IntVec = typename VecOf<int32_t, kLanes<A>>::type;
-// What a comparison of two Vec<A> gives: -1 or 0.
+// The result of comparing two Vec<A>: -1 or 0 per lane.
 template <typename A>
 using Mask = decltype(Vec<A>{} < Vec<A>{});
-// Unsigned numbers of the size of A, and of 32 bits; as many as Vec<A> has lanes.
+// Unsigned integers of the size of A (Bits) or of 32 bits (UIntVec), with as many lanes as Vec<A>.
 template <typename A>
 using Bits = typename VecOf<typename std::conditional<sizeof(A) == 4, uint32_t, uint64_t>::type, kLanes<A>>::type;
 template <typename A>
@@ -52,8 +53,9 @@ DANET_INLINE Vec<A> broadcast(A value) {
   return value - Vec<A>{};
 }
 
-// a * b + c, rounded once where there is an instruction for it. Written a * b + c, it is the compiler's choice, which is
-// another in every loop: for sums that must be the same whichever loop adds to them.
+// a * b + c as a fused multiply-add where the instruction set has one.
+// NOTE: for a plain a * b + c, the compiler decides in each loop whether to fuse it. Sums that must be bit-identical in
+// different loops use this function.
 template <typename A>
 DANET_INLINE Vec<A> multiply_add(Vec<A> a, Vec<A> b, Vec<A> c) {
 #if defined(__AVX512F__)
@@ -86,10 +88,11 @@ DANET_INLINE float to_compute(BFloat16 value) {
   uint32_t bits = uint32_t(value.bits) << 16;
   return bits_as<float>(&bits);
 }
-// Halves without instructions for them: one value, or all lanes of a vector. U: as many unsigned numbers.
+// Half conversions in software, for processors without F16C. V: float or a vector of floats; U: the unsigned integers
+// of the same size and number of lanes.
 template <typename V, typename U>
 DANET_INLINE V half_to_float(U half) {
-  // The exponent is moved by a multiplication, which also makes subnormals normal; infinity and NaN need its top bits.
+  // A multiplication rebases the exponent, which also normalizes subnormals; infinity and NaN need its top bits set.
   const U magnitude = (half & 0x7fffu) << 13;
   const V scaled = bits_as<V>(&magnitude) * 0x1p112f;
   U bits = bits_as<U>(&scaled);
@@ -100,7 +103,7 @@ DANET_INLINE V half_to_float(U half) {
 template <typename U, typename V>
 DANET_INLINE U float_to_half(V value) {
   const U bits = bits_as<U>(&value), magnitude = bits & 0x7fffffffu;
-  const V sum = bits_as<V>(&magnitude) + 0.5f;  // of subnormals: the addition rounds
+  const V sum = bits_as<V>(&magnitude) + 0.5f;  // for subnormals: the addition rounds
   U half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   half = magnitude < 0x38800000u ? bits_as<U>(&sum) - 0x3f000000u : half;
   half = magnitude < 0x477ff000u ? half : half * 0u + 0x7c00u;  // rounds beyond 65504
@@ -140,9 +143,9 @@ DANET_INLINE Half from_compute<Half>(float value) {
 #endif
 }
 
-// --- memory: kLanes<Compute<T>> consecutive values at any alignment -------------------------------------------------
+// --- loads and stores: kLanes<Compute<T>> consecutive values, any alignment ---------------------------------------
 
-// As many numbers of 16 and of 32 bits as a vector has floats.
+// 16-bit and 32-bit unsigned vectors with as many lanes as Vec<float>.
 using U16 = typename VecOf<uint16_t, kLanes<float>>::type;
 using U32 = typename VecOf<uint32_t, kLanes<float>>::type;
 
@@ -188,8 +191,9 @@ DANET_INLINE void store(Half* p, Vec<float> v) {
 #endif
 }
 
-// The first `count` lanes from memory, zero in the others; never touches what lies beyond. A call, except where there is an
-// instruction for it: written out at every use, the loops would be most of the library and of the time to compile it.
+// Loads or stores the first `count` lanes; load_first sets the others to zero. Memory beyond them is not accessed.
+// NOTE: not inlined, except where the instruction set has masked loads: the inlined loops would be most of the
+// library's size and compile time.
 template <typename T>
 __attribute__((noinline)) Vec<Compute<T>> load_first(const T* p, int64_t count) {
   T lanes[kLanes<Compute<T>>] = {};
@@ -227,15 +231,15 @@ DANET_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
 }
 #endif
 
-// The same pointer, made a secret of: the compiler shall reach what lies behind it by displacements, not keep a register
-// for every sum of offsets that it can think of.
+// Optimization barrier: hides the pointer's value from the compiler, so that it uses base + displacement addressing
+// instead of one register for each unrolled address.
 template <typename T>
-DANET_INLINE T* in_register(T* p) {
+DANET_INLINE T* opaque_pointer(T* p) {
   asm("" : "+r"(p));
   return p;
 }
 
-// A whole vector, or its first `count` lanes where that is not 0.
+// Loads or stores the first `count` lanes, or all lanes if count is 0.
 template <typename T>
 DANET_INLINE Vec<Compute<T>> load_channels(const T* p, int count) {
   return count == 0 ? load(p) : load_first(p, count);
@@ -245,7 +249,8 @@ DANET_INLINE void store_channels(T* p, Vec<Compute<T>> v, int count) {
   count == 0 ? store(p, v) : store_first(p, v, count);
 }
 
-// body(c, count) for every vector of C channels; count = 0 for whole ones.
+// Calls body(c, count) for every vector of C channels; count is 0 for full vectors, else the number of remaining
+// channels.
 template <typename A, typename Body>
 DANET_INLINE void for_vectors_of(int64_t C, const Body& body) {
   int64_t c = 0;
@@ -253,7 +258,7 @@ DANET_INLINE void for_vectors_of(int64_t C, const Body& body) {
   if (c < C) body(c, int(C - c));
 }
 
-// As many lanes as there is room for `count` values.
+// Stores min(count, kLanes) lanes; nothing if count <= 0.
 template <typename T>
 DANET_INLINE void store_up_to(T* p, Vec<Compute<T>> v, int64_t count) {
   if (count >= kLanes<Compute<T>>)
@@ -262,7 +267,7 @@ DANET_INLINE void store_up_to(T* p, Vec<Compute<T>> v, int64_t count) {
     store_first(p, v, count);
 }
 
-// v with zeros from lane `count` on.
+// Sets the lanes from `count` on to zero.
 template <typename A>
 DANET_INLINE Vec<A> keep_first(Vec<A> v, int count) {
   Mask<A> lane;
@@ -270,7 +275,7 @@ DANET_INLINE Vec<A> keep_first(Vec<A> v, int count) {
   return lane < count ? v : Vec<A>{};
 }
 
-// --- functions of all lanes -----------------------------------------------------------------------------------------
+// --- arithmetic on all lanes ----------------------------------------------------------------------------------------
 
 template <typename A>
 DANET_INLINE bool any(Mask<A> mask) {
@@ -287,17 +292,17 @@ DANET_INLINE bool any(Mask<A> mask) {
 #endif
 }
 
-// A NaN in a stays.
+// max(a, low) and min(a, high); a NaN in a is kept, as in torch.clamp.
 template <typename V, typename B>
-DANET_INLINE V at_least(V a, B low) {
+DANET_INLINE V clamp_min(V a, B low) {
   return a < low ? low - V{} : a;
 }
 template <typename V, typename B>
-DANET_INLINE V at_most(V a, B high) {
+DANET_INLINE V clamp_max(V a, B high) {
   return a > high ? high - V{} : a;
 }
 
-// The floor of every lane, |v| < 2^31, as integers and, in `whole`, as numbers.
+// The floor of every lane as an integer and, in `whole`, as a floating-point value; |v| < 2^31.
 template <typename A>
 DANET_INLINE IntVec<A> floor(Vec<A> v, Vec<A>& whole) {
 #if defined(__AVX512F__)
@@ -322,13 +327,13 @@ DANET_INLINE IntVec<A> floor(Vec<A> v, Vec<A>& whole) {
 #endif
 }
 
-// The larger of two lanes as unsigned numbers.
+// The maximum of every lane; V is a vector of unsigned integers.
 template <typename V>
 DANET_INLINE V unsigned_max(V a, V b) {
   return a > b ? a : b;
 }
 
-// v between two bounds; a NaN becomes `low`.
+// v clamped to [low, high]; NaN becomes low.
 template <typename A>
 DANET_INLINE Vec<A> clamp(Vec<A> v, A low, A high) {
 #if defined(__AVX512F__)
@@ -346,11 +351,12 @@ DANET_INLINE Vec<double> exp(Vec<double> v) {
   for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_exp(v[i]);
   return v;
 }
-DANET_INLINE Vec<double> exp_moderate(Vec<double> v) { return exp(v); }
-// |v| <= 87; relative error below 1e-7.
-DANET_INLINE Vec<float> exp_moderate(Vec<float> v) {
-  // exp(v) = 2^n exp(r), r = v - n ln 2 in [-0.35, 0.35], ln 2 in two parts. A sum with 1.5 * 2^23 is rounded to a whole
-  // number, n in its last bits: they are shifted to the exponent. The polynomial has the least largest relative error.
+DANET_INLINE Vec<double> exp_unchecked(Vec<double> v) { return exp(v); }
+// exp without range checks: requires |v| <= 87; relative error below 1e-7.
+DANET_INLINE Vec<float> exp_unchecked(Vec<float> v) {
+  // exp(v) = 2^n exp(r) with r = v - n ln 2 in [-0.35, 0.35]; ln 2 is split into two parts for precision. Adding 1.5 *
+  // 2^23 rounds to an integer n, which is then in the low bits of the sum and is shifted into the exponent. exp(r) is a
+  // minimax polynomial of the relative error.
   Vec<float> sum = v * 1.44269504f + 0x1.8p23f, n = sum - 0x1.8p23f;
   Vec<float> r = v - n * 0.693359375f + n * 2.12194440e-4f;
   Vec<float> p = r * 1.3814468730e-3f + 8.3687803743e-3f;
@@ -360,9 +366,9 @@ DANET_INLINE Vec<float> exp_moderate(Vec<float> v) {
   p = p * (r * r) + r + 1.0f;
   return (Vec<float>)((Bits<float>)p + ((Bits<float>)sum << 23));
 }
-// exp(-inf) = 0, exp(NaN) = NaN, zero below -87 and infinite from 88 on.
+// exp of any value: 0 below -87, infinity above 88, NaN for NaN.
 DANET_INLINE Vec<float> exp(Vec<float> v) {
-  Vec<float> p = exp_moderate(v);
+  Vec<float> p = exp_unchecked(v);
   p = v < -87.0f ? Vec<float>{} : v != v ? v : p;
   return v > 88.0f ? broadcast<float>(__builtin_inff()) : p;
 }
@@ -391,7 +397,7 @@ DANET_INLINE bool all_finite(const T* values, int64_t C) {
   return !any<A>(other);
 }
 
-// A template of tables by type: the one for dtype.
+// Selects the instance of the variable template `tables` for a DType.
 #define DANET_PICK_TYPE(tables, dtype) \
   (dtype == DType::kDouble ? tables<double> : dtype == DType::kHalf ? tables<Half> \
    : dtype == DType::kBFloat16 ? tables<BFloat16> : tables<float>)

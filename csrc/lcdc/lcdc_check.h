@@ -1,4 +1,5 @@
-// The sizes of a call of LCDC, on any device; its guard of memory safety.
+// Checks the tensors of a call of LCDC on any device, and returns its sizes. The kernels rely on these checks for
+// memory safety.
 #pragma once
 
 #include "../common/tensor.h"

@@ -1,4 +1,4 @@
-// LCDC on the CPU, the side that torch calls: checks, memory, threads.
+// The torch operators lcdc and lcdc_backward on the CPU: argument checks, memory and threads.
 #include <tuple>
 #include <vector>
 
@@ -40,7 +40,8 @@ std::tuple<Tensor, Tensor> lcdc_backward(
     return {grad_input.tensor, grad_weight};
   }
 
-  // Parts whose number depends on the sizes alone, summed in order: the same result for any number of threads.
+  // Sum grad_weight in parts, then the parts in order. Their number depends on the sizes only, so the result is the
+  // same for any number of threads.
   const int64_t pixels = p.N * p.P;
   const int64_t parts = std::max<int64_t>(1, std::min({pixels / 16, int64_t(512), 65536 / p.k}));
   std::vector<double> partial(size_t(parts * p.k));
@@ -53,7 +54,7 @@ std::tuple<Tensor, Tensor> lcdc_backward(
   });
   for (int64_t part = 1; part < parts; ++part)
     for (int64_t j = 0; j < p.k; ++j) partial[j] += partial[part * p.k + j];
-  kernels.store(partial.data(), grad_weight.mutable_data_ptr(), p.k);
+  kernels.convert(partial.data(), grad_weight.mutable_data_ptr(), p.k);
   return {grad_input.tensor, grad_weight};
 }
 

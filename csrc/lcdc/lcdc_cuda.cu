@@ -1,5 +1,5 @@
-// LCDC on CUDA devices: which kernel, how many blocks, which memory. Where packets fit and k is 3 or 5, lcdc_packets.cuh;
-// all else lcdc_rows.cuh.
+// The torch operators lcdc and lcdc_backward on CUDA devices: choice of the kernel, grid size and memory. The kernels
+// of lcdc_packets.cuh serve k = 3 and 5 with aligned channels; lcdc_rows.cuh serves all other cases.
 #include <initializer_list>
 #include <tuple>
 
@@ -11,16 +11,16 @@
 namespace danet {
 namespace {
 
-constexpr int kBlocksOfSm = 16;             // where blocks loop: several waves, so that the last one costs little
-constexpr int kTile = 2048;                 // numbers of a tile of short rows
-constexpr size_t kSharedBytes = 96 * 1024;  // what every device gives a block that asks
+constexpr int kBlocksPerSm = 16;               // for kernels that loop: several waves, so that the tail effect is small
+constexpr int kTileElements = 2048;            // target size of a tile of lcdc_shared_rows
+constexpr size_t kMaxSharedBytes = 96 * 1024;  // dynamic shared memory per block that all supported devices allow
 
-using Views = std::initializer_list<ImageView>;
+using ImageViews = std::initializer_list<ImageView>;
 
-// body(kTaps, kRows, kJoined) of the packets' kernels; false where there is none. kRows: more pixels at a time forward,
-// while backward needs the registers for more warps.
+// Calls body(kTaps, kRows, kJoined) with the template arguments of the packet kernels; returns false if they do not
+// support this call. Forward processes more pixels per thread; backward uses the registers for more warps instead.
 template <typename T, bool kBackward, typename Body>
-bool specialise(const LcdcParams& p, const Views& views, const Body& body) {
+bool dispatch_packets(const LcdcParams& p, const ImageViews& views, const Body& body) {
   if constexpr (sizeof(T) < 8) {
     const int64_t packets = p.C / gpu::Packet<T>::kSize;
     if ((p.k != 3 && p.k != 5) || packets > 128 || !fits_packets<T>(p.C, views)) return false;
@@ -36,43 +36,44 @@ bool specialise(const LcdcParams& p, const Views& views, const Body& body) {
 }
 
 template <typename A>
-Tensor numbers(int64_t count, const Tensor& like) {
+Tensor empty_array(int64_t count, const Tensor& like) {
   constexpr ScalarType kType = sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
   return torch::stable::empty({count}, kType, std::nullopt, like.device(), std::nullopt, std::nullopt);
 }
 
-// Of a warp, as Place has it.
+// PacketLayout::pixels_per_warp on the host.
 template <typename T, int kRows, bool kJoined>
-int warp_pixels(const LcdcParams& p) {
+int pixels_per_warp(const LcdcParams& p) {
   return kJoined ? 1 : kRows * int(32 * gpu::Packet<T>::kSize / p.C);
 }
 
-// A call of through_rows: rows in shared memory or, where one does not fit, in device memory of a bounded size.
+// The launch parameters of lcdc_shared_rows. The rows are in shared memory or, if one does not fit, in device memory,
+// whose size is bounded by launching fewer blocks.
 template <typename T, bool kBackward>
-struct RowsCall {
+struct SharedRowsLaunch {
   using A = Compute<T>;
-  int pixels;  // of a tile
+  int pixels;  // per tile
   unsigned blocks;
-  int64_t size;  // numbers of a block
+  int64_t size;  // elements of A per block
   size_t shared = 0;
   Tensor memory;
   A* workspace = nullptr;
 
-  RowsCall(const LcdcParams& p, const Tensor& like) {
+  SharedRowsLaunch(const LcdcParams& p, const Tensor& like) {
     const int64_t width = p.C + p.k - 1, all = p.shared ? p.N * p.P : p.N, arrays = kBackward ? 2 + p.gate : 1;
     DANET_CHECK(width < int64_t(1) << 30, "lcdc: too many channels or taps");
-    pixels = int(std::max<int64_t>(1, std::min(all, kTile / width)));
+    pixels = int(std::max<int64_t>(1, std::min(all, kTileElements / width)));
     size = arrays * pixels * width + (kBackward ? p.k : 0);
-    int64_t most = int64_t(kBlocksOfSm) * gpu::multiprocessors();
-    if (size * sizeof(A) <= kSharedBytes) {
+    int64_t max_blocks = int64_t(kBlocksPerSm) * gpu::multiprocessor_count();
+    if (size * sizeof(A) <= kMaxSharedBytes) {
       shared = size_t(size) * sizeof(A);
     } else {
-      most = std::max<int64_t>(1, std::min(most, (int64_t(1) << 26) / size));
+      max_blocks = std::max<int64_t>(1, std::min(max_blocks, (int64_t(1) << 26) / size));
     }
-    if (kBackward) most = std::max<int64_t>(1, std::min(most, (int64_t(1) << 22) / p.k));
-    blocks = unsigned(std::min(most, p.shared ? (all + pixels - 1) / pixels : p.P));
+    if (kBackward) max_blocks = std::max<int64_t>(1, std::min(max_blocks, (int64_t(1) << 22) / p.k));
+    blocks = unsigned(std::min(max_blocks, p.shared ? (all + pixels - 1) / pixels : p.P));
     if (shared > 0) return;
-    memory = numbers<A>(blocks * size, like);
+    memory = empty_array<A>(blocks * size, like);
     workspace = static_cast<A*>(memory.mutable_data_ptr());
   }
 };
@@ -83,24 +84,24 @@ Tensor lcdc(const Tensor& input, const Tensor& weight, bool gate) {
   const Image x(input), out(empty_image(input, input.sizes()));
   if (sizes.N * sizes.P * sizes.C == 0) return out.tensor;
   const Tensor weights = torch::stable::contiguous(weight);
-  const Views views = {x.view, out.view};
-  const LcdcParams p = sizes.shared ? in_one_line(sizes, views) : sizes;
+  const ImageViews views = {x.view, out.view};
+  const LcdcParams p = sizes.shared ? merge_images(sizes, views) : sizes;
   with_type(input, [&](auto type) {
     using T = decltype(type);
     using A = Compute<T>;
     const T* taps = static_cast<const T*>(weights.const_data_ptr());
-    const bool done = specialise<T, false>(p, views, [&](auto k, auto rows, auto joined) {
+    const bool launched = dispatch_packets<T, false>(p, views, [&](auto k, auto rows, auto joined) {
       constexpr int kTaps = decltype(k)::value, kRows = decltype(rows)::value;
       constexpr bool kJoined = decltype(joined)::value;
-      const unsigned blocks = blocks_for("lcdc", p.N * p.P, kWarps * warp_pixels<T, kRows, kJoined>(p));
+      const unsigned blocks = blocks_for("lcdc", p.N * p.P, kWarps * pixels_per_warp<T, kRows, kJoined>(p));
       gpu::launch(
-          "lcdc", forward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, here.stream()}, p, x.view, taps,
+          "lcdc", lcdc_forward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, here.stream()}, p, x.view, taps,
           out.view);
     });
-    if (done) return;
-    const RowsCall<T, false> call(p, input);
+    if (launched) return;
+    const SharedRowsLaunch<T, false> call(p, input);
     gpu::launch(
-        "lcdc", through_rows<T, false>, {call.blocks, kThreads, call.shared, here.stream()}, p, call.pixels, x.view,
+        "lcdc", lcdc_shared_rows<T, false>, {call.blocks, kThreads, call.shared, here.stream()}, p, call.pixels, x.view,
         x.view, taps, out.view, call.workspace, call.size, static_cast<A*>(nullptr), static_cast<T*>(nullptr));
   });
   return out.tensor;
@@ -116,8 +117,8 @@ std::tuple<Tensor, Tensor> lcdc_backward(
       weight.sizes(), weight.scalar_type(), std::nullopt, weight.device(), std::nullopt, std::nullopt);
   if (sizes.N * sizes.P * sizes.C == 0) return {grad_input.tensor, torch::stable::zero_(grad_weight)};
   const Tensor weights = torch::stable::contiguous(weight);
-  const Views views = {grad.view, x.view, grad_input.view};
-  const LcdcParams p = sizes.shared ? in_one_line(sizes, views) : sizes;
+  const ImageViews views = {grad.view, x.view, grad_input.view};
+  const LcdcParams p = sizes.shared ? merge_images(sizes, views) : sizes;
   with_type(input, [&](auto type) {
     using T = decltype(type);
     using A = Compute<T>;
@@ -127,37 +128,38 @@ std::tuple<Tensor, Tensor> lcdc_backward(
     unsigned blocks = 0;
     const auto partial = [&] {
       if (!p.shared) return static_cast<A*>(nullptr);
-      parts = numbers<A>(blocks * p.k, input);
+      parts = empty_array<A>(blocks * p.k, input);
       return static_cast<A*>(parts.mutable_data_ptr());
     };
-    const bool done = specialise<T, true>(p, views, [&](auto k, auto rows, auto joined) {
+    const bool launched = dispatch_packets<T, true>(p, views, [&](auto k, auto rows, auto joined) {
       constexpr int kTaps = decltype(k)::value, kRows = decltype(rows)::value;
       constexpr bool kJoined = decltype(joined)::value;
       if (p.shared) {
-        const int block_pixels = kWarps * warp_pixels<T, kRows, kJoined>(p);
-        blocks = std::min(blocks_for("lcdc", p.N * p.P, block_pixels), unsigned(kBlocksOfSm * gpu::multiprocessors()));
+        const int block_pixels = kWarps * pixels_per_warp<T, kRows, kJoined>(p);
+        blocks =
+            std::min(blocks_for("lcdc", p.N * p.P, block_pixels), unsigned(kBlocksPerSm * gpu::multiprocessor_count()));
         return gpu::launch(
-            "lcdc", backward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, here.stream()}, p, grad.view,
+            "lcdc", lcdc_backward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, here.stream()}, p, grad.view,
             x.view, taps, grad_input.view, partial());
       }
       int slices = 1;
       while (slices < kWarps && 2 * slices <= p.N) slices *= 2;
-      const int block_positions = kWarps / slices * warp_pixels<T, kRows, kJoined>(p);
+      const int block_positions = kWarps / slices * pixels_per_warp<T, kRows, kJoined>(p);
       gpu::launch(
-          "lcdc", backward_positions<T, kTaps, kRows, kJoined>,
+          "lcdc", lcdc_backward_positions<T, kTaps, kRows, kJoined>,
           {blocks_for("lcdc", p.P, block_positions), kThreads, 0, here.stream()}, p, slices, grad.view, x.view, taps,
           grad_input.view, result);
     });
-    if (!done) {
-      const RowsCall<T, true> call(p, input);
+    if (!launched) {
+      const SharedRowsLaunch<T, true> call(p, input);
       blocks = call.blocks;
       gpu::launch(
-          "lcdc", through_rows<T, true>, {blocks, kThreads, call.shared, here.stream()}, p, call.pixels, grad.view,
+          "lcdc", lcdc_shared_rows<T, true>, {blocks, kThreads, call.shared, here.stream()}, p, call.pixels, grad.view,
           x.view, taps, grad_input.view, call.workspace, call.size, partial(), result);
     }
     if (p.shared)
       gpu::launch(
-          "lcdc", sum_parts<T>, {blocks_for("lcdc", p.k, 1), kThreads, 0, here.stream()},
+          "lcdc", lcdc_sum_parts<T>, {blocks_for("lcdc", p.k, 1), kThreads, 0, here.stream()},
           static_cast<const A*>(parts.const_data_ptr()), int(blocks), result);
   });
   return {grad_input.tensor, grad_weight};

@@ -1,4 +1,4 @@
-// What the CUDA kernels of LCDC share.
+// Block size and sigmoid, which the CUDA kernels of LCDC share.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,8 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// For half types the fast one: its relative error of 1e-7 |a| is far below theirs, and the accurate one would bind.
+// For half types in two approximate instructions: the relative error of 1e-7 |a| is far below their precision, and the
+// accurate version would make the kernels compute-bound.
 template <typename T>
 GPU_DEVICE Compute<T> sigmoid(Compute<T> a) {
   if constexpr (sizeof(T) == 2)

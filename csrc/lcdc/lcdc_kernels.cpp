@@ -1,15 +1,15 @@
-// The CPU kernels of LCDC: a pixel at a time. Its channels are copied between zeros, so that every vector of them can be
-// read shifted by any tap; backward does the same with d.
+// The CPU kernels of LCDC, one pixel at a time. The channels of a pixel are copied into a zero-padded row, so that a
+// vector of channels can be loaded at the offset of any tap without bounds checks. Backward copies d in the same way.
 #include "../common/lanes.h"
 #include "lcdc.h"
 
 namespace danet {
 namespace {
 
-// One row of C channels with k / 2 zeros before and k / 2 and a vector's after them.
+// A row of C channels, with k / 2 zeros before them, and k / 2 zeros plus one vector of zeros after them.
 template <typename A>
 struct PaddedRow {
-  A* start;     // k / 2 before channel 0
+  A* start;     // k / 2 elements before channel 0
   A* channels;  // channel 0
 
   static int64_t size(const LcdcParams& p) { return (p.C + 2 * (p.k / 2) + 2 * kLanes<A> + 15) / 16 * 16; }
@@ -19,17 +19,17 @@ struct PaddedRow {
   }
 };
 
-// What one thread holds: rows of the input, of d and (with gate) of g * s, the taps, and the sums for grad_weight, a
-// vector for each tap.
+// Scratch memory of one thread: padded rows of the input, of d and (with gate) of g * s, the taps of the kernel, and
+// the sums for grad_weight, one vector per tap.
 template <typename A>
-struct Workspace {
+struct LcdcWorkspace {
   PaddedRow<A> x, d, gated;
   A *taps, *sums;
 
   static int64_t size(const LcdcParams& p) {
     return 3 * PaddedRow<A>::size(p) + (p.k + 15) / 16 * 16 + p.k * kLanes<A>;
   }
-  Workspace(const LcdcParams& p, char* scratch)
+  LcdcWorkspace(const LcdcParams& p, char* scratch)
       : x(p, reinterpret_cast<A*>(scratch)), d(p, x.start + PaddedRow<A>::size(p)),
         gated(p, d.start + PaddedRow<A>::size(p)), taps(gated.start + PaddedRow<A>::size(p)),
         sums(taps + (p.k + 15) / 16 * 16) {}
@@ -37,7 +37,7 @@ struct Workspace {
 
 template <typename T>
 int64_t scratch_size(const LcdcParams& p) {
-  return Workspace<Compute<T>>::size(p) * int64_t(sizeof(Compute<T>));
+  return LcdcWorkspace<Compute<T>>::size(p) * int64_t(sizeof(Compute<T>));
 }
 
 template <typename T, typename A>
@@ -56,9 +56,10 @@ DANET_INLINE V sigmoid(V a) {
   return 1 / (1 + exp(-a));
 }
 
-// sum_j taps[Reversed ? k-1-j : j] * row[c + j]; kTaps = 0: k taps.
+// sum_j taps[kReversed ? k - 1 - j : j] * row[c + j] for a vector of channels from c on. kTaps: k, or 0 if it is not a
+// compile-time constant.
 template <int kTaps, bool kReversed, typename A>
-DANET_INLINE Vec<A> convolve(const A* taps, const A* row, int64_t c, int64_t k) {
+DANET_INLINE Vec<A> convolve_channels(const A* taps, const A* row, int64_t c, int64_t k) {
   if constexpr (kTaps > 0) k = kTaps;
   Vec<A> sum{};
 #pragma GCC unroll 8
@@ -70,9 +71,10 @@ template <typename T, int kTaps>
 void forward_taps(
     const LcdcParams& p, ImageView input, const T* weight, ImageView out, int64_t begin, int64_t end, char* scratch) {
   using A = Compute<T>;
-  const Workspace<A> work(p, scratch);
+  const LcdcWorkspace<A> work(p, scratch);
   copy_taps(weight, work.taps, p.k);
-  // A shifted vector spans two of the copy's stores, which must have left the store queue: copy one pixel ahead.
+  // NOTE: copies one pixel ahead. A shifted load spans two stores of the copy, and stalls until both have left the
+  // store buffer.
   const PaddedRow<A> rows[2] = {work.x, work.d};
   auto copy = [&](int64_t pixel) { copy_row(input.pixel<T>(pixel / p.P, pixel % p.P), rows[pixel % 2].channels, p.C); };
   if (begin < end) copy(begin);
@@ -80,10 +82,12 @@ void forward_taps(
     int64_t n = pixel / p.P, i = pixel % p.P;
     const PaddedRow<A>& x = rows[pixel % 2];
     T* result = out.pixel<T>(n, i);
+    // Prefetch the next pixel, and load the taps of this position
     if (pixel + 1 < end) copy(pixel + 1);
     if (!p.shared) copy_taps(weight + i * p.k, work.taps, p.k);
+    // Convolve, apply the gate and write back
     for (int64_t c = 0; c < p.C; c += kLanes<A>) {
-      Vec<A> a = convolve<kTaps, false>(work.taps, x.start, c, p.k);
+      Vec<A> a = convolve_channels<kTaps, false>(work.taps, x.start, c, p.k);
       if (p.gate) a = sigmoid(a) * load(x.channels + c);
       c + kLanes<A> <= p.C ? store(result + c, a) : store_first(result + c, a, p.C - c);
     }
@@ -97,7 +101,7 @@ void backward_taps(
   using A = Compute<T>;
   constexpr int L = kLanes<A>;
   const int64_t k = kTaps > 0 ? kTaps : p.k, images = p.shared ? 1 : p.N;
-  const Workspace<A> work(p, scratch);
+  const LcdcWorkspace<A> work(p, scratch);
   copy_taps(weight, work.taps, k);
   for (int64_t j = 0; j < k * L; ++j) work.sums[j] = 0;
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -108,18 +112,21 @@ void backward_taps(
     for (int64_t image = 0; image < images; ++image) {
       int64_t n = p.shared ? unit / p.P : image, i = p.shared ? unit % p.P : unit;
       T* result = grad_input.pixel<T>(n, i);
+      // Load the pixel's input and gradient
       copy_row(input.pixel<T>(n, i), work.x.channels, p.C);
       copy_row(grad_output.pixel<T>(n, i), work.d.channels, p.C);
+      // With gate: recompute s, then g * s and d
       if (p.gate)
         for (int64_t c = 0; c < p.C; c += L) {
-          Vec<A> s = sigmoid(convolve<kTaps, false>(work.taps, work.x.start, c, k));
-          // Beyond C these are zero, and so is what is stored there.
+          Vec<A> s = sigmoid(convolve_channels<kTaps, false>(work.taps, work.x.start, c, k));
+          // The padding beyond C stays zero, because d and x are zero there.
           Vec<A> gated = load(work.d.channels + c) * s;
           store(work.gated.channels + c, gated);
           store(work.d.channels + c, gated * load(work.x.channels + c) * (1 - s));
         }
+      // Write grad_input, and accumulate grad_weight
       for (int64_t c = 0; c < p.C; c += L) {
-        Vec<A> grad = convolve<kTaps, true>(work.taps, work.d.start, c, k);
+        Vec<A> grad = convolve_channels<kTaps, true>(work.taps, work.d.start, c, k);
         if (p.gate) grad += load(work.gated.channels + c);
         Vec<A> d = load(work.d.channels + c);
 #pragma GCC unroll 8
@@ -128,6 +135,7 @@ void backward_taps(
         c + L <= p.C ? store(result + c, grad) : store_first(result + c, grad, p.C - c);
       }
     }
+    // Write the position's row of grad_weight
     if (!p.shared)
       for (int64_t j = 0; j < k; ++j)
         grad_weight[unit * k + j] = from_compute<T>(sum_lanes<A>(load(work.sums + j * L)));
@@ -136,7 +144,7 @@ void backward_taps(
     for (int64_t j = 0; j < k; ++j) partial[j] = double(sum_lanes<A>(load(work.sums + j * L)));
 }
 
-// Calls f with the number of taps as a constant where it is small.
+// Calls f with k as a compile-time constant if it is 3 or 5, else with 0.
 template <typename F>
 DANET_INLINE void with_taps(int64_t k, const F& f) {
   switch (k) {
@@ -167,12 +175,12 @@ void backward(
 }
 
 template <typename T>
-void store_taps(const double* from, void* to, int64_t count) {
+void convert_values(const double* from, void* to, int64_t count) {
   for (int64_t j = 0; j < count; ++j) static_cast<T*>(to)[j] = from_compute<T>(Compute<T>(from[j]));
 }
 
 template <typename T>
-constexpr LcdcKernels kKernels = {scratch_size<T>, forward<T>, backward<T>, store_taps<T>};
+constexpr LcdcKernels kKernels = {scratch_size<T>, forward<T>, backward<T>, convert_values<T>};
 
 }  // namespace
 

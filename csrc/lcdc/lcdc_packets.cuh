@@ -1,5 +1,5 @@
-// LCDC in registers: a warp keeps whole pixels in packets of 16 bytes, and shuffles pass the channels beyond a packet's
-// ends.
+// LCDC in registers: a warp holds whole pixels, as packets of 16 bytes. Shuffles exchange the halo of each packet, that
+// is the k / 2 channels before and after it.
 #pragma once
 
 #include "lcdc_device.cuh"
@@ -7,63 +7,67 @@
 namespace danet {
 namespace {
 
-// A thread's place among its warp's packets, kRows of 32. Where a pixel's packets fit one row, each row holds whole
-// pixels (and some lanes may be idle); else (kJoined) all rows together hold one pixel.
+// The layout of pixels in the packets of a warp, which are kRows rows of 32 lanes. If the packets of a pixel fit into
+// one row, each row holds as many whole pixels as fit (some lanes may be idle). Otherwise (kJoined) all rows together
+// hold one pixel.
 template <typename T, int kRows, bool kJoined>
-struct Place {
-  static constexpr int kPixels = kJoined ? 1 : kRows;  // of a thread
-  int packets, row_pixels, pixel, packet;  // of a pixel; pixels of a row; which of them, which of its packets
+struct PacketLayout {
+  static constexpr int kPixels = kJoined ? 1 : kRows;  // pixels per thread
+  int packets_per_pixel, pixels_per_row;
+  int pixel_in_row, packet;  // this lane's pixel, and its packet of that pixel
 
-  GPU_DEVICE explicit Place(int64_t C) : packets(int(C) / gpu::Packet<T>::kSize) {
+  GPU_DEVICE explicit PacketLayout(int64_t C) : packets_per_pixel(int(C) / gpu::Packet<T>::kSize) {
     const int lane = int(threadIdx.x) % 32;
-    row_pixels = kJoined ? 1 : 32 / packets;
-    pixel = kJoined ? 0 : lane / packets;
-    packet = lane - pixel * packets;
+    pixels_per_row = kJoined ? 1 : 32 / packets_per_pixel;
+    pixel_in_row = kJoined ? 0 : lane / packets_per_pixel;
+    packet = lane - pixel_in_row * packets_per_pixel;
   }
-  GPU_DEVICE int warp_pixels() const { return kPixels * row_pixels; }
-  GPU_DEVICE int pixel_of(int row) const { return kJoined ? 0 : row * row_pixels + pixel; }
+  GPU_DEVICE int pixels_per_warp() const { return kPixels * pixels_per_row; }
+  GPU_DEVICE int pixel_of(int row) const { return kJoined ? 0 : row * pixels_per_row + pixel_in_row; }
   GPU_DEVICE int packet_of(int row) const { return kJoined ? row * 32 + packet : packet; }
   GPU_DEVICE int channel_of(int row) const { return packet_of(row) * gpu::Packet<T>::kSize; }
-  GPU_DEVICE bool holds(int row) const { return pixel < row_pixels && packet_of(row) < packets; }
-  GPU_DEVICE bool first() const { return packet == 0; }
-  GPU_DEVICE bool last() const { return packet == (kJoined ? 31 : packets - 1); }
+  GPU_DEVICE bool is_valid(int row) const {
+    return pixel_in_row < pixels_per_row && packet_of(row) < packets_per_pixel;
+  }
+  GPU_DEVICE bool is_first() const { return packet == 0; }
+  GPU_DEVICE bool is_last() const { return packet == (kJoined ? 31 : packets_per_pixel - 1); }
 };
 
-// The packet at `from`, or zeros, to window[kReach] and on.
-template <int kReach, typename T, int kWidth>
+// Loads the packet at `from` (zeros if !valid) to window[kHalo...].
+template <int kHalo, typename T, int kWidth>
 GPU_DEVICE void load_packet(float (&window)[kWidth], const T* from, bool valid) {
   constexpr int kSize = gpu::Packet<T>::kSize;
   const auto packet = gpu::to_compute(gpu::load<kSize>(from, valid));
 #pragma unroll
-  for (int v = 0; v < kSize; ++v) window[kReach + v] = packet.values[v];
+  for (int v = 0; v < kSize; ++v) window[kHalo + v] = packet.values[v];
 }
 
-// Fills the kReach numbers before and after each packet from the lanes (kJoined: and rows) beside it; zeros outside the
-// pixel. All lanes take part.
-template <int kReach, bool kJoined, int kRows, int kWidth>
-GPU_DEVICE void fill_reach(float (&windows)[kRows][kWidth], bool first, bool last) {
+// Fills the kHalo values before and after each packet from the neighbouring lanes (kJoined: also from the neighbouring
+// rows), with zeros outside the pixel. All lanes of the warp must call it.
+template <int kHalo, bool kJoined, int kRows, int kWidth>
+GPU_DEVICE void exchange_halo(float (&windows)[kRows][kWidth], bool is_first, bool is_last) {
   const int lane = int(threadIdx.x) % 32;
 #pragma unroll
-  for (int q = 0; q < kReach; ++q) {
-    float row_before = 0, row_after = 0;  // what the end lanes get: of the row beside
+  for (int q = 0; q < kHalo; ++q) {
+    float row_before = 0, row_after = 0;  // for the end lanes: values of the neighbouring row, or zeros
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const float before = __shfl_sync(~0u, windows[r][kWidth - 2 * kReach + q], (lane + 31) % 32);
-      windows[r][q] = first ? row_before : before;
+      const float before = __shfl_sync(~0u, windows[r][kWidth - 2 * kHalo + q], (lane + 31) % 32);
+      windows[r][q] = is_first ? row_before : before;
       if (kJoined) row_before = before;
     }
 #pragma unroll
     for (int r = kRows - 1; r >= 0; --r) {
-      const float after = __shfl_sync(~0u, windows[r][kReach + q], (lane + 1) % 32);
-      windows[r][kWidth - kReach + q] = last ? row_after : after;
+      const float after = __shfl_sync(~0u, windows[r][kHalo + q], (lane + 1) % 32);
+      windows[r][kWidth - kHalo + q] = is_last ? row_after : after;
       if (kJoined) row_after = after;
     }
   }
 }
 
-// taps[kReversed ? kTaps - 1 - j : j] * window[j], summed over j.
+// sum_j taps[kReversed ? kTaps - 1 - j : j] * window[j].
 template <bool kReversed, int kTaps>
-GPU_DEVICE float convolve(const float (&taps)[kTaps], const float* window) {
+GPU_DEVICE float convolve_window(const float (&taps)[kTaps], const float* window) {
   float sum = taps[kReversed ? kTaps - 1 : 0] * window[0];
 #pragma unroll
   for (int j = 1; j < kTaps; ++j) sum += taps[kReversed ? kTaps - 1 - j : j] * window[j];
@@ -76,48 +80,51 @@ GPU_DEVICE void load_taps(float (&taps)[kTaps], const T* weight) {
   for (int j = 0; j < kTaps; ++j) taps[j] = gpu::to_compute(weight[j]);
 }
 
-// The warp's pixels from `start` on (of `image`, where backward goes image by image): out or, kBackward, grad_input,
-// and what a thread adds to its sums for grad_weight.
+// Computes the warp's pixels from `start` on: out, or (kBackward) grad_input and the thread's part of the sums for
+// grad_weight. Backward without shared taps works on the positions of one image, `image`.
 template <bool kBackward, typename T, int kTaps, int kRows, bool kJoined>
-GPU_DEVICE void warp_step(
-    const LcdcParams& p, const Place<T, kRows, kJoined>& place, bool shared, int64_t start, int64_t image,
+GPU_DEVICE void lcdc_warp_step(
+    const LcdcParams& p, const PacketLayout<T, kRows, kJoined>& layout, bool shared, int64_t start, int64_t image,
     const ImageView& grad_output, const ImageView& input, const T* __restrict__ weight, const ImageView& result,
-    float (&sums)[Place<T, kRows, kJoined>::kPixels][kTaps]) {
-  constexpr int kSize = gpu::Packet<T>::kSize, kReach = kTaps / 2, kPixels = Place<T, kRows, kJoined>::kPixels;
+    float (&sums)[PacketLayout<T, kRows, kJoined>::kPixels][kTaps]) {
+  constexpr int kSize = gpu::Packet<T>::kSize, kHalo = kTaps / 2, kPixels = PacketLayout<T, kRows, kJoined>::kPixels;
   const bool one_image = kBackward && !shared;
-  float x[kRows][kSize + 2 * kReach], d[kRows][kSize + 2 * kReach], gated[kRows][kSize];
+  float x[kRows][kSize + 2 * kHalo], d[kRows][kSize + 2 * kHalo], gated[kRows][kSize];
   float taps[kPixels][kTaps] = {};
-  T* to[kRows];  // null: nothing there
+  T* to[kRows];  // null where this lane has no packet
+  // Load the packets and their taps
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    int64_t pixel = start + place.pixel_of(r);
-    const bool valid = place.holds(r) && pixel < (one_image ? p.P : p.N * p.P);
+    int64_t pixel = start + layout.pixel_of(r);
+    const bool valid = layout.is_valid(r) && pixel < (one_image ? p.P : p.N * p.P);
     if (!valid) pixel = 0;
-    const gpu::Pixel at = one_image ? gpu::Pixel{image, pixel} : gpu::locate(p.N, p.P, pixel);
-    const int channel = place.channel_of(r);
-    load_packet<kReach>(x[r], input.pixel<const T>(at.n, at.i) + channel, valid);
-    if constexpr (kBackward) load_packet<kReach>(d[r], grad_output.pixel<const T>(at.n, at.i) + channel, valid);
+    const gpu::Pixel at = one_image ? gpu::Pixel{image, pixel} : gpu::split_pixel_index(p.N, p.P, pixel);
+    const int channel = layout.channel_of(r);
+    load_packet<kHalo>(x[r], input.pixel<const T>(at.n, at.i) + channel, valid);
+    if constexpr (kBackward) load_packet<kHalo>(d[r], grad_output.pixel<const T>(at.n, at.i) + channel, valid);
     to[r] = valid ? result.pixel<T>(at.n, at.i) + channel : nullptr;
     if (r < kPixels) load_taps(taps[r % kPixels], weight + (shared ? 0 : at.i * kTaps));
   }
-  fill_reach<kReach, kJoined>(x, place.first(), place.last());
+  // Convolve and apply the gate; in backward compute g * s and d
+  exchange_halo<kHalo, kJoined>(x, layout.is_first(), layout.is_last());
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
 #pragma unroll
     for (int v = 0; v < kSize; ++v) {
-      const int c = kReach + v;
-      const float a = kBackward && !p.gate ? 0 : convolve<false>(taps[r % kPixels], x[r] + v);
+      const int c = kHalo + v;
+      const float a = kBackward && !p.gate ? 0 : convolve_window<false>(taps[r % kPixels], x[r] + v);
       if constexpr (!kBackward) {
         gated[r][v] = p.gate ? sigmoid<T>(a) * x[r][c] : a;  // out
       } else if (p.gate) {
         const float s = sigmoid<T>(a);
         gated[r][v] = d[r][c] * s;
-        d[r][c] = to[r] ? gated[r][v] * x[r][c] * (1 - s) : 0;  // 0, should even the taps not be numbers
+        d[r][c] = to[r] ? gated[r][v] * x[r][c] * (1 - s) : 0;  // 0 even if a tap is NaN or infinite
       } else {
         gated[r][v] = 0;
       }
     }
-  if constexpr (kBackward) fill_reach<kReach, kJoined>(d, place.first(), place.last());
+  // Backward: convolve d, and accumulate grad_weight. Then write back
+  if constexpr (kBackward) exchange_halo<kHalo, kJoined>(d, layout.is_first(), layout.is_last());
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     if (!to[r]) continue;
@@ -125,9 +132,9 @@ GPU_DEVICE void warp_step(
 #pragma unroll
     for (int v = 0; v < kSize; ++v) {
       if constexpr (kBackward) {
-        gated[r][v] += convolve<true>(taps[r % kPixels], d[r] + v);
+        gated[r][v] += convolve_window<true>(taps[r % kPixels], d[r] + v);
 #pragma unroll
-        for (int j = 0; j < kTaps; ++j) sums[r % kPixels][j] += d[r][kReach + v] * x[r][v + j];
+        for (int j = 0; j < kTaps; ++j) sums[r % kPixels][j] += d[r][kHalo + v] * x[r][v + j];
       }
       packet.values[v] = gpu::from_compute<T>(gated[r][v]);
     }
@@ -135,48 +142,53 @@ GPU_DEVICE void warp_step(
   }
 }
 
-// A thread computes kRows packets of out. Every input is read once, by the thread that owns it, every output written
-// once, both in whole lines; no shared memory, so nothing waits for a block. Roofline: 2 * s bytes a channel of s bytes
-// (42e6 channels, float32: 0.34 GB) against 2 * k + 10 flops and two special functions, which in half types come to 2/3
-// of their rate: memory binds, 93 % of the copy bandwidth expected. Not yet measured on a GPU.
+// Forward. A thread computes kRows packets of out. Every input is read once and every output written once, both
+// coalesced; there is no shared memory and no barrier.
+// Roofline: 2 * s bytes per channel (s = element size; 42e6 channels in float32: 0.34 GB), 2 * k + 10 flops and two
+// special functions. For half types, these instructions use 2/3 of the issue rate. Memory is the bottleneck; expected:
+// 93 % of the copy bandwidth. Not yet measured on a GPU.
 template <typename T, int kTaps, int kRows, bool kJoined>
-__global__ void __launch_bounds__(kThreads) forward_packets(
+__global__ void __launch_bounds__(kThreads) lcdc_forward_packets(
     LcdcParams p, ImageView input /* [N, P, C] */, const T* __restrict__ weight /* [1 or P, kTaps] */,
     ImageView out /* [N, P, C] */) {
-  const Place<T, kRows, kJoined> place(p.C);
-  const int64_t start = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * place.warp_pixels();
-  float no_sums[Place<T, kRows, kJoined>::kPixels][kTaps] = {};
-  warp_step<false>(p, place, p.shared, start, 0, input, input, weight, out, no_sums);
+  const PacketLayout<T, kRows, kJoined> layout(p.C);
+  const int64_t start = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * layout.pixels_per_warp();
+  float unused_sums[PacketLayout<T, kRows, kJoined>::kPixels][kTaps] = {};
+  lcdc_warp_step<false>(p, layout, p.shared, start, 0, input, input, weight, out, unused_sums);
 }
 
-// Blocks of backward_packets on a multiprocessor: as many as their registers allow without spilling.
+// Minimum blocks of lcdc_backward_packets per multiprocessor: the largest value that compiles
+// without register spills.
 template <typename T, int kTaps, int kRows>
 constexpr int kBackwardBlocks = kRows > 1   ? 1
                                 : kTaps > 3 ? 3
                                             : 4;
 
-// As forward_packets, for shared taps; a block takes every gridDim.x-th share of the pixels and writes its sum of the
-// products for grad_weight, added in a fixed order, to `partial`. Shared memory: the warps' sums. Roofline: 3 * s bytes
-// a channel against 6 * k + 20 flops (float32: 0.50 GB, half types: 0.25 GB, where the instructions come to 4/5 of the
-// rate): memory binds, 85 % of the copy bandwidth expected. Not yet measured on a GPU.
+// Backward with shared taps, in the layout of lcdc_forward_packets. The blocks loop over the pixels; each writes its
+// part of grad_weight, summed in a fixed order, to `partial`. Shared memory holds the warps' sums.
+// Roofline: 3 * s bytes per channel (float32: 0.50 GB, half types: 0.25 GB) and 6 * k + 20 flops. For half types, these
+// instructions use 4/5 of the issue rate. Memory is the bottleneck; expected: 85 % of the copy bandwidth. Not yet
+// measured on a GPU.
 template <typename T, int kTaps, int kRows, bool kJoined>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps, kRows>) backward_packets(
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps, kRows>) lcdc_backward_packets(
     LcdcParams p, ImageView grad_output /* [N, P, C] */, ImageView input /* [N, P, C] */,
     const T* __restrict__ weight /* [kTaps] */, ImageView grad_input /* [N, P, C] */,
     float* __restrict__ partial /* [blocks, kTaps] */) {
-  using Lanes = Place<T, kRows, kJoined>;
+  using Layout = PacketLayout<T, kRows, kJoined>;
   GPU_SHARED(warp_sums, float[kWarps][kTaps]);
-  const Lanes place(p.C);
-  const int warp = int(threadIdx.x) / 32, pixels = place.warp_pixels();
+  const Layout layout(p.C);
+  const int warp = int(threadIdx.x) / 32, pixels = layout.pixels_per_warp();
   const int64_t step = int64_t(gridDim.x) * kWarps * pixels;
-  float sums[Lanes::kPixels][kTaps] = {};
+  float sums[Layout::kPixels][kTaps] = {};
+  // Loop over the pixels
   for (int64_t start = (int64_t(blockIdx.x) * kWarps + warp) * pixels; start < p.N * p.P; start += step)
-    warp_step<true>(p, place, true, start, 0, grad_output, input, weight, grad_input, sums);
+    lcdc_warp_step<true>(p, layout, true, start, 0, grad_output, input, weight, grad_input, sums);
+  // Sum over the thread's pixels, then the lanes of the warp, then the warps
 #pragma unroll
   for (int j = 0; j < kTaps; ++j) {
     float sum = 0;
 #pragma unroll
-    for (int r = 0; r < Lanes::kPixels; ++r) sum += sums[r][j];
+    for (int r = 0; r < Layout::kPixels; ++r) sum += sums[r][j];
     sum = gpu::sum_lanes<32>(sum);
     if (threadIdx.x % 32 == 0) warp_sums[warp][j] = sum;
   }
@@ -187,38 +199,41 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps, kRows>) ba
   partial[int64_t(blockIdx.x) * kTaps + threadIdx.x] = sum;
 }
 
-// The same where each position has its own taps: `slices` warps, a power of two, share the images of a warp's
-// positions, and their sums, added in order, are grad_weight. Its reading and writing come on top, k / N of the images'
-// at most.
+// Backward with one kernel per position. The images of a position are distributed over `slices` warps (a power of two),
+// whose sums, added in order, are grad_weight. Roofline as above; weight and grad_weight add at most k / N of the
+// images' traffic.
 template <typename T, int kTaps, int kRows, bool kJoined>
-__global__ void __launch_bounds__(kThreads, kRows > 1 ? 1 : 3) backward_positions(
+__global__ void __launch_bounds__(kThreads, kRows > 1 ? 1 : 3) lcdc_backward_positions(
     LcdcParams p, int slices, ImageView grad_output /* [N, P, C] */, ImageView input /* [N, P, C] */,
     const T* __restrict__ weight /* [P, kTaps] */, ImageView grad_input /* [N, P, C] */,
     T* __restrict__ grad_weight /* [P, kTaps] */) {
-  using Lanes = Place<T, kRows, kJoined>;
+  using Layout = PacketLayout<T, kRows, kJoined>;
   GPU_SHARED(warp_sums, float[kWarps][kJoined ? 1 : kRows * 32][kTaps]);
-  const Lanes place(p.C);
-  const int warp = int(threadIdx.x) / 32, shares = kWarps / slices, pixels = place.warp_pixels();
+  const Layout layout(p.C);
+  const int warp = int(threadIdx.x) / 32, shares = kWarps / slices, pixels = layout.pixels_per_warp();
   const int64_t start = int64_t(blockIdx.x) * shares * pixels;
-  float sums[Lanes::kPixels][kTaps] = {};
+  float sums[Layout::kPixels][kTaps] = {};
+  // Loop over this warp's images
   for (int64_t image = warp % slices; image < p.N; image += slices)
-    warp_step<true>(
-        p, place, false, start + warp / slices * pixels, image, grad_output, input, weight, grad_input, sums);
+    lcdc_warp_step<true>(
+        p, layout, false, start + warp / slices * pixels, image, grad_output, input, weight, grad_input, sums);
+  // Sum over the lanes of each pixel
 #pragma unroll
-  for (int r = 0; r < Lanes::kPixels; ++r)
+  for (int r = 0; r < Layout::kPixels; ++r)
 #pragma unroll
     for (int j = 0; j < kTaps; ++j) {
       float sum = sums[r][j];
 #pragma unroll
-      for (int step = 16; step > 0; step /= 2) {  // over the lanes of a pixel, any number of them
+      for (int step = 16; step > 0; step /= 2) {  // a pixel may have any number of lanes
         const float other = __shfl_down_sync(~0u, sum, step);
-        if (kJoined || place.packet + step < place.packets) sum += other;
+        if (kJoined || layout.packet + step < layout.packets_per_pixel) sum += other;
       }
-      if (place.first() && place.holds(r)) warp_sums[warp][place.pixel_of(r)][j] = sum;
+      if (layout.is_first() && layout.is_valid(r)) warp_sums[warp][layout.pixel_of(r)][j] = sum;
     }
   __syncthreads();
-  for (int own = int(threadIdx.x); own < shares * pixels * kTaps; own += kThreads) {
-    const int j = own % kTaps, unit = own / kTaps, share = unit / pixels;
+  // Sum over the slices, and write grad_weight
+  for (int i = int(threadIdx.x); i < shares * pixels * kTaps; i += kThreads) {
+    const int j = i % kTaps, unit = i / kTaps, share = unit / pixels;
     float sum = 0;
     for (int slice = 0; slice < slices; ++slice) sum += warp_sums[share * slices + slice][unit - share * pixels][j];
     if (start + unit < p.P) grad_weight[(start + unit) * kTaps + j] = gpu::from_compute<T>(sum);

@@ -1,12 +1,13 @@
-// rep_conv: 3x3 convolution with padding 1, bias and an optional ReLU in one pass.
+// rep_conv: a 3x3 convolution with padding 1, bias and an optional ReLU in one pass.
 //
 //   out[n, o, y, x] = relu(bias[o] + sum_{c, i, j < 3} weight[o, c, i, j] * input[n, c, y*s - 1 + i, x*s - 1 + j])
 //
-// On the CPU mostly by Winograd's method: output tiles of 4x4 from input tiles of 6x6 (at stride 2 of 9x9),
+// The CPU mostly uses Winograd's algorithm (Lavin and Gray, https://arxiv.org/abs/1509.09308): it computes an output
+// tile of 4x4 pixels from an input tile d of 6x6 pixels (9x9 at stride 2):
 //
-//   out tile = A^T [ sum_c (G w G^T) * (B^T d B) ] A
+//   A^T [ sum_c (G w G^T) * (B^T d B) ] A,   w: the 3x3 weight, *: elementwise
 //
-// with 36 (81) multiplications for 16 outputs instead of 144.
+// That needs 36 multiplications (81 at stride 2) per 16 outputs and channel instead of 144.
 #pragma once
 
 #include <cstdint>
@@ -24,32 +25,34 @@ struct RepConvParams {
   int64_t W_out() const { return (W - 1) / stride + 1; }
 };
 
-// Fewer channels than this are few; and the most that few_outputs reads beside the image.
-constexpr int64_t kFew = 8, kFewChannels = 4096;
+// Below kFewChannels input or output channels, special kernels are used. The few_outputs kernel supports up to
+// kFewOutputsMaxChannels input channels: that is the size of its row of zeros, which it reads for pixels outside the
+// image.
+constexpr int64_t kFewChannels = 8, kFewOutputsMaxChannels = 4096;
 
-// Winograd's convolution at one stride. Tiles of 4x4 outputs are numbered row after row, image after image.
+// Winograd's convolution for one stride. Tiles of 4x4 outputs are numbered row by row, image by image.
 struct WinogradKernels {
-  // Tiles that are worked on together.
-  int64_t (*tiles_at_once)(const RepConvParams&);
+  // The number of tiles per block, such that a block fits into the L2 cache.
+  int64_t (*tiles_per_block)(const RepConvParams&);
   int64_t (*scratch_size)(const RepConvParams&, int64_t tiles);
-  // Tiles [begin, end), panels [first, last). The weight as panels [ceil(C_out / panel), 9 * C, panel], zeros beyond C_out;
-  // bias [C_out] or null.
+  // Computes the tiles [begin, end) and the panels [first, last) of output channels. prepared: the weight as panels
+  // [ceil(C_out / panel), 9 * C, panel], with zeros beyond C_out; bias [C_out] or null.
   void (*forward)(
       const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
       int64_t end, int64_t first, int64_t last, char* scratch);
 };
 
-// The CPU kernels of one type.
+// The CPU kernels of one dtype.
 struct RepConvKernels {
-  int64_t panel;                // output channels in a panel
+  int64_t panel;                // output channels per panel
   WinogradKernels winograd[2];  // for stride 1 and 2
-  // Few output channels, stride 1: a pixel's window times each of them. The weight as [C_out, 9, C] floats; C_out up to
-  // 8. Output rows n * H + y of [begin, end).
+  // For fewer than kFewChannels output channels, stride 1: the dot product of each pixel's window with each filter.
+  // weight: [C_out, 9, C]. Computes the output rows n * H + y in [begin, end).
   void (*few_outputs)(
       const RepConvParams&, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
       int64_t end);
-  // Few input channels, any stride: windows as rows of a matrix product. The weight as panels [ceil(C_out / panel), 9*C,
-  // panel]; output rows n * H_out + y of [begin, end).
+  // For fewer than kFewChannels input channels, any stride: a matrix product whose rows are the windows. weight: panels
+  // [ceil(C_out / panel), 9 * C, panel]. Computes the output rows n * H_out + y in [begin, end).
   void (*few_inputs)(
       const RepConvParams&, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
       int64_t end);

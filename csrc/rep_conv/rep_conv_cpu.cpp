@@ -1,4 +1,4 @@
-// rep_conv on the CPU, the side that torch calls: the choice of a method, memory, threads.
+// The torch operators rep_conv and prepare_rep_conv on the CPU: choice of the algorithm, memory and threads.
 #include <numeric>
 #include <optional>
 #include <vector>
@@ -10,7 +10,7 @@
 namespace danet {
 namespace {
 
-bool has_bfloat16_units() {
+bool has_avx512_bf16() {
 #if defined(__x86_64__)
   return isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16");
 #else
@@ -18,58 +18,61 @@ bool has_bfloat16_units() {
 #endif
 }
 
-enum class Method { kWinograd, kFewOutputs, kFewInputs, kLibrary };
+enum class RepConvMethod { kWinograd, kFewOutputs, kFewInputs, kTorch };
 
-// The choice of a method: Winograd where its transforms are repaid by channels, torch's convolution (oneDNN) for wide
-// layers of stride 2, float64, and bfloat16 where the processor has units for it.
-Method method_of(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
-  if (type == ScalarType::Double || (type == ScalarType::BFloat16 && has_bfloat16_units())) return Method::kLibrary;
-  if (C < kFew) return Method::kFewInputs;
-  if (C_out < kFew && stride != 1) return Method::kLibrary;
-  if (C_out < kFew) return C <= kFewChannels ? Method::kFewOutputs : Method::kLibrary;
-  return Method::kWinograd;
+// Chooses the algorithm. torch's convolution (oneDNN) computes float64, bfloat16 on processors with instructions for
+// it, and layers with few output channels at stride 2. Winograd computes layers with enough channels to amortize its
+// transforms.
+RepConvMethod method_of(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
+  if (type == ScalarType::Double || (type == ScalarType::BFloat16 && has_avx512_bf16())) return RepConvMethod::kTorch;
+  if (C < kFewChannels) return RepConvMethod::kFewInputs;
+  if (C_out < kFewChannels && stride != 1) return RepConvMethod::kTorch;
+  if (C_out < kFewChannels) return C <= kFewOutputsMaxChannels ? RepConvMethod::kFewOutputs : RepConvMethod::kTorch;
+  return RepConvMethod::kWinograd;
 }
 
-// Half types go through float32 where the processor has no units for them.
-Tensor convolve(
+// torch's convolution. Half types are converted to float32 if the processor has no instructions for them.
+Tensor convolve_with_torch(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu) {
   const ScalarType type = input.scalar_type();
-  const bool widen = type == ScalarType::Half || (type == ScalarType::BFloat16 && !has_bfloat16_units());
+  const bool widen = type == ScalarType::Half || (type == ScalarType::BFloat16 && !has_avx512_bf16());
   auto widened = [&](const Tensor& t) { return widen ? torch::stable::to(t, ScalarType::Float) : t; };
   std::optional<Tensor> wide_bias;
   if (bias) wide_bias = widened(*bias);
-  const Tensor out = call_library(
+  const Tensor out = call_torch_convolution(
       torch::stable::contiguous(widened(input), MemoryFormat::ChannelsLast),
       torch::stable::contiguous(widened(weight), MemoryFormat::ChannelsLast), wide_bias, stride, relu);
   return torch::stable::contiguous(widen ? torch::stable::to(out, type) : out, MemoryFormat::ChannelsLast);
 }
 
-// The sizes of the prepared weight (see rep_conv.h); never four, which a module moved to channels-last would reorder.
-std::vector<int64_t> prepared_sizes(const RepConvKernels& kernels, const RepConvParams& p, Method method) {
+// The sizes of the prepared weight (layouts: rep_conv.h). Never four-dimensional:
+// Module.to(memory_format=channels_last) would reorder such a tensor.
+std::vector<int64_t> prepared_sizes(const RepConvKernels& kernels, const RepConvParams& p, RepConvMethod method) {
   const int64_t panels = (p.C_out + kernels.panel - 1) / kernels.panel;
   switch (method) {
-    case Method::kWinograd: return {panels, 9, p.C * kernels.panel};
-    case Method::kFewOutputs: return {p.C_out, 9, p.C};
-    case Method::kFewInputs: return {panels, 9, p.C * kernels.panel};
+    case RepConvMethod::kWinograd: return {panels, 9, p.C * kernels.panel};
+    case RepConvMethod::kFewOutputs: return {p.C_out, 9, p.C};
+    case RepConvMethod::kFewInputs: return {panels, 9, p.C * kernels.panel};
     default: return {0};
   }
 }
 
-// The weight as rep_conv of this type and stride reads it on this processor; empty where that is the weight itself.
+// Lays the weight out as rep_conv reads it for this dtype and stride on this processor. Returns an empty tensor if
+// rep_conv reads the weight itself.
 Tensor prepare_rep_conv(const Tensor& weight, int64_t stride) {
   DANET_CHECK(
       weight.is_cpu() && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
       "rep_conv: weight must be [C_out, C, 3, 3] on the CPU");
   const RepConvParams p{0, weight.size(1), weight.size(0), 0, 0, false, stride};
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(weight));
-  const Method method = method_of(weight.scalar_type(), p.C, p.C_out, stride);
+  const RepConvMethod method = method_of(weight.scalar_type(), p.C, p.C_out, stride);
   const Tensor prepared = torch::stable::empty(prepared_sizes(kernels, p, method), ScalarType::Float);
-  if (method == Method::kLibrary) return prepared;
+  if (method == RepConvMethod::kTorch) return prepared;
   float* to = static_cast<float*>(prepared.mutable_data_ptr());
   const Tensor wide = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
   const float* w = static_cast<const float*>(wide.const_data_ptr());
   const auto value = [&](int64_t o, int64_t k, int64_t c) { return o < p.C_out ? w[(o * p.C + c) * 9 + k] : 0; };
-  const int64_t lanes = method == Method::kFewOutputs ? 1 : kernels.panel;
+  const int64_t lanes = method == RepConvMethod::kFewOutputs ? 1 : kernels.panel;
   for (int64_t o = 0; o < (p.C_out + lanes - 1) / lanes * lanes; ++o)
     for (int64_t k = 0; k < 9; ++k)
       for (int64_t c = 0; c < p.C; ++c) to[((o / lanes * 9 + k) * p.C + c) * lanes + o % lanes] = value(o, k, c);
@@ -80,45 +83,47 @@ Tensor rep_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& prepared, const std::optional<Tensor>& bias,
     int64_t stride, bool relu, bool) {
   const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu);
-  const Method method = method_of(input.scalar_type(), p.C, p.C_out, stride);
-  // A weight that comes as it is would be laid out at every call; at stride 2 that costs more than it saves.
-  const bool raw = !prepared && stride == 2 && method == Method::kWinograd;
-  if (raw || method == Method::kLibrary) return convolve(input, weight, bias, stride, relu);
+  const RepConvMethod method = method_of(input.scalar_type(), p.C, p.C_out, stride);
+  // NOTE: a weight that is not prepared must be laid out in every call. At stride 2 that costs more than Winograd
+  // saves.
+  const bool is_unprepared = !prepared && stride == 2 && method == RepConvMethod::kWinograd;
+  if (is_unprepared || method == RepConvMethod::kTorch) return convolve_with_torch(input, weight, bias, stride, relu);
 
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(input));
-  const Tensor transformed = prepared ? *prepared : prepare_rep_conv(weight, stride);
+  const Tensor packed = prepared ? *prepared : prepare_rep_conv(weight, stride);
   const std::vector<int64_t> expected = prepared_sizes(kernels, p, method);
   DANET_CHECK(
-      transformed.is_cpu() && transformed.is_contiguous() && transformed.scalar_type() == ScalarType::Float &&
-          transformed.dim() == int64_t(expected.size()) &&
-          std::equal(expected.begin(), expected.end(), transformed.sizes().begin()),
-      "rep_conv: prepared does not fit the weight");
-  const float* weights = static_cast<const float*>(transformed.const_data_ptr());
+      packed.is_cpu() && packed.is_contiguous() && packed.scalar_type() == ScalarType::Float &&
+          packed.dim() == int64_t(expected.size()) &&
+          std::equal(expected.begin(), expected.end(), packed.sizes().begin()),
+      "rep_conv: prepared does not match the weight and stride");
+  const float* weights = static_cast<const float*>(packed.const_data_ptr());
   const Image x(input), out(empty_image(input, {p.N, p.C_out, p.H_out(), p.W_out()}));
   std::optional<Tensor> dense_bias;
   if (bias) dense_bias = torch::stable::contiguous(*bias);
   const void* b = dense_bias ? dense_bias->const_data_ptr() : nullptr;
-  if (method == Method::kFewOutputs) {
+  if (method == RepConvMethod::kFewOutputs) {
     parallel_for(p.N * p.H, p.W * p.C * p.C_out, [&](int64_t begin, int64_t end) {
       kernels.few_outputs(p, x.view, weights, b, out.view, begin, end);
     });
     return out.tensor;
   }
-  if (method == Method::kFewInputs) {
+  if (method == RepConvMethod::kFewInputs) {
     parallel_for(p.N * p.H_out(), p.W_out() * p.C * p.C_out, [&](int64_t begin, int64_t end) {
       kernels.few_inputs(p, x.view, weights, b, out.view, begin, end);
     });
     return out.tensor;
   }
 
-  // Blocks of tiles, all of one size. Where they are few, every thread gets as much: of the tiles, or, where transforming
-  // the weights again costs more than the tiles, of the panels.
+  // Divide the tiles into blocks of nearly equal size. If there are few blocks, balance them over the threads: split
+  // the panels of output channels if transforming the weights dominates (each block repeats that work), else use more,
+  // smaller blocks.
   const WinogradKernels& winograd = kernels.winograd[stride - 1];
   const int64_t tiles = p.N * ((p.H_out() + 3) / 4) * ((p.W_out() + 3) / 4);
   const int64_t threads = torch::stable::get_num_threads();
   if (tiles == 0) return out.tensor;
   const int64_t panels = expected[0];
-  int64_t blocks = (tiles + winograd.tiles_at_once(p) - 1) / winograd.tiles_at_once(p), parts = 1;
+  int64_t blocks = (tiles + winograd.tiles_per_block(p) - 1) / winograd.tiles_per_block(p), parts = 1;
   if (blocks < 4 * threads) {
     if (panels * 10 > tiles)
       parts = std::min(panels, threads / std::gcd(blocks, threads));

@@ -1,10 +1,16 @@
-// rep_conv on CUDA devices: a matrix product, out[pixel, o] = sum_k window[pixel, k] * weight[o, k], k = tap * C + c,
-// whose first factor is gathered on the way into shared memory and never stored; then bias and ReLU.
+// rep_conv on CUDA devices: an implicit GEMM, followed by bias and ReLU.
 //
-// Roofline, computed, of C = C_out = 256, 16x20 pixels, float16, on an H200 (790 TFLOP/s, 4.3 TB/s):
-// N = 1: 0.38 GFLOP (0.5 us), 1.5 MB (0.35 us), less than a launch takes: latency binds, so K is split over the device.
-// N = 32: 12 GFLOP (15 us), 11.7 MB (2.7 us): the tensor cores bind. mma.sync reaches at most about 60 % of them on
-// sm_90, all of them on sm_80 to 89; expected shares 45 % and 70 %. Not yet measured on a GPU.
+//   out[m, n] = sum_k window[m, k] * weight[n, k],   m < M, n < N, k = tap * C + c < K
+//
+// with M = pixels (batch size * H_out * W_out), N = C_out and K = 9 * C. The matrix `window` (im2col) is gathered on
+// the way into shared memory and never stored.
+//
+// Roofline, computed, for C = C_out = 256, 16x20 pixels, float16, on an H200 (790 TFLOP/s, 4.3 TB/s):
+//   Batch size 1: 0.38 GFLOP (0.5 us), 1.5 MB (0.35 us). Both are less than the time of a launch: latency is the
+//   bottleneck, so K is split over the device.
+//   Batch size 32: 12 GFLOP (15 us), 11.7 MB (2.7 us). The tensor cores are the bottleneck. mma.sync reaches at most
+//   about 60 % of their peak rate on sm_90, and all of it on sm_80 to sm_89; expected: 45 % and 70 %.
+// Not yet measured on a GPU.
 #include "../common/device.h"
 #include "../common/ptx.cuh"
 #include "rep_conv_check.h"
@@ -14,46 +20,49 @@ namespace danet {
 namespace {
 
 template <typename T>
-struct Problem {
+struct RepConvGemm {
   const T* input;       // [N, H, W, C] with image_stride and pixel_stride
   const T* weight;      // [C_out, 3, 3, C]
   const T* bias;        // [C_out] or null
   T* out;               // [N, H_out, W_out, C_out]
-  Compute<T>* partial;  // [parts, N, H_out, W_out, C_out]: sums over parts of K; null where there is one part
+  Compute<T>* partial;  // [num_splits, N, H_out, W_out, C_out]: sums over parts of K; null if num_splits is 1
   int64_t image_stride, pixel_stride, pixels;  // pixels: N * H_out * W_out
-  int C, C_out, H, W, H_out, W_out, stride, parts;
+  int C, C_out, H, W, H_out, W_out, stride, num_splits;
   bool relu;
 };
 
-// --- device: from global memory to a tile ----------------------------------------------------------------------------
+// --- device: from global to shared memory ----------------------------------------------------------------------------
 
-// A block's tile: a grid of warps, of 16 * kM pixels times 8 * kN channels each. A stage holds one step of both
-// matrices, kRowBytes of K, in rows padded so that eight side by side lie in different banks.
-template <int kWarpsM, int kWarpsN_, int kM_, int kN_, int kRowBytes_, int kStages_>
-struct Tile {
-  static constexpr int kWarpsN = kWarpsN_, kM = kM_, kN = kN_, kRowBytes = kRowBytes_, kStages = kStages_;
-  static constexpr int kThreads = 32 * kWarpsM * kWarpsN, kWarpPixels = 16 * kM, kWarpChannels = 8 * kN;
-  static constexpr int kPixels = kWarpsM * kWarpPixels, kChannels = kWarpsN * kWarpChannels;
-  static constexpr int kPitch = kRowBytes + 16;
-  static_assert(kPitch % 16 == 0 && kPitch / 16 % 2 == 1, "an 8x8 matrix's rows must lie in all 8 groups of 4 banks");
-  static_assert(kN % 2 == 0 && kRowBytes % 32 == 0, "load_matrices takes 16 channels, 32 bytes");
+// The tile of a block: BLOCK_M pixels x BLOCK_N channels, computed by kWarpsM x kWarpsN warps of kMmaM x kMmaN MMA
+// tiles (16 x 8) each. A pipeline stage holds BLOCK_K_BYTES of K of both matrices. The rows are padded, so that eight
+// consecutive rows are in different banks.
+template <int kWarpsM, int kWarpsN_, int kMmaM_, int kMmaN_, int BLOCK_K_BYTES_, int kNumStages_>
+struct GemmTile {
+  static constexpr int kWarpsN = kWarpsN_, kMmaM = kMmaM_, kMmaN = kMmaN_;
+  static constexpr int BLOCK_K_BYTES = BLOCK_K_BYTES_, kNumStages = kNumStages_;
+  static constexpr int kNumThreads = 32 * kWarpsM * kWarpsN, WARP_M = 16 * kMmaM, WARP_N = 8 * kMmaN;
+  static constexpr int BLOCK_M = kWarpsM * WARP_M, BLOCK_N = kWarpsN * WARP_N;
+  static constexpr int kPitch = BLOCK_K_BYTES + 16;
+  static_assert(kPitch % 16 == 0 && kPitch / 16 % 2 == 1, "8 consecutive rows must be in all 8 groups of 4 banks");
+  static_assert(kMmaN % 2 == 0 && BLOCK_K_BYTES % 32 == 0, "ldmatrix_x4 loads 16 channels x 32 bytes of B");
 
   struct Stage {
-    alignas(16) unsigned char pixels[kPixels][kPitch], channels[kChannels][kPitch];
+    alignas(16) unsigned char smem_a[BLOCK_M][kPitch], smem_b[BLOCK_N][kPitch];
   };
 };
 
-// The window of an output pixel: where its first tap lies, perhaps outside the input, and which taps are inside (bits).
-struct Window {
+// The 3x3 input window of an output pixel: the offset of its first tap (which may be outside the input), and a bit mask
+// of the taps that are inside.
+struct InputWindow {
   int64_t offset;
-  unsigned taps;
+  unsigned valid_taps;
 };
 
-// The window of the pixel `row` after `first`.
+// The window of pixel first + row. Pixels past the end have no valid taps.
 template <typename T>
-GPU_DEVICE Window window_of(const Problem<T>& p, int64_t first, int row) {
+GPU_DEVICE InputWindow input_window(const RepConvGemm<T>& p, int64_t first, int row) {
   if (first + row >= p.pixels) return {0, 0};
-  const unsigned size = unsigned(p.H_out) * p.W_out;  // at most 2^30, so that only one division needs 64 bits
+  const unsigned size = unsigned(p.H_out) * p.W_out;  // at most 2^30: only first / size needs 64 bits
   const unsigned i = unsigned(first % size) + row, rest = i % size;
   const int64_t n = first / size + i / size;
   const int y = int(rest / p.W_out) * p.stride - 1, x = int(rest % p.W_out) * p.stride - 1;
@@ -62,276 +71,301 @@ GPU_DEVICE Window window_of(const Problem<T>& p, int64_t first, int row) {
   return {n * p.image_stride + (int64_t(y) * p.W + x) * p.pixel_stride, columns * rows};
 }
 
-// Copies 2 bytes at once, which has no asynchronous form, or more.
+// Copies kBytes to shared memory, asynchronously from 4 bytes on (cp.async has no 2-byte form); zeros if !valid.
 template <int kBytes>
-GPU_DEVICE void copy(void* shared, const void* global, bool valid) {
+GPU_DEVICE void copy_to_shared(void* shared, const void* global, bool valid) {
   if constexpr (kBytes == 2)
     *static_cast<uint16_t*>(shared) = valid ? *static_cast<const uint16_t*>(global) : uint16_t(0);
   else
-    gpu::copy_async<kBytes>(shared, global, valid);
+    gpu::cp_async<kBytes>(shared, global, valid);
 }
 
-// A thread's share of the copies of a stage: always the same kBytes, of every kRows-th row.
+// Loads the stages of a block, K block after K block. A thread copies kBytes at the same column of every kRows-th row.
 template <typename T, typename Tile, int kBytes>
-struct Copier {
-  static constexpr int kColumns = Tile::kRowBytes / kBytes, kRows = Tile::kThreads / kColumns;
-  static constexpr int kDepth = Tile::kRowBytes / int(sizeof(T));
-  static_assert(Tile::kPixels % kRows == 0 && Tile::kChannels % kRows == 0, "whole passes");
+struct StageLoader {
+  static constexpr int kColumns = Tile::BLOCK_K_BYTES / kBytes, kRows = Tile::kNumThreads / kColumns;
+  static constexpr int BLOCK_K = Tile::BLOCK_K_BYTES / int(sizeof(T));
+  static_assert(Tile::BLOCK_M % kRows == 0 && Tile::BLOCK_N % kRows == 0, "every pass must copy kRows whole rows");
 
-  const Problem<T>& p;
+  const RepConvGemm<T>& p;
   const int row = int(threadIdx.x) / kColumns, byte = int(threadIdx.x) % kColumns * kBytes;
-  int tap, c;  // of its column of K
-  Window windows[Tile::kPixels / kRows];
-  int64_t weights[Tile::kChannels / kRows];
+  int tap, c;  // of this thread's column of K
+  InputWindow windows[Tile::BLOCK_M / kRows];
+  int64_t weight_offsets[Tile::BLOCK_N / kRows];
 
-  GPU_DEVICE Copier(const Problem<T>& problem, int64_t pixel, int first_channel, int step) : p(problem) {
-    const int k = step * kDepth + byte / int(sizeof(T));
+  GPU_DEVICE StageLoader(const RepConvGemm<T>& gemm, int64_t pixel, int first_channel, int k_block) : p(gemm) {
+    const int k = k_block * BLOCK_K + byte / int(sizeof(T));
     tap = k / p.C, c = k % p.C;
-    for (int i = 0; i < Tile::kPixels / kRows; ++i) windows[i] = window_of(p, pixel, row + i * kRows);
-    for (int i = 0; i < Tile::kChannels / kRows; ++i) {
-      const int channel = first_channel + channel_of(row + i * kRows);  // what lies past the last is never stored
-      weights[i] = int64_t(channel < p.C_out ? channel : p.C_out - 1) * 9 * p.C;
+    for (int i = 0; i < Tile::BLOCK_M / kRows; ++i) windows[i] = input_window(p, pixel, row + i * kRows);
+    for (int i = 0; i < Tile::BLOCK_N / kRows; ++i) {
+      const int channel = first_channel + channel_of(row + i * kRows);
+      // Channels past the last one read valid memory, and are not written back.
+      weight_offsets[i] = int64_t(channel < p.C_out ? channel : p.C_out - 1) * 9 * p.C;
     }
   }
-  // Which channel of the tile lies in a row. A product gives lanes numbers 2t and 2t + 1 of every eight rows: these are
-  // to be a lane's own 2 * kN channels, side by side in memory.
+  // The channel of the tile that a row of smem_b holds.
+  // NOTE: an MMA gives a lane the columns 2t and 2t + 1 of every 8 columns. The rows are permuted, so that the
+  // 2 * kMmaN channels of a lane are contiguous in memory.
   static GPU_DEVICE int channel_of(int row) {
-    const int warp = row / Tile::kWarpChannels, n = row % Tile::kWarpChannels / 8, t = row % 8 / 2;
-    return warp * Tile::kWarpChannels + t * 2 * Tile::kN + n * 2 + row % 2;
+    const int warp = row / Tile::WARP_N, n = row % Tile::WARP_N / 8, t = row % 8 / 2;
+    return warp * Tile::WARP_N + t * 2 * Tile::kMmaN + n * 2 + row % 2;
   }
-  // Begins the copies of the next step.
-  GPU_DEVICE void next(typename Tile::Stage& stage) {
+  // Starts the copies of the next K block.
+  GPU_DEVICE void load_next(typename Tile::Stage& stage) {
     const bool exists = tap < 9;
     const int64_t in_window = (int64_t(tap / 3) * p.W + tap % 3) * p.pixel_stride + c, in_weight = tap * p.C + c;
-    for (int i = 0; i < Tile::kPixels / kRows; ++i) {
-      const bool inside = exists && (windows[i].taps >> tap & 1);
+    // Gather A: taps outside the input are zeros
+    for (int i = 0; i < Tile::BLOCK_M / kRows; ++i) {
+      const bool inside = exists && (windows[i].valid_taps >> tap & 1);
       const T* from = p.input + (inside ? windows[i].offset + in_window : 0);
-      copy<kBytes>(&stage.pixels[row + i * kRows][byte], from, inside);
+      copy_to_shared<kBytes>(&stage.smem_a[row + i * kRows][byte], from, inside);
     }
-    for (int i = 0; i < Tile::kChannels / kRows; ++i) {
-      const T* from = p.weight + (exists ? weights[i] + in_weight : 0);
-      copy<kBytes>(&stage.channels[row + i * kRows][byte], from, exists);
+    // Copy B
+    for (int i = 0; i < Tile::BLOCK_N / kRows; ++i) {
+      const T* from = p.weight + (exists ? weight_offsets[i] + in_weight : 0);
+      copy_to_shared<kBytes>(&stage.smem_b[row + i * kRows][byte], from, exists);
     }
-    for (c += kDepth; c >= p.C && tap < 9; c -= p.C) ++tap;
+    // Advance along K
+    for (c += BLOCK_K; c >= p.C && tap < 9; c -= p.C) ++tap;
   }
 };
 
-// --- device: products and sums ---------------------------------------------------------------------------------------
+// --- device: multiply-accumulate and epilogue ------------------------------------------------------------------------
 
+// Loads four 8x8 fragments from shared memory (float32: four 8x4 fragments, rounded to tf32).
 template <typename T>
-GPU_DEVICE void load_factors(uint32_t (&factors)[4], const void* shared_row) {
-  gpu::load_matrices<false>(factors, shared_row);
+GPU_DEVICE void load_fragments(uint32_t (&fragments)[4], const void* shared_row) {
+  gpu::ldmatrix_x4<false>(fragments, shared_row);
   if constexpr (std::is_same_v<T, float>)
-    for (uint32_t& factor : factors) factor = gpu::tf32(__uint_as_float(factor));
+    for (uint32_t& fragment : fragments) fragment = gpu::to_tf32(__uint_as_float(fragment));
 }
 
-// Adds a stage's products to a warp's sums. In bytes, the factors of half types and of tf32 are laid out alike.
+// accum += A * B of one stage, on the tensor cores.
+// NOTE: in bytes, the fragments of half types (k = 16) and of tf32 (k = 8) have the same layout.
 template <typename T, typename Tile>
-GPU_DEVICE void multiply_by_tensor_cores(
-    float (&sums)[Tile::kM][Tile::kN][4], const typename Tile::Stage& stage, int warp_pixel, int warp_channel) {
-  const int lane = int(threadIdx.x) % 32;
+GPU_DEVICE void multiply_tensor_cores(
+    float (&accum)[Tile::kMmaM][Tile::kMmaN][4], const typename Tile::Stage& stage, int warp_m, int warp_n) {
+  const int lane_idx = int(threadIdx.x) % 32;
 #pragma unroll
-  for (int byte = 0; byte < Tile::kRowBytes; byte += 32) {
-    uint32_t a[Tile::kM][4];
+  for (int byte = 0; byte < Tile::BLOCK_K_BYTES; byte += 32) {
+    // Load the fragments of A
+    uint32_t a[Tile::kMmaM][4];
 #pragma unroll
-    for (int m = 0; m < Tile::kM; ++m)
-      load_factors<T>(a[m], &stage.pixels[warp_pixel + m * 16 + lane % 16][byte + lane / 16 * 16]);
+    for (int m = 0; m < Tile::kMmaM; ++m)
+      load_fragments<T>(a[m], &stage.smem_a[warp_m + m * 16 + lane_idx % 16][byte + lane_idx / 16 * 16]);
 #pragma unroll
-    for (int n = 0; n < Tile::kN; n += 2) {
-      uint32_t both[4];
-      const int row = warp_channel + n * 8 + lane / 16 * 8 + lane % 8;
-      load_factors<T>(both, &stage.channels[row][byte + lane / 8 % 2 * 16]);
-      const uint32_t b[2][2] = {{both[0], both[1]}, {both[2], both[3]}};
+    for (int n = 0; n < Tile::kMmaN; n += 2) {
+      // Load the fragments of B for two MMA tiles, and multiply
+      uint32_t fragments[4];
+      const int row = warp_n + n * 8 + lane_idx / 16 * 8 + lane_idx % 8;
+      load_fragments<T>(fragments, &stage.smem_b[row][byte + lane_idx / 8 % 2 * 16]);
+      const uint32_t b[2][2] = {{fragments[0], fragments[1]}, {fragments[2], fragments[3]}};
 #pragma unroll
-      for (int i = 0; i < 2 * Tile::kM; ++i) {
+      for (int i = 0; i < 2 * Tile::kMmaM; ++i) {
         if constexpr (std::is_same_v<T, float>)
-          gpu::multiply_m16n8k8_tf32(sums[i / 2][n + i % 2], a[i / 2], b[i % 2]);
+          gpu::mma_m16n8k8_tf32(accum[i / 2][n + i % 2], a[i / 2], b[i % 2]);
         else
-          gpu::multiply_m16n8k16<T>(sums[i / 2][n + i % 2], a[i / 2], b[i % 2]);
+          gpu::mma_m16n8k16<T>(accum[i / 2][n + i % 2], a[i / 2], b[i % 2]);
       }
     }
   }
 }
 
-// The same without tensor cores: a lane computes the sums that they would give it. Bound by shared memory: 12 loads of
-// 16 bytes for 128 multiply-adds.
+// accum += A * B of one stage, without tensor cores, for float64 and exact float32. A lane computes the same elements
+// of accum as with tensor cores. Shared memory is the bottleneck: 12 loads of 16 bytes per 128 multiply-adds.
 template <typename T, typename Tile>
-GPU_DEVICE void multiply_exactly(
-    T (&sums)[Tile::kM][Tile::kN][4], const typename Tile::Stage& stage, int warp_pixel, int warp_channel) {
+GPU_DEVICE void multiply_exact(
+    T (&accum)[Tile::kMmaM][Tile::kMmaN][4], const typename Tile::Stage& stage, int warp_m, int warp_n) {
   using Packet = gpu::Packet<T>;
   const int g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
 #pragma unroll 2
-  for (int byte = 0; byte < Tile::kRowBytes; byte += 16) {
-    Packet a[2 * Tile::kM];
+  for (int byte = 0; byte < Tile::BLOCK_K_BYTES; byte += 16) {
+    // Load 16 bytes of each of the lane's rows of A
+    Packet a[2 * Tile::kMmaM];
 #pragma unroll
-    for (int m = 0; m < 2 * Tile::kM; ++m)
-      a[m] = *reinterpret_cast<const Packet*>(&stage.pixels[warp_pixel + m * 8 + g][byte]);
+    for (int m = 0; m < 2 * Tile::kMmaM; ++m)
+      a[m] = *reinterpret_cast<const Packet*>(&stage.smem_a[warp_m + m * 8 + g][byte]);
 #pragma unroll
-    for (int n = 0; n < 2 * Tile::kN; ++n) {
-      const int row = warp_channel + n / 2 * 8 + 2 * t + n % 2;
-      const Packet b = *reinterpret_cast<const Packet*>(&stage.channels[row][byte]);
+    for (int n = 0; n < 2 * Tile::kMmaN; ++n) {
+      // Load the same bytes of one row of B, and multiply
+      const int row = warp_n + n / 2 * 8 + 2 * t + n % 2;
+      const Packet b = *reinterpret_cast<const Packet*>(&stage.smem_b[row][byte]);
 #pragma unroll
       for (int i = 0; i < Packet::kSize; ++i)
 #pragma unroll
-        for (int m = 0; m < 2 * Tile::kM; ++m) sums[m / 2][n / 2][m % 2 * 2 + n % 2] += a[m].values[i] * b.values[i];
+        for (int m = 0; m < 2 * Tile::kMmaM; ++m)
+          accum[m / 2][n / 2][m % 2 * 2 + n % 2] += a[m].values[i] * b.values[i];
     }
   }
 }
 
-// Writes the first `room` of the values into a row of row_size, 16 bytes at once where rows are aligned to that.
+// Writes the first `valid` of kCount values into a row of row_size elements, in vectors of up to 16 bytes if row_size
+// keeps them aligned.
 template <typename Out, int kCount>
-GPU_DEVICE void store(Out* to, const Out (&values)[kCount], int room, int row_size) {
-  constexpr int kAtOnce = kCount * sizeof(Out) <= 16 ? kCount : int(16 / sizeof(Out));
-  const bool aligned = row_size % kAtOnce == 0;
+GPU_DEVICE void write_row(Out* to, const Out (&values)[kCount], int valid, int row_size) {
+  constexpr int kVector = kCount * sizeof(Out) <= 16 ? kCount : int(16 / sizeof(Out));
+  const bool aligned = row_size % kVector == 0;
   for (int i = 0; i < kCount; ++i) {
-    if (aligned && i % kAtOnce == 0 && i < room) {
-      gpu::Group<Out, kAtOnce> group;
-      for (int j = 0; j < kAtOnce; ++j) group.values[j] = values[i + j];
-      *reinterpret_cast<gpu::Group<Out, kAtOnce>*>(to + i) = group;
+    if (aligned && i % kVector == 0 && i < valid) {
+      gpu::AlignedArray<Out, kVector> vector;
+      for (int j = 0; j < kVector; ++j) vector.values[j] = values[i + j];
+      *reinterpret_cast<gpu::AlignedArray<Out, kVector>*>(to + i) = vector;
     }
-    if (!aligned && i < room) to[i] = values[i];
+    if (!aligned && i < valid) to[i] = values[i];
   }
 }
 
 template <typename T>
-GPU_DEVICE T finished(Compute<T> sum, Compute<T> bias, bool relu) {
+GPU_DEVICE T add_bias_relu(Compute<T> sum, Compute<T> bias, bool relu) {
   const Compute<T> value = sum + bias;
-  return gpu::from_compute<T>(relu && value < 0 ? Compute<T>(0) : value);  // a NaN stays one
+  return gpu::from_compute<T>(relu && value < 0 ? Compute<T>(0) : value);  // keeps NaN
 }
 
-// A block computes a tile, over one part of K; blocks side by side share the pixels, and read the small weight from the
-// L2 cache. Dynamic shared memory is a ring of Tile::kStages stages, all but one of them on their way. A lane owns the
-// same 2 * kN channels of 2 * kM pixels, which it writes without detour. kBytes are copied at once: 16 where C, strides
-// and addresses are multiples of that. Tensor cores take half types, and float32 as tf32.
+// A block computes one tile over one split of K. Consecutive blocks have the same pixels and different channels: they
+// share the input in the L2 cache, which also holds the small weight. Dynamic shared memory is a ring of kNumStages
+// stages, of which all but one are being loaded. A lane accumulates 2 * kMmaN contiguous channels of 2 * kMmaM pixels
+// and writes them to global memory directly. kBytes: the size of a copy; 16 if C, the strides and the addresses are
+// multiples of it. Tensor cores compute half types, and float32 as tf32.
 template <typename T, bool kTensorCores, typename Tile, int kBytes>
-__global__ void __launch_bounds__(Tile::kThreads) convolve_tile(Problem<T> p) {
+__global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T> p) {
   GPU_DYNAMIC_SHARED(typename Tile::Stage, stages);
-  constexpr int kAhead = Tile::kStages - 1, kOwn = 2 * Tile::kN;
-  const unsigned tiles = gridDim.x / p.parts, tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
-  const unsigned channel_tiles = unsigned(p.C_out + Tile::kChannels - 1) / Tile::kChannels;
-  const int64_t tile_pixel = int64_t(tile / channel_tiles) * Tile::kPixels;
-  const int tile_channel = int(tile % channel_tiles) * Tile::kChannels;
-  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  const int warp_pixel = warp / Tile::kWarpsN * Tile::kWarpPixels;
-  const int warp_channel = warp % Tile::kWarpsN * Tile::kWarpChannels;
+  constexpr int kPrefetch = Tile::kNumStages - 1, kLaneChannels = 2 * Tile::kMmaN;
+  const unsigned num_tiles = gridDim.x / p.num_splits, tile_idx = blockIdx.x % num_tiles;
+  const unsigned split_idx = blockIdx.x / num_tiles;
+  const unsigned num_n_blocks = unsigned(p.C_out + Tile::BLOCK_N - 1) / Tile::BLOCK_N;
+  const int64_t block_m = int64_t(tile_idx / num_n_blocks) * Tile::BLOCK_M;
+  const int block_n = int(tile_idx % num_n_blocks) * Tile::BLOCK_N;
+  const int warp_idx = int(threadIdx.x) / 32, lane_idx = int(threadIdx.x) % 32;
+  const int warp_m = warp_idx / Tile::kWarpsN * Tile::WARP_M;
+  const int warp_n = warp_idx % Tile::kWarpsN * Tile::WARP_N;
 
-  using Copies = Copier<T, Tile, kBytes>;
-  const int64_t all_steps = (9 * p.C + Copies::kDepth - 1) / Copies::kDepth;
-  const int begin = int(all_steps * part / p.parts), steps = int(all_steps * (part + 1) / p.parts) - begin;
-  Copies copies(p, tile_pixel, tile_channel, begin);
-  for (int step = 0; step < kAhead; ++step) {
-    if (step < steps) copies.next(stages[step]);
-    gpu::commit_copies();
+  // Prologue: start loading the first K blocks of this split
+  using Loader = StageLoader<T, Tile, kBytes>;
+  const int64_t all_k_blocks = (9 * p.C + Loader::BLOCK_K - 1) / Loader::BLOCK_K;
+  const int begin = int(all_k_blocks * split_idx / p.num_splits);
+  const int num_k_blocks = int(all_k_blocks * (split_idx + 1) / p.num_splits) - begin;
+  Loader loader(p, block_m, block_n, begin);
+  for (int k_block = 0; k_block < kPrefetch; ++k_block) {
+    if (k_block < num_k_blocks) loader.load_next(stages[k_block]);
+    gpu::cp_async_commit();
   }
-  Compute<T> sums[Tile::kM][Tile::kN][4] = {};
-  for (int step = 0; step < steps; ++step) {
-    gpu::wait_for_copies<kAhead - 1>();
-    __syncthreads();  // this step has landed for all, and all are done with the last one, which is overwritten now
-    if (step + kAhead < steps) copies.next(stages[(step + kAhead) % Tile::kStages]);
-    gpu::commit_copies();  // also an empty group, so that counting them stays right
+  Compute<T> accum[Tile::kMmaM][Tile::kMmaN][4] = {};
+  for (int k_block = 0; k_block < num_k_blocks; ++k_block) {
+    // Wait until this stage is loaded
+    // NOTE: the barrier also ensures that all warps have read the previous stage, which is overwritten next.
+    gpu::cp_async_wait<kPrefetch - 1>();
+    __syncthreads();
+    // Prefetch a later K block
+    // NOTE: commits a group even if it is empty, so that the number of pending groups stays constant.
+    if (k_block + kPrefetch < num_k_blocks) loader.load_next(stages[(k_block + kPrefetch) % Tile::kNumStages]);
+    gpu::cp_async_commit();
+    // Multiply and accumulate
     if constexpr (kTensorCores)
-      multiply_by_tensor_cores<T, Tile>(sums, stages[step % Tile::kStages], warp_pixel, warp_channel);
+      multiply_tensor_cores<T, Tile>(accum, stages[k_block % Tile::kNumStages], warp_m, warp_n);
     else
-      multiply_exactly<T, Tile>(sums, stages[step % Tile::kStages], warp_pixel, warp_channel);
+      multiply_exact<T, Tile>(accum, stages[k_block % Tile::kNumStages], warp_m, warp_n);
   }
 
-  const int channel = tile_channel + warp_channel + lane % 4 * kOwn, room = p.C_out - channel;
-  Compute<T> bias[kOwn];
-  for (int i = 0; i < kOwn; ++i) bias[i] = p.bias && i < room ? gpu::to_compute(p.bias[channel + i]) : 0;
-  for (int m = 0; m < 2 * Tile::kM; ++m) {
-    const int64_t pixel = tile_pixel + warp_pixel + m * 8 + lane / 4;
+  // Epilogue: add the bias, apply ReLU and write back; with split K, write the partial sums
+  const int channel = block_n + warp_n + lane_idx % 4 * kLaneChannels, valid = p.C_out - channel;
+  Compute<T> bias[kLaneChannels];
+  for (int i = 0; i < kLaneChannels; ++i) bias[i] = p.bias && i < valid ? gpu::to_compute(p.bias[channel + i]) : 0;
+  for (int m = 0; m < 2 * Tile::kMmaM; ++m) {
+    const int64_t pixel = block_m + warp_m + m * 8 + lane_idx / 4;
     if (pixel >= p.pixels) break;
-    Compute<T> own[kOwn];
-    T values[kOwn];
-    for (int i = 0; i < kOwn; ++i) {
-      own[i] = sums[m / 2][i / 2][m % 2 * 2 + i % 2];
-      values[i] = finished<T>(own[i], bias[i], p.relu);
+    Compute<T> sums[kLaneChannels];
+    T values[kLaneChannels];
+    for (int i = 0; i < kLaneChannels; ++i) {
+      sums[i] = accum[m / 2][i / 2][m % 2 * 2 + i % 2];
+      values[i] = add_bias_relu<T>(sums[i], bias[i], p.relu);
     }
     if (p.partial)
-      store(p.partial + (part * p.pixels + pixel) * p.C_out + channel, own, room, p.C_out);
+      write_row(p.partial + (split_idx * p.pixels + pixel) * p.C_out + channel, sums, valid, p.C_out);
     else
-      store(p.out + pixel * p.C_out + channel, values, room, p.C_out);
+      write_row(p.out + pixel * p.C_out + channel, values, valid, p.C_out);
   }
 }
 
-// Adds the parts in order: a thread, one number. Bound by the L2 cache, where the parts still are.
+// Sums the splits of K in order, and adds bias and ReLU; one output element per thread. The L2 cache, which still holds
+// the partial sums, is the bottleneck.
 template <typename T>
-__global__ void __launch_bounds__(128) add_parts(Problem<T> p) {
+__global__ void __launch_bounds__(128) rep_conv_reduce_splits(RepConvGemm<T> p) {
   const int64_t count = p.pixels * p.C_out, i = int64_t(blockIdx.x) * 128 + threadIdx.x;
   if (i >= count) return;
   Compute<T> sum = 0;
 #pragma unroll 4
-  for (int part = 0; part < p.parts; ++part) sum += p.partial[part * count + i];
-  const int channel = int(unsigned(i) % unsigned(p.C_out));  // only small outputs have parts
-  p.out[i] = finished<T>(sum, p.bias ? gpu::to_compute(p.bias[channel]) : 0, p.relu);
+  for (int split = 0; split < p.num_splits; ++split) sum += p.partial[split * count + i];
+  const int channel = int(unsigned(i) % unsigned(p.C_out));  // i fits 32 bits: only small outputs are split
+  p.out[i] = add_bias_relu<T>(sum, p.bias ? gpu::to_compute(p.bias[channel]) : 0, p.relu);
 }
 
 // --- host ------------------------------------------------------------------------------------------------------------
 
-//                       warps, 16 pixels, 8 channels each, bytes a row, stages
-using Large = Tile<2, 4, 4, 4, 64, 4>;    // 128 x 128
-using Tall = Tile<2, 2, 4, 4, 64, 4>;     // 128 x 64
-using Square = Tile<2, 2, 2, 4, 128, 3>;  // 64 x 64
-using Narrow = Tile<2, 2, 2, 2, 128, 3>;  // 64 x 32
-using Slow = Tile<2, 2, 2, 2, 64, 4>;     // 64 x 32 with less to copy, for copies of less than 16 bytes
+//                               kWarpsM, kWarpsN, kMmaM, kMmaN, BLOCK_K_BYTES, kNumStages
+using Tile128x128 = GemmTile<2, 4, 4, 4, 64, 4>;
+using Tile128x64 = GemmTile<2, 2, 4, 4, 64, 4>;
+using Tile64x64 = GemmTile<2, 2, 2, 4, 128, 3>;
+using Tile64x32 = GemmTile<2, 2, 2, 2, 128, 3>;
+using Tile64x32Unaligned = GemmTile<2, 2, 2, 2, 64, 4>;  // for copies of less than 16 bytes: fewer copies per stage
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The choice of a tile: the largest of which every multiprocessor gets two, else one that leaves more of them.
+// Calls use(tile) with the largest tile that gives every multiprocessor at least two blocks.
 template <typename Use>
 void with_tile(int64_t pixels, int64_t C_out, Use use) {
-  const int64_t enough = 2 * gpu::multiprocessors();
-  if (C_out <= 32) return use(Narrow{});
-  if (C_out > 64 && ceil_div(pixels, 128) * ceil_div(C_out, 128) >= enough) return use(Large{});
-  if (ceil_div(pixels, 128) * ceil_div(C_out, 64) >= enough) return use(Tall{});
-  use(Square{});
+  const int64_t min_blocks = 2 * gpu::multiprocessor_count();
+  if (C_out <= 32) return use(Tile64x32{});
+  if (C_out > 64 && ceil_div(pixels, 128) * ceil_div(C_out, 128) >= min_blocks) return use(Tile128x128{});
+  if (ceil_div(pixels, 128) * ceil_div(C_out, 64) >= min_blocks) return use(Tile128x64{});
+  use(Tile64x64{});
 }
 
-// Runs convolve_tile, with K in as many parts as give every multiprocessor a block, but of no less than four steps.
+// Launches rep_conv_gemm. K is split until every multiprocessor has a block, into splits of at least four K blocks.
 template <typename T, bool kTensorCores, typename Tile, int kBytes>
-void start(Problem<T> p, const Tensor& out, gpu::Stream stream) {
-  const int64_t tiles = ceil_div(p.pixels, Tile::kPixels) * ceil_div(p.C_out, Tile::kChannels);
-  const int64_t steps = ceil_div(9 * p.C * sizeof(T), Tile::kRowBytes);
-  p.parts = int(std::max<int64_t>(1, std::min(gpu::multiprocessors() / tiles, steps / 4)));
+void launch_gemm(RepConvGemm<T> p, const Tensor& out, gpu::Stream stream) {
+  const int64_t tiles = ceil_div(p.pixels, Tile::BLOCK_M) * ceil_div(p.C_out, Tile::BLOCK_N);
+  const int64_t k_blocks = ceil_div(9 * p.C * sizeof(T), Tile::BLOCK_K_BYTES);
+  p.num_splits = int(std::max<int64_t>(1, std::min(gpu::multiprocessor_count() / tiles, k_blocks / 4)));
   std::optional<Tensor> partial;
-  if (p.parts > 1) {
+  if (p.num_splits > 1) {
     const ScalarType type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-    partial = torch::stable::empty({p.parts * p.pixels * p.C_out}, type, std::nullopt, out.device());
+    partial = torch::stable::empty({p.num_splits * p.pixels * p.C_out}, type, std::nullopt, out.device());
     p.partial = static_cast<Compute<T>*>(partial->mutable_data_ptr());
   }
-  const unsigned blocks = blocks_for("rep_conv", tiles * p.parts, 1);
+  const unsigned blocks = blocks_for("rep_conv", tiles * p.num_splits, 1);
   gpu::launch(
-      "rep_conv", convolve_tile<T, kTensorCores, Tile, kBytes>,
-      {blocks, Tile::kThreads, Tile::kStages * sizeof(typename Tile::Stage), stream}, p);
-  const unsigned adders = blocks_for("rep_conv", p.pixels * p.C_out, 128);
-  if (partial) gpu::launch("rep_conv", add_parts<T>, {adders, 128, 0, stream}, p);
+      "rep_conv", rep_conv_gemm<T, kTensorCores, Tile, kBytes>,
+      {blocks, Tile::kNumThreads, Tile::kNumStages * sizeof(typename Tile::Stage), stream}, p);
+  const unsigned reduce_blocks = blocks_for("rep_conv", p.pixels * p.C_out, 128);
+  if (partial) gpu::launch("rep_conv", rep_conv_reduce_splits<T>, {reduce_blocks, 128, 0, stream}, p);
 }
 
-// Whether all rows begin at multiples of `bytes`.
+// Whether the addresses of all rows are multiples of `bytes`.
 template <typename T>
-bool aligned(const Problem<T>& p, int64_t bytes) {
+bool aligned(const RepConvGemm<T>& p, int64_t bytes) {
   return (reinterpret_cast<uintptr_t>(p.input) | reinterpret_cast<uintptr_t>(p.weight)) % bytes == 0 &&
          (p.image_stride | p.pixel_stride | p.C) * int64_t(sizeof(T)) % bytes == 0;
 }
 
 template <typename T>
-void choose_kernel(const Problem<T>& p, bool tf32, const Tensor& out, gpu::Stream stream) {
+void dispatch_kernel(const RepConvGemm<T>& p, bool tf32, const Tensor& out, gpu::Stream stream) {
   constexpr bool kHalf = sizeof(T) == 2, kDouble = sizeof(T) == 8;
   if constexpr (!kHalf)
     if (kDouble || !tf32)
-      return aligned(p, 16) ? start<T, false, Square, 16>(p, out, stream)
-                            : start<T, false, Slow, sizeof(T)>(p, out, stream);
+      return aligned(p, 16) ? launch_gemm<T, false, Tile64x64, 16>(p, out, stream)
+                            : launch_gemm<T, false, Tile64x32Unaligned, sizeof(T)>(p, out, stream);
   if constexpr (!kDouble) {
     if (aligned(p, 16))
-      return with_tile(p.pixels, p.C_out, [&](auto tile) { start<T, true, decltype(tile), 16>(p, out, stream); });
-    if (aligned(p, 4)) return start<T, true, Slow, 4>(p, out, stream);
-    start<T, true, Slow, kHalf ? 2 : 4>(p, out, stream);
+      return with_tile(p.pixels, p.C_out, [&](auto tile) { launch_gemm<T, true, decltype(tile), 16>(p, out, stream); });
+    if (aligned(p, 4)) return launch_gemm<T, true, Tile64x32Unaligned, 4>(p, out, stream);
+    launch_gemm<T, true, Tile64x32Unaligned, kHalf ? 2 : 4>(p, out, stream);
   }
 }
 
-// Where torch's convolution (cuDNN) is called: for what our kernels cannot count in 32 bits, and where it is faster
-// though its bias and ReLU are passes of their own: for many operations a number. A guess until measured.
-bool uses_library(const RepConvParams& p, int64_t stride, ScalarType type, bool tf32) {
+// Whether to call torch's convolution (cuDNN) instead: for sizes that overflow the 32-bit indices of our kernels, and
+// for a high arithmetic intensity, where it should be faster although bias and ReLU are separate passes. The thresholds
+// are an estimate until they are measured.
+bool use_torch_convolution(const RepConvParams& p, int64_t stride, ScalarType type, bool tf32) {
 #if defined(DANET_EMULATION)
   return false;
 #endif
@@ -342,7 +376,7 @@ bool uses_library(const RepConvParams& p, int64_t stride, ScalarType type, bool 
 }
 
 template <typename T>
-Tensor convolve(
+Tensor run_implicit_gemm(
     const RepConvParams& p, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
     int64_t stride, bool tf32, gpu::Stream stream) {
   const int64_t H_out = ceil_div(p.H, stride), W_out = ceil_div(p.W, stride);
@@ -351,7 +385,7 @@ Tensor convolve(
   const Image x(input);
   std::optional<Tensor> dense;
   if (bias) dense = torch::stable::contiguous(*bias);
-  const Problem<T> problem{
+  const RepConvGemm<T> gemm{
       static_cast<const T*>(x.view.data),
       static_cast<const T*>(weight.const_data_ptr()),
       static_cast<const T*>(dense ? dense->const_data_ptr() : nullptr),
@@ -369,7 +403,7 @@ Tensor convolve(
       int(stride),
       1,
       p.relu};
-  choose_kernel(problem, tf32, out, stream);
+  dispatch_kernel(gemm, tf32, out, stream);
   return out;
 }
 
@@ -379,16 +413,17 @@ Tensor rep_conv(
   const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu);
   const OnDevice here(input);
   const Tensor rows = torch::stable::contiguous(weight, MemoryFormat::ChannelsLast);  // [C_out, 3, 3, C] in memory
-  if (uses_library(p, stride, input.scalar_type(), tf32))
+  if (use_torch_convolution(p, stride, input.scalar_type(), tf32))
     return torch::stable::contiguous(
-        call_library(torch::stable::contiguous(input, MemoryFormat::ChannelsLast), rows, bias, stride, relu),
+        call_torch_convolution(torch::stable::contiguous(input, MemoryFormat::ChannelsLast), rows, bias, stride, relu),
         MemoryFormat::ChannelsLast);
   Tensor out;
-  with_type(input, [&](auto t) { out = convolve<decltype(t)>(p, input, rows, bias, stride, tf32, here.stream()); });
+  with_type(
+      input, [&](auto t) { out = run_implicit_gemm<decltype(t)>(p, input, rows, bias, stride, tf32, here.stream()); });
   return out;
 }
 
-// The kernels read the weight itself.
+// The CUDA kernels read the weight in its own layout: there is nothing to prepare.
 Tensor prepare_rep_conv(const Tensor& weight, int64_t) {
   return torch::stable::empty({0}, weight.scalar_type(), std::nullopt, weight.device());
 }

@@ -1,5 +1,5 @@
-// The CPU kernels of rep_conv for few channels, where neither Winograd's transforms nor oneDNN's blocks of 16 pay: a
-// detector's first and last layers.
+// The CPU kernels of rep_conv for few channels, such as in the first and last layers of a detector. There, neither
+// Winograd's transforms nor oneDNN's blocks of 16 channels are efficient.
 #pragma once
 
 #include "../common/lanes.h"
@@ -9,24 +9,24 @@
 namespace danet {
 namespace {
 
-// The nine input pixels of an output pixel's window, `outside` for those beyond the image.
+// Pointers to the nine input pixels of an output pixel's window; `outside` stands for pixels outside the image.
 template <typename T>
-struct Window {
+struct WindowPixels {
   const T* pixels[9];
 
-  DANET_INLINE Window(
+  DANET_INLINE WindowPixels(
       const RepConvParams& p, const ImageView& input, int64_t n, int64_t y, int64_t x, const T* outside) {
     const int64_t top = y * p.stride - 1, left = x * p.stride - 1;
     if (top >= 0 && top + 2 < p.H && left >= 0 && left + 2 < p.W) {
       const T* corner = input.pixel<T>(n, top * p.W + left);
       for (int k = 0; k < 9; ++k) pixels[k] = corner + (k / 3 * p.W + k % 3) * input.pixel_stride;
     } else {
-      at_border(p, input, n, top, left, outside);
+      set_at_border(p, input, n, top, left, outside);
     }
   }
 
  private:
-  __attribute__((noinline)) void at_border(
+  __attribute__((noinline)) void set_at_border(
       const RepConvParams& p, const ImageView& input, int64_t n, int64_t top, int64_t left, const T* outside) {
     for (int64_t k = 0; k < 9; ++k) {
       const int64_t row = top + k / 3, column = left + k % 3;
@@ -36,14 +36,16 @@ struct Window {
   }
 };
 
-// Four neighbouring pixels of kOut channels: every value is loaded once for all channels, every weight for all pixels.
+// Computes four neighbouring pixels of kOut channels: an input value is loaded once for all channels, a weight once for
+// all pixels.
 template <int kOut, typename T>
 DANET_INLINE void few_outputs_at(
-    const RepConvParams& p, const Window<T> (&windows)[4], const float* weight, const void* bias, const ImageView& out,
-    int64_t n, int64_t i, int64_t count) {
+    const RepConvParams& p, const WindowPixels<T> (&windows)[4], const float* weight, const void* bias,
+    const ImageView& out, int64_t n, int64_t i, int64_t count) {
   constexpr int L = kLanes<float>;
+  // Accumulate the products of all taps, vectorized over the input channels
   F sums[kOut][4] = {};
-  const int64_t whole = p.C / L * L, all = 9 * p.C;
+  const int64_t whole = p.C / L * L, filter_size = 9 * p.C;
   for (int64_t k = 0; k < 9; ++k, weight += p.C) {
     const T* x0 = windows[0].pixels[k];
     const T* x1 = windows[1].pixels[k];
@@ -55,7 +57,7 @@ DANET_INLINE void few_outputs_at(
           load_channels(x3 + c, lanes)};
 #pragma GCC unroll 8
       for (int o = 0; o < kOut; ++o) {
-        const F w = load_channels(weight + o * all + c, lanes);
+        const F w = load_channels(weight + o * filter_size + c, lanes);
 #pragma GCC unroll 4
         for (int pixel = 0; pixel < 4; ++pixel) sums[o][pixel] += x[pixel] * w;
       }
@@ -63,9 +65,10 @@ DANET_INLINE void few_outputs_at(
     for (int64_t c = 0; c < whole; c += L) add(c, 0);
     if (whole < p.C) add(whole, int(p.C - whole));
   }
+  // Reduce over the channels, add bias and ReLU, and write back
 #pragma GCC unroll 8
   for (int o = 0; o < kOut; ++o) {
-    const Four<float> sum = sum_lanes<float>(sums[o][0], sums[o][1], sums[o][2], sums[o][3]);
+    const Vec4<float> sum = sum_lanes<float>(sums[o][0], sums[o][1], sums[o][2], sums[o][3]);
     const float b = bias == nullptr ? 0 : to_compute(static_cast<const T*>(bias)[o]);
     for (int64_t pixel = 0; pixel < count; ++pixel) {
       const float value = sum[pixel] + b;
@@ -81,7 +84,7 @@ void few_outputs_of(
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / p.H, y = row - n * p.H;
     for (int64_t x = 0; x < p.W; x += 4) {
-      const Window<T> windows[4] = {
+      const WindowPixels<T> windows[4] = {
           {p, input, n, y, x, zeros},
           {p, input, n, y, x + 1, zeros},
           {p, input, n, y, x + 2, zeros},
@@ -95,7 +98,7 @@ template <typename T>
 void few_outputs(
     const RepConvParams& p, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
     int64_t end) {
-  alignas(64) T zeros[kFewChannels] = {};
+  alignas(64) T zeros[kFewOutputsMaxChannels] = {};
   auto with = [&](auto count) { few_outputs_of<count()>(p, input, weight, bias, out, zeros, begin, end); };
   switch (p.C_out) {
     case 1: return with(std::integral_constant<int, 1>{});
@@ -108,24 +111,25 @@ void few_outputs(
   }
 }
 
-// finish(r, low, high) for kRows pixels: the sums over their windows, whose values of tap k are at taps[k], `step` apart
-// from pixel to pixel.
+// Calls finish(r, low, high) with the sums over the windows of kMaxRows pixels. The values of tap k are at taps[k] for
+// the first pixel, and `step` elements further for each next pixel.
 template <typename Finish>
 DANET_INLINE void multiply_windows(
     const float* const (&taps)[9], int64_t step, const float* weight, int64_t C, const Finish& finish) {
-  F sum[kRows][2] = {};
+  F sum[kMaxRows][2] = {};
   for (int k = 0; k < 9; ++k)
     for (int64_t c = 0; c < C; ++c, weight += kPanel) {
+      // Load the weights of one tap and channel, and multiply them with every pixel
       const F w0 = load(weight), w1 = load(weight + kLanes<float>);
 #pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) {
+      for (int r = 0; r < kMaxRows; ++r) {
         const F value = broadcast<float>(taps[k][r * step + c]);
         sum[r][0] += value * w0;
         sum[r][1] += value * w1;
       }
     }
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) finish(r, sum[r][0], sum[r][1]);
+  for (int r = 0; r < kMaxRows; ++r) finish(r, sum[r][0], sum[r][1]);
 }
 
 template <typename T>
@@ -133,35 +137,37 @@ void few_inputs(
     const RepConvParams& p, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
     int64_t end) {
   constexpr int L = kLanes<float>;
-  const T zeros[kFew] = {};
+  const T zeros[kFewChannels] = {};
   const int64_t K = 9 * p.C, H_out = p.H_out(), W_out = p.W_out();
-  float copies[kRows * 9 * kFew] = {};
+  float copies[kMaxRows * 9 * kFewChannels] = {};
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / H_out, y = row - n * H_out, top = y * p.stride - 1;
-    for (int64_t x = 0; x < W_out; x += kRows) {
-      const int64_t count = W_out - x < kRows ? W_out - x : kRows, left = x * p.stride - 1;
-      const bool inside = top >= 0 && top + 2 < p.H && left >= 0 && left + (kRows - 1) * p.stride + 2 < p.W;
+    for (int64_t x = 0; x < W_out; x += kMaxRows) {
+      const int64_t count = W_out - x < kMaxRows ? W_out - x : kMaxRows, left = x * p.stride - 1;
+      const bool inside = top >= 0 && top + 2 < p.H && left >= 0 && left + (kMaxRows - 1) * p.stride + 2 < p.W;
+      // Locate the windows: float32 inside the image is read in place, otherwise the windows are copied
       const float* taps[9];
       int64_t step = K;
-      if (std::is_same<T, float>::value && inside) {  // in place: the windows are read where they lie
-        const Window<float> window(p, input, n, y, x, nullptr);
+      if (std::is_same<T, float>::value && inside) {
+        const WindowPixels<float> window(p, input, n, y, x, nullptr);
         for (int k = 0; k < 9; ++k) taps[k] = window.pixels[k];
         step = p.stride * input.pixel_stride;
       } else {
         for (int64_t r = 0; r < count; ++r) {
-          const Window<T> window(p, input, n, y, x + r, zeros);
+          const WindowPixels<T> window(p, input, n, y, x + r, zeros);
           for (int64_t k = 0; k < 9; ++k)
             for (int64_t c = 0; c < p.C; ++c) copies[r * K + k * p.C + c] = to_compute(window.pixels[k][c]);
         }
         for (int k = 0; k < 9; ++k) taps[k] = copies + k * p.C;
       }
+      // Multiply with every panel of output channels, add bias and ReLU, and write back
       T* pixels = out.pixel<T>(n, y * W_out + x);
       for (int64_t o = 0; o < p.C_out; o += kPanel) {
         const auto finish = [&](int64_t r, int64_t channel, F value) __attribute__((always_inline)) {
           if (channel >= p.C_out || r >= count) return;
           const int lanes = channel + L <= p.C_out ? 0 : int(p.C_out - channel);
           if (bias != nullptr) value += load_channels(static_cast<const T*>(bias) + channel, lanes);
-          store_channels(pixels + r * out.pixel_stride + channel, p.relu ? at_least(value, 0.0f) : value, lanes);
+          store_channels(pixels + r * out.pixel_stride + channel, p.relu ? clamp_min(value, 0.0f) : value, lanes);
         };
         multiply_windows(taps, step, weight + o * K, p.C, [&](int64_t r, F low, F high) __attribute__((always_inline)) {
           finish(r, o, low);

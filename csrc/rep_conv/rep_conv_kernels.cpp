@@ -1,4 +1,4 @@
-// The CPU kernels of rep_conv.
+// The table of the CPU kernels of rep_conv.
 #include "rep_conv_few.h"
 #include "rep_conv_winograd.h"
 
@@ -7,7 +7,7 @@ namespace {
 
 template <typename T>
 constexpr RepConvKernels kKernels = {
-    kPanel, {kWinograd<Stride1, T>, kWinograd<Stride2, T>}, few_outputs<T>, few_inputs<T>};
+    kPanel, {kWinograd<WinogradStride1, T>, kWinograd<WinogradStride2, T>}, few_outputs<T>, few_inputs<T>};
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// torch's own convolution (oneDNN, cuDNN), for what rep_conv leaves to it on any device.
+// Calls torch's own convolution (oneDNN on the CPU, cuDNN on CUDA devices), for the cases where it is faster than ours.
 #pragma once
 
 #include <array>
@@ -9,8 +9,8 @@
 
 namespace danet {
 
-// out [N, C_out, ceil(H / stride), ceil(W / stride)]; with relu it is written twice.
-inline Tensor call_library(
+// Returns [N, C_out, ceil(H / stride), ceil(W / stride)]. ReLU is a second pass over the output.
+inline Tensor call_torch_convolution(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu) {
   using torch::stable::detail::from;
   const std::vector<int64_t> strides{stride, stride}, ones{1, 1}, zeros{0, 0};

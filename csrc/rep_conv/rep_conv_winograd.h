@@ -1,10 +1,13 @@
-// Winograd's convolutions for the CPU, Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016). A block of
-// tiles is transformed into the second-level cache; for a panel of output channels at a time small matrix products run over
-// it, and their results are transformed back while they are still there. The weights of a panel are transformed there too,
-// at every call: as they are they take a quarter of the memory, and reading them takes longer than that.
+// Winograd's convolution on the CPU: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016),
+// https://arxiv.org/abs/1509.09308.
 //
-// A tile of 4x4 outputs reads kSide^2 input pixels and needs kSide^2 products instead of 144: 36 at stride 1, 81 at stride
-// 2. All transforms are those of one axis, used on both.
+// A block of input tiles is transformed into the L2 cache. Then, for each panel of output channels: small matrix
+// products with the transformed weights, and the inverse transform of their results while these are still in the L2
+// cache. The weights of a panel are transformed in every call. NOTE: transformed weights take four times the memory,
+// and reading them from memory is slower than computing them.
+//
+// A tile of 4x4 outputs reads kSide^2 input pixels and needs kSide^2 products per channel instead of 144: 36 at stride
+// 1, 81 at stride 2. All transforms are separable: the same 1-D transform is applied to both axes.
 #pragma once
 
 #include "../common/matrix.h"
@@ -14,10 +17,10 @@ namespace danet {
 namespace {
 
 constexpr int L = kLanes<float>;
-constexpr int64_t kCacheBytes = 640 << 10;  // of transformed tiles; the second-level cache has 1 MiB or more
+constexpr int64_t kBlockBytes = 640 << 10;  // of transformed tiles per block; the L2 cache has 1 MiB or more
 
-// F(4, 3): six values for four outputs; the points 0, 1, -1, 2, -2 and infinity.
-struct Stride1 {
+// F(4, 3): four outputs from six inputs, with the interpolation points 0, 1, -1, 2, -2 and infinity.
+struct WinogradStride1 {
   static constexpr int kStride = 1, kSide = 6;
 
   // B^T d
@@ -39,7 +42,7 @@ struct Stride1 {
     y[2] = sum1 + 4.0f * sum2;
     y[3] = difference1 + 8.0f * difference2 + m[5];
   }
-  // Which of a weight's six transformed values multiplies value i.
+  // The index of the transformed weight that multiplies the transformed input i.
   static constexpr int weight(int i) { return i; }
   // G w
   static DANET_INLINE void transform_weight(const F (&w)[3], F (&t)[6]) {
@@ -54,9 +57,10 @@ struct Stride1 {
   }
 };
 
-// y[i] = w[0] d[2i] + w[1] d[2i + 1] + w[2] d[2i + 2]: of the even values F(4, 2), five products for four outputs, at the
-// points 0, 1, -1, 2 and infinity; of the odd ones, which meet one weight alone, four.
-struct Stride2 {
+// Stride 2: y[i] = w[0] d[2i] + w[1] d[2i + 1] + w[2] d[2i + 2]. The even inputs are an F(4, 2) with weights w[0] and
+// w[2]: five products, with the points 0, 1, -1, 2 and infinity. The odd inputs are multiplied by w[1] only: four
+// products.
+struct WinogradStride2 {
   static constexpr int kStride = 2, kSide = 9;
 
   static DANET_INLINE void input(const F (&d)[9], F (&t)[9]) {
@@ -89,11 +93,11 @@ struct Stride2 {
 template <typename Scheme>
 constexpr int kPlanes = Scheme::kSide * Scheme::kSide;
 
-struct Tile {
+struct WinogradTile {
   int64_t n, y, x;  // image, first output row and column
   int64_t H_out, W_out;
 
-  Tile(const RepConvParams& p, int64_t index) : H_out(p.H_out()), W_out(p.W_out()) {
+  WinogradTile(const RepConvParams& p, int64_t index) : H_out(p.H_out()), W_out(p.W_out()) {
     const int64_t rows = (H_out + 3) / 4, columns = (W_out + 3) / 4;
     n = index / (rows * columns);
     y = index / columns % rows * 4;
@@ -101,31 +105,33 @@ struct Tile {
   }
 };
 
-// Distances between the planes of transformed tiles and weights, kept off the powers of two that share a cache set.
+// Distances between the planes of transformed tiles and weights, in floats. NOTE: the extra elements avoid powers of
+// two, at which all planes would map to the same cache set.
 inline int64_t input_plane(const RepConvParams& p, int64_t tiles) { return tiles * ((p.C + L - 1) / L * L) + 16; }
 inline int64_t output_plane(int64_t tiles) { return tiles * kPanel + 16; }
 inline int64_t weight_plane(int64_t C) { return C * kPanel + 32; }
-// Floats that hold a pixel of zeros, in whole cache lines.
+// Floats for a pixel of zeros, rounded up to whole cache lines.
 inline int64_t zeros_size(const RepConvParams& p) { return (p.C + 15) / 16 * 16; }
 
 template <typename Scheme>
-int64_t tiles_at_once(const RepConvParams& p) {
-  const int64_t tiles = kCacheBytes / (kPlanes<Scheme> * 4 * ((p.C + L - 1) / L * L));
+int64_t tiles_per_block(const RepConvParams& p) {
+  const int64_t tiles = kBlockBytes / (kPlanes<Scheme> * 4 * ((p.C + L - 1) / L * L));
   return tiles < 24 ? 24 : tiles > 96 ? 96 : tiles;
 }
 
-// Zeros for a pixel outside, the transformed tiles, the products of one panel, 12 of its 36 transformed weights, the tiles'
-// places.
+// The scratch memory holds, in this order: a pixel of zeros, the transformed tiles, the products of one panel, 12 of
+// the panel's 36 transformed weights, and the positions of the tiles.
 template <typename Scheme>
 int64_t scratch_size(const RepConvParams& p, int64_t tiles) {
   const int64_t planes = kPlanes<Scheme> * (input_plane(p, tiles) + output_plane(tiles));
-  return 4 * (zeros_size(p) + planes + 12 * weight_plane(p.C)) + tiles * int64_t(sizeof(Tile));
+  return 4 * (zeros_size(p) + planes + 12 * weight_plane(p.C)) + tiles * int64_t(sizeof(WinogradTile));
 }
 
-// The rows of the transformed weights that are made together, two of the six each time; they have most in common.
+// The rows of the transformed weights that are computed together, because they share subexpressions.
 constexpr int kPairs[3][2] = {{0, 5}, {1, 2}, {3, 4}};
 
-// transformed[12][C][kPanel], weight_plane() apart: two rows of G w G^T of one panel of weights [9][C][kPanel].
+// Transforms one panel of weights [9][C][kPanel] to two rows of G w G^T: transformed[12][C][kPanel], planes
+// weight_plane() apart.
 template <typename Scheme, int kPair>
 void transform_weights(const float* weight, int64_t C, float* transformed) {
   for (int64_t c = 0; c < C; ++c)
@@ -151,10 +157,10 @@ void transform_weights(const float* weight, int64_t C, float* transformed) {
     }
 }
 
-// transformed[planes][C]: B^T d B of the tile's input pixels.
+// Transforms the input pixels of a tile: transformed[planes][C] = B^T d B.
 template <typename Scheme, typename T>
 void transform_input(
-    const RepConvParams& p, const ImageView& input, const Tile& tile, const T* zeros, float* transformed,
+    const RepConvParams& p, const ImageView& input, const WinogradTile& tile, const T* zeros, float* transformed,
     int64_t plane) {
   constexpr int S = Scheme::kSide;
   const T* pixels[S * S];
@@ -186,11 +192,12 @@ void transform_input(
   }
 }
 
-// The tile's outputs of one vector of channels from its products (plane apart): A^T m A + bias, ReLU, store.
+// The inverse transform for one vector of channels of a tile: writes relu(A^T m A + bias). The products m are `plane`
+// apart.
 template <typename Scheme, typename T>
 DANET_INLINE void transform_output(
-    const RepConvParams& p, const float* products, int64_t plane, F bias, const Tile& tile, const ImageView& out,
-    int64_t o) {
+    const RepConvParams& p, const float* products, int64_t plane, F bias, const WinogradTile& tile,
+    const ImageView& out, int64_t o) {
   constexpr int S = Scheme::kSide;
   F columns[S][4];
 #pragma GCC unroll 9
@@ -211,35 +218,36 @@ DANET_INLINE void transform_output(
     for (int j = 0; j < 4; ++j) {
       if (tile.x + j >= tile.W_out) break;
       F result = y[j] + bias;
-      if (p.relu) result = at_least(result, 0.0f);
+      if (p.relu) result = clamp_min(result, 0.0f);
       T* pixel = out.pixel<T>(tile.n, (tile.y + i) * tile.W_out + tile.x + j) + o;
       o + L <= p.C_out ? store(pixel, result) : store_first(pixel, result, p.C_out - o);
     }
   }
 }
 
-// What brings the weights of the panel after this one into the second-level cache: a 36th of them with every plane, so that
-// memory has the whole time.
-struct Ahead {
+// Prefetches the weights of the next panel into the L2 cache: one 36th of them during the product of each plane, which
+// spreads the memory traffic evenly.
+struct PanelPrefetch {
   const float* weight;
 
-  Ahead(const float* panel, int plane, int64_t C) : weight(panel + (9 * C + plane % 36 * C / 4) * kPanel) {}
+  PanelPrefetch(const float* panel, int plane, int64_t C) : weight(panel + (9 * C + plane % 36 * C / 4) * kPanel) {}
   DANET_INLINE void operator()(int64_t c) const { __builtin_prefetch(weight + c * (kPanel / 4), 0, 2); }
 };
 
-// product[tiles][kPanel] of one plane. Large, and compiled once for all types and strides.
+// The matrix product of one plane: product[tiles][kPanel]. NOTE: not inlined, because the code is large and the same
+// for all dtypes and strides.
 __attribute__((noinline)) void multiply_plane(
-    const float* transformed, int64_t tiles, int64_t stride, const float* weights, int64_t C, const Ahead& ahead,
-    float* product) {
+    const float* transformed, int64_t tiles, int64_t stride, const float* weights, int64_t C,
+    const PanelPrefetch& prefetch, float* product) {
   multiply_rows(
-      transformed, tiles, stride, weights, C, ahead, [&](int64_t t, F low, F high) __attribute__((always_inline)) {
+      transformed, tiles, stride, weights, C, prefetch, [&](int64_t t, F low, F high) __attribute__((always_inline)) {
         store(product + t * kPanel, low);
         store(product + t * kPanel + L, high);
       });
 }
 
-// products[planes][tiles][kPanel]: the transformed tiles times the weights of one panel, which are transformed to `weights`
-// on the way.
+// The matrix products of all planes with one panel: products[planes][tiles][kPanel]. The panel's weights are
+// transformed into `weights`, 12 of the 36 at a time.
 template <typename Scheme>
 void multiply_panel(
     const float* weight, int64_t C, const float* transformed, int64_t tiles, float* weights, float* products) {
@@ -249,14 +257,15 @@ void multiply_panel(
   const int64_t C_pad = (C + L - 1) / L * L, plane_in = tiles * C_pad + 16, plane_out = output_plane(tiles);
   int count = 0;
   for (int pair = 0; pair < 3; ++pair) {
+    // Transform two rows of the weights, then multiply the planes that use them
     transforms[pair](weight, C, weights);
     for (int i = 0; i < S; ++i) {
-      const int row = Scheme::weight(i), place = row == kPairs[pair][0] ? 0 : row == kPairs[pair][1] ? 1 : -1;
-      for (int j = 0; place >= 0 && j < S; ++j) {
+      const int row = Scheme::weight(i), slot = row == kPairs[pair][0] ? 0 : row == kPairs[pair][1] ? 1 : -1;
+      for (int j = 0; slot >= 0 && j < S; ++j) {
         const int64_t k = S * i + j;
         multiply_plane(
-            transformed + k * plane_in, tiles, C_pad, weights + (6 * place + Scheme::weight(j)) * weight_plane(C), C,
-            Ahead(weight, count++, C), products + k * plane_out);
+            transformed + k * plane_in, tiles, C_pad, weights + (6 * slot + Scheme::weight(j)) * weight_plane(C), C,
+            PanelPrefetch(weight, count++, C), products + k * plane_out);
       }
     }
   }
@@ -272,15 +281,18 @@ void forward(
   float* transformed = reinterpret_cast<float*>(scratch) + zeros_size(p);
   float* products = transformed + kPlanes<Scheme> * plane_in;
   float* weights = products + kPlanes<Scheme> * plane_out;
-  Tile* const places = reinterpret_cast<Tile*>(weights + 12 * weight_plane(p.C));
+  WinogradTile* const positions = reinterpret_cast<WinogradTile*>(weights + 12 * weight_plane(p.C));
+  // Transform the input tiles
   std::memset(scratch, 0, size_t(p.C) * sizeof(T));
   for (int64_t t = 0; t < tiles; ++t) {
-    places[t] = Tile(p, begin + t);
-    transform_input<Scheme>(p, input, places[t], zeros, transformed + t * C_pad, plane_in);
+    positions[t] = WinogradTile(p, begin + t);
+    transform_input<Scheme>(p, input, positions[t], zeros, transformed + t * C_pad, plane_in);
   }
 
   for (int64_t panel = first; panel < last; ++panel) {
+    // Multiply with one panel of output channels
     multiply_panel<Scheme>(prepared + panel * 9 * p.C * kPanel, p.C, transformed, tiles, weights, products);
+    // Transform back, add bias and ReLU, and write the output
     for (int64_t o = panel * kPanel; o < p.C_out && o < (panel + 1) * kPanel; o += L) {
       F b{};
       if (bias != nullptr) {
@@ -288,13 +300,13 @@ void forward(
         b = o + L <= p.C_out ? load(values) : load_first(values, p.C_out - o);
       }
       for (int64_t t = 0; t < tiles; ++t)
-        transform_output<Scheme, T>(p, products + t * kPanel + o % kPanel, plane_out, b, places[t], out, o);
+        transform_output<Scheme, T>(p, products + t * kPanel + o % kPanel, plane_out, b, positions[t], out, o);
     }
   }
 }
 
 template <typename Scheme, typename T>
-constexpr WinogradKernels kWinograd = {tiles_at_once<Scheme>, scratch_size<Scheme>, forward<Scheme, T>};
+constexpr WinogradKernels kWinograd = {tiles_per_block<Scheme>, scratch_size<Scheme>, forward<Scheme, T>};
 
 }  // namespace
 }  // namespace danet

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int L = kLanes<float>;
 
-int64_t padded(int64_t columns) { return panels_of(columns) * kPanel; }
+int64_t padded(int64_t columns) { return panel_count(columns) * kPanel; }
 
 // Where the parts of the prepared weights begin, in floats.
 struct Layout {
@@ -73,7 +73,7 @@ DANET_INLINE F gelu(F x) {
   tail = tail * t + 0.7107068705f;
   tail = tail * t - 0.142248368f;
   tail = tail * t + 0.127414796f;
-  tail = tail * t * exp_moderate(-at_most(z * z, 80.0f));
+  tail = tail * t * exp_unchecked(-clamp_max(z * z, 80.0f));
   return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
@@ -82,7 +82,7 @@ template <typename Activation>
 DANET_INLINE void apply_layer(
     const float* rows, int64_t count, int64_t stride, const float* weight, const float* bias, int64_t C,
     int64_t columns, float* out, int64_t out_stride, const Activation& activation) {
-  for (int64_t panel = 0; panel < panels_of(columns); ++panel, weight += C * kPanel, bias += kPanel, out += kPanel) {
+  for (int64_t panel = 0; panel < panel_count(columns); ++panel, weight += C * kPanel, bias += kPanel, out += kPanel) {
     const F low_bias = load(bias), high_bias = load(bias + L);
     const float* next = weight + C * kPanel;
     const auto ahead = [&](int64_t c) __attribute__((always_inline)) {
@@ -112,7 +112,7 @@ DANET_INLINE void look_around(
   for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
     F sum = load(bias + c);
     for (int k = 0; k < count; ++k) sum += load(weights[k] + c) * load_channels(pixels[k] + c, lanes);
-    store(out + c, at_least(sum, 0.0f));
+    store(out + c, clamp_min(sum, 0.0f));
   });
 }
 

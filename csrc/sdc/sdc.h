@@ -27,10 +27,10 @@ struct SdcParams {
 namespace {
 
 // Y of output row 0 and tap k at offset zero is start + tap; a row adds stride, an offset offset_scale times itself.
-DANET_SHARED int64_t sdc_start(const SdcParams& p, int axis) {
+DANET_HOST_DEVICE int64_t sdc_start(const SdcParams& p, int axis) {
   return p.dilation[axis] * (p.kernel_size[axis] - 1) / 2 - p.padding[axis];
 }
-DANET_SHARED double sdc_tap(const SdcParams& p, int axis, int64_t k) {
+DANET_HOST_DEVICE double sdc_tap(const SdcParams& p, int axis, int64_t k) {
   if (p.remove_center && k >= p.K / 2) ++k;
   const int inner = p.x_first ? 0 : 1;
   const int64_t side = axis == inner ? k % p.kernel_size[inner] : k / p.kernel_size[inner];
@@ -39,7 +39,7 @@ DANET_SHARED double sdc_tap(const SdcParams& p, int axis, int64_t k) {
 
 // Weights of a cell's corners (top left, top right, bottom left, bottom right) times m; y and x: the place in the cell.
 template <typename V>
-DANET_SHARED void bilinear(V y, V x, V m, V (&weight)[4]) {
+DANET_HOST_DEVICE void bilinear(V y, V x, V m, V (&weight)[4]) {
   V bottom = y * m, top = m - bottom;
   weight[1] = top * x;
   weight[0] = top - weight[1];
@@ -49,7 +49,7 @@ DANET_SHARED void bilinear(V y, V x, V m, V (&weight)[4]) {
 
 // From dot[corner] = sum_c grad_output * input at that corner: the derivatives by m, Y and X.
 template <typename V>
-DANET_SHARED void bilinear_gradients(V y, V x, V m, const V (&dot)[4], V& grad_m, V& grad_y, V& grad_x) {
+DANET_HOST_DEVICE void bilinear_gradients(V y, V x, V m, const V (&dot)[4], V& grad_m, V& grad_y, V& grad_x) {
   V top = dot[0] + x * (dot[1] - dot[0]), bottom = dot[2] + x * (dot[3] - dot[2]);
   V left = dot[0] + y * (dot[2] - dot[0]), right = dot[1] + y * (dot[3] - dot[1]);
   grad_m = top + y * (bottom - top);

@@ -16,11 +16,11 @@ struct alignas(4 * sizeof(A)) BackwardTap {
 
 GPU_DEVICE void add(double* p, const double (&v)[1]) { atomicAdd(p, v[0]); }
 GPU_DEVICE void add(float* p, const float (&v)[1]) { atomicAdd(p, v[0]); }
-GPU_DEVICE void add(float* p, const float (&v)[4]) { gpu::add_atomically(p, v); }
+GPU_DEVICE void add(float* p, const float (&v)[4]) { gpu::atomic_add_x4(p, v); }
 GPU_DEVICE void add(float* p, const float (&v)[8]) {
   const float low[4] = {v[0], v[1], v[2], v[3]}, high[4] = {v[4], v[5], v[6], v[7]};
-  gpu::add_atomically(p, low);
-  gpu::add_atomically(p + 4, high);
+  gpu::atomic_add_x4(p, low);
+  gpu::atomic_add_x4(p + 4, high);
 }
 
 // grad_offset and grad_mask; with kScatter also grad_input, by atomic additions to global memory. `lanes` neighbouring
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
     Compute<T>* __restrict__ grad_input /* [N, H*W, C] */, ImageView grad_offset /* as offset */,
     ImageView grad_mask /* as mask */, int64_t items, int block_items, int lanes) {
   using A = Compute<T>;
-  using Packet = gpu::Group<T, kVector>;
+  using Packet = gpu::AlignedArray<T, kVector>;
   const int K = kTaps > 0 ? kTaps : int(p.K), D = int(p.C / p.G), packets = D / kVector;
   const Index first = Index(blockIdx.x) * block_items;
   const int count = int(Index(items) - first < block_items ? Index(items) - first : block_items);

@@ -70,10 +70,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8) forward_kern
       add_taps(std::false_type{});
     else
       add_taps(std::true_type{});
-    gpu::Group<T, kVector> result;
+    gpu::AlignedArray<T, kVector> result;
 #pragma unroll
     for (int v = 0; v < kVector; ++v) result.values[v] = gpu::from_compute<T>(total[v]);
-    *reinterpret_cast<gpu::Group<T, kVector>*>(out + int64_t(first + item) * D + packet * kVector) = result;
+    *reinterpret_cast<gpu::AlignedArray<T, kVector>*>(out + int64_t(first + item) * D + packet * kVector) = result;
   }
 }
 

@@ -73,7 +73,9 @@ struct FromRegisters {
       : weight{
             load(taps.weight[0] + first), load(taps.weight[1] + first), load(taps.weight[2] + first),
             load(taps.weight[3] + first)} {}
-  DANET_INLINE Vec<A> of(int corner, int64_t k) const { return spread(weight[corner], IntVec<A>{} + int32_t(k)); }
+  DANET_INLINE Vec<A> of(int corner, int64_t k) const {
+    return broadcast_lane(weight[corner], IntVec<A>{} + int32_t(k));
+  }
 };
 #endif
 
@@ -101,7 +103,7 @@ __attribute__((noinline)) void gather_with(
         for (int corner = 0; corner < 4; ++corner) {
           const Vec<A> weight = weights.of(corner, k);
           const T* p = from.corner[corner] + place;
-          if (V > 1) p = in_register(p);
+          if (V > 1) p = opaque_pointer(p);
 #pragma GCC unroll 4
           for (int v = 0; v < V; ++v) total[corner % kChains][v] += weight * load_channels(p + v * L, count);
         }
@@ -122,13 +124,13 @@ DANET_INLINE void gather(
     const Taps<A>& taps, int64_t J, int64_t K, bool softmax, const Corners& corners, const T* image, T* out,
     int64_t C) {
 #if defined(__AVX512F__)
-  if constexpr (kSpreads<A>) {
+  if constexpr (kHasBroadcastLane<A>) {
     if (K == 9) return gather_with<FromRegisters<A>, 9>(taps, J, K, softmax, corners, image, out, C);
     if (K <= kLanes<A>) return gather_with<FromRegisters<A>, 0>(taps, J, K, softmax, corners, image, out, C);
   }
 #endif
   // Loops over short vectors are quicker than all their taps one after the other.
-  if constexpr (kLanes<A> > 4 && !kSpreads<A>)
+  if constexpr (kLanes<A> > 4 && !kHasBroadcastLane<A>)
     if (K == 9) return gather_with<FromMemory<A>, 9>(taps, J, K, softmax, corners, image, out, C);
   gather_with<FromMemory<A>, 0>(taps, J, K, softmax, corners, image, out, C);
 }

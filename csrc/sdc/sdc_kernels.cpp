@@ -136,7 +136,7 @@ DANET_INLINE void project(
 #pragma GCC unroll 4
         for (int corner = 0; corner < 4; ++corner) {
           const T* p = from.corner[corner] + cell;
-          if (V > 1) p = in_register(p);
+          if (V > 1) p = opaque_pointer(p);
           product[b][corner] = grad[0] * load_channels(p, count);
 #pragma GCC unroll 4
           for (int v = 1; v < V; ++v) product[b][corner] += grad[v] * load_channels(p + v * L, count);
@@ -158,7 +158,7 @@ DANET_INLINE void finish(const SdcParams& p, Taps<A>& taps, int64_t J, bool insi
   for (int64_t j = 0; j < J; j += L) {
     const A* d = taps.dot + 4 * j;
     Vec<A> dot[4];
-    by_quarter(load(d), load(d + L), load(d + 2 * L), load(d + 3 * L), dot);
+    transpose_quarters(load(d), load(d + L), load(d + 2 * L), load(d + 3 * L), dot);
     if (!inside) {
       const Outside<A> rows(bits_as<IntVec<A>>(taps.y + j), 0, int32_t(p.H));
       const Outside<A> columns(bits_as<IntVec<A>>(taps.x + j), 0, int32_t(p.W));

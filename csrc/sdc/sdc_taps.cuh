@@ -73,7 +73,7 @@ GPU_DEVICE void prepare_taps(
   // A NaN logit is passed over for the largest: exp makes it part of the sum.
   if constexpr (kTaps > 0) {
     static_assert(kTaps == 9);
-    gpu::Group<T, 2> pairs[kTaps];
+    gpu::AlignedArray<T, 2> pairs[kTaps];
 #pragma unroll
     for (int k = 0; k < kTaps; ++k) pairs[k] = gpu::load<2>(offset + 2 * k);
     A m[kTaps], factor = 1;

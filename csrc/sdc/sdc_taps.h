@@ -122,7 +122,7 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
     if (kExp) {
       m = load(masks.values + j);
       largest = unsigned_max(largest, (Bits<A>)m & ~(Bits<A>)broadcast<A>(A(-0.0)));
-      m = exp_moderate(m);
+      m = exp_unchecked(m);
       store(taps.m + j, m);
     } else {
       m = load(taps.m + j);

@@ -1,4 +1,4 @@
-// SaFEM's tail: features weighted by a softmax over the channels of their pixel.
+// The last step of SaFEM: weights the features of each pixel by a softmax over its channels.
 //
 //   out[n, c, y, x] = C * s[c] * input[n, c, y, x],   s = softmax over c of logits[n, :, y, x]
 //
@@ -14,10 +14,10 @@
 namespace danet {
 
 struct SoftmaxGateParams {
-  int64_t N, C, P;  // P = H * W pixels an image
+  int64_t N, C, P;  // P = H * W pixels per image
 };
 
-// The CPU kernels of one type: pixels n * P + i of [begin, end). `scratch` holds C numbers and a vector.
+// The CPU kernels of one dtype. They compute the pixels n * P + i in [begin, end); `scratch` has scratch_size bytes.
 struct SoftmaxGateKernels {
   int64_t (*scratch_size)(const SoftmaxGateParams&);
   void (*forward)(

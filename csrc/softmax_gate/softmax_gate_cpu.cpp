@@ -1,4 +1,4 @@
-// softmax_gate on the CPU, the side that torch calls: checks, memory, threads.
+// The torch operators softmax_gate and softmax_gate_backward on the CPU: argument checks, memory and threads.
 #include <tuple>
 
 #include "../common/threads.h"

@@ -1,5 +1,5 @@
-// softmax_gate on CUDA devices. A pixel's channels stay in the registers of a warp or of a part of it where they fit,
-// else a block goes through the pixel three times, of which the cache serves the last two.
+// softmax_gate and softmax_gate_backward on CUDA devices. If the channels of a pixel fit into the registers of a warp,
+// one kernel reads everything once. Otherwise a block makes three passes over a pixel; the cache serves the last two.
 #include <cmath>
 #include <initializer_list>
 #include <tuple>
@@ -13,35 +13,37 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// The tensors of a call, each [N, P, C]. Forward has three: input and out stand for the other two.
-struct Views {
+// The tensors of a call, each [N, P, C]. Forward uses three; its grad_output is `input` and its grad_logits is `out`.
+struct SoftmaxGateViews {
   ImageView grad_output, input, logits, result /* out or grad_input */, grad_logits;
 };
 
-// NaN is passed over here: exp makes it part of every sum.
+// The maximum of a and b; a NaN in b is ignored. The result is still NaN for NaN logits, because exp(NaN) enters the
+// sum.
 template <typename A>
-GPU_DEVICE A larger(A a, A b) {
+GPU_DEVICE A max_ignore_nan(A a, A b) {
   return b > a ? b : a;
 }
 
 template <typename A>
-GPU_DEVICE A plus(A a, A b) {
+GPU_DEVICE A add(A a, A b) {
   return a + b;
 }
 
-// combine over groups of `lanes` lanes (a power of two, the same in the whole warp); all of them get it.
+// Reduces over aligned groups of `lanes` lanes (a power of two, uniform in the warp); every lane gets the result of its
+// group.
 template <typename A, typename Combine>
-GPU_DEVICE A over_lanes(int lanes, A value, const Combine& combine) {
+GPU_DEVICE A reduce_lanes(int lanes, A value, const Combine& combine) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2)
     if (step < lanes) value = combine(value, __shfl_xor_sync(~0u, value, step));
   return value;
 }
 
-// The same over a block; `parts` is shared memory that nothing else uses.
+// Reduces over the block. `parts` is shared memory that is used by this call only.
 template <typename A, typename Combine>
-GPU_DEVICE A over_block(A (&parts)[kWarps], A value, const Combine& combine) {
-  value = over_lanes(32, value, combine);
+GPU_DEVICE A reduce_block(A (&parts)[kWarps], A value, const Combine& combine) {
+  value = reduce_lanes(32, value, combine);
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
   __syncthreads();
   value = parts[0];
@@ -52,7 +54,7 @@ GPU_DEVICE A over_block(A (&parts)[kWarps], A value, const Combine& combine) {
 
 template <typename T, int kSize>
 GPU_DEVICE Compute<T> sum_products(
-    const Compute<T> (&exps)[kSize], const gpu::Group<T, kSize>& grad, const gpu::Group<T, kSize>& x) {
+    const Compute<T> (&exps)[kSize], const gpu::AlignedArray<T, kSize>& grad, const gpu::AlignedArray<T, kSize>& x) {
   const auto g = gpu::to_compute(grad), value = gpu::to_compute(x);
   Compute<T> sum = 0;
 #pragma unroll
@@ -60,12 +62,12 @@ GPU_DEVICE Compute<T> sum_products(
   return sum;
 }
 
-// Writes the results of kSize channels from c on. C * s is exps * factor, `mean` the sum of s * g * x.
+// Writes the results of kSize channels from c on; C * s = exps * factor, and mean is the sum of s * g * x.
 template <bool kBackward, typename T, int kSize>
-GPU_DEVICE void store(
-    const Views& t, gpu::Pixel at, int c, const Compute<T> (&exps)[kSize], Compute<T> factor, Compute<T> mean,
-    const gpu::Group<T, kSize>& grad, const gpu::Group<T, kSize>& x) {
-  gpu::Group<T, kSize> result, grad_logits;
+GPU_DEVICE void write_results(
+    const SoftmaxGateViews& t, gpu::Pixel at, int c, const Compute<T> (&exps)[kSize], Compute<T> factor,
+    Compute<T> mean, const gpu::AlignedArray<T, kSize>& grad, const gpu::AlignedArray<T, kSize>& x) {
+  gpu::AlignedArray<T, kSize> result, grad_logits;
   const auto grads = gpu::to_compute(grad), values = gpu::to_compute(x);
 #pragma unroll
   for (int v = 0; v < kSize; ++v) {
@@ -78,23 +80,27 @@ GPU_DEVICE void store(
       result.values[v] = gpu::from_compute<T>(value * weight);
     }
   }
-  *reinterpret_cast<gpu::Group<T, kSize>*>(t.result.pixel<T>(at.n, at.i) + c) = result;
+  *reinterpret_cast<gpu::AlignedArray<T, kSize>*>(t.result.pixel<T>(at.n, at.i) + c) = result;
   if constexpr (kBackward)
-    *reinterpret_cast<gpu::Group<T, kSize>*>(t.grad_logits.pixel<T>(at.n, at.i) + c) = grad_logits;
+    *reinterpret_cast<gpu::AlignedArray<T, kSize>*>(t.grad_logits.pixel<T>(at.n, at.i) + c) = grad_logits;
 }
 
-// `lanes` threads side by side compute a pixel, each kRows groups of kSize channels, `lanes` groups apart. Every input
-// is read once, every output written once, in whole lines; all of a pixel is in registers, shuffles sum. Roofline: 3
-// (backward 5) * s bytes a channel of s bytes against 15 (25) flops and an exponential (N32 C64 128x160 float32: 0.50,
-// 0.84 GB): memory binds, over 90 % of the copy bandwidth expected. Not yet measured on a GPU.
+// `lanes` neighbouring threads compute one pixel: each holds kRows vectors of kSize channels, `lanes` vectors apart.
+// Every input is read once and every output written once, both coalesced; a pixel stays in registers, and shuffles
+// reduce.
+// Roofline: 3 * s (backward 5 * s) bytes per channel, s = element size, and 15 (25) flops with one exponential (N32 C64
+// 128x160 float32: 0.50 and 0.84 GB). Memory is the bottleneck; expected: over 90 % of the copy bandwidth. Not yet
+// measured on a GPU.
 template <bool kBackward, typename T, int kSize, int kRows>
-__global__ void __launch_bounds__(kThreads) in_registers(SoftmaxGateParams p, int lanes, Views t /* each [N, P, C] */) {
+__global__ void __launch_bounds__(kThreads)
+    softmax_gate_in_registers(SoftmaxGateParams p, int lanes, SoftmaxGateViews t /* each [N, P, C] */) {
   using A = Compute<T>;
   const int lane = int(threadIdx.x) % lanes, C = int(p.C);
   const int64_t pixel = int64_t(blockIdx.x) * (kThreads / lanes) + int(threadIdx.x) / lanes;
   const bool exists = pixel < p.N * p.P;
-  const gpu::Pixel at = gpu::locate(p.N, p.P, exists ? pixel : 0);
-  gpu::Group<T, kSize> x[kRows], grad[kRows], logits[kRows];
+  const gpu::Pixel at = gpu::split_pixel_index(p.N, p.P, exists ? pixel : 0);
+  // Load the pixel
+  gpu::AlignedArray<T, kSize> x[kRows], grad[kRows], logits[kRows];
   bool valid[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -105,59 +111,65 @@ __global__ void __launch_bounds__(kThreads) in_registers(SoftmaxGateParams p, in
     if constexpr (kBackward) grad[r] = gpu::load<kSize>(t.grad_output.pixel<const T>(at.n, at.i) + c, valid[r]);
   }
 
+  // Reduce the maximum of the logits
   A exps[kRows][kSize], top = -A(INFINITY), sum = 0, products = 0;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const auto numbers = gpu::to_compute(logits[r]);
+    const auto values = gpu::to_compute(logits[r]);
 #pragma unroll
     for (int v = 0; v < kSize; ++v) {
-      exps[r][v] = valid[r] ? numbers.values[v] : -A(INFINITY);
-      top = larger(top, exps[r][v]);
+      exps[r][v] = valid[r] ? values.values[v] : -A(INFINITY);
+      top = max_ignore_nan(top, exps[r][v]);
     }
   }
-  top = over_lanes(lanes, top, larger<A>);
+  top = reduce_lanes(lanes, top, max_ignore_nan<A>);
+  // Reduce the sum of the exponentials and, in backward, of their products with g * x
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
     for (int v = 0; v < kSize; ++v) sum += exps[r][v] = std::exp(exps[r][v] - top);
     if constexpr (kBackward) products += sum_products(exps[r], grad[r], x[r]);
   }
-  sum = over_lanes(lanes, sum, plus<A>);
-  if constexpr (kBackward) products = over_lanes(lanes, products, plus<A>);
+  sum = reduce_lanes(lanes, sum, add<A>);
+  if constexpr (kBackward) products = reduce_lanes(lanes, products, add<A>);
+  // Write back
   const A factor = A(C) / sum;
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
-    if (valid[r]) store<kBackward>(t, at, (r * lanes + lane) * kSize, exps[r], factor, products / sum, grad[r], x[r]);
+    if (valid[r])
+      write_results<kBackward>(t, at, (r * lanes + lane) * kSize, exps[r], factor, products / sum, grad[r], x[r]);
 }
 
-// For more channels than registers: a block computes a pixel, a thread every 256th group of kSize channels. It reads
-// the logits three times and, backward, the rest twice; blocks are few enough (24 KB of each tensor for 6144 channels,
-// 3 to 8 blocks a multiprocessor) for the caches to hold their pixels between. Shared memory: the warps' parts of the
-// three sums. Roofline as above, less what the cache misses; 75 % of the copy bandwidth expected. Not yet measured on a
-// GPU.
+// For pixels with more channels than registers: a block computes one pixel, a thread every 256th vector of kSize
+// channels. It reads the logits three times and, in backward, the other inputs twice. The caches hold the pixel between
+// the passes (24 KB per tensor for 6144 channels, 3 to 8 blocks per multiprocessor). Shared memory holds the warps'
+// parts of three reductions.
+// Roofline as above, minus cache misses; expected: 75 % of the copy bandwidth. Not yet measured on a GPU.
 template <bool kBackward, typename T, int kSize>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
-    again(SoftmaxGateParams p, Views t /* each [N, P, C] */) {
+    softmax_gate_multipass(SoftmaxGateParams p, SoftmaxGateViews t /* each [N, P, C] */) {
   using A = Compute<T>;
   GPU_SHARED(parts, A[3][kWarps]);
-  const gpu::Pixel at = gpu::locate(p.N, p.P, blockIdx.x);
+  const gpu::Pixel at = gpu::split_pixel_index(p.N, p.P, blockIdx.x);
   const int C = int(p.C), first = int(threadIdx.x) * kSize, step = kThreads * kSize;
   const T *logits = t.logits.pixel<const T>(at.n, at.i), *x = t.input.pixel<const T>(at.n, at.i);
   const T* grad = kBackward ? t.grad_output.pixel<const T>(at.n, at.i) : x;
   A top = -A(INFINITY), sum = 0, products = 0;
+  // Pass 1: reduce the maximum of the logits
 #pragma unroll 4
   for (int c = first; c < C; c += step) {
-    const auto group = gpu::to_compute(gpu::load<kSize>(logits + c));
+    const auto values = gpu::to_compute(gpu::load<kSize>(logits + c));
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) top = larger(top, group.values[v]);
+    for (int v = 0; v < kSize; ++v) top = max_ignore_nan(top, values.values[v]);
   }
-  top = over_block(parts[0], top, larger<A>);
+  top = reduce_block(parts[0], top, max_ignore_nan<A>);
 
   const auto exponentials = [&](A(&exps)[kSize], int c) {
-    const auto group = gpu::to_compute(gpu::load<kSize>(logits + c));
+    const auto values = gpu::to_compute(gpu::load<kSize>(logits + c));
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) exps[v] = std::exp(group.values[v] - top);
+    for (int v = 0; v < kSize; ++v) exps[v] = std::exp(values.values[v] - top);
   };
+  // Pass 2: reduce the sum of the exponentials and, in backward, of their products with g * x
 #pragma unroll 2
   for (int c = first; c < C; c += step) {
     A exps[kSize];
@@ -166,47 +178,50 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
     for (int v = 0; v < kSize; ++v) sum += exps[v];
     if constexpr (kBackward) products += sum_products(exps, gpu::load<kSize>(grad + c), gpu::load<kSize>(x + c));
   }
-  sum = over_block(parts[1], sum, plus<A>);
-  if constexpr (kBackward) products = over_block(parts[2], products, plus<A>);
+  sum = reduce_block(parts[1], sum, add<A>);
+  if constexpr (kBackward) products = reduce_block(parts[2], products, add<A>);
+  // Pass 3: recompute the exponentials, and write back
   const A factor = A(C) / sum;
 #pragma unroll 2
   for (int c = first; c < C; c += step) {
     A exps[kSize];
     exponentials(exps, c);
-    store<kBackward>(t, at, c, exps, factor, products / sum, gpu::load<kSize>(grad + c), gpu::load<kSize>(x + c));
+    write_results<kBackward>(
+        t, at, c, exps, factor, products / sum, gpu::load<kSize>(grad + c), gpu::load<kSize>(x + c));
   }
 }
 
 // --- host ------------------------------------------------------------------------------------------------------------
 
 template <bool kBackward, typename T, int kSize>
-void launch(const SoftmaxGateParams& p, const Views& t, gpu::Stream stream) {
-  const int64_t groups = p.C / kSize, pixels = p.N * p.P;
+void launch_kernel(const SoftmaxGateParams& p, const SoftmaxGateViews& t, gpu::Stream stream) {
+  const int64_t vectors = p.C / kSize, pixels = p.N * p.P;
   const auto with_rows = [&](auto rows) {
     int lanes = 1;
-    while (lanes < 32 && lanes < groups) lanes *= 2;
+    while (lanes < 32 && lanes < vectors) lanes *= 2;
     gpu::launch(
-        "softmax_gate", in_registers<kBackward, T, kSize, decltype(rows)::value>,
+        "softmax_gate", softmax_gate_in_registers<kBackward, T, kSize, decltype(rows)::value>,
         {blocks_for("softmax_gate", pixels, kThreads / lanes), kThreads, 0, stream}, p, lanes, t);
   };
-  if (groups <= 32) return with_rows(Constant<1>{});
-  if (groups <= 64) return with_rows(Constant<2>{});
-  if (groups <= 128) return with_rows(Constant<4>{});
+  if (vectors <= 32) return with_rows(Constant<1>{});
+  if (vectors <= 64) return with_rows(Constant<2>{});
+  if (vectors <= 128) return with_rows(Constant<4>{});
   DANET_CHECK(p.C < int64_t(1) << 30, "softmax_gate: too many channels");
   gpu::launch(
-      "softmax_gate", again<kBackward, T, kSize>, {blocks_for("softmax_gate", pixels, 1), kThreads, 0, stream}, p, t);
+      "softmax_gate", softmax_gate_multipass<kBackward, T, kSize>,
+      {blocks_for("softmax_gate", pixels, 1), kThreads, 0, stream}, p, t);
 }
 
-// In packets of 16 bytes where they are aligned, else a channel at a time.
+// Launches the kernel with packets of 16 bytes if all tensors are aligned, else with one channel at a time.
 template <bool kBackward>
-void run(const Tensor& input, SoftmaxGateParams p, const Views& t, gpu::Stream stream) {
+void dispatch(const Tensor& input, SoftmaxGateParams p, const SoftmaxGateViews& t, gpu::Stream stream) {
   const std::initializer_list<ImageView> views = {t.grad_output, t.input, t.logits, t.result, t.grad_logits};
-  p = in_one_line(p, views);
+  p = merge_images(p, views);
   with_type(input, [&](auto type) {
     using T = decltype(type);
     constexpr int kSize = gpu::Packet<T>::kSize;
-    if (fits_packets<T>(p.C, views)) return launch<kBackward, T, kSize>(p, t, stream);
-    launch<kBackward, T, 1>(p, t, stream);
+    if (fits_packets<T>(p.C, views)) return launch_kernel<kBackward, T, kSize>(p, t, stream);
+    launch_kernel<kBackward, T, 1>(p, t, stream);
   });
 }
 
@@ -214,7 +229,7 @@ Tensor softmax_gate(const Tensor& input, const Tensor& logits) {
   const SoftmaxGateParams p = check_softmax_gate(input, logits);
   const OnDevice here(input);
   const Image x(input), weights(logits), out(empty_image(input, input.sizes()));
-  if (p.N * p.P * p.C > 0) run<false>(input, p, {x.view, x.view, weights.view, out.view, out.view}, here.stream());
+  if (p.N * p.P * p.C > 0) dispatch<false>(input, p, {x.view, x.view, weights.view, out.view, out.view}, here.stream());
   return out.tensor;
 }
 
@@ -225,7 +240,7 @@ std::tuple<Tensor, Tensor> softmax_gate_backward(const Tensor& grad_output, cons
   const Image grad(grad_output), x(input), weights(logits);
   const Image grad_input(empty_image(input, input.sizes())), grad_logits(empty_image(input, input.sizes()));
   if (p.N * p.P * p.C > 0)
-    run<true>(input, p, {grad.view, x.view, weights.view, grad_input.view, grad_logits.view}, here.stream());
+    dispatch<true>(input, p, {grad.view, x.view, weights.view, grad_input.view, grad_logits.view}, here.stream());
   return {grad_input.tensor, grad_logits.tensor};
 }
 

@@ -1,4 +1,5 @@
-// The CPU kernels of softmax_gate: a pixel at a time, its channels in vectors; the exponentials stay in the cache.
+// The CPU kernels of softmax_gate, one pixel at a time, vectorized over its channels. The exponentials stay in the L1
+// cache.
 #include "softmax_gate.h"
 #include "softmax_rows.h"
 
@@ -20,6 +21,7 @@ void forward(
     int64_t n = row / p.P, i = row % p.P;
     const T* x = input.pixel<T>(n, i);
     T* result = out.pixel<T>(n, i);
+    // Compute the exponentials and their sum, then scale the input
     const A factor = A(p.C) / exponentials(logits.pixel<T>(n, i), exps, p.C);
     for_vectors_of<A>(p.C, [&](int64_t c, int count) {
       store_channels(result + c, load_channels(x + c, count) * (load(exps + c) * factor), count);
@@ -37,11 +39,13 @@ void backward(
     int64_t n = row / p.P, i = row % p.P;
     const T *g = grad_output.pixel<T>(n, i), *x = input.pixel<T>(n, i);
     T *to_input = grad_input.pixel<T>(n, i), *to_logits = grad_logits.pixel<T>(n, i);
+    // Compute the exponentials and their sum, then the sum of s * g * x
     const A sum = exponentials(logits.pixel<T>(n, i), exps, p.C);
     Vec<A> products{};
     for_vectors_of<A>(p.C, [&](int64_t c, int count) {
       products += load(exps + c) * (load_channels(g + c, count) * load_channels(x + c, count));
     });
+    // Write both gradients
     const A mean = sum_lanes<A>(products) / sum, factor = A(p.C) / sum;
     for_vectors_of<A>(p.C, [&](int64_t c, int count) {
       Vec<A> grad = load_channels(g + c, count), weight = load(exps + c) * factor;

@@ -1,4 +1,4 @@
-// The softmax over one row of channels, for the CPU kernels.
+// Softmax over one row of channels, for the CPU kernels of softmax_gate and SaFEM.
 #pragma once
 
 #include "../common/lanes.h"
@@ -6,21 +6,24 @@
 namespace danet {
 namespace {
 
-// exp(logits - shift) to `exps`, their sum to `sum`; the shift is zero for moderate logits, else their maximum.
+// Writes exp(logits - shift) to `exps` and returns the sum. The shift is 0 if all |logits| < 20, else the largest
+// logit. A NaN logit makes the sum NaN.
 template <typename A, typename T>
 DANET_INLINE A exponentials(const T* logits, A* exps, int64_t C) {
+  // One pass without a shift, which also finds out whether a shift is needed
   Mask<A> large{};
   Vec<A> sum{};
   for_vectors_of<A>(C, [&](int64_t c, int count) {
     Vec<A> v = load_channels(logits + c, count);
     large |= ~((v < A(20)) & (v > A(-20)));
-    v = exp_moderate(v);
+    v = exp_unchecked(v);
     if (count != 0) v = keep_first<A>(v, count);
     store(exps + c, v);
     sum += v;
   });
   if (!any<A>(large)) return sum_lanes<A>(sum);
 
+  // Find the maximum, then repeat with it as the shift
   A top = to_compute(logits[0]);
   for (int64_t c = 1; c < C; ++c) {
     A v = to_compute(logits[c]);

@@ -1,11 +1,13 @@
-"""LCDC, the local cross-channel depth-wise convolution (paper section 3.2.2, EKEM).
+"""LCDC, the Local Cross-channel Depth-wise Convolution: a 1-D convolution along the channels at every position.
 
-With c' = c + j - (k - 1) / 2 and zero outside the channels,
+DANet (https://doi.org/10.1145/3581783.3612146), section 3.2.2, uses it in the EKEM (Element-wise Knowledge Enhancement
+Module). With c' = c + j - (k - 1) / 2, and zeros outside the channels:
 
     out[n, c, y, x] = sum_{j < k} weight[p, j] * input[n, c', y, x]
 
-p = 0 for a kernel shared by all positions, p = y * W + x for one kernel a position (the paper's literal depth-wise
-form on HW x 1 x C). With `gate` the result is sigmoid(out) * input.
+The weight has either one kernel that all positions share (p = 0), or one kernel per position (p = y * W + x), which is
+the paper's literal form, a depth-wise convolution of an HW x 1 x C tensor. With `gate`, the result is
+sigmoid(out) * input.
 """
 
 import math
@@ -29,18 +31,31 @@ from danet.ops.common import (
 
 
 def lcdc(input: Tensor, weight: Tensor, *, gate: bool = False) -> Tensor:
-    """A 1-D convolution along the channel axis at every position.
+    """A 1-D convolution along the channels at every position.
+
+    See the head of this file for the formula. Half types accumulate in float32.
 
     Args:
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
-        weight: [P, k] of input's dtype, k odd; P = 1 (shared by all positions) or P = H*W.
-        gate: return sigmoid(lcdc(input)) * input, EKEM's enhancement.
+        weight: [P, k] of input's dtype, with k odd. P = 1: all positions share the kernel; P = H*W: one kernel per
+            position.
+        gate: Return sigmoid(lcdc(input)) * input, the enhancement of the EKEM.
 
     Returns:
-        [N, C, H, W] in channels-last strides.
+        [N, C, H, W] of input's dtype, in channels-last memory format.
 
     Raises:
-        TypeError, ValueError: one line that names the wrong argument.
+        TypeError: If input or weight is not a dense tensor of a supported dtype, if their dtypes differ, or if gate
+            is not a bool.
+        ValueError: If input is not [N, C, H, W] with C, H, W >= 1, if weight is not [1 or H*W, k] with k odd, or if
+            the tensors are on different devices.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import lcdc
+        >>> input = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+        >>> lcdc(input, torch.ones(1, 3)).flatten()
+        tensor([3., 6., 5.])
     """
     input, weight = autocast(input, weight)
     check_lcdc(input, weight, gate)
@@ -50,7 +65,17 @@ def lcdc(input: Tensor, weight: Tensor, *, gate: bool = False) -> Tensor:
 
 
 def lcdc_reference(input: Tensor, weight: Tensor, *, gate: bool = False) -> Tensor:
-    """`lcdc` in plain PyTorch: any device, double backward; half types accumulate in float32."""
+    """`lcdc` in plain PyTorch, for any device and with second-order gradients; half types accumulate in float32.
+
+    Arguments, result and errors are those of `lcdc`.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import lcdc, lcdc_reference
+        >>> input, weight = torch.randn(2, 8, 4, 5), torch.randn(1, 3)
+        >>> torch.allclose(lcdc(input, weight), lcdc_reference(input, weight), atol=1e-6)
+        True
+    """
     check_lcdc(input, weight, gate)
     C, H, W = input.shape[1:]
     P, k = weight.shape
@@ -67,7 +92,23 @@ def lcdc_reference(input: Tensor, weight: Tensor, *, gate: bool = False) -> Tens
 
 
 def lcdc_kernel_size(channels: int, tau: float = 2) -> int:
-    """The paper's k: the largest odd integer not above (log2(channels) + 1) / tau, at least 1."""
+    """The paper's kernel size k: the largest odd integer <= (log2(channels) + 1) / tau, and at least 1.
+
+    The paper writes log without a base; base 2 is our decision.
+
+    Args:
+        channels: Number of input channels, at least 1.
+        tau: The paper's temperature, greater than 0.
+
+    Raises:
+        TypeError: If channels is not an integer.
+        ValueError: If channels < 1 or tau <= 0.
+
+    Example:
+        >>> from danet.ops import lcdc_kernel_size
+        >>> lcdc_kernel_size(64)
+        3
+    """
     integer("lcdc_kernel_size", "channels", channels, minimum=1)
     if not tau > 0:
         raise ValueError(f"lcdc_kernel_size: tau must be > 0, got {tau!r}")
@@ -77,6 +118,7 @@ def lcdc_kernel_size(channels: int, tau: float = 2) -> int:
 
 @memoize_check
 def check_lcdc(input: Any, weight: Any, gate: Any) -> None:
+    """Raises the errors that `lcdc` documents."""
     check_tensor("lcdc", "input", input)
     check_image("lcdc", "input", input)
     check_like_input("lcdc", "weight", weight, input)

@@ -1,9 +1,13 @@
-"""The reparameterised MBB (paper section 3, after RepVGG): 3x3 convolution, bias and ReLU in one pass.
+"""The convolution of a fused MBB (Multi-Branch Block): 3x3 convolution, bias and ReLU in one pass.
 
     out[n, o, y, x] = relu(bias[o] + sum_{c, i, j < 3} weight[o, c, i, j] * input[n, c, y*s - 1 + i, x*s - 1 + j])
 
-with zeros outside the input and stride s of 1 or 2. Forward only: it runs after training, when `fuse()` has folded a
-block's branches and norms into one kernel.
+with zeros outside the input and stride s = 1 or 2. It is for inference only: after training, `fuse()` folds the
+branches and batch norms of a block into one 3x3 convolution, as in RepVGG (https://arxiv.org/abs/2101.03697). See
+DANet (https://doi.org/10.1145/3581783.3612146), section 3.1.
+
+On the CPU, most layers are computed by Winograd's algorithm (Lavin and Gray, https://arxiv.org/abs/1509.09308), on CUDA
+devices by an implicit GEMM on the tensor cores.
 """
 
 import math
@@ -29,11 +33,20 @@ from danet.ops.common import (
 
 @dataclass(frozen=True, eq=False)
 class PreparedRepConv:
-    """A weight laid out for `rep_conv`; lives beside the raw weight, is rebuilt rather than saved.
+    """A weight in the memory layout of `rep_conv`'s kernel; made by `prepare_rep_conv`.
 
-    weight: [C_out, C, 3, 3], a copy, detached from autograd.
-    transformed: what the kernel reads in its place, laid out for this processor; None where it reads the weight.
-    stride: of the convolution that `transformed` is for.
+    The layout depends on the processor: do not save it, prepare the weight again instead.
+
+    Attributes:
+        weight: [C_out, C, 3, 3], a copy, detached from autograd.
+        transformed: What the kernel reads instead of weight, or None if it reads weight itself.
+        stride: The stride that `transformed` is for.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import prepare_rep_conv
+        >>> prepare_rep_conv(torch.randn(16, 8, 3, 3), stride=2).stride
+        2
     """
 
     weight: Tensor
@@ -42,12 +55,28 @@ class PreparedRepConv:
 
 
 def prepare_rep_conv(weight: Tensor, *, stride: int = 1) -> PreparedRepConv:
-    """Lay a [C_out, C, 3, 3] weight out once, for one stride; a later change of `weight` does not reach the result."""
+    """Prepare a weight once for many calls of `rep_conv` with one stride.
+
+    Args:
+        weight: [C_out, C, 3, 3]. It is copied: later changes of it have no effect on the result.
+        stride: 1 or 2.
+
+    Raises:
+        TypeError: If weight is not a dense tensor of a supported dtype, or stride is not an integer.
+        ValueError: If weight is not [C_out, C, 3, 3] with C_out, C >= 1, or stride is not 1 or 2.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import prepare_rep_conv, rep_conv
+        >>> prepared = prepare_rep_conv(torch.randn(16, 8, 3, 3))
+        >>> rep_conv(torch.randn(1, 8, 20, 24), prepared).shape
+        torch.Size([1, 16, 20, 24])
+    """
     _check_weight(weight)
     _check_stride(stride)
     copy = weight.detach().clone(memory_format=torch.channels_last)
-    known = library.has_kernel(copy) and not copy.is_meta
-    transformed = torch.ops.danet.prepare_rep_conv(copy, stride) if known else None
+    has_layout = library.has_kernel(copy) and not copy.is_meta
+    transformed = torch.ops.danet.prepare_rep_conv(copy, stride) if has_layout else None
     return PreparedRepConv(copy, transformed if transformed is not None and transformed.numel() > 0 else None, stride)
 
 
@@ -59,24 +88,34 @@ def rep_conv(
     stride: int = 1,
     relu: bool = True,
 ) -> Tensor:
-    """3x3 convolution with padding 1, bias and an optional ReLU; forward only.
+    """A 3x3 convolution with padding 1, bias and an optional ReLU; forward only.
+
+    Half types accumulate in float32. On CUDA devices, float32 operands are rounded to tf32 if
+    torch.backends.cudnn.conv.fp32_precision is "tf32", as in torch's own convolution.
 
     Args:
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
-        weight: [C_out, C, 3, 3] of input's dtype, or what `prepare_rep_conv` made of it for this stride (for another
-            stride it counts as not prepared, which is slower).
+        weight: [C_out, C, 3, 3] of input's dtype, or the result of `prepare_rep_conv`, which is faster if it was
+            prepared for this stride.
         bias: [C_out] of input's dtype, or None.
         stride: 1 or 2.
-        relu: clamp the result at zero.
-
-    On CUDA devices float32 factors are rounded to tf32 where torch.backends.cudnn allows it, as in torch's convolution.
+        relu: Apply ReLU to the result.
 
     Returns:
-        [N, C_out, ceil(H / stride), ceil(W / stride)] in channels-last strides.
+        [N, C_out, ceil(H / stride), ceil(W / stride)] of input's dtype, in channels-last memory format.
 
     Raises:
-        TypeError, ValueError: one line that names the wrong argument.
-        RuntimeError: from backward; `rep_conv_reference` has gradients.
+        TypeError: If a tensor is not dense and of a supported dtype, if the dtypes differ, if stride is not an integer
+            or relu is not a bool.
+        ValueError: If a shape does not match, if stride is not 1 or 2, or if the tensors are on different devices.
+        RuntimeError: In backward; use `rep_conv_reference` for gradients.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import rep_conv
+        >>> input, weight, bias = torch.randn(2, 8, 20, 24), torch.randn(16, 8, 3, 3), torch.randn(16)
+        >>> rep_conv(input, weight, bias, stride=2).shape
+        torch.Size([2, 16, 10, 12])
     """
     raw, transformed = weight, None
     if isinstance(weight, PreparedRepConv):
@@ -99,7 +138,7 @@ def _compute(
 
 @torch.compiler.assume_constant_result
 def _allows_tf32() -> bool:
-    """torch's flag of its own convolutions; only CUDA devices have tf32."""
+    """Whether torch allows tf32 in its own convolutions on CUDA devices."""
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # torch sets it at run time
 
 
@@ -111,13 +150,23 @@ def rep_conv_reference(
     stride: int = 1,
     relu: bool = True,
 ) -> Tensor:
-    """`rep_conv` in plain PyTorch: any device, and differentiable; half types accumulate in float32."""
+    """`rep_conv` in plain PyTorch, for any device and with gradients; half types accumulate in float32.
+
+    Arguments, result and errors are those of `rep_conv`, except that backward works.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import rep_conv, rep_conv_reference
+        >>> input, weight = torch.randn(2, 8, 20, 24), torch.randn(16, 8, 3, 3)
+        >>> torch.allclose(rep_conv(input, weight), rep_conv_reference(input, weight), atol=1e-3)
+        True
+    """
     if isinstance(weight, PreparedRepConv):
         weight = weight.weight
     check_rep_conv(input, weight, bias, stride, relu)
     dtype = input.dtype
     if input.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
-        # A GPU's half convolution sums in float32 by itself; most CPUs have no half units, and are faster this way.
+        # Convert to float32: CPU convolutions may accumulate in the half type. GPUs accumulate in float32 themselves.
         input, weight = input.float(), weight.float()
         bias = None if bias is None else bias.float()
     out = F.conv2d(input.contiguous(memory_format=torch.channels_last), weight, bias, stride=stride, padding=1)
@@ -128,6 +177,7 @@ def rep_conv_reference(
 
 @memoize_check
 def check_rep_conv(input: Any, weight: Any, bias: Any, stride: Any, relu: Any) -> None:
+    """Raises the errors that `rep_conv` documents."""
     check_tensor("rep_conv", "input", input)
     check_image("rep_conv", "input", input)
     _check_weight(weight)
@@ -153,7 +203,7 @@ def _check_weight(weight: Any) -> None:
 
 
 class _ForwardOnly(torch.autograd.Function):
-    """Says who has gradients when one is asked. The operator has no rule for them, which makes it cheap to call."""
+    """Raises a clear error in backward. The operator itself has no autograd rule, which saves time in every call."""
 
     @staticmethod
     def forward(
@@ -199,7 +249,7 @@ def _vmap(
 
 
 def _flops(input: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-    """Of a direct convolution, as torch counts its own; a multiply-add is two."""
+    """FLOPs of a direct convolution, two per multiply-add, as torch counts them for its own convolution."""
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 

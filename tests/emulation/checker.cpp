@@ -1,6 +1,7 @@
-// The happens-before checker: see checker.h. Memory is watched in cells of two bytes, each with its last write and two
-// reads or atomics; an access is reported where it conflicts with one of them and no barrier, __syncwarp, or fence with
-// an atomic is between them. Blocks run one after another here, so "before" is a question of stamps alone.
+// The happens-before checker: see checker.h. Shadow memory holds, for every two bytes of memory, the last write and up
+// to two reads or atomics. An access is reported if it conflicts with one of these, and no barrier, __syncwarp, or
+// fence with an atomic orders the two. Blocks run one after another in the emulator, so only the stamps decide what
+// "before" is.
 #include "checker.h"
 
 #include <algorithm>
@@ -18,57 +19,59 @@
 namespace emulation {
 namespace {
 
-constexpr int kMostThreads = 1024, kLanes = 32;
-constexpr size_t kPageCells = 2048, kMostPages = 4096, kMostReports = 50;
+constexpr int kMaxThreads = 1024, kLanes = 32;
+constexpr size_t kCellsPerPage = 2048, kMaxPages = 4096, kMaxReports = 50;
 
-// Who accessed a cell, and when: epoch counts the block's barriers, clock the thread's own fences and __syncwarps.
-struct Stamp {
+// Who accessed a cell, and when: `epoch` counts the barriers of the block, `clock` the fences and __syncwarps of the
+// thread.
+struct AccessStamp {
   uint32_t block;
   uint32_t site;
   uint32_t epoch, clock;
   uint16_t thread;
-  uint8_t bytes;  // of the cell: 1, 2 or both
+  uint8_t bytes;  // mask of the cell's bytes
   bool atomic;
 };
-struct Cell {
-  Stamp write;
-  Stamp others[2];  // reads and atomics
-  uint32_t pending;  // the block with an asynchronous copy on its way to here
-  uint8_t written;   // bytes, in this block
+struct ShadowCell {
+  AccessStamp write;
+  AccessStamp others[2];  // reads and atomics
+  uint32_t pending;       // the block that has a pending asynchronous copy to this cell
+  uint8_t written;        // mask of the bytes that this block has written
 };
-struct Page {
-  Cell cells[kPageCells];
+struct ShadowPage {
+  ShadowCell cells[kCellsPerPage];
 };
 
-struct Clocks {
+struct VectorClock {
   uint32_t own;
-  uint32_t seen[kLanes];  // of the lanes of the warp
+  uint32_t seen[kLanes];  // for each lane of the warp, the clock up to which its accesses happened before
 };
-// What a thread knew at its last fence, and by an atomic after it tells to all who update that address later.
+// The state of a thread at its last fence. An atomic after the fence publishes it to all threads that later update the
+// same address.
 struct Release {
-  uint32_t block, epoch;  // block 0: there was no fence
+  uint32_t block, epoch;  // block 0: no fence yet
   int thread;
-  Clocks clocks;
+  VectorClock clocks;
 };
-struct Atomic {
+struct AtomicHistory {
   std::vector<Release> releases;  // blocks in ascending order
 };
-// A thread of this block has seen the first `count` releases of an atomic.
+// A thread of this block has acquired the first `count` releases of an atomic.
 struct Acquisition {
-  const Atomic* atomic;
+  const AtomicHistory* atomic;
   size_t count;
   uint32_t epoch, clock;
   int thread;
 };
 
-std::unordered_map<uintptr_t, Page*> pages;
+std::unordered_map<uintptr_t, ShadowPage*> pages;
 uintptr_t last_number = 0;
-Page* last_page = nullptr;
-std::vector<Cell> shared_cells;
-Clocks clocks[kMostThreads];
-Release fences[kMostThreads];
+ShadowPage* last_page = nullptr;
+std::vector<ShadowCell> shared_cells;
+VectorClock clocks[kMaxThreads];
+Release fences[kMaxThreads];
 uint32_t epoch;
-std::unordered_map<uintptr_t, Atomic> atomics;
+std::unordered_map<uintptr_t, AtomicHistory> atomics;
 std::vector<Acquisition> acquisitions;
 
 struct Report {
@@ -79,10 +82,10 @@ struct Report {
 };
 std::vector<Report> reports;
 std::set<std::tuple<const char*, const void*, const void*>> reported;
-std::vector<const void*> sites;  // a Stamp has no room for addresses
+std::vector<const void*> sites;  // a stamp holds a site number, because an address is too large
 std::unordered_map<const void*, uint32_t> site_numbers;
 
-uint32_t number_of(const void* pc) {
+uint32_t site_number(const void* pc) {
   static const void* last_pc = nullptr;
   static uint32_t last = 0;
   if (pc == last_pc && !sites.empty()) return last;
@@ -92,23 +95,23 @@ uint32_t number_of(const void* pc) {
   return last = found->second;
 }
 
-bool is_shared(const char* p) { return p >= progress.shared && p < progress.shared_end; }
+bool is_shared(const char* p) { return p >= execution.shared && p < execution.shared_end; }
 
-Cell& cell_of(const char* p) {
-  if (is_shared(p)) return shared_cells[size_t(p - progress.shared) / 2];
-  const uintptr_t cell = reinterpret_cast<uintptr_t>(p) / 2, number = cell / kPageCells;
+ShadowCell& cell_of(const char* p) {
+  if (is_shared(p)) return shared_cells[size_t(p - execution.shared) / 2];
+  const uintptr_t cell = reinterpret_cast<uintptr_t>(p) / 2, number = cell / kCellsPerPage;
   if (number != last_number || last_page == nullptr) {
-    Page*& page = pages[number];
-    if (page == nullptr) page = static_cast<Page*>(std::calloc(1, sizeof(Page)));
+    ShadowPage*& page = pages[number];
+    if (page == nullptr) page = static_cast<ShadowPage*>(std::calloc(1, sizeof(ShadowPage)));
     last_number = number, last_page = page;
   }
-  return last_page->cells[cell % kPageCells];
+  return last_page->cells[cell % kCellsPerPage];
 }
 
 bool same_warp(int a, int b) { return a / kLanes == b / kLanes; }
 
-// Whether `thread` knows by atomics and fences of what s did.
-bool is_acquired(const Stamp& s, int thread) {
+// Whether s happened before `thread`'s current position by way of fences and atomics.
+bool is_acquired(const AccessStamp& s, int thread) {
   for (const Acquisition& a : acquisitions) {
     const bool known = a.thread == thread || a.epoch < epoch ||
                        (same_warp(a.thread, thread) && a.clock <= clocks[thread].seen[a.thread % kLanes]);
@@ -124,28 +127,28 @@ bool is_acquired(const Stamp& s, int thread) {
   return false;
 }
 
-bool is_before(const Stamp& s, int thread, bool shared) {
-  if (s.block < progress.first_block) return true;
-  if (s.block != progress.block) return shared || is_acquired(s, thread);
+bool happens_before(const AccessStamp& s, int thread, bool shared) {
+  if (s.block < execution.first_block) return true;
+  if (s.block != execution.block) return shared || is_acquired(s, thread);
   if (s.thread == thread || s.epoch < epoch) return true;
   if (same_warp(s.thread, thread) && s.clock <= clocks[thread].seen[s.thread % kLanes]) return true;
   return is_acquired(s, thread);
 }
 
-void report(const char* kind, bool shared, const void* pc, int thread, const Stamp* other) {
+void report(const char* kind, bool shared, const void* pc, int thread, const AccessStamp* other) {
   const void* other_pc = other ? sites[other->site] : nullptr;
-  if (reports.size() >= kMostReports || !reported.emplace(kind, pc, other_pc).second) return;
+  if (reports.size() >= kMaxReports || !reported.emplace(kind, pc, other_pc).second) return;
   std::string name;
   if (other) {
     name = thread_name(other->thread);
-    if (other->block != progress.block) name = "another block, " + name.substr(name.find("thread"));
+    if (other->block != execution.block) name = "another block, " + name.substr(name.find("thread"));
   }
   reports.push_back({kind, shared, pc, other_pc, thread_name(thread), name});
 }
 
-// Atomics on one address come one after the other; with fences they order what was done before and after.
+// Atomics on one address are ordered; together with fences they also order other accesses.
 void release_and_acquire(const void* p, int thread) {
-  const bool fenced = fences[thread].block == progress.block;
+  const bool fenced = fences[thread].block == execution.block;
   if (!fenced && atomics.empty()) return;
   const auto address = reinterpret_cast<uintptr_t>(p);
   if (const auto found = atomics.find(address); found != atomics.end())
@@ -153,25 +156,25 @@ void release_and_acquire(const void* p, int thread) {
   if (fenced) atomics[address].releases.push_back(fences[thread]);
 }
 
-// The bytes of one cell; says whether there was nothing to report.
-bool access_cell(Cell& cell, uint8_t bytes, Access how, bool shared, const Stamp& me, const void* pc) {
+// Checks and records an access to bytes of one cell; returns whether it is correct.
+bool access_cell(ShadowCell& cell, uint8_t bytes, Access how, bool shared, const AccessStamp& me, const void* pc) {
   const int thread = me.thread;
   const bool writes = how != Access::kRead, reads = how != Access::kWrite;
-  auto conflicts = [&](const Stamp& s) {
-    return s.block != 0 && (s.bytes & bytes) && !(me.atomic && s.atomic) && !is_before(s, thread, shared);
+  auto conflicts = [&](const AccessStamp& s) {
+    return s.block != 0 && (s.bytes & bytes) && !(me.atomic && s.atomic) && !happens_before(s, thread, shared);
   };
-  if (cell.pending == progress.block) {
+  if (cell.pending == execution.block) {
     report("touches the destination of a pending asynchronous copy", shared, pc, thread, nullptr);
     return false;
   }
-  if (shared && cell.write.block != progress.block) cell.written = 0;
+  if (shared && cell.write.block != execution.block) cell.written = 0;
   const char* race = nullptr;
-  const Stamp* other = nullptr;
+  const AccessStamp* other = nullptr;
   if (shared && reads && (cell.written & bytes) != bytes)
     race = "read of uninitialised memory";
   else if (conflicts(cell.write))
     race = writes ? "race (write after write)" : "race (read after write)", other = &cell.write;
-  for (const Stamp& s : cell.others) {
+  for (const AccessStamp& s : cell.others) {
     if (race || !(writes || s.atomic) || !conflicts(s)) continue;
     race = !writes ? "race (read after write)" : s.atomic ? "race (write after write)" : "race (write after read)";
     other = &s;
@@ -181,24 +184,24 @@ bool access_cell(Cell& cell, uint8_t bytes, Access how, bool shared, const Stamp
   if (how == Access::kWrite) {
     cell.write = me;
     cell.written |= bytes;
-  } else if (is_before(cell.others[0], thread, shared)) {
+  } else if (happens_before(cell.others[0], thread, shared)) {
     cell.others[0] = me;
-  } else if (is_before(cell.others[1], thread, shared)) {
+  } else if (happens_before(cell.others[1], thread, shared)) {
     cell.others[1] = me;
   }
   return race == nullptr;
 }
 
-bool in(const char* p, const void* begin, const void* end) { return p >= begin && p < end; }
+bool is_within(const char* p, const void* begin, const void* end) { return p >= begin && p < end; }
 
 }  // namespace
 
 namespace checker {
 
 void start_launch() {
-  if (shared_cells.empty()) shared_cells.resize(size_t(progress.shared_end - progress.shared) / 2 + 1);
+  if (shared_cells.empty()) shared_cells.resize(size_t(execution.shared_end - execution.shared) / 2 + 1);
   atomics.clear();
-  if (pages.size() <= kMostPages) return;
+  if (pages.size() <= kMaxPages) return;
   for (auto& page : pages) std::free(page.second);
   pages.clear();
   last_page = nullptr;
@@ -214,38 +217,40 @@ void start_block() {
 
 void access(const void* pointer, size_t bytes, Access how, const void* pc, int thread) {
   const char* p = static_cast<const char*>(pointer);
-  if (progress.thread < 0 || in(p, progress.stacks, progress.stacks_end) || in(p, &indices, &indices + 1)) return;
+  if (execution.thread < 0 || is_within(p, execution.stacks, execution.stacks_end) ||
+      is_within(p, &indices, &indices + 1))
+    return;
   const bool shared = is_shared(p);
   if (shared && !in_shared_array(p, bytes)) return report("access outside the arrays", shared, pc, thread, nullptr);
   const bool atomic = how == Access::kAtomic;
-  const Stamp stamp{progress.block, number_of(pc), epoch, clocks[thread].own, uint16_t(thread), 3, atomic};
+  const AccessStamp stamp{execution.block, site_number(pc), epoch, clocks[thread].own, uint16_t(thread), 3, atomic};
   if (atomic) release_and_acquire(p, thread);
   const char* end = p + bytes;
   while (p < end) {
     const bool odd = reinterpret_cast<uintptr_t>(p) & 1;
     const uint8_t part = odd ? 2 : end - p >= 2 ? 3 : 1;
-    Stamp me = stamp;
+    AccessStamp me = stamp;
     me.bytes = part;
-    if (!access_cell(cell_of(p), part, how, shared, me, pc)) break;  // one report for all cells
+    if (!access_cell(cell_of(p), part, how, shared, me, pc)) break;  // one report per access
     p += part == 3 ? 2 : 1;
   }
-  for (; p < end; ++p)  // what was reported counts as written all the same
+  for (; p < end; ++p)  // the rest of a reported write still counts as written
     if (how == Access::kWrite && shared) {
-      Cell& cell = cell_of(p);
-      if (cell.write.block != progress.block) cell.written = 0;
+      ShadowCell& cell = cell_of(p);
+      if (cell.write.block != execution.block) cell.written = 0;
       cell.write = stamp, cell.written |= reinterpret_cast<uintptr_t>(p) & 1 ? 2 : 1;
     }
 }
 
 void set_pending(const void* pointer, size_t bytes, bool pending) {
   const char* p = static_cast<const char*>(pointer);
-  for (size_t i = 0; i < bytes; i += 2) cell_of(p + i).pending = pending ? progress.block : 0;
+  for (size_t i = 0; i < bytes; i += 2) cell_of(p + i).pending = pending ? execution.block : 0;
 }
 
 void order_block() { ++epoch; }
 
 void order_warp(int warp, uint32_t lanes) {
-  Clocks* all = clocks + warp * kLanes;
+  VectorClock* all = clocks + warp * kLanes;
   uint32_t joined[kLanes] = {};
   for (int lane = 0; lane < kLanes; ++lane) {
     if ((lanes >> lane & 1) == 0) continue;
@@ -257,9 +262,9 @@ void order_warp(int warp, uint32_t lanes) {
 }
 
 void fence() {
-  Clocks& mine = clocks[progress.thread];
-  mine.seen[progress.thread % kLanes] = mine.own++;
-  fences[progress.thread] = {progress.block, epoch, progress.thread, mine};
+  VectorClock& mine = clocks[execution.thread];
+  mine.seen[execution.thread % kLanes] = mine.own++;
+  fences[execution.thread] = {execution.block, epoch, execution.thread, mine};
 }
 
 }  // namespace checker
@@ -278,15 +283,15 @@ std::string take_reports() {
 
 }  // namespace emulation
 
-// --- what -fsanitize=thread calls ------------------------------------------------------------------------------------
+// --- hooks that -fsanitize=thread calls ------------------------------------------------------------------------------
 
 using emulation::Access;
-static void note(const void* p, size_t bytes, Access how, const void* pc) {
-  emulation::checker::access(p, bytes, how, pc, emulation::progress.thread);
+static void record_access(const void* p, size_t bytes, Access how, const void* pc) {
+  emulation::checker::access(p, bytes, how, pc, emulation::execution.thread);
 }
 
 #define CHECKER_HOOK(name, bytes, how) \
-  void __tsan_##name(void* p) { note(p, bytes, Access::how, CHECKER_CALLER); }
+  void __tsan_##name(void* p) { record_access(p, bytes, Access::how, CHECKER_CALLER); }
 #define CHECKER_HOOKS(bytes)                      \
   CHECKER_HOOK(read##bytes, bytes, kRead)         \
   CHECKER_HOOK(write##bytes, bytes, kWrite)       \
@@ -295,7 +300,7 @@ static void note(const void* p, size_t bytes, Access how, const void* pc) {
   CHECKER_HOOK(volatile_read##bytes, bytes, kRead) \
   CHECKER_HOOK(volatile_write##bytes, bytes, kWrite)
 
-// Atomic operations are of host code alone: kernels have atomicAdd and its like.
+// Only host code contains these atomic operations: kernels use atomicAdd etc. of emulation.h.
 #define CHECKER_UPDATE(bits, name, builtin) \
   uint##bits##_t __tsan_atomic##bits##_##name(volatile uint##bits##_t* p, uint##bits##_t v, int) { return builtin; }
 #define CHECKER_EXCHANGE(bits, name)                                                                                \
@@ -324,8 +329,8 @@ CHECKER_HOOKS(2)
 CHECKER_HOOKS(4)
 CHECKER_HOOKS(8)
 CHECKER_HOOKS(16)
-void __tsan_read_range(void* p, size_t bytes) { note(p, bytes, Access::kRead, CHECKER_CALLER); }
-void __tsan_write_range(void* p, size_t bytes) { note(p, bytes, Access::kWrite, CHECKER_CALLER); }
+void __tsan_read_range(void* p, size_t bytes) { record_access(p, bytes, Access::kRead, CHECKER_CALLER); }
+void __tsan_write_range(void* p, size_t bytes) { record_access(p, bytes, Access::kWrite, CHECKER_CALLER); }
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}

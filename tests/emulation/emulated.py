@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: builds libdanet_emulated.so and loads it as torch.ops.danet_emulated."""
+"""Builds the CUDA emulator (README.md), and loads it as torch.ops.danet_emulated."""
 
 import ctypes
 import fcntl
@@ -16,20 +16,20 @@ ROOT = SOURCE.parents[1]
 
 
 def _tool(name: str) -> str | None:
-    """An executable on the PATH, or beside this Python."""
+    """The path of an executable on the PATH or beside this Python, or None."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 def missing() -> str | None:
-    """What this machine lacks to build the emulator, or None."""
-    lacking = [tool for tool in ("cmake", "ninja", "g++") if _tool(tool) is None]
-    return f"the CUDA emulator needs {', '.join(lacking)}" if lacking else None
+    """The reason why this machine cannot build the emulator, or None."""
+    absent = [tool for tool in ("cmake", "ninja", "g++") if _tool(tool) is None]
+    return f"the CUDA emulator needs {', '.join(absent)}" if absent else None
 
 
 def build(mode: str, target: str) -> Path:
-    """The built target, "libdanet_emulated" or "seeded", in one of MODES."""
+    """Build a target, "libdanet_emulated" or "seeded", in one of MODES; return its path."""
     if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
+        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
     folder = ROOT / "build" / f"emulation-{mode}"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -58,7 +58,7 @@ def _run(command: list[str | Path]) -> None:
 
 
 class Emulation:
-    """The loaded emulator; its operators are torch.ops.danet_emulated.*, on CPU tensors."""
+    """The loaded emulator. Its operators are torch.ops.danet_emulated.*, on CPU tensors."""
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
@@ -71,24 +71,25 @@ class Emulation:
         self._reports: list[str] = []
 
     def seed(self, seed: int) -> None:
-        """Order of blocks and threads. 0: ascending, 1: descending, others: random."""
+        """Set the order of blocks and threads. 0: ascending, 1: descending, others: random."""
         self._c.emulation_set_seed(seed)
 
     def shared_limit(self, size: int) -> None:
-        """Bytes of shared memory that a block may have: 227 KiB unless set."""
+        """Set the maximum shared memory per block, in bytes. The default is 227 KiB."""
         self._c.emulation_set_shared_limit(size)
 
     def reports(self) -> list[str]:
-        """What the checker has found since `clear`; nothing but in the mode "check"."""
+        """The checker's reports since `clear`, one per error. Always empty outside mode "check"."""
         self._reports += self._c.emulation_take_reports().decode().splitlines()
         return list(self._reports)
 
     def clear(self) -> None:
+        """Forget the reports so far."""
         self.reports()
         self._reports = []
 
     def launches(self) -> int:
-        """Kernels that were launched since the library was loaded."""
+        """The number of kernel launches since the library was loaded."""
         return self._c.emulation_launches()
 
 
@@ -96,15 +97,18 @@ _loaded: Emulation | None = None
 
 
 def load(mode: str | None = None) -> Emulation:
-    """The emulator, built where it has to be. A process has one: in `mode`, by default what the environment variable
-    DANET_EMULATION says, else "plain". "sanitize" needs a Python that was started with ASan (see README.md).
+    """The emulator of this process, built if necessary.
+
+    A process can load one mode. The default is the mode that is loaded already, else the environment variable
+    DANET_EMULATION, else "plain". Raises RuntimeError if another mode is loaded, or if the mode is "sanitize" and
+    Python was started without ASan (see README.md).
     """
     global _loaded
     mode = mode or (_loaded.mode if _loaded else os.environ.get("DANET_EMULATION", "plain"))
     if _loaded is not None and _loaded.mode != mode:
-        raise RuntimeError(f"the emulator is loaded in mode {_loaded.mode}; another mode needs another process")
+        raise RuntimeError(f"the emulator is loaded in mode {_loaded.mode}; use another process for mode {mode}")
     if mode == "sanitize" and "libasan" not in os.environ.get("LD_PRELOAD", ""):
-        raise RuntimeError("the mode sanitize needs ASan in this process: see tests/emulation/README.md")
+        raise RuntimeError("mode sanitize needs ASan: start Python as shown in tests/emulation/README.md")
     if _loaded is None:
         _loaded = Emulation(mode)
     return _loaded

@@ -1,4 +1,4 @@
-// The scheduler: fibers, barriers, warps, shared memory, asynchronous copies, atomics.
+// The emulator: fibers and their scheduler, barriers, warps, shared memory, asynchronous copies, matrices, atomics.
 #include "emulation.h"
 
 #include <dlfcn.h>
@@ -22,7 +22,7 @@
 #endif
 
 #if defined(__x86_64__) && !defined(EMULATION_UCONTEXT)
-// Keeps the registers that a call preserves on the stack, whose top goes to *save, and takes up those at `load`.
+// Context switch: pushes the callee-saved registers, stores the stack pointer to *save, and continues at stack `load`.
 extern "C" __attribute__((visibility("hidden"))) void emulation_switch(void** save, void* load);
 asm(R"(
   .text
@@ -55,15 +55,15 @@ namespace emulation {
 
 Settings settings;
 Indices indices;
-Progress progress;
+ExecutionState execution;
 
 namespace {
 
-constexpr int kMostThreads = 1024, kLanes = 32;
-constexpr size_t kStackBytes = 256 * 1024, kPage = 4096;
-constexpr size_t kMostShared = 227 * 1024, kMostStaticShared = 48 * 1024;
-constexpr size_t kGap = 512;  // between shared arrays: what runs past one shall not hit the next
-constexpr size_t kArenaBytes = 2 * kMostShared + 256 * kGap;
+constexpr int kMaxThreads = 1024, kLanes = 32;
+constexpr size_t kStackBytes = 256 * 1024, kPageBytes = 4096;
+constexpr size_t kMaxSharedBytes = 227 * 1024, kMaxStaticSharedBytes = 48 * 1024;
+constexpr size_t kGuardBytes = 512;  // between shared arrays, so that an overrun does not hit the next array
+constexpr size_t kArenaBytes = 2 * kMaxSharedBytes + 256 * kGuardBytes;
 
 #define EMULATION_CALLER __builtin_extract_return_addr(__builtin_return_address(0))
 
@@ -75,19 +75,20 @@ struct Fiber {
 #endif
   char* stack = nullptr;
   size_t stack_bytes = 0;
-  void* asan_state = nullptr;  // ASan's, while another runs
+  void* asan_state = nullptr;  // ASan's state while another fiber runs
 };
 
-// A wait for other threads.
+// A thread's wait for other threads of its block or warp.
 struct Wait {
   const char* name;
   const char* file;
   int line;
   const void* pc;
-  // of a warp
+  // For waits within a warp:
   uint32_t mask = 0;
   void* operand = nullptr;
-  void (*exchange)(uint32_t lanes, void* const* operands) = nullptr;  // once all are there; one for each instruction
+  // Called when all lanes have arrived; another function for each kind of instruction.
+  void (*exchange)(uint32_t lanes, void* const* operands) = nullptr;
   bool orders_memory = false;
 
   bool same_site(const Wait& other) const {
@@ -102,30 +103,30 @@ struct Copy {
   unsigned char data[16];
 };
 
-// Committed copies end here. A type of its own in std::vector: code for int the linker might take from a kernel's file,
-// with the checker's hooks in it.
-struct Group {
+// A committed group: the number of copies up to its end. NOTE: a type of its own, because the linker might otherwise
+// take the code of std::vector<int> from a kernel's object file, which contains the checker's hooks.
+struct CopyGroup {
   int end;
 };
 
 struct Thread {
-  Fiber* fiber = nullptr;  // none before it starts and after its end
+  Fiber* fiber = nullptr;  // null before it starts and after it has exited
   const Wait* wait = nullptr;
   uint3 index{};
   std::vector<Copy> copies;
-  std::vector<Group> groups;
+  std::vector<CopyGroup> groups;
 };
 
 struct Warp {
-  uint32_t lanes = 0;  // that have not exited
+  uint32_t lanes = 0;  // mask of the lanes that have not exited
   uint32_t waiting = 0;
 };
 
-// Threads that can run. Never holds one twice.
-struct Ready {
-  uint16_t threads[kMostThreads];
+// The queue of threads that can run; holds each thread at most once.
+struct ReadyQueue {
+  uint16_t threads[kMaxThreads];
   unsigned first = 0, count = 0;
-  uint16_t& at(unsigned i) { return threads[(first + i) % kMostThreads]; }
+  uint16_t& at(unsigned i) { return threads[(first + i) % kMaxThreads]; }
   void push(int thread) { at(count++) = uint16_t(thread); }
 };
 
@@ -135,25 +136,25 @@ struct SharedArray {
 };
 
 std::atomic_flag busy = ATOMIC_FLAG_INIT;
-thread_local void* current_stream = nullptr;  // none without a Device
+thread_local void* current_stream = nullptr;  // null if there is no Device guard
 std::atomic<uintptr_t> device_count = 0;
 uint64_t launch_count = 0;
 uint64_t random_state = 0;
 
 void (*kernel_body)(void*);
 void* kernel_argument;
-Thread threads[kMostThreads];
-Warp warps[kMostThreads / kLanes];
+Thread threads[kMaxThreads];
+Warp warps[kMaxThreads / kLanes];
 int thread_count, live_count;
-Ready ready;
+ReadyQueue ready;
 
-const Wait* block_wait = nullptr;  // of the first thread at the block's barrier
+const Wait* block_wait = nullptr;  // the wait of the first thread at the block's barrier
 int arrived, votes, vote_result;
 
-Fiber fibers[kMostThreads], main_fiber;
-Fiber *running = &main_fiber, *left = nullptr;
+Fiber fibers[kMaxThreads], main_fiber;
+Fiber *running = &main_fiber, *previous = nullptr;
 int fiber_count = 0;
-Fiber* idle[kMostThreads];
+Fiber* idle[kMaxThreads];
 int idle_count = 0;
 
 char* arena = nullptr;
@@ -173,20 +174,20 @@ bool is_random() { return settings.seed > 1; }
 
 // --- fibers ----------------------------------------------------------------------------------------------------------
 
-// Ends a switch, on the stack that it leads to.
-void arrive([[maybe_unused]] Fiber& at) {
+// Completes a context switch, on the new stack.
+void finish_switch([[maybe_unused]] Fiber& at) {
 #if defined(__SANITIZE_ADDRESS__)
   const void* stack;
   size_t bytes;
   __sanitizer_finish_switch_fiber(at.asan_state, &stack, &bytes);
-  if (left != &main_fiber) return;
+  if (previous != &main_fiber) return;
   main_fiber.stack = static_cast<char*>(const_cast<void*>(stack)), main_fiber.stack_bytes = bytes;
 #endif
 }
 
 void switch_to(Fiber* to) {
   Fiber* from = running;
-  left = from, running = to;
+  previous = from, running = to;
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&from->asan_state, to->stack, to->stack_bytes);
 #endif
@@ -195,20 +196,20 @@ void switch_to(Fiber* to) {
 #else
   swapcontext(&from->context, &to->context);
 #endif
-  arrive(*from);
+  finish_switch(*from);
 }
 
-// Leaves the kernel where it is: its fibers are made anew before the next launch. No stack is unwound.
+// Aborts the kernel with an error. No stack is unwound: the fibers are created anew before the next launch.
 [[noreturn]] void fail(const std::string& text, const void* pc) {
-  if (progress.thread < 0) throw std::runtime_error("emulation: outside a kernel: " + text);
-  failure = text + " (" + thread_name(progress.thread) + ")";
+  if (execution.thread < 0) throw std::runtime_error("emulation: outside a kernel: " + text);
+  failure = text + " (" + thread_name(execution.thread) + ")";
   failure_pc = pc;
   switch_to(&main_fiber);
   __builtin_unreachable();
 }
 
 void make_current(int thread) {
-  progress.thread = thread;
+  execution.thread = thread;
   indices.thread = threads[thread].index;
 }
 
@@ -216,14 +217,14 @@ int next_ready() {
   if (ready.count == 0) return -1;
   if (is_random()) std::swap(ready.at(unsigned(random_number() % ready.count)), ready.at(0));
   const int thread = ready.at(0);
-  ready.first = (ready.first + 1) % kMostThreads, --ready.count;
+  ready.first = (ready.first + 1) % kMaxThreads, --ready.count;
   return thread;
 }
 
 void prepare(Fiber& fiber);
 
-// Goes on with another thread, or with the launch where none can run.
-void go_on_with(int thread) {
+// Switches to a thread, or back to the launch if thread < 0.
+void resume(int thread) {
   if (thread < 0) return switch_to(&main_fiber);
   Thread& next = threads[thread];
   if (next.fiber == nullptr) {
@@ -237,41 +238,41 @@ void go_on_with(int thread) {
   if (next.fiber != running) switch_to(next.fiber);
 }
 
-// The current thread waits until others have made it ready.
-void let_others_run() {
-  const int self = progress.thread;
-  go_on_with(next_ready());
+// Suspends the current thread until another one has made it ready.
+void yield_to_others() {
+  const int self = execution.thread;
+  resume(next_ready());
   make_current(self);
 }
 
 void finish_thread();
 
 void fiber_main() {
-  arrive(*running);
+  finish_switch(*running);
   for (;;) {
     kernel_body(kernel_argument);
     finish_thread();
     const int next = next_ready();
-    if (next >= 0 && threads[next].fiber == nullptr) {  // starts on this stack, without a switch
+    if (next >= 0 && threads[next].fiber == nullptr) {  // a new thread starts on this stack, without a switch
       threads[next].fiber = running;
       make_current(next);
     } else {
       idle[idle_count++] = running;
-      go_on_with(next);
+      resume(next);
     }
   }
 }
 
 void prepare(Fiber& fiber) {
   if (fiber.stack == nullptr) {
-    fiber.stack = const_cast<char*>(progress.stacks) + size_t(&fiber - fibers) * kStackBytes + kPage;
-    fiber.stack_bytes = kStackBytes - kPage;
-    mprotect(fiber.stack - kPage, kPage, PROT_NONE);
+    fiber.stack = const_cast<char*>(execution.stacks) + size_t(&fiber - fibers) * kStackBytes + kPageBytes;
+    fiber.stack_bytes = kStackBytes - kPageBytes;
+    mprotect(fiber.stack - kPageBytes, kPageBytes, PROT_NONE);
   }
   ASAN_UNPOISON_MEMORY_REGION(fiber.stack, fiber.stack_bytes);
   fiber.asan_state = nullptr;
 #if defined(__x86_64__) && !defined(EMULATION_UCONTEXT)
-  void** top = reinterpret_cast<void**>(fiber.stack + fiber.stack_bytes) - 2;  // as a call leaves it: 16n - 8 on entry
+  void** top = reinterpret_cast<void**>(fiber.stack + fiber.stack_bytes) - 2;  // aligned as after a call: 16n - 8
   top[0] = reinterpret_cast<void*>(fiber_main), top[1] = nullptr;
   fiber.stack_pointer = top - 6;
   std::memset(fiber.stack_pointer, 0, 6 * sizeof(void*));
@@ -290,17 +291,17 @@ std::string site(const Wait& wait) {
   return std::string(wait.name) + " (" + (name ? name + 1 : wait.file) + ":" + std::to_string(wait.line) + ")";
 }
 
-bool fits(const Wait& a, const Wait& b) { return a.exchange == b.exchange && a.mask == b.mask && a.same_site(b); }
+bool same_wait(const Wait& a, const Wait& b) { return a.exchange == b.exchange && a.mask == b.mask && a.same_site(b); }
 
-// Lets the lanes that meet here go on where all of them have come; returns them.
-uint32_t complete(int warp, const Wait& wait) {
+// If all lanes of the wait have arrived, exchanges their operands and returns the mask of the lanes; else returns 0.
+uint32_t try_complete(int warp, const Wait& wait) {
   const uint32_t lanes = wait.mask & warps[warp].lanes;
   if ((warps[warp].waiting & lanes) != lanes) return 0;
   void* operands[kLanes] = {};
   for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
     const Wait* other = threads[warp * kLanes + lane].wait;
-    if (other != &wait && !fits(*other, wait)) return 0;
+    if (other != &wait && !same_wait(*other, wait)) return 0;
     operands[lane] = other->operand;
   }
   wait.exchange(lanes, operands);
@@ -319,28 +320,28 @@ void make_ready(int warp, uint32_t lanes) {
   }
 }
 
-void meet(const Wait& wait) {
-  if (progress.thread < 0) fail(wait.name, wait.pc);
-  const int self = progress.thread, warp = self / kLanes;
+void wait_for_lanes(const Wait& wait) {
+  if (execution.thread < 0) fail(wait.name, wait.pc);
+  const int self = execution.thread, warp = self / kLanes;
   const uint32_t bit = 1u << self % kLanes;
   if ((wait.mask & bit) == 0) fail(std::string(wait.name) + " by a lane that is not in its mask", wait.pc);
-  // One look is enough: the lanes that wait in one group fit each other.
+  // Comparing with one waiting lane is enough: all lanes that wait in a group have the same wait.
   if (const uint32_t there = wait.mask & warps[warp].waiting) {
     const Wait& other = *threads[warp * kLanes + __builtin_ctz(there)].wait;
-    if ((other.mask & bit) && !fits(other, wait))
+    if ((other.mask & bit) && !same_wait(other, wait))
       fail("lanes of a warp diverged: " + site(wait) + ", others wait in " + site(other), wait.pc);
   }
   threads[self].wait = &wait;
   warps[warp].waiting |= bit;
-  if (const uint32_t lanes = complete(warp, wait)) {
+  if (const uint32_t lanes = try_complete(warp, wait)) {
     if (!is_random()) return make_ready(warp, lanes & ~bit);
     make_ready(warp, lanes);
   }
-  let_others_run();
+  yield_to_others();
 }
 
 void finish_thread() {
-  const int self = progress.thread, warp = self / kLanes;
+  const int self = execution.thread, warp = self / kLanes;
   Thread& thread = threads[self];
   if (!thread.copies.empty()) fail("the thread exits with asynchronous copies that no wait covers", nullptr);
   if (block_wait) fail("the thread exits while others wait in " + site(*block_wait), block_wait->pc);
@@ -349,8 +350,8 @@ void finish_thread() {
   warps[warp].lanes &= ~(1u << self % kLanes);
   for (uint32_t rest = warps[warp].waiting; rest != 0; rest &= rest - 1) {
     const Wait* wait = threads[warp * kLanes + __builtin_ctz(rest)].wait;
-    if (wait == nullptr) continue;  // has just been let go
-    if (wait->mask >> self % kLanes & 1) make_ready(warp, complete(warp, *wait));
+    if (wait == nullptr) continue;  // already released
+    if (wait->mask >> self % kLanes & 1) make_ready(warp, try_complete(warp, *wait));
   }
 }
 
@@ -369,15 +370,15 @@ std::string deadlock() {
 void start_block(uint64_t number) {
   const dim3& grid = indices.grid_size;
   indices.block = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / grid.x / grid.y)};
-  ++progress.block;
-  // Gaps and what no array takes stay poisoned; array bytes are NaN in every format.
-  ASAN_UNPOISON_MEMORY_REGION(arena, kGap + dynamic_bytes);
-  std::memset(arena + kGap, 0xff, dynamic_bytes);
+  ++execution.block;
+  // Everything outside arrays stays poisoned. Array bytes are 0xff, which is NaN in every format.
+  ASAN_UNPOISON_MEMORY_REGION(arena, kGuardBytes + dynamic_bytes);
+  std::memset(arena + kGuardBytes, 0xff, dynamic_bytes);
   ASAN_POISON_MEMORY_REGION(arena, kArenaBytes);
-  ASAN_UNPOISON_MEMORY_REGION(arena + kGap, dynamic_bytes);
+  ASAN_UNPOISON_MEMORY_REGION(arena + kGuardBytes, dynamic_bytes);
   shared_arrays.clear();
-  shared_arrays.push_back({arena + kGap, dynamic_bytes});
-  arena_used = kGap + dynamic_bytes, shared_used = dynamic_bytes;
+  shared_arrays.push_back({arena + kGuardBytes, dynamic_bytes});
+  arena_used = kGuardBytes + dynamic_bytes, shared_used = dynamic_bytes;
   checker::start_block();
 
   live_count = thread_count, arrived = votes = 0, block_wait = nullptr;
@@ -389,10 +390,10 @@ void start_block(uint64_t number) {
 
 void start_launch(dim3 grid, dim3 block, size_t shared_bytes) {
   const uint64_t count = uint64_t(block.x) * block.y * block.z;
-  if (count == 0 || count > kMostThreads || block.z > 64) throw std::runtime_error("invalid size of the block");
+  if (count == 0 || count > kMaxThreads || block.z > 64) throw std::runtime_error("invalid size of the block");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     throw std::runtime_error("invalid size of the grid");
-  if (shared_bytes > std::min(settings.shared_limit, kMostShared))
+  if (shared_bytes > std::min(settings.shared_limit, kMaxSharedBytes))
     throw std::runtime_error("too much shared memory: " + std::to_string(shared_bytes) + " bytes");
   if (arena == nullptr) {
     auto map = [](size_t bytes) {
@@ -400,23 +401,22 @@ void start_launch(dim3 grid, dim3 block, size_t shared_bytes) {
       if (p == MAP_FAILED) throw std::bad_alloc();
       return static_cast<char*>(p);
     };
-    progress.stacks = map(kMostThreads * kStackBytes);
-    progress.stacks_end = progress.stacks + kMostThreads * kStackBytes;
+    execution.stacks = map(kMaxThreads * kStackBytes);
+    execution.stacks_end = execution.stacks + kMaxThreads * kStackBytes;
     arena = map(kArenaBytes);
-    progress.shared = arena, progress.shared_end = arena + kArenaBytes;
+    execution.shared = arena, execution.shared_end = arena + kArenaBytes;
   }
   dynamic_bytes = shared_bytes;
   thread_count = int(count);
   indices.grid_size = grid, indices.block_size = block;
-  for (unsigned i = 0; i < count; ++i)
-    threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+  for (unsigned i = 0; i < count; ++i) threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
   ++launch_count;
   random_state = settings.seed * 0x632be59bd9b4e019 + launch_count;
-  progress.first_block = progress.block + 1;
+  execution.first_block = execution.block + 1;
   checker::start_launch();
 }
 
-void forget_fibers() {
+void reset_fibers() {
   idle_count = 0;
   for (int i = 0; i < fiber_count; ++i) {
     prepare(fibers[i]);
@@ -439,8 +439,8 @@ void run_blocks() {
   }
   for (uint64_t i = 0; i < count; ++i) {
     start_block(is_random() ? order[i] : settings.seed == 1 ? count - 1 - i : i);
-    go_on_with(next_ready());
-    progress.thread = -1;
+    resume(next_ready());
+    execution.thread = -1;
     if (failure.empty() && live_count == 0) continue;
     std::string text;
     if (failure.empty())
@@ -448,29 +448,29 @@ void run_blocks() {
     else
       text = failure_pc ? failure + " at " + source_of(failure_pc) : failure;
     failure.clear();
-    forget_fibers();
+    reset_fibers();
     throw std::runtime_error(text);
   }
 }
 
 }  // namespace
 
-Device::Device() : stream_(reinterpret_cast<void*>(++device_count)), outer_(current_stream) { current_stream = stream_; }
+Device::Device() : stream_(reinterpret_cast<void*>(++device_count)), outer_(current_stream) {
+  current_stream = stream_;
+}
 Device::~Device() { current_stream = outer_; }
 
 void run(
-    const char* what, dim3 grid, dim3 block, size_t shared_bytes, void* stream, void (*body)(void*), void* argument) {
+    const char* op, dim3 grid, dim3 block, size_t shared_bytes, void* stream, void (*body)(void*), void* argument) {
   if (stream == nullptr || stream != current_stream)
-    throw std::runtime_error(std::string(what) + ": not launched on the current stream of a guarded device");
-  if (busy.test_and_set()) throw std::runtime_error(std::string(what) + ": the emulator runs another kernel");
+    throw std::runtime_error(std::string(op) + ": not launched on the current stream of a guarded device");
+  if (busy.test_and_set()) throw std::runtime_error(std::string(op) + ": the emulator runs another kernel");
   kernel_body = body, kernel_argument = argument;
   std::string error;
   try {
     start_launch(grid, block, shared_bytes);
     run_blocks();
-  } catch (const std::exception& e) {
-    error = std::string(what) + ": " + e.what();
-  }
+  } catch (const std::exception& e) { error = std::string(op) + ": " + e.what(); }
   if (arena != nullptr) ASAN_UNPOISON_MEMORY_REGION(arena, kArenaBytes);
   busy.clear();
   if (!error.empty()) throw std::runtime_error(error);
@@ -499,7 +499,7 @@ std::string source_of(const void* pc) {
   if (FILE* lines = popen(command, "r")) {
     char line[1000];
     while (std::fgets(line, sizeof line, lines)) {
-      line[std::strcspn(line, " \n")] = 0;  // also cuts " (discriminator 2)"
+      line[std::strcspn(line, " \n")] = 0;  // also removes " (discriminator 2)"
       const char* name = std::strrchr(line, '/');
       name = name ? name + 1 : line;
       if (std::strncmp(name, "emulation.h:", 12) == 0) continue;
@@ -507,27 +507,27 @@ std::string source_of(const void* pc) {
     }
     pclose(lines);
   }
-  const size_t launcher = text.rfind(" < gpu.cuh:");  // gpu::launch, where the kernel is inlined in it
+  const size_t launcher = text.rfind(" < gpu.cuh:");  // gpu::launch, if the kernel is inlined into it
   return launcher != std::string::npos && text.find(" < ", launcher + 3) == std::string::npos ? text.substr(0, launcher)
-                                                                                               : text;
+                                                                                              : text;
 }
 
 // --- blocks and warps ------------------------------------------------------------------------------------------------
 
-int lane() { return progress.thread % kLanes; }
+int lane() { return execution.thread % kLanes; }
 
 int wait_for_block(bool predicate, const char* file, int line) {
   const Wait wait{"__syncthreads", file, line, EMULATION_CALLER};
-  if (progress.thread < 0) fail(wait.name, wait.pc);
+  if (execution.thread < 0) fail(wait.name, wait.pc);
   if (const int gone = thread_count - live_count)
     fail(site(wait) + " after " + std::to_string(gone) + " threads of the block have exited", wait.pc);
   if (block_wait && !block_wait->same_site(wait))
     fail("threads of the block diverged: " + site(wait) + ", others wait in " + site(*block_wait), wait.pc);
   if (arrived == 0) block_wait = &wait;
-  threads[progress.thread].wait = &wait;
+  threads[execution.thread].wait = &wait;
   votes += predicate;
   if (++arrived == thread_count) {
-    vote_result = votes;  // stays until all have come to the next barrier
+    vote_result = votes;  // valid until all threads have arrived at the next barrier
     arrived = votes = 0, block_wait = nullptr;
     for (int i = 0; i < thread_count; ++i) {
       const int thread = settings.seed == 1 ? thread_count - 1 - i : i;
@@ -536,31 +536,31 @@ int wait_for_block(bool predicate, const char* file, int line) {
     }
     checker::order_block();
   }
-  let_others_run();
+  yield_to_others();
   return vote_result;
 }
 
 void wait_for_warp(uint32_t mask, const char* file, int line) {
   auto nothing = [](uint32_t, void* const*) {};
-  meet({"__syncwarp", file, line, EMULATION_CALLER, mask, nullptr, nothing, true});
+  wait_for_lanes({"__syncwarp", file, line, EMULATION_CALLER, mask, nullptr, nothing, true});
 }
 
 void fence() { checker::fence(); }
 
 namespace {
-struct Shuffle {
+struct ShuffleOperand {
   uint64_t value, result;
   int source;
   bool wrong;
 };
 void shuffle_values(uint32_t lanes, void* const* operands) {
   for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
-    Shuffle& mine = *static_cast<Shuffle*>(operands[__builtin_ctz(rest)]);
+    ShuffleOperand& mine = *static_cast<ShuffleOperand*>(operands[__builtin_ctz(rest)]);
     mine.wrong = (lanes >> mine.source & 1) == 0;
-    if (!mine.wrong) mine.result = static_cast<Shuffle*>(operands[mine.source])->value;
+    if (!mine.wrong) mine.result = static_cast<ShuffleOperand*>(operands[mine.source])->value;
   }
 }
-struct Vote {
+struct VoteOperand {
   bool predicate;
   uint32_t result;
 };
@@ -568,24 +568,24 @@ void count_votes(uint32_t lanes, void* const* operands) {
   uint32_t result = 0;
   for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
-    result |= uint32_t(static_cast<Vote*>(operands[lane])->predicate) << lane;
+    result |= uint32_t(static_cast<VoteOperand*>(operands[lane])->predicate) << lane;
   }
-  for (; lanes != 0; lanes &= lanes - 1) static_cast<Vote*>(operands[__builtin_ctz(lanes)])->result = result;
+  for (; lanes != 0; lanes &= lanes - 1) static_cast<VoteOperand*>(operands[__builtin_ctz(lanes)])->result = result;
 }
 }  // namespace
 
 uint64_t shuffle(uint32_t mask, uint64_t value, int source, bool own, const char* file, int line) {
-  Shuffle operand{value, value, own ? lane() : source, false};
+  ShuffleOperand operand{value, value, own ? lane() : source, false};
   const void* pc = EMULATION_CALLER;
-  meet({"shuffle", file, line, pc, mask, &operand, shuffle_values});
+  wait_for_lanes({"shuffle", file, line, pc, mask, &operand, shuffle_values});
   if (operand.wrong)
     fail("shuffle from lane " + std::to_string(source) + ", which is not in the mask or has exited", pc);
   return operand.result;
 }
 
 uint32_t ballot(uint32_t mask, bool predicate, const char* file, int line) {
-  Vote operand{predicate, 0};
-  meet({"vote", file, line, EMULATION_CALLER, mask, &operand, count_votes});
+  VoteOperand operand{predicate, 0};
+  wait_for_lanes({"vote", file, line, EMULATION_CALLER, mask, &operand, count_votes});
   return operand.result;
 }
 
@@ -595,23 +595,23 @@ void trap(const char* file, int line) {
 
 // --- shared memory ---------------------------------------------------------------------------------------------------
 
-void* dynamic_shared() { return dynamic_bytes > 0 ? arena + kGap : nullptr; }
+void* dynamic_shared() { return dynamic_bytes > 0 ? arena + kGuardBytes : nullptr; }
 
 void* shared_variable(SharedVariable& variable, size_t bytes, size_t alignment) {
-  if (progress.thread < 0) fail("a shared variable", EMULATION_CALLER);
-  if (variable.block == progress.block) return variable.place;
+  if (execution.thread < 0) fail("use of a shared variable", EMULATION_CALLER);
+  if (variable.block == execution.block) return variable.address;
   alignment = std::max<size_t>(alignment, 16);
   shared_used = (shared_used + alignment - 1) / alignment * alignment + bytes;
-  if (shared_used - dynamic_bytes > kMostStaticShared || shared_used > settings.shared_limit)
+  if (shared_used - dynamic_bytes > kMaxStaticSharedBytes || shared_used > settings.shared_limit)
     fail("too much shared memory: " + std::to_string(shared_used) + " bytes", EMULATION_CALLER);
-  const size_t at = (arena_used + kGap + alignment - 1) / alignment * alignment;
-  arena_used = at + bytes;
+  const size_t offset = (arena_used + kGuardBytes + alignment - 1) / alignment * alignment;
+  arena_used = offset + bytes;
   if (arena_used > kArenaBytes) fail("too many shared variables", EMULATION_CALLER);
-  ASAN_UNPOISON_MEMORY_REGION(arena + at, bytes);
-  std::memset(arena + at, 0xff, bytes);
-  shared_arrays.push_back({arena + at, bytes});
-  variable = {progress.block, arena + at};
-  return variable.place;
+  ASAN_UNPOISON_MEMORY_REGION(arena + offset, bytes);
+  std::memset(arena + offset, 0xff, bytes);
+  shared_arrays.push_back({arena + offset, bytes});
+  variable = {execution.block, arena + offset};
+  return variable.address;
 }
 
 bool in_shared_array(const void* p, size_t bytes) {
@@ -630,52 +630,52 @@ void land(Thread& thread, int count, const void* pc) {
   for (int i = 0; i < count; ++i) {
     const Copy& copy = thread.copies[i];
     checker::set_pending(copy.to, copy.bytes, false);
-    checker::access(copy.to, copy.bytes, Access::kWrite, pc, progress.thread);
+    checker::access(copy.to, copy.bytes, Access::kWrite, pc, execution.thread);
     if (!copy.landed) std::memcpy(copy.to, copy.data, copy.bytes);
   }
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + count);
 }
 }  // namespace
 
-// A copy lands at the wait, the latest moment there is, or with a random seed also at once; until then its destination
-// is poison.
-void copy_async(void* shared, const void* global, int bytes, int bytes_read) {
+// A copy lands at the wait, which is the latest possible time, or with a random seed also immediately. Until it has
+// landed, its destination is poisoned.
+void cp_async(void* shared, const void* global, int bytes, int bytes_read) {
   const void* pc = EMULATION_CALLER;
   if (!is_aligned(shared, bytes) || (bytes_read > 0 && !is_aligned(global, bytes)))
     fail("misaligned asynchronous copy of " + std::to_string(bytes) + " bytes", pc);
-  if (!in_shared_array(shared, bytes)) fail("asynchronous copy to what is no shared array", pc);
+  if (!in_shared_array(shared, bytes)) fail("asynchronous copy to an address outside the shared arrays", pc);
   Copy copy{shared, bytes, is_random() && (random_number() & 1), {}};
-  if (bytes_read > 0) checker::access(global, bytes_read, Access::kRead, pc, progress.thread);
-  checker::access(shared, bytes, Access::kWrite, pc, progress.thread);
+  if (bytes_read > 0) checker::access(global, bytes_read, Access::kRead, pc, execution.thread);
+  checker::access(shared, bytes, Access::kWrite, pc, execution.thread);
   checker::set_pending(shared, bytes, true);
   if (bytes_read > 0) std::memcpy(copy.data, global, bytes_read);
   if (copy.landed)
     std::memcpy(shared, copy.data, bytes);
   else
     std::memset(shared, 0xff, bytes);
-  threads[progress.thread].copies.push_back(copy);
+  threads[execution.thread].copies.push_back(copy);
 }
 
-void commit_copies() {
-  Thread& thread = threads[progress.thread];
+void cp_async_commit() {
+  Thread& thread = threads[execution.thread];
   thread.groups.push_back({int(thread.copies.size())});
 }
 
-void wait_for_copies(int pending) {
-  Thread& thread = threads[progress.thread];
+void cp_async_wait(int pending) {
+  Thread& thread = threads[execution.thread];
   const int done = int(thread.groups.size()) - pending;
   if (done <= 0) return;
   const int copies = thread.groups[done - 1].end;
   land(thread, copies, EMULATION_CALLER);
   thread.groups.erase(thread.groups.begin(), thread.groups.begin() + done);
-  for (Group& group : thread.groups) group.end -= copies;
+  for (CopyGroup& group : thread.groups) group.end -= copies;
 }
 
 // --- matrices --------------------------------------------------------------------------------------------------------
 
 namespace {
 
-struct Matrices {
+struct LdmatrixOperands {
   uint32_t* to;
   const void* row;
   bool transposed;
@@ -683,19 +683,19 @@ struct Matrices {
 };
 
 void read_matrices(uint32_t, void* const* operands) {
-  const int first = progress.thread / kLanes * kLanes;
+  const int first = execution.thread / kLanes * kLanes;
   for (int i = 0; i < 4; ++i) {
     uint16_t matrix[8][8];
     for (int row = 0; row < 8; ++row) {
-      const Matrices& from = *static_cast<Matrices*>(operands[8 * i + row]);
+      const LdmatrixOperands& from = *static_cast<LdmatrixOperands*>(operands[8 * i + row]);
       std::memcpy(matrix[row], from.row, sizeof matrix[row]);
-      // Two of the lanes that get something of this row: whoever wrote it, one of them is another lane.
+      // Record the read for two of the lanes that receive elements of this row: at least one of them did not write it.
       const int one = from.transposed ? row / 2 : row * 4, two = from.transposed ? row / 2 + 4 : row * 4 + 1;
       checker::access(from.row, 16, Access::kRead, from.pc, first + one);
       checker::access(from.row, 16, Access::kRead, from.pc, first + two);
     }
     for (int lane = 0; lane < kLanes; ++lane) {
-      const Matrices& mine = *static_cast<Matrices*>(operands[lane]);
+      const LdmatrixOperands& mine = *static_cast<LdmatrixOperands*>(operands[lane]);
       const int row = lane / 4, column = lane % 4 * 2;
       const uint32_t low = mine.transposed ? matrix[column][row] : matrix[row][column];
       const uint32_t high = mine.transposed ? matrix[column + 1][row] : matrix[row][column + 1];
@@ -704,21 +704,21 @@ void read_matrices(uint32_t, void* const* operands) {
   }
 }
 
-struct Product {
+struct MmaOperands {
   float* d;
   const uint32_t *a, *b;
 };
 template <typename T>
-float half_of(uint32_t pair, int i) {
+float unpack_half(uint32_t pair, int i) {
   return to_float(T{uint16_t(pair >> 16 * i)});
 }
 
-// d[16][8] += a[16][k] b[k][8], each element rounded once.
+// d[16][8] += a[16][k] * b[k][8]; every element is rounded once.
 template <int k>
 void multiply(const float (&a)[16][k], const float (&b)[k][8], void* const* operands) {
   for (int row = 0; row < 16; ++row)
     for (int column = 0; column < 8; ++column) {
-      float& d = static_cast<Product*>(operands[row % 8 * 4 + column / 2])->d[row / 8 * 2 + column % 2];
+      float& d = static_cast<MmaOperands*>(operands[row % 8 * 4 + column / 2])->d[row / 8 * 2 + column % 2];
       double sum = d;
       for (int i = 0; i < k; ++i) sum += double(a[row][i]) * double(b[i][column]);
       d = float(sum);
@@ -729,21 +729,21 @@ template <typename T>
 void multiply_halves(uint32_t, void* const* operands) {
   float a[16][16], b[16][8];
   for (int lane = 0; lane < kLanes; ++lane) {
-    const Product& mine = *static_cast<Product*>(operands[lane]);
+    const MmaOperands& mine = *static_cast<MmaOperands*>(operands[lane]);
     const int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; ++i)
-      for (int j = 0; j < 2; ++j) a[g + i % 2 * 8][2 * t + j + i / 2 * 8] = half_of<T>(mine.a[i], j);
+      for (int j = 0; j < 2; ++j) a[g + i % 2 * 8][2 * t + j + i / 2 * 8] = unpack_half<T>(mine.a[i], j);
     for (int i = 0; i < 2; ++i)
-      for (int j = 0; j < 2; ++j) b[2 * t + j + i * 8][g] = half_of<T>(mine.b[i], j);
+      for (int j = 0; j < 2; ++j) b[2 * t + j + i * 8][g] = unpack_half<T>(mine.b[i], j);
   }
   multiply(a, b, operands);
 }
 
 void multiply_tf32s(uint32_t, void* const* operands) {
   float a[16][8], b[8][8];
-  auto value = [](uint32_t bits) { return bits_as<float>(bits & ~0x1fffu); };  // what the tensor cores look at
+  auto value = [](uint32_t bits) { return bits_as<float>(bits & ~0x1fffu); };  // the bits that the tensor cores use
   for (int lane = 0; lane < kLanes; ++lane) {
-    const Product& mine = *static_cast<Product*>(operands[lane]);
+    const MmaOperands& mine = *static_cast<MmaOperands*>(operands[lane]);
     const int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; ++i) a[g + i % 2 * 8][t + i / 2 * 4] = value(mine.a[i]);
     for (int i = 0; i < 2; ++i) b[t + i * 4][g] = value(mine.b[i]);
@@ -751,42 +751,42 @@ void multiply_tf32s(uint32_t, void* const* operands) {
   multiply(a, b, operands);
 }
 
-// Instructions of a whole warp: here no lane may be missing. The caller is in ptx.cuh, whose line says nothing.
-void meet_all(const char* name, void* operand, void (*exchange)(uint32_t, void* const*), const void* pc) {
-  if (progress.thread < 0 || warps[progress.thread / kLanes].lanes != ~0u)
-    fail(std::string(name) + " where lanes of the warp have exited or never were", pc);
-  meet({name, "ptx.cuh", 0, pc, ~0u, operand, exchange});
+// For instructions that require all 32 lanes. The source position is a dummy: all callers are in ptx.cuh.
+void wait_for_full_warp(const char* name, void* operand, void (*exchange)(uint32_t, void* const*), const void* pc) {
+  if (execution.thread < 0 || warps[execution.thread / kLanes].lanes != ~0u)
+    fail(std::string(name) + " in a warp with exited or missing lanes", pc);
+  wait_for_lanes({name, "ptx.cuh", 0, pc, ~0u, operand, exchange});
 }
 
 }  // namespace
 
-void load_matrices(uint32_t* matrices, const void* shared_row, bool transposed) {
+void ldmatrix_x4(uint32_t* matrices, const void* shared_row, bool transposed) {
   const void* pc = EMULATION_CALLER;
-  if (!is_aligned(shared_row, 16)) fail("misaligned load_matrices", pc);
-  if (!in_shared_array(shared_row, 16)) fail("load_matrices of what is no shared array", pc);
-  Matrices operand{matrices, shared_row, transposed, pc};
-  meet_all("load_matrices", &operand, read_matrices, pc);
+  if (!is_aligned(shared_row, 16)) fail("misaligned ldmatrix_x4", pc);
+  if (!in_shared_array(shared_row, 16)) fail("ldmatrix_x4 of an address outside the shared arrays", pc);
+  LdmatrixOperands operand{matrices, shared_row, transposed, pc};
+  wait_for_full_warp("ldmatrix_x4", &operand, read_matrices, pc);
 }
 void multiply_half(float* d, const uint32_t* a, const uint32_t* b) {
-  Product operand{d, a, b};
-  meet_all("multiply_m16n8k16", &operand, multiply_halves<danet::Half>, EMULATION_CALLER);
+  MmaOperands operand{d, a, b};
+  wait_for_full_warp("mma_m16n8k16", &operand, multiply_halves<danet::Half>, EMULATION_CALLER);
 }
 void multiply_bfloat16(float* d, const uint32_t* a, const uint32_t* b) {
-  Product operand{d, a, b};
-  meet_all("multiply_m16n8k16", &operand, multiply_halves<danet::BFloat16>, EMULATION_CALLER);
+  MmaOperands operand{d, a, b};
+  wait_for_full_warp("mma_m16n8k16", &operand, multiply_halves<danet::BFloat16>, EMULATION_CALLER);
 }
 void multiply_tf32(float* d, const uint32_t* a, const uint32_t* b) {
-  Product operand{d, a, b};
-  meet_all("multiply_m16n8k8_tf32", &operand, multiply_tf32s, EMULATION_CALLER);
+  MmaOperands operand{d, a, b};
+  wait_for_full_warp("mma_m16n8k8_tf32", &operand, multiply_tf32s, EMULATION_CALLER);
 }
 
 // --- atomics ---------------------------------------------------------------------------------------------------------
 
-// Nothing interrupts a thread, so any update is atomic.
+// Threads are never preempted, so any update is atomic.
 template <typename T, typename Update>
 static T update(T* p, const Update& result, const void* pc) {
   if (!is_aligned(p, sizeof(T))) fail("misaligned atomic", pc);
-  checker::access(p, sizeof(T), Access::kAtomic, pc, progress.thread);
+  checker::access(p, sizeof(T), Access::kAtomic, pc, execution.thread);
   const T old = *p;
   *p = result(old);
   return old;
@@ -818,11 +818,11 @@ EMULATION_CAS(int)
 EMULATION_CAS(unsigned)
 EMULATION_CAS(unsigned long long)
 
-// assert() in a kernel ends the launch, not the process.
+// assert() in a kernel aborts the launch, not the process.
 extern "C" __attribute__((visibility("hidden"))) void __assert_fail(
     const char* text, const char* file, unsigned line, const char*) noexcept {
   std::string what = "assert(" + std::string(text) + ") fails at " + file + ":" + std::to_string(line);
-  if (emulation::progress.thread >= 0) emulation::fail(what, EMULATION_CALLER);
+  if (emulation::execution.thread >= 0) emulation::fail(what, EMULATION_CALLER);
   std::fprintf(stderr, "%s\n", what.c_str());
   std::abort();
 }

@@ -1,5 +1,6 @@
-// The part of CUDA that the kernels of this project use, for g++: a launch runs every CUDA thread as a fiber on the
-// calling OS thread, and checks on the way what a GPU leaves undefined. csrc/common/gpu.cuh includes this without nvcc.
+// The part of CUDA that our kernels use, for g++. A launch runs every CUDA thread as a fiber on the calling OS thread,
+// and reports operations whose result a GPU leaves undefined. csrc/common/gpu.cuh includes this file if nvcc does not
+// compile.
 #pragma once
 
 #include <math.h>
@@ -51,13 +52,11 @@ EMULATION_VECTORS(unsigned short, ushort)
 
 namespace emulation {
 
-// Runs body(argument) once for every thread of the grid. Throws std::runtime_error, whose text begins with `what`,
-// where the launch or the kernel is wrong; the next launch works again.
-void run(
-    const char* what, dim3 grid, dim3 block, size_t shared_bytes, void* stream, void (*body)(void*), void* argument);
+// Runs body(argument) once for every thread of the grid. Throws std::runtime_error, whose text begins with `op`, if the
+// launch or the kernel is wrong. The next launch works again.
+void run(const char* op, dim3 grid, dim3 block, size_t shared_bytes, void* stream, void (*body)(void*), void* argument);
 
-// Stands for a device that is the current one as long as this lives, and for torch's current stream there: launches must
-// be on it.
+// Emulates a device guard: while it exists, its device is current, and launches must be on its stream().
 class Device {
  public:
   Device();
@@ -70,73 +69,73 @@ class Device {
 };
 
 struct Settings {
-  uint64_t seed = 0;                 // 0: blocks and threads in ascending order, 1: descending, others: random
-  size_t shared_limit = 227 * 1024;  // bytes a block may use; 227 KiB on sm_90, 99 KiB on sm_86, 89 and 120
+  uint64_t seed = 0;                 // order of blocks and threads: 0 ascending, 1 descending, others random
+  size_t shared_limit = 227 * 1024;  // bytes per block: 227 KiB on sm_90; 99 KiB on sm_86, 89 and 120
 };
 extern Settings settings;
-uint64_t launches();  // begun so far
+uint64_t launches();  // number of launches so far
 
-// What the scheduler says of the thread that runs now.
+// threadIdx etc. of the running thread.
 struct Indices {
   uint3 thread, block;
   dim3 block_size, grid_size;
 };
 extern Indices indices;
 
-// Where a wait was written: sites are compared by it, as the compiler may copy one call to several addresses.
+// The source position of a wait. NOTE: identifies a wait instead of the code address, because the compiler may
+// duplicate a call.
 #define EMULATION_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 int lane();
-// Waits for all threads of the block; returns for how many `predicate` was true.
+// Waits for all threads of the block; returns the number of threads whose `predicate` was true.
 int wait_for_block(bool predicate, const char* file, int line);
 void wait_for_warp(uint32_t mask, const char* file, int line);
 void fence();
-// The value of lane `source`; with own = true the lane's own, as it asked for one that its part of the warp lacks.
+// Returns the value of lane `source`, or with `own` the lane's own value (for a source outside its segment of the
+// warp).
 uint64_t shuffle(uint32_t mask, uint64_t value, int source, bool own, const char* file, int line);
 uint32_t ballot(uint32_t mask, bool predicate, const char* file, int line);
 [[noreturn]] void trap(const char* file, int line);
 
-// A static shared variable: its place in the block that used it last.
+// The address of a static shared variable in the block that used it last.
 struct SharedVariable {
   uint32_t block = 0;
-  void* place = nullptr;
+  void* address = nullptr;
 };
 void* shared_variable(SharedVariable& variable, size_t bytes, size_t alignment);
 void* dynamic_shared();
 template <typename T>
-struct Same {
+struct TypeIdentity {
   using type = T;
 };
 #define EMULATION_SHARED(name, ...)                                               \
   static ::emulation::SharedVariable name##_variable;                             \
-  auto& name = *static_cast<typename ::emulation::Same<__VA_ARGS__>::type*>(      \
+  auto& name = *static_cast<typename ::emulation::TypeIdentity<__VA_ARGS__>::type*>(      \
       ::emulation::shared_variable(name##_variable, sizeof(__VA_ARGS__), alignof(__VA_ARGS__)))
 
-// --- PTX: see csrc/common/ptx.cuh ------------------------------------------------------------------------------------
+// --- PTX instructions: see csrc/common/ptx.cuh -----------------------------------------------------------------------
 
-void copy_async(void* shared, const void* global, int bytes, int bytes_read);
-void commit_copies();
-void wait_for_copies(int pending);
+void cp_async(void* shared, const void* global, int bytes, int bytes_read);
+void cp_async_commit();
+void cp_async_wait(int pending);
 
-void load_matrices(uint32_t* matrices, const void* shared_row, bool transposed);
+void ldmatrix_x4(uint32_t* matrices, const void* shared_row, bool transposed);
 template <bool kTransposed>
-void load_matrices(uint32_t (&matrices)[4], const void* shared_row) {
-  load_matrices(matrices, shared_row, kTransposed);
+void ldmatrix_x4(uint32_t (&matrices)[4], const void* shared_row) {
+  ldmatrix_x4(matrices, shared_row, kTransposed);
 }
 
 void multiply_half(float* d, const uint32_t* a, const uint32_t* b);
 void multiply_bfloat16(float* d, const uint32_t* a, const uint32_t* b);
 void multiply_tf32(float* d, const uint32_t* a, const uint32_t* b);
 template <typename T>
-void multiply_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   static_assert(std::is_same_v<T, danet::Half> || std::is_same_v<T, danet::BFloat16>);
   std::is_same_v<T, danet::Half> ? multiply_half(d, a, b) : multiply_bfloat16(d, a, b);
 }
-inline void multiply_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  multiply_tf32(d, a, b);
-}
+inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { multiply_tf32(d, a, b); }
 
-// --- numbers ---------------------------------------------------------------------------------------------------------
+// --- conversions -----------------------------------------------------------------------------------------------------
 
 template <typename To, typename From>
 inline To bits_as(From from) {
@@ -148,7 +147,7 @@ inline To bits_as(From from) {
 
 inline float to_float(danet::BFloat16 value) { return bits_as<float>(uint32_t(value.bits) << 16); }
 inline float to_float(danet::Half value) {
-  // A multiplication moves the exponent, which also makes subnormals normal; infinity and NaN need its top bits.
+  // A multiplication rebases the exponent, which also normalizes subnormals; infinity and NaN need its top bits set.
   const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13;
   uint32_t bits = bits_as<uint32_t>(bits_as<float>(magnitude) * 0x1p112f);
   if (magnitude >= 0x0f800000) bits |= 0x7f800000;
@@ -169,12 +168,12 @@ inline danet::Half to_half(float value) {
   }
   return {uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13))};
 }
-inline uint32_t tf32(float value) {
+inline uint32_t to_tf32(float value) {
   return value != value ? 0x7fffffff : (bits_as<uint32_t>(value) + 0x1000) & ~0x1fffu;
 }
 
-// Subnormal numbers as zero of their sign.
-inline float flushed(float value) { return fabsf(value) < 0x1p-126f ? copysignf(0.0f, value) : value; }
+// Flushes subnormal values to zero, keeping the sign.
+inline float flush_subnormal(float value) { return fabsf(value) < 0x1p-126f ? copysignf(0.0f, value) : value; }
 
 }  // namespace emulation
 
@@ -292,8 +291,10 @@ inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
-// As the device: NaN is 0, what does not fit is the nearest int.
-inline int emulation_to_int(double x) { return x != x ? 0 : x >= 0x1p31 ? INT32_MAX : x < -0x1p31 ? INT32_MIN : int(x); }
+// As on the device: NaN becomes 0, values out of range saturate.
+inline int emulation_to_int(double x) {
+  return x != x ? 0 : x >= 0x1p31 ? INT32_MAX : x < -0x1p31 ? INT32_MIN : int(x);
+}
 inline int __float2int_rd(float x) { return emulation_to_int(floorf(x)); }
 inline int __float2int_ru(float x) { return emulation_to_int(ceilf(x)); }
 inline int __float2int_rn(float x) { return emulation_to_int(nearbyintf(x)); }

@@ -1,8 +1,10 @@
-// The emulator's own test: small kernels, each right or with one bug of a kind that the emulator must find.
-//   seeded NAME bug|right   runs it with several seeds; a line for each: "SEED ok", "SEED values", "SEED error: ...",
-//                           "SEED report: ..."
-//   seeded list             the names
-// The sanitizers end the process.
+// The test program of the emulator: small kernels, each of which runs correctly or with one seeded bug, which the
+// emulator must find.
+//   seeded NAME bug|right   runs a kernel with several seeds, and prints one line per seed: "SEED ok",
+//                           "SEED values" (wrong results), "SEED error: ..." or "SEED report: ..."
+//   seeded all bug|right    runs all kernels
+//   seeded list             lists the names of the kernels
+// In mode "sanitize", a bug ends the process.
 #include <cstdlib>
 #include <functional>
 #include <memory>
@@ -16,7 +18,7 @@ namespace danet {
 namespace {
 
 template <typename T>
-struct Buffer {  // of exact size, for ASan
+struct Buffer {  // heap memory of the exact size, so that ASan finds overruns
   explicit Buffer(int count, T value = T()) : count(count), data(static_cast<T*>(std::malloc(count * sizeof(T)))) {
     for (int i = 0; i < count; ++i) data[i] = value;
   }
@@ -107,7 +109,7 @@ __global__ void votes(int* out, bool bug) {
 
 // --- global memory ---------------------------------------------------------------------------------------------------
 
-__global__ void sum(int* out, bool bug) {  // of threads, of blocks
+__global__ void sum(int* out, bool bug) {  // over threads and blocks
   if (bug)
     *out += 1;
   else
@@ -126,7 +128,7 @@ __global__ void overrun(const float* in, float* out, int count, bool reads, bool
   if (i < count || writes) out[i] = value;
 }
 
-// The last block to come adds up what all have written.
+// The last block that arrives sums the results of all blocks.
 __global__ void last_block(int* out, int* parts, unsigned* count, bool bug) {
   GPU_SHARED(last, bool);
   if (threadIdx.x < 4) parts[blockIdx.x * 4 + threadIdx.x] = 1;
@@ -140,7 +142,7 @@ __global__ void last_block(int* out, int* parts, unsigned* count, bool bug) {
   *out = 0;
   for (unsigned i = 0; i < 4 * gridDim.x; ++i) *out += parts[i];
 }
-// The same with a warp's own means.
+// The same with warp synchronization only.
 __global__ void last_warp(int* out, int* parts, unsigned* count, bool bug) {
   parts[blockIdx.x * 32 + threadIdx.x] = 1;
   if (!bug) __syncwarp();
@@ -165,7 +167,7 @@ __global__ void first_come(int* out, int* ticket, bool bug) {
 }
 
 template <typename T>
-__global__ void neighbours(T* out, bool bug) {  // numbers that share a word are no race
+__global__ void neighbours(T* out, bool bug) {  // writes to different elements of one word are no race
   out[threadIdx.x] = T(1);
   if (bug && threadIdx.x == 7) out[8] = T(1);
 }
@@ -192,13 +194,22 @@ __global__ void warp_exchange(int* out, bool bug) {
   out[i] = values[i ^ (bug ? 1 : 31)] - int(i ^ 31 ^ 1) + int(i);
 }
 
+template <int kLanes>
+GPU_DEVICE int max_of_lanes(int value) {
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    const int other = __shfl_xor_sync(~0u, value, step);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
 __global__ void shuffles(int* out, bool bug) {
   const int lane = int(threadIdx.x % 32);
   bool right = __shfl_sync(~0u, lane, 35) == 3 && __shfl_xor_sync(~0u, double(lane), 5) == (lane ^ 5);
   right &= __shfl_down_sync(~0u, lane, 3, 8) == (lane % 8 < 5 ? lane + 3 : lane);
   right &= __shfl_up_sync(~0u, lane, 3) == (lane < 3 ? lane : lane - 3);
   right &= __ballot_sync(~0u, lane % 2) == 0xaaaaaaaa && __any_sync(~0u, lane == 3) && !__all_sync(~0u, lane == 3);
-  right &= gpu::sum_lanes<32>(lane) == 496 && gpu::max_lanes<8>(lane) == (lane | 7);
+  right &= gpu::sum_lanes<32>(lane) == 496 && max_of_lanes<8>(lane) == (lane | 7);
   if (lane < 16) right &= __shfl_sync(0xffffu, lane, bug ? 20 : 2) == 2;
   out[threadIdx.x] = right;
 }
@@ -218,7 +229,7 @@ __global__ void shuffle_diverged(int* out, bool bug) {
     out[threadIdx.x] = __shfl_xor_sync(~0u, 1, 2);
 }
 
-// A lane that is not there need not come.
+// __syncwarp and votes do not wait for lanes that have exited or do not exist.
 __global__ void part_of_warp(int* out, bool bug) {
   if (threadIdx.x == 39) return;
   __syncwarp();
@@ -229,7 +240,7 @@ __global__ void part_of_warp(int* out, bool bug) {
 
 enum CopyBug { kNoBug, kWait, kNoBarrier, kTouched, kUnwaited, kAlignment, kTail };
 
-// Sums of `count` numbers a block, through two buffers; count is not a multiple of the block's 4 * 32.
+// Sums `count` values with double buffering; count is not a multiple of the 4 * 32 values per step.
 __global__ void copies(const float* in, float* out, int count, int bug) {
   GPU_SHARED(buffer, float[2][128 + 4]);
   const int steps = (count + 127) / 128, i = int(threadIdx.x);
@@ -237,32 +248,32 @@ __global__ void copies(const float* in, float* out, int count, int bug) {
     const int at = step * 128 + 4 * i;
     const bool valid = at < count;
     float* to = &buffer[step % 2][4 * i + (bug == kAlignment)];
-    if (valid || bug != kTail) gpu::copy_async<16>(to, valid ? in + at : in, valid);
+    if (valid || bug != kTail) gpu::cp_async<16>(to, valid ? in + at : in, valid);
   };
   if (steps > 0) fetch(0);
-  gpu::commit_copies();
+  gpu::cp_async_commit();
   float sum = 0.0f;
   for (int step = 0; step < steps; ++step) {
     if (step + 1 < steps) fetch(step + 1);
-    gpu::commit_copies();
+    gpu::cp_async_commit();
     if (bug == kWait)
-      gpu::wait_for_copies<2>();
+      gpu::cp_async_wait<2>();
     else if (bug != kUnwaited)
-      gpu::wait_for_copies<1>();
+      gpu::cp_async_wait<1>();
     if (bug != kNoBarrier) __syncthreads();
     if (bug == kTouched && step + 1 < steps) buffer[(step + 1) % 2][4 * i] = 0.0f;
     if (bug != kUnwaited)
       for (int k = 0; k < 4; ++k) sum += buffer[step % 2][(4 * i + k + 8) % 128];
     __syncthreads();
   }
-  if (bug != kUnwaited) gpu::wait_for_copies<0>();
+  if (bug != kUnwaited) gpu::cp_async_wait<0>();
   sum = gpu::sum_lanes<32>(sum);
   if (i == 0) *out = sum;
 }
 
 enum MatrixBug { kMatrixAlignment = 1, kOrder, kNoSync };
 
-// out[16][8] = a[16][16] b[16][8]
+// out[16][8] = a[16][16] * b[16][8]
 template <typename T>
 __global__ void product(const T* a, const T* b, float* out, int bug) {
   GPU_SHARED(rows, T[16][16 + 8]);
@@ -272,23 +283,23 @@ __global__ void product(const T* a, const T* b, float* out, int bug) {
   for (int i = lane; i < 16 * 8; i += 32) columns[i / 8][i % 8] = b[i], columns[i / 8][8 + i % 8] = T{0};
   if (bug != kNoSync) __syncwarp();
   uint32_t left[4], right[4];
-  gpu::load_matrices<false>(left, &rows[lane % 16][lane / 16 * 8 + (bug == kMatrixAlignment)]);
-  gpu::load_matrices<true>(right, &columns[lane % 16][lane / 16 * 8]);
+  gpu::ldmatrix_x4<false>(left, &rows[lane % 16][lane / 16 * 8 + (bug == kMatrixAlignment)]);
+  gpu::ldmatrix_x4<true>(right, &columns[lane % 16][lane / 16 * 8]);
   if (bug == kOrder) std::swap(left[1], left[2]);
   float d[4] = {};
-  gpu::multiply_m16n8k16<T>(d, left, {right[0], right[1]});
+  gpu::mma_m16n8k16<T>(d, left, {right[0], right[1]});
   for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
 }
 
-// out[16][8] = a[16][8] b[8][8]
+// out[16][8] = a[16][8] * b[8][8]
 __global__ void product_tf32(const float* a, const float* b, float* out, int bug) {
   const int g = int(threadIdx.x) / 4, t = int(threadIdx.x) % 4;
   uint32_t left[4], right[2];
-  for (int i = 0; i < 4; ++i) left[i] = gpu::tf32(a[(g + i % 2 * 8) * 8 + t + i / 2 * 4]);
-  for (int i = 0; i < 2; ++i) right[i] = gpu::tf32(b[(t + i * 4) * 8 + g]);
+  for (int i = 0; i < 4; ++i) left[i] = gpu::to_tf32(a[(g + i % 2 * 8) * 8 + t + i / 2 * 4]);
+  for (int i = 0; i < 2; ++i) right[i] = gpu::to_tf32(b[(t + i * 4) * 8 + g]);
   if (bug == kOrder) std::swap(right[0], right[1]);
   float d[4] = {};
-  gpu::multiply_m16n8k8_tf32(d, left, right);
+  gpu::mma_m16n8k8_tf32(d, left, right);
   for (int i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + t * 2 + i % 2] = d[i];
 }
 
@@ -314,7 +325,7 @@ __global__ void trapped(int* out, bool bug) {
 }
 __global__ void one(int* out, bool) { out[threadIdx.x] = 1; }
 
-// --- cases: each runs and says whether the values are right ----------------------------------------------------------
+// --- cases: each runs a kernel and returns whether its results are correct -------------------------------------------
 
 struct Case {
   const char* name;
@@ -368,7 +379,7 @@ std::function<bool(bool)> matrices(int kind) {
   return [=](bool bug) { return multiplied<T, 16>(product<T>, bug ? kind : 0); };
 }
 
-bool numbers(bool bug) {
+bool conversions(bool bug) {
   using namespace emulation;
   bool right = !bug;
   for (uint32_t i = 0; i < 65536; ++i) {
@@ -378,7 +389,7 @@ bool numbers(bool bug) {
     right &= h != h ? to_float(to_half(h)) != to_float(to_half(h)) : to_half(h).bits == i;
     right &= w != w ? to_float(to_bfloat16(w)) != to_float(to_bfloat16(w)) : to_bfloat16(w).bits == i;
     if ((i & 0x7fff) >= 0x7bff || i & 0x8000) continue;
-    // Half way to the next number the even one is taken.
+    // Halfway between two values, the even one is chosen.
     const float next = to_float(Half{uint16_t(i + 1)}), middle = (h + next) / 2;
     right &= to_half(middle).bits == i + i % 2 && to_half(nextafterf(middle, next)).bits == i + 1;
     right &= to_half(nextafterf(middle, h)).bits == i;
@@ -387,7 +398,7 @@ bool numbers(bool bug) {
   right &= to_bfloat16(1.00390625f).bits == 0x3f80 && to_bfloat16(1.01171875f).bits == 0x3f82;
   right &= gpu::fast_exp2(-126.0f) == 0x1p-126f && gpu::fast_exp2(-126.5f) == 0 && gpu::fast_exp2(INFINITY) == INFINITY;
   right &= gpu::fast_reciprocal(4.0f) == 0.25f && gpu::fast_reciprocal(0x1p127f) == 0;
-  right &= tf32(1.00048828125f) == 0x3f802000 && tf32(-1.0004882f) == 0xbf800000;
+  right &= to_tf32(1.00048828125f) == 0x3f802000 && to_tf32(-1.0004882f) == 0xbf800000;
   return right;
 }
 
@@ -504,8 +515,7 @@ std::vector<Case> cases() {
       {"matrix_alignment", matrices<Half>(kMatrixAlignment)},
       {"matrix_order", matrices<Half>(kOrder)},
       {"matrix_order_bfloat16", matrices<BFloat16>(kOrder)},
-      {"matrix_order_tf32",
-       [](bool bug) { return multiplied<float, 8>(product_tf32, bug ? kOrder : 0); }},
+      {"matrix_order_tf32", [](bool bug) { return multiplied<float, 8>(product_tf32, bug ? kOrder : 0); }},
       {"matrix_sync", matrices<Half>(kNoSync)},
       {"large_dynamic", [](bool bug) { return ones(one, 32, (bug ? 228 : 227) * 1024)(bug); }},
       {"large_static", ones(large_static, 32)},
@@ -529,7 +539,7 @@ std::vector<Case> cases() {
        }},
       {"assert", ones(asserted, 32)},
       {"trap", ones(trapped, 32)},
-      {"numbers", numbers},
+      {"conversions", conversions},
   };
 }
 
@@ -549,7 +559,6 @@ std::string outcome(const Case& one_case, bool bug) {
 
 }  // namespace
 }  // namespace danet
-
 
 int main(int count, char** arguments) {
   const std::string name = count > 1 ? arguments[1] : "", kind = count > 2 ? arguments[2] : "";

@@ -1,6 +1,6 @@
-"""What only a CUDA device shows of the operators: streams, devices, graphs, autocast, compilation, determinism.
+"""Operators on a real CUDA device: streams, devices, graphs, autocast, compilation and determinism.
 
-The values of the kernels are in test_devices.py.
+test_devices.py tests the results of the kernels.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ CALLS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "softmax_gate": (softmax_gate, softmax_gate_reference),
     "rep_conv": (rep_conv, rep_conv_reference),
 }
-"""Each operator and its reference."""
+"""Each operator with its reference."""
 DIFFERENTIABLE = ["sdc", "lcdc", "softmax_gate"]
 
 
@@ -60,26 +60,26 @@ def gradients(function: Callable[..., Tensor], values: list[Tensor]) -> tuple[Te
 
 
 @pytest.mark.parametrize("op", CALLS)
-def test_works_on_the_current_stream(op):
-    """A stream of torch's waits for no other: a kernel on another one reads what was there before."""
+def test_operator_uses_current_stream(op):
+    """Side streams do not wait for each other, so a kernel on the wrong stream would read the old values."""
     function, _ = CALLS[op]
     values = tensors(op)
     expected = function(*values)
     stream = torch.cuda.Stream()
-    late = [torch.zeros_like(value) for value in values]
+    delayed = [torch.zeros_like(value) for value in values]
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)  # cycles: tens of milliseconds
-        for to, value in zip(late, values, strict=True):
+        for to, value in zip(delayed, values, strict=True):
             to.copy_(value)
-        out = function(*late)
+        out = function(*delayed)
     stream.synchronize()
     assert_close(out, expected)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("op", CALLS)
-def test_works_on_a_device_that_is_not_the_current_one(op):
+def test_operator_on_non_current_device(op):
     function, reference = CALLS[op]
     values = tensors(op, device="cuda:1")
     with torch.cuda.device(0):
@@ -91,7 +91,7 @@ def test_works_on_a_device_that_is_not_the_current_one(op):
                 assert grad.device == value.device
 
 
-def captured(call: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+def capture(call: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -104,10 +104,10 @@ def captured(call: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.CUDAGra
 
 
 @pytest.mark.parametrize("op", CALLS)
-def test_forward_is_captured_in_a_graph(op):
+def test_forward_in_cuda_graph(op):
     function, _ = CALLS[op]
     values = tensors(op)
-    graph, (out,) = captured(lambda: (function(*values),))
+    graph, (out,) = capture(lambda: (function(*values),))
     for seed in (1, 2):
         for value, new in zip(values, tensors(op, seed=seed), strict=True):
             value.copy_(new)
@@ -117,12 +117,12 @@ def test_forward_is_captured_in_a_graph(op):
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
-def test_backward_is_captured_in_a_graph(op, deterministic):
+def test_backward_in_cuda_graph(op, deterministic):
     function, _ = CALLS[op]
     values = tensors(op)
     torch.use_deterministic_algorithms(deterministic)
     try:
-        graph, grads = captured(lambda: gradients(function, values))
+        graph, grads = capture(lambda: gradients(function, values))
         for seed in (1, 2):
             for value, new in zip(values, tensors(op, seed=seed), strict=True):
                 value.copy_(new)
@@ -134,7 +134,7 @@ def test_backward_is_captured_in_a_graph(op, deterministic):
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
-def test_gradients_are_deterministic_where_torch_is_to_be(op):
+def test_gradients_with_deterministic_algorithms(op):
     values = tensors(op)
     torch.use_deterministic_algorithms(True)
     try:
@@ -146,7 +146,7 @@ def test_gradients_are_deterministic_where_torch_is_to_be(op):
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
-def test_gradients_are_those_of_the_reference(op):
+def test_gradients_match_reference(op):
     function, reference = CALLS[op]
     for grad, expected in zip(
         gradients(function, tensors(op)), gradients(reference, tensors(op, dtype=torch.float64)), strict=True
@@ -155,7 +155,7 @@ def test_gradients_are_those_of_the_reference(op):
 
 
 @pytest.mark.parametrize("op", CALLS)
-def test_autocast(op):
+def test_operator_under_autocast(op):
     function, reference = CALLS[op]
     values = tensors(op)
     with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -168,7 +168,7 @@ def test_autocast(op):
 
 
 @pytest.mark.parametrize("op", CALLS)
-def test_compiles_without_a_break(op):
+def test_operator_compiles_without_graph_break(op):
     torch._dynamo.reset()
     function, _ = CALLS[op]
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -180,29 +180,29 @@ def test_compiles_without_a_break(op):
 
 
 REP_CONVS = {
-    # N, C, C_out, side; tiles as a device of up to 160 multiprocessors has them
+    # N, C, C_out, side; selects these tiles on a device with up to 160 multiprocessors
     "64x64 tiles": (1, 64, 64, 40),
     "128x64 tiles": (1, 64, 64, 208),
     "128x128 tiles": (1, 64, 160, 208),
-    "library": (16, 256, 256, 40),
+    "torch convolution": (16, 256, 256, 40),
 }
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-3), ("float16", 2e-3), ("bfloat16", 1e-2)])  # tf32
 @pytest.mark.parametrize("case", REP_CONVS)
-def test_rep_conv_of_every_size(case, dtype, tolerance):
+def test_rep_conv_every_tile_size(case, dtype, tolerance):
     N, C, C_out, side = REP_CONVS[case]
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(shape, generator=generator).to(DEVICE, getattr(torch, dtype))  # noqa: E731
     input, weight, bias = draw(N, C, side, side), draw(C_out, C, 3, 3) * 0.02, draw(C_out)
     exact = rep_conv_reference(input.double(), weight.double(), bias.double())
-    for given in (weight, prepare_rep_conv(weight)):
-        result = rep_conv(input, given, bias)
+    for given_weight in (weight, prepare_rep_conv(weight)):
+        result = rep_conv(input, given_weight, bias)
         assert result.is_contiguous(memory_format=torch.channels_last)
         assert (result.double() - exact).norm() < tolerance * exact.norm()
 
 
-def test_float32_is_exact_where_tf32_is_not_allowed():
+def test_rep_conv_float32_without_tf32_is_exact():
     values = tensors("rep_conv")
     exact = rep_conv_reference(*(value.double() for value in values))
     before = torch.backends.cudnn.conv.fp32_precision
@@ -213,7 +213,7 @@ def test_float32_is_exact_where_tf32_is_not_allowed():
         torch.backends.cudnn.conv.fp32_precision = before
 
 
-def test_no_memory_is_left_behind():
+def test_operators_free_their_memory():
     values = {op: tensors(op) for op in CALLS}
 
     def work() -> int:

@@ -32,7 +32,7 @@ CASES = [
 
 @pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize(("N", "C", "H", "W", "P", "k"), CASES)
-def test_equals_the_formula(N, C, H, W, P, k, gate):
+def test_lcdc_matches_loop_and_gradcheck(N, C, H, W, P, k, gate):
     input = torch.randn(N, C, H, W, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(P, k, dtype=torch.float64, requires_grad=True)
     for function in (lcdc, lcdc_reference):
@@ -52,7 +52,7 @@ def test_equals_the_formula(N, C, H, W, P, k, gate):
     gate=st.booleans(),
     channels_last=st.booleans(),
 )
-def test_any_arguments_equal_the_formula(shape, half_k, shared, gate, channels_last):
+def test_lcdc_matches_loop_for_any_arguments(shape, half_k, shared, gate, channels_last):
     input = torch.randn(shape, dtype=torch.float64)
     if channels_last:
         input = input.to(memory_format=torch.channels_last)
@@ -60,21 +60,21 @@ def test_any_arguments_equal_the_formula(shape, half_k, shared, gate, channels_l
     torch.testing.assert_close(lcdc(input, weight, gate=gate), lcdc_loop(input, weight, gate))
 
 
-def test_sliced_arguments():
+def test_lcdc_accepts_slices():
     input, weight = torch.randn(2, 16, 5, 6, dtype=torch.float64)[:, 3:10, :, ::2], torch.randn(30, 5).double()[::2, :3]
     torch.testing.assert_close(lcdc(input, weight), lcdc_loop(input, weight))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
 @pytest.mark.parametrize("gate", [False, True])
-def test_lower_precision(dtype, tolerance, gate):
+def test_lcdc_lower_precision(dtype, tolerance, gate):
     input, weight = torch.randn(2, 8, 3, 4).to(dtype), torch.randn(1, 5).to(dtype)
     out = lcdc(input, weight, gate=gate)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), lcdc_loop(input, weight, gate), rtol=tolerance, atol=tolerance)
 
 
-def test_kernel_size_is_the_odd_floor():
+def test_lcdc_kernel_size_is_odd_floor():
     sizes = {1: 1, 16: 1, 31: 1, 32: 3, 64: 3, 128: 3, 511: 3, 512: 5, 8191: 5, 8192: 7}
     assert {channels: lcdc_kernel_size(channels) for channels in sizes} == sizes
     assert lcdc_kernel_size(64, tau=1) == 7
@@ -101,14 +101,14 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("arguments", "options", "error", "text"), ERRORS, ids=[case[-1] for case in ERRORS])
-def test_error(arguments, options, error, text):
+def test_lcdc_error(arguments, options, error, text):
     for function in (lcdc, lcdc_reference):
         with pytest.raises(error) as caught:
             function(*arguments, **options)
         assert str(caught.value) == text
 
 
-def test_kernel_size_error():
+def test_lcdc_kernel_size_error():
     with pytest.raises(ValueError) as caught:
         lcdc_kernel_size(0)
     assert str(caught.value) == "lcdc_kernel_size: channels must be >= 1, got 0"

@@ -31,26 +31,26 @@ def rep_conv_loop(input, weight, bias=None, stride=1, relu=True):
     relu=st.booleans(),
     memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
-def test_equals_the_formula(shape, C_out, has_bias, stride, relu, memory_format):
+def test_rep_conv_matches_loop(shape, C_out, has_bias, stride, relu, memory_format):
     input = torch.randn(shape, dtype=torch.float64).to(memory_format=memory_format)
     weight = torch.randn(C_out, shape[1], 3, 3, dtype=torch.float64)
     bias = torch.randn(C_out, dtype=torch.float64) if has_bias else None
     expected = rep_conv_loop(input, weight, bias, stride, relu)
     for function in (rep_conv, rep_conv_reference):
-        for either in (weight, prepare_rep_conv(weight)):
-            out = function(input, either, bias, stride=stride, relu=relu)
+        for given_weight in (weight, prepare_rep_conv(weight)):
+            out = function(input, given_weight, bias, stride=stride, relu=relu)
             torch.testing.assert_close(out, expected)
             assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_sliced_arguments():
+def test_rep_conv_accepts_slices():
     input = torch.randn(2, 9, 8, 7, dtype=torch.float64)[:, 1::2, ::2, 1:]
     weight = torch.randn(6, 4, 3, 3, dtype=torch.float64)[::2]
     torch.testing.assert_close(rep_conv(input, weight), rep_conv_loop(input, weight))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
-def test_lower_precision(dtype, tolerance):
+def test_rep_conv_lower_precision(dtype, tolerance):
     input, weight, bias = torch.randn(2, 8, 5, 6).to(dtype), torch.randn(4, 8, 3, 3).to(dtype), torch.randn(4).to(dtype)
     out = rep_conv(input, prepare_rep_conv(weight), bias)
     assert out.dtype == dtype
@@ -67,8 +67,8 @@ def test_lower_precision(dtype, tolerance):
     sliced=st.booleans(),
     threads=st.integers(1, 5),
 )
-def test_many_channels_equal_the_exact_result(shape, C_out, has_bias, options, dtype, sliced, threads):
-    """Enough of them for Winograd's algorithm."""
+def test_rep_conv_many_channels_match_float64(shape, C_out, has_bias, options, dtype, sliced, threads):
+    """The channel counts select Winograd's algorithm."""
     generator = torch.Generator().manual_seed(sum(shape))
     N, C, H, W = shape
     input = torch.randn(N, C + 3, H, W, generator=generator).to(dtype, memory_format=torch.channels_last)[:, 3:]
@@ -91,7 +91,7 @@ def test_many_channels_equal_the_exact_result(shape, C_out, has_bias, options, d
         assert error < {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
 
 
-def test_a_nan_spoils_its_own_tile_only():
+def test_rep_conv_nan_stays_within_its_tile():
     input, weight = torch.randn(1, 16, 24, 24), torch.randn(16, 16, 3, 3)
     expected = rep_conv(input, weight)
     input[0, 3, 1, 1] = float("nan")
@@ -100,7 +100,7 @@ def test_a_nan_spoils_its_own_tile_only():
     torch.testing.assert_close(out[:, :, 8:], expected[:, :, 8:], rtol=0, atol=0)
 
 
-def test_prepared_weight_is_a_copy():
+def test_prepare_rep_conv_copies_weight():
     weight = torch.randn(4, 3, 3, 3, requires_grad=True)
     input = torch.randn(1, 3, 5, 5)
     prepared = prepare_rep_conv(weight)
@@ -111,7 +111,7 @@ def test_prepared_weight_is_a_copy():
     assert torch.equal(rep_conv(input, prepared), before)
 
 
-def test_backward_says_forward_only():
+def test_rep_conv_backward_raises():
     input, weight = torch.randn(1, 3, 5, 5), torch.randn(4, 3, 3, 3, requires_grad=True)
     out = rep_conv(input, weight)
     with pytest.raises(RuntimeError) as caught:
@@ -157,14 +157,14 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("arguments", "options", "error", "text"), ERRORS)
-def test_error(arguments, options, error, text):
+def test_rep_conv_error(arguments, options, error, text):
     for function in (rep_conv, rep_conv_reference):
         with pytest.raises(error) as caught:
             function(*arguments, **options)
         assert str(caught.value) == text
 
 
-def test_prepare_error():
+def test_prepare_rep_conv_error():
     with pytest.raises(ValueError) as caught:
         prepare_rep_conv(torch.zeros(3, 3))
     assert str(caught.value) == "rep_conv: weight must be [C_out, C, 3, 3], got [3, 3]"

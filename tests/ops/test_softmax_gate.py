@@ -23,7 +23,7 @@ def softmax_gate_loop(input, logits):
     memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     scale=st.sampled_from([0.0, 1.0, 1e3]),
 )
-def test_equals_the_formula(shape, memory_format, scale):
+def test_softmax_gate_matches_loop(shape, memory_format, scale):
     input = torch.randn(shape, dtype=torch.float64).to(memory_format=memory_format)
     logits = scale * torch.randn(shape, dtype=torch.float64)
     for function in (softmax_gate, softmax_gate_reference):
@@ -32,25 +32,25 @@ def test_equals_the_formula(shape, memory_format, scale):
         assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_gradients():
+def test_softmax_gate_gradcheck():
     input, logits = (torch.randn(2, 5, 3, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
     torch.autograd.gradcheck(softmax_gate, (input, logits))
     torch.autograd.gradgradcheck(softmax_gate, (input, logits))
 
 
-def test_equal_logits_change_nothing():
+def test_softmax_gate_equal_logits_is_identity():
     input = torch.randn(2, 6, 3, 4)
     torch.testing.assert_close(softmax_gate(input, torch.full_like(input, 7.0)), input)
 
 
-def test_sliced_arguments():
+def test_softmax_gate_accepts_slices():
     both = torch.randn(2, 12, 4, 6, dtype=torch.float64)
     input, logits = both[:, :5, ::2], both[:, 6:11, 1::2]
     torch.testing.assert_close(softmax_gate(input, logits), softmax_gate_loop(input, logits))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
-def test_lower_precision(dtype, tolerance):
+def test_softmax_gate_lower_precision(dtype, tolerance):
     input, logits = torch.randn(2, 2, 33, 3, 4).to(dtype)
     out = softmax_gate(input, logits)
     assert out.dtype == dtype
@@ -76,7 +76,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("input", "logits", "error", "text"), ERRORS, ids=[case[-1] for case in ERRORS])
-def test_error(input, logits, error, text):
+def test_softmax_gate_error(input, logits, error, text):
     for function in (softmax_gate, softmax_gate_reference):
         with pytest.raises(error) as caught:
             function(input, logits)

@@ -1,6 +1,6 @@
-"""The CUDA kernels as nvcc compiles them: no warnings, spills or local memory, and the instructions they are made for.
+"""The CUDA kernels compile without warnings, register spills and local memory, to the expected instructions.
 
-Skipped without nvcc; the instructions are looked up where cuobjdump is there too.
+Skipped without nvcc. The instructions are checked only if cuobjdump is installed, too.
 """
 
 import os
@@ -28,18 +28,18 @@ EXPECTED = {
         "forward_kernel<danet::BFloat16, int, 8, 9, false>": ["LDG.E.128", "STG.E.128", "LDS.128"],
         "backward_kernel<danet::BFloat16, int, 8, 9, false, true>": ["LDG.E.128", ".ADD.F32x4", "SHFL"],
     },
-    "lcdc": {"forward_packets<danet::BFloat16": ["LDG.E.128", "STG.E.128", "SHFL"]},
-    "softmax_gate": {"in_registers<false, danet::BFloat16, 8": ["LDG.E.128", "STG.E.128", "SHFL.BFLY"]},
-    "rep_conv": {"convolve_tile<danet::BFloat16, true": ["HMMA.16816", "LDSM.16.M88.4", "LDGSTS", "STG.E.128"]},
+    "lcdc": {"lcdc_forward_packets<danet::BFloat16": ["LDG.E.128", "STG.E.128", "SHFL"]},
+    "softmax_gate": {"softmax_gate_in_registers<false, danet::BFloat16, 8": ["LDG.E.128", "STG.E.128", "SHFL.BFLY"]},
+    "rep_conv": {"rep_conv_gemm<danet::BFloat16, true": ["HMMA.16816", "LDSM.16.M88.4", "LDGSTS", "STG.E.128"]},
 }
-"""Of each operator's hot kernels on sm_90, instructions that at least one of them must have."""
+"""For each operator: its hot kernels, with instructions that at least one of them must contain on sm_90."""
 
 ABSENT = {"sdc": {"forward_kernel<danet::BFloat16, int, 8, 9, false>": ["PRMT"]}}
-"""Those that none of them may have: packets are moved and converted by words, not put together of halves."""
+"""Instructions that none of them may contain. PRMT: packets must be moved as words, not assembled from halves."""
 
 
 def compile_kernels(file: Path, architecture: str, folder: Path) -> tuple[Path, str]:
-    """The cubin of one file, and what ptxas says of its kernels."""
+    """Compile one file; return the cubin and the report of ptxas."""
     cubin = folder / f"{file.stem}-{architecture}.cubin"
     options = [
         "-std=c++17",
@@ -62,7 +62,7 @@ def demangled(text: str) -> str:
 
 
 def cuobjdump() -> dict | None:
-    """How to run it: that of the CUDA toolkit, or of the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm."""
+    """Arguments for subprocess.run to run cuobjdump, from the CUDA toolkit or from pip packages; None if not found."""
     packages = [Path(folder) / "nvidia" / "cu13" / "bin" for folder in sys.path]
     path = os.pathsep.join(map(str, [Path(nvcc() or "/").parent, *packages, os.environ.get("PATH", "")]))
     found = shutil.which("cuobjdump", path=path)
@@ -76,7 +76,7 @@ def architectures():
 
 @pytest.fixture(scope="module")
 def compiled(request, tmp_path_factory):
-    """What `compile_kernels` gives for each test that was selected, as futures: nvcc runs on all cores at once."""
+    """Futures of `compile_kernels` for all selected tests, so that nvcc runs on all cores."""
     folder = tmp_path_factory.mktemp("cubins")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [item.callspec.params for item in request.session.items if item.module is request.module]
@@ -90,7 +90,7 @@ def compiled(request, tmp_path_factory):
 @pytest.mark.skipif(nvcc() is None, reason="no nvcc")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 @pytest.mark.parametrize("architecture", list(architectures()))
-def test_compiles_without_spills(file, architecture, compiled, record_property):
+def test_cuda_kernels_compile_without_spills(file, architecture, compiled, record_property):
     operator = file.parent.name
     cubin, report = compiled[file, architecture].result()
     kernels = re.findall(r"Compiling entry function '(\S+)'", report)

@@ -1,4 +1,4 @@
-"""The layout that the `kernels` hub loads: assembled, then loaded from a local folder."""
+"""build_tools/hub.py: assembles the layout of the `kernels` hub, which is then loaded from a local folder."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def variant(tmp_path_factory) -> Path:
     return next(path for path in hub.assemble(tmp_path_factory.mktemp("hub")) if "-cpu-" in path.name)
 
 
-def test_what_a_variant_is(variant):
+def test_hub_variant_files_and_metadata(variant):
     assert re.fullmatch(r"torch-stable-abi210-cpu-\w+-linux", variant.name)
     assert variant.parent.name == "build"
     names = {path.name for path in variant.iterdir()}
@@ -35,19 +35,19 @@ def test_what_a_variant_is(variant):
     assert re.fullmatch(r"_danet_cpu_[0-9a-f]{7}", metadata["id"])
 
 
-def test_imports_are_relative_torch_or_the_standard_library(variant):
+def test_hub_variant_imports(variant):
     for path in variant.glob("*.py"):
         for module in re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), re.MULTILINE):
             top = module.partition(".")[0]
             assert top in {"", "torch", *sys.stdlib_module_names}, f"{path.name}: {module}"
 
 
-def load(how: str, variant: Path, **environment: str) -> str:
-    """What a process prints that has torch and this variant, but no danet."""
+def load(load_ops: str, variant: Path, **environment: str) -> str:
+    """The output of a process that has torch and this variant, but no danet."""
     program = f"""
 import sys
-sys.modules["danet"] = None  # whoever imports it fails
-{how}
+sys.modules["danet"] = None  # importing danet fails
+{load_ops}
 import torch
 x, offset, mask = torch.randn(1, 8, 5, 6), torch.randn(1, 18, 5, 6), torch.randn(1, 9, 5, 6)
 compiled = torch.ops.danet.sdc(x, offset, mask, 1, 3, 3, 1, 1, 1, 1, 1, 1, 1.0, True, False)
@@ -64,23 +64,23 @@ print(ops.__name__, ops.info()["operators"])
     return result.stdout.strip()
 
 
-def test_it_is_loaded_as_the_hub_does(variant):
-    """By its path, under the name in metadata.json, without the package `kernels`."""
+def test_hub_variant_loads_by_path(variant):
+    """As the hub does: under the name in metadata.json, here without the package `kernels`."""
     name = json.loads((variant / "metadata.json").read_text())["id"]
-    how = f"""
+    load_ops = f"""
 import importlib.util
 spec = importlib.util.spec_from_file_location({name!r}, {str(variant / "__init__.py")!r})
 ops = importlib.util.module_from_spec(spec)
 sys.modules[{name!r}] = ops
 spec.loader.exec_module(ops)
 """
-    assert load(how, variant) == f"{name} compiled"
+    assert load(load_ops, variant) == f"{name} compiled"
 
 
-def test_kernels_loads_it(variant, tmp_path):
+def test_hub_variant_loads_with_kernels_package(variant, tmp_path):
     pytest.importorskip("kernels")
     name = json.loads((variant / "metadata.json").read_text())["id"]
-    how = f"""
+    load_ops = f"""
 import warnings
 from pathlib import Path
 with warnings.catch_warnings():
@@ -88,10 +88,10 @@ with warnings.catch_warnings():
     import kernels
     ops = kernels.get_local_kernel(Path({str(variant.parents[1])!r}), backend="cpu")
 """
-    assert load(how, variant, HF_HOME=str(tmp_path)) == f"{name} compiled"
+    assert load(load_ops, variant, HF_HOME=str(tmp_path)) == f"{name} compiled"
 
 
-def test_beside_another_danet_it_is_slow_and_says_so(variant):
+def test_hub_variant_beside_danet_warns_and_uses_reference(variant):
     program = f"""
 import importlib.util, sys
 import danet.ops
@@ -106,8 +106,8 @@ print(danet.ops.info()["operators"], second.info()["operators"])
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
-def test_a_cuda_library_makes_a_variant_of_its_own(tmp_path):
-    """Without a GPU, and without what the library needs to be loaded."""
+def test_hub_cuda_library_gets_its_own_variant(tmp_path):
+    """Needs no GPU: the library is read, not loaded."""
     built = ('-DDANET_CUDA_VERSION="13.0.88"', '-DDANET_CUDA_ARCHITECTURES="80-real,90a-real,120"')
     source, target = ROOT / "csrc/common/cuda_info.cpp", tmp_path / hub.CUDA
     subprocess.run(["c++", "-shared", "-fPIC", *built, source, "-o", target], check=True, timeout=60)
@@ -119,6 +119,6 @@ def test_a_cuda_library_makes_a_variant_of_its_own(tmp_path):
     assert metadata["backend"] == {"type": "cuda", "archs": ["8.0", "9.0a", "12.0+PTX"]}
 
 
-def test_without_kernels_that_are_built_it_says_what_to_do(tmp_path):
+def test_hub_without_built_kernels_is_an_error(tmp_path):
     with pytest.raises(SystemExit, match=r"libdanet\.so is missing; build it with: make kernels"):
         hub.assemble(tmp_path, libraries=tmp_path)

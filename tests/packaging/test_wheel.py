@@ -1,6 +1,6 @@
-"""The wheel, as a user gets it: built, installed into a new environment, used from outside the repository.
+"""The wheel: built, installed into a new environment, and used from outside the repository.
 
-That with CUDA kernels is built where nvcc is found: `pip install -e '.[nvcc]'`.
+The wheel with CUDA kernels needs nvcc: `pip install -e '.[nvcc]'`.
 """
 
 import os
@@ -34,19 +34,20 @@ def run(*command, cwd, timeout=300, **environment):
 
 def build(folder: Path, force_cuda: str) -> Path:
     command = (sys.executable, "-m", "pip", "wheel", ROOT, "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
-    # Six architectures take minutes where other programs run, too.
+    # Compiling for six architectures takes minutes, and longer on a busy machine.
     run(*command, "--quiet", "--disable-pip-version-check", cwd=folder, timeout=3600, FORCE_CUDA=force_cuda)
     built = next(folder.glob("*.whl"))
     return Path(run(sys.executable, ROOT / "build_tools/manylinux.py", built, cwd=folder).strip())
 
 
 def install(wheel: Path, folder: Path) -> tuple[Path, Path]:
-    """A new environment with the wheel: its Python, and where its packages are."""
+    """Install the wheel into a new environment; return its Python and its package folder."""
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv/bin/python"
     packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
-    # Lends torch and the rest; an editable danet there is found by its own finder, which this path does not start.
-    Path(packages, "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # Adds torch and the other dependencies of this environment. A .pth file in that folder is not processed, so an
+    # editable danet there is not found.
+    Path(packages, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     run(python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel, cwd=folder)
     return python, Path(packages)
 
@@ -69,10 +70,10 @@ def with_cuda_wheel(cuda_wheel, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def check(wheel: Path) -> list[str]:
-    """What holds for every wheel; returns the names in it."""
+    """Check the tag and the contents of a wheel; return the names of its files."""
     tag = re.search(r"-py3-none-manylinux_2_(\d+)_\w+\.whl$", wheel.name)
     assert tag, wheel.name
-    # Torch's own; something newer of glibc or libstdc++: csrc/common/glibc.cpp, build_tools/old_glibc.cmake
+    # torch itself needs manylinux_2_28. A higher tag means a newer symbol of glibc: see build_tools/old_glibc.cmake
     assert int(tag[1]) <= 28
     assert [path.name for path in wheel.parent.iterdir()] == [wheel.name]
     names = zipfile.ZipFile(wheel).namelist()
@@ -81,11 +82,11 @@ def check(wheel: Path) -> list[str]:
     return names
 
 
-def test_one_wheel_serves_every_python(wheel):
+def test_wheel_tag_and_contents(wheel):
     check(wheel)
 
 
-def test_an_operator_from_a_new_environment(wheel, tmp_path):
+def test_wheel_operator_in_new_environment(wheel, tmp_path):
     python, packages = install(wheel, tmp_path)
     program = (
         "import torch, danet.ops as ops; print(ops.__file__, ops.info()['operators']); "
@@ -96,11 +97,11 @@ def test_an_operator_from_a_new_environment(wheel, tmp_path):
 
 
 @pytest.mark.long
-def test_with_cuda_kernels_it_serves_the_same_systems(cuda_wheel):
-    """In particular it brings CUDA's runtime along: torch may have that of another version."""
+def test_cuda_wheel_tag_and_dependencies(cuda_wheel):
+    """It links CUDA's runtime statically, because torch may have another version."""
     elf = pytest.importorskip("elftools.elf.elffile")
     assert CUDA in check(cuda_wheel)
-    assert cuda_wheel.stat().st_size < 50e6  # the package index takes 100 MB
+    assert cuda_wheel.stat().st_size < 50e6  # the package index allows 100 MB
     with zipfile.ZipFile(cuda_wheel).open(CUDA) as library:
         tags = list(elf.ELFFile(library).get_section_by_name(".dynamic").iter_tags())
     needed = {tag.needed.partition(".so")[0] for tag in tags if tag.entry.d_tag == "DT_NEEDED"}
@@ -109,7 +110,7 @@ def test_with_cuda_kernels_it_serves_the_same_systems(cuda_wheel):
 
 
 @pytest.mark.long
-def test_with_cuda_kernels_it_has_them_for_every_architecture(cuda_wheel, tmp_path):
+def test_cuda_wheel_has_every_architecture(cuda_wheel, tmp_path):
     from test_cuda_build import cuobjdump
 
     if cuobjdump() is None:
@@ -127,8 +128,8 @@ def test_with_cuda_kernels_it_has_them_for_every_architecture(cuda_wheel, tmp_pa
 
 
 @pytest.mark.long
-def test_with_cuda_kernels_the_operators_pass_their_tests_where_torch_has_no_cuda(with_cuda_wheel, tmp_path):
-    """From outside of the repository, of which the emulated ones need the sources."""
+def test_cuda_wheel_passes_operator_tests_with_cpu_torch(with_cuda_wheel, tmp_path):
+    """Runs outside the repository, without the emulated tests, which need the sources."""
     python, packages = with_cuda_wheel
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -141,8 +142,8 @@ def test_with_cuda_kernels_the_operators_pass_their_tests_where_torch_has_no_cud
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
-def test_with_cuda_kernels_torch_gets_them(with_cuda_wheel, tmp_path):
-    """Needs no device. Where torch has no CUDA, a library with the one function of it that is called stands in."""
+def test_cuda_wheel_registers_cuda_kernels(with_cuda_wheel, tmp_path):
+    """Needs no GPU. If torch has no CUDA, a stub libtorch_cuda.so provides the only function that is called."""
     python, _ = with_cuda_wheel
     source, library = tmp_path / "torch_cuda.cpp", tmp_path / "libtorch_cuda.so"
     source.write_text('extern "C" int aoti_torch_get_current_cuda_stream() { return 1; }\n')

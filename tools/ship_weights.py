@@ -1,8 +1,8 @@
-"""Makes trained weights part of the package: python build_tools/ship_weights.py WEIGHTS EVALUATION --command "..."
+"""Adds trained weights to the package: python tools/ship_weights.py WEIGHTS EVALUATION --command "..."
 
-WEIGHTS is a file of `danet train`, EVALUATION the folder of `danet evaluate` on images of other recordings. Writes
-danet/weights/danet_s.safetensors: half precision, one convolution a block, and in its header how it was trained and
-what was measured.
+WEIGHTS is a weights file of `danet train`; EVALUATION is the output folder of `danet evaluate` on images of other
+recordings. Writes danet/weights/danet_s.safetensors: float16, one fused convolution per block, and in the file header
+how the weights were trained and their metrics.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from danet.utils.errors import UserError
 from danet.utils.files import read_json, read_text
 
 
-def figures(folder: Path) -> dict:
-    """What `danet evaluate` measured at the score that was chosen on other images."""
+def tuned_metrics(folder: Path) -> dict:
+    """The metrics of `danet evaluate` at the score threshold that was tuned on other images."""
     metrics = read_json(folder / "metrics.json")
     return {
         "images": metrics["images"],
@@ -35,16 +35,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("weights", type=Path)
     parser.add_argument("evaluation", type=Path)
-    parser.add_argument("--command", required=True, help="what trains them")
-    parser.add_argument("--data", required=True, help="what they were trained on, and its licence")
-    parser.add_argument("--split", required=True, help="which recordings trained, tuned and measured")
+    parser.add_argument("--command", required=True, help="the command that trained the weights")
+    parser.add_argument("--data", required=True, help="the training data and its licence")
+    parser.add_argument("--split", required=True, help="which recordings were used for training, tuning and evaluation")
     options = parser.parse_args()
     try:
         model, metadata = load_weights(options.weights)
         seed = yaml.safe_load(read_text(options.weights.with_name("config.yaml")))["seed"]
         about = {name: getattr(options, name) for name in ("command", "data", "split")}
         save_weights(
-            SHIPPED, model, {**metadata, **about, "seed": seed, "figures": figures(options.evaluation)}, compact=True
+            SHIPPED,
+            model,
+            {**metadata, **about, "seed": seed, "figures": tuned_metrics(options.evaluation)},
+            compact=True,
         )
     except UserError as error:
         print(error, file=sys.stderr)
