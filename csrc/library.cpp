@@ -1,42 +1,32 @@
-// The schemas of all operators. The implementations register themselves, each in its operator's folder; fakes and
-// gradients are in danet/ops. After a release a changed schema needs a new name: torch.compile keeps graphs on users'
-// disks, under the operators' names alone. Windows are single integers: a list costs a call more than a microsecond.
+// The schemas of all operators. Each operator's folder registers its implementations; danet/ops registers fake kernels and
+// gradients. After a release, a changed schema needs a new operator name, because torch.compile caches graphs on users'
+// disks by operator name alone.
 #include <torch/csrc/stable/library.h>
 
 #include "common/kernels.h"
+#include "sdc/sdc_schema.h"
 
-#if defined(DANET_EMULATION)  // the CUDA kernels on the CPU, for tests (tests/emulation)
+#if defined(DANET_EMULATION)  // the CUDA kernels, compiled for the CPU by tests/emulation
 STABLE_TORCH_LIBRARY(danet_emulated, library) {
 #else
 STABLE_TORCH_LIBRARY(danet, library) {
 #endif
   // input [N, C, H, W], offset [N, 2*G*K, H_out, W_out], mask [N, G*K, H_out, W_out] -> [N, C, H_out, W_out]
+  library.def("sdc(Tensor input, Tensor offset, Tensor mask" DANET_SDC_SCHEMA ") -> Tensor");
+  // grad_output [N, C, H_out, W_out] -> the gradients of input, offset and mask; on the CPU always deterministic
   library.def(
-      "sdc(Tensor input, Tensor offset, Tensor mask, int groups, int kernel_h, int kernel_w, int stride_h, "
-      "int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, float offset_scale, bool softmax, "
-      "bool remove_center) -> Tensor");
-  // grad_output [N, C, H_out, W_out] -> the gradients of input, offset and mask; the CPU's are always deterministic
+      "sdc_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask" DANET_SDC_SCHEMA
+      ", bool deterministic) -> (Tensor, Tensor, Tensor)");
+  // The same with the taps and the pairs of offsets in DCNv3's order
+  library.def("dcnv3(Tensor input, Tensor offset, Tensor mask" DANET_SDC_SCHEMA ") -> Tensor");
   library.def(
-      "sdc_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, int groups, int kernel_h, "
-      "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, "
-      "float offset_scale, bool softmax, bool remove_center, bool deterministic) -> (Tensor, Tensor, Tensor)");
-  // The same in DCNv3's order of taps and pairs, and with DCNv4's tensor [N, 3*G*K or more, H_out, W_out] of both.
+      "dcnv3_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask" DANET_SDC_SCHEMA
+      ", bool deterministic) -> (Tensor, Tensor, Tensor)");
+  // The same in DCNv3's order, with offset and mask in one tensor [N, at least 3*G*K, H_out, W_out]
+  library.def("dcnv4(Tensor input, Tensor offset_mask" DANET_SDC_SCHEMA ") -> Tensor");
   library.def(
-      "dcnv3(Tensor input, Tensor offset, Tensor mask, int groups, int kernel_h, int kernel_w, int stride_h, "
-      "int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, float offset_scale, bool softmax, "
-      "bool remove_center) -> Tensor");
-  library.def(
-      "dcnv3_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, int groups, int kernel_h, "
-      "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, "
-      "float offset_scale, bool softmax, bool remove_center, bool deterministic) -> (Tensor, Tensor, Tensor)");
-  library.def(
-      "dcnv4(Tensor input, Tensor offset_mask, int groups, int kernel_h, int kernel_w, int stride_h, int stride_w, "
-      "int padding_h, int padding_w, int dilation_h, int dilation_w, float offset_scale, bool softmax, "
-      "bool remove_center) -> Tensor");
-  library.def(
-      "dcnv4_backward(Tensor grad_output, Tensor input, Tensor offset_mask, int groups, int kernel_h, int kernel_w, "
-      "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, float offset_scale, "
-      "bool softmax, bool remove_center, bool deterministic) -> (Tensor, Tensor)");
+      "dcnv4_backward(Tensor grad_output, Tensor input, Tensor offset_mask" DANET_SDC_SCHEMA
+      ", bool deterministic) -> (Tensor, Tensor)");
   // input [N, C, H, W], weight [1 or H*W, k] -> [N, C, H, W]
   library.def("lcdc(Tensor input, Tensor weight, bool gate) -> Tensor");
   // grad_output [N, C, H, W] -> the gradients of input and weight
@@ -46,14 +36,14 @@ STABLE_TORCH_LIBRARY(danet, library) {
   // grad_output [N, C, H, W] -> the gradients of input and logits
   library.def("softmax_gate_backward(Tensor grad_output, Tensor input, Tensor logits) -> (Tensor, Tensor)");
   // input [N, C, H, W], weight [C_out, C, 3, 3], prepared: prepare_rep_conv(weight), bias [C_out]
-  // -> [N, C_out, ceil(H / stride), ceil(W / stride)]; forward only. tf32: CUDA may round float32 factors to it
+  // -> [N, C_out, ceil(H / stride), ceil(W / stride)]; forward only. tf32: CUDA kernels may round float32 factors to TF32
   library.def(
       "rep_conv(Tensor input, Tensor weight, Tensor? prepared, Tensor? bias, int stride, bool relu, bool tf32) "
       "-> Tensor");
-  // weight [C_out, C, 3, 3] -> a float tensor whose layout, for this stride, is this processor's own affair
+  // weight [C_out, C, 3, 3] -> packed weights, float32; the layout depends on stride and instruction set and is not stable
   library.def("prepare_rep_conv(Tensor weight, int stride) -> Tensor");
-  // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32 -> a tensor whose
-  // layout is this processor's own affair; without expand and reduce for sdc_mean
+  // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32 -> packed weights,
+  // float32; the layout depends on the instruction set and is not stable. sdc_mean needs no expand and reduce
   library.def(
       "prepare_safem(Tensor depthwise, Tensor depthwise_bias, Tensor predictor, Tensor predictor_bias, Tensor? expand, "
       "Tensor? expand_bias, Tensor? reduce, Tensor? reduce_bias, int groups) -> Tensor");

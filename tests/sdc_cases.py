@@ -1,4 +1,4 @@
-"""Calls of sdc, odd ones too, for every device."""
+"""Calls of sdc, with edge cases, for the tests of every device."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 
 
 def arguments(N, C, H, W, *, groups=1, spread=1.5, dtype=torch.float64, seed=0, **options):
-    """Random input, offset and mask for `options`, whose sizes are pairs; offsets stay off whole coordinates."""
+    """Random input, offset and mask; `options` has (y, x) pairs. Coordinates stay away from whole numbers."""
     generator = torch.Generator().manual_seed(seed)
     options = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), **options}
     K = math.prod(options["kernel_size"]) - options.get("remove_center", False)
@@ -37,16 +37,16 @@ CASES = {
     "kernel 5": (1, 4, 6, 5, {"kernel_size": (5, 5), "padding": (2, 2), "groups": 2}),
     "stride": (2, 4, 7, 5, {"stride": (2, 1)}),
     "padding": (2, 4, 5, 5, {"padding": (1, 0)}),
-    "padding beyond the window": (1, 2, 3, 4, {"padding": (4, 3)}),
+    "padding larger than the window": (1, 2, 3, 4, {"padding": (4, 3)}),
     "dilation": (2, 4, 6, 5, {"dilation": (2, 1), "padding": (2, 1)}),
-    "30 channels a group": (1, 60, 3, 4, {"groups": 2}),
-    "5 channels a group": (2, 15, 4, 3, {"groups": 3}),
-    "71 channels a group": (1, 142, 3, 4, {"groups": 2}),
-    "1025 channels a group": (1, 1025, 2, 3, {}),
+    "30 channels per group": (1, 60, 3, 4, {"groups": 2}),
+    "5 channels per group": (2, 15, 4, 3, {"groups": 3}),
+    "71 channels per group": (1, 142, 3, 4, {"groups": 2}),
+    "1025 channels per group": (1, 1025, 2, 3, {}),
     "batch 33": (33, 4, 3, 2, {"groups": 2}),
     "300 groups": (1, 300, 2, 3, {"groups": 300}),
     "kernel 17": (1, 3, 5, 6, {"kernel_size": (17, 17), "padding": (8, 8)}),
-    "1 channel a group": (2, 5, 4, 3, {"groups": 5}),
+    "1 channel per group": (2, 5, 4, 3, {"groups": 5}),
     "offset_scale": (2, 4, 5, 6, {"offset_scale": 2.0, "dilation": (2, 1), "stride": (1, 2)}),
     "remove_center": (2, 4, 4, 5, {"remove_center": True, "groups": 2}),
     "remove_center of 3x1": (1, 2, 4, 5, {"remove_center": True, "kernel_size": (3, 1), "padding": (1, 0)}),

@@ -14,7 +14,7 @@
 
 #include <cstdint>
 
-#include "../common/kernels.h"
+#include "../sdc/sdc.h"
 
 namespace danet {
 
@@ -25,6 +25,17 @@ struct SafemParams {
 };
 
 constexpr int64_t kSafemTaps = 9;
+
+namespace {
+
+// The options of SaFEM's SDC: the defaults, a 3x3 window of stride and padding 1 with softmax.
+DANET_HOST_DEVICE SdcOptions sdc_options(const SafemParams& p) {
+  SdcOptions options;
+  options.N = p.N, options.C = p.C, options.H = p.H, options.W = p.W, options.groups = p.G;
+  return options;
+}
+
+}  // namespace
 
 // The weights as they come, dense: [C, 9], [C], [27G, C], [27G], [2C, C], [2C], [C, 2C], [C].
 struct SafemWeights {

@@ -2,6 +2,7 @@
 #include <optional>
 
 #include "../common/threads.h"
+#include "../sdc/sdc_image.h"
 #include "safem.h"
 
 namespace danet {
@@ -19,7 +20,8 @@ SafemParams check_safem(const char* op, const Tensor& input, int64_t groups, dou
   check_input(op, input);
   DANET_CHECK(input.scalar_type() == ScalarType::Float, op, ": input must be float32");
   const SafemParams p{input.size(0), input.size(1), input.size(2), input.size(3), groups, scale, attends};
-  DANET_CHECK(p.C >= 1 && groups >= 1 && p.C % groups == 0, op, ": groups must divide C");
+  const SdcParams sdc = check_sdc<std::runtime_error>(op, sdc_options(p), SdcLayout::kSdc);
+  check_sdc_limits<std::runtime_error>(op, sdc, p.C);
   return p;
 }
 
@@ -31,8 +33,8 @@ Tensor prepare_safem(
   const char* op = "prepare_safem";
   const int64_t C = depthwise.size(0), predicted = 3 * kSafemTaps * groups;
   const bool attends = expand && expand_bias && reduce && reduce_bias;
-  DANET_CHECK(C >= 1 && groups >= 1 && C % groups == 0, op, ": groups must divide C");
-  const SafemParams p{0, C, 0, 0, groups, 1, attends};
+  const SafemParams p{0, C, 1, 1, groups, 1, attends};  // the layout does not depend on the size of the images
+  check_sdc<std::runtime_error>(op, sdc_options(p), SdcLayout::kSdc);
   SafemWeights weights{
       floats(op, "depthwise", depthwise, C * kSafemTaps),
       floats(op, "depthwise_bias", depthwise_bias, C),

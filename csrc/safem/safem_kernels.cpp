@@ -3,7 +3,7 @@
 #include "safem.h"
 
 #include "../common/matrix.h"
-#include "../sdc/sdc_gather.h"
+#include "../sdc/sdc_forward.h"
 #include "../softmax_gate/softmax_rows.h"
 
 namespace danet {
@@ -129,16 +129,15 @@ void sample(
       rows.features, count, rows.C, prepared + at.predictor, prepared + at.predictor_bias, p.C, 3 * J, rows.predictions,
       rows.predicted, [](F v) { return v; });
 
-  const SdcParams sdc{p.N,    p.C, p.H,  p.W,   p.G,   kSafemTaps,     p.H,       p.W, {3, 3}, {1, 1}, {1, 1},
-                      {1, 1}, 1,   true, false, false, 2 * kSafemTaps, kSafemTaps};
-  Taps<float> taps(sdc);
-  const Corners corners(sdc, input, 0, p.H);
+  const SdcParams sdc(sdc_options(p), SdcLayout::kSdc);
+  TapTable<float> taps(sdc);
+  const CellBounds corners(sdc, input, 0, p.H);
   for (int64_t i = begin; i < end; ++i) {
     const float* predicted = rows.predictions + (i - begin) * rows.predicted;
     const int64_t y = i / p.W, x = i - y * p.W;
     for (int64_t g = 0; g < p.G; g += taps.groups) {
       const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
-      const Place<float, float> place{
+      const TapInputs<float, float> source{
           predicted + 2 * g * kSafemTaps,
           predicted + 2 * J + g * kSafemTaps,
           float(sdc_start(sdc, 0) + double(y)),
@@ -147,7 +146,8 @@ void sample(
           uint32_t(input.pixel_stride),
           0};
       sum_taps(
-          sdc, taps, place, corners, input.pixel<float>(n, 0) + g * D, rows.features + (i - begin) * rows.C + g * D, D);
+          sdc, taps, source, corners, input.pixel<float>(n, 0) + g * D, rows.features + (i - begin) * rows.C + g * D,
+          D);
     }
   }
 }

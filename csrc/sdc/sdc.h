@@ -1,32 +1,52 @@
-// SDC: every output pixel of every group of channels samples its own K places of the input.
+// SDC: every output pixel of every group of channels samples its own K positions of the input.
 //
 //   out[n, c, y, x] = sum_{k < K} m[n, g, k, y, x] * input[n, c, Y, X],   g = c / (C / G)
-//   Y = y*s_y - p_y + h_y + scale * (k_y*d_y - h_y + offset[n, g, k, 0, y, x]),   the same for X with index 1
+//   Y = y*s_y - p_y + h_y + scale * (k_y*d_y - h_y + offset[n, g, k, 0, y, x])
+//   X = x*s_x - p_x + h_x + scale * (k_x*d_x - h_x + offset[n, g, k, 1, y, x])
 //
-// h = d * (kernel_size - 1) / 2 (whole numbers), tap k = (k_y, k_x) row by row without the middle one where remove_center
-// (in DCNv3's and DCNv4's order: column by column, and of the two offsets the one of X first), m the softmax of mask over the K taps, or mask itself. input[Y, X] is bilinear between the four pixels
-// of the cell floor(Y), floor(X), zero outside the image. A NaN coordinate is a NaN sample forward and a zero sample
-// backward, an infinite one a zero sample; the gradient of their offsets is zero.
+//   0 <= n < N, 0 <= c < C, 0 <= g < G, 0 <= y < H_out, 0 <= x < W_out
+//
+// with stride s, padding p, dilation d, and h = d * (kernel_size - 1) / 2 (integer division), the center of the window.
+// m is the softmax of mask over the K taps of a group, or mask itself. Tap k is (k_y, k_x) in row-major order, without
+// the middle tap if remove_center. DCNv3 and DCNv4 count taps in column-major order and store X before Y in each pair
+// of offsets.
+//
+// input[Y, X] is bilinear between the four pixels of the cell (floor(Y), floor(X)), and zero outside the image. A
+// sample with a NaN coordinate is NaN in forward and zero in backward; a sample with an infinite coordinate is zero.
+// The gradient of their offsets is zero.
 #pragma once
 
 #include <cstdint>
 
+#include "../../include/danet/sdc_options.h"
 #include "../common/kernels.h"
 
 namespace danet {
 
-struct SdcParams {
-  int64_t N, C, H, W, G, K, H_out, W_out;
-  int64_t kernel_size[2], stride[2], padding[2], dilation[2];  // (y, x)
-  double offset_scale;
-  bool softmax, remove_center;
-  bool x_first;                      // DCNv3's order
-  int64_t offset_group, mask_group;  // elements from group to group: 2 K and K, or more in DCNv4's tensor of both
+// Where the offsets and the mask of a call are, and in which order: see SdcParams.
+enum class SdcLayout { kSdc, kDcnv3, kDcnv4 };
+
+// The options of a call, checked by check_sdc (sdc_check.h), and what follows from them.
+struct SdcParams : SdcOptions {
+  int64_t G, K, H_out, W_out;
+  bool x_first;                      // DCNv3's order of taps and pairs
+  int64_t offset_group, mask_group;  // elements from group to group: 2 K and K, or 3 K in DCNv4's joint tensor
+
+  DANET_HOST_DEVICE SdcParams(const SdcOptions& options, SdcLayout layout)
+      : SdcOptions(options), G(groups), K(kernel_size[0] * kernel_size[1] - (remove_center ? 1 : 0)),
+        H_out(output_size(H, 0)), W_out(output_size(W, 1)), x_first(layout != SdcLayout::kSdc),
+        offset_group(layout == SdcLayout::kDcnv4 ? 3 * K : 2 * K), mask_group(layout == SdcLayout::kDcnv4 ? 3 * K : K) {
+  }
+
+ private:
+  DANET_HOST_DEVICE int64_t output_size(int64_t size, int axis) const {
+    return (size + 2 * padding[axis] - dilation[axis] * (kernel_size[axis] - 1) - 1) / stride[axis] + 1;
+  }
 };
 
 namespace {
 
-// Y of output row 0 and tap k at offset zero is start + tap; a row adds stride, an offset offset_scale times itself.
+// For axis 0 (1), Y (X) = start + index of the output row (column) * stride + tap + offset_scale * offset.
 DANET_HOST_DEVICE int64_t sdc_start(const SdcParams& p, int axis) {
   return p.dilation[axis] * (p.kernel_size[axis] - 1) / 2 - p.padding[axis];
 }
@@ -37,7 +57,8 @@ DANET_HOST_DEVICE double sdc_tap(const SdcParams& p, int axis, int64_t k) {
   return p.offset_scale * double(side * p.dilation[axis] - p.dilation[axis] * (p.kernel_size[axis] - 1) / 2);
 }
 
-// Weights of a cell's corners (top left, top right, bottom left, bottom right) times m; y and x: the place in the cell.
+// The bilinear weights of a cell's corners (top left, top right, bottom left, bottom right), times m. (y, x) is the
+// position in the cell, from 0 to 1.
 template <typename V>
 DANET_HOST_DEVICE void bilinear(V y, V x, V m, V (&weight)[4]) {
   V bottom = y * m, top = m - bottom;
@@ -47,7 +68,7 @@ DANET_HOST_DEVICE void bilinear(V y, V x, V m, V (&weight)[4]) {
   weight[2] = bottom - weight[3];
 }
 
-// From dot[corner] = sum_c grad_output * input at that corner: the derivatives by m, Y and X.
+// The derivatives of the loss by m, Y and X, from dot[corner] = sum_c grad_output[c] * input[c] at that corner.
 template <typename V>
 DANET_HOST_DEVICE void bilinear_gradients(V y, V x, V m, const V (&dot)[4], V& grad_m, V& grad_y, V& grad_x) {
   V top = dot[0] + x * (dot[1] - dot[0]), bottom = dot[2] + x * (dot[3] - dot[2]);
@@ -59,22 +80,24 @@ DANET_HOST_DEVICE void bilinear_gradients(V y, V x, V m, const V (&dot)[4], V& g
 
 }  // namespace
 
-// What the CPU kernels can take for K; larger windows are left to the reference.
+// The largest K that the kernels take; the Python reference serves larger windows.
 constexpr int64_t kMaxTaps = 256;
 
-// The CPU kernels of one type. Each call works on its own rows.
+// The CPU kernels of one dtype. A row is one output row of one image: row = n * H_out + y.
 struct SdcKernels {
-  // Rows n * H_out + y of [begin, end): out.
+  // Computes rows [begin, end) of out.
   void (*forward)(
       const SdcParams&, ImageView input, ImageView offset, ImageView mask, ImageView out, int64_t begin, int64_t end);
-  // reach[row] = the first and last input row that the output row touches (clipped to the image; first > last: none).
-  void (*reach)(const SdcParams&, ImageView offset, int64_t begin, int64_t end, int32_t (*reach)[2]);
-  // Output rows [begin, end) of image n: grad_offset and grad_mask; input rows [first, last) of image n: grad_input,
-  // which holds zeros and is of the computing type (float for half types). reach may be null: all rows are scanned.
+  // Finds the first and last input row that each of the rows [begin, end) samples, clipped to the image:
+  // row_ranges[row]. First > last if there is none.
+  void (*find_row_ranges)(const SdcParams&, ImageView offset, int64_t begin, int64_t end, int32_t (*row_ranges)[2]);
+  // Computes grad_offset and grad_mask of output rows [begin, end) of image n, and adds to rows [first, last) of its
+  // grad_input, which must hold zeros and has the compute dtype (float32 for half dtypes). row_ranges may be null: then
+  // all output rows are scanned.
   void (*backward)(
       const SdcParams&, ImageView grad_output, ImageView input, ImageView offset, ImageView mask, ImageView grad_input,
       ImageView grad_offset, ImageView grad_mask, int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last,
-      const int32_t (*reach)[2]);
+      const int32_t (*row_ranges)[2]);
 };
 
 DANET_DECLARE_KERNELS(SdcKernels, sdc_kernels)

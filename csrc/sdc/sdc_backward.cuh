@@ -1,4 +1,4 @@
-// SDC backward on CUDA devices: with atomic additions to grad_input, or in order.
+// SDC backward on CUDA devices. grad_input is summed with atomic additions, or, if deterministic, in a fixed order.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -7,13 +7,14 @@
 namespace danet {
 namespace {
 
-// Prepared taps of backward; pixel as in Place.
+// A prepared tap: the position in its cell, m, and the pixel as in SamplePixel.
 template <typename A>
 struct alignas(4 * sizeof(A)) BackwardTap {
   A y, x, m;
   int32_t pixel;
 };
 
+// Adds atomically to global memory.
 GPU_DEVICE void add(double* p, const double (&v)[1]) { atomicAdd(p, v[0]); }
 GPU_DEVICE void add(float* p, const float (&v)[1]) { atomicAdd(p, v[0]); }
 GPU_DEVICE void add(float* p, const float (&v)[4]) { gpu::atomic_add_x4(p, v); }
@@ -23,13 +24,15 @@ GPU_DEVICE void add(float* p, const float (&v)[8]) {
   gpu::atomic_add_x4(p + 4, high);
 }
 
-// grad_offset and grad_mask; with kScatter also grad_input, by atomic additions to global memory. `lanes` neighbouring
-// lanes of a warp share an item, a packet of channels each, and sum their products by shuffles: no atomics there, and the
-// softmax's backward needs no second pass over the image. A lane reads 4 K packets of input and one of grad_output, and
-// with kScatter adds 4 K packets of float32. Shared memory: items * K taps of 24 bytes (float).
-// Roofline, computed, of the case in sdc_forward.cuh, 3.4 GFLOP: bfloat16 155 MB, 36 us; as compiled for sm_90 344
-// instructions a tap and packet, 131 us; 380e6 additions of a float, for which the second-level cache takes 290 us at
-// 1.3e12 a second (assumed). They bind: 12 % of the copy bandwidth, 10 % expected. Not yet measured on a GPU.
+// Computes grad_offset and grad_mask; with kScatter also grad_input, by atomic additions to global memory. `lanes`
+// neighboring lanes of a warp share an item. Each lane takes one packet of channels; shuffles sum the dot products, so
+// that grad_offset and grad_mask need no atomics and the gradient of the softmax no second pass over the image. A lane
+// reads 4 K packets of input and one of grad_output, and with kScatter adds 4 K packets of float32. Shared memory:
+// items * K taps of 24 bytes (float).
+// Computed roofline of the case in sdc_forward.cuh, 3.4 GFLOP: bfloat16 155 MB, 36 us; compiled for sm_90 344
+// instructions per tap and packet, 131 us; 380e6 additions of a float, for which the second-level cache takes 290 us at
+// 1.3e12 per second (assumed). These additions are the bottleneck: 12 % of the copy bandwidth, 10 % expected. Not yet
+// measured on a GPU.
 template <typename T, typename Index, int kVector, int kTaps, bool kXFirst, bool kScatter>
 __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
     SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView input /* [N, H*W, C] */,
@@ -45,13 +48,14 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
   A* grads_m = reinterpret_cast<A*>(taps + block_items * K);                    // [block_items, K]
   uint32_t* presents = reinterpret_cast<uint32_t*>(grads_m + block_items * K);  // [block_items, K]
 
+  // Prepare the taps, one item per thread.
   if (const int item = int(threadIdx.x); item < count) {
-    const Item<Index> at(p, first + item);
+    const OutputItem<Index> at(p, first + item);
     prepare_taps<kTaps, kXFirst>(
         p, offset.pixel<const T>(at.n, at.i) + at.g * p.offset_group,
         mask.pixel<const T>(at.n, at.i) + at.g * p.mask_group, at.y, at.x, [&](int k, const Sample<A>& sample, A m) {
-          taps[item * K + k] = {sample.y, sample.x, m, sample.place.pixel};
-          presents[item * K + k] = sample.place.present;
+          taps[item * K + k] = {sample.y, sample.x, m, sample.at.pixel};
+          presents[item * K + k] = sample.at.present;
         });
   }
   __syncthreads();
@@ -59,18 +63,19 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
   const Index stride = Index(input.pixel_stride), row_stride = Index(p.W) * stride;
   const Index grad_stride = Index(p.C), grad_row_stride = Index(p.W) * grad_stride;
   const int lane = int(threadIdx.x) % lanes, a_pass = kThreads / lanes;
-  const int passes = (count + a_pass - 1) / a_pass;  // of all threads: the shuffles need every lane
+  const int passes = (count + a_pass - 1) / a_pass;  // the same for all threads, because the shuffles need every lane
   for (int pass = 0; pass < passes; ++pass) {
     const int item = pass * a_pass + int(threadIdx.x) / lanes;
     const bool active = item < count;
-    const Item<Index> at(p, first + (active ? item : 0));
+    const OutputItem<Index> at(p, first + (active ? item : 0));
     const T* grad = grad_output.pixel<const T>(at.n, at.i) + at.g * D;
     const T* image = input.pixel<const T>(at.n, 0) + at.g * D;
     A* grad_image = grad_input + int64_t(at.n) * p.H * p.W * p.C + at.g * D;
     const Packet own = gpu::load<kVector>(grad + lane * kVector, active && lane < packets);
-    A mean = 0;
+    A mean = 0;  // sum_k m_k * grad_m_k, for the gradient of the softmax
 #pragma unroll 1
     for (int k = 0; k < K; ++k) {
+      // Load the tap, and compute the weights of its corners.
       BackwardTap<A> tap{};
       uint32_t present = 0;
       if (active) tap = taps[item * K + k], present = presents[item * K + k];
@@ -82,6 +87,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
         A* grad_cell = grad_image + Index(tap.pixel) * grad_stride + packet * kVector;
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
+          // Load the corner, add to its dot product, and scatter grad_output to it.
           const bool here = present >> corner & 1;
           const auto x =
               gpu::to_compute(gpu::load<kVector>(cell + (corner / 2 * row_stride + corner % 2 * stride), here));
@@ -94,6 +100,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
           if (kScatter && here) add(grad_cell + (corner / 2 * grad_row_stride + corner % 2 * grad_stride), added);
         }
       }
+      // Compute the gradients of m, y and x, and reduce them over the lanes of the item.
       A grad_m, grad_y, grad_x;
       bilinear_gradients(tap.y, tap.x, tap.m, dot, grad_m, grad_y, grad_x);
       for (int step = lanes / 2; step > 0; step /= 2) {
@@ -102,6 +109,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
         grad_x += __shfl_xor_sync(~0u, grad_x, step);
       }
       mean += tap.m * grad_m;
+      // Write grad_offset back, and keep grad_m until the mean is complete.
       if (active && lane == k % lanes) {
         grads_m[item * K + k] = grad_m;
         T* pair = grad_offset.pixel<T>(at.n, at.i) + at.g * p.offset_group + 2 * k;
@@ -109,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
         pair[p.x_first ? 0 : 1] = gpu::from_compute<T>(A(p.offset_scale) * grad_x);
       }
     }
-    // The lane that wrote a tap's gradient finishes it.
+    // Write grad_mask back. The lane that stored grad_m of a tap reads it here.
     for (int k = lane; active && k < K; k += lanes) {
       const A grad_m = grads_m[item * K + k];
       grad_mask.pixel<T>(at.n, at.i)[at.g * p.mask_group + k] =
@@ -118,15 +126,17 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
   }
 }
 
-// reach [N * H_out, 2] = the first and last input row that an output row touches, clipped to the image (first > last:
-// none). A block an output row. Reads the offsets once; only the deterministic path needs it.
+// row_ranges [N * H_out, 2] = the first and last input row that each output row samples, clipped to the image; first >
+// last if there is none. One block per output row. Only the deterministic path needs it.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) find_reach(
-    SdcParams p, ImageView offset /* [N, H_out*W_out, G, K, 2] */, int32_t* __restrict__ reach /* [N * H_out, 2] */) {
+__global__ void __launch_bounds__(kThreads) find_row_ranges(
+    SdcParams p, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
+    int32_t* __restrict__ row_ranges /* [N * H_out, 2] */) {
   using A = Compute<T>;
   GPU_SHARED(ends, int32_t[2]);
   if (threadIdx.x == 0) ends[0] = int32_t(p.H), ends[1] = -1;
   __syncthreads();
+  // Find the range of the taps of each thread.
   const int64_t n = blockIdx.x / p.H_out, y = blockIdx.x - n * p.H_out;
   const A start_y = A(sdc_start(p, 0)) + A(y * p.stride[0]), start_x = A(sdc_start(p, 1));
   int32_t first = int32_t(p.H), last = -1;
@@ -134,37 +144,41 @@ __global__ void __launch_bounds__(kThreads) find_reach(
     const int64_t x = i / (p.G * p.K), j = i - x * (p.G * p.K), k = j % p.K;
     const int tap = int(k) + (p.remove_center && k >= p.K / 2 ? 1 : 0), inner = int(p.kernel_size[p.x_first ? 0 : 1]);
     const T* pair = offset.pixel<const T>(n, y * p.W_out + x) + j / p.K * p.offset_group + 2 * k;
-    const Sample<A> sample = locate<A>(
+    const Sample<A> sample = locate_sample<A>(
         p, p.x_first, tap / inner, tap % inner, start_y, start_x + A(x * p.stride[1]), gpu::to_compute(pair[0]),
         gpu::to_compute(pair[1]));
-    if (sample.place.present & 3) first = min(first, sample.row), last = max(last, sample.row);
-    if (sample.place.present & 12) first = min(first, sample.row + 1), last = max(last, sample.row + 1);
+    if (sample.at.present & 3) first = min(first, sample.row), last = max(last, sample.row);
+    if (sample.at.present & 12) first = min(first, sample.row + 1), last = max(last, sample.row + 1);
   }
+  // Reduce over the block, and write back.
   atomicMin(&ends[0], first);
   atomicMax(&ends[1], last);
   __syncthreads();
-  if (threadIdx.x < 2) reach[2 * int64_t(blockIdx.x) + threadIdx.x] = ends[threadIdx.x];
+  if (threadIdx.x < 2) row_ranges[2 * int64_t(blockIdx.x) + threadIdx.x] = ends[threadIdx.x];
 }
 
-// grad_input without atomics: a warp owns one group of one input row and adds what reaches it, in the order of the output
-// pixels. It looks at those output rows that touch its row, and prepares the taps of some pixels at a time (at most 32), a
-// lane a pixel. The same bits in every run, for more reading: every tap is prepared for each row that its row touches.
+// grad_input without atomics, with the same bits in every run. A warp owns one group of one input row, and adds all
+// contributions to it in the order of the output pixels. It visits the output rows that sample its row, and prepares
+// the taps of up to 32 pixels at a time, one pixel per lane. The price is more reading: an output row is prepared once
+// for each input row that it samples.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(32, 16) backward_in_order(
     SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
-    ImageView mask /* [N, H_out*W_out, G, K] */, const int32_t* __restrict__ reach /* [N * H_out, 2] */,
+    ImageView mask /* [N, H_out*W_out, G, K] */, const int32_t* __restrict__ row_ranges /* [N * H_out, 2] */,
     Compute<T>* __restrict__ grad_input /* [N, H*W, C], zeros */, int pixels) {
   using A = Compute<T>;
   const int K = int(p.K), D = int(p.C / p.G), packets = D / kVector, lane = int(threadIdx.x);
-  GPU_DYNAMIC_SHARED(Corners<A>, corners);                         // [pixels, K]
-  Place* places = reinterpret_cast<Place*>(corners + pixels * K);  // [pixels, K]
+  GPU_DYNAMIC_SHARED(CornerWeights<A>, corners);                                // [pixels, K]
+  SamplePixel* sampled = reinterpret_cast<SamplePixel*>(corners + pixels * K);  // [pixels, K]
   const int64_t row_index = blockIdx.x / p.G, n = row_index / p.H;
   const int g = int(blockIdx.x - row_index * p.G), row = int(row_index - n * p.H), W = int(p.W);
   A* grad_row = grad_input + row_index * p.W * p.C + g * D;
   for (int64_t y = 0; y < p.H_out; ++y) {
-    const int32_t* ends = reach + 2 * (n * p.H_out + y);
+    // Skip output rows that do not sample this row.
+    const int32_t* ends = row_ranges + 2 * (n * p.H_out + y);
     if (row < ends[0] || row > ends[1]) continue;
     for (int64_t x = 0; x < p.W_out; x += pixels) {
+      // Prepare the taps, one pixel per lane.
       const int count = int(p.W_out - x < pixels ? p.W_out - x : pixels);
       const int64_t i = y * p.W_out + x + lane;
       if (lane < count)
@@ -172,15 +186,16 @@ __global__ void __launch_bounds__(32, 16) backward_in_order(
             p, offset.pixel<const T>(n, i) + g * p.offset_group, mask.pixel<const T>(n, i) + g * p.mask_group, int(y),
             int(x) + lane, [&](int k, const Sample<A>& sample, A m) {
               bilinear(sample.y, sample.x, m, corners[lane * K + k].weight);
-              places[lane * K + k] = sample.place;
+              sampled[lane * K + k] = sample.at;
             });
       __syncwarp();
+      // Add grad_output to the corners that lie in this row.
       for (int j = 0; j < count * K; ++j) {
-        const Place place = places[j];
+        const SamplePixel at = sampled[j];
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
-          const int pixel = place.pixel + corner / 2 * W + corner % 2, column = pixel - row * W;
-          if (!(place.present >> corner & 1) || column < 0 || column >= W) continue;
+          const int pixel = at.pixel + corner / 2 * W + corner % 2, column = pixel - row * W;
+          if (!(at.present >> corner & 1) || column < 0 || column >= W) continue;
           const T* grad = grad_output.pixel<const T>(n, i - lane + j / K) + g * D;
           for (int packet = lane; packet < packets; packet += 32) {
             const auto values = gpu::to_compute(gpu::load<kVector>(grad + packet * kVector));

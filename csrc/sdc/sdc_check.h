@@ -1,75 +1,71 @@
-// The sizes of a call of SDC, DCNv3 or DCNv4, on any device; its guard of memory safety.
+// The check of SDC's sizes and options. Every entry point calls it: torch on the CPU and on CUDA devices, SaFEM, and
+// the C++ library. It needs no torch. Kernels do not include it: they are compiled once per instruction set.
 #pragma once
 
-#include "../common/tensor.h"
+#include <sstream>
+
 #include "sdc.h"
 
 namespace danet {
+namespace {
 
-struct SdcOptions {
-  int64_t groups, kernel_size[2], stride[2], padding[2], dilation[2];  // (y, x)
-  double offset_scale;
-  bool softmax, remove_center;
-};
+// Throws Error("<op>: <parts>") unless the condition holds.
+template <typename Error, typename... Parts>
+void require(bool condition, const char* op, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  message << op << ": ";
+  (message << ... << parts);
+  throw Error(message.str());
+}
 
-// All but what depends on where offset and mask are.
-inline SdcParams check_windows(const char* op, const Tensor& input, const SdcOptions& options) {
-  check_input(op, input);
-  SdcParams p{};
-  p.N = input.size(0), p.C = input.size(1), p.H = input.size(2), p.W = input.size(3), p.G = options.groups;
-  p.offset_scale = options.offset_scale, p.softmax = options.softmax, p.remove_center = options.remove_center;
-  DANET_CHECK(p.C > 0 && p.H > 0 && p.W > 0, op, ": input must have C, H, W >= 1");
-  DANET_CHECK(p.G >= 1 && p.C % p.G == 0, op, ": groups must divide C");
-  int64_t out[2];
+// The parameters of a call; throws Error if its options are invalid.
+template <typename Error>
+SdcParams check_sdc(const char* op, const SdcOptions& o, SdcLayout layout) {
+  require<Error>(
+      o.N >= 0 && o.C >= 1 && o.H >= 1 && o.W >= 1, op, "input must be [N, C, H, W] with C, H, W >= 1, got [", o.N,
+      ", ", o.C, ", ", o.H, ", ", o.W, "]");
+  require<Error>(o.groups >= 1, op, "groups must be >= 1, got ", o.groups);
+  require<Error>(o.C % o.groups == 0, op, "groups must divide C = ", o.C, ", got ", o.groups);
+  require<Error>(o.offset_scale - o.offset_scale == 0, op, "offset_scale must be finite, got ", o.offset_scale);
   for (int axis = 0; axis < 2; ++axis) {
-    const int64_t k = options.kernel_size[axis], s = options.stride[axis];
-    const int64_t pad = options.padding[axis], d = options.dilation[axis];
-    for (int64_t value : {k, s, d, pad + 1})
-      DANET_CHECK(value >= 1 && value < (1 << 24), op, ": kernel_size, stride, padding or dilation out of range");
-    p.kernel_size[axis] = k, p.stride[axis] = s, p.padding[axis] = pad, p.dilation[axis] = d;
-    const int64_t rest = input.size(2 + axis) + 2 * pad - (d * (k - 1) + 1);
-    DANET_CHECK(rest >= 0, op, ": input must be as large as the window");
-    out[axis] = rest / s + 1;
+    const auto check_range = [&](const char* name, int64_t value, int64_t minimum) {
+      constexpr int64_t kMaximum = (1 << 24) - 1;
+      require<Error>(
+          value >= minimum && value <= kMaximum, op, name, " must be >= ", minimum, " and <= ", kMaximum, ", got ",
+          value);
+    };
+    check_range("kernel_size", o.kernel_size[axis], 1);
+    check_range("stride", o.stride[axis], 1);
+    check_range("padding", o.padding[axis], 0);
+    check_range("dilation", o.dilation[axis], 1);
+    const int64_t size = (axis == 0 ? o.H : o.W) + 2 * o.padding[axis];
+    const int64_t window = o.dilation[axis] * (o.kernel_size[axis] - 1) + 1;
+    require<Error>(
+        size >= window, op, "input must be at least as large as the window, got ", size,
+        " padded pixels and a window of ", window);
   }
-  p.H_out = out[0], p.W_out = out[1];
-  p.K = p.kernel_size[0] * p.kernel_size[1] - (p.remove_center ? 1 : 0);
-  DANET_CHECK(p.K >= 1 && (!p.remove_center || p.K % 2 == 0), op, ": remove_center needs an odd kernel_size above 1");
-  return p;
+  const int64_t taps = o.kernel_size[0] * o.kernel_size[1];
+  require<Error>(
+      !o.remove_center || (taps % 2 == 1 && taps > 1), op, "remove_center needs an odd kernel_size above 1, got [",
+      o.kernel_size[0], ", ", o.kernel_size[1], "]");
+  return SdcParams(o, layout);
 }
 
-// Of SDC, and of DCNv3, which has its own order of taps and pairs.
-inline SdcParams check_sdc(
-    bool is_dcnv3, const Tensor& input, const Tensor& offset, const Tensor& mask, const SdcOptions& options) {
-  const char* op = is_dcnv3 ? "dcnv3" : "sdc";
-  SdcParams p = check_windows(op, input, options);
-  p.x_first = is_dcnv3, p.offset_group = 2 * p.K, p.mask_group = p.K;
-  check_like(op, "offset", offset, input, {p.N, 2 * p.G * p.K, p.H_out, p.W_out});
-  check_like(op, "mask", mask, input, {p.N, p.G * p.K, p.H_out, p.W_out});
-  return p;
+// Whether 32 bits count the elements of one image, with a border of two pixels around it, at this pixel stride.
+inline bool fits_32_bits(const SdcParams& p, int64_t pixel_stride) {
+  return double(p.H + 4) * double(p.W + 4) * double(pixel_stride) < 0x1p31;
 }
 
-// Of DCNv4: for every group its offsets and then its mask, in DCNv3's order; perhaps more channels, which are not used.
-inline SdcParams check_dcnv4(const Tensor& input, const Tensor& offset_mask, const SdcOptions& options) {
-  SdcParams p = check_windows("dcnv4", input, options);
-  p.x_first = true, p.offset_group = p.mask_group = 3 * p.K;
-  DANET_CHECK(
-      offset_mask.dim() == 4 && offset_mask.size(1) >= 3 * p.G * p.K, "dcnv4: offset_mask has too few channels");
-  check_like("dcnv4", "offset_mask", offset_mask, input, {p.N, offset_mask.size(1), p.H_out, p.W_out});
-  return p;
+// Throws Error if the call exceeds what kernels take that count `elements` elements per pixel: C on the CPU, 1 on CUDA
+// devices. Larger calls are left to the Python reference.
+template <typename Error>
+void check_sdc_limits(const char* op, const SdcParams& p, int64_t elements) {
+  require<Error>(
+      fits_32_bits(p, elements), op, "an image must have (H + 4) * (W + 4) * ", elements, " < 2^31, got H = ", p.H,
+      ", W = ", p.W);
+  require<Error>(p.K <= kMaxTaps, op, "a window must have at most ", kMaxTaps, " taps, got ", p.K);
 }
 
-// The mask in DCNv4's tensor.
-inline ImageView mask_of(const SdcParams& p, const Image& offset_mask) {
-  ImageView view = offset_mask.view;
-  view.data = static_cast<char*>(view.data) + 2 * p.K * int64_t(offset_mask.tensor.element_size());
-  return view;
-}
-
-// DCNv4's tensor of gradients, of which the channels that are not used stay zero.
-inline Image empty_offset_mask(const SdcParams& p, const Tensor& offset_mask) {
-  Image grad(empty_image(offset_mask, offset_mask.sizes()));
-  if (offset_mask.size(1) > 3 * p.G * p.K) torch::stable::zero_(grad.tensor);
-  return grad;
-}
-
+}  // namespace
 }  // namespace danet

@@ -1,21 +1,17 @@
-// SDC, DCNv3 and DCNv4 on CUDA devices: which kernel, how many blocks, which memory.
+// SDC, DCNv3 and DCNv4 on CUDA devices, as torch calls them: choice of the kernel, launch, memory. The kernels are in
+// sdc_forward.cuh and sdc_backward.cuh.
 #include "../common/device.h"
 #include "sdc_backward.cuh"
 #include "sdc_forward.cuh"
-#include "sdc_operators.h"
+#include "sdc_torch.h"
 
 namespace danet {
 namespace {
 
-constexpr int kSharedBytes = 48 * 1024;  // what every device gives a block without being asked
+constexpr int kSharedBytes = 48 * 1024;  // what a block may use on every device without opting in
 
-void check_limits(const SdcParams& p) {
-  DANET_CHECK((p.H + 4) * (p.W + 4) < int64_t(1) << 31, "sdc: the CUDA kernels take images of less than 2^31 pixels");
-  DANET_CHECK(p.K <= kMaxTaps, "sdc: the CUDA kernels take at most ", kMaxTaps, " taps");
-}
-
-// Bytes of shared memory for an item: Corners and Place of its taps, and its place in the input; backward BackwardTap, a
-// gradient and what is present.
+// Bytes of shared memory per item, at most. Forward: CornerWeights and SamplePixel of each tap, and the item's offset
+// in the input. Backward: BackwardTap, grad_m and the present corners of each tap.
 template <typename A>
 int item_bytes(const SdcParams& p) {
   return int(p.K) * int(5 * sizeof(A) + sizeof(uint32_t)) + int(sizeof(int64_t));
@@ -26,22 +22,23 @@ int items_of_a_block(const SdcParams& p) {
   return std::max(1, std::min(kItems, kSharedBytes / item_bytes<A>(p)));
 }
 
-// Whether the items and every pixel's place in its image can be counted in 32 bits.
-bool fits_32_bits(const SdcParams& p, const ImageView& input) {
+// Whether int32_t holds the number of every item and the offset of every pixel in its image.
+bool fits_int32_index(const SdcParams& p, const ImageView& input) {
   const int64_t end = int64_t(1) << 31, stride = std::max(input.pixel_stride, p.C);
   return p.N * p.H_out * p.W_out * p.G < end - kItems && (p.H + 4) * (p.W + 4) < end / stride;
 }
 
-// body(index, vector, taps, x_first) with what the kernels are specialised for: 32-bit indices, packets of 16 bytes (never
-// for float64), 3x3 in either order. What is rare shares a kernel with what is general.
+// Calls body(index, vector, taps, x_first) with the template arguments of the kernels: 32-bit indices, packets of 16
+// bytes (not for float64), 3x3 windows in either order. Rare cases share a kernel with more general ones.
 template <typename T, typename Body>
 void specialise(
     const SdcParams& p, const ImageView& input, const ImageView& offset, bool packets_fit, const Body& body) {
   constexpr Constant<gpu::Packet<T>::kSize> packet{};
-  const bool pairs = is_aligned<T>(offset, 2) && p.offset_group % 2 == 0;  // not those of DCNv4: 27 numbers a group
+  // Pairs of offsets must be aligned. Those of DCNv4 with K = 9 are not: a group has 27 elements.
+  const bool pairs = is_aligned<T>(offset, 2) && p.offset_group % 2 == 0;
   const bool is_3x3 = p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && pairs;
   if constexpr (sizeof(T) < 8) {
-    if (packets_fit && !fits_32_bits(p, input)) return body(int64_t{}, packet, Constant<0>{}, std::false_type{});
+    if (packets_fit && !fits_int32_index(p, input)) return body(int64_t{}, packet, Constant<0>{}, std::false_type{});
     if (packets_fit && is_3x3 && p.x_first) return body(int32_t{}, packet, Constant<9>{}, std::true_type{});
     if (packets_fit && is_3x3) return body(int32_t{}, packet, Constant<9>{}, std::false_type{});
     if (packets_fit) return body(int32_t{}, packet, Constant<0>{}, std::false_type{});
@@ -49,8 +46,8 @@ void specialise(
   body(int64_t{}, Constant<1>{}, Constant<0>{}, std::false_type{});
 }
 
-Tensor forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
-  check_limits(p);
+Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
+  check_sdc_limits<std::runtime_error>("sdc", p, 1);
   const OnDevice here(input);
   const Image x(input), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
   const int64_t items = p.N * p.H_out * p.W_out * p.G;
@@ -71,17 +68,17 @@ Tensor forward(const SdcParams& p, const Tensor& input, const ImageView& offset,
   return out.tensor;
 }
 
-// Lanes of a warp for an item: as many as it has packets, a power of two.
+// Lanes of a warp per item: a power of two that covers its packets, at most 32.
 int lanes_of(int64_t packets) {
   int lanes = 1;
   while (lanes < 32 && lanes < packets) lanes *= 2;
   return lanes;
 }
 
-Tensor backward(
+Tensor run_backward(
     const SdcParams& p, const Tensor& grad_output, const Tensor& input, const ImageView& offset, const ImageView& mask,
     const ImageView& grad_offset, const ImageView& grad_mask, bool deterministic) {
-  check_limits(p);
+  check_sdc_limits<std::runtime_error>("sdc", p, 1);
   check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
   const OnDevice here(input);
   const Image grad_out(grad_output), x(input);
@@ -110,12 +107,14 @@ Tensor backward(
             grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, items, block_items,
             lanes_of(p.C / p.G / kVector));
         if (!deterministic) return;
-        Tensor reach = torch::stable::empty(
+        // Deterministic: sum grad_input in a second kernel, from the rows that each output row samples.
+        Tensor row_ranges = torch::stable::empty(
             {p.N * p.H_out, 2}, ScalarType::Int, std::nullopt, input.device(), std::nullopt, std::nullopt);
-        int32_t* rows = static_cast<int32_t*>(reach.mutable_data_ptr());
+        int32_t* rows = static_cast<int32_t*>(row_ranges.mutable_data_ptr());
         const int pixels = std::min(32, block_items);
         gpu::launch(
-            "sdc", find_reach<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, here.stream()}, p, offset, rows);
+            "sdc", find_row_ranges<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, here.stream()}, p, offset,
+            rows);
         gpu::launch(
             "sdc", backward_in_order<T, kVector>,
             {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(pixels * item_bytes<A>(p)), here.stream()}, p,

@@ -1,5 +1,6 @@
-// SDC's taps of one pixel, prepared together for the CPU kernels, a tap a vector lane: the softmax, where each tap's cell
-// lies, and the weights of its corners. It all stays in the first-level cache.
+// The taps of one output pixel, prepared for the CPU kernels: the softmax, the cell that each tap samples, and the
+// weights of the cell's corners. Each vector lane prepares one tap. The table of all taps stays in the first-level
+// cache.
 #pragma once
 
 #include "../common/lanes.h"
@@ -8,28 +9,28 @@
 namespace danet {
 namespace {
 
-// Prepared taps of the groups of one pixel that are worked on together, J = groups * K <= kMaxTaps. Arrays of constant
-// size, so that one register finds them all; a vector may be stored at any tap.
+// The prepared taps of the groups of one pixel that are computed together, J = groups * K <= kMaxTaps of them. The
+// arrays have constant sizes, so that one register addresses all of them. A whole vector may be stored at any tap.
 template <typename A>
-struct Taps {
-  static constexpr int kRoom = kMaxTaps + 16;
-  alignas(64) A tap_y[kRoom];  // sdc_tap of every tap
-  A tap_x[kRoom];
-  A weight[4][kRoom];              // of the corners, times m
-  A m[kRoom];                      // the softmax, forward its numerators; or the mask
-  A cell_y[kRoom], cell_x[kRoom];  // the place in the cell, 0 to 1
-  int32_t y[kRoom], x[kRoom];      // the cell's top left corner, -2 to H and -2 to W
-  int32_t channel[kRoom];          // the first one of the tap's group
-  int32_t cell[kRoom];             // where that channel of that corner is in the image, in elements
-  int32_t grad_cell[kRoom];        // backward: the same in grad_input
-  A dot[4 * kRoom];                // backward: grad_output times the corners, laid out as `project` says
-  A grad_m[kRoom];
-  A of_group[kRoom];  // backward: a value of each group, for every tap of it
-  int64_t groups;
+struct TapTable {
+  static constexpr int kCapacity = kMaxTaps + 16;
+  alignas(64) A tap_y[kCapacity];  // sdc_tap of each tap
+  A tap_x[kCapacity];
+  A weight[4][kCapacity];                  // weights of the corners, times m
+  A m[kCapacity];                          // the mask, or its softmax (in forward only the numerators)
+  A cell_y[kCapacity], cell_x[kCapacity];  // position in the cell, 0 to 1
+  int32_t y[kCapacity], x[kCapacity];      // top left corner of the cell, from -2 to H and -2 to W
+  int32_t channel[kCapacity];              // first channel of the tap's group
+  int32_t cell[kCapacity];                 // element offset in the image of that channel at the top left corner
+  int32_t grad_cell[kCapacity];            // backward: the same in grad_input
+  A dot[4 * kCapacity];                    // backward: dot products of grad_output and the corners, see `project`
+  A grad_m[kCapacity];                     // backward: gradient of m
+  A group_value[kCapacity];                // backward: a value of the tap's group
+  int64_t groups;                          // groups that are computed together
 
-  explicit Taps(const SdcParams& p) : groups(kMaxTaps / p.K < p.G ? kMaxTaps / p.K : p.G) {
-    if (p.offset_group != 2 * p.K || p.mask_group != p.K) groups = 1;  // they do not lie side by side
-    // Whole vectors of those that there can be: most calls are small, and all of the room is not.
+  explicit TapTable(const SdcParams& p) : groups(kMaxTaps / p.K < p.G ? kMaxTaps / p.K : p.G) {
+    if (p.offset_group != 2 * p.K || p.mask_group != p.K) groups = 1;  // DCNv4's groups are not contiguous
+    // Fill the constant columns for the taps that can occur, rounded up to whole vectors.
     for (int64_t j = 0; j < groups * p.K + kLanes<A>; ++j) {
       const int64_t g = j / p.K, k = j - g * p.K;
       tap_y[j] = A(sdc_tap(p, 0, k));
@@ -39,25 +40,26 @@ struct Taps {
   }
 };
 
-// Calls body(j) for vectors of taps that cover [0, J), J >= L; the last one may overlap the one before.
+// Calls body(j) for vectors of L taps that cover [0, J), J >= L. The last vector may overlap the one before.
 template <int L, typename Body>
 DANET_INLINE void for_vectors(int64_t J, const Body& body) {
   for (int64_t j = 0; j < J; j += L) body(j + L <= J ? j : J - L);
 }
 
-// A row of values that can be read in whole vectors: itself, or a padded copy where it is shorter than one.
+// A row of values that can be read in whole vectors of kCount: the row itself, or a padded copy if it is shorter.
 template <typename T, int kCount>
-struct Readable {
+struct PaddedRow {
   T copy[kCount];
   const T* values;
 
-  DANET_INLINE Readable(const T* p, int64_t count) : values(p) {
+  DANET_INLINE PaddedRow(const T* p, int64_t count) : values(p) {
     if (count >= kCount) return;
     for (int i = 0; i < kCount; ++i) copy[i] = i < count ? p[i] : T{};
     values = copy;
   }
 };
 
+// The offsets of a vector of taps.
 template <typename A, typename T>
 DANET_INLINE void load_offsets(const SdcParams& p, const T* offset, int64_t j, Vec<A>& y, Vec<A>& x) {
   const Vec<A> low = load(offset + 2 * j), high = load(offset + 2 * j + kLanes<A>);
@@ -66,10 +68,9 @@ DANET_INLINE void load_offsets(const SdcParams& p, const T* offset, int64_t j, V
   x = p.x_first ? first : second;
 }
 
-// The sum of `count` values, kCount of them if that is not 0, in three chains of additions that do not wait for one
-// another.
+// The sum of `count` values (kCount if that is not 0), in three independent chains of additions to hide their latency.
 template <int kCount, typename A>
-DANET_INLINE A sum_of(const A* values, int64_t count) {
+DANET_INLINE A sum_values(const A* values, int64_t count) {
   if (kCount > 0) count = kCount;
   A sum[3] = {0, 0, 0};
   int64_t j = 0;
@@ -80,16 +81,16 @@ DANET_INLINE A sum_of(const A* values, int64_t count) {
   return sum[0] + sum[1] + sum[2];
 }
 
-// Logits up to here need no maximum: their exponentials neither overflow nor vanish.
-constexpr float kModerate = 20;
+// Logits up to this magnitude need no subtraction of their maximum: the exponentials neither overflow nor vanish.
+constexpr float kMaxUnshiftedLogit = 20;
 
-// The softmax's numerators of `groups` groups of K logits, to m.
+// Replaces `groups` groups of K logits in m by the numerators of their softmax, exp(logit - maximum).
 template <typename A>
-void stable_exp(A* m, int64_t groups, int64_t K) {
+void exp_shifted(A* m, int64_t groups, int64_t K) {
   for (int64_t g = 0; g < groups; ++g, m += K) {
     A top = m[0];
     for (int64_t k = 1; k < K; ++k) top = m[k] > top || m[k] != m[k] ? m[k] : top;
-    // A row of its own: the vectors of one group would run into the next.
+    // One value at a time, because a vector would run into the next group.
     for (int64_t k = 0; k < K; ++k) {
       A shifted = m[k] - top;
       m[k] = exp(broadcast<A>(shifted))[0];
@@ -97,27 +98,30 @@ void stable_exp(A* m, int64_t groups, int64_t K) {
   }
 }
 
-// Offsets and logits of some groups at one output pixel, and the places that its taps have at offset zero.
+// The offsets and the mask of J taps at one output pixel, and where its window starts in the input.
 template <typename A, typename T>
-struct Place {
+struct TapInputs {
   const T *offset, *mask;
   A start_y, start_x;
   int64_t J;
-  uint32_t stride, grad_stride;  // elements from pixel to pixel of the input and of grad_input
+  uint32_t stride, grad_stride;  // pixel strides of input and grad_input, in elements
 };
 
-// Fills taps from taps.m; returns whether all their cells lie inside the image. With kExp, taps.m is filled too, from the
-// mask: right if `moderate` says that no logit was too large for it.
+// Fills the cells and weights of the table from taps.m. Returns whether all cells lie inside the image. With kExp,
+// first fills taps.m with exp(mask); the result is valid only if it sets *in_range, that is, if all logits are small.
 template <bool kBackward, bool kExp, typename A, typename T>
-DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& place, bool* moderate = nullptr) {
+DANET_INLINE bool fill_table(
+    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, bool* in_range = nullptr) {
   constexpr int L = kLanes<A>;
-  const Readable<T, L> masks(place.mask, place.J);
-  const Readable<T, 2 * L> offsets(place.offset, 2 * place.J);
+  const PaddedRow<T, L> masks(source.mask, source.J);
+  const PaddedRow<T, 2 * L> offsets(source.offset, 2 * source.J);
   const A scale = A(p.offset_scale);
   const uint32_t W = uint32_t(p.W);
-  UIntVec<A> last_row{}, last_column{};  // as unsigned numbers negative ones are beyond every image
-  Bits<A> largest{};                     // and a NaN's bits above every number
-  for_vectors<L>(place.J < L ? L : place.J, [&](int64_t j) __attribute__((always_inline)) {
+  // Maxima over the taps. As unsigned integers, negative indices and the bits of a NaN exceed all valid values.
+  UIntVec<A> last_row{}, last_column{};
+  Bits<A> largest{};
+  for_vectors<L>(source.J < L ? L : source.J, [&](int64_t j) __attribute__((always_inline)) {
+    // Compute the numerators of the softmax.
     Vec<A> m;
     if (kExp) {
       m = load(masks.values + j);
@@ -127,97 +131,99 @@ DANET_INLINE bool fill(const SdcParams& p, Taps<A>& taps, const Place<A, T>& pla
     } else {
       m = load(taps.m + j);
     }
+    // Compute the coordinates. Put a NaN into the weights, and clamp coordinates far outside to just outside.
     Vec<A> dy, dx;
     load_offsets<A>(p, offsets.values, j, dy, dx);
-    Vec<A> y = (load(taps.tap_y + j) + place.start_y) + scale * dy;
-    Vec<A> x = (load(taps.tap_x + j) + place.start_x) + scale * dx;
-    // A NaN goes into the weights. Far away is as good as just outside.
+    Vec<A> y = (load(taps.tap_y + j) + source.start_y) + scale * dy;
+    Vec<A> x = (load(taps.tap_x + j) + source.start_x) + scale * dx;
     if (!kBackward) m = (y != y) | (x != x) ? y + x : m;
     y = clamp<A>(y, -2, A(p.H));
     x = clamp<A>(x, -2, A(p.W));
+    // Find the cell.
     Vec<A> cell_y, cell_x;
     IntVec<A> row = floor<A>(y, cell_y), column = floor<A>(x, cell_x);
     last_row = unsigned_max(last_row, (UIntVec<A>)row);
     last_column = unsigned_max(last_column, (UIntVec<A>)column);
+    // Compute the weights of the corners.
     y -= cell_y;
     x -= cell_x;
     Vec<A> weight[4];
     bilinear(y, x, m, weight);
     for (int corner = 0; corner < 4; ++corner) store(taps.weight[corner] + j, weight[corner]);
-    // Unsigned, because it may overflow for cells outside, where it is not used.
+    // Compute the address of the cell. Unsigned, because it may overflow for cells outside, where it is not used.
     const UIntVec<A> pixel = (UIntVec<A>)row * W + (UIntVec<A>)column;
-    const UIntVec<A> channel = bits_as<UIntVec<A>>(taps.channel + j), cell = pixel * place.stride + channel;
+    const UIntVec<A> channel = bits_as<UIntVec<A>>(taps.channel + j), cell = pixel * source.stride + channel;
     std::memcpy(taps.cell + j, &cell, sizeof cell);
     std::memcpy(taps.y + j, &row, sizeof row);
     std::memcpy(taps.x + j, &column, sizeof column);
     if (kBackward) {
-      const UIntVec<A> grad_cell = pixel * place.grad_stride + channel;
+      const UIntVec<A> grad_cell = pixel * source.grad_stride + channel;
       std::memcpy(taps.grad_cell + j, &grad_cell, sizeof grad_cell);
       store(taps.cell_y + j, y);
       store(taps.cell_x + j, x);
     }
   });
-  if (kExp) *moderate = !any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kModerate)));
+  if (kExp) *in_range = !any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kMaxUnshiftedLogit)));
   return !any<A>(
       __builtin_convertvector((last_row >= uint32_t(p.H - 1)) | (last_column >= uint32_t(p.W - 1)), Mask<A>));
 }
 
-// The numerators of the softmax over each group's taps, or the mask itself, to taps.m.
+// Fills taps.m with the mask, or with the numerators of its softmax over the taps of each group.
 template <typename A, typename T>
-DANET_INLINE void fill_m(const SdcParams& p, Taps<A>& taps, const Place<A, T>& place) {
+DANET_INLINE void fill_weights(const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source) {
   constexpr int L = kLanes<A>;
-  const Readable<T, L> masks(place.mask, place.J);
+  const PaddedRow<T, L> masks(source.mask, source.J);
   Bits<A> largest{};
-  for_vectors<L>(place.J < L ? L : place.J, [&](int64_t j) __attribute__((always_inline)) {
+  for_vectors<L>(source.J < L ? L : source.J, [&](int64_t j) __attribute__((always_inline)) {
     Vec<A> m = load(masks.values + j);
     largest = unsigned_max(largest, (Bits<A>)m & ~(Bits<A>)broadcast<A>(A(-0.0)));
     store(taps.m + j, p.softmax ? exp(m) : m);
   });
-  if (p.softmax && any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kModerate)))) {
-    for (int64_t j = 0; j < place.J; ++j) taps.m[j] = to_compute(place.mask[j]);
-    stable_exp(taps.m, place.J / p.K, p.K);
+  if (p.softmax && any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kMaxUnshiftedLogit)))) {
+    for (int64_t j = 0; j < source.J; ++j) taps.m[j] = to_compute(source.mask[j]);
+    exp_shifted(taps.m, source.J / p.K, p.K);
   }
 }
 
-// taps.of_group[j] = value(first) for every tap j of the group whose taps begin at `first`.
+// taps.group_value[j] = value(first) for every tap j of the group whose taps begin at `first`.
 template <typename A, typename Value>
-DANET_INLINE void spread_over_groups(Taps<A>& taps, int64_t J, int64_t K, const Value& value) {
+DANET_INLINE void fill_per_group(TapTable<A>& taps, int64_t J, int64_t K, const Value& value) {
   for (int64_t first = 0; first < J; first += K) {
     const Vec<A> v = broadcast<A>(value(first));
     for (int64_t k = 0; k < K; k += kLanes<A>)
-      store(taps.of_group + first + k, v);  // the next group's are written later
+      store(taps.group_value + first + k, v);  // may overwrite the start of the next group, which follows
   }
 }
 
-// Prepares the groups at `place`; returns whether all their cells lie inside the image. Forward leaves the softmax's
-// division to the end of the sums; backward needs the quotients themselves.
+// Fills the table from `source`. Returns whether all cells lie inside the image. Forward applies the division of the
+// softmax to the sums over the taps; backward needs the quotients themselves.
 template <bool kBackward, typename A, typename T>
-DANET_INLINE bool prepare(const SdcParams& p, Taps<A>& taps, const Place<A, T>& place) {
+DANET_INLINE bool prepare_taps(const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source) {
   if (!kBackward && p.softmax) {
-    bool moderate, inside = fill<false, true>(p, taps, place, &moderate);
-    if (moderate) return inside;
+    bool in_range, inside = fill_table<false, true>(p, taps, source, &in_range);
+    if (in_range) return inside;
   }
-  fill_m(p, taps, place);
+  fill_weights(p, taps, source);
   if (kBackward && p.softmax) {
-    spread_over_groups(taps, place.J, p.K, [&](int64_t first) { return 1 / sum_of<0>(taps.m + first, p.K); });
-    for (int64_t j = 0; j < place.J; j += kLanes<A>) store(taps.m + j, load(taps.m + j) * load(taps.of_group + j));
+    fill_per_group(taps, source.J, p.K, [&](int64_t first) { return 1 / sum_values<0>(taps.m + first, p.K); });
+    for (int64_t j = 0; j < source.J; j += kLanes<A>) store(taps.m + j, load(taps.m + j) * load(taps.group_value + j));
   }
-  return fill<kBackward, false>(p, taps, place);
+  return fill_table<kBackward, false>(p, taps, source);
 }
 
-// Whether a coordinate of the cells' first corners is before the first, or behind the last, that has both corners inside;
-// near: one of them is.
+// Which cells lie partly or wholly outside [first, last), along one axis, from the index of their first corner: its
+// valid values, for which both corners are inside, are first to last - 2.
 template <typename A>
-struct Outside {
-  Mask<A> before, behind, near;
+struct BorderMasks {
+  Mask<A> before, behind, near;  // below the valid values; above them; at least one corner is inside
 
-  Outside(IntVec<A> place, int32_t first, int32_t last)
-      : before(lanes(place < first)), behind(lanes(place > last - 2)),
-        near(lanes((place >= first - 1) & (place < last))) {}
+  BorderMasks(IntVec<A> index, int32_t first, int32_t last)
+      : before(lanes(index < first)), behind(lanes(index > last - 2)),
+        near(lanes((index >= first - 1) & (index < last))) {}
 
-  // Values of the two corners as those of the two inside that their places are nearest to, and back.
-  DANET_INLINE void fold(Vec<A>& one, Vec<A>& two) const { exchange(before, behind, one, two); }
-  DANET_INLINE void unfold(Vec<A>& one, Vec<A>& two) const { exchange(behind, before, one, two); }
+  // Moves the values of the two corners to the nearest pair of corners inside, and back.
+  DANET_INLINE void shift_values(Vec<A>& one, Vec<A>& two) const { exchange(before, behind, one, two); }
+  DANET_INLINE void unshift_values(Vec<A>& one, Vec<A>& two) const { exchange(behind, before, one, two); }
 
  private:
   static DANET_INLINE Mask<A> lanes(IntVec<A> condition) { return __builtin_convertvector(condition, Mask<A>); }
@@ -228,47 +234,50 @@ struct Outside {
   }
 };
 
-// Moves the cells that do not lie wholly in rows [first, last) of the image to the nearest that do, and with kWeights their
-// weights to the corners that stay where they were: what is outside gets the weight zero, or NaN where it was not finite.
+// Moves cells that lie partly or wholly outside rows [first, last) of the image to the nearest cell inside, so that all
+// corners can be read. With kWeights, each weight moves along with its pixel. Corners without such a pixel get the
+// weight zero, or NaN if the weight was not finite.
 template <bool kWeights, typename A>
-DANET_INLINE void fold(
-    const SdcParams& p, Taps<A>& taps, int64_t J, int64_t first, int64_t last, uint32_t stride, int32_t* cells) {
-  auto nearest = [](IntVec<A> place, int64_t first, int64_t last) __attribute__((always_inline)) {
-    place = place > int32_t(last - 2) ? int32_t(last - 2) - IntVec<A>{} : place;
-    return (UIntVec<A>)(place < int32_t(first) ? int32_t(first) - IntVec<A>{} : place);
+DANET_INLINE void clamp_cells(
+    const SdcParams& p, TapTable<A>& taps, int64_t J, int64_t first, int64_t last, uint32_t stride, int32_t* cells) {
+  auto nearest = [](IntVec<A> index, int64_t first, int64_t last) __attribute__((always_inline)) {
+    index = index > int32_t(last - 2) ? int32_t(last - 2) - IntVec<A>{} : index;
+    return (UIntVec<A>)(index < int32_t(first) ? int32_t(first) - IntVec<A>{} : index);
   };
   for (int64_t j = 0; j < J; j += kLanes<A>) {
     const IntVec<A> y = bits_as<IntVec<A>>(taps.y + j), x = bits_as<IntVec<A>>(taps.x + j);
+    // Move the weights along with their pixels.
     if (kWeights) {
-      const Outside<A> rows(y, int32_t(first), int32_t(last)), columns(x, 0, int32_t(p.W));
+      const BorderMasks<A> rows(y, int32_t(first), int32_t(last)), columns(x, 0, int32_t(p.W));
       const Vec<A> near = (rows.near & columns.near) ? broadcast<A>(1) : Vec<A>{};
       Vec<A> weight[4];
       for (int corner = 0; corner < 4; ++corner) weight[corner] = load(taps.weight[corner] + j) * near;
-      rows.fold(weight[0], weight[2]);
-      rows.fold(weight[1], weight[3]);
-      columns.fold(weight[0], weight[1]);
-      columns.fold(weight[2], weight[3]);
+      rows.shift_values(weight[0], weight[2]);
+      rows.shift_values(weight[1], weight[3]);
+      columns.shift_values(weight[0], weight[1]);
+      columns.shift_values(weight[2], weight[3]);
       for (int corner = 0; corner < 4; ++corner) store(taps.weight[corner] + j, weight[corner]);
     }
+    // Compute the address of the nearest cell inside.
     const UIntVec<A> cell =
         (nearest(y, first, last) * uint32_t(p.W) + nearest(x, 0, p.W)) * stride + bits_as<UIntVec<A>>(taps.channel + j);
     std::memcpy(cells + j, &cell, sizeof cell);
   }
 }
 
-// The groups of output row y of image n, pixel after pixel: body(x, g, place) with the pixel, and the first and the place
-// of the groups that are worked on together.
+// Calls body(x, g, source) for the pixels x of output row y of image n, and for the groups from g on that are computed
+// together. `source` holds their offsets and mask.
 template <typename T, typename Body>
 DANET_INLINE void for_row(
-    const SdcParams& p, const Taps<Compute<T>>& taps, const ImageView& offset, const ImageView& mask, int64_t stride,
-    int64_t grad_stride, int64_t n, int64_t y, const Body& body) {
+    const SdcParams& p, const TapTable<Compute<T>>& taps, const ImageView& offset, const ImageView& mask,
+    int64_t stride, int64_t grad_stride, int64_t n, int64_t y, const Body& body) {
   using A = Compute<T>;
   const A start_y = A(sdc_start(p, 0)) + A(y * p.stride[0]), start_x = A(sdc_start(p, 1));
   const T *offsets = offset.pixel<T>(n, y * p.W_out), *masks = mask.pixel<T>(n, y * p.W_out);
   for (int64_t x = 0; x < p.W_out; ++x, offsets += offset.pixel_stride, masks += mask.pixel_stride)
     for (int64_t g = 0; g < p.G; g += taps.groups) {
       const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
-      const Place<A, T> place{
+      const TapInputs<A, T> source{
           offsets + g * p.offset_group,
           masks + g * p.mask_group,
           start_y,
@@ -276,8 +285,58 @@ DANET_INLINE void for_row(
           groups * p.K,
           uint32_t(stride),
           uint32_t(grad_stride)};
-      body(x, g, place);
+      body(x, g, source);
     }
+}
+
+// The image, or its rows [first, last), in which the corners of cells lie.
+struct CellBounds {
+  int32_t first, last, W;
+  int64_t stride;
+
+  CellBounds(const SdcParams& p, const ImageView& image, int64_t first, int64_t last)
+      : first(int32_t(first)), last(int32_t(last)), W(int32_t(p.W)), stride(image.pixel_stride) {}
+
+  // Whether there are two rows and two columns, so that the corners of a cell are four different pixels.
+  bool has_four_pixels() const { return last - first > 1 && W > 1; }
+
+  // Calls body(corner, element) for those corners of the cell (y, x) that lie inside. element: the offset of the pixel.
+  template <typename Body>
+  DANET_INLINE void visit(int32_t y, int32_t x, const Body& body) const {
+    for (int corner = 0; corner < 4; ++corner) {
+      const int32_t row = y + corner / 2, column = x + corner % 2;
+      if (row >= first && row < last && uint32_t(column) < uint32_t(W))
+        body(corner, (int64_t(row) * W + column) * stride);
+    }
+  }
+};
+
+// One pointer per corner, to which the offset of a cell inside is added. If there is only one row or column, both
+// corners are in it, and only one of them has a weight.
+template <typename T>
+struct CornerPointers {
+  T* corner[4];
+  CornerPointers(T* image, const CellBounds& corners) {
+    const int64_t right = corners.W > 1 ? corners.stride : 0;
+    const int64_t below = corners.last - corners.first > 1 ? corners.W * corners.stride : 0;
+    for (int i = 0; i < 4; ++i) corner[i] = image + i / 2 * below + i % 2 * right;
+  }
+};
+
+// Splits C channels into blocks of 4, 2 and 1 vectors and a rest of `count` channels: body(VectorBlock<V>, c, count),
+// where count is 0 for whole vectors.
+template <int V>
+struct VectorBlock {
+  static constexpr int vectors = V;
+};
+template <typename A, typename Body>
+DANET_INLINE void for_channels(int64_t C, const Body& body) {
+  constexpr int L = kLanes<A>;
+  int64_t c = 0;
+  for (; c + 4 * L <= C; c += 4 * L) body(VectorBlock<4>{}, c, 0);
+  if (c + 2 * L <= C) body(VectorBlock<2>{}, c, 0), c += 2 * L;
+  if (c + L <= C) body(VectorBlock<1>{}, c, 0), c += L;
+  if (c < C) body(VectorBlock<1>{}, c, int(C - c));
 }
 
 }  // namespace

@@ -1,6 +1,13 @@
-"""DANet's operators. They need nothing but torch.
+"""Operators of DANet (https://doi.org/10.1145/3581783.3612146), usable in any network. They need only torch.
 
-Every operator has a public function and a reference in plain PyTorch with the same signature.
+Every operator has a public function, which runs compiled kernels, and a reference in plain PyTorch with the same
+signature (`<name>_reference`), which runs anywhere and supports derivatives of any order.
+
+Example:
+    >>> import torch
+    >>> from danet.ops import SDC
+    >>> SDC(16)(torch.randn(1, 16, 8, 8)).shape
+    torch.Size([1, 16, 8, 8])
 """
 
 from danet.ops.dcn import DCNv3Function, DCNv4Function, dcnv3, dcnv4

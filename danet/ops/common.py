@@ -1,4 +1,4 @@
-"""What every operator's argument checker and reference share: one-line errors, computing types, autocast."""
+"""Argument checks with one-line errors, compute dtypes and autocast, shared by all operators."""
 
 import functools
 import operator
@@ -16,7 +16,7 @@ def dtype_name(dtype: torch.dtype | torch.layout) -> str:
 
 
 def check_tensor(op: str, name: str, value: Any) -> None:
-    """TypeError unless `value` is a dense floating tensor of a supported type."""
+    """TypeError unless `value` is a dense tensor of a supported floating-point dtype."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
@@ -29,18 +29,20 @@ Result = TypeVar("Result")
 
 
 def memoize_check(check: Callable[..., Result]) -> Callable[..., Result]:
-    """`check` of positional arguments, which looks at tensors' sizes, types and places alone, with a memory of what
-    passed: networks make the same calls again and again, and Python's checks cost more than a small kernel."""
+    """Cache the results of an argument check that looks only at shapes, dtypes, devices and layouts of tensors.
 
-    # A list for every combination, filled once the check has passed. (Unless `typed`, True would be the same as 1.)
+    Networks repeat the same calls, and checks in Python cost more than a small kernel. Errors are not cached.
+    """
+
+    # One list per combination of arguments, filled after the check has passed. Unless `typed`, True would equal 1.
     @functools.lru_cache(maxsize=4096, typed=True)
-    def memory(*facts: Any) -> list[Result]:
+    def cache(*facts: Any, **options: Any) -> list[Result]:
         return []
 
     @functools.wraps(check)
-    def remembering(*arguments: Any) -> Result:
+    def memoized(*arguments: Any, **options: Any) -> Result:
         if torch.compiler.is_compiling():
-            return check(*arguments)
+            return check(*arguments, **options)
         facts: list = []
         for value in arguments:
             if isinstance(value, Tensor):
@@ -48,18 +50,18 @@ def memoize_check(check: Callable[..., Result]) -> Callable[..., Result]:
             else:
                 facts.append(value)
         try:
-            passed = memory(*facts)
-        except TypeError:  # a list, or a symbolic size
-            return check(*arguments)
+            passed = cache(*facts, **options)
+        except TypeError:  # not hashable: a list, or a symbolic size
+            return check(*arguments, **options)
         if not passed:
-            passed.append(check(*arguments))
+            passed.append(check(*arguments, **options))
         return passed[0]
 
-    return remembering
+    return memoized
 
 
 def check_like_input(op: str, name: str, value: Any, input: Tensor) -> None:
-    """Errors unless `value` is a tensor of input's dtype on input's device."""
+    """TypeError unless `value` is a tensor of input's dtype, ValueError unless it is on input's device."""
     check_tensor(op, name, value)
     if value.dtype != input.dtype:
         raise TypeError(
@@ -117,12 +119,12 @@ def _index(value: Any) -> int | None:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type a reference computes in: half types accumulate in float32."""
+    """The dtype in which a reference computes: half dtypes accumulate in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def autocast(*tensors: Any) -> tuple[Any, ...]:
-    """The tensors in autocast's type where autocast is on, as it treats a convolution's; float64 stays."""
+    """Cast the tensors to autocast's dtype if autocast is on, as for a convolution; float64 tensors stay."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
     known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
     if not known or not torch.is_autocast_enabled(device):

@@ -1,14 +1,16 @@
-"""SaFEM (paper section 3.1.1, equations 1 and 2) for inference, all of it in one pass over the image.
+"""SaFEM, the Scale-adaptive Feature Enhancement Mechanism of DANet, fused for inference.
 
-    d = relu(depthwise(x) + depthwise_bias)                                3x3, a kernel for each channel
+Equations 1 and 2 of section 3.1.1 (https://doi.org/10.1145/3581783.3612146), in one pass over the image:
+
+    d = relu(depthwise(x) + depthwise_bias)                                3x3, one kernel per channel
     offset, mask = the first 18 G and the other 9 G channels of predictor d + predictor_bias
     z = sdc(x, offset, mask)                                               3x3, G groups
     s = softmax over the channels of (reduce gelu(expand z + expand_bias) + reduce_bias)
     out[c] = scale * C * s[c] * x[c]                                       or, as ACFA combines two levels (equation 3),
     out[c] = scale * C * s[c] * up[c] + weight[n, c] * x[c]
 
-w_g of equation 1 is part of `expand`, and norms are part of the convolutions before them. On the CPU in float32 a block
-of pixels goes through all steps while it is in the cache; elsewhere the steps are calls of their own.
+w_g of equation 1 is folded into `expand`, and batch norms into the convolutions before them. On the CPU in float32, one
+kernel takes a block of pixels through all steps while it is in the cache; elsewhere each step is a call of its own.
 """
 
 from dataclasses import dataclass
@@ -20,17 +22,26 @@ from torch import Tensor
 
 from danet.ops import library
 from danet.ops.common import check_image, check_like_input, check_shape, check_tensor, integer
-from danet.ops.sdc import sdc, sdc_reference
+from danet.ops.sdc import MAX_ELEMENTS, sdc, sdc_reference
 from danet.ops.softmax_gate import softmax_gate, softmax_gate_reference
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedSafem:
-    """Weights for `safem` and `sdc_mean`; rebuilt rather than saved.
+    """The weights of `safem` and `sdc_mean`, from `prepare_safem`. Do not save them: `packed` depends on the processor.
 
-    depthwise: [C, 1, 3, 3]; predictor: [27*G, C, 1, 1]; expand: [2*C, C, 1, 1]; reduce: [C, 2*C, 1, 1]; and their
-    biases. expand and reduce are None where only `sdc_mean` is wanted.
-    packed: what the kernel reads in their place, laid out for this processor; None where there is no such kernel.
+    depthwise is [C, 1, 3, 3], predictor [27*G, C, 1, 1], expand [2*C, C, 1, 1] and reduce [C, 2*C, 1, 1]; each bias has
+    one value per output channel. expand and reduce are None if the weights are for `sdc_mean` only.
+    packed holds the same weights in the layout of the fused kernel, or is None if that kernel does not exist for their
+    device and dtype.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import prepare_safem
+        >>> depthwise, predictor = torch.randn(8, 1, 3, 3), torch.randn(54, 8, 1, 1)
+        >>> weights = prepare_safem(depthwise, torch.zeros(8), predictor, torch.zeros(54), groups=2)
+        >>> weights.groups, weights.expand is None
+        (2, True)
     """
 
     groups: int
@@ -57,10 +68,21 @@ def prepare_safem(
     *,
     groups: int,
 ) -> PreparedSafem:
-    """Lay the weights out once (shapes as PreparedSafem has them); they are detached, and copied where they are packed.
+    """Check the weights of a SaFEM and pack them for the fused kernel, once before many calls.
+
+    The shapes are those of `PreparedSafem`. The tensors are detached.
 
     Raises:
-        TypeError, ValueError: one line that names the wrong argument.
+        TypeError: if an argument is no dense tensor of a supported dtype, if dtypes differ, or if groups is no integer.
+        ValueError: if a shape or device does not match, or if groups does not divide C.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import prepare_safem, safem
+        >>> shapes = (8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,), (16, 8, 1, 1), (16,), (8, 16, 1, 1), (8,)
+        >>> weights = prepare_safem(*map(torch.randn, shapes), groups=2)
+        >>> safem(torch.randn(1, 8, 5, 6), weights).shape
+        torch.Size([1, 8, 5, 6])
     """
     check_tensor("safem", "depthwise", depthwise)
     G, C = integer("safem", "groups", groups, minimum=1), depthwise.shape[0]
@@ -76,8 +98,11 @@ def prepare_safem(
         "reduce": (reduce, "[C, 2*C, 1, 1]", (C, 2 * C, 1, 1)),
         "reduce_bias": (reduce_bias, "[C]", (C,)),
     }
-    attends = any(value is not None for value in (expand, expand_bias, reduce, reduce_bias))
-    for name, (value, symbols, shape) in list(shapes.items())[: 8 if attends else 4]:
+    optional = {"expand": expand, "expand_bias": expand_bias, "reduce": reduce, "reduce_bias": reduce_bias}
+    has_attention = any(value is not None for value in optional.values())
+    for name, (value, symbols, shape) in shapes.items():
+        if name in optional and not has_attention:
+            continue
         check_like_input("safem", name, value, depthwise)
         check_shape("safem", name, value, symbols, shape)
     tensors: list[Any] = [None if value is None else value.detach() for value, _, _ in shapes.values()]
@@ -85,7 +110,7 @@ def prepare_safem(
     if library.has_kernel(depthwise) and depthwise.is_cpu and depthwise.dtype == torch.float32:
         dense = [None if value is None else value.contiguous() for value in tensors]
         packed = torch.ops.danet.prepare_safem(*dense, G)
-    return PreparedSafem(G, *tensors, packed)  # type: ignore[call-arg]  # eight of them, which a list does not say
+    return PreparedSafem(G, *tensors, packed)  # type: ignore[call-arg]  # mypy does not know that the list has eight
 
 
 def safem(
@@ -96,28 +121,42 @@ def safem(
     weight: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """The features of `input`, weighted; with `up` and `weight` those of two levels, combined.
+    """SaFEM: the input times its own channel attention; with `up` and `weight`, ACFA's sum of two levels.
 
-    Differentiable where the steps are calls of their own, which is also what it is made of where gradients are asked.
+    The formulas are in the docstring of this module. If a gradient is needed, the steps run as differentiable calls of
+    their own.
 
     Args:
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
-        weights: of input's dtype, from `prepare_safem`.
-        up: [N, 4*C, ceil(H / 2), ceil(W / 2)]: of a 2x2 transposed convolution of stride 2 the four pixels that come
-            of one, row by row, before they are put in place.
-        weight: [N, C], of input's dtype.
-        scale: a factor of the softmax's weights.
+        weights: from `prepare_safem`, of input's dtype.
+        up: [N, 4*C, ceil(H / 2), ceil(W / 2)], the deeper level after a 2x2 transposed convolution of stride 2, before
+            its
+            pixels are moved to their places: 4 output pixels of C channels per input pixel, in row-major order.
+        weight: [N, C] of input's dtype, the channel weights of `input`; required with `up`.
+        scale: factor of the attention.
 
     Returns:
-        [N, C, H, W] in channels-last strides.
+        [N, C, H, W] in the memory format channels-last.
 
     Raises:
-        TypeError, ValueError: one line that names the wrong argument.
+        TypeError: if input is no dense tensor of a supported dtype, if weights do not come from `prepare_safem`, or if
+            dtypes differ.
+        ValueError: if a shape or device does not match, if weights lack expand and reduce, or if only one of `up` and
+            `weight` is given.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import prepare_safem, safem
+        >>> shapes = (8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,), (16, 8, 1, 1), (16,), (8, 16, 1, 1), (8,)
+        >>> weights = prepare_safem(*map(torch.randn, shapes), groups=2)
+        >>> input, up, weight = torch.randn(1, 8, 5, 6), torch.randn(1, 32, 3, 3), torch.ones(1, 8)
+        >>> safem(input, weights, up=up, weight=weight, scale=0.5).shape
+        torch.Size([1, 8, 5, 6])
     """
-    check_safem(input, weights, up, weight)
-    if _fused(input, weights, up, weight):
+    _check_safem(input, weights, up, weight)
+    if _has_fused_kernel(input, weights, up, weight):
         return library.call("safem", input, weights.packed, up, weight, weights.groups, scale)
-    return _in_steps(input, weights, up, weight, scale, sdc, softmax_gate)
+    return _safem_in_steps(input, weights, up, weight, scale, sdc, softmax_gate)
 
 
 def safem_reference(
@@ -128,45 +167,77 @@ def safem_reference(
     weight: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """`safem` in plain PyTorch: any device, double backward."""
-    check_safem(input, weights, up, weight)
-    return _in_steps(input, weights, up, weight, scale, sdc_reference, softmax_gate_reference)
+    """`safem` in plain PyTorch, for any device and any order of derivatives. Arguments and errors are those of `safem`.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import prepare_safem, safem, safem_reference
+        >>> shapes = (8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,), (16, 8, 1, 1), (16,), (8, 16, 1, 1), (8,)
+        >>> weights = prepare_safem(*(torch.randn(shape, dtype=torch.float64) for shape in shapes), groups=2)
+        >>> input = torch.randn(1, 8, 5, 6, dtype=torch.float64)
+        >>> torch.allclose(safem(input, weights), safem_reference(input, weights))
+        True
+    """
+    _check_safem(input, weights, up, weight)
+    return _safem_in_steps(input, weights, up, weight, scale, sdc_reference, softmax_gate_reference)
 
 
 def sdc_mean(input: Tensor, weights: PreparedSafem) -> Tensor:
-    """The mean over the pixels of z, before w_g: [N, C, H, W] -> [N, C, 1, 1] (ACFA's GAP(SDC(F_d)), equation 4).
+    """GAP(SDC(input)) of ACFA's channel attention (equation 4), without w_g: [N, C, H, W] -> [N, C, 1, 1].
 
     Raises:
-        TypeError, ValueError: one line that names the wrong argument.
+        TypeError: if input is no dense tensor of a supported dtype, if weights do not come from `prepare_safem`, or if
+            their dtypes differ.
+        ValueError: if a shape or device does not match.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import prepare_safem, sdc_mean
+        >>> weights = prepare_safem(*map(torch.randn, ((8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,))), groups=2)
+        >>> sdc_mean(torch.randn(3, 8, 5, 6), weights).shape
+        torch.Size([3, 8, 1, 1])
     """
     _check_input(input, weights)
-    if weights.expand is None and _fused(input, weights):
+    if weights.expand is None and _has_fused_kernel(input, weights):
         return library.call("sdc_mean", input, weights.packed, weights.groups)
     return _sample(input, weights, sdc).mean(dim=(2, 3), keepdim=True)
 
 
 def sdc_mean_reference(input: Tensor, weights: PreparedSafem) -> Tensor:
-    """`sdc_mean` in plain PyTorch: any device, double backward."""
+    """`sdc_mean` in plain PyTorch, for any device and any order of derivatives.
+
+    Arguments and errors are those of `sdc_mean`.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import prepare_safem, sdc_mean_reference
+        >>> weights = prepare_safem(*map(torch.randn, ((8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,))), groups=2)
+        >>> sdc_mean_reference(torch.randn(3, 8, 5, 6), weights).shape
+        torch.Size([3, 8, 1, 1])
+    """
     _check_input(input, weights)
     return _sample(input, weights, sdc_reference).mean(dim=(2, 3), keepdim=True)
 
 
-def _fused(input: Tensor, weights: PreparedSafem, *others: Tensor | None) -> bool:
-    """Whether the kernel of one pass takes this call: float32 on the CPU, without gradients or autocast."""
+def _has_fused_kernel(input: Tensor, weights: PreparedSafem, *others: Tensor | None) -> bool:
+    """Whether the fused kernel takes this call: float32 on the CPU, no gradients, no autocast, within its limit."""
     if weights.packed is None or torch.is_autocast_enabled(input.device.type):
         return False
-    needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *others))
-    return library.has_kernel(input) and not needed
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *others)):
+        return False
+    _, C, H, W = input.shape
+    return library.has_kernel(input) and (H + 4) * (W + 4) * C < MAX_ELEMENTS
 
 
 def _sample(input: Tensor, weights: PreparedSafem, sdc: Any) -> Tensor:
+    """z of the formulas, by `sdc` or its reference."""
     G = weights.groups
-    around = F.conv2d(input, weights.depthwise, weights.depthwise_bias, padding=1, groups=input.shape[1])
-    predicted = F.conv2d(F.relu(around), weights.predictor, weights.predictor_bias)
+    features = F.conv2d(input, weights.depthwise, weights.depthwise_bias, padding=1, groups=input.shape[1])
+    predicted = F.conv2d(F.relu(features), weights.predictor, weights.predictor_bias)
     return sdc(input, predicted[:, : 18 * G], predicted[:, 18 * G :], groups=G)
 
 
-def _in_steps(
+def _safem_in_steps(
     input: Tensor,
     weights: PreparedSafem,
     up: Tensor | None,
@@ -175,10 +246,10 @@ def _in_steps(
     sdc: Any,
     softmax_gate: Any,
 ) -> Tensor:
-    assert weights.expand is not None and weights.reduce is not None  # check_safem has seen to it
+    assert weights.expand is not None and weights.reduce is not None  # by _check_safem
     hidden = F.gelu(F.conv2d(_sample(input, weights, sdc), weights.expand, weights.expand_bias))
     logits = F.conv2d(hidden, weights.reduce, weights.reduce_bias)
-    if up is None or weight is None:  # they come together
+    if up is None or weight is None:  # both or neither
         return scale * softmax_gate(input, logits)
     C, H, W = input.shape[1:]
     placed = F.pixel_shuffle(up.unflatten(1, (4, C)).transpose(1, 2).flatten(1, 2), 2)[:, :, :H, :W]
@@ -192,15 +263,16 @@ def _check_input(input: Any, weights: Any) -> None:
         raise TypeError(f"safem: weights must be what prepare_safem returns, got {type(weights).__name__}")
     check_like_input("safem", "weights", weights.depthwise, input)
     if weights.depthwise.shape[0] != input.shape[1]:
-        raise ValueError(f"safem: weights are for C = {weights.depthwise.shape[0]}, input has {input.shape[1]}")
+        raise ValueError(f"safem: input must have C = {weights.depthwise.shape[0]} like weights, got {input.shape[1]}")
 
 
-def check_safem(input: Any, weights: Any, up: Any, weight: Any) -> None:
+def _check_safem(input: Any, weights: Any, up: Any, weight: Any) -> None:
     _check_input(input, weights)
     if weights.expand is None:
-        raise ValueError("safem: weights have no expand and reduce; they are for sdc_mean")
+        raise ValueError("safem: weights must have expand and reduce, got None; pass them to prepare_safem")
     if (up is None) != (weight is None):
-        raise ValueError("safem: up and weight come together")
+        given, missing = ("weight", "up") if up is None else ("up", "weight")
+        raise ValueError(f"safem: up and weight must be given together, got {given} without {missing}")
     if up is not None:
         N, C, H, W = input.shape
         check_like_input("safem", "up", up, input)
@@ -228,7 +300,7 @@ def _vmap(
     *options: Any,
 ) -> tuple:
     if in_dims[1] is not None:
-        calls = library.each_of_batch(info.batch_size, in_dims, input, packed, up, weight)
+        calls = library.unbatch(info.batch_size, in_dims, input, packed, up, weight)
         return torch.stack([torch.ops.danet.safem(*tensors, *options) for tensors in calls]), 0
     pairs = ((input, in_dims[0]), (up, in_dims[2]), (weight, in_dims[3]))
     image, up, weight = (
@@ -240,14 +312,14 @@ def _vmap(
 
 def _vmap_mean(info: Any, in_dims: tuple, input: Tensor, packed: Tensor, groups: int) -> tuple:
     if in_dims[1] is not None:
-        calls = library.each_of_batch(info.batch_size, in_dims, input, packed)
+        calls = library.unbatch(info.batch_size, in_dims, input, packed)
         return torch.stack([torch.ops.danet.sdc_mean(*tensors, groups) for tensors in calls]), 0
     folded = library.fold_batch(input, in_dims[0], info.batch_size)
     return torch.ops.danet.sdc_mean(folded, packed, groups).unflatten(0, (info.batch_size, -1)), 0
 
 
 def _flops(input: Any, packed: Any, up: Any, weight: Any, groups: int, scale: float, **_: Any) -> int:
-    """Of its convolutions; a multiply-add is two."""
+    """FLOPs of the convolutions; a multiply-add counts as two."""
     N, C, H, W = input
     return 2 * N * H * W * C * (9 + 27 * groups + 4 * C)
 

@@ -1,4 +1,4 @@
-"""What the operators run on, for the header of every run: `python -m danet.ops`."""
+"""Versions and kernels in use, printed by `python -m danet.ops` and at the start of every command."""
 
 import platform
 
@@ -8,11 +8,16 @@ from danet.ops import library
 
 
 def info() -> dict[str, str | int]:
-    """Versions, whether the operators are compiled, and what they use.
+    """The versions of Python, torch and CUDA, and which kernels the operators use.
 
-    Keys: python, torch, cuda (runtime version or "none"), operators ("compiled" or "reference"), why (where they are
-    references), instruction_set (of the CPU kernels; DANET_CPU_CAPABILITY=default|avx2|avx512 lowers it),
-    cuda_architectures (of the CUDA kernels, or why there are none), threads.
+    Keys: python, torch, cuda (runtime version or "none"), operators ("compiled" or "reference"), why (the reason, if
+    they are references), instruction_set (of the CPU kernels; DANET_CPU_CAPABILITY=default|avx2|avx512 selects a lower
+    one), cuda_architectures (of the CUDA kernels, or the reason why there are none), threads.
+
+    Example:
+        >>> from danet.ops import info
+        >>> sorted(info())[:3]
+        ['cuda', 'cuda_architectures', 'instruction_set']
     """
     compiled = library.WHY_NOT is None
     return {
@@ -34,7 +39,13 @@ def _cuda_architectures() -> str:
 
 
 def describe() -> str:
-    """`info()` in one line."""
+    """The most important entries of `info()` in one line, for logs.
+
+    Example:
+        >>> from danet.ops import describe
+        >>> describe().startswith("torch ")
+        True
+    """
     facts = info()
     threads = f"{facts['threads']} thread{'' if facts['threads'] == 1 else 's'}"
     kind = facts["instruction_set"] if facts["operators"] == "compiled" else facts["why"]

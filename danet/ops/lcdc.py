@@ -139,12 +139,12 @@ def _vmap(info: Any, in_dims: tuple, input: Tensor, weight: Tensor, gate: bool) 
     if in_dims[1] is None:
         out = torch.ops.danet.lcdc(library.fold_batch(input, in_dims[0], info.batch_size), weight, gate)
         return out.unflatten(0, (info.batch_size, -1)), 0
-    calls = library.each_of_batch(info.batch_size, in_dims, input, weight)
+    calls = library.unbatch(info.batch_size, in_dims, input, weight)
     return torch.stack([torch.ops.danet.lcdc(*tensors, gate) for tensors in calls]), 0
 
 
 def _vmap_backward(info: Any, in_dims: tuple, grad_output: Tensor, input: Tensor, weight: Tensor, gate: bool) -> tuple:
-    calls = library.each_of_batch(info.batch_size, in_dims, grad_output, input, weight)
+    calls = library.unbatch(info.batch_size, in_dims, grad_output, input, weight)
     grads = [torch.ops.danet.lcdc_backward(*tensors, gate) for tensors in calls]
     return tuple(torch.stack(each) for each in zip(*grads, strict=True)), (0, 0)
 

@@ -1,9 +1,9 @@
-"""The compiled libraries: loads them beside this file, says why one is missing, and joins what is common to their
-operators' Python sides.
+"""Loads the compiled libraries, and registers fake kernels, vmap rules and gradients of their operators.
 
-The schemas and CPU kernels are in libdanet.so. Without it, in a source checkout that was not built, every operator is
-its plain-PyTorch reference. The CUDA kernels are in libdanet_cuda.so, loaded where torch has CUDA; without it the
-operators are their references on CUDA tensors, of which the first call warns.
+libdanet.so beside this file has the schemas and the CPU kernels. Without it, as in a source checkout that was not
+built, every operator runs as its reference in plain PyTorch, and importing danet.ops warns. libdanet_cuda.so has the
+CUDA kernels and is loaded if torch has CUDA. Without it, operators on CUDA tensors run as their references, and the
+first such call warns.
 """
 
 import ctypes
@@ -19,16 +19,16 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 CPU_LIBRARY = Path(os.environ.get("DANET_LIBRARY") or Path(__file__).with_name("libdanet.so"))
-"""DANET_LIBRARY takes another build, such as one with sanitizers."""
+"""The environment variable DANET_LIBRARY selects another build, such as one with sanitizers."""
 
 CAPABILITIES = ("baseline", "AVX2 and FMA", "AVX-512")
-"""Names of what torch.ops.danet.cpu_capability() returns."""
+"""Names of the values that torch.ops.danet.cpu_capability() returns."""
 
 
 def _load() -> str | None:
-    """Loads the CPU library; returns why it could not be."""
-    if hasattr(torch.ops.danet, "cpu_capability"):  # torch would end the process
-        return "another danet in this process, of another path, has them compiled; import one of them alone"
+    """Load the CPU library; returns the reason if that fails, else None."""
+    if hasattr(torch.ops.danet, "cpu_capability"):  # torch aborts the process if operators are defined twice
+        return "another danet in this process has compiled operators already; import only one of them"
     if not CPU_LIBRARY.exists():
         return "the kernels are not built; build them with: pip install -e . --no-build-isolation"
     try:
@@ -39,20 +39,20 @@ def _load() -> str | None:
 
 
 WHY_NOT = _load()
-"""Why the operators are their references; None where they are compiled."""
+"""The reason why all operators run as references; None if they are compiled."""
 
 CUDA_LIBRARY = Path(__file__).with_name("libdanet_cuda.so")
 
 
 def cuda_fact(name: str) -> str:
-    """What libdanet_cuda.so was built with: its "version" of CUDA, its "architectures"."""
+    """A build setting of libdanet_cuda.so: the CUDA "version" or the "architectures"."""
     function = getattr(ctypes.CDLL(str(CUDA_LIBRARY)), f"danet_cuda_{name}")
     function.restype = ctypes.c_char_p
     return function().decode()
 
 
 def _driver_version() -> int:
-    """The major version of CUDA that the driver knows; 0 without a driver."""
+    """The highest major version of CUDA that the driver supports; 0 without a driver."""
     version = ctypes.c_int(0)
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -62,7 +62,7 @@ def _driver_version() -> int:
 
 
 def _load_cuda() -> str | None:
-    """Loads the CUDA library; returns why it could not be."""
+    """Load the CUDA library; returns the reason if that fails, else None."""
     if WHY_NOT is not None:
         return WHY_NOT
     if torch.version.cuda is None:
@@ -72,7 +72,7 @@ def _load_cuda() -> str | None:
     try:
         built, driver = cuda_fact("version"), _driver_version()
         if driver and driver < int(built.partition(".")[0]):
-            return f"the driver knows CUDA {driver}, the kernels are built for CUDA {built}"
+            return f"the driver supports CUDA {driver}, but the kernels are built for CUDA {built}; update the driver"
         torch.ops.load_library(CUDA_LIBRARY)
     except (OSError, RuntimeError) as error:
         return f"{CUDA_LIBRARY.name} cannot be loaded: {str(error).splitlines()[0]}"
@@ -80,14 +80,14 @@ def _load_cuda() -> str | None:
 
 
 WHY_NOT_CUDA = _load_cuda()
-"""Why the operators are their references on CUDA tensors; None where they are compiled."""
+"""The reason why operators on CUDA tensors run as references; None if they are compiled."""
 
 if WHY_NOT is not None:
     warnings.warn(f"danet.ops: slow reference operators, {WHY_NOT}", RuntimeWarning, stacklevel=2)
 
 
 def has_kernel(tensor: Tensor) -> bool:
-    """Whether operators on this tensor's device are compiled; meta tensors stand for those."""
+    """Whether operators on this tensor's device are compiled. True for meta tensors, which stand for any device."""
     kind = tensor.device.type
     if kind == "cuda" and WHY_NOT_CUDA is not None and WHY_NOT is None and not torch.compiler.is_compiling():
         _warn_of_cuda()
@@ -99,13 +99,16 @@ def _warn_of_cuda() -> None:
     warnings.warn(f"danet.ops: slow reference operators on CUDA tensors, {WHY_NOT_CUDA}", RuntimeWarning, stacklevel=4)
 
 
-# What torch's own layer of a custom operator enters once it has found that no gradient is wanted. That layer is written
-# in Python and costs a call 10 us; where this guard is not to be had, it is gone through.
+# Without grad mode, `call` dispatches below autograd. That skips torch.library's autograd wrapper, which is written in
+# Python and costs about 10 us per call. The guard is private API: without it, calls go through the wrapper.
 _below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 
 
 def call(name: str, *arguments: Any) -> Tensor:
-    """torch.ops.danet.<name>(*arguments), for the public function."""
+    """Call torch.ops.danet.<name>(*arguments) for the public function.
+
+    Raises RuntimeError if torch.func's grad, vjp or jvp is active, which the operators do not support.
+    """
     operator = getattr(torch.ops.danet, name).default
     try:
         if _below_autograd is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -122,7 +125,7 @@ def call(name: str, *arguments: Any) -> Tensor:
 
 
 def register(name: str, *, fake: Callable, vmap: Callable, flops: Callable | None = None) -> None:
-    """Joins the Python side of torch.ops.danet.<name>, where it is compiled, to its kernels."""
+    """Register fake kernel, vmap rule and FLOP formula of torch.ops.danet.<name>, if it is compiled."""
     if WHY_NOT is not None:
         return
     torch.library.register_fake(f"danet::{name}", fake)
@@ -132,12 +135,13 @@ def register(name: str, *, fake: Callable, vmap: Callable, flops: Callable | Non
 
 
 def register_gradient(
-    name: str, tensors: int, *, reference: Callable, vmap: Callable, switches: Callable[[], tuple] = tuple
+    name: str, tensors: int, *, reference: Callable, vmap: Callable, backward_options: Callable[[], tuple] = tuple
 ) -> None:
-    """Joins <name>_backward to <name>, whose first `tensors` arguments have gradients and whose others are options.
+    """Register <name>_backward as the gradient of <name>, whose first `tensors` arguments are differentiable.
 
-    `reference` takes the same arguments as <name> and serves second derivatives; `vmap` is <name>_backward's rule.
-    `switches` are further options that <name>_backward alone has, as they stand when it is called.
+    reference: takes the arguments of <name>; serves second derivatives.
+    vmap: the vmap rule of <name>_backward.
+    backward_options: returns the current values of the options that only <name>_backward has, after all others.
     """
     if WHY_NOT is not None:
         return
@@ -148,12 +152,12 @@ def register_gradient(
 
     def backward(ctx: Any, grad_output: Tensor) -> tuple:
         operator = getattr(torch.ops.danet, f"{name}_backward")
-        grads = operator(grad_output, *ctx.saved_tensors, *ctx.options, *switches())
+        grads = operator(grad_output, *ctx.saved_tensors, *ctx.options, *backward_options())
         return (*grads, *(None for _ in ctx.options))
 
     def backward_of_backward(ctx: Any, *grads: Tensor) -> tuple:
         grad_output, *leaves = ctx.saved_tensors
-        options = ctx.options[: len(ctx.options) - len(switches())]
+        options = ctx.options[: len(ctx.options) - len(backward_options())]
         results = _double_backward(lambda *t: reference(*t, *options), leaves, grad_output, grads)
         return (*results, *(None for _ in ctx.options))
 
@@ -168,18 +172,18 @@ def register_gradient(
 
 
 def _memory_format(value: Tensor) -> torch.memory_format:
-    """Of the gradients: channels-last images, and contiguous weights."""
+    """The memory format of a gradient: channels-last for images, contiguous for weights."""
     return torch.channels_last if value.ndim == 4 else torch.contiguous_format
 
 
 def fold_batch(value: Tensor, dim: int | None, size: int) -> Tensor:
-    """[B, N, ...] with B at `dim` (or repeated B times) as [B*N, ...]: what is independent of N is so of B*N."""
+    """Fold a vmap dimension into the batch: B = size at `dim` (None: repeat the value) and [N, ...] -> [B*N, ...]."""
     value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
     return value.flatten(0, 1)
 
 
 def folding(name: str, tensors: int) -> Callable:
-    """The vmap rule of an operator whose first `tensors` arguments all begin with N: one call for the whole batch."""
+    """The vmap rule of an operator whose first `tensors` arguments all have batch dimension N: one call with B*N."""
 
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         pairs = zip(arguments[:tensors], in_dims, strict=False)
@@ -192,8 +196,8 @@ def folding(name: str, tensors: int) -> Callable:
     return vmap
 
 
-def each_of_batch(size: int, dims: Sequence[int | None], *values: Tensor | None) -> Iterator[list[Tensor | None]]:
-    """The arguments of each of `size` calls, of values batched at `dims` (None: the same for all)."""
+def unbatch(size: int, dims: Sequence[int | None], *values: Tensor | None) -> Iterator[list[Tensor | None]]:
+    """Split values, batched at `dims` (None: not batched), into the arguments of `size` calls."""
     for i in range(size):
         yield [
             value if value is None or dim is None else value.select(dim, i)
@@ -202,12 +206,13 @@ def each_of_batch(size: int, dims: Sequence[int | None], *values: Tensor | None)
 
 
 def _double_backward(reference: Callable, tensors: list[Tensor], grad_output: Tensor, grads: tuple) -> tuple:
-    """Gradients of a backward operator by the reference: of `grad_output` and `tensors`, given those of its results.
+    """The gradients of `grad_output` and `tensors`, from `grads`, those of a backward operator's results.
 
-    The backward operator gives d<reference(*tensors), grad_output>/dtensors; the result is differentiable again.
+    The backward operator computes d<reference(*tensors), grad_output> / dtensors, so that autograd through the
+    reference gives its derivative. The result is differentiable again.
     """
     if torch.compiler.is_compiling():
-        raise RuntimeError("danet: second derivatives work in eager mode only, not under torch.compile")
+        raise RuntimeError("danet: second derivatives are not supported under torch.compile; use eager mode")
     with torch.enable_grad():
         leaves = [value if value.requires_grad else value.detach().requires_grad_() for value in tensors]
         grad_leaf = grad_output if grad_output.requires_grad else grad_output.detach().requires_grad_()

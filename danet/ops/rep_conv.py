@@ -244,7 +244,7 @@ def _vmap(
         folded = library.fold_batch(input, in_dims[0], info.batch_size)
         out = torch.ops.danet.rep_conv(folded, weight, prepared, bias, *options)
         return out.unflatten(0, (info.batch_size, -1)), 0
-    calls = library.each_of_batch(info.batch_size, in_dims, input, weight, prepared, bias)
+    calls = library.unbatch(info.batch_size, in_dims, input, weight, prepared, bias)
     return torch.stack([torch.ops.danet.rep_conv(*tensors, *options) for tensors in calls]), 0
 
 

@@ -1,14 +1,14 @@
-"""Weighted sums of table rows four neighbours at a time: what a bilinear operator does, in torch's own primitives.
+"""Weighted sums of table rows, four neighbors at a time: a bilinear operator in torch's own primitives.
 
-An image in channels-last memory is a table of rows; a bilinear sample reads the rows of four neighbouring pixels:
-`base`, and `base` plus each of three constant steps. Many samples summed with weights are then an "embedding bag",
-for which torch has a fused loop on every device: nothing of the size of all samples is ever stored.
+An image in channels-last memory is a table with one row per pixel. A bilinear sample reads the rows of four neighboring
+pixels: row `base`, and `base` plus three constant steps. A weighted sum of many samples is then an embedding bag, for
+which torch has a fused loop on every device, so that the samples themselves are never stored.
 
     gather:   out[b]           = sum_{i < 4, j} weight[i, b, j] * table[base[b, j] + steps[i]]
     project:  weight[i, b, j]  = sum_d out[b, d] * table[base[b, j] + steps[i], d]
     scatter:  table[r]         = sum_{i, b, j: base[b, j] + steps[i] = r} weight[i, b, j] * out[b]
 
-These are the three contractions of one trilinear form, so the derivatives of each are the other two, to any order.
+These are the three contractions of one trilinear form: the derivatives of each are the other two, to any order.
 """
 
 from typing import Any
@@ -19,11 +19,11 @@ from torch import Tensor
 
 Steps = tuple[int, int, int, int]
 
-CHUNK = 8192  # bags whose rows `project` copies at once
+PROJECT_CHUNK_BAGS = 8192  # number of bags whose rows `project` copies at once
 
 
 def gather(table: Tensor, weight: Tensor, base: Tensor, steps: Steps) -> Tensor:
-    """[R, D] table, [4, B, J] weight, int32 or int64 [B, J] base, steps ascending from 0 -> [B, D]."""
+    """table [R, D], weight [4, B, J], base [B, J] (int32 or int64), steps in ascending order from 0 -> [B, D]."""
     return _Gather.apply(table, weight, base, steps)
 
 
@@ -56,8 +56,8 @@ class _Project(torch.autograd.Function):
     def forward(out: Tensor, table: Tensor, base: Tensor, steps: Steps) -> Tensor:
         B, J = base.shape
         weight = out.new_empty(4, B, J)
-        for start in range(0, B, CHUNK):
-            part = slice(start, start + CHUNK)
+        for start in range(0, B, PROJECT_CHUNK_BAGS):
+            part = slice(start, start + PROJECT_CHUNK_BAGS)
             for i, step in enumerate(steps):
                 rows = table.index_select(0, (base[part] + step).flatten()).view(*base[part].shape, -1)
                 torch.bmm(rows, out[part].unsqueeze(2), out=weight[i, part].unsqueeze(2))
@@ -83,7 +83,8 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(out: Tensor, weight: Tensor, base: Tensor, steps: Steps, R: int) -> Tensor:
         J = base.shape[1]
-        # Ordered by the row they go to, the samples are bags again: one writer a row, whatever the threads.
+        # Sort the samples by their target row, so that they are bags again. Each row then has one writer, which makes
+        # the result independent of the number of threads.
         order = torch.sort(base.flatten(), stable=True)[1].to(base.dtype)
         counts = torch.bincount(base.flatten(), minlength=R)
         starts = (counts.cumsum(0) - counts).to(base.dtype)

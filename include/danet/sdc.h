@@ -22,6 +22,8 @@
 
 #include <cstdint>
 
+#include "sdc_options.h"
+
 #if defined(__GNUC__)
 #define DANET_PUBLIC __attribute__((visibility("default")))
 #else
@@ -33,16 +35,6 @@ namespace danet {
 // float16 and bfloat16: 16 bits, as every library stores them; cast pointers to these.
 struct DANET_PUBLIC Half;
 struct DANET_PUBLIC BFloat16;
-
-// A call's sizes and options, each pair as (y, x).
-struct SdcOptions {
-  int64_t N = 1, C = 1, H = 1, W = 1;  // of the input; only N may be 0
-  int64_t groups = 1;                  // divide C
-  int64_t kernel_size[2] = {3, 3}, stride[2] = {1, 1}, padding[2] = {1, 1}, dilation[2] = {1, 1};
-  double offset_scale = 1;     // stretches taps and offsets about the window's centre
-  bool softmax = true;         // false: mask are the weights
-  bool remove_center = false;  // leave the middle tap out; needs an odd window
-};
 
 // What follows from them.
 struct SdcSizes {

@@ -1,4 +1,4 @@
-"""DCNv3 and DCNv4 against a form of them in torch's own F.grid_sample, in the manner of InternImage's checks."""
+"""DCNv3 and DCNv4 against an implementation by F.grid_sample, like the checks in InternImage's repository."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from torch.testing import assert_close
 from danet.ops import DCNv3Function, DCNv4Function, dcnv3, dcnv4, sdc
 
 
-def by_grid_sample(input, offset, mask, kernel, stride, pad, dilation, group, scale, remove_center):
-    """DCNv3 as its paper defines it, one tap after the other: x outside, y inside; of two offsets that of x first."""
+def dcnv3_by_grid_sample(input, offset, mask, kernel, stride, pad, dilation, group, scale, remove_center):
+    """DCNv3 as its paper defines it, one tap after the other, in column-major order with (x, y) offsets."""
     (N, H, W, C), (kernel_h, kernel_w) = input.shape, kernel
     H_out, W_out = offset.shape[1:3]
     images = input.view(N, H, W, group, C // group).permute(0, 3, 4, 1, 2).flatten(0, 1)
@@ -20,21 +20,21 @@ def by_grid_sample(input, offset, mask, kernel, stride, pad, dilation, group, sc
     mask = mask.view(N, H_out, W_out, group, len(taps)).transpose(2, 3).transpose(1, 2)
     out = 0
     for k, tap in enumerate(taps):
-        places = []
+        coordinates = []
         for axis, (sides, size) in enumerate(((W_out, W), (H_out, H))):
             middle = dilation[1 - axis] * (kernel[1 - axis] - 1) // 2
             start = torch.arange(sides, dtype=input.dtype) * stride[1 - axis] - pad[1 - axis] + middle
             start = start.view(-1, 1).T if axis == 0 else start.view(-1, 1)
-            place = start + scale * (tap[axis] * dilation[1 - axis] - middle + offset[..., k, axis])
-            places.append((2 * place + 1) / size - 1)
-        grid = torch.stack(places, -1).flatten(0, 1)
+            coordinate = start + scale * (tap[axis] * dilation[1 - axis] - middle + offset[..., k, axis])
+            coordinates.append((2 * coordinate + 1) / size - 1)
+        grid = torch.stack(coordinates, -1).flatten(0, 1)
         sampled = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
         out = out + sampled * mask[..., k].flatten(0, 1).unsqueeze(1)
     return out.view(N, C, H_out, W_out).permute(0, 2, 3, 1)
 
 
 def packed(offset, mask, group, width):
-    """DCNv4's tensor of both, with numbers that nobody should read behind them."""
+    """DCNv4's tensor of offset and mask, padded to `width` channels with NaN, which must not be read."""
     N, H_out, W_out, _ = offset.shape
     parts = [value.view(N, H_out, W_out, group, -1) for value in (offset, mask)]
     both = torch.cat(parts, -1).flatten(3)
@@ -42,7 +42,7 @@ def packed(offset, mask, group, width):
 
 
 def draw(N, H, W, group, channels, *, kernel=(3, 3), stride=(1, 1), pad=(1, 1), dilation=(1, 1), remove_center=False):
-    """Input, offset and mask as InternImage draws them."""
+    """Random input, offset and mask, with the distributions of InternImage's check."""
     generator = torch.Generator().manual_seed(3)
     K = kernel[0] * kernel[1] - remove_center
     H_out, W_out = (
@@ -60,17 +60,17 @@ def draw(N, H, W, group, channels, *, kernel=(3, 3), stride=(1, 1), pad=(1, 1), 
 
 CASES = {
     "InternImage's forward check": (2, 8, 8, 4, 16, {}, 2.0),
-    **{f"{channels} channels a group": (2, 8, 8, 2, channels, {}, 2.0) for channels in (1, 16, 30, 32, 64, 71, 1025)},
+    **{f"{channels} channels per group": (2, 8, 8, 2, channels, {}, 2.0) for channels in (1, 16, 30, 32, 64, 71, 1025)},
     "5x3": (2, 9, 7, 2, 4, {"kernel": (5, 3), "pad": (2, 0)}, 1.0),
     "stride, dilation": (1, 9, 11, 3, 5, {"stride": (2, 1), "dilation": (1, 2), "pad": (0, 2)}, 0.7),
-    "without the middle": (2, 6, 7, 4, 8, {"remove_center": True}, 1.0),
-    "5x5 without the middle": (1, 6, 7, 2, 8, {"kernel": (5, 5), "pad": (2, 2), "remove_center": True}, 1.5),
+    "remove_center": (2, 6, 7, 4, 8, {"remove_center": True}, 1.0),
+    "5x5, remove_center": (1, 6, 7, 2, 8, {"kernel": (5, 5), "pad": (2, 2), "remove_center": True}, 1.5),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_grid_sample(case, dtype):
+def test_dcn_matches_grid_sample(case, dtype):
     N, H, W, group, channels, options, scale = CASES[case]
     images = draw(N, H, W, group, channels, **options)
     defaults = {"kernel": (3, 3), "stride": (1, 1), "pad": (1, 1), "dilation": (1, 1)}
@@ -79,7 +79,7 @@ def test_equals_grid_sample(case, dtype):
     positional = [side for window in windows for side in window]
 
     leaves = [value.clone().requires_grad_() for value in images]
-    expected = by_grid_sample(*leaves, *windows, group, scale, remove_center)
+    expected = dcnv3_by_grid_sample(*leaves, *windows, group, scale, remove_center)
     grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     expected_grads = torch.autograd.grad(expected, leaves, grad_output)
 
@@ -102,7 +102,7 @@ def test_equals_grid_sample(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types(dtype):
+def test_dcn_half_dtypes(dtype):
     images = [value.to(dtype) for value in draw(2, 8, 8, 4, 16)]
     arguments = (3, 3, 1, 1, 1, 1, 1, 1, 4, 16, 1.0)
     expected = dcnv3(*(value.double() for value in images), *arguments)
@@ -110,7 +110,7 @@ def test_half_types(dtype):
     assert_close(dcnv4(images[0], packed(*images[1:], 4, 112), *arguments).double(), expected, rtol=1e-2, atol=1e-4)
 
 
-def test_softmax_in_the_kernel():
+def test_dcn_softmax_option():
     input, offset, mask = draw(2, 8, 8, 4, 16)
     arguments = (3, 3, 1, 1, 1, 1, 1, 1, 4, 16, 1.0)
     weights = mask.view(2, 8, 8, 4, 9).softmax(-1).flatten(3)
@@ -119,8 +119,8 @@ def test_softmax_in_the_kernel():
     assert_close(dcnv4(input, packed(offset, mask, 4, 108), *arguments, softmax=True), expected)
 
 
-def test_images_and_offsets_are_not_copied():
-    """The call's memory beyond its result is less than any of them."""
+def test_dcn_copies_no_arguments():
+    """Beyond its result, a call allocates less memory than the smallest argument."""
     images = [value.float() for value in draw(1, 160, 160, 4, 16)]
     both = packed(*images[1:], 4, 112)
     arguments = (3, 3, 1, 1, 1, 1, 1, 1, 4, 16, 1.0)
@@ -131,16 +131,16 @@ def test_images_and_offsets_are_not_copied():
         assert out.nbytes <= taken < 1.2 * out.nbytes
 
 
-def test_the_reference_takes_windows_that_kernels_do_not():
+def test_dcn_large_window_runs_as_reference():
     input, offset, mask = draw(1, 20, 20, 1, 2, kernel=(17, 17), pad=(8, 8))
     arguments = (17, 17, 1, 1, 8, 8, 1, 1, 1, 2, 1.0)
-    expected = by_grid_sample(input, offset, mask, (17, 17), (1, 1), (8, 8), (1, 1), 1, 1.0, False)
+    expected = dcnv3_by_grid_sample(input, offset, mask, (17, 17), (1, 1), (8, 8), (1, 1), 1, 1.0, False)
     assert_close(dcnv3(input, offset, mask, *arguments), expected)
     assert_close(dcnv4(input, packed(offset, mask, 1, 872), *arguments), expected)
 
 
-def test_sdc_is_dcnv3_in_another_order():
-    """Transposed images, tap for tap: x and y change places."""
+def test_dcnv3_matches_transposed_sdc():
+    """Transposing the images swaps x and y, and with them the orders of taps and offsets."""
     input, offset, mask = draw(2, 8, 6, 2, 4)
     expected = dcnv3(input, offset, mask, 3, 3, 1, 1, 1, 1, 1, 1, 2, 4, 1.0)
     turned = [value.permute(0, 3, 2, 1) for value in (input, offset, mask)]
@@ -168,7 +168,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("wrong, error, text", ERRORS)
-def test_wrong_arguments_get_one_line(wrong, error, text):
+def test_dcnv3_error(wrong, error, text):
     good = dict(zip(("input", "offset", "mask"), GOOD, strict=True), group=2, group_channels=4, offset_scale=1.0)
     windows = dict.fromkeys(("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w"), 1)
     with pytest.raises(error) as raised:
@@ -176,7 +176,7 @@ def test_wrong_arguments_get_one_line(wrong, error, text):
     assert str(raised.value) == text
 
 
-def test_too_narrow_offset_mask_gets_one_line():
+def test_dcnv4_narrow_offset_mask_error():
     both = packed(*GOOD[1:], 2, 54)[..., :53]
     with pytest.raises(ValueError) as raised:
         dcnv4(GOOD[0], both, 3, 3, 1, 1, 1, 1, 1, 1, 2, 4, 1.0)

@@ -1,7 +1,7 @@
-"""One table of calls for the kernels of every device: the CPU's, CUDA's on the CPU (tests/emulation), CUDA's on a GPU.
+"""The same calls on every device: CPU kernels, CUDA kernels emulated on the CPU (tests/emulation), CUDA on a GPU.
 
-The operators are called below autograd, forward and backward, and compared with their references in float64.
-DANET_EMULATION chooses how the emulated ones are built; the checker's findings fail a test.
+The operators are called below autograd, forward and backward, and compared with their references in float64. The
+environment variable DANET_EMULATION selects the build of the emulator; findings of its race checker fail the test.
 """
 
 import pytest
@@ -18,11 +18,11 @@ DTYPES = {
     "float16": (torch.float16, 2e-3),
     "bfloat16": (torch.bfloat16, 1.6e-2),
 }
-"""Largest error of a result, relative to its norm."""
+"""Dtypes, each with the largest allowed error relative to the norm of the result."""
 
 
 class Device:
-    """The operators of one device, and what moves tensors there."""
+    """Calls operators on one device, and moves tensors there and back."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -31,11 +31,11 @@ class Device:
         self.operators = torch.ops.danet_emulated if self.emulation else torch.ops.danet
 
     def __call__(self, operator: str, *arguments, seed: int = 0) -> list[torch.Tensor]:
-        """The results of an operator on its own device, as float64 on the CPU."""
+        """The results of an operator on this device, as float64 on the CPU."""
         moved = [value.to(self.where) if isinstance(value, torch.Tensor) else value for value in arguments]
         if self.emulation:
             self.emulation.seed(seed)
-            self.emulation.shared_limit(99 * 1024)  # what the smallest of the architectures has, sm_86, 89 and 120
+            self.emulation.shared_limit(99 * 1024)  # the minimum of all architectures: sm_86, 89, 120
             self.emulation.clear()
         results = getattr(self.operators, operator).default(*moved)
         results = [results] if isinstance(results, torch.Tensor) else list(results)
@@ -60,7 +60,7 @@ def device(request) -> Device:
 def assert_near(
     results: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float, *, terms: float = 1e-3
 ) -> None:
-    """`terms`: the size of what is summed, where the sums may cancel."""
+    """`terms`: the magnitude of the summed terms, a lower bound of the reference norm for sums that may cancel."""
     for result, right in zip(results, expected, strict=True):
         assert result.shape == right.shape
         assert torch.equal(result.isnan(), right.isnan())
@@ -69,7 +69,7 @@ def assert_near(
 
 
 def gradients(function, tensors: list[torch.Tensor], grad_output: torch.Tensor) -> list[torch.Tensor]:
-    """Of a reference in float64, at the rounded values that the kernels get."""
+    """Gradients of a float64 reference, at the rounded values that the kernels get."""
     leaves = [value.double().requires_grad_() for value in tensors]
     return list(torch.autograd.grad(function(*leaves), leaves, grad_output.double()))
 
@@ -81,16 +81,16 @@ def sdc_options(options: dict) -> tuple:
 
 
 SDC_CASES = {
-    **{name: case for name, case in CASES.items() if name != "kernel 17"},  # more taps than kernels take
+    **{name: case for name, case in CASES.items() if name != "kernel 17"},  # more taps than the kernels support
     "no image": (0, 4, 5, 6, {"groups": 2}),
     "packets": (2, 32, 9, 7, {"groups": 2}),
     "packets, 5x5": (1, 32, 6, 5, {"groups": 2, "kernel_size": (5, 5), "padding": (2, 2)}),
-    "14x14, 32 channels a group": (8, 128, 14, 14, {"groups": 4}),
+    "14x14, 32 channels per group": (8, 128, 14, 14, {"groups": 4}),
     "more packets than lanes": (1, 288, 3, 4, {"groups": 1}),
-    "12 channels a group": (2, 24, 5, 6, {"groups": 2}),
+    "12 channels per group": (2, 24, 5, 6, {"groups": 2}),
     "kernel 11": (1, 8, 12, 13, {"kernel_size": (11, 11), "padding": (5, 5)}),
 }
-SMALL = ("plain", "groups", "packets", "12 channels a group", "offset_scale", "remove_center", "offsets far outside")
+SMALL = ("plain", "groups", "packets", "12 channels per group", "offset_scale", "remove_center", "offsets far outside")
 
 
 def sdc_dtypes():
@@ -102,7 +102,7 @@ def sdc_dtypes():
 
 
 @pytest.mark.parametrize("case, dtype", list(sdc_dtypes()))
-def test_sdc(device, case, dtype):
+def test_sdc_forward_and_backward(device, case, dtype):
     *sizes, options = SDC_CASES[case]
     dtype, tolerance = DTYPES[dtype]
     tensors, options = arguments(*sizes, dtype=dtype, **options)
@@ -122,8 +122,8 @@ def test_sdc(device, case, dtype):
         assert_near(results, grads, 2 * tolerance, terms=1)
 
 
-def in_order_of_dcn(offset, mask, groups, kernel_size, remove_center):
-    """The same taps column by column, with x before y; and, as DCNv4 has them, in one tensor with some room left."""
+def to_dcn_layout(offset, mask, groups, kernel_size, remove_center):
+    """Offset and mask in DCNv3's order, and DCNv4's joint tensor of both with five unused channels."""
     k_y, k_x = kernel_size
     taps = [y * k_x + x for x in range(k_x) for y in range(k_y)]
     if remove_center:
@@ -145,29 +145,29 @@ DCN_CASES = [
 
 
 @pytest.mark.parametrize("case, dtype", DCN_CASES)
-def test_dcnv3_and_dcnv4_are_sdc_in_another_order(device, case, dtype):
+def test_dcnv3_and_dcnv4_match_sdc(device, case, dtype):
     *sizes, options = SDC_CASES[case]
     dtype, tolerance = DTYPES[dtype]
     (input, offset, mask), options = arguments(*sizes, dtype=dtype, **options)
     remove_center = options.get("remove_center", False)
     groups, kernel_size, more = options["groups"], options["kernel_size"], sdc_options(options)
-    turned, turned_mask, packed = in_order_of_dcn(offset, mask, groups, kernel_size, remove_center)
+    dcn_offset, dcn_mask, packed = to_dcn_layout(offset, mask, groups, kernel_size, remove_center)
 
     expected = sdc_reference(input.double(), offset.double(), mask.double(), **options)
-    assert_near(device("dcnv3", input, turned, turned_mask, *more), [expected], tolerance)
+    assert_near(device("dcnv3", input, dcn_offset, dcn_mask, *more), [expected], tolerance)
     assert_near(device("dcnv4", input, packed, *more), [expected], tolerance)
 
     grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
     grad_input, *grads = gradients(lambda *t: sdc_reference(*t, **options), [input, offset, mask], grad_output)
-    *grads, grad_packed = in_order_of_dcn(*grads, groups, kernel_size, remove_center)
+    *grads, grad_packed = to_dcn_layout(*grads, groups, kernel_size, remove_center)
     for deterministic in (False, True):
-        results = device("dcnv3_backward", grad_output, input, turned, turned_mask, *more, deterministic)
+        results = device("dcnv3_backward", grad_output, input, dcn_offset, dcn_mask, *more, deterministic)
         assert_near(results, [grad_input, *grads], 2 * tolerance, terms=1)
         results = device("dcnv4_backward", grad_output, input, packed, *more, deterministic)
         assert_near(results, [grad_input, grad_packed], 2 * tolerance, terms=1)
 
 
-def test_sdc_deterministic_backward_gives_the_same_bits(device):
+def test_sdc_deterministic_backward_is_reproducible(device):
     tensors, options = arguments(2, 16, 6, 7, groups=2, dtype=torch.float32)
     grad_output = torch.randn(2, 16, 6, 7)
     results = [
@@ -177,7 +177,7 @@ def test_sdc_deterministic_backward_gives_the_same_bits(device):
         assert all(map(torch.equal, results[0], other))
 
 
-def test_sdc_takes_slices_of_one_tensor(device):
+def test_sdc_channel_slices(device):
     (input, offset, mask), options = arguments(2, 32, 6, 7, groups=2, dtype=torch.float32)
     wide = torch.randn(2, 48, 6, 7).contiguous(memory_format=torch.channels_last)
     wide[:, 8:40] = input
@@ -191,10 +191,10 @@ def test_sdc_takes_slices_of_one_tensor(device):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_sdc_takes_offsets_at_odd_places(device, dtype):
+def test_sdc_unaligned_offsets(device, dtype):
     dtype, tolerance = DTYPES[dtype]
     (input, offset, mask), options = arguments(2, 32, 6, 7, groups=2, dtype=dtype)
-    for channels in (55, 56):  # pairs of offsets lie at odd places, or at odd places of every second pixel
+    for channels in (55, 56):  # all pairs of offsets are unaligned, or those of every second pixel
         fused = torch.randn(2, channels, 6, 7).to(dtype).contiguous(memory_format=torch.channels_last)
         fused[:, 1:37], fused[:, 37:55] = offset, mask
         slices = input, fused[:, 1:37], fused[:, 37:55]
@@ -206,9 +206,9 @@ def test_sdc_takes_offsets_at_odd_places(device, dtype):
 
 
 @pytest.mark.parametrize("C", [16, 6], ids=["packets", "scalars"])
-def test_sdc_with_pixels_so_far_apart_that_32_bits_do_not_count_them(device, C):
+def test_sdc_64_bit_pixel_strides(device, C):
     (input, offset, mask), options = arguments(1, C, 3, 4, groups=2, dtype=torch.float16)
-    stride = 2**28 + 8  # the last pixel begins at 2.95e9; the memory between the pixels is never touched
+    stride = 2**28 + 8  # the last pixel starts at element 2.95e9; memory between pixels stays unused
     memory = torch.empty(12 * stride, dtype=torch.float16, device=device.where)
     far = memory.as_strided(input.shape, (1, 1, 4 * stride, stride))
     far.copy_(input)
@@ -220,12 +220,12 @@ def test_sdc_with_pixels_so_far_apart_that_32_bits_do_not_count_them(device, C):
         assert_near(results, expected, 2e-3)
 
 
-def test_sdc_with_nan_and_infinite_coordinates(device):
+def test_sdc_nonfinite_coordinates(device):
     tensors, options = arguments(2, 16, 5, 6, groups=2, dtype=torch.float32)
     tensors[1][0, 3, 2, 2] = float("nan")
     tensors[1][1, 20, 1, 4] = float("inf")
     tensors[1][1, 1, 0, 0] = -float("inf")
-    tensors[1][0, 5, 3, 3], tensors[1][0, 8, 4, 4] = 1e30, -3e9  # no int
+    tensors[1][0, 5, 3, 3], tensors[1][0, 8, 4, 4] = 1e30, -3e9  # exceed an int
     expected = sdc_reference(*(value.double() for value in tensors), **options)
     assert expected.isnan().any()
     assert_near(device("sdc", *tensors, *sdc_options(options)), [expected], 2e-6)
@@ -236,7 +236,7 @@ def test_sdc_with_nan_and_infinite_coordinates(device):
         assert_near(results, [value.double() for value in cpu], 4e-6)
 
 
-def test_sdc_with_logits_that_are_no_numbers(device):
+def test_sdc_nonfinite_logits(device):
     tensors, options = arguments(2, 16, 5, 6, groups=2, dtype=torch.float32)
     tensors[2][0, 0, 2, 2] = tensors[2][0, 12, 3, 1] = float("nan")
     tensors[2][1, 4, 1, 1], tensors[2][1, 17, 0, 5] = float("inf"), -float("inf")
@@ -246,7 +246,7 @@ def test_sdc_with_logits_that_are_no_numbers(device):
 
 
 LCDC_CASES = {
-    # N, C, H, W, k, one kernel for all positions
+    # N, C, H, W, k, whether all positions share one kernel
     "k3": (2, 64, 4, 5, 3, True),
     "k5": (1, 256, 3, 3, 5, True),
     "positions": (3, 64, 4, 5, 3, False),
@@ -257,7 +257,7 @@ LCDC_CASES = {
     "k larger than C": (2, 8, 3, 3, 31, True),
     "one pixel": (1, 16, 1, 1, 3, True),
     "k1": (2, 16, 3, 3, 1, True),
-    "400 channels": (2, 400, 2, 3, 5, True),  # a pixel in two or four rows of a warp
+    "400 channels": (2, 400, 2, 3, 5, True),  # one pixel takes two or four rows of a warp
     "1000 channels": (1, 1000, 1, 2, 3, True),
     "400 channels, positions": (3, 400, 1, 2, 5, False),
     "batch 33": (33, 8, 2, 3, 3, False),
@@ -268,7 +268,7 @@ LCDC_CASES = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gate", [True, False], ids=["gate", "plain"])
 @pytest.mark.parametrize("case", LCDC_CASES)
-def test_lcdc(device, case, gate, dtype):
+def test_lcdc_forward_and_backward(device, case, gate, dtype):
     N, C, H, W, k, shared = LCDC_CASES[case]
     dtype, tolerance = DTYPES[dtype]
     generator = torch.Generator().manual_seed(0)
@@ -291,7 +291,7 @@ GATE_CASES = {
     "1 channel": (2, 1, 3, 2),
     "30 channels": (1, 30, 2, 3),
     "256": (1, 256, 3, 3),
-    "400 channels": (1, 400, 2, 3),  # two or four groups a thread
+    "400 channels": (1, 400, 2, 3),  # two or four groups per thread
     "1000 channels": (1, 1000, 1, 2),
     "1025 channels": (1, 1025, 2, 2),
     "3000 channels": (1, 3000, 1, 2),
@@ -302,7 +302,7 @@ GATE_CASES = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", GATE_CASES)
-def test_softmax_gate(device, case, dtype):
+def test_softmax_gate_forward_and_backward(device, case, dtype):
     dtype, tolerance = DTYPES[dtype]
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(GATE_CASES[case], generator=generator, dtype=torch.float64)  # noqa: E731
@@ -337,9 +337,9 @@ REP_CONV_CASES = {
 @pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", REP_CONV_CASES)
-def test_rep_conv(device, case, dtype, tf32):
+def test_rep_conv_forward(device, case, dtype, tf32):
     if tf32 and dtype != "float32":
-        pytest.skip("tf32 is float32's")
+        pytest.skip("tf32 applies to float32 only")
     N, C, C_out, H, W, stride = REP_CONV_CASES[case]
     dtype, tolerance = DTYPES[dtype]
     generator = torch.Generator().manual_seed(0)
@@ -356,7 +356,7 @@ DIRECT_ERRORS = {
     "sdc offset": ("sdc", "sdc: offset has the wrong shape", {1: (2, 18, 5, 6)}),
     "sdc mask": ("sdc", "sdc: mask must have input's dtype", {2: torch.float64}),
     "sdc groups": ("sdc", "sdc: groups must divide C", {3: 3}),
-    "sdc kernel_size": ("sdc", "sdc: input must be as large as the window", {4: 9}),
+    "sdc kernel_size": ("sdc", "sdc: input must be at least as large as the window", {4: 9}),
     "sdc dtype": ("sdc", "danet: dtype must be float64, float32, float16 or bfloat16", {0: torch.int32}),
     "lcdc weight": ("lcdc", "lcdc: weight must be", {1: (2, 3)}),
     "softmax_gate logits": ("softmax_gate", "softmax_gate: logits has the wrong shape", {1: (2, 8, 5, 7)}),
@@ -364,11 +364,11 @@ DIRECT_ERRORS = {
     "rep_conv bias": ("rep_conv", "rep_conv: bias has the wrong shape", {3: (5,)}),
     "rep_conv stride": ("rep_conv", "rep_conv: stride must be 1 or 2", {4: 3}),
 }
-"""Operator, what its guard says, and the argument that is wrong: a shape, a dtype or a value."""
+"""Operator, its error, and the changed arguments by index: a shape, a dtype or a value."""
 
 
 @pytest.mark.parametrize("case", DIRECT_ERRORS)
-def test_guards_of_direct_calls(device, case):
+def test_direct_call_error(device, case):
     operator, message, changes = DIRECT_ERRORS[case]
     windows = [3, 3, 1, 1, 1, 1, 1, 1]
     calls = {
@@ -388,7 +388,7 @@ def test_guards_of_direct_calls(device, case):
 
 
 LAUNCHES = {"sdc": 1, "lcdc": 1, "softmax_gate": 1, "sdc_backward": 1, "lcdc_backward": 2, "softmax_gate_backward": 1}
-"""One pass over the data each; the gradient of lcdc's shared weight takes a sum of the blocks' sums."""
+"""Kernel launches per call. lcdc_backward needs a second one, to add up the blocks' sums for the shared weight."""
 
 
 @pytest.fixture
@@ -413,14 +413,14 @@ def small_calls(N: int) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize("operator", LAUNCHES)
-def test_launches_of_a_call(emulated, operator):
+def test_emulated_launch_count(emulated, operator):
     for N, expected in ((2, LAUNCHES[operator]), (0, 0)):
         before = emulated.emulation.launches()
         emulated(operator, *small_calls(N)[operator])
         assert emulated.emulation.launches() - before == expected
 
 
-def test_a_launch_that_fails_is_an_error_and_the_next_one_works(emulated):
+def test_emulated_launch_failure_is_recoverable(emulated):
     call = small_calls(1)["sdc"]
     expected = emulated("sdc", *call)
     emulated.emulation.shared_limit(1024)

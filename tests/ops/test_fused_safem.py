@@ -1,14 +1,15 @@
-"""SaFEM in one pass against its steps in float64, and what surrounds the call."""
+"""The fused SaFEM kernels against their steps in float64; dtypes, layouts, threads, gradients, compilation, errors."""
 
 import pytest
 import torch
 from torch.func import vmap
 
 from danet.ops import prepare_safem, safem, safem_reference, sdc_mean, sdc_mean_reference
+from danet.ops.fused_safem import _has_fused_kernel
 
 
-def tensors_of(C, G, dtype=torch.float64, seed=0):
-    """Weights whose offsets reach over borders and whose softmax is neither flat nor a single one."""
+def make_weights(C, G, dtype=torch.float64, seed=0):
+    """Random weights: offsets cross the borders of the image, and the softmax is neither uniform nor one-hot."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(C, 1, 3, 3), (C,), (27 * G, C, 1, 1), (27 * G,), (2 * C, C, 1, 1), (2 * C,), (C, 2 * C, 1, 1), (C,)]
     scales = [0.5, 0.5, 2 / C**0.5, 1.0, 1 / C**0.5, 0.5, 2 / C**0.5, 1.0]
@@ -16,7 +17,7 @@ def tensors_of(C, G, dtype=torch.float64, seed=0):
     return [(draw * scale).to(dtype) for draw, scale in zip(draws, scales, strict=True)]
 
 
-def two_levels(N, C, H, W, seed=1):
+def make_inputs(N, C, H, W, seed=1):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(N, C, H, W), (N, 4 * C, (H + 1) // 2, (W + 1) // 2), (N, C)]
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -38,12 +39,12 @@ CASES = {
 
 @pytest.mark.parametrize("combines", [False, True], ids=["alone", "two levels"])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_its_steps_in_float64(case, combines):
+def test_safem_matches_float64_steps(case, combines):
     N, C, H, W, G = CASES[case]
-    input, up, weight = two_levels(N, C, H, W)
+    input, up, weight = make_inputs(N, C, H, W)
     more = {"up": up, "weight": weight} if combines else {}
-    expected = safem_reference(input, prepare_safem(*tensors_of(C, G), groups=G), scale=0.5, **more)
-    weights = prepare_safem(*tensors_of(C, G, torch.float32), groups=G)
+    expected = safem_reference(input, prepare_safem(*make_weights(C, G), groups=G), scale=0.5, **more)
+    weights = prepare_safem(*make_weights(C, G, torch.float32), groups=G)
     assert weights.packed is not None
     arguments = {name: value.float() for name, value in more.items()}
     out = safem(input.float(), weights, scale=0.5, **arguments)
@@ -52,17 +53,17 @@ def test_equals_its_steps_in_float64(case, combines):
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if name != "no image"])
-def test_mean_equals_its_steps_in_float64(case):
+def test_sdc_mean_matches_float64_steps(case):
     N, C, H, W, G = CASES[case]
-    input = two_levels(N, C, H, W)[0]
-    expected = sdc_mean_reference(input, prepare_safem(*tensors_of(C, G)[:4], groups=G))
-    weights = prepare_safem(*tensors_of(C, G, torch.float32)[:4], groups=G)
+    input = make_inputs(N, C, H, W)[0]
+    expected = sdc_mean_reference(input, prepare_safem(*make_weights(C, G)[:4], groups=G))
+    weights = prepare_safem(*make_weights(C, G, torch.float32)[:4], groups=G)
     out = sdc_mean(input.float(), weights)
     assert out.shape == (N, C, 1, 1)
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_formula_is_that_of_the_modules():
+def test_safem_matches_the_training_module():
     from danet.models.safem import SaFEM  # the module that training uses
 
     module = SaFEM(16).double().eval()
@@ -88,18 +89,29 @@ def test_the_formula_is_that_of_the_modules():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_other_types_go_in_steps(dtype):
-    weights = prepare_safem(*tensors_of(16, 4, dtype), groups=4)
+def test_safem_runs_other_dtypes_in_steps(dtype):
+    weights = prepare_safem(*make_weights(16, 4, dtype), groups=4)
     assert weights.packed is None
     input = torch.randn(1, 16, 4, 5, dtype=dtype)
     out = safem(input, weights)
     assert out.dtype == dtype
-    expected = safem_reference(input.double(), prepare_safem(*(t.double() for t in tensors_of(16, 4, dtype)), groups=4))
+    expected = safem_reference(
+        input.double(), prepare_safem(*(t.double() for t in make_weights(16, 4, dtype)), groups=4)
+    )
     torch.testing.assert_close(out.double(), expected, rtol=0.1, atol=0.1)
 
 
-def test_large_logits():
-    parts = tensors_of(16, 4)
+def test_safem_runs_too_large_images_in_steps():
+    """The kernels count the elements of an image in 32 bits."""
+    weights = prepare_safem(*make_weights(16, 4, torch.float32), groups=4)
+    shape = (1, 16, 2**14, 2**13)
+    assert not _has_fused_kernel(torch.empty(1).expand(shape), weights)
+    with pytest.raises(RuntimeError, match="safem: an image must have"):
+        torch.ops.danet.safem(torch.empty(1).expand(shape), weights.packed, None, None, 4, 1.0)
+
+
+def test_safem_large_logits_stay_finite():
+    parts = make_weights(16, 4)
     parts[6] *= 300
     input = torch.randn(1, 16, 5, 6, dtype=torch.float64)
     expected = safem_reference(input, prepare_safem(*parts, groups=4))
@@ -108,8 +120,8 @@ def test_large_logits():
     assert ((out.double() - expected).abs() < 0.05 * (1 + expected.abs())).float().mean() > 0.98
 
 
-def test_a_nan_stays_in_reach():
-    weights = prepare_safem(*tensors_of(16, 4, torch.float32), groups=4)
+def test_safem_nan_pixel_stays_local():
+    weights = prepare_safem(*make_weights(16, 4, torch.float32), groups=4)
     input = torch.randn(2, 16, 9, 9)
     clean = safem(input, weights)
     input[0, 3, 4, 4] = float("nan")
@@ -118,16 +130,16 @@ def test_a_nan_stays_in_reach():
     torch.testing.assert_close(out[1], clean[1], rtol=0, atol=0)
 
 
-def test_takes_slices_and_any_layout():
-    weights = prepare_safem(*tensors_of(16, 4, torch.float32), groups=4)
+def test_safem_accepts_channel_slices():
+    weights = prepare_safem(*make_weights(16, 4, torch.float32), groups=4)
     wide = torch.randn(2, 40, 6, 7).contiguous(memory_format=torch.channels_last)
     expected = safem(wide[:, 8:24].contiguous(), weights)
     torch.testing.assert_close(safem(wide[:, 8:24], weights), expected, rtol=0, atol=0)
 
 
-def test_does_not_depend_on_the_number_of_threads():
-    weights = prepare_safem(*tensors_of(32, 4, torch.float32), groups=4)
-    means = prepare_safem(*tensors_of(32, 4, torch.float32)[:4], groups=4)
+def test_safem_is_deterministic_in_threads():
+    weights = prepare_safem(*make_weights(32, 4, torch.float32), groups=4)
+    means = prepare_safem(*make_weights(32, 4, torch.float32)[:4], groups=4)
     input = torch.randn(1, 32, 40, 41)
     threads = torch.get_num_threads()
     try:
@@ -141,16 +153,16 @@ def test_does_not_depend_on_the_number_of_threads():
         torch.set_num_threads(threads)
 
 
-def test_gradients_go_through_the_steps():
-    weights = prepare_safem(*tensors_of(8, 4, torch.float32), groups=4)
+def test_safem_gradients_match_reference():
+    weights = prepare_safem(*make_weights(8, 4, torch.float32), groups=4)
     input = torch.randn(1, 8, 4, 5, requires_grad=True)
     grads = [torch.autograd.grad(f(input, weights).square().sum(), input)[0] for f in (safem, safem_reference)]
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
 
 
-def test_opcheck_and_compile():
-    weights, means = (prepare_safem(*tensors_of(16, 4, torch.float32)[:n], groups=4) for n in (8, 4))
-    input, up, weight = (t.float() for t in two_levels(2, 16, 5, 6))
+def test_safem_opcheck_and_compile():
+    weights, means = (prepare_safem(*make_weights(16, 4, torch.float32)[:n], groups=4) for n in (8, 4))
+    input, up, weight = (t.float() for t in make_inputs(2, 16, 5, 6))
     torch.library.opcheck(torch.ops.danet.safem.default, (input, weights.packed, None, None, 4, 1.0))
     torch.library.opcheck(torch.ops.danet.safem.default, (input, weights.packed, up, weight, 4, 1.0))
     torch.library.opcheck(torch.ops.danet.sdc_mean.default, (input, means.packed, 4))
@@ -158,24 +170,29 @@ def test_opcheck_and_compile():
     torch.testing.assert_close(compiled(input), safem(input, weights, up=up, weight=weight), rtol=0, atol=0)
 
 
-def test_vmap():
-    weights, means = (prepare_safem(*tensors_of(16, 4, torch.float32)[:n], groups=4) for n in (8, 4))
+def test_safem_vmap():
+    weights, means = (prepare_safem(*make_weights(16, 4, torch.float32)[:n], groups=4) for n in (8, 4))
     batches = torch.randn(3, 2, 16, 5, 6)
     for function, w in ((safem, weights), (sdc_mean, means)):
         expected = torch.stack([function(input, w) for input in batches])
         torch.testing.assert_close(vmap(lambda x, f=function, w=w: f(x, w))(batches), expected, rtol=0, atol=1e-6)
 
 
-WEIGHTS, MEANS = (prepare_safem(*tensors_of(8, 4, torch.float32)[:n], groups=4) for n in (8, 4))
-INPUT, UP, WEIGHT = (t.float() for t in two_levels(2, 8, 5, 6))
+WEIGHTS, MEANS = (prepare_safem(*make_weights(8, 4, torch.float32)[:n], groups=4) for n in (8, 4))
+INPUT, UP, WEIGHT = (t.float() for t in make_inputs(2, 8, 5, 6))
 ERRORS = [
     ((None, WEIGHTS), {}, TypeError, "safem: input must be a tensor, got NoneType"),
     ((INPUT[0], WEIGHTS), {}, ValueError, "safem: input must be [N, C, H, W], got [8, 5, 6]"),
     ((INPUT, None), {}, TypeError, "safem: weights must be what prepare_safem returns, got NoneType"),
     ((INPUT.double(), WEIGHTS), {}, TypeError, "safem: weights must have input's dtype float64, got float32"),
-    ((INPUT[:, :4], WEIGHTS), {}, ValueError, "safem: weights are for C = 8, input has 4"),
-    ((INPUT, MEANS), {}, ValueError, "safem: weights have no expand and reduce; they are for sdc_mean"),
-    ((INPUT, WEIGHTS), {"up": UP}, ValueError, "safem: up and weight come together"),
+    ((INPUT[:, :4], WEIGHTS), {}, ValueError, "safem: input must have C = 8 like weights, got 4"),
+    (
+        (INPUT, MEANS),
+        {},
+        ValueError,
+        "safem: weights must have expand and reduce, got None; pass them to prepare_safem",
+    ),
+    ((INPUT, WEIGHTS), {"up": UP}, ValueError, "safem: up and weight must be given together, got up without weight"),
     (
         (INPUT, WEIGHTS),
         {"up": UP[:, :, :2], "weight": WEIGHT},
@@ -192,7 +209,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("arguments", "options", "error", "text"), ERRORS)
-def test_error(arguments, options, error, text):
+def test_safem_error(arguments, options, error, text):
     for function in (safem, safem_reference):
         with pytest.raises(error) as caught:
             function(*arguments, **options)
@@ -210,9 +227,9 @@ def test_error(arguments, options, error, text):
         ),
     ],
 )
-def test_prepare_error(change, text):
+def test_prepare_safem_error(change, text):
     names = ("depthwise", "depthwise_bias", "predictor", "predictor_bias", "expand", "expand_bias", "reduce")
-    values = dict(zip((*names, "reduce_bias"), tensors_of(8, 4, torch.float32), strict=True))
+    values = dict(zip((*names, "reduce_bias"), make_weights(8, 4, torch.float32), strict=True))
     with pytest.raises(ValueError) as caught:
         prepare_safem(**{**values, "groups": 4, **change})
     assert str(caught.value) == text

@@ -11,7 +11,7 @@ import danet.ops
 from danet.ops import describe, info
 
 
-def test_info_and_its_line():
+def test_info_and_describe():
     facts = info()
     assert facts["torch"] == torch.__version__
     assert (facts["operators"], facts["why"]) == ("compiled", "")
@@ -28,7 +28,7 @@ def run(*arguments, **environment):
     )
 
 
-def test_command_prints_every_fact():
+def test_info_command_prints_every_entry():
     result = run("-m", "danet.ops")
     assert result.returncode == 0, result.stderr
     assert [line.split()[0] for line in result.stdout.splitlines()] == list(info())
@@ -36,18 +36,18 @@ def test_command_prints_every_fact():
 
 
 @pytest.mark.parametrize(("asked", "text"), [("default", "baseline"), ("avx2", "AVX2 and FMA"), ("avx512", "AVX-512")])
-def test_the_instruction_set_can_be_lowered(asked, text):
+def test_info_instruction_set_can_be_lowered(asked, text):
     result = run("-m", "danet.ops", DANET_CPU_CAPABILITY=asked)
     assert result.returncode == 0, result.stderr
     if text == "baseline" or info()["instruction_set"] == "AVX-512":
         assert text in result.stdout
 
 
-def test_without_the_library_the_references_serve_with_one_warning(tmp_path):
-    """A checkout that was not built."""
+def test_ops_without_library_warn_once(tmp_path):
+    """A source checkout that was not built runs the references."""
     package = Path(danet.ops.__file__).parent
     shutil.copytree(package, tmp_path / "danet/ops", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    (tmp_path / "danet/__init__.py").touch()  # or an installed danet comes first
+    (tmp_path / "danet/__init__.py").touch()  # otherwise an installed danet is imported
     program = (
         "from danet.ops import SDC, info; import torch; SDC(8)(torch.randn(1, 8, 5, 5)); print(info()['operators'])"
     )
@@ -57,11 +57,11 @@ def test_without_the_library_the_references_serve_with_one_warning(tmp_path):
     assert "pip install -e . --no-build-isolation" in result.stderr
 
 
-def test_operators_need_nothing_but_torch_and_say_nothing():
-    """In an interpreter where only torch, what it needs itself, and the standard library can be imported."""
+def test_ops_import_only_torch():
+    """No other package is imported, and nothing is printed; packages of other parts of danet are blocked."""
     program = """
 import sys
-import torch, torch._dynamo  # whatever torch brings along is torch's
+import torch, torch._dynamo  # modules that torch itself imports are allowed
 loaded = set(sys.modules)
 sys.modules.update(dict.fromkeys(["cv2", "jsonargparse", "rich", "safetensors", "matplotlib", "tensorboard"]))
 from danet.ops import SDC
@@ -75,8 +75,8 @@ print(sorted(name for name in third if sys.modules[name] is not None))
     assert result.stderr == ""
 
 
-def test_where_cuda_tensors_have_no_kernels_the_first_call_says_why():
-    """Fake tensors are of CUDA on any machine."""
+def test_ops_without_cuda_kernels_warn_once():
+    """Fake tensors have a CUDA device on any machine."""
     program = """
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode

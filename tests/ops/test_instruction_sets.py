@@ -1,4 +1,4 @@
-"""The operators' own tests once more on each lower instruction set that this processor has."""
+"""Repeats the tests of the operators on each lower instruction set that this processor supports."""
 
 import os
 import subprocess
@@ -13,11 +13,11 @@ TESTS = [Path(__file__).with_name(f"test_{name}.py") for name in ("sdc", "lcdc",
 
 
 @pytest.mark.parametrize(("capability", "text"), [("default", "baseline"), ("avx2", "AVX2 and FMA")])
-def test_on(capability, text):
+def test_ops_on_lower_instruction_set(capability, text):
     if info()["instruction_set"] == "baseline":
-        pytest.skip("this run is on the lowest already")
+        pytest.skip("this run uses the lowest instruction set already")
     if capability == "avx2" and info()["instruction_set"] != "AVX-512":
-        pytest.skip("this run is on AVX2 already")
+        pytest.skip("this run uses AVX2 or lower already")
     environment = {**os.environ, "DANET_CPU_CAPABILITY": capability}
     program = f"import danet.ops, pytest, sys; assert danet.ops.info()['instruction_set'] == {text!r}; "
     program += "sys.exit(pytest.main(sys.argv[1:]))"

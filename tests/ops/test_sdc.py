@@ -1,3 +1,5 @@
+"""SDC: the operator and its reference against loops over the formula, gradients, edge cases, and the module."""
+
 import itertools
 import math
 
@@ -39,7 +41,7 @@ def sdc_loop(
     softmax=True,
     remove_center=False,
 ):
-    """The formula of danet.ops.sdc, one output position and tap at a time."""
+    """The formula of danet.ops.sdc as loops over output positions and taps."""
     input, offset, mask = (t.detach().double().numpy() for t in (input, offset, mask))
     N, C = input.shape[:2]
     H_out, W_out = offset.shape[2:]
@@ -54,12 +56,12 @@ def sdc_loop(
         if softmax:
             m = np.exp(m - m.max()) / np.exp(m - m.max()).sum()
         for k, tap in enumerate(taps):
-            place = []
-            for axis, position in enumerate((y, x)):
+            position = []
+            for axis, index in enumerate((y, x)):
                 delta = offset[n, (g * len(taps) + k) * 2 + axis, y, x]
-                center = position * stride[axis] - padding[axis] + h[axis]
-                place.append(center + offset_scale * (tap[axis] * dilation[axis] - h[axis] + delta))
-            out[n, channels, y, x] += m[k] * bilinear_loop(input[n, channels], *place)
+                center = index * stride[axis] - padding[axis] + h[axis]
+                position.append(center + offset_scale * (tap[axis] * dilation[axis] - h[axis] + delta))
+            out[n, channels, y, x] += m[k] * bilinear_loop(input[n, channels], *position)
     return torch.from_numpy(out)
 
 
@@ -74,27 +76,27 @@ def gradients(function, tensors, grad_output):
     return torch.autograd.grad(function(*tensors), tensors, grad_output)
 
 
-def test_forward_equals_the_formula(case):
+def test_sdc_forward_matches_formula(case):
     tensors, options = case
     for function in (sdc, sdc_reference):
         torch.testing.assert_close(function(*tensors, **options), sdc_loop(*tensors, **options), rtol=1e-12, atol=1e-12)
 
 
-def test_gradcheck(case):
+def test_sdc_gradcheck(case):
     tensors, options = case
     tensors = [t.requires_grad_() for t in tensors]
     torch.autograd.gradcheck(lambda *t: sdc(*t, **options), tensors, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["groups", "stride", "offset_scale", "remove_center", "no softmax", "kernel 3x2"])
-def test_gradgradcheck(name):
+def test_sdc_gradgradcheck(name):
     *shape, options = CASES[name]
     tensors, options = arguments(*shape, **options)
     tensors = [t.requires_grad_() for t in tensors]
     torch.autograd.gradgradcheck(lambda *t: sdc(*t, **options), tensors, fast_mode=True)
 
 
-def test_gradient_of_each_argument_alone():
+def test_sdc_gradient_of_single_argument():
     tensors, options = arguments(2, 4, 4, 5, groups=2)
     together = gradients(lambda *t: sdc(*t, **options), tensors, torch.ones(2, 4, 4, 5, dtype=torch.float64))
     for i, expected in enumerate(together):
@@ -103,23 +105,23 @@ def test_gradient_of_each_argument_alone():
         torch.testing.assert_close(leaves[i].grad, expected)
 
 
-def test_gradient_at_whole_coordinates_is_that_of_the_floor_cell():
+def test_sdc_gradient_at_integer_coordinates():
     input = torch.tensor([[[[1.0, 4.0, 16.0]]]], dtype=torch.float64)
     offset = torch.zeros(1, 2, 1, 3, dtype=torch.float64, requires_grad=True)
     mask = torch.ones(1, 1, 1, 3, dtype=torch.float64)
     sdc(input, offset, mask, kernel_size=1, padding=0, softmax=False).sum().backward()
-    assert offset.grad[0, 1, 0].tolist() == [3.0, 12.0, -16.0]  # towards the right neighbour, zero past the border
-    assert offset.grad[0, 0, 0].tolist() == [-1.0, -4.0, -16.0]  # and the lower one
+    assert offset.grad[0, 1, 0].tolist() == [3.0, 12.0, -16.0]  # towards the right neighbor, zero outside
+    assert offset.grad[0, 0, 0].tolist() == [-1.0, -4.0, -16.0]  # and towards the lower one
 
 
-def test_zero_offsets_and_equal_logits_are_a_mean_filter():
+def test_sdc_zero_offsets_give_mean_filter():
     input = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     zeros = input.new_zeros(2, 27, 5, 6)
     expected = torch.nn.functional.avg_pool2d(input, 3, stride=1, padding=1)
     torch.testing.assert_close(sdc(input, zeros[:, :18], zeros[:, 18:]), expected)
 
 
-def test_offset_scale_one_changes_nothing_and_scales_about_the_center():
+def test_sdc_offset_scale_scales_about_center():
     (input, offset, mask), _ = arguments(1, 2, 6, 6)
     torch.testing.assert_close(
         sdc(input, offset, mask, offset_scale=2.0),
@@ -127,7 +129,7 @@ def test_offset_scale_one_changes_nothing_and_scales_about_the_center():
     )
 
 
-def test_empty_batch():
+def test_sdc_empty_batch():
     tensors = [torch.randn(0, c, 4, 5, requires_grad=True) for c in (8, 36, 18)]
     out = sdc(*tensors, groups=2)
     assert out.shape == (0, 8, 4, 5)
@@ -145,7 +147,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_any_strides(layout):
+def test_sdc_accepts_any_strides(layout):
     tensors, options = arguments(2, 6, 4, 5, groups=2)
     strided = [layout(t) for t in tensors]
     out = sdc(*strided, **options)
@@ -162,7 +164,7 @@ def test_any_strides(layout):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_offset_and_mask_sliced_from_one_convolution(memory_format):
+def test_sdc_offset_and_mask_slices(memory_format):
     predicted = torch.randn(2, 54, 4, 5, dtype=torch.float64).to(memory_format=memory_format)
     input = torch.randn(2, 6, 4, 5, dtype=torch.float64)
     offset, mask = predicted[:, :36], predicted[:, 36:]
@@ -172,7 +174,7 @@ def test_offset_and_mask_sliced_from_one_convolution(memory_format):
 
 @pytest.mark.parametrize("softmax", [True, False])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_nan_coordinate(softmax, axis):
+def test_sdc_nan_coordinate(softmax, axis):
     (input, offset, mask), options = arguments(2, 4, 4, 5, groups=2, softmax=softmax)
     clean = (input, offset, mask)
     offset = offset.clone()
@@ -194,7 +196,7 @@ def test_nan_coordinate(softmax, axis):
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
-def test_infinite_coordinate_is_a_zero_sample_with_zero_gradient(value):
+def test_sdc_infinite_coordinate_is_zero_sample(value):
     (input, offset, mask), options = arguments(2, 4, 4, 5, groups=2)
     offset[0, 0, 1, 1] = offset[1, 19, 2, 3] = value
     far = offset.clamp(-1e3, 1e3)
@@ -208,7 +210,7 @@ def test_infinite_coordinate_is_a_zero_sample_with_zero_gradient(value):
     assert actual[1][1, 19, 2, 3] == 0
 
 
-def test_every_coordinate_infinite_or_nan():
+def test_sdc_all_coordinates_nonfinite():
     (input, offset, mask), options = arguments(1, 2, 3, 3)
     out = sdc(input, torch.full_like(offset, math.inf), mask, **options)
     assert torch.equal(out, torch.zeros_like(out))
@@ -216,7 +218,7 @@ def test_every_coordinate_infinite_or_nan():
     assert out.isnan().all()
 
 
-def test_nan_pixel_stays_where_it_is_sampled():
+def test_sdc_nan_pixel_stays_local():
     (input, offset, mask), options = arguments(2, 2, 5, 5, spread=4.0)
     input[:, :, 0, 0] = math.nan
     out, expected = sdc(input, offset, mask, **options), sdc_loop(input, offset, mask, **options)
@@ -226,23 +228,23 @@ def test_nan_pixel_stays_where_it_is_sampled():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("place", [(0, 0), (4, 2), (2, 2)])
-def test_infinite_gradient_reaches_only_what_was_sampled(dtype, place):
+@pytest.mark.parametrize("pixel", [(0, 0), (4, 2), (2, 2)])
+def test_sdc_infinite_gradient_stays_local(dtype, pixel):
     tensors, options = arguments(2, 4, 5, 5, groups=2, spread=3.0, dtype=dtype)
     grad_output = torch.randn(2, 4, 5, 5, dtype=dtype)
-    grad_output[0, 1, place[0], place[1]] = math.inf
+    grad_output[0, 1, pixel[0], pixel[1]] = math.inf
     actual = gradients(lambda *t: sdc(*t, **options), tensors, grad_output)
     expected = gradients(lambda *t: sdc_reference(*t, **options), tensors, grad_output)
     assert not actual[0].isfinite().all()
     torch.testing.assert_close(actual[0], expected[0], equal_nan=True)
     for grad in actual[1:]:
-        grad[0, :, place[0], place[1]] = 0
+        grad[0, :, pixel[0], pixel[1]] = 0
         assert grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 9)])
-def test_images_of_one_row_or_column(dtype, size):
+def test_sdc_single_row_or_column(dtype, size):
     tensors, options = arguments(2, 20, *size, groups=2, spread=2.0, dtype=dtype)
     grad_output = torch.randn(2, 20, *size, dtype=dtype)
     torch.testing.assert_close(sdc(*tensors, **options).double(), sdc_loop(*tensors, **options), rtol=1e-5, atol=1e-5)
@@ -253,7 +255,7 @@ def test_images_of_one_row_or_column(dtype, size):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
-def test_lower_precision(dtype, tolerance):
+def test_sdc_lower_precision(dtype, tolerance):
     tensors, options = arguments(2, 8, 6, 7, groups=2, dtype=dtype)
     out = sdc(*tensors, **options)
     assert out.dtype == dtype
@@ -266,7 +268,7 @@ def test_lower_precision(dtype, tolerance):
         torch.testing.assert_close(a.double(), e, rtol=4 * tolerance, atol=4 * tolerance)
 
 
-def test_half_accumulates_in_float32():
+def test_sdc_half_accumulates_in_float32():
     N_taps = 49 * 4
     input = torch.full((1, 1, 28, 28), 0.1, dtype=torch.bfloat16)
     offset = torch.zeros(1, 2 * N_taps, 1, 1, dtype=torch.bfloat16)
@@ -275,15 +277,15 @@ def test_half_accumulates_in_float32():
     assert out.item() == torch.tensor(N_taps * input[0, 0, 0, 0].item()).bfloat16().item()
 
 
-def test_large_logits_do_not_overflow():
+def test_sdc_large_logits_do_not_overflow():
     (input, offset, mask), options = arguments(1, 2, 3, 3, dtype=torch.float32)
     assert sdc(input, offset, mask * 1e4, **options).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("C", [16, 20])
-@pytest.mark.parametrize("size", [(36, 28), (2, 300), (300, 1)])  # the last two: a row for each thread, one column
-def test_backward_is_deterministic_in_threads(size, C, dtype):
+@pytest.mark.parametrize("size", [(36, 28), (2, 300), (300, 1)])  # the last two: one row per thread, one column
+def test_sdc_backward_is_deterministic_in_threads(size, C, dtype):
     tensors, options = arguments(3, C, *size, groups=4, dtype=dtype, spread=2.0)
     grad_output = torch.randn(3, C, *size, dtype=dtype)
     threads = torch.get_num_threads()
@@ -299,7 +301,7 @@ def test_backward_is_deterministic_in_threads(size, C, dtype):
             assert torch.equal(a, b)
 
 
-def test_autocast_runs_in_autocast_type():
+def test_sdc_autocast_dtype():
     tensors, options = arguments(1, 4, 4, 4, dtype=torch.float32)
     leaves = [t.requires_grad_() for t in tensors]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -313,8 +315,8 @@ def test_autocast_runs_in_autocast_type():
 @pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
 )
-def test_devices_agree(device):
-    """Repeated rows and short tables are where torch's sparse products could differ between devices."""
+def test_sdc_devices_agree(device):
+    """The embedding bags of the reference could differ between devices on repeated rows and short tables."""
     for C, H, W, kernel_size in ((16, 12, 9, 3), (2, 1, 1, 7)):
         p = kernel_size // 2
         tensors, options = arguments(2, C, H, W, groups=2, kernel_size=(kernel_size,) * 2, padding=(p, p))
@@ -325,14 +327,14 @@ def test_devices_agree(device):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_arguments_equal_the_formula(data):
+def test_sdc_random_arguments_match_formula(data):
     check_any_arguments(data)
 
 
 @pytest.mark.long
 @settings(max_examples=2000, deadline=None)
 @given(data=st.data())
-def test_very_many_arguments_equal_the_formula(data):
+def test_sdc_random_arguments_match_formula_long(data):
     tensors, options = check_any_arguments(data)
     if tensors[0].numel() > 0:
         leaves = [t.requires_grad_() for t in tensors]
@@ -368,14 +370,14 @@ def check_any_arguments(data):
     return tensors, options
 
 
-def test_module_starts_as_a_mean_followed_by_a_projection():
+def test_sdc_module_starts_as_mean_filter():
     module = SDC(8, groups=2).eval()
     input = torch.randn(2, 8, 5, 6)
     expected = module.projection(torch.nn.functional.avg_pool2d(input, 3, stride=1, padding=1))
     torch.testing.assert_close(module(input), expected)
 
 
-def test_module_learns_offsets_and_mask():
+def test_sdc_module_trains_offsets_and_mask():
     module = SDC(8, groups=4, kernel_size=5)
     module(torch.randn(2, 8, 6, 7)).square().sum().backward()
     taps = 4 * 25
@@ -397,7 +399,7 @@ def test_module_learns_offsets_and_mask():
         ({"channels": 0}, "SDC: channels must be >= 1, got 0"),
     ],
 )
-def test_module_error(options, text):
+def test_sdc_module_error(options, text):
     with pytest.raises(ValueError) as caught:
         SDC(**options)
     assert str(caught.value) == text

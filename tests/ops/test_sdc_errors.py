@@ -1,4 +1,4 @@
-"""Every wrong argument of sdc, and the exact line that says so."""
+"""The exact error line for every invalid argument of sdc."""
 
 import math
 
@@ -14,7 +14,7 @@ def zeros(*shape, dtype=torch.float32, device="cpu"):
 
 GOOD = {"input": zeros(2, 8, 40, 40), "offset": zeros(2, 72, 40, 40), "mask": zeros(2, 36, 40, 40), "groups": 4}
 
-# what differs from GOOD, the error, its text
+# difference from GOOD, error type, error text
 ERRORS = [
     ({"input": [1]}, TypeError, "sdc: input must be a tensor, got list"),
     ({"offset": None}, TypeError, "sdc: offset must be a tensor, got NoneType"),
@@ -110,7 +110,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("change", "error", "text"), ERRORS, ids=[text for _, _, text in ERRORS])
-def test_error(change, error, text):
+def test_sdc_error(change, error, text):
     for function in (sdc, sdc_reference):
         with pytest.raises(error) as caught:
             function(**{**GOOD, **change})

@@ -1,4 +1,4 @@
-"""What PyTorch expects of an operator: dispatch, compilation, export, function transforms, threads, memory."""
+"""PyTorch integration of all operators: dispatch, compilation, export, function transforms, threads, memory."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from danet.ops.library import CPU_LIBRARY
 
 
 def tensors(op, N=2, dtype=torch.float32):
-    """Small arguments of the public function of that name."""
+    """Small tensor arguments of the public function with this name."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape, scale=1.0):
@@ -46,16 +46,16 @@ OPTIONS = {
     "lcdc": (True,),
     "softmax_gate": (),
 }
-SWITCHES = dict.fromkeys(("sdc", "dcnv3", "dcnv4"), (False,))
-"""Further options of the backward operators."""
+BACKWARD_OPTIONS = dict.fromkeys(("sdc", "dcnv3", "dcnv4"), (False,))
+"""Options that only the backward operators have."""
 
 
 def images(op, tensors):
-    """As the operator below the public function takes them."""
+    """The tensors in the layout that torch.ops.danet.<op> takes."""
     return [t.permute(0, 3, 1, 2) for t in tensors] if op in ("dcnv3", "dcnv4") else list(tensors)
 
 
-def test_the_kernels_are_compiled():
+def test_ops_are_compiled():
     assert danet.ops.info()["operators"] == "compiled"
 
 
@@ -72,7 +72,7 @@ def test_opcheck_backward(op):
     grad_output = torch.randn_like(arguments[0]).requires_grad_()
     torch.library.opcheck(
         getattr(torch.ops.danet, f"{op}_backward").default,
-        (grad_output, *arguments, *OPTIONS[op], *SWITCHES.get(op, ())),
+        (grad_output, *arguments, *OPTIONS[op], *BACKWARD_OPTIONS.get(op, ())),
         # Second derivatives exist in eager mode only.
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
@@ -85,7 +85,7 @@ def test_opcheck_rep_conv(stride):
 
 
 @pytest.mark.parametrize("op", CALLS)
-def test_compiles_without_a_break_for_any_size(op):
+def test_compile_without_graph_break_for_any_batch(op):
     torch._dynamo.reset()
     compiled = torch.compile(CALLS[op], fullgraph=True, dynamic=True, backend="aot_eager")
     for N in (2, 3, 5):
@@ -100,7 +100,7 @@ def test_compiles_without_a_break_for_any_size(op):
 
 @pytest.mark.long
 @pytest.mark.parametrize("op", CALLS)
-@torch.compiler.config.patch(force_disable_caches=True)  # graphs of older kernels may lie on the disk
+@torch.compiler.config.patch(force_disable_caches=True)  # cached graphs on the disk may come from older kernels
 def test_inductor(op):
     torch._dynamo.reset()
     compiled = torch.compile(CALLS[op], fullgraph=True, dynamic=True)
@@ -115,7 +115,7 @@ def test_inductor(op):
 
 
 @pytest.mark.parametrize("op", CALLS)
-def test_exports(op):
+def test_export(op):
     class Module(torch.nn.Module):
         def forward(self, *arguments):
             return CALLS[op](*arguments)
@@ -138,8 +138,8 @@ def test_vmap(op):
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
-def test_many_gradients_at_once(op):
-    """The backward operators' batching rules."""
+def test_batched_gradients(op):
+    """The vmap rules of the backward operators."""
     leaves = [t.requires_grad_() for t in tensors(op)]
     out = CALLS[op](*leaves)
     directions = torch.randn(3, *out.shape)
@@ -152,12 +152,12 @@ def test_many_gradients_at_once(op):
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
-def test_transforms_that_do_not_work_are_refused_by_name(op):
+def test_functorch_gradients_error(op):
     with pytest.raises(RuntimeError, match=f"^{op}: torch.func's grad, vjp and jvp are not supported"):
         grad(lambda *t: CALLS[op](*t).sum())(*tensors(op))
 
 
-def test_functional_call_of_a_module():
+def test_functional_call():
     module = danet.ops.SDC(8)
     input = torch.randn(2, 8, 5, 6)
     assert_close(functional_call(module, dict(module.named_parameters()), (input,)), module(input))
@@ -179,7 +179,7 @@ def test_autocast(op, dtype):
     assert_close(out, CALLS[op](*(t.to(dtype) for t in arguments)), rtol=0, atol=0)
 
 
-def test_rep_conv_says_that_it_has_no_gradient():
+def test_rep_conv_gradient_error():
     input, weight, bias = tensors("rep_conv")
     out = rep_conv(input.requires_grad_(), weight, bias)
     with pytest.raises(RuntimeError, match="rep_conv: forward only, no gradient is defined"):
@@ -189,7 +189,7 @@ def test_rep_conv_says_that_it_has_no_gradient():
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
-def test_threads_change_no_bit(op):
+def test_results_are_deterministic_in_threads(op):
     shapes = {"sdc": [(1, 64, 40, 33), (1, 72, 40, 33), (1, 36, 40, 33)], "lcdc": [(3, 33, 40, 33), (1, 5)]}
     shapes["softmax_gate"] = [(3, 33, 40, 33)] * 2
     shapes["dcnv3"] = [(2, 60, 50, 8), (2, 60, 50, 36), (2, 60, 50, 18)]
@@ -211,8 +211,8 @@ def test_threads_change_no_bit(op):
             assert torch.equal(a, b)
 
 
-def test_direct_calls_are_guarded():
-    """Those of the dispatcher, past the Python checks: an error, not memory of others."""
+def test_direct_calls_are_checked():
+    """Calls through the dispatcher skip the Python checks; they must raise an error, not read foreign memory."""
     input, offset, mask = tensors("sdc")
     options = OPTIONS["sdc"]
     for arguments in (
@@ -240,15 +240,15 @@ def test_direct_calls_are_guarded():
             torch.ops.danet.rep_conv(*arguments, 1, True, False)
 
 
-def test_the_library_needs_nothing_of_torch_but_its_stable_abi():
+def test_library_uses_only_the_stable_abi():
     symbols = subprocess.run(["nm", "-D", CPU_LIBRARY], capture_output=True, text=True, check=True).stdout
     assert "aoti_torch_get_dtype" in symbols
     for private in ("_ZN2at", "_ZN3c10", "_ZN5torch", " _Py", " Py"):
         assert private not in symbols
 
 
-def test_instruction_sets_do_not_mix():
-    """Code for AVX-512 that the linker could take for others' would end old processors."""
+def test_library_has_no_weak_vector_symbols():
+    """The linker could pick the AVX-512 instance of a weak symbol for all instruction sets, even old ones."""
     symbols = subprocess.run(["nm", "-C", CPU_LIBRARY], capture_output=True, text=True, check=True).stdout
     weak = [line for line in symbols.splitlines() if " W " in line or " V " in line]
     assert not [line for line in weak if "avx" in line or "Vec" in line or "__vector" in line]
@@ -275,14 +275,14 @@ def run(shapes):
     return peak() - before - outputs
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-run([(s[0], s[1], 8, 8) if len(s) == 4 else s for s in shapes])  # what torch loads at a first call
+run([(s[0], s[1], 8, 8) if len(s) == 4 else s for s in shapes])  # a first call, in which torch loads its libraries
 print(run(shapes))
 """
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("op", ["sdc", "lcdc", "softmax_gate"])
-def test_memory_beyond_the_outputs(op, direction):
+def test_peak_memory(op, direction):
     result = subprocess.run([sys.executable, "-c", MEMORY, op, direction], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) < 2 * 2_000_000  # 2 MB a thread
+    assert int(result.stdout) < 2 * 2_000_000  # 2 MB per thread

@@ -1,4 +1,4 @@
-"""The kernels as a C++ library: built without torch and Python, used by the program in examples/cpp."""
+"""The C++ library: built without torch and Python, and used by the program in examples/cpp."""
 
 import os
 import subprocess
@@ -27,24 +27,25 @@ def build(folder: Path, source: Path, *options: str) -> None:
 
 
 def check(program: Path, **environment) -> None:
-    """The program compares with loops of its own."""
+    """Run the program, which compares the library with its own loops over the formula."""
     result = run(program, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["out", "grad_input", "grad_offset", "grad_mask"]
 
 
-def test_the_example_agrees_with_its_loops(tmp_path):
-    build(tmp_path, ROOT / "examples/cpp", "-DINSTRUCTION_SET=baseline")  # one: compiling all takes a minute
+def test_cpp_example_matches_its_loops(tmp_path):
+    build(tmp_path, ROOT / "examples/cpp", "-DINSTRUCTION_SET=baseline")  # compiling all takes a minute
     check(tmp_path / "sdc")
 
 
-def test_an_unknown_instruction_set_is_told_in_a_line(tmp_path):
+def test_cpp_unknown_instruction_set_error(tmp_path):
     result = run(find_tool("cmake"), "-S", ROOT, "-B", tmp_path, "-DCPP_LIBRARY=ON", "-DINSTRUCTION_SET=mmx")
     assert result.returncode != 0
     assert "INSTRUCTION_SET: one of baseline" in result.stderr
 
 
-# float: with AVX2, double's grad_input depends on the threads in its last bit where a group's channels fill no vector.
+# float: with AVX2, the last bit of double's grad_input depends on the number of threads if the channels of a group do
+# not fill a vector.
 USER = """
 #include <danet/sdc.h>
 #include <cstdio>
@@ -78,7 +79,7 @@ int main() {
     danet::sdc_forward_rows(o, input.data(), offset.data(), mask.data(), by_rows.data(), row, row + 1);
   std::printf("%d %d %d\\n", by_rows == forward(5), forward(1) == forward(1000), backward(1) == backward(4));
 
-  const std::vector<danet::Half*> none(4);  // of an empty batch nothing is read
+  const std::vector<danet::Half*> none(4);  // an empty batch reads nothing
   o.N = 0;
   danet::sdc_forward<danet::Half>(o, none[0], none[1], none[2], none[3], 2);
   o.groups = 3;
@@ -104,7 +105,7 @@ target_link_libraries(user PRIVATE ${danet} Threads::Threads)
 
 @pytest.mark.long
 @pytest.mark.parametrize("shared", ["ON", "OFF"])
-def test_an_installed_library_with_all_instruction_sets(tmp_path, shared):
+def test_cpp_installed_library_all_instruction_sets(tmp_path, shared):
     build(tmp_path / "build", ROOT, "-DCPP_LIBRARY=ON", f"-DBUILD_SHARED_LIBS={shared}")
     assert run(find_tool("cmake"), "--install", tmp_path / "build", "--prefix", tmp_path / "prefix").returncode == 0
     user = tmp_path / "user"

@@ -1,0 +1,201 @@
+// SDC backward on the CPU. grad_output is projected on the corners of each tap, for the gradients of offset and mask,
+// and scattered to the same corners, for the gradient of the input.
+#pragma once
+
+#include "sdc_taps.h"
+
+namespace danet {
+namespace {
+
+// grad_input[corner of each tap] += weight * grad_output, for cells inside. Consecutive additions to the same element
+// are bound by store-to-load latency; interleaving the groups, which share no channel, hides it. Unless kAll, taps with
+// both rows outside the bounds are skipped.
+template <bool kAll, typename T, typename A>
+DANET_INLINE void scatter(
+    const TapTable<A>& taps, int64_t groups, int64_t K, const CellBounds& corners, const T* grad_output, A* grad_image,
+    int64_t C) {
+  constexpr int L = kLanes<A>;
+  for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
+    constexpr int V = decltype(block)::vectors;
+    const CornerPointers<A> to(grad_image + c, corners);
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t j = g * K + k, cell = taps.grad_cell[j];
+        if (!kAll && (taps.y[j] < corners.first - 1 || taps.y[j] >= corners.last)) continue;
+        // Load grad_output.
+        Vec<A> grad[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + g * C + c + v * L, count);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+          // Load all corners before storing: rows are often a multiple of 4096 bytes apart, and the loads would hit 4K
+          // aliasing with the stores.
+          Vec<A> updated[4];
+#pragma GCC unroll 4
+          for (int corner = 0; corner < 4; ++corner)
+            updated[corner] = multiply_add<A>(
+                broadcast(taps.weight[corner][j]), grad[v], load_channels(to.corner[corner] + cell + v * L, count));
+#pragma GCC unroll 4
+          for (int corner = 0; corner < 4; ++corner)
+            store_channels(to.corner[corner] + cell + v * L, updated[corner], count);
+        }
+      }
+  });
+}
+
+// The same with a bounds check of every corner: the slow path for all cells and values.
+template <typename T, typename A>
+__attribute__((noinline)) void scatter_checked(
+    const TapTable<A>& taps, int64_t groups, int64_t K, const CellBounds& corners, const T* grad_output, A* grad_image,
+    int64_t C) {
+  for (int64_t k = 0; k < K; ++k)
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t j = g * K + k;
+      corners.visit(taps.y[j], taps.x[j], [&](int corner, int64_t element) {
+        A* pixel = grad_image + element + g * C;
+        for_vectors_of<A>(C, [&](int64_t c, int count) {
+          const Vec<A> grad = load_channels(grad_output + g * C + c, count);
+          const Vec<A> weight = broadcast(taps.weight[corner][j]);
+          store_channels(pixel + c, multiply_add<A>(weight, grad, load_channels(pixel + c, count)), count);
+        });
+      });
+    }
+}
+
+// The number of taps whose four dot products fill a vector.
+template <typename A>
+constexpr int kProjectedTaps = kLanes<A> >= 4 ? kLanes<A> / 4 : 1;
+
+// dot[corner] = sum_c grad_output[c] * input[c] at the corners of cells inside. Written to taps.dot: for each
+// kProjectedTaps taps first those of corner 0, then those of corner 1, and so on.
+template <typename T, typename A>
+DANET_INLINE void project(
+    TapTable<A>& taps, int64_t J, const CellBounds& corners, const T* grad_output, const T* image, int64_t C) {
+  constexpr int L = kLanes<A>, B = kProjectedTaps<A>;
+  for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
+    constexpr int V = decltype(block)::vectors;
+    const CornerPointers<const T> from(image + c, corners);
+    for (int64_t first = 0; first < J; first += B) {
+      // Multiply grad_output with the corners of kProjectedTaps taps, lane by lane.
+      Vec<A> product[B][4];
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b) {
+        const int64_t j = first + b < J ? first + b : J - 1, cell = taps.cell[j];
+        const T* grad_at = grad_output + taps.channel[j] + c;
+        Vec<A> grad[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_at + v * L, count);
+#pragma GCC unroll 4
+        for (int corner = 0; corner < 4; ++corner) {
+          const T* p = from.corner[corner] + cell;
+          if (V > 1) p = opaque_pointer(p);
+          product[b][corner] = grad[0] * load_channels(p, count);
+#pragma GCC unroll 4
+          for (int v = 1; v < V; ++v) product[b][corner] += grad[v] * load_channels(p + v * L, count);
+        }
+      }
+      // Reduce over the lanes, and add the channels before these.
+      const auto dot = sum_lanes<A>(product);
+      A* to = taps.dot + 4 * first;
+      const auto sum = c > 0 ? dot + bits_as<decltype(dot + dot)>(to) : dot;
+      std::memcpy(to, &sum, sizeof sum);
+    }
+  });
+}
+
+// Computes grad_offset and grad_mask of the prepared groups from taps.dot. inside: clamp_cells has not moved their
+// cells.
+template <typename T, typename A>
+DANET_INLINE void write_gradients(
+    const SdcParams& p, TapTable<A>& taps, int64_t J, bool inside, T* grad_offset, T* grad_mask) {
+  constexpr int L = kLanes<A>;
+  const A scale = A(p.offset_scale);
+  for (int64_t j = 0; j < J; j += L) {
+    // Load the dot products of a vector of taps.
+    const A* d = taps.dot + 4 * j;
+    Vec<A> dot[4];
+    transpose_quarters(load(d), load(d + L), load(d + 2 * L), load(d + 3 * L), dot);
+    // Move them back to the corners of the original cells; corners outside the image have a dot product of zero.
+    if (!inside) {
+      const BorderMasks<A> rows(bits_as<IntVec<A>>(taps.y + j), 0, int32_t(p.H));
+      const BorderMasks<A> columns(bits_as<IntVec<A>>(taps.x + j), 0, int32_t(p.W));
+      columns.unshift_values(dot[0], dot[1]);
+      columns.unshift_values(dot[2], dot[3]);
+      rows.unshift_values(dot[0], dot[2]);
+      rows.unshift_values(dot[1], dot[3]);
+      for (Vec<A>& each : dot) each = (rows.near & columns.near) ? each : Vec<A>{};
+    }
+    // Compute the gradients, and write grad_offset back.
+    Vec<A> grad_m, grad_y, grad_x;
+    bilinear_gradients(load(taps.cell_y + j), load(taps.cell_x + j), load(taps.m + j), dot, grad_m, grad_y, grad_x);
+    store(taps.grad_m + j, grad_m);
+    grad_y *= scale;
+    grad_x *= scale;
+    const Vec<A> one = p.x_first ? grad_x : grad_y, two = p.x_first ? grad_y : grad_x;
+    store_up_to(grad_offset + 2 * j, pick<InterleavedLow>(one, two), 2 * (J - j));
+    store_up_to(grad_offset + 2 * j + L, pick<InterleavedHigh>(one, two), 2 * (J - j) - L);
+  }
+  // Apply the gradient of the softmax, and write grad_mask back.
+  if (p.softmax)
+    fill_per_group(taps, J, p.K, [&](int64_t first) {
+      A mean = 0;
+      for (int64_t j = first; j < first + p.K; ++j) mean += taps.m[j] * taps.grad_m[j];
+      return mean;
+    });
+  for (int64_t j = 0; j < J; j += L) {
+    Vec<A> grad = load(taps.grad_m + j);
+    if (p.softmax) grad = load(taps.m + j) * (grad - load(taps.group_value + j));
+    store_up_to(grad_mask + j, grad, J - j);
+  }
+}
+
+// SdcKernels::backward.
+template <typename T>
+void backward(
+    const SdcParams& p, ImageView grad_output, ImageView input, ImageView offset, ImageView mask, ImageView grad_input,
+    ImageView grad_offset, ImageView grad_mask, int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last,
+    const int32_t (*row_ranges)[2]) {
+  using A = Compute<T>;
+  TapTable<A> taps(p);
+  const CellBounds corners(p, input, 0, p.H), grad_corners(p, grad_input, first, last);
+  const int64_t C = p.C / p.G;
+  for (int64_t y = 0; y < p.H_out; ++y) {
+    // Skip output rows that neither belong to [begin, end) nor sample rows [first, last).
+    bool own = y >= begin && y < end, within = true, touched = true;
+    if (row_ranges != nullptr) {
+      const int32_t* rows = row_ranges[n * p.H_out + y];
+      within = rows[0] >= first && rows[1] < last;
+      touched = rows[0] < last && rows[1] >= first;
+    }
+    if (!own && !touched) continue;
+    for_row<T>(
+        p, taps, offset, mask, input.pixel_stride, grad_input.pixel_stride, n, y,
+        [&](int64_t x, int64_t g, const TapInputs<A, T>& source) {
+          const int64_t i = y * p.W_out + x;
+          const int64_t groups = source.J / p.K;
+          const bool inside = prepare_taps<true>(p, taps, source);
+          const T* grad = grad_output.pixel<T>(n, i) + g * C;
+          // Compute grad_offset and grad_mask.
+          if (own) {
+            if (!inside) clamp_cells<false>(p, taps, source.J, 0, p.H, source.stride, taps.cell);
+            project(taps, source.J, corners, grad, input.pixel<T>(n, 0) + g * C, C);
+            write_gradients(
+                p, taps, source.J, inside, grad_offset.pixel<T>(n, i) + g * p.offset_group,
+                grad_mask.pixel<T>(n, i) + g * p.mask_group);
+          }
+          // Add to grad_input.
+          if (touched) {
+            A* grad_image = grad_input.pixel<A>(n, 0) + g * C;
+            if (inside && within) return scatter<true>(taps, groups, p.K, grad_corners, grad, grad_image, C);
+            // 0 * Inf = NaN, and corners in the same pixel cannot be loaded together: take the bounds-checked path.
+            if (!grad_corners.has_four_pixels() || !all_finite(grad, groups * C) || !all_finite(taps.m, source.J))
+              return scatter_checked(taps, groups, p.K, grad_corners, grad, grad_image, C);
+            clamp_cells<true>(p, taps, source.J, first, last, source.grad_stride, taps.grad_cell);
+            scatter<false>(taps, groups, p.K, grad_corners, grad, grad_image, C);
+          }
+        });
+  }
+}
+
+}  // namespace
+}  // namespace danet
