@@ -3,6 +3,7 @@ import torch
 from helpers import randomise_norms
 
 from danet.config import ModelConfig
+from danet.data.loader import Batch
 from danet.losses import DetectionLoss
 from danet.models import build_model
 from danet.models.acfa import ACFA
@@ -63,13 +64,13 @@ def test_table_2_switches(safem, acfa):
     acfas = [m for m in model.modules() if isinstance(m, ACFA)]
     assert len(backbone_safems) == (4 if safem else 0)
     assert len(acfas) == (3 if acfa else 0)
-    output = model(torch.randn(2, 1, 64, 64))
-    losses = DetectionLoss(model)(
-        output,
+    batch = Batch(
+        torch.randn(2, 1, 64, 64),
         [torch.tensor([[8.0, 8.0, 20.0, 18.0]]), torch.zeros(0, 4)],
         [torch.tensor([0]), torch.zeros(0, dtype=torch.long)],
         [torch.tensor([False]), torch.zeros(0, dtype=torch.bool)],
     )
+    losses = DetectionLoss(model)(model(batch.images), batch)
     assert set(losses) == {"cls", "reg"}
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
