@@ -21,7 +21,7 @@ from torch import Tensor
 from danet.checkpoint import load_tensors
 from danet.data.loader import Batch, DetectionDataset, EpochSampler, collate
 from danet.losses import DetectionLoss
-from danet.losses.adcr import ADCR, build_adcr, contrastive_terms
+from danet.losses.adcr import ADCR, contrastive_terms
 from danet.losses.region_sampling import Regions, choose_regions, sample_regions
 from danet.models import DANet, build_model
 from danet.training.options import CONFIG, TrainOptions
@@ -47,7 +47,15 @@ def load(run: Path) -> tuple[TrainOptions, DANet, ADCR]:
     tensors, _ = load_tensors(run / STATE, FORMAT)
     model = build_model(options.model)
     target = options.model.classes.index(options.target or options.model.classes[0])
-    adcr = build_adcr(model, options.adcr, target)
+    adcr = ADCR(
+        model.widths[: options.adcr.levels],
+        model.backbone.strides[: options.adcr.levels],
+        target=target,
+        weight=options.adcr.weight,
+        temperature=options.adcr.temperature,
+        negatives=options.adcr.negatives,
+        literal=options.adcr.literal,
+    )
     for prefix, module in (("model.", model), ("extras.adcr.", adcr)):
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     return options, model.train(), adcr.train()
@@ -96,14 +104,14 @@ def measure(
                 figures[f"AUC {name}", level] = auc(alike, near @ vectors[kind == number].T)
     with torch.no_grad():
         scores = [
-            sample_regions(logits[:, adcr.target, None], both, stride, ADCR.SIZE).flatten(1).amax(1)
+            sample_regions(logits[:, adcr.target, None], both, stride, ADCR.SIDE).flatten(1).amax(1)
             for logits, stride in zip(output.logits, model.backbone.strides, strict=True)
         ]
     score = torch.stack(scores).amax(0)
     for name, number in others:
         figures[f"AUC {name}", -1] = auc(score[kind == 0], score[kind == number])
 
-    detection = torch.stack(list(criterion(output, *batch[1:]).values())).sum()
+    detection = torch.stack(list(criterion(output, batch).values())).sum()
     contrast = adcr.weight * torch.stack(losses).mean()
     for level, stage in enumerate(model.backbone.stages[: len(adcr.strides)]):
         parameters = [*stage.parameters()]
@@ -190,7 +198,7 @@ def show(options: Options) -> None:
     for number, keys in enumerate(itertools.islice(sampler, options.batches)):
         batch = collate([data[key] for key in keys])
         torch.manual_seed(number)
-        regions = choose_regions(*batch, target=adcr.target, ratio=adcr.negatives)
+        regions = choose_regions(batch, target=adcr.target, ratio=adcr.negatives)
         figures.append(measure(model, adcr, criterion, batch, regions))
         for row, tiles in zip(shown, pictures(batch, regions), strict=True):
             row += tiles[:2]  # of many batches
