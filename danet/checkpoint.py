@@ -20,7 +20,7 @@ FORMAT = "danet-weights-1"
 """Value of ``format`` in the header of a weights file."""
 
 SHIPPED = Path(__file__).with_name("weights") / "danet_s.safetensors"
-"""Weights in the package: a detector of drones in infrared video."""
+"""Weights in the package: a detector of drones, birds, airplanes and helicopters in infrared video."""
 
 
 def save_weights(path: str | os.PathLike, model: DANet, metadata: dict | None = None, *, compact: bool = False) -> None:
@@ -69,7 +69,7 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     Example:
         >>> model, metadata = load_weights(SHIPPED)
         >>> model.config.classes
-        ['drone']
+        ['drone', 'bird', 'airplane', 'helicopter']
     """
     if Path(path).is_dir():
         raise UserError(f"{path}: is a folder; name the weights in it, such as {Path(path) / 'weights.safetensors'}")
