@@ -110,9 +110,17 @@ def _further_losses(
     extras: dict[str, nn.Module] = {}
     fingerprints: dict[str, str] = {}
     if options.adcr.weight:
-        from danet.losses.adcr import build_adcr
+        from danet.losses import ADCR
 
-        extras["adcr"] = build_adcr(model, options.adcr, label).to(device)
+        extras["adcr"] = ADCR(
+            model.widths[: options.adcr.levels],
+            model.backbone.strides[: options.adcr.levels],
+            target=label,
+            weight=options.adcr.weight,
+            temperature=options.adcr.temperature,
+            negatives=options.adcr.negatives,
+            literal=options.adcr.literal,
+        ).to(device)
     teachers = options.distill.files()
     if teachers:
         from danet.distill import Distiller, Teacher, load_teacher
