@@ -2,20 +2,18 @@
 
 import itertools
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-if TYPE_CHECKING:
-    from danet.training.options import TrainOptions
+from danet.training.options import TrainOptions
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def build_optimizer(model: nn.Module, options: "TrainOptions", *others: nn.Module) -> Optimizer:
+def build_optimizer(model: nn.Module, options: TrainOptions, *others: nn.Module) -> Optimizer:
     """SGD or AdamW over two groups: parameters that weight decay shrinks and those that it leaves alone.
 
     ``others``: modules beside the model that learn as well.
@@ -35,7 +33,7 @@ def build_optimizer(model: nn.Module, options: "TrainOptions", *others: nn.Modul
     return SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
 
 
-def learning_rate(step: int, total: int, options: "TrainOptions") -> float:
+def learning_rate(step: int, total: int, options: TrainOptions) -> float:
     """The learning rate of step ``step`` (from 0) of ``total``: a linear warm-up, then constant or a cosine.
 
     A function of the step alone, so that there is no scheduler whose state could be lost. The warm-up

@@ -1,6 +1,7 @@
 """The state of a training from which it goes on exactly: written whole, read without unpickling."""
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from danet.checkpoint import load_tensors, save_tensors
+from danet.training.options import MAY_CHANGE_ON_RESUME, TrainOptions
 from danet.utils.errors import UserError
 
 FORMAT = "danet-training-state-1"
@@ -41,7 +43,7 @@ class TrainingState:
     average: AveragedModel | None
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
-    extras: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    extra_losses: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     """Loss terms with parameters of their own, which only training needs."""
     progress: Progress = field(default_factory=Progress)
 
@@ -76,7 +78,7 @@ class TrainingState:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        tensors |= {f"extras.{name}": value for name, value in self.extras.state_dict().items()}
+        tensors |= {f"extras.{name}": value for name, value in self.extra_losses.state_dict().items()}
         for name, parameter in self._parameters().items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
@@ -96,11 +98,11 @@ class TrainingState:
         self.model.load_state_dict(parts["model"])
         if self.average is not None:
             self.average.load_state_dict(parts["average"])
-        self.extras.load_state_dict(parts["extras"])
+        self.extra_losses.load_state_dict(parts["extras"])
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """All that the optimiser changes, by the names in its part of the state."""
-        extras = {f"extras.{name}": parameter for name, parameter in self.extras.named_parameters()}
+        extras = {f"extras.{name}": parameter for name, parameter in self.extra_losses.named_parameters()}
         return dict(self.model.named_parameters()) | extras
 
 
@@ -109,3 +111,16 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
     if value.shape != parameter.shape:
         return value.clone()
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def fixed_options(options: TrainOptions) -> dict:
+    """The options that must stay the same when a run is resumed, as JSON values; nested names are joined by dots."""
+    flat = _flatten(json.loads(json.dumps(dataclasses.asdict(options))))
+    return {key: value for key, value in flat.items() if MAY_CHANGE_ON_RESUME.isdisjoint((key, key.split(".")[0]))}
+
+
+def _flatten(values: dict, prefix: str = "") -> dict:
+    flat: dict = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,16 +1,12 @@
 """The training loop."""
 
-import dataclasses
-import json
 import math
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,25 +24,14 @@ from danet.models import DANet
 from danet.models.blocks import channels_last
 from danet.training.log import TrainingLog
 from danet.training.optimizer import average_weights, build_optimizer, freeze_norms, learning_rate
-from danet.training.state import TrainingState
+from danet.training.options import TrainOptions
+from danet.training.run_folder import BEST, STATE, WEIGHTS
+from danet.training.signals import stop_on_signals
+from danet.training.state import TrainingState, fixed_options
 from danet.utils import distributed
 from danet.utils.errors import UserError
 from danet.utils.files import atomic_path
 
-if TYPE_CHECKING:
-    from danet.training.options import TrainOptions
-
-STATE = "last.safetensors"
-BEST = "best.safetensors"
-WEIGHTS = "weights.safetensors"
-
-# A run may go on with other values of these: they do not change what a step learns, or (`epochs`) are
-# meant to be raised. `data` and teachers are compared by their content.
-MAY_CHANGE_ON_RESUME = {
-    *("data", "val", "out", "resume", "overwrite", "weights", "epochs", "device", "threads", "workers", "cache_mb"),
-    *("val_every", "save_every_minutes", "save_every_steps", "tensorboard", "quiet", "json"),
-    *("distill.small", "distill.medium", "distill.large"),
-}
 VALIDATION_BATCH = 8
 VALIDATION_CHUNK = 64  # images between two looks at whether to stop
 
@@ -59,21 +44,18 @@ class Trainer:
         model: on ``device``.
         dataset: the training samples.
         validation: images to validate on; empty for none.
-        extras: further loss terms by name, on ``device``: modules called with the model's ``Output`` and the ``Batch``
-            that return named, weighted terms. Their parameters learn and their state is saved beside the model's, for
-            resuming alone.
-        fingerprints: of what a run must have in common with one that it goes on from, besides options and data.
+        extra_losses: further loss terms by name, on ``device``, see ``TrainOptions.build_losses``. Their parameters
+            are trained as well and saved in the state, but not in the weights.
     """
 
     def __init__(
         self,
-        options: "TrainOptions",
+        options: TrainOptions,
         model: DANet,
         dataset: DetectionDataset,
         validation: Sequence[ImageRecord],
         device: torch.device,
-        extras: Mapping[str, nn.Module] | None = None,
-        fingerprints: Mapping[str, str | None] | None = None,
+        extra_losses: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.options = options
         self.dataset = dataset
@@ -90,18 +72,20 @@ class Trainer:
             world_size=distributed.world_size(),
         )
         self.model = channels_last(model).train()
-        self.extras = channels_last(nn.ModuleDict(extras or {})).train()
-        self.fingerprints = dict(fingerprints or {})
+        self.extra_losses = channels_last(nn.ModuleDict(extra_losses or {})).train()
+        self.fingerprints: dict[str, str] = {}
+        for term in self.extra_losses.values():
+            self.fingerprints |= getattr(term, "fingerprints", dict)()
         if options.freeze_norm:
             freeze_norms(self.model)
-            freeze_norms(self.extras)
+            freeze_norms(self.extra_losses)
         self.criterion = DetectionLoss(self.model, options.assignment)
         self.autocast = _autocast_dtype(options.amp, device)
         self.state = TrainingState(
             model=self.model,
             average=average_weights(self.model, options.ema) if options.ema else None,
-            optimizer=build_optimizer(self.model, options, self.extras),
-            extras=self.extras,
+            optimizer=build_optimizer(self.model, options, self.extra_losses),
+            extra_losses=self.extra_losses,
             scaler=torch.amp.GradScaler(device.type, enabled=self.autocast == torch.float16),
         )
         self.stop = threading.Event()
@@ -182,18 +166,18 @@ class Trainer:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             output = self.network(batch.images)
         terms = self.criterion(output, batch.boxes, batch.labels, batch.ignore)
-        for extra in self.extras.values():
+        for term in self.extra_losses.values():
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                terms |= extra(output, batch)
+                terms |= term(output, batch)
         loss = torch.stack(list(terms.values())).sum()
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
-        distributed.average_gradients(self.extras.parameters())
+        distributed.average_gradients(self.extra_losses.parameters())
         state.scaler.unscale_(state.optimizer)
         # Each for itself, so that what the extras learn does not shorten the model's step.
         norm, extras_norm = (
             torch.nn.utils.clip_grad_norm_([*module.parameters()], options.clip or math.inf)
-            for module in (self.model, self.extras)
+            for module in (self.model, self.extra_losses)
         )
 
         # Each process has its part of the global sums divided by the mean normaliser: the mean is the whole.
@@ -281,32 +265,7 @@ class Trainer:
             self._save_weights(WEIGHTS, {})
 
     def _identity(self) -> dict:
-        """What a state must have in common with a run that goes on from it: options and data."""
-        options = _flatten(json.loads(json.dumps(dataclasses.asdict(self.options))))
-        fixed = {
-            key: value for key, value in options.items() if MAY_CHANGE_ON_RESUME.isdisjoint((key, key.split(".")[0]))
-        }
-        return {"data": self.dataset.fingerprint(), **self.fingerprints, **fixed}
-
-
-@contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set ``stop``, so that a step is finished; a second one interrupts at once."""
-
-    def handle(number: int, _: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        return {"data": self.dataset.fingerprint(), **self.fingerprints, **fixed_options(self.options)}
 
 
 def _next(loaded: Iterator[Batch]) -> Batch:
@@ -314,7 +273,8 @@ def _next(loaded: Iterator[Batch]) -> Batch:
         return next(loaded)
     except UserError as error:
         # A loader process hands on its error as the text of a traceback; the message is its last line.
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix("danet.utils.errors.UserError: ")) from error
+        prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix(prefix)) from error
 
 
 def _seed(*numbers: int) -> int:
@@ -327,10 +287,3 @@ def _autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
             return None
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]
-
-
-def _flatten(values: dict, prefix: str = "") -> dict:
-    flat: dict = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
