@@ -12,18 +12,20 @@ from danet.utils import cli
 from danet.utils.files import write_json
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C or SIGTERM; shells use it for SIGINT."""
 
 
 def train(options: TrainOptions) -> int:
     """Trains a detector on COCO datasets.
 
-    Ctrl-C saves the state and exits with code 130; `--resume RUN_DIR` goes on, also after a kill.
+    Ctrl-C saves the state and exits with code 130; `--resume RUN_DIR` resumes the run, also after a kill.
     """
     result = training.train(options)
     if result.rank == 0:
         if not result.finished:
-            print(f"stopped after step {result.steps}; go on with: danet train --resume {options.out}", file=sys.stderr)
+            print(
+                f"stopped after step {result.steps}; resume with: danet train --resume {options.out}", file=sys.stderr
+            )
         elif not options.quiet:
             best = result.best
             shown = f": epoch {best['epoch']}, AP50 {best['ap50']:.3f}, F1 {best['f1']:.3f}" if best else ""
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _expand_resume(argv: list[str]) -> list[str]:
-    """Rewrites ``--resume [RUN_DIR]`` so that the run's own options are read first and typed ones then override."""
+    """Rewrites ``--resume [RUN_DIR]``: the options of the saved run are read first, typed options override them."""
     pairs = (token.split("=", 1) if token.startswith(("--resume=", "--out=")) else [token] for token in argv)
     argv = list(itertools.chain.from_iterable(pairs))
     if "--resume" not in argv:

@@ -1,7 +1,7 @@
-"""Training: options, the loop, the optimizer, the state that resumes a run, and the log.
+"""Training: options, training loop, optimizer, resumable state and log.
 
->>> from danet.training import TrainOptions, train
->>> result = train(TrainOptions(data=["train.json"], val="val.json", out="runs/mine"))  # doctest: +SKIP
+``train(TrainOptions(data=["train.json"], val="val.json", out="runs/mine"))`` does the same as
+``danet train --data train.json --val val.json --out runs/mine``.
 """
 
 from danet.training.options import AdcrOptions, DistillOptions, TrainOptions

@@ -1,4 +1,4 @@
-"""A whole training run from its options: builds the data, the model and the losses, and trains."""
+"""Runs a training from its options: builds data, model and losses, and trains."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -25,40 +25,66 @@ if TYPE_CHECKING:
     from danet.training.trainer import Trainer
 
 CALIBRATION_IMAGES = 16
-"""Images from which compact weights get their batch-norm statistics."""
+"""Training images from which the batch-norm statistics of compact weights are estimated."""
 
 
 @dataclass
 class TrainingResult:
-    """What ``train`` returns."""
+    """The outcome of ``train``.
+
+    Example:
+        >>> result = TrainingResult(True, 100, 60.0, {"epoch": 3, "ap50": 0.9}, Path("runs/a/weights.safetensors"), 0)
+        >>> result.best["ap50"]
+        0.9
+    """
 
     finished: bool
-    """False if a signal stopped the run; it can then be resumed."""
+    """False if a signal stopped the run, which can then be resumed."""
     steps: int
-    """Optimizer steps since the start of the run, earlier parts of a resumed run included."""
+    """Optimizer steps since the start of the run, before and after resuming."""
     seconds: float
-    """Time spent in training steps and validation."""
+    """Time spent on training steps and validation."""
     best: dict[str, float]
     """Epoch and metrics of the best validation; empty without validation."""
     weights: Path
-    """The file with the trained weights, once the run is finished."""
+    """File of the trained weights, which a finished run has written."""
     rank: int
     """Rank of this process; only rank 0 writes files."""
 
 
 def train(options: TrainOptions) -> TrainingResult:
-    """Trains a detector, as the command ``danet train`` does.
+    """Trains a detector as the command ``danet train`` does, and writes the files of the run into ``options.out``.
 
-    Under ``torchrun`` every process calls it, and the processes share the work.
+    Under ``torchrun``, every process calls this function. Ctrl-C and SIGTERM end the run after the current step.
+
+    Args:
+        options: options of the run; ``data`` is required.
 
     Raises:
-        UserError: no data is given, a file or an option does not fit, or a loss is not finite.
+        UserError: a file cannot be read or written, ``options.out`` contains a run that is neither resumed nor
+            overwritten, the options do not fit the data, the weights or the resumed run, or a loss is not finite.
+
+    Example:
+        >>> import json, tempfile, cv2, numpy
+        >>> from danet.config import ModelConfig
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> image = cv2.imwrite(f"{folder.name}/1.png", numpy.full((64, 64), 90, numpy.uint8))
+        >>> coco = {
+        ...     "images": [{"id": 1, "file_name": "1.png", "width": 64, "height": 64}],
+        ...     "categories": [{"id": 1, "name": "drone"}],
+        ...     "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 20, 12, 9]}],
+        ... }
+        >>> size = Path(folder.name, "train.json").write_text(json.dumps(coco))
+        >>> options = TrainOptions([f"{folder.name}/train.json"], out=f"{folder.name}/run", epochs=1, quiet=True)
+        >>> options.model = ModelConfig(name="danet_nano")
+        >>> train(options).steps
+        1
     """
     from danet.utils import distributed
 
     check_run_folder(options)
     if not options.data:
-        raise UserError("--data: no training dataset given")
+        raise UserError("--data: no training dataset given; give a COCO json or a folder that contains one")
     with distributed.process_group(options.device) as device:
         trainer, new_classes = build_trainer(options, device)
         if options.resume:
@@ -80,7 +106,11 @@ def train(options: TrainOptions) -> TrainingResult:
 
 
 def build_trainer(options: TrainOptions, device: "torch.device") -> tuple["Trainer", list[str]]:
-    """The trainer of a run, and the classes that the weights it starts from do not know."""
+    """Builds the trainer of a run.
+
+    Returns:
+        The trainer, and the classes that ``options.weights`` do not have.
+    """
     import torch
 
     from danet.models import build_model
@@ -105,7 +135,7 @@ def build_trainer(options: TrainOptions, device: "torch.device") -> tuple["Train
 
 
 def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecord]]:
-    """The training and the validation set, restricted to the targets of one scale if that is asked for."""
+    """Loads the training set and the validation images, restricted to targets of ``options.scale`` if it is given."""
     bucket = Bucket(options.scale, options.scale_edges, options.target_name) if options.scale else None
     dataset = DetectionDataset(
         options.data,
@@ -125,7 +155,7 @@ def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecor
 
 
 def _calibration_images(dataset: DetectionDataset, seed: int) -> "torch.Tensor":
-    """A batch of the first epoch, the same in every process."""
+    """Images of the first epoch, the same in every process."""
     sampler = EpochSampler(dataset.sizes, dataset.weights, batch=CALIBRATION_IMAGES, epochs=1, seed=seed)
     return collate([dataset[key] for key in next(iter(sampler))]).images
 
@@ -135,20 +165,19 @@ def _header(trainer: "Trainer", new_classes: list[str]) -> str:
     from danet.models import summary
     from danet.utils import distributed
 
-    options = trainer.options
-    processes = distributed.world_size()
-    count = f"{processes} processes, " if processes > 1 else ""
-    taught = "".join(f", {scale} targets taught by {path}" for scale, path in options.distill.files().items())
-    learned = f" with {trainer.dataset.bucket} targets" if trainer.dataset.bucket else ""
+    options, dataset = trainer.options, trainer.dataset
+    processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
+    scale = f" for targets of scale {dataset.bucket}" if dataset.bucket else ""
+    teachers = "".join(f", teacher of {scale} targets {path}" for scale, path in options.distill.files().items())
     height, width = options.augmentation.crop or (256, 320)
     size = max(height, MINIMUM_SIZE), max(width, MINIMUM_SIZE)  # smaller crops are padded
-    return "\n".join(
-        (
-            f"{ops.describe()}, {trainer.device}, {count}{options.workers} loader processes",
-            summary.describe(trainer.weights, size),
-            f"{len(trainer.dataset)} training images{learned}, {len(trainer.validation)} to validate, classes "
-            f"{', '.join(options.model.classes)}; {trainer.sampler.steps_per_epoch} steps of {options.batch} an epoch, "
-            f"{options.epochs} epochs, in {options.out}{taught}",
-            *([f"{options.weights} does not know: {', '.join(new_classes)}"] if new_classes else []),
-        )
-    )
+    lines = [
+        f"{ops.describe()}, {trainer.device}, {processes}{options.workers} loader processes",
+        summary.describe(trainer.result, size),
+        f"{len(dataset)} training and {len(trainer.validation)} validation images{scale}, "
+        f"classes {', '.join(options.model.classes)}; {options.epochs} epochs of {trainer.sampler.steps_per_epoch} "
+        f"steps, batch size {options.batch}; run folder {options.out}{teachers}",
+    ]
+    if new_classes:
+        lines.append(f"{options.weights} has no class {', '.join(new_classes)}: its scores start from random weights")
+    return "\n".join(lines)

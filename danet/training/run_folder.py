@@ -9,17 +9,17 @@ from danet.utils.errors import UserError
 from danet.utils.files import check_folder, write_text
 
 CONFIG = "config.yaml"
-"""All options of the run."""
+"""Options of the run."""
 STATE = "last.safetensors"
-"""The state from which the run resumes."""
+"""State to resume from."""
 BEST = "best.safetensors"
-"""The weights with the best validation so far."""
+"""Weights of the best validation so far."""
 WEIGHTS = "weights.safetensors"
-"""The weights that a finished run leaves: the best ones, or the last ones if there was no validation."""
+"""Weights of a finished run: the best ones, or the last ones without validation."""
 
 
 def check_run_folder(options: TrainOptions) -> None:
-    """Raises UserError if ``options.out`` cannot be written, has no run to resume, or has one that must stay."""
+    """Raises UserError if ``options.out`` cannot be written, has no run to resume, or has one not to be replaced."""
     check_folder(options.out)
     config = Path(options.out) / CONFIG
     if options.resume and not config.is_file():
@@ -29,12 +29,12 @@ def check_run_folder(options: TrainOptions) -> None:
 
 
 def prepare_run_folder(options: TrainOptions) -> None:
-    """Removes what an earlier run left unless it is resumed, and saves the options."""
+    """Removes the files of an earlier run, unless it is resumed, and saves the options."""
     folder = Path(options.out)
     if not options.resume:
         for name in (STATE, BEST, WEIGHTS):
             (folder / name).unlink(missing_ok=True)
-    for leftover in folder.glob(f".{Path(STATE).stem}-*"):  # of a process that was killed while it saved
+    for leftover in folder.glob(f".{Path(STATE).stem}-*"):  # temporary files of a process that was killed while saving
         leftover.unlink(missing_ok=True)
-    # Whoever reads the file back decides anew whether to resume or to overwrite.
+    # Reset resume and overwrite: a run that reads this file has to ask for them again.
     write_text(folder / CONFIG, cli.dump(dataclasses.replace(options, resume=False, overwrite=False)))

@@ -1,4 +1,4 @@
-"""The state of a training from which it goes on exactly: written whole, read without unpickling."""
+"""The saved state of a training run, from which it resumes exactly. It is written atomically and never unpickled."""
 
 import dataclasses
 import json
@@ -19,24 +19,24 @@ FORMAT = "danet-training-state-1"
 
 @dataclass
 class Progress:
-    """How far a training is: what the state holds besides tensors."""
+    """The progress of a run."""
 
     step: int = 0
-    """Steps done since the start."""
+    """Optimizer steps since the start."""
     finished_epoch_at: int = 0
-    """Steps done when an epoch was last finished, its validation included."""
+    """Steps at the end of the last finished epoch; an epoch ends with its validation."""
     best: dict[str, float] = field(default_factory=dict)
-    """Epoch and figures of the best validation so far; empty before the first."""
+    """Epoch and metrics of the best validation so far; empty before the first one."""
     seconds: float = 0.0
-    """Time spent in training steps and validation."""
+    """Time spent on training steps and validation."""
 
 
 @dataclass
 class TrainingState:
-    """Everything that changes while training.
+    """Everything that changes during training.
 
-    The learning rate, torch's random numbers, the order of the samples and their augmentation are
-    functions of the options and the step, so that the step stands for them.
+    The learning rate, torch's random numbers, the order of the samples and their augmentation are functions of the
+    options and the step. So the step is all that must be saved of them.
     """
 
     model: nn.Module
@@ -44,11 +44,16 @@ class TrainingState:
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     extra_losses: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-    """Loss terms with parameters of their own, which only training needs."""
+    """Loss terms other than detection. Their tensors are saved under the prefix ``extras.``"""
     progress: Progress = field(default_factory=Progress)
 
     def save(self, path: str | os.PathLike, identity: dict) -> None:
-        """Writes the state atomically. ``identity`` (JSON-able): what a run must have in common to go on from it."""
+        """Writes the state atomically.
+
+        Args:
+            path: the file to write.
+            identity: JSON values by name that must be the same in a run that resumes from this state.
+        """
         header = {
             "identity": identity,
             "progress": dataclasses.asdict(self.progress),
@@ -57,14 +62,23 @@ class TrainingState:
         save_tensors(path, FORMAT, self._tensors(), header)
 
     def load(self, path: str | os.PathLike, identity: dict) -> None:
-        """Restores the state in place. Raises UserError naming the file if it is none or another training's."""
+        """Restores the state in place.
+
+        Args:
+            path: a file that ``save`` has written.
+            identity: compared with the one that was saved.
+
+        Raises:
+            UserError: the file is missing or not a training state, ``identity`` differs from the saved one, or the
+                tensors do not fit the model.
+        """
         tensors, header = load_tensors(path, FORMAT)
         try:
             for name, value in header["identity"].items():
                 if name in identity and identity[name] != value:
                     raise UserError(
-                        f"{path}: the state of a run with {name} {value!r}, now it is {identity[name]!r}; "
-                        "a run goes on only with its own options (start a new one in another --out)"
+                        f"{path}: this run has {name} {value!r}, got {identity[name]!r}; "
+                        "resume it with its own options, or start a new run with another --out"
                     )
             self._restore(tensors)
             self.scaler.load_state_dict(header["scaler"])
@@ -101,20 +115,20 @@ class TrainingState:
         self.extra_losses.load_state_dict(parts["extras"])
 
     def _parameters(self) -> dict[str, nn.Parameter]:
-        """All that the optimiser changes, by the names in its part of the state."""
+        """The trained parameters by their names in the optimizer's part of the state."""
         extras = {f"extras.{name}": parameter for name, parameter in self.extra_losses.named_parameters()}
         return dict(self.model.named_parameters()) | extras
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """``value`` as the optimiser keeps it: with the device and memory format of its parameter, counters as they are."""
+    """``value`` with the device and memory format of its parameter, as optimizers expect; counters are only copied."""
     if value.shape != parameter.shape:
         return value.clone()
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def fixed_options(options: TrainOptions) -> dict:
-    """The options that must stay the same when a run is resumed, as JSON values; nested names are joined by dots."""
+    """The options that must not change when a run is resumed, as JSON values by dotted names (``model.name``)."""
     flat = _flatten(json.loads(json.dumps(dataclasses.asdict(options))))
     return {key: value for key, value in flat.items() if MAY_CHANGE_ON_RESUME.isdisjoint((key, key.split(".")[0]))}
 

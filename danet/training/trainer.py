@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop: steps, validation, and saving."""
 
 import math
 import shutil
@@ -33,19 +33,27 @@ from danet.utils.errors import UserError
 from danet.utils.files import atomic_path
 
 VALIDATION_BATCH = 8
-VALIDATION_CHUNK = 64  # images between two looks at whether to stop
+"""Images per batch in validation."""
+VALIDATION_CHUNK = 64
+"""Validation images between two checks for a stop signal."""
+VALIDATION_SCORE_THRESHOLD = 0.05
+"""Minimum score of the detections that are validated."""
 
 
 class Trainer:
-    """One run: a model, its data, and the folder in which everything is kept.
+    """Trains a model and writes the files of the run into the folder ``options.out``.
+
+    ``danet.training.train`` builds a trainer from options alone. Use this class to train with a model, a data set or
+    loss terms of your own; the folder must exist.
 
     Args:
-        options: of the command.
-        model: on ``device``.
+        options: options of the run.
+        model: the network, on ``device``.
         dataset: the training samples.
-        validation: images to validate on; empty for none.
-        extra_losses: further loss terms by name, on ``device``, see ``TrainOptions.build_losses``. Their parameters
-            are trained as well and saved in the state, but not in the weights.
+        validation: the validation images; empty to skip validation.
+        device: device of the training.
+        extra_losses: loss terms other than detection by name, on ``device``, see ``TrainOptions.build_losses``. Their
+            parameters are trained as well; they are saved in the state, but not in the weights.
     """
 
     def __init__(
@@ -90,15 +98,20 @@ class Trainer:
         )
         self.stop = threading.Event()
         self._saved = time.monotonic()
-        self.log: TrainingLog | None = None  # only in the process that writes
+        self.log: TrainingLog | None = None  # only in the process that writes files
 
     @property
-    def weights(self) -> DANet:
-        """The model to validate and to keep: the averaged one where there is one."""
+    def result(self) -> DANet:
+        """The model that is validated and saved: the moving average if there is one."""
         return self.model if self.state.average is None else cast(DANet, self.state.average.module)
 
     def resume(self) -> None:
-        """Takes up the saved state. A run that was cut off before it saved one begins again."""
+        """Loads the saved state. Without one (the run was interrupted before its first save), training starts anew.
+
+        Raises:
+            UserError: the state is unreadable or belongs to a run with other options or data, see
+                ``TrainingState.load``, or it has more epochs than ``options.epochs``.
+        """
         path = self.folder / STATE
         if not path.exists():
             return
@@ -106,10 +119,14 @@ class Trainer:
         self.sampler.start_step = self.state.progress.step
         if self.sampler.start_step > self.sampler.total_steps:
             epochs = self.sampler.start_step / self.sampler.steps_per_epoch
-            raise UserError(f"{path}: {epochs:g} epochs are done, more than --epochs {self.options.epochs}")
+            raise UserError(f"{path}: has {epochs:g} epochs already, got --epochs {self.options.epochs}; give more")
 
     def run(self) -> bool:
-        """Trains to the end, or until a signal asks to stop: then the state is saved and False returned."""
+        """Trains to the last epoch and returns True; on a stop signal, saves the state and returns False.
+
+        Raises:
+            UserError: a loss or a gradient is not finite, or an image cannot be read.
+        """
         self.network: DANet | DistributedDataParallel = self.model
         if distributed.world_size() > 1:
             device_ids = [self.device] if self.device.type == "cuda" else None
@@ -134,15 +151,15 @@ class Trainer:
     def _loop(self) -> bool:
         progress = self.state.progress
         if progress.step and progress.step % self.sampler.steps_per_epoch == 0:
-            self._end_epoch()  # a state saved between an epoch's last step and the end of its validation
+            self._end_epoch()  # the state was saved before the validation of this epoch had ended
         pinned = self.device.type == "cuda"
-        loaded = iter(make_loader(self.dataset, self.sampler, workers=self.options.workers or 0, pin_memory=pinned))
+        batches = iter(make_loader(self.dataset, self.sampler, workers=self.options.workers or 0, pin_memory=pinned))
         while progress.step < self.sampler.total_steps:
             if distributed.any_process(self.stop.is_set(), self.device):
                 self._save()
                 return False
             started = time.monotonic()
-            self._step(_next(loaded))
+            self._step(_next_batch(batches))
             progress.seconds += time.monotonic() - started
             if progress.step % self.sampler.steps_per_epoch == 0:
                 self._end_epoch()
@@ -154,14 +171,15 @@ class Trainer:
         return True
 
     def _step(self, batch: Batch) -> None:
-        """One update of the weights. A loss or gradient that is not finite stops the run before it does harm."""
+        """Updates the weights once. Raises UserError before the update if a loss or gradient is not finite."""
         options, state, step = self.options, self.state, self.state.progress.step
-        # Each step has its own random numbers: nothing to save, and no process depends on another's.
-        torch.manual_seed(_seed(options.seed, step, distributed.rank()))
+        # Seed every step by itself: a resumed run then needs no random state.
+        torch.manual_seed(_combine_seeds(options.seed, step, distributed.rank()))
         lr = learning_rate(step, self.sampler.total_steps, options)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
 
+        # Forward pass and loss terms.
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             output = self.network(batch.images)
@@ -170,21 +188,25 @@ class Trainer:
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 terms |= term(output, batch)
         loss = torch.stack(list(terms.values())).sum()
+
+        # Backward pass; DistributedDataParallel averages the gradients of the model, but not of the extra losses.
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
         distributed.average_gradients(self.extra_losses.parameters())
         state.scaler.unscale_(state.optimizer)
-        # Each for itself, so that what the extras learn does not shorten the model's step.
-        norm, extras_norm = (
+        # Clip separately, so that large gradients of the extra losses' parameters do not shrink those of the model.
+        norm, extra_norm = (
             torch.nn.utils.clip_grad_norm_([*module.parameters()], options.clip or math.inf)
             for module in (self.model, self.extra_losses)
         )
 
-        # Each process has its part of the global sums divided by the mean normaliser: the mean is the whole.
+        # Average the losses over processes: each has its own sum divided by the mean normalizer of all processes.
         shared = distributed.mean(torch.stack([loss.detach(), *(term.detach() for term in terms.values())]))
-        *values, norm, extras_norm = torch.cat([shared, torch.stack([norm, extras_norm.to(norm.device)])]).tolist()
+        *values, norm, extra_norm = torch.cat([shared, torch.stack([norm, extra_norm.to(norm.device)])]).tolist()
         losses = dict(zip(["loss", *terms], values, strict=True))
-        self._check_finite(losses, norm + extras_norm)
+        self._check_finite(losses, norm + extra_norm)
+
+        # Update the weights and their moving average.
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.average is not None:
@@ -195,42 +217,42 @@ class Trainer:
 
     def _check_finite(self, losses: dict[str, float], norm: float) -> None:
         wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
-        # With float16 the scaler leaves out steps whose gradient overflows, and lowers its scale.
+        # With float16, the scaler skips steps whose gradients overflow and lowers its scale.
         if not wrong and not self.state.scaler.is_enabled() and not math.isfinite(norm):
-            wrong = [f"the gradient's norm is {norm}"]
+            wrong = [f"the gradient norm is {norm}"]
         if wrong:
             step = self.state.progress.step
             raise UserError(
                 f"step {step + 1} (epoch {step // self.sampler.steps_per_epoch + 1}): {', '.join(wrong)}; "
-                f"stopped, the last good state is kept in {self.folder / STATE}; try a lower --lr or --clip 10"
+                f"training stopped, the last good state is in {self.folder / STATE}; try a lower --lr or --clip 10"
             )
 
     def _end_epoch(self) -> None:
-        """Validates if it is time, prints the epoch's line, saves. Does nothing if that was done before."""
+        """Validates if it is due, logs the epoch and saves the state; does nothing if all of this was done before."""
         progress, options = self.state.progress, self.options
         if self.log is None or progress.finished_epoch_at == progress.step:
             return
         epoch = progress.step // self.sampler.steps_per_epoch
-        figures = None
+        metrics = None
         if self.validation and (epoch % options.val_every == 0 or progress.step == self.sampler.total_steps):
             self._save()
             started = time.monotonic()
-            figures = self._validate()
+            metrics = self._validate()
             progress.seconds += time.monotonic() - started
-            if figures is None:  # stopped; the saved state begins with this validation
+            if metrics is None:  # stopped by a signal; the resumed run starts with this validation
                 return
-            # Of equals the later: it has seen more, and scores keep rising when AP no longer does.
-            if figures["ap50"] >= progress.best.get("ap50", 0.0):
-                progress.best = {"epoch": epoch, **figures}
+            # Prefer the later of equal epochs: scores keep rising when AP no longer does.
+            if metrics["ap50"] >= progress.best.get("ap50", 0.0):
+                progress.best = {"epoch": epoch, **metrics}
                 self._save_weights(BEST, progress.best)
-            self.log.validation(progress.step, figures)
+            self.log.validation(progress.step, metrics)
         progress.finished_epoch_at = progress.step
-        self.log.end_epoch(epoch, learning_rate(progress.step - 1, self.sampler.total_steps, options), figures)
+        self.log.end_epoch(epoch, learning_rate(progress.step - 1, self.sampler.total_steps, options), metrics)
         self._save()
 
     def _validate(self) -> dict[str, float] | None:
-        """Figures of the averaged weights on the validation images; None if a signal came in between."""
-        detector = Detector(self.weights, score_threshold=0.05)
+        """Metrics on the validation images, or None if a stop signal arrived."""
+        detector = Detector(self.result, score_threshold=VALIDATION_SCORE_THRESHOLD)
         detections = []
         for start in range(0, len(self.validation), VALIDATION_CHUNK):
             if self.stop.is_set():
@@ -251,11 +273,11 @@ class Trainer:
             self.state.save(self.folder / STATE, self._identity())
         self._saved = time.monotonic()
 
-    def _save_weights(self, name: str, figures: dict[str, float]) -> None:
-        save_weights(self.folder / name, self.weights, {"step": self.state.progress.step, "validation": figures})
+    def _save_weights(self, name: str, metrics: dict[str, float]) -> None:
+        save_weights(self.folder / name, self.result, {"step": self.state.progress.step, "validation": metrics})
 
     def _finish(self) -> None:
-        """Leaves the weights to use: the best by validation, or else the last."""
+        """Writes the final weights: the best by validation, or the last ones without validation."""
         if self.log is None:
             return
         if self.state.progress.best:
@@ -265,20 +287,21 @@ class Trainer:
             self._save_weights(WEIGHTS, {})
 
     def _identity(self) -> dict:
+        """What must be the same when the run is resumed."""
         return {"data": self.dataset.fingerprint(), **self.fingerprints, **fixed_options(self.options)}
 
 
-def _next(loaded: Iterator[Batch]) -> Batch:
+def _next_batch(batches: Iterator[Batch]) -> Batch:
     try:
-        return next(loaded)
+        return next(batches)
     except UserError as error:
-        # A loader process hands on its error as the text of a traceback; the message is its last line.
+        # DataLoader passes on an error of a worker process as the text of its traceback; keep only the message.
         prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
         raise UserError(str(error).strip().splitlines()[-1].removeprefix(prefix)) from error
 
 
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+def _combine_seeds(*seeds: int) -> int:
+    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
 
 
 def _autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
