@@ -14,7 +14,7 @@ from danet.config import ModelConfig
 from danet.data.loader import Batch
 from danet.data.scales import SCALES
 from danet.distill import Distiller, Teacher
-from danet.losses.detection import DetectionLoss
+from danet.losses import DetectionLoss
 from danet.models import build_model
 from danet.models.summary import describe
 
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     def step(batch: Batch, *, distilled: bool) -> None:
         optimizer.zero_grad(set_to_none=True)
         output = model(batch.images)
-        terms = loss(output, *batch[1:])
+        terms = loss(output, batch)
         if distilled:
             terms |= distiller(output, batch)
         sum(terms.values()).backward()

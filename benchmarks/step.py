@@ -11,7 +11,8 @@ import torch
 
 from benchmarks.timing import alternate, header, track
 from danet.config import ModelConfig
-from danet.losses.detection import DetectionLoss
+from danet.data.loader import Batch
+from danet.losses import DetectionLoss
 from danet.models import build_model
 from danet.ops import info, library
 
@@ -44,11 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     images = torch.randn(options.batch, 1, *options.size).to(memory_format=torch.channels_last)
     boxes = torch.tensor([[100.0, 80.0, 116.0, 92.0], [30.0, 40.0, 42.0, 50.0]])
     per_image = (boxes, torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool))
-    targets = [[each] * options.batch for each in per_image]
+    batch = Batch(images, *([each] * options.batch for each in per_image))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        sum(loss(model(images), *targets).values()).backward()
+        sum(loss(model(images), batch).values()).backward()
         optimizer.step()
 
     def reference_step() -> None:

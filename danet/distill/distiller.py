@@ -14,7 +14,7 @@ from danet.data.loader import Batch
 from danet.data.scales import EDGES, SCALES
 from danet.distill.eadm import EADM
 from danet.distill.teachers import Teacher
-from danet.models.danet import Output
+from danet.models import Output
 from danet.utils import distributed
 
 

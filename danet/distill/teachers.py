@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from danet.checkpoint import load_weights
 from danet.models import DANet
-from danet.models.blocks import channels_last
 from danet.utils.errors import UserError
+from danet.utils.memory_format import channels_last
 
 STRIDES = (4, 8, 16, 32)
 PROBE_SIDE = 64

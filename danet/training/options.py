@@ -318,8 +318,8 @@ class TrainOptions:
     def build_losses(self, model: "DANet") -> "dict[str, nn.Module]":
         """The enabled loss terms other than detection, by name, on the model's device.
 
-        A term is called as ``term(output, batch) -> dict[str, Tensor]`` and returns weighted scalars. A term that was
-        built from files has a method ``fingerprints() -> dict[str, str]``: a run resumes only if they are unchanged.
+        Every term is an ``nn.Module`` that follows ``danet.losses.LossTerm``. A term that was built from files also has
+        a method ``fingerprints() -> dict[str, str]``: a run resumes only if these values are unchanged.
         """
         terms = {"adcr": self.adcr.build(model, self), "sskd": self.distill.build(model, self)}
         device = next(model.parameters()).device

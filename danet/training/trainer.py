@@ -21,7 +21,6 @@ from danet.inference.detector import Detector
 from danet.inference.predict import predict
 from danet.losses import DetectionLoss
 from danet.models import DANet
-from danet.models.blocks import channels_last
 from danet.training.log import TrainingLog
 from danet.training.optimizer import average_weights, build_optimizer, freeze_norms, learning_rate
 from danet.training.options import TrainOptions
@@ -31,6 +30,7 @@ from danet.training.state import TrainingState, fixed_options
 from danet.utils import distributed
 from danet.utils.errors import UserError
 from danet.utils.files import atomic_path
+from danet.utils.memory_format import channels_last
 
 VALIDATION_BATCH = 8
 """Images per batch in validation."""
@@ -183,7 +183,7 @@ class Trainer:
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             output = self.network(batch.images)
-        terms = self.criterion(output, batch.boxes, batch.labels, batch.ignore)
+        terms = self.criterion(output, batch)
         for term in self.extra_losses.values():
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 terms |= term(output, batch)

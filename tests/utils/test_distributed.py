@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from danet.data.loader import Batch
 from danet.losses import ADCR
 from danet.utils import distributed
 
@@ -32,7 +33,7 @@ def gradients(targets: list, rank: int, world: int) -> list[Tensor]:
     labels = [torch.tensor([label for _, label in image], dtype=torch.int64) for image in part]
     ignore = [torch.zeros(len(label), dtype=torch.bool) for label in labels]
     torch.manual_seed(0 if rank == 0 else 99)
-    loss = adcr.loss([network(images)], images, boxes, labels, ignore)
+    loss = adcr.loss([network(images)], Batch(images, boxes, labels, ignore))
     loss.backward()
     parameters = [*network.parameters(), *adcr.parameters()]
     distributed.average_gradients(parameters)
