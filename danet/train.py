@@ -15,7 +15,7 @@ from danet.data.loader import (
     default_workers,
     load_source,
 )
-from danet.data.scales import Bucket
+from danet.data.scales import ScaleBucket
 from danet.training.options import CONFIG, PRESETS, TrainOptions
 from danet.utils import cli
 from danet.utils.errors import UserError
@@ -58,7 +58,7 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
     if options.distill.files() and options.distill.batch:
         options = dataclasses.replace(options, batch=options.distill.batch)
     target = options.target or next(iter(options.model.classes), "")
-    bucket = Bucket(options.scale, options.scale_edges, target) if options.scale else None
+    bucket = ScaleBucket(options.scale, options.scale_edges, target) if options.scale else None
     dataset = DetectionDataset(
         options.data,
         options.model.classes,
@@ -70,7 +70,7 @@ def _train(options: TrainOptions, device: "torch.device") -> int:
     )
     validation = load_source(options.val) if options.val else []
     if bucket is not None:
-        validation = [bucket.restrict(record) for record in validation if bucket.takes(record)]
+        validation = [bucket.ignore_other_scales(record) for record in validation if bucket.accepts(record)]
         if options.val and not validation:
             raise UserError(f"--val: every image shows a {target}, none of them {bucket}")
     torch.manual_seed(options.seed)

@@ -11,7 +11,7 @@ IGNORE = "ignore"
 """Category of a region that counts neither way, for any class."""
 
 
-def rename(record: ImageRecord, class_map: Mapping[str, str]) -> ImageRecord:
+def apply_class_map(record: ImageRecord, class_map: Mapping[str, str]) -> ImageRecord:
     """The record with new names for the categories in ``class_map``; boxes named "ignore" become ignore regions."""
     names = [class_map.get(name, name) for name in record.names]
     ignore = record.ignore | np.array([name == IGNORE for name in names], bool)

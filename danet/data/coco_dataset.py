@@ -34,6 +34,11 @@ class ImageRecord:
     frame: int | None = None
     recording: str | None = None
 
+    @property
+    def group(self) -> str:
+        """Name of the images that a split keeps together: the recording, else the video, else the image's path."""
+        return self.recording or self.video or str(self.path)
+
 
 @dataclass(eq=False)
 class CocoDataset:

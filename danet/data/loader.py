@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from danet.data.class_map import rename
+from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import ImageRecord, load_coco
 from danet.data.normalize import intensity_range, normalize
-from danet.data.records import Records
-from danet.data.scales import Bucket
+from danet.data.scales import ScaleBucket
+from danet.data.shared_records import SharedRecords
 from danet.data.transforms import Annotated, Augmentation, cut, vary_frame
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
@@ -88,7 +88,18 @@ def load_source(source: DataSource | str) -> list[ImageRecord]:
     if unknown:
         known = ", ".join(dataset.categories)
         raise UserError(f"{dataset.path}: class_map renames {unknown[0]!r}, which is no category (there are: {known})")
-    return [rename(record, source.class_map) for record in dataset.records]
+    return [apply_class_map(record, source.class_map) for record in dataset.records]
+
+
+def _select(
+    source: DataSource | str, records: Sequence[ImageRecord], bucket: ScaleBucket, augmentation: Augmentation
+) -> list[ImageRecord]:
+    """Selects the images that the bucket accepts."""
+    accepted = [record for record in records if bucket.accepts(record, augmentation.scale)]
+    if not accepted:
+        path = source if isinstance(source, str) else source.path
+        raise UserError(f"{path}: every image shows a {bucket.target}, none of them {bucket}")
+    return accepted
 
 
 class DetectionDataset(Dataset):
@@ -105,7 +116,7 @@ class DetectionDataset(Dataset):
         augmentation: how samples are varied.
         seed: of the augmentation.
         cache_bytes: decoded images are kept in memory until they fill this much.
-        bucket: take the images and boxes of one scale, see ``Bucket``; None takes all.
+        bucket: take the images and boxes of one scale, see ``ScaleBucket``; None takes all.
     """
 
     def __init__(
@@ -117,7 +128,7 @@ class DetectionDataset(Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         cache_bytes: int = 0,
-        bucket: Bucket | None = None,
+        bucket: ScaleBucket | None = None,
     ) -> None:
         self.classes = list(classes)
         self.channels = channels
@@ -125,7 +136,8 @@ class DetectionDataset(Dataset):
         self.bucket = bucket
         loaded = [load_source(source) for source in sources]
         if bucket is not None:
-            loaded = [self._taken(source, records, bucket) for source, records in zip(sources, loaded, strict=True)]
+            pairs = zip(sources, loaded, strict=True)
+            loaded = [_select(source, records, bucket, self.augmentation) for source, records in pairs]
         self.sizes = [len(records) for records in loaded]
         self.weights = [1.0 if isinstance(source, str) else source.weight for source in sources]
         self.seed = seed
@@ -135,7 +147,7 @@ class DetectionDataset(Dataset):
         self._shown = np.flatnonzero(np.repeat(np.array(self.weights) > 0, self.sizes))
         shown = (r for records, weight in zip(loaded, self.weights, strict=True) if weight > 0 for r in records)
         present = {name for r in shown for name, skip in zip(r.names, r.ignore, strict=True) if not skip}
-        self.records = Records(itertools.chain.from_iterable(loaded))
+        self.records = SharedRecords(itertools.chain.from_iterable(loaded))
         del loaded, shown
         trim_malloc()  # before loader processes inherit it
         missing = [name for name in self.classes if name not in present]
@@ -168,20 +180,12 @@ class DetectionDataset(Dataset):
             digest.update(r.boxes.tobytes() + r.ignore.tobytes())
         return f"{len(self)} images, {digest.hexdigest()[:12]}"
 
-    def _taken(self, source: DataSource | str, records: Sequence[ImageRecord], bucket: Bucket) -> list[ImageRecord]:
-        """The images of the bucket."""
-        taken = [record for record in records if bucket.takes(record, self.augmentation.scale)]
-        if not taken:
-            path = source if isinstance(source, str) else source.path
-            raise UserError(f"{path}: every image shows a {bucket.target}, none of them {bucket}")
-        return taken
-
     def _cut(self, frame: Annotated, rng: np.random.Generator) -> Annotated:
         if self.bucket is None:
             return cut(frame, rng, self.augmentation)
         target = self.classes.index(self.bucket.target)
-        sample = cut(frame, rng, self.bucket.narrow(frame, frame.labels == target, self.augmentation, rng))
-        other = (sample.labels == target) & ~self.bucket.holds(sample.boxes)
+        sample = cut(frame, rng, self.bucket.limit_scale(frame, frame.labels == target, self.augmentation, rng))
+        other = (sample.labels == target) & ~self.bucket.contains(sample.boxes)
         return sample._replace(ignore=sample.ignore | other)
 
     def _checked(self, index: int) -> int:

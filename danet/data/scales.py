@@ -23,7 +23,7 @@ def check_scale_edges(edges: Sequence[float]) -> None:
         raise UserError(f"scale_edges must be two positive numbers of pixels, the smaller first, got {tuple(edges)}")
 
 
-class Bucket:
+class ScaleBucket:
     """The part of a training set that the teacher of one scale learns (section 3.2.1).
 
     Sizes count as the network sees them, after augmentation; what is decided here about other boxes is our decision:
@@ -48,22 +48,22 @@ class Bucket:
         below = "" if self.high == math.inf else f" and below {self.high:g}"
         return f"{self.scale} (from {self.low:g}{below} pixels)"
 
-    def takes(self, record: ImageRecord, magnification: tuple[float, float] = (1.0, 1.0)) -> bool:
+    def accepts(self, record: ImageRecord, magnification: tuple[float, float] = (1.0, 1.0)) -> bool:
         """Whether an image takes part, given the smallest and the largest magnification."""
         targets = _is(record.names, self.target) & ~record.ignore
         sizes = _size(record.boxes[targets])
         return not targets.any() or bool(self._reached(sizes, magnification).any())
 
-    def restrict(self, record: ImageRecord) -> ImageRecord:
+    def ignore_other_scales(self, record: ImageRecord) -> ImageRecord:
         """The image with its targets of other scales as ignore regions, at its own size."""
-        other = _is(record.names, self.target) & ~self.holds(record.boxes)
+        other = _is(record.names, self.target) & ~self.contains(record.boxes)
         return dataclasses.replace(record, ignore=record.ignore | other)
 
-    def holds(self, boxes: np.ndarray) -> np.ndarray:
+    def contains(self, boxes: np.ndarray) -> np.ndarray:
         """Which of ``[M, 4]`` boxes have this scale, bool ``[M]``."""
         return self._reached(_size(boxes), (1.0, 1.0))
 
-    def narrow(
+    def limit_scale(
         self, frame: Annotated, targets: np.ndarray, options: Augmentation, rng: np.random.Generator
     ) -> Augmentation:
         """``options`` with those magnifications that bring a random one of ``targets`` (bool ``[M]``) into the bucket.

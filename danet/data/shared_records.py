@@ -17,7 +17,7 @@ from danet.data.coco_dataset import ImageRecord
 from danet.utils.errors import UserError
 
 
-class Records(Sequence[ImageRecord]):
+class SharedRecords(Sequence[ImageRecord]):
     """A sequence of `ImageRecord` that never changes; an element is made anew each time it is asked for.
 
     The file is a temporary one, gone with the last process that has it open; forked processes share it.
@@ -57,4 +57,4 @@ class Records(Sequence[ImageRecord]):
 
     def __reduce__(self) -> tuple:
         """For processes that are not forked."""
-        return Records, (list(self),)
+        return SharedRecords, (list(self),)

@@ -10,12 +10,7 @@ from danet.utils.errors import UserError
 from danet.utils.files import write_json
 
 
-def group_of(record: ImageRecord) -> str:
-    """What belongs together and is never divided: the recording, else the video, else the image itself."""
-    return record.recording or record.video or str(record.path)
-
-
-def report(
+def write_summary(
     written: Mapping[Path, Sequence[ImageRecord]],
     *,
     json: str | os.PathLike | None,
@@ -27,7 +22,7 @@ def report(
     figures = {}
     for path, records in written.items():
         boxes = count_boxes(records)
-        recordings, empty = len({group_of(item) for item in records}), sum(not item.names for item in records)
+        recordings, empty = len({item.group for item in records}), sum(not item.names for item in records)
         figures[str(path)] = {
             "images": len(records),
             "recordings": recordings,

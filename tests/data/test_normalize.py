@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from danet.data.normalize import MINIMUM_RANGE, intensity_range, normalize
+from danet.data.normalize import MIN_RANGE_COUNTS, intensity_range, normalize
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_normalize_gives_14_bit_and_8_bit_images_the_same_range(image):
 
 def test_normalize_does_not_amplify_the_noise_of_an_empty_sky():
     sky = (100 + np.arange(80 * 60).reshape(60, 80) % 3).astype(np.uint8)
-    assert np.abs(normalize(sky)).max() <= 2 * 2 / MINIMUM_RANGE
+    assert np.abs(normalize(sky)).max() <= 2 * 2 / MIN_RANGE_COUNTS
 
 
 def test_normalize_scales_a_crop_by_its_frame(image):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from danet.data.coco_dataset import ImageRecord
-from danet.data.records import Records
+from danet.data.shared_records import SharedRecords
 
 
 def record(i: int) -> ImageRecord:
@@ -24,7 +24,7 @@ def record(i: int) -> ImageRecord:
 
 def test_records_are_those_of_the_list():
     expected = [record(i) for i in range(2345)]
-    records = Records(iter(expected))
+    records = SharedRecords(iter(expected))
     assert len(records) == len(expected)
     for index in (0, 1, 5, 999, 1000, 1001, 2344, -1, np.int64(17)):
         found, right = records[index], expected[index]
@@ -37,7 +37,7 @@ def test_records_are_those_of_the_list():
     assert [r.width for r in records] == [r.width for r in expected]
     with pytest.raises(IndexError, match="record 2345 of 2345"):
         records[2345]
-    assert len(Records([])) == 0
+    assert len(SharedRecords([])) == 0
     copy = pickle.loads(pickle.dumps(records))
     assert len(copy) == len(records) and copy[7].path == expected[7].path
 

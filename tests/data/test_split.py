@@ -6,7 +6,6 @@ import pytest
 
 from danet.data.__main__ import main
 from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
-from danet.data.summary import group_of
 from danet.utils.files import read_json
 
 
@@ -35,7 +34,7 @@ def test_no_recording_is_divided_and_categories_are_balanced(tmp_path, key):
     assert main(["split", str(source), "--fraction", "0.25", "--out_a", str(a), "--out_b", str(b)]) == 0
     whole, first, second = (load_coco(path) for path in (source, a, b))
     assert len(first.records) + len(second.records) == len(whole.records)
-    assert not {group_of(item) for item in first.records} & {group_of(item) for item in second.records}
+    assert not {item.group for item in first.records} & {item.group for item in second.records}
     count = [Counter(name for item in part.records for name in item.names) for part in (whole, second)]
     for name in ("drone", "bird"):
         assert 0.2 < count[1][name] / count[0][name] < 0.3
