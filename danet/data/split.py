@@ -1,8 +1,4 @@
-"""Dividing a dataset: a recording, and so nearly the same picture, never lies on both sides.
-
-Groups are given away one by one, the large ones first, each to the part that lacks most of what the group
-holds (images, and boxes of each category). Our decision.
-"""
+"""``danet data split``: splits a dataset by recording into two parts or into the folds of a cross-validation."""
 
 import os
 from collections.abc import Sequence
@@ -18,36 +14,40 @@ from danet.utils.errors import UserError
 
 @dataclass
 class Options:
+    """Options of ``danet data split``."""
+
     source: str
-    """COCO json to divide."""
+    """COCO json to split."""
 
     fraction: float = 0.2
-    """Part of the images (and of each category's boxes, as nearly as recordings allow) that goes into out_b."""
+    """Fraction of the images, and of the boxes of each category, that goes into out_b; approximate, since recordings
+    are not divided."""
 
     folds: int | None = None
-    """Instead of two parts: K parts, for each of which fold0_train.json, fold0_val.json, ... are written."""
+    """Number of folds of a cross-validation: writes fold0_train.json, fold0_val.json, ... instead of two parts."""
 
     seed: int = 0
-    """Seed of the order in which recordings are given away: another one gives another split."""
+    """Seed; another seed gives another split."""
 
     out_a: str | None = None
-    """Json of the larger part."""
+    """Json for the part with 1 - fraction of the images."""
 
     out_b: str | None = None
-    """Json of the fraction."""
+    """Json for the part with the fraction."""
 
     out: str | None = None
-    """Folder for the jsons of --folds."""
+    """Output folder for the jsons of --folds."""
 
     json: str | None = None
-    """Write the number of images, recordings and boxes of each part to this file."""
+    """JSON file for the number of images, recordings and boxes of each part."""
 
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print only errors."""
 
 
 def split_command(options: Options) -> None:
-    """Divides a dataset by recording (or video, or image, where there is none), balanced over categories."""
+    """Splits a dataset by recording, with a similar share of each category in all parts. Images without a recording are
+    grouped by video; images without both are assigned one by one."""
     if options.seed < 0:
         raise UserError(f"--seed must be 0 or more, got {options.seed}")
     jsons = _requested(options)
@@ -67,7 +67,7 @@ def split_command(options: Options) -> None:
 
 
 def _requested(options: Options) -> list[Path]:
-    """The jsons to write: two, or two a fold; checked against the other options."""
+    """Checks the options and returns the jsons to write: two, or two per fold."""
     if options.folds is None:
         if not 0 < options.fraction < 1:
             raise UserError(f"--fraction must lie between 0 and 1, got {options.fraction}")
@@ -78,7 +78,7 @@ def _requested(options: Options) -> list[Path]:
         if options.folds < 2:
             raise UserError(f"--folds must be 2 or more, got {options.folds}")
         if options.out is None or options.out_a is not None or options.out_b is not None:
-            raise UserError("--folds needs --out, a folder for the jsons")
+            raise UserError("--folds needs --out, the folder for the jsons, instead of --out_a and --out_b")
         sides = ("train", "val")
         jsons = [Path(options.out, f"fold{fold}_{side}.json") for fold in range(options.folds) for side in sides]
     others = [Path(options.source), *([Path(options.json)] if options.json else [])]
@@ -89,6 +89,7 @@ def _requested(options: Options) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``danet data split``."""
     return cli.run(split_command, Options, prog="danet data split", positionals=["source"], argv=argv)
 
 

@@ -21,7 +21,7 @@ def record(*sides, names=None, ignore=None, path=Path("a.png")):
     return ImageRecord(path, 64, 64, boxes, names, np.array(ignore or [False] * len(sides), bool))
 
 
-def test_every_size_has_one_scale():
+def test_bucket_contains_each_size_once():
     boxes = record(0.5, 13.99, 14, 16, 17.99, 18, 400).boxes
     held = np.array([ScaleBucket(scale, EDGES, "drone").contains(boxes) for scale in SCALES])
     assert held.sum(0).tolist() == [1] * 7
@@ -31,7 +31,7 @@ def test_every_size_has_one_scale():
     assert str(ScaleBucket("large", EDGES, "drone")) == "large (from 18 pixels)"
 
 
-def test_images_that_take_part():
+def test_bucket_accepts_images_that_can_be_scaled_into_it():
     bucket = ScaleBucket("medium", EDGES, "drone")
     assert bucket.accepts(record(15)) and bucket.accepts(record(10, 15, 30)) and not bucket.accepts(record(10, 30))
     assert bucket.accepts(record(10), (1.0, 1.4)) and not bucket.accepts(record(10), (0.5, 1.39))
@@ -40,7 +40,7 @@ def test_images_that_take_part():
     assert bucket.accepts(record(30, ignore=[True])) and not bucket.accepts(record(30, 15, ignore=[False, True]))
 
 
-def test_targets_of_other_scales_are_ignored():
+def test_bucket_ignores_targets_of_other_scales():
     given = record(10, 15, 30, 30, 15, names=["drone", "drone", "drone", "bird", "drone"], ignore=[False] * 4 + [True])
     restricted = ScaleBucket("large", EDGES, "drone").ignore_other_scales(given)
     assert restricted.ignore.tolist() == [True, True, False, False, True]
@@ -48,8 +48,8 @@ def test_targets_of_other_scales_are_ignored():
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_samples_show_targets_of_the_scale(tmp_path, scale):
-    """Whatever size they have on the image; what else is there is ignored, and birds stay distractors."""
+def test_dataset_scales_targets_into_the_bucket(tmp_path, scale):
+    """Targets that remain outside of the bucket are ignored, and birds stay distractors of any size."""
     data = str(write_scenes(tmp_path / "scenes", 12, size=(96, 96)))
     augmentation = Augmentation(crop=(96, 96), scale=(0.5, 3.0), copy_paste=0.5)
     bucket = ScaleBucket(scale, (9.0, 16.0), "drone")
@@ -66,13 +66,13 @@ def test_samples_show_targets_of_the_scale(tmp_path, scale):
             whole += bool((drone & inside & ~sample.ignore).any())
             lost += bool((drone & ~inside).any())
             birds += int(((sample.labels == -1) & ~inside & ~sample.ignore).sum())
-    assert whole > 36  # of 48: a crop may cut off the one that the magnification was for
+    assert whole > 36  # of 48: a crop may lose the target that was scaled into the bucket
     assert lost > 0 and birds > 0
     again = DetectionDataset([data], ["drone"], augmentation=augmentation, bucket=bucket)
     assert np.array_equal(again[2, 5].image, dataset[2, 5].image)
 
 
-def test_without_magnification_only_images_of_the_scale_are_left(tmp_path):
+def test_dataset_without_magnification_selects_images_of_the_scale(tmp_path):
     sides = [10, 15, 30, 12]
     records = []
     for index, side in enumerate(sides):
@@ -89,11 +89,11 @@ def test_without_magnification_only_images_of_the_scale_are_left(tmp_path):
     with pytest.raises(UserError, match="no box named 'drone'"):  # only the bird is left
         DetectionDataset([data], ["drone"], bucket=ScaleBucket("large", (14.0, 40.0), "drone"))
     drones = DataSource(data, class_map={"bird": "drone"})
-    with pytest.raises(UserError, match=r"every image shows a drone, none of them large \(from 40 pixels\)"):
+    with pytest.raises(UserError, match=r"no image has a drone of scale large \(from 40 pixels\)"):
         DetectionDataset([drones], ["drone"], bucket=ScaleBucket("large", (14.0, 40.0), "drone"))
 
 
 @pytest.mark.parametrize("edges", [(0.0, 5.0), (5.0, 5.0), (9.0, 5.0), (5.0, math.inf), (math.nan, 5.0)])
-def test_impossible_edges(edges):
+def test_check_scale_edges_refuses_impossible_edges(edges):
     with pytest.raises(UserError, match="scale_edges must be two positive numbers of pixels, the smaller first, got"):
         check_scale_edges(edges)

@@ -1,4 +1,4 @@
-"""Records in a file: the same as in a list, and of any number."""
+"""Records in a file equal those in a list, and cost worker processes no memory."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ def record(i: int) -> ImageRecord:
     return ImageRecord(Path(f"/ä b/{i}.png"), 64 + i, 48, boxes, names, ignore, video, i or None, recording)
 
 
-def test_records_are_those_of_the_list():
+def test_shared_records_equal_a_list():
     expected = [record(i) for i in range(2345)]
     records = SharedRecords(iter(expected))
     assert len(records) == len(expected)
@@ -64,8 +64,8 @@ print(most)
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no /proc/self/smaps_rollup")
 @pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.long)])
-def test_a_loader_process_stays_small(count, tmp_path):
-    """Resident memory, that of Python and torch included."""
+def test_loader_workers_stay_small(count, tmp_path):
+    """Measures the resident memory in MB, including Python and torch."""
     cv2.imwrite(str(tmp_path / "frame.png"), np.full((64, 80), 90, np.uint8))
     images = [
         {"id": i, "file_name": "frame.png", "width": 80, "height": 64, "video": f"v{i >> 8}"} for i in range(count)
