@@ -20,6 +20,7 @@ PRESETS = (
     *("default", "paper", "demo", "svanstrom", "svanstrom_frames", "sirst"),
     *("teacher_small", "teacher_medium", "teacher_large"),
 )
+"""Names of the files in danet/presets that ``danet train --preset`` offers."""
 MAY_CHANGE_ON_RESUME = {
     *("data", "val", "out", "resume", "overwrite", "weights", "epochs", "device", "threads", "workers", "cache_mb"),
     *("val_every", "save_every_minutes", "save_every_steps", "tensorboard", "quiet", "json"),
@@ -297,9 +298,9 @@ class TrainOptions:
         if self.target is not None and self.target not in self.model.classes:
             raise UserError(f"target {self.target}: not a class of the model ({', '.join(self.model.classes)})")
         if self.assignment != "centre" and self.model.head != "default":
-            raise UserError(f"assignment {self.assignment}: is for the default head, model.head is {self.model.head}")
+            raise UserError(f"assignment {self.assignment}: needs model.head default, got {self.model.head}")
         if self.nesterov and self.momentum == 0:
-            raise UserError("nesterov needs a momentum")
+            raise UserError("nesterov: needs a momentum above 0, got 0; give --momentum")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads must be positive, got {self.threads}")
         if self.workers is not None and self.workers < 0:

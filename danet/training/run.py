@@ -14,7 +14,7 @@ from danet.data.loader import (
     default_workers,
     load_source,
 )
-from danet.data.scales import Bucket
+from danet.data.scales import ScaleBucket
 from danet.training.options import TrainOptions
 from danet.training.run_folder import STATE, WEIGHTS, check_run_folder, prepare_run_folder
 from danet.utils.errors import UserError
@@ -136,7 +136,7 @@ def build_trainer(options: TrainOptions, device: "torch.device") -> tuple["Train
 
 def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecord]]:
     """Loads the training set and the validation images, restricted to targets of ``options.scale`` if it is given."""
-    bucket = Bucket(options.scale, options.scale_edges, options.target_name) if options.scale else None
+    bucket = ScaleBucket(options.scale, options.scale_edges, options.target_name) if options.scale else None
     dataset = DetectionDataset(
         options.data,
         options.model.classes,
@@ -148,9 +148,11 @@ def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecor
     )
     validation = load_source(options.val) if options.val else []
     if bucket is not None:
-        validation = [bucket.restrict(record) for record in validation if bucket.takes(record)]
+        validation = [bucket.ignore_other_scales(record) for record in validation if bucket.accepts(record)]
         if options.val and not validation:
-            raise UserError(f"--val: every image shows a {options.target_name}, none of them {bucket}")
+            raise UserError(
+                f"--val: no image has a {options.target_name} of scale {bucket}; choose another scale or other edges"
+            )
     return dataset, validation
 
 

@@ -44,7 +44,7 @@ class Trainer:
     """Trains a model and writes the files of the run into the folder ``options.out``.
 
     ``danet.training.train`` builds a trainer from options alone. Use this class to train with a model, a data set or
-    loss terms of your own; the folder must exist.
+    loss terms of your own.
 
     Args:
         options: options of the run.

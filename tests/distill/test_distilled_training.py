@@ -197,10 +197,10 @@ def test_train_teacher_then_student(scenes, tmp_path, capsys):
         (["--scale", "tiny"], "--scale: Expected one of ['small', 'medium', 'large'] or null. Got value: tiny"),
         (["--scale_edges", "9", "3"], "scale_edges must be two positive numbers of pixels, the smaller first"),
         (["--target", "bird"], "target bird: not a class of the model (drone)"),
-        (["--scale", "large", "--scale_edges", "9", "300"], "none of them large (from 300 pixels)"),
+        (["--scale", "large", "--scale_edges", "9", "300"], "no image has a drone of scale large (from 300 pixels)"),
         (
             ["--scale", "large", "--scale_edges", "9", "20"],
-            "--val: every image shows a drone, none of them large (from 20",
+            "--val: no image has a drone of scale large (from 20",
         ),
     ],
 )
