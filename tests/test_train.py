@@ -75,8 +75,8 @@ def test_train_overfits_two_images(tmp_path):
 
     detector = danet.load(tmp_path / "run" / "weights.safetensors")
     records = load_coco(data).records
-    figures = quick_metrics(records, [detector(record.path) for record in records], ["drone"])
-    assert (figures["precision"], figures["recall"], figures["f1"]) == (1.0, 1.0, 1.0)
+    metrics = quick_metrics(records, [detector(record.path) for record in records], ["drone"])
+    assert (metrics["precision"], metrics["recall"], metrics["f1"]) == (1.0, 1.0, 1.0)
     assert detector.metadata["validation"]["f1"] == 1.0
 
 
@@ -374,9 +374,9 @@ def test_weights_file_is_text(run, tmp_path, capsys):
 
 def test_output_and_tensorboard(scenes, tmp_path, capsys):
     small = [*SMALL, "--quiet", "false", "--data", scenes, "--val", scenes, "--out", str(tmp_path), "--epochs", "2"]
-    assert main([*small, "--tensorboard", "true", "--json", str(tmp_path / "figures.json")]) == 0
+    assert main([*small, "--tensorboard", "true", "--json", str(tmp_path / "result.json")]) == 0
     output = capsys.readouterr().out
     assert re.search(r"epoch 2/2  loss \d\.\d+  cls \d\.\d+  reg \d\.\d+  lr \S+  \S+ images/s  val P \d", output)
     assert "reference operators" in output or "compiled operators" in output
     assert list((tmp_path / "tensorboard").iterdir())
-    assert json.loads((tmp_path / "figures.json").read_text())["steps"] == 2
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 2

@@ -151,18 +151,10 @@ class TrainingLog:
         losses = "  ".join(f"{name} {value / max(1, self._count):.4f}" for name, value in self._sums.items())
         line = f"epoch {epoch}/{self.epochs}  {losses}  lr {lr:.2g}  {self._speed:.1f} images/s"
         if metrics:
-            line += "  val " + "  ".join(
-                f"{SHOWN_METRICS[name]} {metrics[name]:.3f}" for name in SHOWN_METRICS if name in metrics
-            )
-        self.message(line)
-        self._start_epoch()
-
-    def message(self, line: str) -> None:
-        """Prints a line, above the progress bar if it is shown."""
+            shown = (f"{label} {metrics[name]:.3f}" for name, label in SHOWN_METRICS.items() if name in metrics)
+            line += "  val " + "  ".join(shown)
         if not self.quiet:
             print(line, flush=True)
-
-    def _start_epoch(self) -> None:
         self._sums = {}
         self._count, self._speed, self._started = 0, 0.0, time.monotonic()
 

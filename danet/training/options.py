@@ -26,7 +26,7 @@ MAY_CHANGE_ON_RESUME = {
     *("val_every", "save_every_minutes", "save_every_steps", "tensorboard", "quiet", "json"),
     *("distill.small", "distill.medium", "distill.large"),
 }
-"""Options that may differ from those of the run that is resumed. They do not change what a step learns, or may be
+"""Options that may differ from those of the run that is resumed. They do not affect the training steps, or may be
 raised (``epochs``); for ``data`` and the teachers the content is compared instead."""
 
 

@@ -216,14 +216,14 @@ class Trainer:
             self.log.step(state.progress.step, losses, lr, norm)
 
     def _check_finite(self, losses: dict[str, float], norm: float) -> None:
-        wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+        problems = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
         # With float16, the scaler skips steps whose gradients overflow and lowers its scale.
-        if not wrong and not self.state.scaler.is_enabled() and not math.isfinite(norm):
-            wrong = [f"the gradient norm is {norm}"]
-        if wrong:
+        if not problems and not self.state.scaler.is_enabled() and not math.isfinite(norm):
+            problems = [f"the gradient norm is {norm}"]
+        if problems:
             step = self.state.progress.step
             raise UserError(
-                f"step {step + 1} (epoch {step // self.sampler.steps_per_epoch + 1}): {', '.join(wrong)}; "
+                f"step {step + 1} (epoch {step // self.sampler.steps_per_epoch + 1}): {', '.join(problems)}; "
                 f"training stopped, the last good state is in {self.folder / STATE}; try a lower --lr or --clip 10"
             )
 
