@@ -17,7 +17,8 @@ from danet.evaluate import EvaluateOptions, NothingFound, evaluate, select_image
 from danet.evaluation.ablation import Result, summarise, to_markdown
 from danet.evaluation.cross_validation import divide_into_folds, join_folds, write_folds
 from danet.train import train
-from danet.training.options import CONFIG, PRESETS, TrainOptions
+from danet.training.options import PRESETS, TrainOptions
+from danet.training.run_folder import CONFIG
 from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, read_text, write_json, write_text
@@ -292,7 +293,7 @@ class _Run:
     """One variant with one seed, in a folder of its own."""
 
     def __init__(self, ablation: AblateOptions, name: str, options: TrainOptions) -> None:
-        from danet.training.trainer import WEIGHTS
+        from danet.training.run_folder import WEIGHTS
 
         self.name = name
         self.folder = Path(ablation.out) / name / str(options.seed)
@@ -315,7 +316,7 @@ class _Run:
         """Raises UserError if the folder holds a run with other options."""
         import yaml
 
-        from danet.training.trainer import MAY_CHANGE_ON_RESUME
+        from danet.training.options import MAY_CHANGE_ON_RESUME
 
         if not (self.folder / CONFIG).is_file():
             return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from rich.console import Console
 
-from danet.data.class_map import rename
+from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
 from danet.evaluation.contact_sheets import Sheets
 from danet.evaluation.curves import write_curves
@@ -237,7 +237,7 @@ def select_images(data: CocoDataset, options: EvaluateOptions) -> list[ImageReco
         index = position.get(record.video, 0)
         position[record.video] = index + 1
         if index % options.stride == 0:
-            chosen.append(rename(record, options.class_map))
+            chosen.append(apply_class_map(record, options.class_map))
     if not chosen:
         raise UserError(f"{data.path}: no images")
     return chosen

@@ -29,9 +29,9 @@ from danet.losses import DetectionLoss
 from danet.losses.adcr import ADCR, contrastive_terms
 from danet.losses.region_sampling import Regions, choose_regions, sample_regions
 from danet.models import DANet, build_model
-from danet.training.options import CONFIG, TrainOptions
+from danet.training.options import TrainOptions
+from danet.training.run_folder import CONFIG, STATE
 from danet.training.state import FORMAT
-from danet.training.trainer import STATE
 from danet.utils import cli
 from danet.utils.drawing import contact_sheet, enlarge
 from danet.utils.errors import UserError

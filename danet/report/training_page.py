@@ -12,7 +12,8 @@ from danet.report.charts import Axis, Kind, Series, chart, span, top
 from danet.report.evaluation_page import METRICS, evaluation_command, evaluation_lead, evaluation_sections
 from danet.report.html import Html, Report, Section, code, grid, paragraph, table
 from danet.report.reproduce import command_line, configuration, read_config, saved_options
-from danet.training.options import CONFIG, TrainOptions
+from danet.training.options import TrainOptions
+from danet.training.run_folder import CONFIG
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, read_text
 
@@ -26,7 +27,7 @@ SCORE = 0.5
 
 def training_report(folder: Path, count: int) -> Report:
     """The report of a training's folder, with ``count`` validation frames where weights and data are at hand."""
-    from danet.training.trainer import WEIGHTS
+    from danet.training.run_folder import WEIGHTS
 
     options = saved_options(folder / CONFIG, TrainOptions)
     steps, validations = read_columns(folder / STEPS), read_columns(folder / VALIDATIONS)
@@ -126,7 +127,7 @@ def _frames(folder: Path, options: TrainOptions, count: int) -> list[Html]:
     import danet
     from danet.data.loader import load_source
     from danet.inference.predict import predict
-    from danet.training.trainer import BEST, WEIGHTS
+    from danet.training.run_folder import BEST, WEIGHTS
 
     weights = next((folder / name for name in (WEIGHTS, BEST) if (folder / name).is_file()), None)
     if count == 0 or options.val is None or weights is None:
