@@ -41,16 +41,16 @@ def inspect(folder, *options):
 def test_inspect_counts_boxes_sizes_and_buckets(tmp_path, capsys):
     boxes = [(0, 0, 10, 10), (0, 0, 14, 14), (0, 0, 32, 8), (0, 0, 18, 18), (0, 0, 40, 40)]
     path = make(tmp_path, "a", [scene(1), scene(2)], "r", boxes)
-    figures = inspect(tmp_path, path)["datasets"][0]
-    assert figures["images"] == 2 and figures["recordings"] == 1 and figures["boxes"] == {"drone": 10, "bird": 0}
-    assert figures["scale_buckets"] == {"drone": {"small": 2, "medium": 4, "large": 4}}
-    quantiles = figures["size_quantiles"]["drone"]
+    counts = inspect(tmp_path, path)["datasets"][0]
+    assert counts["images"] == 2 and counts["recordings"] == 1 and counts["boxes"] == {"drone": 10, "bird": 0}
+    assert counts["scale_buckets"] == {"drone": {"small": 2, "medium": 4, "large": 4}}
+    quantiles = counts["size_quantiles"]["drone"]
     assert (quantiles["min"], quantiles["50%"], quantiles["max"]) == (10, 16, 40)
-    assert figures["warnings"] == []
+    assert counts["warnings"] == []
     output = capsys.readouterr().out
     assert "14-18" in output and "drone" in output
-    figures = inspect(tmp_path, path, "--edges", "10", "41")["datasets"][0]
-    assert figures["scale_buckets"]["drone"] == {"small": 0, "medium": 10, "large": 0}
+    counts = inspect(tmp_path, path, "--edges", "10", "41")["datasets"][0]
+    assert counts["scale_buckets"]["drone"] == {"small": 0, "medium": 10, "large": 0}
 
 
 def test_inspect_warns_about_wrong_boxes_and_images(tmp_path, capsys):

@@ -252,7 +252,7 @@ def _read_listing(path: Path) -> tuple[list[dict], tuple[float, ...]]:
     content = read_json(path)
     entries = content.get("videos") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
-        raise UserError(f"{path}: must hold a list 'videos' of objects")
+        raise UserError(f"{path}: must contain a list 'videos' of objects")
     buckets = content.get("size_buckets_px")
     texts = [buckets.get(name) if isinstance(buckets, dict) else None for name in ("small", "large")]
     found = [re.fullmatch(r"sqrt\(w\*h\) (?:<|>=) (\d+(?:\.\d+)?)", str(text)) for text in texts]

@@ -124,7 +124,7 @@ def _read_yaml(path: Path) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold 'names' and folders")
+        raise UserError(f"{path}: must contain 'names' and folders")
     return content
 
 

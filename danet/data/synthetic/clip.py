@@ -91,6 +91,11 @@ def write_video(
         size: (height, width) in pixels.
         bits: 8 or 16, see ``make_scene``; the mp4 has always 8.
         quiet: show no progress bar.
+
+    Example:
+        >>> records = write_video(getfixture("tmp_path"), [0], frames=2, size=(64, 80), bits=8, quiet=True)
+        >>> [record.path.name for record in records]
+        ['000000.png', '000001.png']
     """
     rng = np.random.default_rng(seed)
     recording = "synthetic-" + "-".join(map(str, seed))  # unique for each video

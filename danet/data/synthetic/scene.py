@@ -104,11 +104,11 @@ def visible_contrast(
     """
     region, _, _ = _overlap(image, patch)
     level, clutter = float(np.median(region)), float(region.std())
-    least = max(MIN_CONTRAST, 3.5 * math.hypot(clutter, noise))
+    minimum = max(MIN_CONTRAST, 3.5 * math.hypot(clutter, noise))
     cold = level > 0.65 or (level > 0.3 and rng.random() < 0.04)
     room = level if cold else 1.05 - level
-    contrast = min(max(wanted, least), room)
-    return None if contrast < least else -contrast if cold else contrast
+    contrast = min(max(wanted, minimum), room)
+    return None if contrast < minimum else -contrast if cold else contrast
 
 
 def compose(image: np.ndarray, patch: Patch, contrast: float) -> float:

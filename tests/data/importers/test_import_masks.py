@@ -40,9 +40,9 @@ def test_masks_8_connected_pixels_are_one_box(tmp_path, ending):
 
 def test_masks_json_states_the_counts(tmp_path, capsys):
     source = make(tmp_path / "in")
-    assert run(source, "--json", str(tmp_path / "figures.json"), "--quiet") == 0
-    figures = read_json(tmp_path / "figures.json")[str(tmp_path / "out/annotations.json")]
-    assert figures == {"images": 2, "recordings": 2, "images_without_boxes": 1, "boxes": {"target": 2}}
+    assert run(source, "--json", str(tmp_path / "counts.json"), "--quiet") == 0
+    counts = read_json(tmp_path / "counts.json")[str(tmp_path / "out/annotations.json")]
+    assert counts == {"images": 2, "recordings": 2, "images_without_boxes": 1, "boxes": {"target": 2}}
     assert run(source, "--json", str(tmp_path / "out/annotations.json")) == 2
     assert "is the dataset itself" in capsys.readouterr().err
     assert len(load_coco(tmp_path / "out").records) == 2
