@@ -1,4 +1,4 @@
-"""Small datasets that a small network learns quickly: bright drones and dark birds on smooth noise."""
+"""Small datasets on which a small network trains quickly: bright drones and dark birds on smooth noise."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from danet.data.coco_dataset import ImageRecord, write_coco
 
 
 def write_scenes(folder: Path, count: int, *, size: tuple[int, int] = (64, 64), seed: int = 0) -> Path:
-    """Writes ``count`` images of ``size`` (height, width) with one to three objects each; returns the json."""
+    """Writes ``count`` images of ``size`` (height, width) with one to three objects; returns the path of the json."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     height, width = size

@@ -1,4 +1,4 @@
-"""What a dataset holds, a sheet of its pictures, and what is wrong with it."""
+"""``danet data inspect``: counts, draws and checks datasets, and finds leakage between them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
 from danet.data.leakage import HASH_BITS, average_hash, find_leakage
+from danet.data.scales import EDGES, SCALES, box_sizes
 from danet.utils import cli
 from danet.utils.drawing import contact_sheet, draw_boxes
 from danet.utils.errors import UserError
@@ -18,42 +19,43 @@ from danet.utils.image_io import read_image, write_image
 from danet.utils.progress import track
 
 QUANTILES = {0.0: "min", 0.05: "5%", 0.25: "25%", 0.5: "50%", 0.75: "75%", 0.95: "95%", 1.0: "max"}
-BUCKETS = ("small", "medium", "large")
 
 
 @dataclass
 class Options:
-    data: list[str]
-    """COCO jsons, or folders that hold one; between several of them leakage is looked for."""
+    """Options of ``danet data inspect``."""
 
-    edges: list[float] = field(default_factory=lambda: [14.0, 18.0])
-    """Edges of the scale buckets: small < first <= medium < second <= large, in pixels of sqrt(w*h)."""
+    data: list[str]
+    """COCO jsons, or folders that contain one; several of them are searched for leakage."""
+
+    edges: list[float] = field(default_factory=lambda: list(EDGES))
+    """Two edges between small, medium and large boxes, in pixels of sqrt(width * height)."""
 
     sheet: str | None = None
-    """PNG file for a sheet of pictures with their boxes."""
+    """PNG file for a contact sheet of images with their boxes."""
 
     pictures: int = 24
-    """Pictures on the sheet, spread over the datasets."""
+    """Number of images on the contact sheet, divided among the datasets."""
 
     images: bool = True
-    """Read every image: check its size and look for near-identical ones across files."""
+    """Read every image, check its size, and search for nearly identical images in different datasets."""
 
     hash_distance: int = 12
-    """Images of two files are near-identical if at most this many of 1024 bits of their hashes differ."""
+    """Two images are nearly identical if at most this many of the 1024 bits of their hashes differ."""
 
     json: str | None = None
-    """JSON file for all figures and warnings."""
+    """JSON file for all counts and warnings."""
 
     seed: int = 0
-    """Seed of the choice of pictures."""
+    """Seed of the random choice of images for the contact sheet."""
 
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print only errors."""
 
 
 @dataclass
 class Summary:
-    """Figures of one dataset; sizes are sqrt(width * height) in pixels, by category."""
+    """Counts of one dataset; the dictionaries have the categories as keys, sizes are sqrt(width * height) in pixels."""
 
     path: str
     images: int
@@ -68,17 +70,17 @@ class Summary:
 
 
 def inspect(options: Options) -> None:
-    """Counts boxes and sizes, draws a sheet of pictures, and warns of faults and leakage."""
+    """Counts boxes and sizes, draws a contact sheet, and warns about errors and leakage."""
     if not options.data:
         raise UserError("give at least one COCO json")
     if len(options.edges) != 2 or not 0 < options.edges[0] < options.edges[1]:
-        raise UserError(f"--edges must be two rising numbers, got {options.edges}")
+        raise UserError(f"--edges must be two ascending positive numbers, got {options.edges}")
     if options.seed < 0:
         raise UserError(f"--seed must be 0 or more, got {options.seed}")
     if options.pictures < 1:
         raise UserError(f"--pictures must be 1 or more, got {options.pictures}")
     datasets = [load_coco(path) for path in options.data]
-    summaries = [summarise(dataset, options.edges) for dataset in datasets]
+    summaries = [summarize(dataset, options.edges) for dataset in datasets]
     hashes = None
     if options.images:
         pairs = zip(datasets, summaries, strict=True)
@@ -92,21 +94,32 @@ def inspect(options: Options) -> None:
         _print(summaries, leakage, options.edges)
 
 
-def summarise(dataset: CocoDataset, edges: Sequence[float]) -> Summary:
-    """Counts of one dataset. Ignore regions are counted apart from the boxes of their category."""
+def summarize(dataset: CocoDataset, edges: Sequence[float]) -> Summary:
+    """Counts images, boxes and sizes of a dataset; ignore regions are counted separately, not in their category.
+
+    Args:
+        dataset: the dataset.
+        edges: two edges between small, medium and large boxes, in pixels.
+
+    Example:
+        >>> from pathlib import Path
+        >>> path = getfixture("tmp_path") / "empty.json"
+        >>> _ = path.write_text('{"images": [], "annotations": [], "categories": []}')
+        >>> summarize(load_coco(path), EDGES).images
+        0
+    """
     sizes: dict[str, list[float]] = {name: [] for name in dataset.categories}
     for item in dataset.records:
-        sides = np.sqrt((item.boxes[:, 2] - item.boxes[:, 0]) * (item.boxes[:, 3] - item.boxes[:, 1]))
-        for name, side, ignore in zip(item.names, sides.tolist(), item.ignore, strict=True):
+        for name, size, ignore in zip(item.names, box_sizes(item.boxes).tolist(), item.ignore, strict=True):
             if not ignore:
-                sizes[name].append(side)
+                sizes[name].append(size)
     present = {name: np.array(values) for name, values in sizes.items() if values}
     quantiles = {
         name: {title: round(float(np.quantile(values, q)), 2) for q, title in QUANTILES.items()}
         for name, values in present.items()
     }
     buckets = {
-        name: dict(zip(BUCKETS, np.bincount(np.digitize(values, edges), minlength=3).tolist(), strict=True))
+        name: dict(zip(SCALES, np.bincount(np.digitize(values, edges), minlength=3).tolist(), strict=True))
         for name, values in present.items()
     }
     return Summary(
@@ -124,8 +137,8 @@ def summarise(dataset: CocoDataset, edges: Sequence[float]) -> Summary:
 
 
 def check_masks(dataset: CocoDataset) -> list[str]:
-    """A line for each COCO ``segmentation`` that does not fit its image: an RLE of another size, or a polygon
-    that leaves the image by more than a pixel."""
+    """Returns a warning for each COCO ``segmentation`` that does not fit its image: an RLE mask of another size, or a
+    polygon that leaves the image by more than a pixel."""
     content = read_json(dataset.path)
     images = {item["id"]: item for item in content["images"]}
     warnings = []
@@ -148,7 +161,10 @@ def check_masks(dataset: CocoDataset) -> list[str]:
 
 
 def read_all(dataset: CocoDataset, warnings: list[str], quiet: bool = False) -> np.ndarray:
-    """Hashes ``[N, 1024]`` of all images; adds a warning for each that is broken or does not fit the json."""
+    """Reads all images of a dataset and returns their average hashes, int8 ``[N, 1024]``.
+
+    A line is added to ``warnings`` for each image that cannot be decoded or has another size than the json states.
+    """
     hashes = np.zeros((len(dataset.records), HASH_BITS), np.int8)
     for index, item in enumerate(track(dataset.records, f"reading {dataset.path.name}", quiet=quiet)):
         try:
@@ -165,10 +181,16 @@ def read_all(dataset: CocoDataset, warnings: list[str], quiet: bool = False) -> 
 
 
 def draw_sheet(datasets: Sequence[CocoDataset], path: str, pictures: int, seed: int) -> None:
-    """Writes a PNG of ``pictures`` images with their boxes, as many of each dataset; broken images are left out,
-    ignore regions are grey.
+    """Writes a contact sheet of images with their boxes; ignore regions are grey.
 
-    Images with boxes are preferred, and of these each category gets its turn.
+    Args:
+        datasets: each gives the same number of images, chosen by ``choose``; broken images are left out.
+        path: the PNG file.
+        pictures: number of images.
+        seed: seed of the choice.
+
+    Raises:
+        UserError: if no image can be read, or the file cannot be written.
     """
     rng = np.random.default_rng(seed)
     tiles, titles = [], []
@@ -189,7 +211,10 @@ def draw_sheet(datasets: Sequence[CocoDataset], path: str, pictures: int, seed: 
 
 
 def choose(dataset: CocoDataset, count: int, rng: np.random.Generator) -> list[ImageRecord]:
-    """At most ``count`` images at random, the categories in turn."""
+    """Chooses at most ``count`` random images with boxes, the same number for each category if possible.
+
+    If the dataset has no boxes, images without boxes are chosen.
+    """
     shuffled = [dataset.records[index] for index in rng.permutation(len(dataset.records))]
     queues = [[item for item in shuffled if name in item.names] for name in dataset.categories]
     queues = [queue for queue in queues if queue] or [shuffled]
@@ -221,20 +246,21 @@ def _print(summaries: Sequence[Summary], leakage: Sequence[str], edges: Sequence
             table.add_row(name, str(count), *map(str, buckets), *(f"{size:.1f}" for size in sizes))
         console.print(table)
         _print_warnings(console, summary.warnings)
-    console.print("buckets and quantiles of s = sqrt(width * height) in pixels", style="dim", highlight=False)
+    console.print("scale buckets and quantiles of sqrt(width * height) in pixels", style="dim", highlight=False)
     _print_warnings(console, leakage)
     if len(summaries) > 1 and not leakage:
         console.print("no leakage found between the files", style="green")
 
 
-def _print_warnings(console: Console, warnings: Sequence[str], most: int = 10) -> None:
-    for warning in warnings[:most]:
+def _print_warnings(console: Console, warnings: Sequence[str], limit: int = 10) -> None:
+    for warning in warnings[:limit]:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-    if len(warnings) > most:
-        console.print(f"warning: and {len(warnings) - most} more (all of them with --json)", style="yellow")
+    if len(warnings) > limit:
+        console.print(f"warning: and {len(warnings) - limit} more (--json writes all of them)", style="yellow")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``danet data inspect``."""
     return cli.run(inspect, Options, prog="danet data inspect", positionals=["data"], argv=argv)
 
 

@@ -77,6 +77,13 @@ def find_leakage(datasets: Sequence[CocoDataset], hashes: Sequence[np.ndarray] |
 
     Returns:
         One line for each kind of leakage and pair of datasets.
+
+    Example:
+        >>> from pathlib import Path
+        >>> image = ImageRecord(Path("a.png"), 64, 48, np.zeros((0, 4)), [], np.zeros(0, bool), recording="flight 1")
+        >>> datasets = [CocoDataset(Path(name), [image], []) for name in ("a.json", "b.json")]
+        >>> find_leakage(datasets, None, distance=12)[-1]
+        'a.json and b.json: the same recordings in both (1): flight 1'
     """
     lines = []
     for first, second in combinations(range(len(datasets)), 2):

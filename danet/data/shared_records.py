@@ -43,7 +43,7 @@ class SharedRecords(Sequence[ImageRecord]):
                 ends.append(ends[-1] + self._file.write(pickle.dumps(record)))
             self._file.flush()
         except OSError as error:
-            raise UserError(f"{tempfile.gettempdir()}: cannot hold the list of images ({error})") from error
+            raise UserError(f"{tempfile.gettempdir()}: cannot store the list of images ({error})") from error
         self._ends = np.array(ends)
 
     def __len__(self) -> int:

@@ -1,13 +1,12 @@
-"""Augmentation of raw 8- and 16-bit infrared images and their boxes, before ``danet.data.normalize.normalize``.
+"""Augmentation of 8-bit and 16-bit infrared images and their boxes, before ``danet.data.normalize.normalize``.
 
-`normalize` subtracts the median and divides by a percentile span, so a plain gain and offset teach
-little. What changes the network's view is geometry, gamma, polarity, shading, noise, blur and the
-target's own contrast; those are the transforms here. Strengths are in units of the image's span
-(1st to 99th percentile), so that they mean the same for an 8-bit video and a 14-bit sensor.
+``normalize`` removes gain and offset, so that varying them has little effect. The transforms here vary what remains:
+geometry, gamma, polarity, shading, noise, blur and the contrast of single targets. Strengths are in units of the
+image's span (difference of its 99th and 1st percentile), so that they suit an 8-bit video and a 14-bit sensor alike.
 
-Every random number comes from the Generator that is passed in. Images are ``[H, W]`` or
-``[H, W, 3]``, uint8 or uint16, and are never changed in place; boxes are float32 ``[M, 4]``
-(x0, y0, x1, y1) in pixels, where pixel i covers [i, i + 1).
+All randomness comes from the generator that is passed in. Images are ``[H, W]`` or ``[H, W, 3]``, uint8 or uint16, and
+are not changed in place unless stated. Boxes are float32 ``[M, 4]`` (x0, y0, x1, y1) in pixels; pixel i covers
+[i, i + 1).
 """
 
 import math
@@ -24,52 +23,60 @@ from danet.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied; the defaults suit 320 x 256 frames with targets of 3 to 60 pixels."""
+    """Options of the augmentation; the defaults suit 320 x 256 frames with targets of 3 to 60 pixels.
+
+    Raises:
+        UserError: if a value is out of its range.
+
+    Example:
+        >>> Augmentation(crop=(128, 160), rotation=10).flip
+        0.5
+    """
 
     crop: tuple[int, int] | None = (256, 320)
-    """Height and width of the training images in pixels; null keeps each image's own size."""
+    """Height and width of the training images in pixels; null keeps the size of each image."""
 
     around_target: float = 0.7
-    """Probability that the crop is placed so that it contains a target; otherwise it falls anywhere."""
+    """Probability that the crop contains a target; otherwise its position is uniformly random."""
 
     scale: tuple[float, float] = (0.6, 1.6)
-    """Smallest and largest magnification, drawn log-uniformly."""
+    """Minimum and maximum magnification; its logarithm is uniformly distributed."""
 
     flip: float = 0.5
     """Probability of a left-right flip."""
 
     rotation: float = 0.0
-    """Largest rotation in degrees (at most 45); boxes get looser, so it is off by default."""
+    """Maximum rotation in degrees, at most 45; off by default, because boxes of rotated targets are less tight."""
 
     min_visible: float = 0.5
-    """A box that keeps less than this part of its area in the crop becomes an ignore region."""
+    """A box that keeps less than this fraction of its area in the crop becomes an ignore region."""
 
     min_size: float = 2.0
-    """A box that is scaled down to less than this, in pixels (square root of its area), becomes an ignore region."""
+    """A box that is scaled to less than this size, sqrt(width * height) in pixels, becomes an ignore region."""
 
     copy_paste: float = 0.25
-    """Probability of pasting one or two more targets or distractors, of this or of another image."""
+    """Probability of pasting one or two objects (targets or distractors) of a random training image."""
 
     target_contrast: float = 0.25
-    """Probability for each box that its object is made dimmer or brighter against its surroundings."""
+    """Probability for each box of changing the contrast of its object against its surroundings."""
 
     polarity: float = 0.05
     """Probability of swapping black-hot and white-hot."""
 
     gamma: float = 0.3
-    """Largest absolute logarithm of the gamma exponent, applied between the image's extremes; 0 is off."""
+    """Maximum absolute logarithm of the gamma exponent; 0 is off."""
 
     contrast: tuple[float, float] = (0.6, 1.3)
-    """Range of the gain about the median; small gains meet `normalize`'s least range, large ones saturate."""
+    """Range of the gain about the median. Small gains reach the minimum range of normalize, large ones saturate."""
 
     shading: float = 0.15
-    """Largest amplitude of added low-frequency shading, in spans; 0 is off."""
+    """Maximum amplitude of added low-frequency shading, in spans; 0 is off."""
 
     blur: float = 0.2
     """Probability of a Gaussian blur with a standard deviation of 0.3 to 1 pixel."""
 
     noise: float = 0.03
-    """Largest standard deviation of added sensor noise, in spans; half of the images get some; 0 is off."""
+    """Maximum standard deviation of added sensor noise, in spans; half of the images get noise; 0 is off."""
 
     def __post_init__(self) -> None:
         if self.crop is not None and min(self.crop) < 1:
@@ -89,18 +96,27 @@ class Augmentation:
 
     @classmethod
     def off(cls, **changes: Any) -> "Augmentation":
-        """Options that change nothing, but for ``changes``."""
+        """Returns options that change nothing, except for ``changes``.
+
+        Example:
+            >>> Augmentation.off(flip=1.0).noise
+            0.0
+        """
         nothing = {item.name: 0.0 for item in fields(cls)}
         return cls(**{**nothing, "crop": None, "scale": (1.0, 1.0), "contrast": (1.0, 1.0), **changes})
 
 
 class Annotated(NamedTuple):
-    """An image and what is on it: the arguments and the result of `augment`."""
+    """An image and its boxes: the arguments and the result of ``augment``."""
 
-    image: np.ndarray  # [H, W] or [H, W, 3], uint8 or uint16
-    boxes: np.ndarray  # float32 [M, 4]
-    labels: np.ndarray  # int64 [M], -1 for distractors
-    ignore: np.ndarray  # bool [M]
+    image: np.ndarray
+    """``[H, W]`` or ``[H, W, 3]``, uint8 or uint16."""
+    boxes: np.ndarray
+    """float32 ``[M, 4]``."""
+    labels: np.ndarray
+    """int64 ``[M]``, -1 for distractors."""
+    ignore: np.ndarray
+    """bool ``[M]``, True for ignore regions."""
 
 
 def augment(
@@ -112,18 +128,23 @@ def augment(
     options: Augmentation,
     donor: Annotated | None = None,
 ) -> Annotated:
-    """One random variant of an image and its boxes.
+    """Returns a random variant of an image and its boxes.
 
     Args:
         image: ``[H, W]`` or ``[H, W, 3]``, uint8 or uint16.
         boxes, labels, ignore: float32 ``[M, 4]``, int64 ``[M]`` (-1: distractor), bool ``[M]``.
         rng: source of all randomness; equal generators give equal results.
-        donor: another image whose objects may be pasted into this one; otherwise its own are.
+        options: the augmentation.
+        donor: image whose objects may be pasted into this one; by default, objects of this image are duplicated.
 
     Returns:
-        image of ``options.crop`` pixels and the input's dtype, boxes inside it, labels, ignore. Boxes
-        centred outside the crop are dropped, the others clipped, distractors like targets; ignore
-        regions stay as far as they reach in.
+        The image, of ``options.crop`` pixels and the dtype of the input, and its boxes. A box whose centre is outside
+        the crop is dropped; other boxes, and the parts of ignore regions inside the crop, are clipped to it.
+
+    Example:
+        >>> frame = np.zeros((256, 320), np.uint8), np.array([[10, 10, 22, 18]]), np.array([0]), np.array([False])
+        >>> augment(*frame, np.random.default_rng(0), Augmentation.off(flip=1.0)).boxes
+        array([[298.,  10., 310.,  18.]], dtype=float32)
     """
     sample = Annotated(image, np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels), np.asarray(ignore))
     return cut(vary_frame(sample, rng, options, donor), rng, options)
@@ -132,7 +153,7 @@ def augment(
 def vary_frame(
     sample: Annotated, rng: np.random.Generator, options: Augmentation, donor: Annotated | None = None
 ) -> Annotated:
-    """The first half of ``augment``: pasted objects and other brightness, on the whole frame."""
+    """First half of ``augment``, on the whole frame: pastes objects and changes the brightness."""
     if rng.random() < options.copy_paste:
         for _ in range(rng.integers(1, 3)):
             sample = paste_object(sample, sample if donor is None else donor, rng)
@@ -145,10 +166,20 @@ def vary_frame(
 def letterbox(
     image: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, tuple[float, float]]]:
-    """Fits an image into ``size = (height, width)``, its shape kept, centred, the rest filled with its median.
+    """Scales an image to fit into ``size``, keeps its aspect ratio, and pads both sides with its median.
 
-    Returns the image, the boxes in it, and ``(scale, (x, y))`` for `undo_letterbox`; the scale may
-    be above one.
+    Args:
+        image: ``[H, W]`` or ``[H, W, 3]``, uint8 or uint16.
+        boxes: ``[M, 4]`` in pixels of the image.
+        size: (height, width) in pixels; the image is enlarged if it is smaller.
+
+    Returns:
+        The image of ``size``, the boxes in it, and ``(scale, (x, y))`` for ``undo_letterbox``.
+
+    Example:
+        >>> image, boxes, (scale, offset) = letterbox(np.zeros((64, 128)), np.array([[10, 10, 20, 20]]), (64, 64))
+        >>> image.shape, boxes.tolist(), scale, offset
+        ((64, 64), [[5.0, 21.0, 10.0, 26.0]], 0.5, (0.0, 16.0))
     """
     height, width = image.shape[:2]
     scale = min(size[0] / height, size[1] / width)
@@ -158,34 +189,43 @@ def letterbox(
 
 
 def undo_letterbox(boxes: np.ndarray, scale: float, offset: tuple[float, float]) -> np.ndarray:
-    """Boxes of the letterboxed image in pixels of the original one, float32 ``[M, 4]``."""
+    """Converts boxes of a letterboxed image to pixels of the original image, float32 ``[M, 4]``.
+
+    Example:
+        >>> undo_letterbox(np.array([[10, 26, 20, 36]]), 0.5, (0.0, 16.0))
+        array([[20., 20., 40., 40.]], dtype=float32)
+    """
     return ((np.asarray(boxes, np.float32).reshape(-1, 4) - np.tile(offset, 2)) / scale).astype(np.float32)
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resamples an image to ``size = (height, width)``; what lies outside it becomes its median.
+    """Resamples an image with an affine map; positions outside the image get its median.
 
-    ``matrix`` ``[2, 3]`` maps positions in the image to positions in the result, both in pixels with
-    corners at integers. A constant border, since a reflected one shows ghosts of the targets.
+    The border is constant, because a reflected border would show copies of targets.
+
+    Args:
+        image: ``[H, W]`` or ``[H, W, 3]``.
+        matrix: ``[2, 3]``, maps positions in the image to positions in the result, in pixels; pixel i covers [i, i+1).
+        size: (height, width) of the result.
     """
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     fill = median(image)
-    if scale < 0.9:  # bilinear sampling alone would skip pixels, and with them parts of small targets
+    if scale < 0.9:  # low-pass filter: bilinear sampling alone would skip pixels, and so parts of small targets
         image = cv2.GaussianBlur(image, (0, 0), 0.5 * math.sqrt(1.0 / scale**2 - 1.0), borderType=cv2.BORDER_REPLICATE)
-    centres = matrix.astype(np.float64).copy()  # OpenCV counts from the centre of pixel 0
+    centres = matrix.astype(np.float64).copy()  # OpenCV's origin is the centre of pixel 0
     centres[:, 2] += 0.5 * centres[:, :2].sum(axis=1) - 0.5
     return cv2.warpAffine(image, centres, size[::-1], flags=cv2.INTER_LINEAR, borderValue=fill)
 
 
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Upright boxes around the mapped corners of ``boxes``, float32 ``[M, 4]``."""
+    """Returns the axis-aligned bounding boxes of the mapped corners of ``boxes``, float32 ``[M, 4]``."""
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ matrix[:, :2].T + matrix[:, 2]
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
 
 
 def cut(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> Annotated:
-    """The second half of ``augment``: scale, flip, rotation and crop in one resampling, and the boxes with it."""
+    """Second half of ``augment``: scales, flips, rotates and crops the frame in one resampling."""
     height, width = sample.image.shape[:2]
     size = options.crop or (height, width)
     scale = math.exp(rng.uniform(*np.log(options.scale)))
@@ -193,9 +233,10 @@ def cut(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> A
     angle = math.radians(rng.uniform(-options.rotation, options.rotation))
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
     matrix = np.array([[mirror * cos, -sin, 0.0], [mirror * sin, cos, 0.0]])
-    # Until the shift below, positions are relative to the upper left corner of the scaled image.
+    # Rotate about the centre; the origin is the upper left corner of the scaled image until the shift below.
     matrix[:, 2] = np.array([width, height]) * scale / 2 - matrix[:, :2] @ (np.array([width, height]) / 2)
 
+    # Choose the position of the crop: anywhere, or so that it contains a random target.
     low = np.minimum(0.0, np.array([width, height]) * scale - size[::-1])
     high = np.maximum(0.0, np.array([width, height]) * scale - size[::-1])
     targets = np.flatnonzero((sample.labels >= 0) & ~sample.ignore)
@@ -203,7 +244,7 @@ def cut(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> A
         box = warp_boxes(sample.boxes[rng.choice(targets)], matrix)[0]
         low, high = (np.clip(bound, low, high) for bound in (box[2:] - size[::-1], box[:2]))
         low, high = np.minimum(low, high), np.maximum(low, high)
-    # Whole pixels: at a magnification of one the image is then copied, not resampled.
+    # Shift by whole pixels, so that an image of magnification 1 is copied exactly.
     matrix[:, 2] -= np.round(rng.uniform(low, high))
 
     image = warp(sample.image, matrix, size)
@@ -214,7 +255,7 @@ def cut(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> A
 def _clip(
     boxes: np.ndarray, ignore: np.ndarray, size: tuple[int, int], options: Augmentation
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes clipped to the image, which of them to keep, and which to turn into ignore regions."""
+    """Clips boxes to the image; returns them, which of them to keep, and which become ignore regions."""
     limits = np.array([size[1], size[0]], np.float32)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     clipped = np.concatenate([np.clip(boxes[:, :2], 0, limits), np.clip(boxes[:, 2:], 0, limits)], axis=1)
@@ -229,25 +270,25 @@ def _clip(
 
 
 def median(image: np.ndarray) -> tuple[float, ...]:
-    """The median of each channel, from every third row and column: a ninth of the time, the same to a count or two."""
+    """Returns the median of each channel, estimated from every third row and column for speed."""
     sparse = image[::3, ::3]
     return tuple(np.atleast_1d(np.median(sparse.reshape(-1, *image.shape[2:]), axis=0)).tolist())
 
 
 def span(image: np.ndarray) -> float:
-    """What `normalize` divides by, here from every third row and column."""
+    """Returns the span of an image, see ``intensity_range``, estimated from every third row and column."""
     return intensity_range(image[::3, ::3]).span
 
 
 def _photometry(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> np.ndarray:
-    """The image with its brightness varied, in its own dtype."""
+    """Returns a copy of the image, in its dtype, with random brightness changes."""
     image = sample.image.astype(np.float32)
     scale = span(sample.image)
 
     for box, ignored in zip(sample.boxes, sample.ignore, strict=True):
         if rng.random() < options.target_contrast and not ignored:
             change_contrast(image, box, math.exp(rng.uniform(-0.7, 0.3)))
-    # In place wherever possible: touching fresh memory costs as much as the arithmetic.
+    # Work in place: touching new memory takes as long as the arithmetic.
     if rng.random() < options.polarity:
         np.subtract(np.float32(float(image.min()) + float(image.max())), image, out=image)
     if options.gamma:
@@ -270,11 +311,12 @@ def _photometry(sample: Annotated, rng: np.random.Generator, options: Augmentati
 
 
 def _per_channel(field: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Reshapes ``[H, W]`` to broadcast against the image."""
     return field[..., None] if image.ndim == 3 else field
 
 
 def apply_gamma(image: np.ndarray, exponent: float) -> None:
-    """A power law between the image's own extremes, float32 ``[H, W, ...]``, in place; the extremes stay."""
+    """Applies a gamma curve in place to float32 ``[H, W, ...]``; minimum and maximum of the image stay."""
     low, high = image.min(), image.max()
     if high > low:
         image -= low
@@ -285,20 +327,20 @@ def apply_gamma(image: np.ndarray, exponent: float) -> None:
 
 
 def shading(size: tuple[int, int], rng: np.random.Generator, amplitude: float) -> np.ndarray:
-    """Smooth random field, float32 ``[H, W]``: the drift of an uncooled sensor."""
+    """Returns a smooth random field, float32 ``[H, W]``, like the drift of an uncooled sensor."""
     coarse: np.ndarray = cv2.resize(rng.standard_normal((4, 4), np.float32), (48, 48), interpolation=cv2.INTER_CUBIC)
     coarse *= amplitude / max(float(np.abs(coarse).max()), 1e-6)
-    return cv2.resize(coarse, size[::-1])  # cubic over the whole image would take five times as long
+    return cv2.resize(coarse, size[::-1])  # cubic interpolation to full size is five times slower
 
 
-# 256 equally likely values of a normal distribution, scaled to unit variance: a random byte indexes them, ten times
-# as fast as drawing normal numbers, and the image is rounded to integers anyway.
+# Quantiles of the normal distribution, scaled to unit variance. Indexing them by random bytes is ten times faster than
+# drawing normal values, and precise enough, since the image is rounded to integers.
 _QUANTILES = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
 _QUANTILES /= _QUANTILES.std()
 
 
 def sensor_noise(size: tuple[int, int], rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """White noise, at times with column noise as read-out circuits make it, float32 ``[H, W]``."""
+    """Returns white noise, float32 ``[H, W]``; 30 % of the images also get column noise, as from read-out circuits."""
     random_bytes = np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size)
     noise: np.ndarray = cv2.LUT(random_bytes, _QUANTILES * np.float32(sigma))
     if rng.random() < 0.3:
@@ -310,9 +352,12 @@ def sensor_noise(size: tuple[int, int], rng: np.random.Generator, sigma: float) 
 
 
 def change_contrast(image: np.ndarray, box: np.ndarray, factor: float) -> None:
-    """Multiplies the difference between an object and its surroundings, with soft edges, in place.
+    """Scales the contrast of an object against its surroundings, with soft edges, in place.
 
-    ``image``: float32 ``[H, W]`` or ``[H, W, 3]``; ``box``: ``[4]``.
+    Args:
+        image: float32 ``[H, W]`` or ``[H, W, 3]``.
+        box: ``[4]``, the object.
+        factor: new contrast / old contrast.
     """
     x0, y0, x1, y1 = _surroundings(box)
     height, width = image.shape[:2]
@@ -322,19 +367,20 @@ def change_contrast(image: np.ndarray, box: np.ndarray, factor: float) -> None:
 
 
 def paste_object(sample: Annotated, donor: Annotated, rng: np.random.Generator) -> Annotated:
-    """Adds one random object of ``donor`` at a free place of ``sample``, flipped and scaled at random.
+    """Pastes a random object of ``donor``, randomly flipped and scaled, at a free place of ``sample``.
 
-    What is pasted is the object's difference from its surroundings (in spans of its image), with
-    soft edges. Without a suitable object, or where it would be overlapped or lost in clutter, the
-    sample comes back unchanged.
+    The object's difference from its surroundings is added, in units of the span, with soft edges. The sample is
+    returned unchanged if the donor has no suitable object, or if eight random places are occupied or too cluttered.
     """
     height, width = sample.image.shape[:2]
     x0, y0, x1, y1 = (np.array([_surroundings(box) for box in donor.boxes]).reshape(-1, 4)).T
+    # Choose an object that lies in the image with its surroundings and is not too large.
     whole = (x0 >= 0) & (y0 >= 0) & (x1 <= donor.image.shape[1]) & (y1 <= donor.image.shape[0])
     fits = whole & ~donor.ignore & ((x1 - x0) * 2 < width) & ((y1 - y0) * 2 < height)
     if not fits.any() or donor.image.shape[2:] != sample.image.shape[2:]:
         return sample
     index = rng.choice(np.flatnonzero(fits))
+    # Cut out its contrast, then flip and scale it.
     left, top = x0[index], y0[index]
     patch = donor.image[top : y1[index], left : x1[index]].astype(np.float32)
     patch = (patch - _border_level(patch)) * _per_channel(_soft_window(*patch.shape[:2]), patch)
@@ -349,6 +395,7 @@ def paste_object(sample: Annotated, donor: Annotated, rng: np.random.Generator) 
     patch = cv2.resize(patch, after.tolist(), interpolation=method)
     box = box * np.tile(after / before, 2)
 
+    # Find a place without other boxes where the object is visible.
     for _ in range(8):
         place = rng.integers(0, np.array([width, height]) - after + 1)
         (x, y), (right, bottom) = place, place + after
@@ -369,14 +416,14 @@ def paste_object(sample: Annotated, donor: Annotated, rng: np.random.Generator) 
 
 
 def _surroundings(box: np.ndarray) -> tuple[int, int, int, int]:
-    """A box with a margin of a quarter of its size, at least two pixels, in whole pixels."""
+    """Adds a margin of a quarter of its size, at least two pixels, to a box, and rounds it outwards to whole pixels."""
     margin_x, margin_y = (max(2.0, 0.25 * side) for side in (box[2] - box[0], box[3] - box[1]))
     x0, y0 = math.floor(box[0] - margin_x), math.floor(box[1] - margin_y)
     return x0, y0, math.ceil(box[2] + margin_x), math.ceil(box[3] + margin_y)
 
 
 def _soft_window(height: int, width: int) -> np.ndarray:
-    """1 in the middle, smoothly down to 0 over the outer sixth of each side, float32 ``[height, width]``."""
+    """Returns a window, float32 ``[height, width]``: 1 inside, smoothly falling to 0 in the outer sixth of a side."""
     ramps = []
     for side in (height, width):
         position = np.minimum(np.arange(side) + 0.5, side - 0.5 - np.arange(side)) / max(side / 6, 1.5)
@@ -386,6 +433,6 @@ def _soft_window(height: int, width: int) -> np.ndarray:
 
 
 def _border_level(region: np.ndarray) -> np.ndarray:
-    """Median of the outermost pixels of ``[h, w]`` or ``[h, w, 3]``: the level of the surroundings."""
+    """Returns the median of the border pixels of ``[h, w]`` or ``[h, w, 3]``: the level of the surroundings."""
     rim = np.concatenate([region[0], region[-1], region[:, 0], region[:, -1]])
     return np.median(rim, axis=0).astype(np.float32)

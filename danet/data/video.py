@@ -74,8 +74,8 @@ class Video:
     """An iterable of Frames from a video file, a camera or a stream; it can be iterated once.
 
     If a file ends before the number of frames that its header states, iteration stops after the last frame that can be
-    decoded. If a camera or stream gives no frame, it is opened again for up to RECONNECT_TIMEOUT_S seconds. Each case
-    prints a line on stderr and sets ``trouble``.
+    decoded. If a camera or stream gives no frame, it is opened again for up to RECONNECT_TIMEOUT_S seconds. Both cases
+    are reported on stderr; ``trouble`` states what is missing at the end.
 
     Args:
         source: path of a file, URL of a stream, or number of a camera.

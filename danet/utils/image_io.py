@@ -1,4 +1,4 @@
-"""Reading and writing image files, and images for display."""
+"""Reads and writes image files, and converts images for display."""
 
 import os
 from pathlib import Path
@@ -30,9 +30,19 @@ def quiet_opencv() -> None:
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads an image as stored: ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16.
+    """Reads an image with its stored values; an image with three equal channels is returned as grey.
 
-    Three equal channels come back as one. Raises UserError naming a missing or broken file.
+    Returns:
+        ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16.
+
+    Raises:
+        UserError: if the file is missing, cannot be decoded, or has another dtype.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "a.png"
+        >>> write_image(path, np.zeros((48, 64, 3), np.uint8))
+        >>> read_image(path).shape
+        (48, 64)
     """
     path = Path(path)
     if not path.is_file():
@@ -41,19 +51,27 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except cv2.error:  # a size beyond OpenCV's limits
+    except cv2.error:  # the size exceeds OpenCV's limits
         image = None
     if image is None:
         raise UserError(f"{path}: not a readable image")
     if image.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path}: {image.dtype} images are not supported, only 8 and 16 bit")
+        raise UserError(f"{path}: {image.dtype} images are not supported; convert it to 8 or 16 bits")
     return squeeze_grey(image[..., :3] if image.ndim == 3 else image)
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16, atomically, in the format of the suffix.
+    """Writes an image in the format of the suffix; the file is replaced only when it is complete.
 
-    Raises UserError naming the file if the suffix is no image's or the file cannot be written.
+    Args:
+        path: the file.
+        image: ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16.
+
+    Raises:
+        UserError: if the suffix is not that of an image format, or the file cannot be written.
+
+    Example:
+        >>> write_image(getfixture("tmp_path") / "a.png", np.zeros((48, 64), np.uint16))
     """
     with atomic_path(path) as temporary:
         try:
@@ -65,7 +83,12 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 def squeeze_grey(image: np.ndarray) -> np.ndarray:
-    """``[H, W, 3]`` with equal channels, as video decoders give for infrared, to ``[H, W]``."""
+    """Converts ``[H, W, 3]`` with equal channels, as video decoders return for infrared, to ``[H, W]``.
+
+    Example:
+        >>> squeeze_grey(np.zeros((48, 64, 3), np.uint8)).shape
+        (48, 64)
+    """
     if image.ndim == 2:
         return image
     first = cv2.extractChannel(image, 0)
@@ -73,7 +96,18 @@ def squeeze_grey(image: np.ndarray) -> np.ndarray:
 
 
 def to_display(image: np.ndarray) -> np.ndarray:
-    """uint8 BGR ``[H, W, 3]`` for people: 8-bit as it is, 16-bit stretched over its 0.5 to 99.9 percentiles."""
+    """Converts an image to 8-bit BGR; a 16-bit image is stretched from its 0.5 to its 99.9 percentile.
+
+    Args:
+        image: ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16.
+
+    Returns:
+        A new image, uint8 ``[H, W, 3]``.
+
+    Example:
+        >>> to_display(np.full((48, 64), 9000, np.uint16)).shape
+        (48, 64, 3)
+    """
     if image.dtype != np.uint8:
         low, high = percentiles(image, (0.5, 99.9))
         scaled = (image.astype(np.float32) - low) * (255.0 / max(high - low, 1.0))
@@ -82,8 +116,13 @@ def to_display(image: np.ndarray) -> np.ndarray:
 
 
 def percentiles(image: np.ndarray, which: tuple[float, ...]) -> list[float]:
-    """Percentiles of an integer image by its histogram: exact and several times faster than sorting."""
-    if image.dtype == np.uint8 and image.size < 1 << 24:  # up to which float32, OpenCV's choice, counts exactly
+    """Returns percentiles of a uint8 or uint16 image; its histogram gives them several times faster than sorting.
+
+    Example:
+        >>> percentiles(np.arange(200, dtype=np.uint8).reshape(10, 20), (0, 50))
+        [0.0, 100.0]
+    """
+    if image.dtype == np.uint8 and image.size < 1 << 24:  # OpenCV counts in float32, exact up to this size
         rows = image.reshape(image.shape[0], -1)
         histogram = cv2.calcHist([rows], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     else:

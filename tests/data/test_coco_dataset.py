@@ -36,7 +36,7 @@ def save(folder, content, name="annotations.json"):
     return path
 
 
-def test_load_gives_corners_names_and_extras(tmp_path, content):
+def test_load_coco_reads_boxes_names_and_extras(tmp_path, content):
     dataset = load_coco(save(tmp_path, content))
     a, b = dataset.records
     assert dataset.categories == ["drone", "bird"] and dataset.warnings == []
@@ -47,7 +47,7 @@ def test_load_gives_corners_names_and_extras(tmp_path, content):
     assert b.boxes.shape == (0, 4) and b.ignore.shape == (0,) and (b.video, b.frame, b.recording) == (None,) * 3
 
 
-def test_a_folder_stands_for_its_json(tmp_path, content):
+def test_load_coco_finds_the_json_of_a_folder(tmp_path, content):
     save(tmp_path, content, "train.json")
     assert load_coco(tmp_path).path.name == "train.json"
     save(tmp_path, content, "val.json")
@@ -57,7 +57,7 @@ def test_a_folder_stands_for_its_json(tmp_path, content):
     assert load_coco(tmp_path).path.name == "annotations.json"
 
 
-def test_written_elsewhere_the_paths_still_lead_to_the_images(tmp_path, content):
+def test_write_coco_round_trip_in_another_folder(tmp_path, content):
     dataset = load_coco(save(tmp_path, content))
     path = tmp_path / "new" / "deep" / "copy.json"
     write_coco(path, dataset.records, dataset.categories)
@@ -71,7 +71,7 @@ def test_written_elsewhere_the_paths_still_lead_to_the_images(tmp_path, content)
         np.testing.assert_array_equal(before.ignore, after.ignore)
 
 
-def test_boxes_that_leave_the_image_are_clipped_or_dropped_with_a_warning(tmp_path, content):
+def test_load_coco_clips_or_drops_boxes_with_a_warning(tmp_path, content):
     for index, bbox in enumerate([[-3, 5, 10, 10], [41, 5, 3, 3], [5, 5, 0, 3], [30, 20, 10.005, 10]], 10):
         content["annotations"].append({"id": index, "image_id": 9, "category_id": 4, "bbox": bbox})
     dataset = load_coco(save(tmp_path, content))
@@ -110,7 +110,7 @@ def change(**values):
         (lambda c: c["annotations"].append(3), "'annotations' must be a list of objects"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_file(tmp_path, content, damage, message):
+def test_load_coco_names_the_error_and_the_file(tmp_path, content, damage, message):
     damage(content)
     path = save(tmp_path, content)
     with pytest.raises(UserError, match=message) as caught:
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path, content, damage, message
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", '{"images": '])
-def test_a_file_that_is_no_coco_json(tmp_path, text):
+def test_load_coco_refuses_other_files(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"x\.json: not"):
@@ -128,23 +128,23 @@ def test_a_file_that_is_no_coco_json(tmp_path, text):
         load_coco(tmp_path / "y.json")
 
 
-def test_writing_an_unknown_category_leaves_nothing(tmp_path, content):
+def test_write_coco_refuses_an_unknown_category(tmp_path, content):
     records = load_coco(save(tmp_path, content)).records
     with pytest.raises(UserError, match=r"a\.png has a box of 'bird'"):
         write_coco(tmp_path / "out" / "x.json", records, ["drone"])
     assert not (tmp_path / "out").exists()
 
 
-def test_thirty_thousand_images_take_seconds(tmp_path, content):
+def test_load_coco_speed(tmp_path, content):
     a = load_coco(save(tmp_path, content)).records[0]
     records = [ImageRecord(a.path, 40, 30, a.boxes, a.names, a.ignore) for _ in range(30_000)]
-    start = time.process_time()  # whatever else the machine does
+    start = time.process_time()
     write_coco(tmp_path / "many.json", records, ["drone", "bird"])
     assert len(load_coco(tmp_path / "many.json").records) == 30_000
     assert time.process_time() - start < 15
 
 
-def test_the_published_frames_load_whole(real_data):
+def test_load_coco_reads_the_svanstrom_frames(real_data):
     counts = {"train": (1505, [672, 391, 308, 231]), "val": (280, [126, 58, 56, 42])}
     for split, (images, boxes) in counts.items():
         dataset = load_coco(real_data / "svanstrom-ir-frames" / f"{split}.json")

@@ -13,7 +13,7 @@ RNG = np.random.default_rng(5)
 
 
 def scene(seed):
-    """A picture of smooth structure, as landscapes are."""
+    """An image with smooth structure, like a landscape."""
     coarse = np.random.default_rng(seed).uniform(40, 200, (6, 8)).astype(np.float32)
     return cv2.resize(coarse, (80, 60), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
 
@@ -38,22 +38,22 @@ def inspect(folder, *options):
     return json.loads(result.read_text())
 
 
-def test_counts_sizes_and_buckets(tmp_path, capsys):
+def test_inspect_counts_boxes_sizes_and_buckets(tmp_path, capsys):
     boxes = [(0, 0, 10, 10), (0, 0, 14, 14), (0, 0, 32, 8), (0, 0, 18, 18), (0, 0, 40, 40)]
     path = make(tmp_path, "a", [scene(1), scene(2)], "r", boxes)
-    figures = inspect(tmp_path, path)["datasets"][0]
-    assert figures["images"] == 2 and figures["recordings"] == 1 and figures["boxes"] == {"drone": 10, "bird": 0}
-    assert figures["scale_buckets"] == {"drone": {"small": 2, "medium": 4, "large": 4}}
-    quantiles = figures["size_quantiles"]["drone"]
+    counts = inspect(tmp_path, path)["datasets"][0]
+    assert counts["images"] == 2 and counts["recordings"] == 1 and counts["boxes"] == {"drone": 10, "bird": 0}
+    assert counts["scale_buckets"] == {"drone": {"small": 2, "medium": 4, "large": 4}}
+    quantiles = counts["size_quantiles"]["drone"]
     assert (quantiles["min"], quantiles["50%"], quantiles["max"]) == (10, 16, 40)
-    assert figures["warnings"] == []
+    assert counts["warnings"] == []
     output = capsys.readouterr().out
     assert "14-18" in output and "drone" in output
-    figures = inspect(tmp_path, path, "--edges", "10", "41")["datasets"][0]
-    assert figures["scale_buckets"]["drone"] == {"small": 0, "medium": 10, "large": 0}
+    counts = inspect(tmp_path, path, "--edges", "10", "41")["datasets"][0]
+    assert counts["scale_buckets"]["drone"] == {"small": 0, "medium": 10, "large": 0}
 
 
-def test_faulty_boxes_and_images_are_warned_of(tmp_path, capsys):
+def test_inspect_warns_about_wrong_boxes_and_images(tmp_path, capsys):
     boxes = [(10, 10, 10, 14), (70, 50, 90, 58), (100, 100, 110, 110)]
     path = make(tmp_path, "a", [scene(1)], boxes=boxes)
     cv2.imwrite(str(tmp_path / "images/a0.png"), np.zeros((30, 40), np.uint8))
@@ -71,7 +71,7 @@ def test_faulty_boxes_and_images_are_warned_of(tmp_path, capsys):
     assert "a0.png: not a readable image" in inspect(tmp_path, path)["datasets"][0]["warnings"][-1]
 
 
-def test_masks_that_do_not_fit_their_image_are_warned_of(tmp_path):
+def test_inspect_warns_about_masks_of_another_size(tmp_path):
     path = make(tmp_path, "a", [scene(1)], boxes=[(10, 10, 22, 18)] * 6)
     content = json.loads(path.read_text())
     masks = [
@@ -92,7 +92,7 @@ def test_masks_that_do_not_fit_their_image_are_warned_of(tmp_path):
     ]
 
 
-def test_leakage_is_found_by_recording_file_and_picture(tmp_path):
+def test_inspect_finds_leakage_by_recording_file_and_image(tmp_path):
     a = make(tmp_path, "a", [scene(1), scene(2), scene(3)], "r1")
     noisy = np.clip(scene(2) + RNG.normal(0, 1, (60, 80)), 0, 255).astype(np.uint8)
     b = make(tmp_path, "b", [scene(11), noisy], "r2")
@@ -108,12 +108,12 @@ def test_leakage_is_found_by_recording_file_and_picture(tmp_path):
     assert [word in line for word, line in zip(("image files", "recordings", "near-identical"), lines, strict=True)]
 
 
-def test_pictures_without_contrast_resemble_nothing():
+def test_average_hash_without_contrast_is_near_to_nothing():
     flat = average_hash(np.full((60, 80), 7, np.uint8))
     assert near_pairs(flat[None], flat[None], 12) == []
 
 
-def test_neighbouring_frames_are_near_and_other_clips_are_not(real_data):
+def test_average_hash_separates_videos(real_data):
     hashes = {}
     for name in ("IR_DRONE_001", "IR_DRONE_014", "IR_BIRD_001"):
         frames = decode(real_data / f"svanstrom-ir/{name}.mp4", 3)
@@ -123,7 +123,7 @@ def test_neighbouring_frames_are_near_and_other_clips_are_not(real_data):
     assert near_pairs(hashes["IR_DRONE_001"], hashes["IR_BIRD_001"], 12) == []
 
 
-def test_the_sheet_shows_boxes(tmp_path):
+def test_inspect_draws_boxes_on_the_sheet(tmp_path):
     path = make(tmp_path, "a", [np.full((60, 80), 50, np.uint8) for _ in range(7)])
     inspect(tmp_path, path, "--sheet", tmp_path / "sheet.png", "--pictures", 5)
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
@@ -135,14 +135,14 @@ def test_the_sheet_shows_boxes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--edges", "18", "14"], "--edges must be two rising numbers"),
-        (["--edges", "14"], "--edges must be two rising numbers"),
+        (["--edges", "18", "14"], "--edges must be two ascending positive numbers"),
+        (["--edges", "14"], "--edges must be two ascending positive numbers"),
         (["--seed", "-1", "--sheet", "sheet.png"], "--seed must be 0 or more"),
         (["--sheet", "sheet.unknown"], "sheet.unknown: not a name for an image"),
         (["--pictures", "0", "--sheet", "sheet.png"], "--pictures must be 1 or more"),
     ],
 )
-def test_impossible_requests(tmp_path, monkeypatch, capsys, options, message):
+def test_inspect_names_wrong_options(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     path = make(tmp_path, "a", [scene(1)])
     assert main(["inspect", str(path), *options]) == 2
@@ -150,7 +150,7 @@ def test_impossible_requests(tmp_path, monkeypatch, capsys, options, message):
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_no_file_and_a_missing_file(tmp_path, capsys):
+def test_inspect_names_a_missing_file(tmp_path, capsys):
     assert main(["inspect"]) == 2
     assert main(["inspect", str(tmp_path / "none.json")]) == 2
     assert "none.json: no such file" in capsys.readouterr().err

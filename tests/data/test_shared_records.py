@@ -52,13 +52,13 @@ assert len(dataset) == int(sys.argv[2])
 loader = iter(make_loader(dataset, EpochSampler(dataset.sizes, dataset.weights, batch=8, epochs=1), workers=2))
 for _ in range(30):
     next(loader)
-most = 0
+maximum = 0
 for worker in loader._workers:
     lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {line.split()[0]: int(line.split()[1]) for line in lines}
     print(sizes["Rss:"] >> 10, "MB resident", file=sys.stderr)
-    most = max(most, sizes["Rss:"] >> 10)
-print(most)
+    maximum = max(maximum, sizes["Rss:"] >> 10)
+print(maximum)
 """
 
 

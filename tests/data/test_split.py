@@ -43,10 +43,10 @@ def test_split_keeps_recordings_and_balances_categories(tmp_path, key):
 
 def test_split_json_states_the_counts(tmp_path, capsys):
     source = make(tmp_path, 12)
-    a, b, figures = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "figures.json"
+    a, b, counts = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "counts.json"
     parts = ["--out_a", str(a), "--out_b", str(b)]
-    assert main(["split", str(source), *parts, "--json", str(figures)]) == 0
-    said = read_json(figures)
+    assert main(["split", str(source), *parts, "--json", str(counts)]) == 0
+    said = read_json(counts)
     for path in (a, b):
         records = load_coco(path).records
         boxes = Counter(name for item in records for name in item.names)
@@ -57,7 +57,7 @@ def test_split_json_states_the_counts(tmp_path, capsys):
     capsys.readouterr()
     assert main(["split", str(source), *parts, "--json", str(source)]) == 2
     assert "must differ" in capsys.readouterr().err
-    assert main(["split", str(source), *parts, "--json", str(source / "figures.json")]) == 2
+    assert main(["split", str(source), *parts, "--json", str(source / "counts.json")]) == 2
     assert "no folder for results" in capsys.readouterr().err
 
 

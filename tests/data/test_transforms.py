@@ -21,7 +21,7 @@ def scene(boxes, size=(256, 320), dtype=np.uint8, channels=None, labels=None, ig
 
 
 def extent(image):
-    """Box of the bright pixels, float [4]; edge pixels count by their brightness, so it is exact to a fraction."""
+    """Box of the bright pixels, float [4], with subpixel accuracy from the brightness of the edge pixels."""
     above = image.astype(np.float64) - np.median(image)
     above /= above.max()
     columns, rows = above.max(axis=0), above.max(axis=1)
@@ -43,7 +43,7 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("seed", range(12))
-def test_the_box_follows_the_pixels(seed, dtype):
+def test_augment_moves_boxes_with_the_pixels(seed, dtype):
     options = Augmentation.off(crop=(256, 320), scale=(0.6, 1.6), flip=0.5, around_target=1.0)
     result = augment(*scene([[140, 100, 170, 118]], dtype=dtype), np.random.default_rng(seed), options)
     assert result.image.shape == (256, 320) and result.image.dtype == dtype
@@ -51,7 +51,7 @@ def test_the_box_follows_the_pixels(seed, dtype):
     np.testing.assert_allclose(extent(result.image), result.boxes[0], atol=0.8)
 
 
-def test_without_scaling_boxes_are_exact_to_the_pixel():
+def test_augment_without_scaling_is_exact():
     options = Augmentation.off(crop=(128, 160), flip=0.5, around_target=1.0)
     for seed in range(20):
         image, boxes, *_ = augment(*scene([[140, 100, 170, 118]]), np.random.default_rng(seed), options)
@@ -62,7 +62,7 @@ def test_without_scaling_boxes_are_exact_to_the_pixel():
             np.testing.assert_array_equal(image, expected)
 
 
-def test_a_rotated_box_contains_the_rotated_pixels():
+def test_augment_rotated_box_contains_the_object():
     options = Augmentation.off(rotation=20.0)
     for seed in range(10):
         image, boxes, *_ = augment(*scene([[140, 100, 190, 118]]), np.random.default_rng(seed), options)
@@ -74,7 +74,7 @@ def test_a_rotated_box_contains_the_rotated_pixels():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [None, 3])
-def test_the_full_recipe_keeps_type_and_gives_boxes_inside_the_image(dtype, channels):
+def test_augment_keeps_dtype_and_boxes_inside_the_image(dtype, channels):
     sample = scene([[20, 20, 24, 23], [140, 100, 170, 118], [300, 200, 320, 230]], (240, 330), dtype, channels)
     sample = sample._replace(labels=np.array([0, -1, 0]), ignore=np.array([False, False, True]))
     before = [part.copy() for part in sample]
@@ -87,7 +87,7 @@ def test_the_full_recipe_keeps_type_and_gives_boxes_inside_the_image(dtype, chan
     assert_same(sample, before)  # the inputs are untouched
 
 
-def test_the_generator_alone_decides():
+def test_augment_depends_only_on_the_generator():
     rng = np.random.default_rng(5)
     sample = scene([[140, 100, 170, 118], [20, 30, 26, 34]])._replace(image=rng.integers(0, 255, (256, 320), np.uint8))
     first = augment(*sample, np.random.default_rng([1, 2, 3]), Augmentation(copy_paste=1.0))
@@ -97,7 +97,7 @@ def test_the_generator_alone_decides():
     assert not np.array_equal(first.image, other.image)
 
 
-def test_crops_contain_a_target_as_often_as_asked():
+def test_augment_around_target_is_a_probability():
     sample = scene([[10, 10, 20, 16]], (256, 320))
 
     def share(around_target):
@@ -109,13 +109,13 @@ def test_crops_contain_a_target_as_often_as_asked():
     assert share(0.0) < share(0.5) < 0.9
 
 
-def test_boxes_centred_outside_are_dropped_others_clipped_and_ignore_regions_kept():
+def test_augment_drops_or_clips_boxes_at_the_border():
     sample = scene(
         [[60, 20, 130, 40], [90, 50, 130, 70], [96, 80, 106, 90], [40, 100, 140, 140]],
         labels=[0, 0, -1, 0],
         ignore=[False, False, False, True],
     )
-    sample.image[:] = np.minimum(np.arange(320), 255)  # the first pixel tells where the crop begins
+    sample.image[:] = np.minimum(np.arange(320), 255)  # the first pixel states the position of the crop
     options = Augmentation.off(crop=(256, 160), around_target=0.0, min_visible=0.0)
     lefts = set()
     for seed in range(150):
@@ -130,7 +130,7 @@ def test_boxes_centred_outside_are_dropped_others_clipped_and_ignore_regions_kep
     assert min(lefts) < 60 and max(lefts) > 140 and lefts & set(range(96, 110))
 
 
-def test_a_box_that_loses_most_of_its_area_becomes_an_ignore_region():
+def test_augment_ignores_boxes_that_lose_their_area():
     sample = scene([[100, 100, 140, 140]], size=(160, 200))
     options = Augmentation.off(crop=(64, 64), min_visible=0.61, around_target=0.0)
     flags = []
@@ -142,7 +142,7 @@ def test_a_box_that_loses_most_of_its_area_becomes_an_ignore_region():
     assert True in flags and False in flags
 
 
-def test_targets_that_become_too_small_to_see_are_ignored():
+def test_augment_ignores_targets_that_become_too_small():
     *_, ignore = augment(
         *scene([[100, 100, 103, 103], [140, 100, 170, 118]]),
         np.random.default_rng(0),
@@ -151,14 +151,14 @@ def test_targets_that_become_too_small_to_see_are_ignored():
     assert ignore.tolist() == [True, False]
 
 
-def test_the_padding_is_the_median_and_shows_no_ghosts():
+def test_augment_pads_with_the_median():
     sample = scene([[2, 2, 30, 20]], (128, 160))
     image, *_ = augment(*sample, np.random.default_rng(0), Augmentation.off(crop=(256, 320)))
     assert (image == 80).sum() == 256 * 320 - 28 * 18
     assert (image == 200).sum() == 28 * 18
 
 
-def test_pasted_objects_have_boxes_and_labels_of_their_own():
+def test_copy_paste_adds_boxes_and_labels():
     donor = scene([[140, 100, 164, 116]], labels=[-1])
     empty = scene([])
     pasted = 0
@@ -175,7 +175,7 @@ def test_pasted_objects_have_boxes_and_labels_of_their_own():
     assert len(boxes) == 0 and (image == 80).all()
 
 
-def test_pasted_objects_do_not_cover_others():
+def test_copy_paste_does_not_cover_other_objects():
     sample = scene([[140, 100, 164, 116], [10, 10, 30, 24]])
     for seed in range(30):
         boxes = augment(*sample, np.random.default_rng(seed), Augmentation.off(copy_paste=1.0)).boxes
@@ -185,7 +185,7 @@ def test_pasted_objects_do_not_cover_others():
                 assert overlap.min() <= 0
 
 
-def test_target_contrast_changes_the_target_and_not_the_rest():
+def test_target_contrast_changes_only_the_target():
     sample = scene([[140, 100, 164, 116]])
     image, boxes, *_ = augment(*sample, np.random.default_rng(3), Augmentation.off(target_contrast=1.0))
     assert abs(int(image[108, 152]) - 200) > 3
@@ -194,23 +194,23 @@ def test_target_contrast_changes_the_target_and_not_the_rest():
     np.testing.assert_array_equal(image, sample.image)
 
 
-def test_polarity_makes_hot_targets_cold():
+def test_polarity_inverts_the_image():
     image, *_ = augment(*scene([[140, 100, 164, 116]]), np.random.default_rng(0), Augmentation.off(polarity=1.0))
     assert image[108, 152] < image[0, 0]
 
 
-def test_noise_has_the_strength_that_was_asked_for():
+def test_noise_has_the_given_strength():
     sigmas = []
     for seed in range(60):
         image, *_ = augment(*scene([], dtype=np.uint16), np.random.default_rng(seed), Augmentation.off(noise=0.5))
         sigmas.append(image.std())
-    # A flat image has the least span, 64 counts; columns add at most a factor of 1.3 to half of it.
+    # A flat image has the minimum span, 64 counts; column noise adds at most a factor of 1.3.
     assert 20 < max(sigmas) < 64 * 0.5 * 1.35
     assert np.mean(np.array(sigmas) == 0) == pytest.approx(0.5, abs=0.25)
 
 
 @pytest.mark.parametrize("size", [(256, 320), (97, 411), (64, 64), (320, 256)])
-def test_letterbox_moves_boxes_with_the_image_and_back(size):
+def test_letterbox_round_trip_of_boxes(size):
     sample = scene([[140, 100, 190, 130]])
     image, boxes, (scale, offset) = letterbox(sample.image, sample.boxes, size)
     assert image.shape == size
@@ -219,7 +219,7 @@ def test_letterbox_moves_boxes_with_the_image_and_back(size):
     assert boxes.dtype == np.float32
 
 
-def test_letterbox_at_native_size_copies():
+def test_letterbox_at_native_size_copies_the_image():
     sample = scene([[140, 100, 190, 130]])
     sample.image[:] = np.random.default_rng(0).integers(0, 255, sample.image.shape)
     image, _, (scale, offset) = letterbox(sample.image, sample.boxes, (256, 330))
@@ -239,17 +239,17 @@ def test_letterbox_at_native_size_copies():
         ({"rotation": 90.0}, "rotation"),
     ],
 )
-def test_impossible_options_are_named(options, message):
+def test_augmentation_names_impossible_options(options, message):
     with pytest.raises(UserError, match=message):
         Augmentation(**options)
 
 
-def test_augmentation_is_quick():
+def test_augment_speed():
     cv2.setNumThreads(1)
     sample = scene([[140, 100, 170, 118], [20, 30, 26, 34]])
     sample.image[:] = np.random.default_rng(0).integers(0, 255, sample.image.shape)
     start = time.process_time()
     for seed in range(100):
         augment(*sample, np.random.default_rng(seed), Augmentation())
-    # Measured: 1.7 ms a frame; the slack is for slow machines.
+    # Measured: 1.7 ms per frame. The limit allows for slow machines.
     assert (time.process_time() - start) / 100 < 0.02

@@ -1,9 +1,9 @@
-"""The infrared videos of Svanstrom et al. (doi:10.1016/j.dib.2021.107521) and their MATLAB labels.
+"""Imports the infrared videos of Svanstrom et al. (https://doi.org/10.1016/j.dib.2021.107521) and their MATLAB labels.
 
-``IR_DRONE_001.mp4`` goes with ``IR_DRONE_001_LABELS.mat``, a ``groundTruth`` object of MATLAB's Computer
-Vision Toolbox: one row a frame, one column a class, in each cell an n x 4 matrix of x, y, width, height
-whose first pixel is 1. ``splits.json``, where there is one, divides the videos by recording and holds the
-counts that a reader must find.
+The labels of ``IR_DRONE_001.mp4`` are in ``IR_DRONE_001_LABELS.mat``, a ``groundTruth`` object of MATLAB's Computer
+Vision Toolbox: a table with one row per frame and one column per class. Each cell is an n x 4 matrix of x, y, width and
+height in pixels, in which the first pixel is 1. The optional ``splits.json`` assigns the videos to splits by recording
+and states counts that the import checks.
 """
 
 import os
@@ -20,16 +20,16 @@ import numpy as np
 
 from danet.data.coco_dataset import ImageRecord
 from danet.data.importers.base import ImportFolder, ImportOptions, make_record, run_import
+from danet.data.scales import SCALES, box_sizes
 from danet.utils.errors import UserError
 from danet.utils.files import read_json
 from danet.utils.image_io import squeeze_grey
 from danet.utils.progress import track
 
 CLASSES = ("drone", "bird", "airplane", "helicopter")
-BUCKETS = ("small", "medium", "large")
 
 Labels = list[dict[str, np.ndarray]]
-"""For each frame the boxes of each class: float64 ``[n, 4]`` corners in 0-based pixels; no empty arrays."""
+"""For each frame: class -> its boxes, float64 ``[n, 4]`` (x0, y0, x1, y1) in pixels; only classes that have boxes."""
 
 
 @dataclass
@@ -37,27 +37,34 @@ class Options(ImportOptions):
     """Options of ``danet data import svanstrom``."""
 
     source: str
-    """Folder with the videos, their label files and, if there is one, splits.json."""
+    """Folder with the videos, their label files and, optionally, splits.json."""
 
     out: str
-    """Folder to write: images/VIDEO/FRAME.png and one json a split (annotations.json without splits.json)."""
+    """Output folder; the import writes images/VIDEO/FRAME.png and one json per split (annotations.json without
+    splits.json)."""
 
     split: Literal["train", "val", "all"] = "all"
-    """Which split of splits.json to import."""
+    """Split of splits.json to import."""
 
     stride: int = 1
-    """Take the frames 0, N, 2N, ... of each video."""
+    """Imports the frames 0, N, 2N, ... of each video."""
 
     class_stride: dict[str, int] = field(default_factory=dict)
-    """Another stride for the videos of some classes, such as '{bird: 15, airplane: 15}'."""
+    """Different strides for the videos of some classes, such as '{bird: 15, airplane: 15}'."""
 
 
 @dataclass(frozen=True)
 class Video:
     """One video of the folder.
 
-    ``expected`` is its entry of splits.json, None without one; ``size_edges`` are the two pixel sizes between
-    its small, medium and large boxes.
+    Attributes:
+        path: the video file.
+        name: its name without suffix.
+        category: class of the objects that the video was recorded for.
+        split: name of the annotation file that it belongs to, without suffix.
+        recording: name of its recording; None without splits.json.
+        expected: its entry of splits.json, with counts to check; None without splits.json.
+        size_edges: edges between small, medium and large boxes in pixels, from splits.json.
     """
 
     path: Path
@@ -70,7 +77,7 @@ class Video:
 
 
 def import_svanstrom(options: Options) -> None:
-    """Imports the Svanstrom infrared videos with their MATLAB labels as COCO and grey PNG frames."""
+    """Imports the Svanstrom infrared videos with their MATLAB labels as COCO jsons and grey PNG frames."""
     for name, stride in [("stride", options.stride), *options.class_stride.items()]:
         if stride < 1:
             raise UserError(f"{name}: a stride must be 1 or more, got {stride}")
@@ -88,7 +95,12 @@ def import_svanstrom(options: Options) -> None:
 
 
 def find_videos(folder: Path, split: str = "all") -> list[Video]:
-    """The videos of ``folder`` in the order of their names, those of one split or all; at least one."""
+    """Finds the videos of a folder, or of one split, sorted by name.
+
+    Raises:
+        UserError: if there is no such folder or no video in it, splits.json is invalid, a split is requested without
+            splits.json, or a file name does not contain a class.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     listing = folder / "splits.json"
@@ -106,7 +118,12 @@ def find_videos(folder: Path, split: str = "all") -> list[Video]:
 
 
 def import_video(video: Video, out: ImportFolder, stride: int) -> list[ImageRecord]:
-    """Decodes one video once, in order, and stores every ``stride``-th frame; frames without boxes are kept."""
+    """Stores every ``stride``-th frame of a video, also those without boxes, and returns their records.
+
+    Raises:
+        UserError: if the video or its labels cannot be read, their numbers of frames differ, or a count differs from
+            splits.json.
+    """
     labels = read_labels(video.path.with_name(f"{video.name}_LABELS.mat"))
     if video.expected is not None:
         check_counts(video, labels)
@@ -128,7 +145,11 @@ def import_video(video: Video, out: ImportFolder, stride: int) -> list[ImageReco
 
 
 def decode(path: Path, stride: int) -> Iterator[tuple[int, np.ndarray | None]]:
-    """Yields each frame's index and, every ``stride`` frames, its grey image (uint8 ``[H, W]``), else None."""
+    """Yields the index of each frame and, for every ``stride``-th frame, its grey image, uint8 ``[H, W]``, else None.
+
+    Raises:
+        UserError: if the video is missing or cannot be opened.
+    """
     capture = cv2.VideoCapture(str(path)) if path.is_file() else None
     if capture is None:
         raise UserError(f"{path}: no such video")
@@ -151,22 +172,27 @@ def decode(path: Path, stride: int) -> Iterator[tuple[int, np.ndarray | None]]:
 
 
 def read_labels(path: str | os.PathLike) -> Labels:
-    """Reads a label file; see ``Labels``. Several boxes a frame and several classes a file are usual."""
+    """Reads a label file; a frame may have several boxes, and a file several classes.
+
+    Raises:
+        UserError: if mat-io is not installed, the file is missing or cannot be read, or it contains an unknown class or
+            an invalid box.
+    """
     try:
-        import matio  # an optional dependency, and it takes half a second to load
+        import matio  # optional dependency, slow to import
     except ImportError as error:
         raise UserError(f"{path}: reading MATLAB labels needs mat-io: pip install mat-io ({error})") from error
     if not Path(path).is_file():
         raise UserError(f"{path}: no such label file")
     try:
         with warnings.catch_warnings():
-            # Of its warnings only matio's own count: it warns, and returns something else, where it cannot read.
+            # Turn matio's own warnings into errors: it warns and returns other data if it cannot read an object.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", category=UserWarning)
             content = matio.load_from_mat(str(path))
         table = content["gTruth"].properties["any"][0, 0]["LabelData"][:, 0]
         columns = {name: name.lower() for name in table.dtype.names if name != "Time"}
-    except Exception as error:  # matio raises all sorts on broken files, and may return something else
+    except Exception as error:  # matio raises many kinds of errors on broken files
         raise UserError(f"{path}: no readable groundTruth labels ({type(error).__name__}: {error})") from error
     for name in columns.values():
         if name not in CLASSES:
@@ -190,7 +216,11 @@ def read_labels(path: str | os.PathLike) -> Labels:
 
 
 def check_counts(video: Video, labels: Labels) -> None:
-    """Compares what was read with every count in splits.json; sizes are those of the video's own class."""
+    """Compares the labels with the counts in splits.json; only boxes of the video's own class count for the sizes.
+
+    Raises:
+        UserError: if a count is missing in splits.json, or differs.
+    """
     place = f"{video.path.with_name(video.name)}_LABELS.mat"
     boxes: Counter[str] = Counter()
     expected = video.expected or {}
@@ -198,14 +228,14 @@ def check_counts(video: Video, labels: Labels) -> None:
         boxes.update({name: len(found) for name, found in frame.items()})
     own = [frame[video.category] for frame in labels if video.category in frame]
     corners = np.concatenate([np.zeros((0, 4)), *own])
-    sizes = np.sqrt((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]))
-    in_bucket = np.bincount(np.digitize(sizes, video.size_edges), minlength=len(BUCKETS))
+    sizes = box_sizes(corners)
+    in_bucket = np.bincount(np.digitize(sizes, video.size_edges), minlength=len(SCALES))
     read = {
         "frames": len(labels),
         "labelled_frames": sum(bool(frame) for frame in labels),
         "boxes": dict(boxes),
         "max_boxes_in_a_frame": max((sum(map(len, frame.values())) for frame in labels), default=0),
-        "boxes_by_size": dict(zip(BUCKETS, in_bucket.tolist(), strict=True)),
+        "boxes_by_size": dict(zip(SCALES, in_bucket.tolist(), strict=True)),
         "mean_box_sqrt_area_px": round(float(sizes.mean()), 1) if sizes.size else None,
     }
     for key, value in read.items():
@@ -217,11 +247,12 @@ def check_counts(video: Video, labels: Labels) -> None:
 
 
 def _read_listing(path: Path) -> tuple[list[dict], tuple[float, ...]]:
-    """The videos of splits.json, and the edges in its {"small": "sqrt(w*h) < 14", ..., "large": "sqrt(w*h) >= 18"}."""
+    """Reads splits.json: its list of videos, and the edges of its size buckets, which it states as texts such as
+    {"small": "sqrt(w*h) < 14", ..., "large": "sqrt(w*h) >= 18"}."""
     content = read_json(path)
     entries = content.get("videos") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
-        raise UserError(f"{path}: must hold a list 'videos' of objects")
+        raise UserError(f"{path}: must contain a list 'videos' of objects")
     buckets = content.get("size_buckets_px")
     texts = [buckets.get(name) if isinstance(buckets, dict) else None for name in ("small", "large")]
     found = [re.fullmatch(r"sqrt\(w\*h\) (?:<|>=) (\d+(?:\.\d+)?)", str(text)) for text in texts]
@@ -232,6 +263,7 @@ def _read_listing(path: Path) -> tuple[list[dict], tuple[float, ...]]:
 
 
 def _listed(path: Path, item: dict, size_edges: tuple[float, ...]) -> Video:
+    """Makes a Video of an entry of splits.json."""
     name = str(item.get("video"))
     for key in ("video", "split", "class", "recording"):
         if not isinstance(item.get(key), str):
@@ -240,7 +272,7 @@ def _listed(path: Path, item: dict, size_edges: tuple[float, ...]) -> Video:
 
 
 def _class_of(path: Path) -> str:
-    """The class in a file name such as IR_DRONE_001.mp4."""
+    """Returns the class in a file name such as IR_DRONE_001.mp4."""
     parts = path.stem.lower().split("_")
     if len(parts) < 3 or parts[1] not in CLASSES:
         raise UserError(f"{path}: the name must be IR_<CLASS>_<NUMBER>.mp4 with a class of {', '.join(CLASSES)}")

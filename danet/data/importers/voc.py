@@ -1,7 +1,7 @@
-"""Pascal VOC: one xml an image, with ``bndbox`` corners in whole pixels.
+"""Imports Pascal VOC: one xml file per image, with the corners of boxes as integer pixel numbers.
 
-Both corners are pixels that belong to the box: where an image's first pixel has the number ``first``, the
-box covers ``[xmin - first, xmax + 1 - first)``.
+Both corners belong to the box. If the first pixel of an image has the number ``first``, the box covers
+``[xmin - first, xmax + 1 - first)``.
 """
 
 import math
@@ -21,24 +21,24 @@ class Options(ImportOptions):
     """Options of ``danet data import voc``."""
 
     source: str
-    """Folder that holds the images and the xml files, such as VOC2007."""
+    """Folder that contains the images and the xml files, such as VOC2007."""
 
     out: str
-    """Folder to write: images/ and annotations.json, or one json a list."""
+    """Output folder; the import writes images/ and annotations.json, or one json per list."""
 
     images: str = "JPEGImages"
-    """Folder of the images below the source ('.' is the source itself)."""
+    """Folder of the images, relative to the source ('.' is the source itself)."""
 
     annotations: str = "Annotations"
-    """Folder of the xml files below the source."""
+    """Folder of the xml files, relative to the source."""
 
     lists: list[str] = field(default_factory=list)
-    """Text files with one image name a line, each of which gives a json of its name
-    (ImageSets/Main/train.txt); without them all xml files go into annotations.json."""
+    """Text files with one image name per line, such as ImageSets/Main/train.txt; the import writes a json for each of
+    them. Without lists, the images of all xml files go into annotations.json."""
 
     first_pixel: int = 1
-    """Number of an image's first pixel: 1 in Pascal VOC itself, 0 in the xml files of some tools. Either way
-    pixel xmax is part of the box, which is xmax - xmin + 1 wide."""
+    """Number of the first pixel of an image: 1 in Pascal VOC, 0 in the xml files of some tools. In both cases a box is
+    xmax - xmin + 1 pixels wide."""
 
 
 def import_voc(options: Options) -> None:
@@ -66,6 +66,7 @@ def import_voc(options: Options) -> None:
 
 
 def _import_image(image: Path, name: str, xml: Path, first_pixel: int, out: ImportFolder) -> ImageRecord:
+    """Copies an image and reads its xml file."""
     try:
         root = ElementTree.parse(xml).getroot()
     except OSError as error:
@@ -92,6 +93,7 @@ def _import_image(image: Path, name: str, xml: Path, first_pixel: int, out: Impo
 
 
 def _xmls(folder: Path) -> list[Path]:
+    """Finds all xml files in a folder and its subfolders, sorted; at least one."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     found = sorted(folder.rglob("*.xml"))
@@ -101,6 +103,7 @@ def _xmls(folder: Path) -> list[Path]:
 
 
 def _number(xml: Path, item: ElementTree.Element, key: str) -> float:
+    """Reads a finite number from a child element."""
     text = item.findtext(key)
     try:
         value = float(text or "")

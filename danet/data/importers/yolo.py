@@ -1,7 +1,7 @@
-"""YOLO: a txt file beside each image, ``class x y width height`` a line, relative to the image's size.
+"""Imports YOLO datasets: one txt file per image, with lines ``class x y width height`` relative to the image size.
 
-The labels of ``images/train/a.png`` are in ``labels/train/a.txt``. Class names come from ``data.yaml``,
-``classes.txt`` or ``obj.names``.
+The labels of ``images/train/a.png`` are in ``labels/train/a.txt``. Class names come from ``data.yaml``, ``classes.txt``
+or ``obj.names``.
 """
 
 import math
@@ -16,8 +16,8 @@ from danet.utils.errors import UserError
 from danet.utils.files import read_text
 from danet.utils.progress import track
 
-# Rounded numbers may leave the unit square by this much.
-TOLERANCE = 1e-3
+RELATIVE_TOLERANCE = 1e-3
+"""A coordinate may exceed the range from 0 to 1 by this much, because files contain rounded numbers."""
 
 
 @dataclass
@@ -25,14 +25,14 @@ class Options(ImportOptions):
     """Options of ``danet data import yolo``."""
 
     source: str
-    """Folder that holds data.yaml or classes.txt and the folders images and labels, or a data.yaml."""
+    """Folder that contains images/, labels/ and data.yaml or classes.txt; or the path of a data.yaml."""
 
     out: str
-    """Folder to write: images/ and one json for each split of data.yaml, or annotations.json."""
+    """Output folder; the import writes images/ and one json for each split of data.yaml, or annotations.json."""
 
 
 def import_yolo(options: Options) -> None:
-    """Imports YOLO txt labels; images without a label file have no boxes."""
+    """Imports YOLO labels; images without a label file have no boxes."""
     source = Path(options.source).resolve()
     if not source.exists():
         raise UserError(f"{options.source}: no such folder")
@@ -65,7 +65,7 @@ def import_yolo(options: Options) -> None:
 
 
 def label_path(image: Path, root: Path) -> Path:
-    """The txt file of an image: the last folder ``images`` of its path becomes ``labels``."""
+    """Returns the label file of an image: the last folder ``images`` of its path is replaced by ``labels``."""
     parts = list(image.relative_to(root).parts) if image.is_relative_to(root) else list(image.parts)
     folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
     if folders:
@@ -74,7 +74,19 @@ def label_path(image: Path, root: Path) -> Path:
 
 
 def read_label(path: Path, size: Sequence[int], names: Sequence[str]) -> tuple[list[list[float]], list[str]]:
-    """Boxes (x0, y0, x1, y1) in pixels of an image of ``size`` (width, height), and the class name of each."""
+    """Reads a label file.
+
+    Args:
+        path: the file.
+        size: (width, height) of the image in pixels.
+        names: the class names.
+
+    Returns:
+        Boxes (x0, y0, x1, y1) in pixels, and the class name of each.
+
+    Raises:
+        UserError: if a line does not contain five numbers, or a number is out of its range.
+    """
     width, height = size
     boxes, classes = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
@@ -87,17 +99,24 @@ def read_label(path: Path, size: Sequence[int], names: Sequence[str]) -> tuple[l
         try:
             index, (x, y, w, h) = int(words[0]), map(float, words[1:])
         except ValueError:
-            raise UserError(f"{place}: must be five numbers, the first one whole, got {line.strip()!r}") from None
+            raise UserError(f"{place}: must be an integer and four numbers, got {line.strip()!r}") from None
         if not 0 <= index < len(names):
             raise UserError(f"{place}: class {index} has no name; there are {len(names)} ({', '.join(names)})")
-        if not all(math.isfinite(v) and -TOLERANCE <= v <= 1 + TOLERANCE for v in (x, y, w, h)) or w < 0 or h < 0:
-            raise UserError(f"{place}: numbers must be from 0 to 1 of the image's size, got {line.strip()!r}")
+        if (
+            not all(math.isfinite(v) and -RELATIVE_TOLERANCE <= v <= 1 + RELATIVE_TOLERANCE for v in (x, y, w, h))
+            or w < 0
+            or h < 0
+        ):
+            raise UserError(
+                f"{place}: coordinates must be between 0 and 1, relative to the image size, got {line.strip()!r}"
+            )
         boxes.append([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height])
         classes.append(names[index])
     return boxes, classes
 
 
 def _read_yaml(path: Path) -> dict:
+    """Reads data.yaml; an empty dictionary if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -105,16 +124,16 @@ def _read_yaml(path: Path) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold 'names' and folders")
+        raise UserError(f"{path}: must contain 'names' and folders")
     return content
 
 
 def _folder(path: Path, config: dict, key: str) -> Path:
-    """The folder of a split: relative to data.yaml, or to its ``path`` where that exists here."""
+    """Finds the image folder of a split, relative to the ``path`` in data.yaml or to the folder of data.yaml."""
     value = config[key]
     if not isinstance(value, str):
         raise UserError(f"{path}: {key!r} must be one folder, got {value!r}")
-    # Exported files often say ../train/images for the folder that lies beside data.yaml.
+    # Exported files often state ../train/images although the folder is beside data.yaml.
     bases = [path.parent / str(config.get("path") or "."), path.parent]
     candidates = [base / value for base in bases] + [path.parent / value.removeprefix("../")]
     found = next((folder.resolve() for folder in candidates if folder.is_dir()), None)
@@ -124,10 +143,11 @@ def _folder(path: Path, config: dict, key: str) -> Path:
 
 
 def _class_names(root: Path, path: Path, config: dict) -> list[str]:
+    """Returns the class names of data.yaml, or else of classes.txt or obj.names."""
     names = config.get("names")
     if isinstance(names, dict):
         if sorted(names) != list(range(len(names))):
-            raise UserError(f"{path}: 'names' must count from 0 without a gap, got {sorted(names)}")
+            raise UserError(f"{path}: the numbers of 'names' must be 0, 1, 2, ... without a gap, got {sorted(names)}")
         names = [names[index] for index in range(len(names))]
     for file in (root / "classes.txt", root / "obj.names", root / "labels" / "classes.txt"):
         if names is None and file.is_file():

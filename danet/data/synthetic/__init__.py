@@ -1,1 +1,1 @@
-"""Synthetic infrared scenes and clips with exact annotations."""
+"""Synthetic infrared scenes and videos with exact annotations."""

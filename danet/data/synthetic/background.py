@@ -1,7 +1,7 @@
 """Backgrounds of synthetic infrared scenes: sky, clouds, hills, trees, buildings.
 
-They are painted in relative temperatures (0 the sky at the zenith, 1 warm trees) and put into
-display units (0 black, 1 white) by a thermal camera's automatic gain.
+Backgrounds are drawn in relative temperatures (0 the sky at the zenith, 1 warm trees). The automatic gain of a
+simulated thermal camera converts them to display units (0 black, 1 white).
 """
 
 import math
@@ -14,20 +14,29 @@ import numpy as np
 
 @dataclass
 class Background:
-    """What is behind the objects."""
+    """The background of a scene."""
 
     image: np.ndarray
-    """float32 ``[H, W]``, display units."""
+    """float32 ``[H, W]``, display units (temperatures while it is drawn)."""
 
     horizon: np.ndarray
-    """float32 ``[W]``: the first row below the sky in each column."""
+    """float32 ``[W]``, the first row below the sky in each column."""
 
     corners: list[tuple[float, float]]
-    """Positions (x, y) of the corners of buildings."""
+    """Positions (x, y) of the corners of buildings in pixels."""
 
 
 def make_background(size: tuple[int, int], rng: np.random.Generator) -> Background:
-    """A random background of ``size = (height, width)``: sky, clouds and what stands in front of them."""
+    """Generates a random background: sky, often with clouds, hills and a foreground.
+
+    Args:
+        size: (height, width) in pixels.
+        rng: source of all randomness; equal generators give equal backgrounds.
+
+    Example:
+        >>> make_background((64, 80), np.random.default_rng(0)).image.shape
+        (64, 80)
+    """
     height, width = size
     canvas = sky(size, rng)
     background = Background(canvas, np.full(width, float(height), np.float32), [])
@@ -45,15 +54,15 @@ def make_background(size: tuple[int, int], rng: np.random.Generator) -> Backgrou
     return background
 
 
-# --- parts of a background: each paints temperatures ---
+# --- parts of a background, in temperatures ---
 
 
 def fractal(
     size: tuple[int, int], rng: np.random.Generator, slope: float = 1.6, stretch: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray:
-    """Noise with the amplitude spectrum f^-slope, mean 0, variance 1, float32 ``[H, W]``.
+    """Returns noise with the amplitude spectrum f^-slope, mean 0 and variance 1, float32 ``[H, W]``.
 
-    ``stretch`` lengthens its features vertically and horizontally.
+    ``stretch`` makes its features longer in the vertical and horizontal direction.
     """
     rows = np.fft.fftfreq(size[0])[:, None] * stretch[0]
     columns = np.fft.rfftfreq(size[1])[None] * stretch[1]
@@ -65,20 +74,20 @@ def fractal(
 
 
 def profile(width: int, rng: np.random.Generator, slope: float) -> np.ndarray:
-    """One-dimensional fractal noise, float32 ``[W]``, within -1 to 1."""
+    """Returns one-dimensional fractal noise, float32 ``[W]``, from -1 to 1."""
     line = fractal((1, width), rng, slope)[0]
     return line / np.abs(line).max()
 
 
 def sky(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A clear sky: warmer towards the horizon, slightly tilted."""
+    """Returns a clear sky, which is warmer towards the horizon and slightly tilted."""
     down = np.linspace(0, 1, size[0], dtype=np.float32)[:, None] ** np.float32(rng.uniform(1.0, 3.0))
     across = np.linspace(-0.5, 0.5, size[1], dtype=np.float32)[None]
     return rng.uniform(0.05, 0.4) * down + rng.uniform(-0.05, 0.05) * across + rng.uniform(0, 0.01) * fractal(size, rng)
 
 
 def clouds(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Clouds as thresholded fractal noise, from thin streaks to an overcast sky."""
+    """Returns clouds, from thin streaks to an overcast sky, as thresholded fractal noise."""
     noise = fractal(size, rng, rng.uniform(1.3, 1.9), (1.0, rng.uniform(0.8, 5.0)))
     down = np.linspace(-1, 1, size[0], dtype=np.float32)[:, None]
     density = noise + rng.uniform(-0.3, 1.0) * down - rng.uniform(-0.8, 1.2)
@@ -86,7 +95,7 @@ def clouds(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 def _cover_below(background: Background, top: np.ndarray, temperature: np.ndarray) -> None:
-    """Paints ``temperature`` ``[H, W]`` below the line ``top`` ``[W]``, its edge antialiased."""
+    """Draws ``temperature`` ``[H, W]`` below the rows ``top`` ``[W]``, with an antialiased edge."""
     rows = np.arange(background.image.shape[0], dtype=np.float32)[:, None]
     cover = np.clip(rows + 1 - top[None], 0, 1)
     background.image += cover * (temperature - background.image)
@@ -94,7 +103,7 @@ def _cover_below(background: Background, top: np.ndarray, temperature: np.ndarra
 
 
 def _hill(background: Background, rng: np.random.Generator) -> None:
-    """A distant hill, as warm as haze makes it."""
+    """Draws a distant hill."""
     height, width = background.image.shape
     top = height * (rng.uniform(0.55, 0.9) + rng.uniform(0.02, 0.12) * profile(width, rng, 1.75))
     texture = 0.04 * fractal((height, width), rng, 1.25)
@@ -102,7 +111,7 @@ def _hill(background: Background, rng: np.random.Generator) -> None:
 
 
 def _field_and_trees(background: Background, rng: np.random.Generator) -> None:
-    """A line of trees with rounded or pointed crowns, and a field in front of it."""
+    """Draws a row of trees with round or pointed crowns, and a field in front of it."""
     height, width = background.image.shape
     ground = height * (rng.uniform(0.68, 0.97) + rng.uniform(0.0, 0.04) * profile(width, rng, 2.0))
     tallest = height * rng.uniform(0.03, 0.2)
@@ -125,7 +134,7 @@ def _field_and_trees(background: Background, rng: np.random.Generator) -> None:
 
 
 def _buildings(background: Background, rng: np.random.Generator) -> None:
-    """One to four buildings with windows, roofs and hot edges, on a street."""
+    """Draws one to four buildings with windows and roofs on a street, and sometimes a pole."""
     height, width = background.image.shape
     ground = round(height * rng.uniform(0.75, 1.0))
     texture = 0.03 * fractal((height, width), rng, 1.25)
@@ -154,7 +163,7 @@ def _buildings(background: Background, rng: np.random.Generator) -> None:
 
 
 def _branches(background: Background, rng: np.random.Generator) -> None:
-    """Bare trees nearby, growing in from below."""
+    """Draws bare trees in the foreground, which grow from the lower edge of the image."""
     height, width = background.image.shape
     mask = np.zeros((height, width), np.uint8)
     for _ in range(rng.integers(2, 6)):
@@ -171,7 +180,7 @@ def _branches(background: Background, rng: np.random.Generator) -> None:
 def _grow(
     mask: np.ndarray, start: np.ndarray, angle: float, length: float, thick: float, rng: np.random.Generator
 ) -> None:
-    """A branch and the branches it divides into."""
+    """Draws a branch and, recursively, the branches that grow from its end."""
     end = start + length * np.array([math.cos(angle), math.sin(angle)])
     first, last = (tuple(np.rint(16 * point).astype(int).tolist()) for point in (start, end))
     cv2.line(mask, first, last, int(min(255, 90 + 60 * thick)), max(1, round(thick)), cv2.LINE_AA, shift=4)
@@ -181,7 +190,7 @@ def _grow(
 
 
 def _wires(background: Background, rng: np.random.Generator) -> None:
-    """Power lines that sag across the picture."""
+    """Draws sagging power lines across the image."""
     height, width = background.image.shape
     columns = np.linspace(0, 1, 40)
     start, end, sag = height * rng.uniform(0.1, 0.8), height * rng.uniform(0.1, 0.8), height * rng.uniform(0.02, 0.15)
@@ -197,9 +206,9 @@ def _wires(background: Background, rng: np.random.Generator) -> None:
 
 
 def automatic_gain(temperature: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Temperatures to display units as thermal cameras do it: a percentile stretch and local detail enhancement.
+    """Converts temperatures to display units like a thermal camera: percentile stretch and local contrast enhancement.
 
-    The latter draws the dark band above warm trees that such cameras show.
+    The enhancement causes the dark band above warm trees that such cameras show.
     """
     height, width = temperature.shape
     coarse = cv2.resize(temperature, (width // 8, height // 8), interpolation=cv2.INTER_AREA)
@@ -210,6 +219,6 @@ def automatic_gain(temperature: np.ndarray, rng: np.random.Generator) -> np.ndar
     share, level = rng.uniform(0, 0.8), rng.uniform(0.25, 0.5)
     image = (1 - share) * (temperature - low) / span + share * (level + (temperature - local) / span)
     image = level + rng.uniform(0.35, 1.4) * (image - level)
-    # Cold sky is dark grey rather than black: these cameras keep some of the range for it.
+    # Make a cold sky dark grey instead of black, as these cameras do.
     image += max(0.0, rng.uniform(0.03, 0.35) - float(np.percentile(image[::2, ::2], 10)))
     return np.clip(image, 0, 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A synthetic infrared video: drones and birds in smooth flight before a drifting background."""
+"""Synthetic infrared videos: drones and birds fly smoothly in front of a drifting background."""
 
 import math
 from collections.abc import Sequence
@@ -10,17 +10,22 @@ import numpy as np
 from danet.data.coco_dataset import ImageRecord
 from danet.data.synthetic.background import make_background
 from danet.data.synthetic.objects import MODELS, Patch, bird, fit_scale, pose, render
-from danet.data.synthetic.scene import LEAST_CONTRAST, Camera, compose, random_size
+from danet.data.synthetic.scene import MIN_CONTRAST, Camera, compose, random_size
 from danet.data.video import VideoWriter
 from danet.utils.progress import track
 
 FPS = 30.0
-# Pixels of background beyond the frame on each side, for the camera to drift over.
-MARGIN = 40
+MARGIN_PIXELS = 40
+"""Width of the background beyond the frame on each side, over which the camera drifts."""
 
 
-class Wander:
-    """A smooth random function of time: a few slow sine waves, within -1 to 1."""
+class SmoothMotion:
+    """A smooth random function of time with values from -1 to 1: the weighted sum of three sine waves.
+
+    Args:
+        rng: source of randomness.
+        periods: minimum and maximum period of a wave in seconds.
+    """
 
     def __init__(self, rng: np.random.Generator, periods: tuple[float, float]):
         self.frequency = 2 * math.pi / rng.uniform(*periods, 3)
@@ -31,74 +36,95 @@ class Wander:
         return float(self.weight @ np.sin(self.frequency * seconds + self.phase))
 
 
-class Flyer:
-    """A drone or a bird: where it is, how it is turned and how large it looks at any time."""
+class FlyingObject:
+    """A drone or a bird with a random flight path: position, rotation and distance as functions of time.
+
+    Args:
+        name: ``drone`` or ``bird``.
+        size: (height, width) of the frames in pixels.
+        camera: gives the optical blur.
+        contrast: contrast against the background in display units.
+        rng: source of randomness.
+    """
 
     def __init__(self, name: str, size: tuple[int, int], camera: Camera, contrast: float, rng: np.random.Generator):
         self.name, self.contrast, self.blur = name, contrast, camera.blur
         periods = (5.0, 20.0) if name == "drone" else (3.0, 9.0)
-        self.x, self.y, self.near, self.turn, self.sway = (Wander(rng, periods) for _ in range(5))
-        reach = rng.uniform(0.5, 0.95) if name == "drone" else rng.uniform(0.9, 1.5)
+        self.x, self.y, self.zoom, self.turn, self.roll = (SmoothMotion(rng, periods) for _ in range(5))
+        amplitude = rng.uniform(0.5, 0.95) if name == "drone" else rng.uniform(0.9, 1.5)
         self.centre = rng.uniform(0.35, 0.65) * size[1], rng.uniform(0.25, 0.4) * size[0]
-        self.reach = reach * 0.5 * size[1], reach * 0.3 * size[0]
+        self.amplitude = amplitude * 0.5 * size[1], amplitude * 0.3 * size[0]
         self.yaw, self.elevation = rng.uniform(0, 2 * math.pi), abs(rng.normal(0, 0.25))
         self.beat = 2 * math.pi * rng.uniform(2.5, 5.0)
         self.model_seed = rng.integers(2**32)
         self.scale = fit_scale(self._parts(0.0), self._pose(0.0), random_size(name, size, rng), self.blur)
 
     def render(self, seconds: float) -> Patch:
-        """The flyer at a time, in seconds from the start."""
-        centre = [c + r * w(seconds) for c, r, w in zip(self.centre, self.reach, (self.x, self.y), strict=True)]
-        scale = self.scale * math.exp(0.35 * (self.near(seconds) - self.near(0.0)))
+        """Renders the object at a time in seconds from the start."""
+        centre = [c + a * m(seconds) for c, a, m in zip(self.centre, self.amplitude, (self.x, self.y), strict=True)]
+        scale = self.scale * math.exp(0.35 * (self.zoom(seconds) - self.zoom(0.0)))
         return render(self._parts(seconds), self._pose(seconds), scale, (centre[0], centre[1]), self.blur)
 
     def _parts(self, seconds: float) -> list:
-        rng = np.random.default_rng(self.model_seed)  # the same individual in every frame
+        rng = np.random.default_rng(self.model_seed)  # the same shape in every frame
         return bird(rng, self.beat * seconds) if self.name == "bird" else MODELS[self.name](rng)
 
     def _pose(self, seconds: float) -> np.ndarray:
         sideways = self.x(seconds + 0.1) - self.x(seconds)
-        if self.name == "bird":  # flies the way it looks
-            return pose(0.0 if sideways > 0 else math.pi, 0.3 * self.sway(seconds), 0.0, self.elevation)
-        return pose(self.yaw + 1.5 * self.turn(seconds), 0.15 * self.sway(seconds), 2.0 * sideways, self.elevation)
+        if self.name == "bird":  # faces its direction of flight
+            return pose(0.0 if sideways > 0 else math.pi, 0.3 * self.roll(seconds), 0.0, self.elevation)
+        return pose(self.yaw + 1.5 * self.turn(seconds), 0.15 * self.roll(seconds), 2.0 * sideways, self.elevation)
 
 
 def write_video(
     folder: Path, seed: Sequence[int], frames: int, size: tuple[int, int], bits: int, quiet: bool
 ) -> list[ImageRecord]:
-    """Writes ``video.mp4`` and the same frames without loss as ``video/*.png`` into ``folder``; returns their records.
+    """Writes ``video.mp4`` and its lossless frames ``video/*.png`` into a folder; returns the records of the frames.
 
-    A flyer is labelled while its centre is in the picture; where it is lost before something as bright
-    as itself, its box is an ignore region.
+    An object is labelled while its centre is in the frame. If its contrast is less than MIN_CONTRAST, because the
+    background is as bright as the object, its box is an ignore region.
+
+    Args:
+        folder: existing folder without a folder ``video``.
+        seed: seed of all randomness.
+        frames: number of frames.
+        size: (height, width) in pixels.
+        bits: 8 or 16, see ``make_scene``; the mp4 has always 8.
+        quiet: show no progress bar.
+
+    Example:
+        >>> records = write_video(getfixture("tmp_path"), [0], frames=2, size=(64, 80), bits=8, quiet=True)
+        >>> [record.path.name for record in records]
+        ['000000.png', '000001.png']
     """
     rng = np.random.default_rng(seed)
-    recording = "synthetic-" + "-".join(map(str, seed))  # another seed, another flight
+    recording = "synthetic-" + "-".join(map(str, seed))  # unique for each video
     height, width = size
     camera = Camera.random(size, rng)
     camera.noise = min(camera.noise, 0.02)
-    background = make_background((height + 2 * MARGIN, width + 2 * MARGIN), rng)
+    background = make_background((height + 2 * MARGIN_PIXELS, width + 2 * MARGIN_PIXELS), rng)
     background.image = cv2.GaussianBlur(background.image, (0, 0), camera.blur)
     names = ["drone"] * int(rng.integers(1, 3)) + ["bird"] * int(rng.integers(1, 3))
-    flyers = [Flyer(name, size, camera, rng.uniform(0.3, 0.9), rng) for name in names]
-    drift = Wander(rng, (8.0, 25.0)), Wander(rng, (8.0, 25.0))
+    objects = [FlyingObject(name, size, camera, rng.uniform(0.3, 0.9), rng) for name in names]
+    drift = SmoothMotion(rng, (8.0, 25.0)), SmoothMotion(rng, (8.0, 25.0))
 
     (folder / "video").mkdir()
     records = []
     with VideoWriter(folder / "video.mp4", FPS) as video:
         for index in track(range(frames), "making the video", quiet=quiet):
             seconds = index / FPS
-            shift = [MARGIN * (1 + 0.95 * wander(seconds)) for wander in drift]
+            shift = [MARGIN_PIXELS * (1 + 0.95 * motion(seconds)) for motion in drift]
             window = np.array([[1.0, 0.0, -shift[0]], [0.0, 1.0, -shift[1]]])
             image = cv2.warpAffine(background.image, window, (width, height), flags=cv2.INTER_LINEAR)
             boxes, labels, lost = [], [], []
-            for flyer in flyers:
-                patch = flyer.render(seconds)
-                shown = compose(image, patch, flyer.contrast)
+            for item in objects:
+                patch = item.render(seconds)
+                shown = compose(image, patch, item.contrast)
                 x0, y0, x1, y1 = patch.box
                 if 0 <= (x0 + x1) / 2 < width and 0 <= (y0 + y1) / 2 < height:
                     boxes.append(np.clip(patch.box, 0, [width, height, width, height]))
-                    labels.append(flyer.name)
-                    lost.append(shown < LEAST_CONTRAST)
+                    labels.append(item.name)
+                    lost.append(shown < MIN_CONTRAST)
             frame = camera.expose(image, bits, rng)
             video.write(frame)
             path = folder / "video" / f"{index:06d}.png"

@@ -1,8 +1,8 @@
-"""Shapes of drones and of what is taken for them, rendered as small antialiased patches of heat.
+"""Shapes of drones and distractors, rendered as small antialiased patches of heat.
 
-A model is a list of convex parts in three dimensions (x forward, y left, z up, about one unit from
-the centre to the tips). It is turned, projected along the view and painted at several times the
-final resolution, then averaged down and blurred by the optics.
+A model is a list of convex parts in three dimensions (x forward, y left, z up, about one unit from the centre to the
+tips). ``render`` rotates it, projects it along the line of sight, draws it at a multiple of the final resolution,
+reduces it by averaging, and applies the blur of the optics.
 """
 
 import math
@@ -12,36 +12,43 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-# Part of the peak contrast above which a pixel belongs to an object's box.
 BOX_LEVEL = 0.1
-# Least width and height of a box, in pixels.
-LEAST_SIDE = 3
+"""A pixel belongs to the box of an object if its contrast is above this fraction of the peak contrast."""
+MIN_SIDE_PIXELS = 3
+"""Minimum width and height of a box."""
 
 FORWARD, UP = np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
 
 
 class Part(NamedTuple):
-    """A convex part: the hull of its points."""
+    """A convex part of a model: the convex hull of its points."""
 
-    points: np.ndarray  # [n, 3]
-    heat: float  # 0 the surroundings, 1 the hottest part
-    opacity: float = 1.0  # less for spinning rotors
+    points: np.ndarray
+    """float64 ``[n, 3]``, in units of the model."""
+    heat: float
+    """Temperature: 0 like the surroundings, 1 like the hottest part."""
+    opacity: float = 1.0
+    """Less than 1 for spinning rotors."""
 
 
 class Patch(NamedTuple):
-    """An object on a patch of the image's pixels."""
+    """A rendered object on the pixel grid of an image."""
 
-    heat: np.ndarray  # float32 [h, w], peak 1: contrast against the surroundings
-    cover: np.ndarray  # float32 [h, w], 0 to 1: how far the object hides what is behind it
-    corner: tuple[int, int]  # column and row of the patch's first pixel
-    box: np.ndarray  # float32 [4], xyxy in image pixels, at least LEAST_SIDE wide and high
+    heat: np.ndarray
+    """float32 ``[h, w]``, contrast against the surroundings, peak 1."""
+    cover: np.ndarray
+    """float32 ``[h, w]``, from 0 to 1: opacity of the object."""
+    corner: tuple[int, int]
+    """Column and row of the first pixel of the patch in the image."""
+    box: np.ndarray
+    """float32 ``[4]`` (x0, y0, x1, y1) in pixels of the image, at least MIN_SIDE_PIXELS wide and high."""
 
 
 # --- models ---
 
 
 def drone(rng: np.random.Generator) -> list[Part]:
-    """A multicopter: body with battery, arms, hot motors, faint rotor discs, at times legs and a camera."""
+    """A multicopter: body with battery, arms, hot motors, faint rotor discs, sometimes legs and a camera."""
     arms = int(rng.choice([4, 4, 4, 6]))
     heat_body, heat_arm = rng.uniform(0.5, 0.95), rng.uniform(0.35, 0.8)
     thick = rng.uniform(0.05, 0.1)
@@ -65,7 +72,7 @@ def drone(rng: np.random.Generator) -> list[Part]:
 
 
 def bird(rng: np.random.Generator, phase: float | None = None) -> list[Part]:
-    """A bird: warm body, cooler wings of two joints each. ``phase`` of the wing beat in radians, or random."""
+    """A bird: warm body, cooler wings with two joints each; ``phase`` of the wing beat in radians (None: random)."""
     phase = rng.uniform(0, 2 * math.pi) if phase is None else phase
     inner, outer = 0.55 * math.sin(phase) + 0.1, 0.75 * math.sin(phase - 0.7)
     chord, heat = rng.uniform(0.28, 0.42), rng.uniform(0.45, 0.85)
@@ -82,7 +89,7 @@ def bird(rng: np.random.Generator, phase: float | None = None) -> list[Part]:
 
 
 def leaf(rng: np.random.Generator) -> list[Part]:
-    """A leaf: two halves of a lens, folded along the rib, and a stem."""
+    """A leaf: two halves of a lens shape, folded along the rib, and a stem."""
     width, fold = rng.uniform(0.25, 0.6), rng.uniform(0.0, 0.5)
     along = np.linspace(-1, 1, 9)
     edge = width * (1 - np.abs(along) ** rng.uniform(1.5, 2.5))
@@ -131,7 +138,7 @@ MODELS: dict[str, Callable[[np.random.Generator], list[Part]]] = {
 
 
 def random_pose(name: str, rng: np.random.Generator) -> np.ndarray:
-    """A rotation ``[3, 3]`` such as the object is seen in: drones nearly level, leaves any way round."""
+    """Draws a typical rotation ``[3, 3]`` of a category: drones are nearly level, leaves have any orientation."""
     yaw = rng.uniform(0, 2 * math.pi)
     if name == "leaf":
         return pose(yaw, rng.uniform(-math.pi, math.pi), rng.uniform(-1.2, 1.2), 0.0)
@@ -142,9 +149,9 @@ def random_pose(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def pose(yaw: float, roll: float, pitch: float, elevation: float) -> np.ndarray:
-    """Rotation ``[3, 3]`` from a model's axes to the viewer's (right, away, up); angles in radians.
+    """Returns the rotation ``[3, 3]`` from the axes of a model to those of the viewer (right, away, up).
 
-    ``elevation``: how far above the viewer the object flies, which shows its underside.
+    All angles are in radians; ``elevation`` is the height of the object above the viewer, who then sees its underside.
     """
     turns = ((2, yaw), (0, roll), (1, pitch), (0, -elevation))
     result = np.eye(3)
@@ -163,30 +170,34 @@ def pose(yaw: float, roll: float, pitch: float, elevation: float) -> np.ndarray:
 def render(
     parts: list[Part], rotation: np.ndarray, scale: float, centre: tuple[float, float], blur: float, smear: float = 0.0
 ) -> Patch:
-    """Paints a model.
+    """Renders a model.
 
     Args:
-        rotation: ``[3, 3]`` of `pose`.
-        scale: pixels a unit of the model.
-        centre: image position (x, y) of the model's origin, in pixels.
-        blur: standard deviation of the optics in pixels.
-        smear: length of horizontal motion blur in pixels.
+        parts: the model.
+        rotation: ``[3, 3]``, see ``pose``.
+        scale: pixels per unit of the model.
+        centre: position (x, y) of the model's origin in the image, in pixels.
+        blur: standard deviation of the optical blur in pixels.
+        smear: length of the horizontal motion blur in pixels.
     """
+    # Project the parts and find the bounding box of the patch.
     outlines = [(part.points @ rotation.T)[:, [0, 2]] * [scale, -scale] + centre for part in parts]
     every = np.concatenate(outlines)
     margin = 3 * blur + smear + 2
     x0, y0 = (int(v) for v in np.floor(every.min(axis=0) - margin))
     x1, y1 = (int(v) for v in np.ceil(every.max(axis=0) + margin))
+    # Draw the parts at higher resolution, the hottest one last.
     zoom = 8 if scale < 6 else 4
     heat = np.zeros(((y1 - y0) * zoom, (x1 - x0) * zoom), np.float32)
     cover = heat.copy()
     for part, outline in sorted(zip(parts, outlines, strict=True), key=lambda item: item[0].heat):
-        # Half a pixel less: fillConvexPoly counts from pixel centres. 1/16 pixel is its finest step here.
+        # Subtract half a pixel, because the origin of fillConvexPoly is a pixel centre; its resolution is 1/16 pixel.
         hull = cv2.convexHull(((outline - [x0, y0]) * zoom - 0.5).astype(np.float32))
         fixed = np.rint(hull * 16).astype(np.int32)
         cv2.fillConvexPoly(heat, fixed, part.heat * part.opacity, shift=4)
         cv2.fillConvexPoly(cover, fixed, part.opacity, shift=4)
 
+    # Reduce to pixels, then apply motion blur and optical blur.
     size = (x1 - x0, y1 - y0)
     layers: list[np.ndarray] = [cv2.resize(layer, size, interpolation=cv2.INTER_AREA) for layer in (heat, cover)]
     if smear >= 1:
@@ -198,24 +209,27 @@ def render(
 
 
 def fit_scale(parts: list[Part], rotation: np.ndarray, size: float, blur: float, smear: float = 0.0) -> float:
-    """The scale at which the square root of the box's area is about ``size`` pixels."""
+    """Finds the scale at which the box has the size sqrt(width * height) = ``size`` pixels, to about 3 %.
+
+    The other arguments are those of ``render``.
+    """
     scale = 0.5 * size
     for _ in range(5):
         box = render(parts, rotation, scale, (0.5, 0.5), blur, smear).box
         measured = math.sqrt((box[2] - box[0]) * (box[3] - box[1]))
         if abs(measured - size) < 0.03 * size:
             break
-        scale = max(0.1, scale * (size / measured) ** 1.2)  # blur adds a constant: boxes grow slower than models
+        scale = max(0.1, scale * (size / measured) ** 1.2)  # the blur is constant: boxes grow slower than models
     return scale
 
 
 def tight_box(heat: np.ndarray) -> np.ndarray:
-    """The box of the pixels above BOX_LEVEL of the peak, at least LEAST_SIDE wide and high, float32 ``[4]``."""
+    """Returns the box, float32 ``[4]``, of the pixels above BOX_LEVEL, at least MIN_SIDE_PIXELS wide and high."""
     lit = heat > BOX_LEVEL * heat.max()
     ends = []
     for profile in (lit.any(axis=0), lit.any(axis=1)):
         where = np.flatnonzero(profile)
-        grow = max(0.0, (LEAST_SIDE - (where[-1] + 1 - where[0])) / 2)
+        grow = max(0.0, (MIN_SIDE_PIXELS - (where[-1] + 1 - where[0])) / 2)
         ends.append((where[0] - grow, where[-1] + 1 + grow))
     (left, right), (top, bottom) = ends
     return np.array([left, top, right, bottom], np.float32)

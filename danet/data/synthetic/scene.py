@@ -1,6 +1,6 @@
-"""Synthetic infrared scenes: objects before a background, seen by a camera.
+"""Synthetic infrared scenes: objects in front of a background, seen by a simulated camera.
 
-All brightness is in display units (0 black, 1 white) until the camera turns it into counts of 8 or 16 bit.
+Brightness is in display units (0 black, 1 white) until the camera converts it to 8-bit or 16-bit counts.
 """
 
 import math
@@ -14,26 +14,36 @@ from danet.data.synthetic.objects import MODELS, Patch, fit_scale, random_pose, 
 
 CATEGORIES = list(MODELS)
 
-# Small, medium and large: the paper's numbers of images (section 4.1), and the size of the targets
-# (square root of the box's area, pixels; the edges of the design's scale buckets).
-SHARES = (13489, 11039, 6801)
-SIZES = ((3.0, 14.0), (14.0, 18.0), (18.0, 60.0))
-
-# The same for what drones are mixed up with, which is mostly far away, and the largest that is made.
+DRONE_SHARES = (13489, 11039, 6801)
+"""Relative frequency of small, medium and large drones: the numbers of images in section 4.1 of the paper
+(https://doi.org/10.1145/3581783.3612146)."""
 OTHER_SHARES = (6, 3, 2)
-LARGEST = {"drone": 60.0, "bird": 45.0, "leaf": 30.0, "corner": 24.0, "airplane": 60.0}
+"""The same for the distractors, which are mostly far away."""
+SIZE_RANGES_PIXELS = ((3.0, 14.0), (14.0, 18.0), (18.0, 60.0))
+"""Range of sqrt(width * height) of small, medium and large objects."""
+MAX_SIZE_PIXELS = {"drone": 60.0, "bird": 45.0, "leaf": 30.0, "corner": 24.0, "airplane": 60.0}
 
-# Contrast in display units (13 counts of 8 bit) under which nobody could find an object.
-LEAST_CONTRAST = 0.05
+MIN_CONTRAST = 0.05
+"""Minimum contrast of a labelled object in display units (13 counts of 8 bits): nobody could find a fainter one."""
 
 
 def make_scene(size: tuple[int, int], bits: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """One scene.
+    """Generates a random scene.
+
+    Args:
+        size: (height, width) in pixels, at least 64 x 64.
+        bits: 8, or 16 for 14-bit counts in uint16.
+        rng: source of all randomness; equal generators give equal scenes.
 
     Returns:
         image: uint8 or uint16 ``[H, W]``.
-        boxes: float32 ``[M, 4]``, tight around what is visible.
-        names: the category of each box.
+        boxes: float32 ``[M, 4]`` (x0, y0, x1, y1) in pixels, tight around the visible objects.
+        names: the category of each box, one of CATEGORIES.
+
+    Example:
+        >>> image, boxes, names = make_scene((128, 160), 8, np.random.default_rng(0))
+        >>> image.shape, image.dtype, len(boxes) == len(names)
+        ((128, 160), dtype('uint8'), True)
     """
     background = make_background(size, rng)
     camera = Camera.random(size, rng)
@@ -46,6 +56,7 @@ def make_scene(size: tuple[int, int], bits: int, rng: np.random.Generator) -> tu
         smear = rng.uniform(0, 3) if name != "corner" and rng.random() < 0.2 else 0.0
         scale = fit_scale(parts, rotation, random_size(name, size, rng), camera.blur, smear)
         wanted = 10 ** rng.uniform(-1.1, 0.1)
+        # Try places until the object is inside the image, apart from the others, and visible.
         for _ in range(30):
             centre = _place(name, background, scale, rng)
             patch = render(parts, rotation, scale, centre, camera.blur, smear)
@@ -63,34 +74,50 @@ def make_scene(size: tuple[int, int], bits: int, rng: np.random.Generator) -> tu
 
 
 def random_size(name: str, size: tuple[int, int], rng: np.random.Generator) -> float:
-    """Square root of the area of an object's box in pixels: drones in the paper's proportions."""
-    shares = np.array(SHARES if name == "drone" else OTHER_SHARES, float)
-    low, high = SIZES[rng.choice(3, p=shares / shares.sum())]
-    high = max(low, min(high, LARGEST[name], 0.3 * min(size)))  # leaves room in a small picture
-    # A little inside the bucket: boxes have whole pixels, so that rendered sizes differ by some per cent.
+    """Draws the size of an object, sqrt(width * height) of its box in pixels.
+
+    Args:
+        name: category; the sizes of drones have the proportions of the paper.
+        size: (height, width) of the image.
+        rng: source of randomness.
+    """
+    shares = np.array(DRONE_SHARES if name == "drone" else OTHER_SHARES, float)
+    low, high = SIZE_RANGES_PIXELS[rng.choice(3, p=shares / shares.sum())]
+    high = max(low, min(high, MAX_SIZE_PIXELS[name], 0.3 * min(size)))  # leave room in a small image
+    # Stay 3 % away from the edges: boxes have whole pixels, so that rendered sizes differ by a few percent.
     return math.exp(rng.uniform(math.log(1.03 * low), math.log(max(high / 1.03, 1.03 * low))))
 
 
 def visible_contrast(
     image: np.ndarray, patch: Patch, wanted: float, noise: float, rng: np.random.Generator
 ) -> float | None:
-    """The contrast in display units at which an object is shown: as wanted, but above noise and clutter.
+    """Returns the contrast of an object in display units: as wanted, but above noise and clutter.
 
-    Cold against a bright background, hot otherwise. None where the picture leaves no room for it.
+    It is negative (a cold object) on a bright background, else positive; None if no contrast makes the object visible.
+
+    Args:
+        image: float32 ``[H, W]``, the background.
+        patch: the object.
+        wanted: absolute contrast.
+        noise: standard deviation of the camera's noise.
+        rng: source of randomness.
     """
     region, _, _ = _overlap(image, patch)
     level, clutter = float(np.median(region)), float(region.std())
-    least = max(LEAST_CONTRAST, 3.5 * math.hypot(clutter, noise))
+    minimum = max(MIN_CONTRAST, 3.5 * math.hypot(clutter, noise))
     cold = level > 0.65 or (level > 0.3 and rng.random() < 0.04)
     room = level if cold else 1.05 - level
-    contrast = min(max(wanted, least), room)
-    return None if contrast < least else -contrast if cold else contrast
+    contrast = min(max(wanted, minimum), room)
+    return None if contrast < minimum else -contrast if cold else contrast
 
 
 def compose(image: np.ndarray, patch: Patch, contrast: float) -> float:
-    """Puts an object of ``contrast`` (display units) before the background ``image``, float32 ``[H, W]``, in place.
+    """Draws an object in front of the background, in place; returns its absolute contrast after clipping to [0, 1].
 
-    Returns the part of the contrast that the range from black to white has room for.
+    Args:
+        image: float32 ``[H, W]``, display units.
+        patch: the object; it may extend beyond the image.
+        contrast: of its hottest point against the background; negative for a cold object.
     """
     region, heat, cover = _overlap(image, patch)
     if not region.size:
@@ -101,7 +128,7 @@ def compose(image: np.ndarray, patch: Patch, contrast: float) -> float:
 
 
 def _overlap(image: np.ndarray, patch: Patch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The part of the image under a patch, and the patch's heat and cover there."""
+    """Returns the region of the image under a patch (a view), and the heat and cover of the patch there."""
     x, y = patch.corner
     inside = (slice(max(-y, 0), max(image.shape[0] - y, 0)), slice(max(-x, 0), max(image.shape[1] - x, 0)))
     heat, cover = patch.heat[inside], patch.cover[inside]
@@ -110,7 +137,7 @@ def _overlap(image: np.ndarray, patch: Patch) -> tuple[np.ndarray, np.ndarray, n
 
 
 def _contents(rng: np.random.Generator, background: Background) -> list[str]:
-    """Names of the objects of a scene: often a drone, often something like it, at times nothing."""
+    """Draws the categories of the objects of a scene: often a drone, often distractors, sometimes nothing."""
     names = ["drone"] * int(rng.choice(4, p=[0.15, 0.62, 0.16, 0.07]))
     ground = background.horizon.max() < 0.98 * background.image.shape[0]
     likely = {"bird": 0.3, "leaf": 0.2, "corner": 0.6 if background.corners else 0.1 * ground, "airplane": 0.12}
@@ -122,7 +149,7 @@ def _contents(rng: np.random.Generator, background: Background) -> list[str]:
 
 
 def _place(name: str, background: Background, scale: float, rng: np.random.Generator) -> tuple[float, float]:
-    """A position (x, y) where such an object may be: mostly in the sky, corners on buildings."""
+    """Draws a position (x, y) where an object of this category may be: mostly in the sky, corners on buildings."""
     height, width = background.image.shape
     if name == "corner" and background.corners:
         x, y = background.corners[rng.integers(len(background.corners))]
@@ -132,12 +159,12 @@ def _place(name: str, background: Background, scale: float, rng: np.random.Gener
     if name == "corner":
         return x, horizon + scale * rng.uniform(0.2, 1.0)
     if rng.random() < {"airplane": 0.0, "bird": 0.12, "drone": 0.2, "leaf": 0.6}[name]:
-        horizon = height  # before the ground
+        horizon = height  # in front of the ground
     return x, rng.uniform(scale, max(horizon - scale, 2 * scale))
 
 
 def _touch(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two boxes come closer than two pixels."""
+    """Returns whether two boxes are closer than two pixels."""
     return bool((np.minimum(a[2:], b[2:]) + 2 > np.maximum(a[:2], b[:2])).all())
 
 
@@ -146,26 +173,29 @@ def _touch(a: np.ndarray, b: np.ndarray) -> bool:
 
 @dataclass
 class Camera:
-    """One camera: what it does to every frame, in display units."""
+    """A simulated camera: optics, fixed pattern and noise, in display units."""
 
     blur: float
-    """Standard deviation of the optics in pixels."""
+    """Standard deviation of the optical blur in pixels."""
 
     noise: float
     """Standard deviation of the temporal noise."""
 
     grain: bool
-    """The noise is slightly correlated, as after a video codec."""
+    """Whether the noise is slightly correlated, as after a video codec."""
 
     pattern: np.ndarray
-    """Fixed pattern: columns, vignetting, defective pixels; float32 ``[H, W]``."""
+    """Fixed pattern of columns, vignetting and defective pixels, float32 ``[H, W]``."""
 
     offset: float
+    """Counts of black in 16-bit images."""
+
     gain: float
-    """16 bit: counts at black and counts from black to white."""
+    """Counts from black to white in 16-bit images."""
 
     @classmethod
     def random(cls, size: tuple[int, int], rng: np.random.Generator) -> "Camera":
+        """Draws a camera for images of ``size`` = (height, width)."""
         height, width = size
         noise = 10 ** rng.uniform(-2.7, -1.6) if rng.random() < 0.93 else rng.uniform(0.04, 0.1)
         columns = rng.uniform(0.0, 0.5) * noise * rng.standard_normal((1, width), np.float32)
@@ -184,7 +214,13 @@ class Camera:
         )
 
     def expose(self, image: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarray:
-        """One frame with pattern and noise, uint8 or uint16 ``[H, W]``; 16-bit frames hold 14-bit counts."""
+        """Returns a frame with pattern and noise.
+
+        Args:
+            image: float32 ``[H, W]``, display units.
+            bits: 8 gives uint8; 16 gives 14-bit counts in uint16.
+            rng: source of the noise.
+        """
         noise = rng.standard_normal(image.shape, np.float32)
         if self.grain:
             noise = 1.6 * cv2.GaussianBlur(noise, (0, 0), 0.5)

@@ -1,4 +1,4 @@
-"""``danet data synthesize``: infrared scenes with drones and what is taken for them, as COCO json and images."""
+"""``danet data synthesize``: generates infrared scenes with drones and distractors, as COCO jsons and images."""
 
 import contextlib
 import tempfile
@@ -19,48 +19,48 @@ from danet.utils.errors import UserError
 from danet.utils.files import write_text
 from danet.utils.progress import track
 
-# The file that marks a folder as made by this command.
-MARK = "synthesize.yaml"
+MARKER_FILE = "synthesize.yaml"
+"""File with the options, which marks a folder as an output of this command."""
 
 
 @dataclass
 class Options:
-    """What to make."""
+    """Options of ``danet data synthesize``."""
 
     out: str
-    """Folder to write: train.json, val.json, train/, val/, video.json, video.mp4, video/."""
+    """Output folder for train.json, val.json, video.json, video.mp4 and the folders train/, val/ and video/."""
 
     images: int = 400
     """Number of training scenes."""
 
     val_images: int = 100
-    """Number of validation scenes; none shares its background with a training scene."""
+    """Number of validation scenes; they have other backgrounds than the training scenes."""
 
     video_frames: int = 0
-    """Frames of a video (30 frames a second) with drones and birds in flight; 0 makes none."""
+    """Number of frames of a video (30 frames per second) with flying drones and birds; 0 makes no video."""
 
     size: str = "256x320"
-    """Height x width of the images in pixels, at least 64x64."""
+    """Height x width of the images in pixels, from 64x64 to 4096x4096."""
 
     bits: Literal[8, 16] = 8
-    """Bits a pixel: 8 as video cameras give, or 16 holding a sensor's 14-bit counts."""
+    """Bits per pixel: 8 as in videos, or 16 for the 14-bit counts of a sensor."""
 
     seed: int = 0
-    """The same seed gives the same files; every scene depends on the seed and its number alone."""
+    """Seed; the same seed gives the same files. A scene depends only on the seed and on its number."""
 
     overwrite: bool = False
-    """Replace a folder that an earlier run of this command made."""
+    """Replace a folder that this command has written before."""
 
     json: str | None = None
-    """Write the number of images and boxes of each json to this file."""
+    """JSON file for the number of images and boxes of each dataset."""
 
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print only errors."""
 
 
 def synthesize(options: Options) -> None:
-    """Makes synthetic infrared scenes: drones of 3 to 60 pixels, and birds, leaves, hot building corners and airplanes
-    as labelled distractors."""
+    """Generates synthetic infrared scenes with drones of 3 to 60 pixels, and with birds, leaves, hot corners of
+    buildings and airplanes as labelled distractors."""
     size = _check(options)
     out = Path(options.out)
     try:
@@ -72,7 +72,7 @@ def synthesize(options: Options) -> None:
 
 
 def _write(folder: Path, size: tuple[int, int], options: Options) -> dict[str, list[ImageRecord]]:
-    """Writes everything; returns the records of each json."""
+    """Writes all files; returns the records of each json."""
     written: dict[str, list[ImageRecord]] = {}
     for number, (split, count) in enumerate((("train", options.images), ("val", options.val_images))):
         if count:
@@ -83,13 +83,14 @@ def _write(folder: Path, size: tuple[int, int], options: Options) -> dict[str, l
         written["video.json"] = write_video(folder, seed, options.video_frames, size, options.bits, options.quiet)
     for name, records in written.items():
         write_coco(folder / name, records, CATEGORIES)
-    write_text(folder / MARK, cli.dump(options))
+    write_text(folder / MARKER_FILE, cli.dump(options))
     return written
 
 
 def _write_scenes(
     folder: Path, split: str, seeds: Sequence[tuple[int, ...]], size: tuple[int, int], options: Options
 ) -> list[ImageRecord]:
+    """Writes one scene per seed as ``SPLIT/INDEX.png``; returns their records."""
     (folder / split).mkdir()
     records = []
     for index, seed in enumerate(track(seeds, f"making {split} scenes", quiet=options.quiet)):
@@ -97,13 +98,13 @@ def _write_scenes(
         path = folder / split / f"{index:05d}.png"
         path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
         ignore = np.zeros(len(boxes), bool)
-        recording = "synthetic-" + "-".join(map(str, seed))  # another seed, another scene
+        recording = "synthetic-" + "-".join(map(str, seed))  # unique for each scene
         records.append(ImageRecord(path, size[1], size[0], boxes, names, ignore, recording=recording))
     return records
 
 
 def _check(options: Options) -> tuple[int, int]:
-    """The size as numbers; raises UserError for what cannot be done, before anything is written."""
+    """Checks the options before anything is written; returns (height, width)."""
     words = options.size.lower().split("x")
     if len(words) != 2 or not all(word.strip().isdecimal() for word in words):
         raise UserError(f"--size must be height x width such as 256x320, got {options.size!r}")
@@ -118,15 +119,17 @@ def _check(options: Options) -> tuple[int, int]:
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not options.overwrite:
-            raise UserError(f"{out}: exists already; name a new folder or add --overwrite")
-        if not (out / MARK).is_file():
-            raise UserError(f"{out}: not replaced, since it was not made by this command (no {MARK} in it)")
+            raise UserError(f"{out}: exists already; give a new folder or add --overwrite")
+        if not (out / MARKER_FILE).is_file():
+            raise UserError(
+                f"{out}: not replaced, because it was not made by this command (it contains no {MARKER_FILE})"
+            )
     return size
 
 
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``out`` that takes its name when the block succeeds; else nothing remains."""
+    """Yields a temporary folder that is renamed to ``out`` when the block succeeds, and removed when it fails."""
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True) as temporary:
@@ -144,7 +147,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``danet data synthesize``."""
+    """Runs ``danet data synthesize``."""
     return cli.run(synthesize, Options, prog="danet data synthesize", positionals=["out"], argv=argv)
 
 

@@ -9,7 +9,7 @@ from danet.data.coco_dataset import load_coco
 
 
 def make(folder, image=None, box=(2, 3, 8, 6)):
-    """A json in ann/ whose file names are relative to pictures/, one image of 16 bit."""
+    """A json in ann/ whose file names are relative to pictures/, with one 16-bit image."""
     image = np.arange(30 * 40, dtype=np.uint16).reshape(30, 40) * 13 if image is None else image
     for name in ("ann", "pictures/deep"):
         (folder / name).mkdir(parents=True)
@@ -28,7 +28,7 @@ def run(folder, source, *options):
     return main(["import", "coco", str(source), str(folder / "out"), "--images", str(folder / "pictures"), *options])
 
 
-def test_images_and_boxes_arrive_unchanged(tmp_path, capsys):
+def test_coco_keeps_images_and_boxes(tmp_path, capsys):
     source = make(tmp_path)
     assert run(tmp_path, source) == 0
     dataset = load_coco(tmp_path / "out")
@@ -40,20 +40,20 @@ def test_images_and_boxes_arrive_unchanged(tmp_path, capsys):
     assert "1 images (0 without boxes), 1 drone" in capsys.readouterr().out
 
 
-def test_an_import_can_be_imported_again(tmp_path):
+def test_coco_imports_its_own_output(tmp_path):
     assert run(tmp_path, make(tmp_path)) == 0
     assert main(["import", "coco", str(tmp_path / "out"), str(tmp_path / "again")]) == 0
     assert load_coco(tmp_path / "again").records[0].path == (tmp_path / "again/images/deep/a.png").resolve()
 
 
-def test_boxes_over_the_border_are_clipped_and_said(tmp_path, capsys):
+def test_coco_clips_boxes_with_a_note(tmp_path, capsys):
     assert run(tmp_path, make(tmp_path, box=(30, 20, 20, 20))) == 0
     np.testing.assert_array_equal(load_coco(tmp_path / "out").records[0].boxes, [[30, 20, 40, 30]])
     assert "1 boxes changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [(30, 41), (40, 30)])
-def test_an_image_of_another_size_is_refused(tmp_path, capsys, size):
+def test_coco_refuses_an_image_of_another_size(tmp_path, capsys, size):
     source = make(tmp_path, image=np.zeros(size, np.uint8))
     assert run(tmp_path, source) == 2
     error = capsys.readouterr().err
@@ -61,7 +61,7 @@ def test_an_image_of_another_size_is_refused(tmp_path, capsys, size):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_truncated_image_is_refused_and_nothing_is_left(tmp_path, capfd):
+def test_coco_refuses_a_truncated_image_and_writes_nothing(tmp_path, capfd):
     source = make(tmp_path)
     image = tmp_path / "pictures/deep/a.png"
     image.write_bytes(image.read_bytes()[:-40])
@@ -71,7 +71,7 @@ def test_a_truncated_image_is_refused_and_nothing_is_left(tmp_path, capfd):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failed_import_keeps_what_was_there(tmp_path, capsys):
+def test_coco_failed_import_keeps_older_files(tmp_path, capsys):
     source = make(tmp_path)
     assert run(tmp_path, source) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -81,7 +81,7 @@ def test_a_failed_import_keeps_what_was_there(tmp_path, capsys):
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 
-def test_the_source_cannot_be_the_output(tmp_path, capsys):
+def test_coco_refuses_its_source_as_output(tmp_path, capsys):
     source = make(tmp_path)
     assert run(tmp_path, source) == 0
     assert main(["import", "coco", str(tmp_path / "out"), str(tmp_path / "out")]) == 2
@@ -89,7 +89,7 @@ def test_the_source_cannot_be_the_output(tmp_path, capsys):
     assert len(load_coco(tmp_path / "out").records) == 1
 
 
-def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
+def test_coco_refuses_a_file_as_output(tmp_path, capsys):
     source = make(tmp_path)
     assert main(["import", "coco", str(source), str(source), "--images", str(tmp_path / "pictures")]) == 2
     assert "train.json: is a file" in capsys.readouterr().err

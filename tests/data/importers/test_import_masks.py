@@ -10,7 +10,7 @@ from danet.utils.files import read_json
 
 
 def make(folder, mask=None, image=None, ending="_pixels0"):
-    """Two images; the first has a diagonal part of two pixels and a block of 4 x 3, the second none."""
+    """Two images; the mask of the first has two diagonal pixels and a block of 4 x 3, that of the second is empty."""
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
     if mask is None:
@@ -30,7 +30,7 @@ def run(source, *options):
 
 
 @pytest.mark.parametrize("ending", ["", "_pixels0", "_mask"])
-def test_touching_pixels_are_one_box_corners_included(tmp_path, ending):
+def test_masks_8_connected_pixels_are_one_box(tmp_path, ending):
     assert run(make(tmp_path / "in", ending=ending), "--category", "drone") == 0
     a, b = load_coco(tmp_path / "out").records
     np.testing.assert_array_equal(a.boxes, [[6, 5, 8, 7], [30, 20, 34, 23]])
@@ -38,11 +38,11 @@ def test_touching_pixels_are_one_box_corners_included(tmp_path, ending):
     assert b.names == [] and (b.width, b.height) == (12, 10)
 
 
-def test_json_says_what_was_written_and_is_no_dataset(tmp_path, capsys):
+def test_masks_json_states_the_counts(tmp_path, capsys):
     source = make(tmp_path / "in")
-    assert run(source, "--json", str(tmp_path / "figures.json"), "--quiet") == 0
-    figures = read_json(tmp_path / "figures.json")[str(tmp_path / "out/annotations.json")]
-    assert figures == {"images": 2, "recordings": 2, "images_without_boxes": 1, "boxes": {"target": 2}}
+    assert run(source, "--json", str(tmp_path / "counts.json"), "--quiet") == 0
+    counts = read_json(tmp_path / "counts.json")[str(tmp_path / "out/annotations.json")]
+    assert counts == {"images": 2, "recordings": 2, "images_without_boxes": 1, "boxes": {"target": 2}}
     assert run(source, "--json", str(tmp_path / "out/annotations.json")) == 2
     assert "is the dataset itself" in capsys.readouterr().err
     assert len(load_coco(tmp_path / "out").records) == 2
@@ -51,7 +51,7 @@ def test_json_says_what_was_written_and_is_no_dataset(tmp_path, capsys):
 @pytest.mark.parametrize(
     "image", [np.full((30, 40), 9999, np.uint16), np.arange(3600, dtype=np.uint8).reshape(30, 40, 3)]
 )
-def test_deep_and_colour_images_are_copied(tmp_path, image):
+def test_masks_copies_16_bit_and_colour_images(tmp_path, image):
     mask = np.zeros((30, 40, 3), np.uint8)
     mask[2:4, 3:6] = (0, 0, 255)
     assert run(make(tmp_path / "in", mask, image)) == 0
@@ -60,7 +60,7 @@ def test_deep_and_colour_images_are_copied(tmp_path, image):
     np.testing.assert_array_equal(cv2.imread(str(item.path), cv2.IMREAD_UNCHANGED), image)
 
 
-def test_each_list_gives_a_json_and_images_are_shared(tmp_path):
+def test_masks_lists_write_jsons_and_share_images(tmp_path):
     source = make(tmp_path / "in")
     (source / "idx").mkdir()
     (source / "idx" / "train.txt").write_text("b\n\na.png\n")
@@ -104,7 +104,7 @@ def same_name(source):
         (None, ["--masks", "mask"], "mask: no such folder"),
     ],
 )
-def test_faults_are_named_and_nothing_is_left(tmp_path, capfd, damage, options, message):
+def test_masks_names_the_error_and_writes_nothing(tmp_path, capfd, damage, options, message):
     source = make(tmp_path / "in")
     if damage:
         damage(source)
@@ -114,7 +114,7 @@ def test_faults_are_named_and_nothing_is_left(tmp_path, capfd, damage, options, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_list_with_an_unknown_name(tmp_path, capsys):
+def test_masks_names_a_wrong_list(tmp_path, capsys):
     source = make(tmp_path / "in")
     (source / "train.txt").write_text("a\nc\n")
     assert run(source, "--lists", "train.txt") == 2
@@ -125,7 +125,7 @@ def test_a_list_with_an_unknown_name(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_sirst_has_its_published_counts(real_data, tmp_path):
+def test_masks_sirst_has_its_published_counts(real_data, tmp_path):
     lists = ["idx_427/train.txt", "idx_427/val.txt"]
     command = ["import", "masks", str(real_data / "sirst"), str(tmp_path), "--lists", *lists, "--quiet", "true"]
     assert main(command) == 0

@@ -13,7 +13,7 @@ from danet.data.importers.svanstrom import check_counts, find_videos, read_label
 from danet.data.video import VideoWriter
 from danet.utils.errors import UserError
 
-# Several boxes a frame, two classes a file, frames without a box; the other videos are sampled.
+# Videos with several boxes per frame, two classes, or frames without a box. Of the others, tests read a sample.
 TRICKY = {f"IR_DRONE_{number:03d}" for number in (67, 96, 101, 104, *range(143, 148))} | {"IR_HELICOPTER_006"}
 
 
@@ -23,7 +23,7 @@ def videos(real_data):
 
 
 def subset(videos, folder, names, **changes):
-    """A folder with some of the real videos and their part of splits.json."""
+    """A folder with some of the real videos and their entries of splits.json."""
     folder.mkdir()
     listing = json.loads((videos / "splits.json").read_text())
     listing["videos"] = [entry | changes for entry in listing["videos"] if entry["video"] in names]
@@ -39,7 +39,7 @@ def run(source, *options):
     return main(["import", "svanstrom", str(source), str(source.parent / "out"), *options])
 
 
-def test_labels_have_the_published_counts(videos):
+def test_read_labels_gives_the_published_counts(videos):
     every = find_videos(videos)
     assert len(every) == 255
     chosen = [item for item in every if item.name in TRICKY or item.expected["max_boxes_in_a_frame"] > 1]
@@ -48,14 +48,14 @@ def test_labels_have_the_published_counts(videos):
         check_counts(video, read_labels(videos / f"{video.name}_LABELS.mat"))
 
 
-def test_first_pixel_is_zero_and_two_classes_are_told_apart(videos):
+def test_read_labels_first_pixel_is_0_and_classes_are_separate(videos):
     labels = read_labels(videos / "IR_DRONE_096_LABELS.mat")
     np.testing.assert_allclose(labels[0]["drone"], [[160, 98, 181, 109]])
     assert "bird" not in labels[0] and any(set(frame) == {"drone", "bird"} for frame in labels)
     assert all(len(frame["drone"]) == 2 for frame in read_labels(videos / "IR_DRONE_143_LABELS.mat"))
 
 
-def test_frames_and_boxes_agree_with_the_published_frames(videos, real_data, tmp_path):
+def test_svanstrom_agrees_with_the_published_frames(videos, real_data, tmp_path):
     names = ["IR_DRONE_096", "IR_DRONE_067", "IR_BIRD_001", "IR_DRONE_014"]
     assert run(subset(videos, tmp_path / "in", names), "--stride", "15", "--class_stride", "{bird: 60}") == 0
     published = {
@@ -77,11 +77,13 @@ def test_frames_and_boxes_agree_with_the_published_frames(videos, real_data, tmp
             np.testing.assert_allclose(item.boxes, other.boxes, atol=0.02)
             image, jpeg = (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (item.path, other.path))
             assert image.shape == jpeg.shape == (256, 320)
-            assert np.abs(image.astype(float) - jpeg).mean() < 3  # the neighbouring frames differ by more in places
+            assert (
+                np.abs(image.astype(float) - jpeg).mean() < 3
+            )  # less than the difference of neighbouring frames in places
     assert compared >= 20
 
 
-def test_frames_without_boxes_are_kept(videos, tmp_path):
+def test_svanstrom_keeps_frames_without_boxes(videos, tmp_path):
     source = subset(videos, tmp_path / "in", ["IR_DRONE_067"])
     assert run(source, "--quiet", "true") == 0
     records = load_coco(tmp_path / "out").records
@@ -89,7 +91,7 @@ def test_frames_without_boxes_are_kept(videos, tmp_path):
     assert [item.frame for item in records] == list(range(len(records)))
 
 
-def test_splits_are_chosen_and_share_the_folder(videos, tmp_path):
+def test_svanstrom_imports_splits_into_one_folder(videos, tmp_path):
     source = subset(videos, tmp_path / "in", ["IR_DRONE_067", "IR_DRONE_014"])
     assert run(source, "--split", "val", "--stride", "50") == 0
     val = tmp_path / "out/val.json"
@@ -102,7 +104,7 @@ def test_splits_are_chosen_and_share_the_folder(videos, tmp_path):
     assert val.read_bytes() == before and load_coco(val).records
 
 
-def test_without_splits_json_all_videos_go_into_one_file(videos, tmp_path):
+def test_svanstrom_without_splits_json_writes_one_json(videos, tmp_path):
     source = subset(videos, tmp_path / "in", ["IR_DRONE_067"])
     (source / "splits.json").unlink()
     assert run(source, "--stride", "100") == 0
@@ -155,8 +157,8 @@ def other_labels(source):
         (other_labels, "IR_DRONE_067_LABELS.mat: frames: read"),
     ],
 )
-def test_faults_are_named_and_nothing_is_left(videos, tmp_path, capfd, damage, message):
-    # 067 is the second video of the folder by name: images of the first one have been written by then.
+def test_svanstrom_names_the_error_and_writes_nothing(videos, tmp_path, capfd, damage, message):
+    # 067 is the second video by name, so that images of the first one have been written before the error.
     source = subset(videos, tmp_path / "in", ["IR_BIRD_001", "IR_DRONE_067", "IR_DRONE_096"])
     damage(source)
     assert run(source, "--stride", "100") == 2
@@ -176,14 +178,14 @@ def test_faults_are_named_and_nothing_is_left(videos, tmp_path, capfd, damage, m
         ({"recording": None}, "splits.json: video IR_DRONE_067: 'recording' is missing"),
     ],
 )
-def test_counts_that_differ_from_splits_json_are_refused(videos, tmp_path, capsys, changes, message):
+def test_svanstrom_refuses_counts_unlike_splits_json(videos, tmp_path, capsys, changes, message):
     assert run(subset(videos, tmp_path / "in", ["IR_DRONE_067"], **changes)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("key", ["boxes", "boxes_by_size", "mean_box_sqrt_area_px", "max_boxes_in_a_frame"])
-def test_a_count_that_splits_json_lacks_is_named(videos, tmp_path, capsys, key):
+def test_svanstrom_names_a_count_missing_in_splits_json(videos, tmp_path, capsys, key):
     source = subset(videos, tmp_path / "in", ["IR_DRONE_067"])
     listing = json.loads((source / "splits.json").read_text())
     del listing["videos"][0][key]
@@ -192,7 +194,7 @@ def test_a_count_that_splits_json_lacks_is_named(videos, tmp_path, capsys, key):
     assert f"IR_DRONE_067_LABELS.mat: splits.json has no {key!r}" in capsys.readouterr().err
 
 
-def test_size_buckets_are_read_from_splits_json(videos, tmp_path, capsys):
+def test_svanstrom_reads_size_buckets_from_splits_json(videos, tmp_path, capsys):
     source = subset(videos, tmp_path / "in", ["IR_DRONE_067"])
     listing = json.loads((source / "splits.json").read_text())
     listing["size_buckets_px"]["large"] = "sqrt(w*h) >= 2"
@@ -217,7 +219,7 @@ def test_size_buckets_are_read_from_splits_json(videos, tmp_path, capsys):
         ([], "no videos to import"),
     ],
 )
-def test_impossible_requests(tmp_path, capsys, options, message):
+def test_svanstrom_names_wrong_options(tmp_path, capsys, options, message):
     (tmp_path / "in").mkdir()
     assert run(tmp_path / "in", *options) == 2
     error = capsys.readouterr().err
@@ -225,13 +227,13 @@ def test_impossible_requests(tmp_path, capsys, options, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_name_without_a_class_is_refused(tmp_path):
+def test_find_videos_refuses_a_name_without_class(tmp_path):
     (tmp_path / "clip.mp4").touch()
     with pytest.raises(UserError, match=r"clip\.mp4: the name must be IR_<CLASS>_<NUMBER>\.mp4"):
         find_videos(tmp_path)
 
 
-def test_missing_mat_io_is_said_in_a_line(tmp_path, monkeypatch):
+def test_read_labels_without_mat_io(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matio", None)
     with pytest.raises(UserError, match="needs mat-io: pip install mat-io"):
         read_labels(Path("x_LABELS.mat"))

@@ -26,7 +26,7 @@ def run(source, *options):
 
 
 @pytest.mark.parametrize(("first_pixel", "first"), [("1", [0, 2, 10, 12]), ("0", [1, 3, 11, 13])])
-def test_both_corners_are_part_of_the_box_and_difficult_is_ignored(tmp_path, capsys, first_pixel, first):
+def test_voc_includes_both_corners_and_ignores_difficult(tmp_path, capsys, first_pixel, first):
     assert run(make(tmp_path / "in"), "--first_pixel", first_pixel) == 0
     dataset = load_coco(tmp_path / "out")
     (item,) = dataset.records
@@ -36,7 +36,7 @@ def test_both_corners_are_part_of_the_box_and_difficult_is_ignored(tmp_path, cap
     assert "1 images without an xml file are left out" in capsys.readouterr().err
 
 
-def test_lists_choose_the_images(tmp_path):
+def test_voc_lists_select_images(tmp_path):
     source = make(tmp_path / "in")
     (source / "ImageSets/Main/val.txt").write_text("b\n")
     (source / "Annotations/b.xml").write_text("<annotation/>")
@@ -55,14 +55,14 @@ def test_lists_choose_the_images(tmp_path):
         ("</annotation>", "", "a.xml: not valid XML"),
     ],
 )
-def test_faults_are_named_and_nothing_is_left(tmp_path, capsys, old, new, message):
+def test_voc_names_a_wrong_xml_and_writes_nothing(tmp_path, capsys, old, new, message):
     assert run(make(tmp_path / "in", XML.replace(old, new))) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_files_are_named(tmp_path, capsys):
+def test_voc_names_missing_files(tmp_path, capsys):
     source = make(tmp_path / "in")
     (source / "Annotations/c.xml").write_text(XML)
     assert run(source) == 2
@@ -73,7 +73,7 @@ def test_missing_files_are_named(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_boxes_of_sirst_contain_its_masks(real_data, tmp_path):
+def test_voc_and_masks_agree_on_sirst(real_data, tmp_path):
     lists = ["--lists", "idx_427/val.txt", "--quiet", "true"]
     folders = ["--images", "images", "--annotations", "masks"]
     assert main(["import", "voc", str(real_data / "sirst"), str(tmp_path / "voc"), *folders, *lists]) == 0

@@ -20,7 +20,7 @@ def run(source):
     return main(["import", "yolo", str(source), str(source.parent / "out")])
 
 
-def test_relative_centres_become_corners_in_pixels(tmp_path, capsys):
+def test_yolo_converts_relative_boxes_to_pixels(tmp_path, capsys):
     source = make(tmp_path / "in")
     (source / "labels/z.txt").write_text("0 0.5 0.5 1 1\n")
     assert run(source) == 0
@@ -33,7 +33,7 @@ def test_relative_centres_become_corners_in_pixels(tmp_path, capsys):
 
 @pytest.mark.parametrize("layout", ["{kind}/{split}", "{split}/{kind}"])
 @pytest.mark.parametrize("names", ["[drone, bird]", "{0: drone, 1: bird}"])
-def test_data_yaml_gives_names_and_splits(tmp_path, layout, names):
+def test_yolo_reads_names_and_splits_from_data_yaml(tmp_path, layout, names):
     source = tmp_path / "in"
     for index, split in enumerate(("train", "val")):
         images, labels = (source / layout.format(kind=kind, split=split) for kind in ("images", "labels"))
@@ -54,22 +54,22 @@ def test_data_yaml_gives_names_and_splits(tmp_path, layout, names):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("0 0.5 0.5 nan 0.1", "a.txt: line 1: numbers must be from 0 to 1"),
-        ("\n0 20 20 5 5", "a.txt: line 2: numbers must be from 0 to 1"),
+        ("0 0.5 0.5 nan 0.1", "a.txt: line 1: coordinates must be between 0 and 1"),
+        ("\n0 20 20 5 5", "a.txt: line 2: coordinates must be between 0 and 1"),
         ("2 0.5 0.5 0.1 0.1", "a.txt: line 1: class 2 has no name; there are 2 (drone, bird)"),
         ("-1 0.5 0.5 0.1 0.1", "class -1 has no name"),
         ("0 0.5 0.5 0.1", "a.txt: line 1: must be 'class x y width height', got 4 words"),
-        ("drone 0.5 0.5 0.1 0.1", "a.txt: line 1: must be five numbers"),
+        ("drone 0.5 0.5 0.1 0.1", "a.txt: line 1: must be an integer and four numbers"),
     ],
 )
-def test_bad_lines_are_named_and_nothing_is_left(tmp_path, capsys, label, message):
+def test_yolo_names_a_wrong_line_and_writes_nothing(tmp_path, capsys, label, message):
     assert run(make(tmp_path / "in", label)) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_parts_are_named(tmp_path, capsys):
+def test_yolo_names_missing_files(tmp_path, capsys):
     source = make(tmp_path / "in")
     (source / "labels/a.txt").unlink()
     assert run(source) == 2

@@ -29,7 +29,7 @@ def dataset(tmp_path_factory):
     return out
 
 
-def test_what_is_written_loads_and_is_complete(dataset):
+def test_synthesize_writes_complete_datasets(dataset):
     train, val = load_coco(dataset / "train.json"), load_coco(dataset / "val.json")
     assert len(train.records) == 24 and len(val.records) == 6
     assert train.categories == ["drone", "bird", "leaf", "corner", "airplane"]
@@ -40,26 +40,26 @@ def test_what_is_written_loads_and_is_complete(dataset):
         image = read_image(record.path)
         assert image.shape == (256, 320) and image.dtype == np.uint8
         sides = record.boxes[:, 2:] - record.boxes[:, :2]
-        assert (sides >= objects.LEAST_SIDE).all()
+        assert (sides >= objects.MIN_SIDE_PIXELS).all()
 
 
-def test_val_scenes_are_not_train_scenes(dataset):
+def test_synthesize_val_scenes_differ_from_train_scenes(dataset):
     digests = [path.read_bytes() for name in ("train", "val") for path in (dataset / name).iterdir()]
     assert len(set(digests)) == len(digests) == 30
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
+def test_synthesize_depends_on_the_seed(tmp_path):
     words = ["--images", "3", "--val_images", "1", "--video_frames", "3", "--size", "96x128"]
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert make(tmp_path / name, *words, "--seed", seed) == 0
     a, b, c = (contents(tmp_path / name) for name in "abc")
     assert a.keys() == b.keys() == c.keys()
-    for name in set(a) - {synthesize.MARK}:  # which names the folder
+    for name in set(a) - {synthesize.MARKER_FILE}:  # it contains the name of the folder
         assert a[name] == b[name], name
     assert all(a[name] != c[name] for name in a if name.endswith(".png"))
 
 
-def test_a_scene_depends_on_its_number_alone(tmp_path):
+def test_synthesize_scene_depends_only_on_its_number(tmp_path):
     assert make(tmp_path / "few", "--images", "2", "--val_images", "1", "--size", "64x64") == 0
     assert make(tmp_path / "more", "--images", "4", "--val_images", "1", "--size", "64x64") == 0
     few, more = contents(tmp_path / "few"), contents(tmp_path / "more")
@@ -67,7 +67,7 @@ def test_a_scene_depends_on_its_number_alone(tmp_path):
         assert few[name] == more[name]
 
 
-def test_16_bit_scenes_hold_14_bit_counts(tmp_path):
+def test_synthesize_16_bit_scenes_have_14_bit_counts(tmp_path):
     assert make(tmp_path / "deep", "--images", "2", "--val_images", "0", "--bits", "16", "--video_frames", "2") == 0
     assert not (tmp_path / "deep" / "val.json").exists()
     for path in tmp_path.glob("deep/*/*.png"):
@@ -76,7 +76,7 @@ def test_16_bit_scenes_hold_14_bit_counts(tmp_path):
         assert len(np.unique(image)) > 64
 
 
-def test_drones_come_in_the_papers_proportions():
+def test_random_size_has_the_proportions_of_the_paper():
     rng = np.random.default_rng(0)
     sizes = []
     for _ in range(1200):
@@ -91,8 +91,8 @@ def test_drones_come_in_the_papers_proportions():
 
 
 @pytest.mark.parametrize("name", list(objects.MODELS))
-def test_the_box_is_tight_around_the_object(name):
-    """On a flat background everything that changes by more than the level lies in the box, and reaches its sides."""
+def test_render_box_is_tight(name):
+    """On a flat background, the pixels above the level fill the box exactly."""
     for seed in range(8):
         rng = np.random.default_rng(seed)
         parts, rotation = objects.MODELS[name](rng), objects.random_pose(name, rng)
@@ -107,7 +107,7 @@ def test_the_box_is_tight_around_the_object(name):
         assert image.max() == pytest.approx(0.8, abs=0.01)
 
 
-def test_objects_lie_where_they_are_put():
+def test_render_places_objects_with_subpixel_accuracy():
     parts = objects.drone(np.random.default_rng(0))
     level = objects.pose(0.0, 0.0, 0.0, 0.0)
     for centre in ((40.0, 30.0), (40.5, 30.25), (41.7, 33.9)):
@@ -120,8 +120,8 @@ def test_objects_lie_where_they_are_put():
         assert middle - start == pytest.approx(centre[0] - 40.0, abs=0.05)
 
 
-def test_labelled_objects_stand_out_from_their_surroundings(dataset):
-    """Dim ones too: the strongest deviation inside a box exceeds the noise around it."""
+def test_synthesize_labelled_objects_are_visible(dataset):
+    """The maximum deviation inside each box, also of dim objects, exceeds the noise around it."""
     weak = total = 0
     for record in load_coco(dataset / "train.json").records:
         image = read_image(record.path).astype(np.float32)
@@ -133,35 +133,35 @@ def test_labelled_objects_stand_out_from_their_surroundings(dataset):
     assert total > 20 and weak == 0
 
 
-def test_a_bright_background_gives_cold_objects_and_clutter_is_refused():
+def test_visible_contrast_on_bright_dark_and_cluttered_regions():
     rng = np.random.default_rng(0)
     patch = objects.render(objects.drone(rng), objects.pose(0.3, 0, 0, 0), 10.0, (50.0, 50.0), 0.7)
     bright = np.full((100, 100), 0.9, np.float32)
     assert scene.visible_contrast(bright, patch, 0.4, 0.01, rng) < -0.3
     dark = np.full((100, 100), 0.2, np.float32)
     assert scene.visible_contrast(dark, patch, 0.4, 0.01, rng) == pytest.approx(0.4)
-    assert scene.visible_contrast(dark, patch, 0.001, 0.01, rng) == pytest.approx(scene.LEAST_CONTRAST)
+    assert scene.visible_contrast(dark, patch, 0.001, 0.01, rng) == pytest.approx(scene.MIN_CONTRAST)
     clutter = rng.uniform(0, 1, (100, 100)).astype(np.float32)
     assert scene.visible_contrast(clutter, patch, 0.4, 0.01, rng) is None
 
 
-def test_the_video_flies_smoothly_and_agrees_with_its_labels(dataset):
+def test_synthesize_video_is_smooth_and_matches_its_labels(dataset):
     video = load_coco(dataset / "video.json")
     assert [record.frame for record in video.records] == list(range(12))
-    assert {record.recording for record in video.records} == {"synthetic-3-2"}  # with the seed
+    assert {record.recording for record in video.records} == {"synthetic-3-2"}  # contains the seed
     assert any("drone" in record.names for record in video.records)
 
     capture = cv2.VideoCapture(str(dataset / "video.mp4"))
     for record in video.records:
         ok, frame = capture.read()
         assert ok
-        assert np.abs(frame[..., 0].astype(int) - read_image(record.path)).mean() < 6  # lossy, but the same picture
+        assert np.abs(frame[..., 0].astype(int) - read_image(record.path)).mean() < 6  # the same image, compressed
     assert not capture.read()[0]
 
     for before, after in zip(video.records, video.records[1:], strict=False):
         if before.names == after.names:
             moved = np.abs((before.boxes[:, :2] + before.boxes[:, 2:] - after.boxes[:, :2] - after.boxes[:, 2:]) / 2)
-            assert moved.max(initial=0) < 12  # pixels a frame, a beating wing included
+            assert moved.max(initial=0) < 12  # pixels per frame, including the beat of wings
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def test_the_video_flies_smoothly_and_agrees_with_its_labels(dataset):
         (["--image", "3"], "did you mean --images?"),
     ],
 )
-def test_bad_options_give_one_line_and_exit_code_2(tmp_path, capsys, words, message):
+def test_synthesize_wrong_options_give_one_line_and_exit_code_2(tmp_path, capsys, words, message):
     assert make(tmp_path / "out", *words) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_older_folder_is_replaced_only_if_asked_and_only_if_ours(tmp_path, capsys):
+def test_synthesize_overwrites_only_its_own_folders(tmp_path, capsys):
     words = ["--images", "1", "--val_images", "0", "--size", "64x64"]
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     assert make(ours, *words) == 0
@@ -199,14 +199,14 @@ def test_an_older_folder_is_replaced_only_if_asked_and_only_if_ours(tmp_path, ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"]
 
 
-def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path, capsys):
+def test_synthesize_names_a_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert make(tmp_path / "file" / "out", "--images", "1") == 2
     assert "cannot be written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path):
+def test_synthesize_interrupted_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "danet.data.synthetic.synthesize", str(tmp_path / "out"), "--images", "100000"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
