@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from danet.data.coco_dataset import load_coco, write_coco
+from danet.data.dataset_summary import write_summary
 from danet.data.recording_split import split_by_recording
-from danet.data.summary import write_summary
 from danet.utils import cli
 from danet.utils.errors import UserError
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from danet.data.coco_dataset import ImageRecord, write_coco
-from danet.data.summary import write_summary
+from danet.data.dataset_summary import write_summary
 from danet.data.video import IMAGE_SUFFIXES
 from danet.utils import cli
 from danet.utils.errors import UserError

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from danet.data.coco_dataset import ImageRecord, write_coco
-from danet.data.summary import write_summary
+from danet.data.dataset_summary import write_summary
 from danet.data.synthetic.clip import write_video
 from danet.data.synthetic.scene import CATEGORIES, make_scene
 from danet.utils import cli
