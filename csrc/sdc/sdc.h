@@ -16,12 +16,12 @@
 // The gradient of their offsets is zero.
 //
 // The files of this folder:
-//   sdc_schema.h, sdc_torch.h                  all devices: the options in the schemas; the operators that torch calls
-//   sdc_check.h                                all devices: the check of sizes and options
-//   sdc_cpu.cpp, sdc_parallel.h, sdc_image.h   CPU: limits, memory, threads
+//   sdc_schema.h, sdc_torch.h                        all devices: options in the schemas; operators that torch calls
+//   sdc_check.h                                      all devices: the check of sizes and options
+//   sdc_cpu.cpp, sdc_parallel.h, sdc_image.h         CPU: limits, memory, threads
 //   sdc_kernels.cpp, sdc_{taps,forward,backward}.h   CPU: the kernels, compiled once per instruction set
-//   sdc_cuda.cu                                CUDA: limits, memory, launches
-//   sdc_{taps,forward,backward}.cuh            CUDA: the kernels
+//   sdc_cuda.cu                                      CUDA: limits, memory, launches
+//   sdc_{taps,forward,backward}.cuh                  CUDA: the kernels
 #pragma once
 
 #include <cstdint>
