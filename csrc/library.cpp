@@ -1,6 +1,6 @@
-// The schemas of all operators. Each operator's folder registers its implementations; danet/ops registers fake kernels and
-// gradients. After a release, a changed schema needs a new operator name, because torch.compile caches graphs on users'
-// disks by operator name alone.
+// The schemas of all operators. Each operator's folder registers its implementations; danet/ops registers fake kernels
+// and gradients. After a release, a changed schema needs a new operator name, because torch.compile caches graphs on
+// users' disks by operator name alone.
 #include <torch/csrc/stable/library.h>
 
 #include "common/kernels.h"
@@ -36,14 +36,16 @@ STABLE_TORCH_LIBRARY(danet, library) {
   // grad_output [N, C, H, W] -> the gradients of input and logits
   library.def("softmax_gate_backward(Tensor grad_output, Tensor input, Tensor logits) -> (Tensor, Tensor)");
   // input [N, C, H, W], weight [C_out, C, 3, 3], prepared: prepare_rep_conv(weight), bias [C_out]
-  // -> [N, C_out, ceil(H / stride), ceil(W / stride)]; forward only. tf32: CUDA kernels may round float32 factors to TF32
+  // -> [N, C_out, ceil(H / stride), ceil(W / stride)]; forward only. tf32: CUDA kernels may round float32 to TF32
   library.def(
       "rep_conv(Tensor input, Tensor weight, Tensor? prepared, Tensor? bias, int stride, bool relu, bool tf32) "
       "-> Tensor");
-  // weight [C_out, C, 3, 3] -> packed weights, float32; the layout depends on stride and instruction set and is not stable
+  // weight [C_out, C, 3, 3] -> packed weights, float32; their layout depends on stride and instruction set and may
+  // change between versions
   library.def("prepare_rep_conv(Tensor weight, int stride) -> Tensor");
-  // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32 -> packed weights,
-  // float32; the layout depends on the instruction set and is not stable. sdc_mean needs no expand and reduce
+  // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32 -> packed
+  // weights, float32; their layout depends on the instruction set and may change between versions. sdc_mean needs no
+  // expand and reduce
   library.def(
       "prepare_safem(Tensor depthwise, Tensor depthwise_bias, Tensor predictor, Tensor predictor_bias, Tensor? expand, "
       "Tensor? expand_bias, Tensor? reduce, Tensor? reduce_bias, int groups) -> Tensor");

@@ -9,8 +9,8 @@
 
 namespace danet {
 
-// Runs body(begin, end) for `threads` parts of [0, count), each on its own thread. The calling thread runs the first part,
-// and all parts for which the system refuses a new thread.
+// Runs body(begin, end) for `threads` parts of [0, count), each on its own thread. The calling thread runs the first
+// part, and all parts for which the system refuses a new thread.
 template <typename Body>
 void run_on_threads(int64_t count, int threads, const Body& body) {
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, count));

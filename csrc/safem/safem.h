@@ -1,15 +1,17 @@
-// SaFEM for inference: every pixel's features weighted by what a deformable look around it says, in one pass.
+// Fused inference of SaFEM, the Scale-adaptive Feature Enhancement Mechanism: SDC, FFN and channel softmax gate in one
+// pass.
 //
-//   d = relu(depthwise(x) + depthwise_bias)                       3x3, a kernel for each channel, zeros outside
-//   offset, mask = predictor d + predictor_bias                   2*G*9 offsets, then G*9 logits, as sdc.h takes them
+//   d = relu(depthwise(x) + depthwise_bias)                       3x3, one kernel per channel, zero padding
+//   offset, mask = predictor d + predictor_bias                   2*G*9 offsets, then G*9 mask logits, see sdc.h
 //   z = sdc(x, offset, mask)                                      3x3, G groups
 //   s = softmax over c of (reduce gelu(expand z + expand_bias) + reduce_bias)
 //   out[c] = scale * C * s[c] * x[c]                              alone, or, as ACFA combines two levels,
 //   out[c] = scale * C * s[c] * up[c] + weight[n, c] * x[c]
 //
-// up[n, c, y, x] is channel ((y % 2) * 2 + x % 2) * C + c of pixel (y / 2, x / 2) of a map of half the size: a 2x2
-// transposed convolution before its pixels are put in place. w_g of SDC is folded into expand, norms into the
-// convolutions before them. sdc_mean is the mean of z over the pixels of an image.
+// up[n, c, y, x] is channel ((y % 2) * 2 + x % 2) * C + c of pixel (y / 2, x / 2) of a feature map of half the size:
+// the output of a 2x2 transposed convolution of stride 2 before its pixels are moved to their places. w_g of SDC is
+// folded into expand, and batch norms into the convolutions before them. sdc_mean is the mean of z over the pixels of
+// an image.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +23,7 @@ namespace danet {
 struct SafemParams {
   int64_t N, C, H, W, G;
   double scale;
-  bool attends;  // false: only z is wanted, and prepared holds nothing of expand and reduce
+  bool has_attention;  // false for sdc_mean: only z is computed, and prepared holds neither expand nor reduce
 };
 
 constexpr int64_t kSafemTaps = 9;
@@ -34,30 +36,34 @@ DANET_HOST_DEVICE SdcOptions sdc_options(const SafemParams& p) {
   options.N = p.N, options.C = p.C, options.H = p.H, options.W = p.W, options.groups = p.G;
   return options;
 }
+DANET_HOST_DEVICE SdcParams sdc_params(const SafemParams& p) { return SdcParams(sdc_options(p), SdcLayout::kSdc); }
 
 }  // namespace
 
-// The weights as they come, dense: [C, 9], [C], [27G, C], [27G], [2C, C], [2C], [C, 2C], [C].
+// The dense weights before packing: [C, 9], [C], [27G, C], [27G], [2C, C], [2C], [C, 2C], [C].
 struct SafemWeights {
   const float *depthwise, *depthwise_bias, *predictor, *predictor_bias, *expand, *expand_bias, *reduce, *reduce_bias;
 };
 
-// The CPU kernels, for float.
+// The CPU kernels, for float32.
 struct SafemKernels {
-  int64_t (*prepared_size)(const SafemParams&);  // floats
+  // The number of floats of `prepared`.
+  int64_t (*prepared_size)(const SafemParams&);
+  // Packs the weights for the instruction set.
   void (*prepare)(const SafemParams&, const SafemWeights&, float* prepared);
+  // The bytes of scratch memory for so many pixels.
   int64_t (*scratch_size)(const SafemParams&, int64_t pixels);
-  // Pixels [begin, end) of image n. up may have no data; weight [C] is of the image.
+  // Computes pixels [begin, end) of image n. up.data may be null; weight [C] belongs to the image.
   void (*forward)(
       const SafemParams&, ImageView input, const float* prepared, ImageView up, const float* weight, ImageView out,
       int64_t n, int64_t begin, int64_t end, char* scratch);
-  // The sum of z over those pixels, to sum [C].
+  // Computes the sum of z over those pixels: sum [C].
   void (*sum)(
       const SafemParams&, ImageView input, const float* prepared, float* sum, int64_t n, int64_t begin, int64_t end,
       char* scratch);
 };
 
-// DType: float only.
+// Only for DType::kFloat.
 DANET_DECLARE_KERNELS(SafemKernels, safem_kernels)
 
 }  // namespace danet

@@ -1,4 +1,4 @@
-// SaFEM on the CPU, the side that torch calls: checks, memory, threads.
+// SaFEM on the CPU, as torch calls it: checks, memory, threads. The kernels are in safem_kernels.cpp.
 #include <optional>
 
 #include "../common/threads.h"
@@ -8,32 +8,31 @@
 namespace danet {
 namespace {
 
-// [N, 1, 1, C]-like tensors of weights: floats on the CPU, dense, of a known count.
+// The data of a weight tensor, which must be dense float32 on the CPU with `count` elements.
 const float* floats(const char* op, const char* name, const Tensor& t, int64_t count) {
   DANET_CHECK(
       t.is_cpu() && t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == count, op, ": ", name,
-      " must be ", count, " contiguous float32 numbers on the CPU");
+      " must be a contiguous float32 tensor with ", count, " elements on the CPU");
   return static_cast<const float*>(t.const_data_ptr());
 }
 
-SafemParams check_safem(const char* op, const Tensor& input, int64_t groups, double scale, bool attends) {
+SafemParams check_safem(const char* op, const Tensor& input, int64_t groups, double scale, bool has_attention) {
   check_input(op, input);
   DANET_CHECK(input.scalar_type() == ScalarType::Float, op, ": input must be float32");
-  const SafemParams p{input.size(0), input.size(1), input.size(2), input.size(3), groups, scale, attends};
-  const SdcParams sdc = check_sdc<std::runtime_error>(op, sdc_options(p), SdcLayout::kSdc);
-  check_sdc_limits<std::runtime_error>(op, sdc, p.C);
+  const SafemParams p{input.size(0), input.size(1), input.size(2), input.size(3), groups, scale, has_attention};
+  check_sdc_limits<std::runtime_error>(op, check_sdc<std::runtime_error>(op, sdc_options(p), SdcLayout::kSdc), p.C);
   return p;
 }
 
-// The CPU's own layout of the weights (see safem.h); without expand and reduce for sdc_mean.
+// Packs the weights (see safem.h). sdc_mean needs no expand and reduce.
 Tensor prepare_safem(
     const Tensor& depthwise, const Tensor& depthwise_bias, const Tensor& predictor, const Tensor& predictor_bias,
     const std::optional<Tensor>& expand, const std::optional<Tensor>& expand_bias, const std::optional<Tensor>& reduce,
     const std::optional<Tensor>& reduce_bias, int64_t groups) {
   const char* op = "prepare_safem";
   const int64_t C = depthwise.size(0), predicted = 3 * kSafemTaps * groups;
-  const bool attends = expand && expand_bias && reduce && reduce_bias;
-  const SafemParams p{0, C, 1, 1, groups, 1, attends};  // the layout does not depend on the size of the images
+  const bool has_attention = expand && expand_bias && reduce && reduce_bias;
+  const SafemParams p{0, C, 1, 1, groups, 1, has_attention};  // the layout does not depend on the size of the images
   check_sdc<std::runtime_error>(op, sdc_options(p), SdcLayout::kSdc);
   SafemWeights weights{
       floats(op, "depthwise", depthwise, C * kSafemTaps),
@@ -44,7 +43,7 @@ Tensor prepare_safem(
       nullptr,
       nullptr,
       nullptr};
-  if (attends) {
+  if (has_attention) {
     weights.expand = floats(op, "expand", *expand, 2 * C * C);
     weights.expand_bias = floats(op, "expand_bias", *expand_bias, 2 * C);
     weights.reduce = floats(op, "reduce", *reduce, 2 * C * C);
@@ -56,10 +55,13 @@ Tensor prepare_safem(
   return prepared;
 }
 
-// Pixels in a block: enough for the panels of weights to be used from the cache, few enough to stay there.
+// Pixels per block: enough to reuse each panel of weights from the cache, and few enough to stay in the cache
+// themselves.
 int64_t block_pixels(const SafemParams& p) { return p.C <= 128 ? 96 : 48; }
 
-// body(unit, n, begin, end, scratch) for blocks of every image's pixels, of one size and as many for each thread.
+// Splits each image into blocks of pixels of about the same size, as many for each thread, and calls
+// body(unit, n, begin, end, scratch) for block `unit`, pixels [begin, end) of image n. Returns the number of blocks per
+// image through `blocks`, before the first call of body.
 template <typename Body>
 void for_blocks(const SafemParams& p, const SafemKernels& kernels, int64_t& blocks, const Body& body) {
   const int64_t P = p.H * p.W, threads = torch::stable::get_num_threads();
@@ -81,7 +83,7 @@ Tensor safem(
   const SafemParams p = check_safem("safem", input, groups, scale, true);
   const SafemKernels& kernels = DANET_KERNELS(safem_kernels, DType::kFloat);
   const float* weights = floats("safem", "prepared", prepared, kernels.prepared_size(p));
-  DANET_CHECK(up.has_value() == weight.has_value(), "safem: up and weight come together");
+  DANET_CHECK(up.has_value() == weight.has_value(), "safem: up and weight must be given together");
   std::optional<Image> deep;
   const float* own = nullptr;
   if (up) {
@@ -89,10 +91,10 @@ Tensor safem(
     own = floats("safem", "weight", *weight, p.N * p.C);
     deep.emplace(*up);
   }
-  const Image x(input), out(empty_image(input, input.sizes()));
+  const Image x(compact_image(input, sdc_params(p))), out(empty_image(input, input.sizes()));
   const ImageView none{nullptr, 0, 0};
   int64_t blocks;
-  if (p.N * p.H * p.W == 0) return out.tensor;
+  if (p.N == 0) return out.tensor;
   for_blocks(p, kernels, blocks, [&](int64_t, int64_t n, int64_t begin, int64_t end, char* scratch) {
     kernels.forward(
         p, x.view, weights, deep ? deep->view : none, own ? own + n * p.C : nullptr, out.view, n, begin, end, scratch);
@@ -104,8 +106,7 @@ Tensor sdc_mean(const Tensor& input, const Tensor& prepared, int64_t groups) {
   const SafemParams p = check_safem("sdc_mean", input, groups, 1, false);
   const SafemKernels& kernels = DANET_KERNELS(safem_kernels, DType::kFloat);
   const float* weights = floats("sdc_mean", "prepared", prepared, kernels.prepared_size(p));
-  DANET_CHECK(p.H * p.W > 0, "sdc_mean: input must have pixels");
-  const Image x(input);
+  const Image x(compact_image(input, sdc_params(p)));
   const Tensor mean = torch::stable::empty({p.N, p.C, 1, 1}, ScalarType::Float);
   const Scratch sums(std::max<int64_t>(1, p.N * p.H * p.W * p.C) * int64_t(sizeof(float)));
   float* sum = reinterpret_cast<float*>(sums.get());
@@ -113,7 +114,7 @@ Tensor sdc_mean(const Tensor& input, const Tensor& prepared, int64_t groups) {
   for_blocks(p, kernels, blocks, [&](int64_t unit, int64_t n, int64_t begin, int64_t end, char* scratch) {
     kernels.sum(p, x.view, weights, sum + unit * p.C, n, begin, end, scratch);
   });
-  // In the order of the blocks, whatever thread computed them.
+  // Add up the blocks in their order, so that the result does not depend on the threads.
   float* result = static_cast<float*>(mean.mutable_data_ptr());
   for (int64_t n = 0; n < p.N; ++n)
     for (int64_t c = 0; c < p.C; ++c) {

@@ -1,5 +1,5 @@
-// The CPU kernels of SaFEM. A block of pixels goes through all steps while it is in the second-level cache: what lies
-// between them never reaches memory.
+// The CPU kernels of SaFEM. A block of pixels goes through all steps while it is in the second-level cache, so that
+// intermediate results never reach memory.
 #include "safem.h"
 
 #include "../common/matrix.h"
@@ -13,28 +13,28 @@ constexpr int L = kLanes<float>;
 
 int64_t padded(int64_t columns) { return panel_count(columns) * kPanel; }
 
-// Where the parts of the prepared weights begin, in floats.
-struct Layout {
+// The offsets of the parts of the prepared weights, in floats.
+struct WeightLayout {
   int64_t depthwise, depthwise_bias, predictor, predictor_bias, expand, expand_bias, reduce, reduce_bias, size;
 
-  explicit Layout(const SafemParams& p) {
+  explicit WeightLayout(const SafemParams& p) {
     const int64_t C = padded(p.C), predicted = padded(3 * kSafemTaps * p.G), hidden = padded(2 * p.C);
     depthwise = 0;
     depthwise_bias = depthwise + kSafemTaps * C;
     predictor = depthwise_bias + C;
     predictor_bias = predictor + predicted * p.C;
     expand = predictor_bias + predicted;
-    expand_bias = expand + (p.attends ? hidden * p.C : 0);
-    reduce = expand_bias + (p.attends ? hidden : 0);
-    reduce_bias = reduce + (p.attends ? C * 2 * p.C : 0);
-    size = reduce_bias + (p.attends ? C : 0);
+    expand_bias = expand + (p.has_attention ? hidden * p.C : 0);
+    reduce = expand_bias + (p.has_attention ? hidden : 0);
+    reduce_bias = reduce + (p.has_attention ? C * 2 * p.C : 0);
+    size = reduce_bias + (p.has_attention ? C : 0);
   }
 };
 
-int64_t prepared_size(const SafemParams& p) { return Layout(p).size; }
+int64_t prepared_size(const SafemParams& p) { return WeightLayout(p).size; }
 
 void prepare(const SafemParams& p, const SafemWeights& weights, float* prepared) {
-  const Layout at(p);
+  const WeightLayout at(p);
   const int64_t predicted = 3 * kSafemTaps * p.G;
   std::memset(prepared, 0, size_t(at.size) * sizeof(float));
   for (int64_t c = 0; c < p.C; ++c)
@@ -43,30 +43,31 @@ void prepare(const SafemParams& p, const SafemWeights& weights, float* prepared)
   std::memcpy(prepared + at.depthwise_bias, weights.depthwise_bias, size_t(p.C) * sizeof(float));
   pack_panels(weights.predictor, predicted, p.C, prepared + at.predictor);
   std::memcpy(prepared + at.predictor_bias, weights.predictor_bias, size_t(predicted) * sizeof(float));
-  if (!p.attends) return;
+  if (!p.has_attention) return;
   pack_panels(weights.expand, 2 * p.C, p.C, prepared + at.expand);
   std::memcpy(prepared + at.expand_bias, weights.expand_bias, size_t(2 * p.C) * sizeof(float));
   pack_panels(weights.reduce, p.C, 2 * p.C, prepared + at.reduce);
   std::memcpy(prepared + at.reduce_bias, weights.reduce_bias, size_t(p.C) * sizeof(float));
 }
 
-// A block's rows: features between the steps, then predictions, hidden layer.
-struct Rows {
-  int64_t C, predicted, hidden;  // floats of a row
+// The scratch memory of a block, one row per pixel in each array.
+struct BlockRows {
+  int64_t C, predicted, hidden;  // row lengths of features, predictions and hiddens, in floats
   float *features, *predictions, *hiddens;
 
-  Rows(const SafemParams& p, int64_t pixels, char* scratch)
+  BlockRows(const SafemParams& p, int64_t pixels, char* scratch)
       : C(padded(p.C)), predicted(padded(3 * kSafemTaps * p.G)), hidden(padded(2 * p.C)),
         features(reinterpret_cast<float*>(scratch)), predictions(features + pixels * C),
         hiddens(predictions + pixels * predicted) {}
 };
 
 int64_t scratch_size(const SafemParams& p, int64_t pixels) {
-  const Rows rows(p, pixels, nullptr);
+  const BlockRows rows(p, pixels, nullptr);
   return 4 * pixels * (rows.C + rows.predicted + rows.hidden);
 }
 
-// x * Phi(x), Phi the normal distribution: its tail by Abramowitz and Stegun, 7.1.26, to 1e-7.
+// gelu(x) = x * Phi(x), with Phi the cumulative normal distribution. Its tail is approximated to 1e-7 by formula 7.1.26
+// of Abramowitz and Stegun, Handbook of Mathematical Functions.
 DANET_INLINE F gelu(F x) {
   const F z = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
   F tail = t * 0.5307027145f - 0.7265760135f;
@@ -77,30 +78,32 @@ DANET_INLINE F gelu(F x) {
   return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
-// Rows times a layer's panels, plus bias, through `activation`.
+// A 1x1 convolution: out = activation(weight * row + bias) for `count` rows. The weights are packed in panels.
 template <typename Activation>
 DANET_INLINE void apply_layer(
     const float* rows, int64_t count, int64_t stride, const float* weight, const float* bias, int64_t C,
     int64_t columns, float* out, int64_t out_stride, const Activation& activation) {
   for (int64_t panel = 0; panel < panel_count(columns); ++panel, weight += C * kPanel, bias += kPanel, out += kPanel) {
     const F low_bias = load(bias), high_bias = load(bias + L);
+    // Multiply the rows with one panel, and prefetch the next one meanwhile.
     const float* next = weight + C * kPanel;
-    const auto ahead = [&](int64_t c) __attribute__((always_inline)) {
+    const auto prefetch_next = [&](int64_t c) __attribute__((always_inline)) {
       for (int line = 0; line < kPanel; line += 16) __builtin_prefetch(next + c * kPanel + line, 0, 2);
     };
     multiply_rows(
-        rows, count, stride, weight, C, ahead, [&](int64_t row, F low, F high) __attribute__((always_inline)) {
+        rows, count, stride, weight, C, prefetch_next, [&](int64_t row, F low, F high) __attribute__((always_inline)) {
           store(out + row * out_stride, activation(low + low_bias));
           store(out + row * out_stride + L, activation(high + high_bias));
         });
   }
 }
 
-// relu(depthwise(x) + bias) of one pixel.
-DANET_INLINE void look_around(
+// out = relu(depthwise(x) + bias) of pixel i.
+DANET_INLINE void depthwise_relu(
     const SafemParams& p, const ImageView& input, const float* weight, const float* bias, int64_t n, int64_t i,
     float* out) {
   const int64_t y = i / p.W, x = i - y * p.W, C_pad = padded(p.C);
+  // List the taps inside the image.
   const float *pixels[kSafemTaps], *weights[kSafemTaps];
   int count = 0;
   for (int64_t k = 0; k < kSafemTaps; ++k) {
@@ -109,6 +112,7 @@ DANET_INLINE void look_around(
     pixels[count] = input.pixel<float>(n, row * p.W + column);
     weights[count++] = weight + k * C_pad;
   }
+  // Sum them, one vector of channels at a time.
   for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
     F sum = load(bias + c);
     for (int k = 0; k < count; ++k) sum += load(weights[k] + c) * load_channels(pixels[k] + c, lanes);
@@ -116,20 +120,22 @@ DANET_INLINE void look_around(
   });
 }
 
-// z of pixels [begin, end) to rows.features.
+// Computes z of pixels [begin, end) in rows.features.
 void sample(
     const SafemParams& p, const ImageView& input, const float* prepared, int64_t n, int64_t begin, int64_t end,
-    Rows& rows) {
-  const Layout at(p);
+    BlockRows& rows) {
+  const WeightLayout at(p);
   const int64_t count = end - begin, J = kSafemTaps * p.G, D = p.C / p.G;
+  // Predict the offsets and the mask.
   for (int64_t i = begin; i < end; ++i)
-    look_around(
+    depthwise_relu(
         p, input, prepared + at.depthwise, prepared + at.depthwise_bias, n, i, rows.features + (i - begin) * rows.C);
   apply_layer(
       rows.features, count, rows.C, prepared + at.predictor, prepared + at.predictor_bias, p.C, 3 * J, rows.predictions,
       rows.predicted, [](F v) { return v; });
 
-  const SdcParams sdc(sdc_options(p), SdcLayout::kSdc);
+  // Sample with SDC.
+  const SdcParams sdc = sdc_params(p);
   TapTable<float> taps(sdc);
   const CellBounds corners(sdc, input, 0, p.H);
   for (int64_t i = begin; i < end; ++i) {
@@ -155,10 +161,11 @@ void sample(
 void forward(
     const SafemParams& p, ImageView input, const float* prepared, ImageView up, const float* weight, ImageView out,
     int64_t n, int64_t begin, int64_t end, char* scratch) {
-  const Layout at(p);
+  const WeightLayout at(p);
   const int64_t count = end - begin;
-  Rows rows(p, count, scratch);
+  BlockRows rows(p, count, scratch);
   sample(p, input, prepared, n, begin, end, rows);
+  // Apply the FFN.
   apply_layer(
       rows.features, count, rows.C, prepared + at.expand, prepared + at.expand_bias, p.C, 2 * p.C, rows.hiddens,
       rows.hidden, [](F v) { return gelu(v); });
@@ -166,6 +173,7 @@ void forward(
       rows.hiddens, count, rows.hidden, prepared + at.reduce, prepared + at.reduce_bias, 2 * p.C, p.C, rows.features,
       rows.C, [](F v) { return v; });
 
+  // Apply the channel softmax gate, and write back.
   const int64_t up_W = (p.W + 1) / 2;
   for (int64_t i = begin; i < end; ++i) {
     float* exps = rows.hiddens + (i - begin) * rows.hidden;
@@ -179,6 +187,7 @@ void forward(
       });
       continue;
     }
+    // Gate the deeper level, and add this level times its weights.
     const int64_t row = i / p.W, column = i - row * p.W;
     const float* deep = up.pixel<float>(n, row / 2 * up_W + column / 2) + (row % 2 * 2 + column % 2) * p.C;
     for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
@@ -191,7 +200,7 @@ void forward(
 void sum(
     const SafemParams& p, ImageView input, const float* prepared, float* sum, int64_t n, int64_t begin, int64_t end,
     char* scratch) {
-  Rows rows(p, end - begin, scratch);
+  BlockRows rows(p, end - begin, scratch);
   sample(p, input, prepared, n, begin, end, rows);
   for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
     F total{};

@@ -14,6 +14,14 @@
 // input[Y, X] is bilinear between the four pixels of the cell (floor(Y), floor(X)), and zero outside the image. A
 // sample with a NaN coordinate is NaN in forward and zero in backward; a sample with an infinite coordinate is zero.
 // The gradient of their offsets is zero.
+//
+// The files of this folder:
+//   sdc_schema.h, sdc_torch.h                        all devices: options in the schemas; operators that torch calls
+//   sdc_check.h                                      all devices: the check of sizes and options
+//   sdc_cpu.cpp, sdc_parallel.h, sdc_image.h         CPU: limits, memory, threads
+//   sdc_kernels.cpp, sdc_{taps,forward,backward}.h   CPU: the kernels, compiled once per instruction set
+//   sdc_cuda.cu                                      CUDA: limits, memory, launches
+//   sdc_{taps,forward,backward}.cuh                  CUDA: the kernels
 #pragma once
 
 #include <cstdint>

@@ -15,10 +15,10 @@ struct alignas(4 * sizeof(A)) BackwardTap {
 };
 
 // Adds atomically to global memory.
-GPU_DEVICE void add(double* p, const double (&v)[1]) { atomicAdd(p, v[0]); }
-GPU_DEVICE void add(float* p, const float (&v)[1]) { atomicAdd(p, v[0]); }
-GPU_DEVICE void add(float* p, const float (&v)[4]) { gpu::atomic_add_x4(p, v); }
-GPU_DEVICE void add(float* p, const float (&v)[8]) {
+GPU_DEVICE void atomic_add(double* p, const double (&v)[1]) { atomicAdd(p, v[0]); }
+GPU_DEVICE void atomic_add(float* p, const float (&v)[1]) { atomicAdd(p, v[0]); }
+GPU_DEVICE void atomic_add(float* p, const float (&v)[4]) { gpu::atomic_add_x4(p, v); }
+GPU_DEVICE void atomic_add(float* p, const float (&v)[8]) {
   const float low[4] = {v[0], v[1], v[2], v[3]}, high[4] = {v[4], v[5], v[6], v[7]};
   gpu::atomic_add_x4(p, low);
   gpu::atomic_add_x4(p + 4, high);
@@ -44,9 +44,9 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
   const int K = kTaps > 0 ? kTaps : int(p.K), D = int(p.C / p.G), packets = D / kVector;
   const Index first = Index(blockIdx.x) * block_items;
   const int count = int(Index(items) - first < block_items ? Index(items) - first : block_items);
-  GPU_DYNAMIC_SHARED(BackwardTap<A>, taps);                                     // [block_items, K]
-  A* grads_m = reinterpret_cast<A*>(taps + block_items * K);                    // [block_items, K]
-  uint32_t* presents = reinterpret_cast<uint32_t*>(grads_m + block_items * K);  // [block_items, K]
+  GPU_DYNAMIC_SHARED(BackwardTap<A>, taps);                                       // [block_items, K]
+  A* grads_m = reinterpret_cast<A*>(taps + block_items * K);                      // [block_items, K]
+  uint32_t* present_of = reinterpret_cast<uint32_t*>(grads_m + block_items * K);  // [block_items, K]
 
   // Prepare the taps, one item per thread.
   if (const int item = int(threadIdx.x); item < count) {
@@ -55,17 +55,18 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
         p, offset.pixel<const T>(at.n, at.i) + at.g * p.offset_group,
         mask.pixel<const T>(at.n, at.i) + at.g * p.mask_group, at.y, at.x, [&](int k, const Sample<A>& sample, A m) {
           taps[item * K + k] = {sample.y, sample.x, m, sample.at.pixel};
-          presents[item * K + k] = sample.at.present;
+          present_of[item * K + k] = sample.at.present;
         });
   }
   __syncthreads();
 
   const Index stride = Index(input.pixel_stride), row_stride = Index(p.W) * stride;
   const Index grad_stride = Index(p.C), grad_row_stride = Index(p.W) * grad_stride;
-  const int lane = int(threadIdx.x) % lanes, a_pass = kThreads / lanes;
-  const int passes = (count + a_pass - 1) / a_pass;  // the same for all threads, because the shuffles need every lane
+  const int lane = int(threadIdx.x) % lanes, items_per_pass = kThreads / lanes;
+  const int passes =
+      (count + items_per_pass - 1) / items_per_pass;  // the same for all threads, because the shuffles need every lane
   for (int pass = 0; pass < passes; ++pass) {
-    const int item = pass * a_pass + int(threadIdx.x) / lanes;
+    const int item = pass * items_per_pass + int(threadIdx.x) / lanes;
     const bool active = item < count;
     const OutputItem<Index> at(p, first + (active ? item : 0));
     const T* grad = grad_output.pixel<const T>(at.n, at.i) + at.g * D;
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
       // Load the tap, and compute the weights of its corners.
       BackwardTap<A> tap{};
       uint32_t present = 0;
-      if (active) tap = taps[item * K + k], present = presents[item * K + k];
+      if (active) tap = taps[item * K + k], present = present_of[item * K + k];
       A weight[4], dot[4] = {};
       bilinear(tap.y, tap.x, tap.m, weight);
       for (int packet = lane; active && packet < packets; packet += lanes) {
@@ -97,7 +98,8 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
             dot[corner] += g.values[v] * x.values[v];
             added[v] = weight[corner] * g.values[v];
           }
-          if (kScatter && here) add(grad_cell + (corner / 2 * grad_row_stride + corner % 2 * grad_stride), added);
+          if (kScatter && here)
+            atomic_add(grad_cell + (corner / 2 * grad_row_stride + corner % 2 * grad_stride), added);
         }
       }
       // Compute the gradients of m, y and x, and reduce them over the lanes of the item.

@@ -1,4 +1,4 @@
-// SDC forward on CUDA devices.
+// SDC forward on CUDA devices: each thread block prepares the taps of its items, then gathers and sums their channels.
 #pragma once
 
 #include "sdc_taps.cuh"
@@ -9,12 +9,12 @@ namespace {
 // out [items, D] = the sum over the taps. Each thread computes one packet (16 bytes) of channels: it reads 4 K packets
 // of input and writes one of out. Each item reads 3 K values of offset and mask once. Shared memory: items * K taps of
 // 24 bytes (float). Items whose corners all lie inside the image (the common case) take a fast path without bounds
-// checks. Computed roofline of N8 C64 128x160, G = 4, K = 9, 0.9 GFLOP, on an H200 (4.3 TB/s; 132 multiprocessors at
-// 1.83 GHz read 128 bytes a cycle from their caches and issue for 128 lanes, 31e12 a second either way):
+// checks.
+// Computed roofline of N8 C64 128x160, G = 4, K = 9, 0.9 GFLOP, on an H200 (4.3 TB/s; 132 multiprocessors at 1.83 GHz,
+// each reads 128 bytes from its cache and issues for 128 lanes per cycle, in total 31e12 per second each):
 //   bfloat16: 77 MB, 18 us; 0.75 GB from the first-level cache, 24 us; compiled for sm_90 82 instructions per tap and
 //   packet (64 of them products and conversions) and 500 per item, 134 per element of out, 45 us. Instruction issue is
-//   the
-//   bottleneck: 40 % of the copy bandwidth at its full rate, 35 % expected.
+//   the bottleneck: 40 % of the copy bandwidth at its full rate, 35 % expected.
 //   float32: 155 MB, 36 us; 1.5 GB from the first-level cache, 49 us; 34 instructions per tap and packet, 126 per
 //   element, 43 us. The first-level cache is the bottleneck: 73 % of the copy bandwidth at its full rate, 55 %
 //   expected.

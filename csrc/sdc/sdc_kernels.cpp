@@ -20,7 +20,7 @@ void find_row_ranges(const SdcParams& p, ImageView offset, int64_t begin, int64_
     for (int64_t x = 0; x < p.W_out; ++x)
       for (int64_t g = 0; g < p.G; g += taps.groups) {
         int64_t J = (g + taps.groups <= p.G ? taps.groups : p.G - g) * p.K;
-        PaddedRow<T, 2 * L> offsets(offset.pixel<T>(n, y * p.W_out + x) + g * p.offset_group, 2 * J);
+        PaddedValues<T, 2 * L> offsets(offset.pixel<T>(n, y * p.W_out + x) + g * p.offset_group, 2 * J);
         for_vectors<L>(J < L ? L : J, [&](int64_t j) {
           Vec<A> dy, dx;
           load_offsets<A>(p, offsets.values, j, dy, dx);

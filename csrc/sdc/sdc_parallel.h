@@ -15,8 +15,7 @@ namespace {
 
 // Writes grad_input, grad_offset and grad_mask. grad_input is dense and of the compute dtype, whose size is `element`
 // bytes. parallel(count, cost, body) must run body(begin, end) for parts that cover [0, count), on up to `threads`
-// threads;
-// cost: elementary operations per item.
+// threads; cost is the number of elementary operations per item.
 //
 // Every row of grad_input has one owner. It adds the contributions in the order of the output pixels, so that the
 // result does not depend on the number of threads. The owner also writes its share of grad_offset and grad_mask.
@@ -35,7 +34,7 @@ void backward_in_bands(
       kernels.find_row_ranges(p, offset, begin, end, row_ranges.get());
     });
   }
-  // Clear and fill one band after the other. Each may have a thread of its own, whatever its cost.
+  // Clear and fill each band. The cost makes every band worth a thread of its own.
   parallel(p.N * bands, std::numeric_limits<int64_t>::max(), [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / bands, band = unit % bands;

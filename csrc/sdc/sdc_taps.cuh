@@ -1,8 +1,8 @@
 // The taps of SDC on CUDA devices. One thread prepares all taps of an item in shared memory; then the threads of the
 // block share the channels.
 //
-// An item is a group of channels of one output pixel. Items are numbered pixel * G + g, so that out is [items, D], D =
-// C / G.
+// An item is a group of channels of one output pixel. Items are numbered pixel * G + g, so that out is [items, D] with
+// D = C / G.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -12,8 +12,8 @@ namespace danet {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kItems =
-    64;  // items per block, each prepared by one thread; fewer if their taps exceed the shared memory
+// Items per block, each prepared by one thread; fewer if their taps exceed the shared memory.
+constexpr int kItems = 64;
 
 // The pixels that one tap samples: the top left corner of its cell, and which corners lie inside the image.
 struct SamplePixel {
@@ -128,7 +128,7 @@ GPU_DEVICE void prepare_taps(
   }
 }
 
-// Image, pixel and group of the item with this number. Index is int32_t where all numbers fit, because its divisions
+// Image, pixel and group of the item with this number. Index is int32_t where all of them fit, because its divisions
 // and products are far cheaper.
 template <typename Index>
 struct OutputItem {

@@ -48,11 +48,11 @@ DANET_INLINE void for_vectors(int64_t J, const Body& body) {
 
 // A row of values that can be read in whole vectors of kCount: the row itself, or a padded copy if it is shorter.
 template <typename T, int kCount>
-struct PaddedRow {
+struct PaddedValues {
   T copy[kCount];
   const T* values;
 
-  DANET_INLINE PaddedRow(const T* p, int64_t count) : values(p) {
+  DANET_INLINE PaddedValues(const T* p, int64_t count) : values(p) {
     if (count >= kCount) return;
     for (int i = 0; i < kCount; ++i) copy[i] = i < count ? p[i] : T{};
     values = copy;
@@ -113,8 +113,8 @@ template <bool kBackward, bool kExp, typename A, typename T>
 DANET_INLINE bool fill_table(
     const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, bool* in_range = nullptr) {
   constexpr int L = kLanes<A>;
-  const PaddedRow<T, L> masks(source.mask, source.J);
-  const PaddedRow<T, 2 * L> offsets(source.offset, 2 * source.J);
+  const PaddedValues<T, L> masks(source.mask, source.J);
+  const PaddedValues<T, 2 * L> offsets(source.offset, 2 * source.J);
   const A scale = A(p.offset_scale);
   const uint32_t W = uint32_t(p.W);
   // Maxima over the taps. As unsigned integers, negative indices and the bits of a NaN exceed all valid values.
@@ -172,7 +172,7 @@ DANET_INLINE bool fill_table(
 template <typename A, typename T>
 DANET_INLINE void fill_weights(const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source) {
   constexpr int L = kLanes<A>;
-  const PaddedRow<T, L> masks(source.mask, source.J);
+  const PaddedValues<T, L> masks(source.mask, source.J);
   Bits<A> largest{};
   for_vectors<L>(source.J < L ? L : source.J, [&](int64_t j) __attribute__((always_inline)) {
     Vec<A> m = load(masks.values + j);

@@ -1,3 +1,5 @@
+"""`python -m danet.ops` prints the entries of `danet.ops.info()`."""
+
 from danet.ops.info import info
 
 if __name__ == "__main__":

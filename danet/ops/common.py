@@ -80,16 +80,19 @@ def check_image(op: str, name: str, value: Tensor) -> None:
 
 
 def check_shape(op: str, name: str, value: Tensor, symbols: str, expected: tuple[int, ...]) -> None:
+    """ValueError unless `value` has the shape `expected`, which `symbols` names, such as "[N, C]"."""
     if tuple(value.shape) != expected:
         raise ValueError(f"{op}: {name} must be {symbols} = {list(expected)}, got {list(value.shape)}")
 
 
 def check_bool(op: str, name: str, value: Any) -> None:
+    """TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
 
 
 def integer(op: str, name: str, value: Any, minimum: int) -> int:
+    """`value` as an int; TypeError unless it is an integer, ValueError if it is below `minimum`."""
     number = _index(value)
     if number is None:
         raise TypeError(f"{op}: {name} must be an integer, got {value!r}")
@@ -99,7 +102,7 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
 
 
 def pair(op: str, name: str, value: Any, minimum: int) -> tuple[int, int]:
-    """(y, x) from one integer or a pair of them, each >= minimum."""
+    """(y, x) from an integer or a pair of integers; TypeError otherwise, ValueError if one is below `minimum`."""
     sides = value if isinstance(value, (tuple, list)) else (value, value)
     numbers = [number for number in map(_index, sides) if number is not None]
     if len(numbers) != 2 or len(sides) != 2:
@@ -110,6 +113,7 @@ def pair(op: str, name: str, value: Any, minimum: int) -> tuple[int, int]:
 
 
 def _index(value: Any) -> int | None:
+    """`value` as an int, or None if it is not an integer. Booleans and tensors do not count as integers."""
     if isinstance(value, (bool, Tensor)):
         return None
     try:

@@ -1,4 +1,5 @@
-// The sizes and options of one call of SDC. The C++ library (sdc.h), the torch operators and the kernels share this struct.
+// The sizes and options of one call of SDC. The C++ library (sdc.h), the torch operators and the kernels share this
+// struct.
 #pragma once
 
 #include <cstdint>
