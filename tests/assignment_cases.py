@@ -1,5 +1,7 @@
 """Networks, ground truth and label assignments that the tests of assignment and of the detection loss share."""
 
+import functools
+
 import torch
 
 from danet.config import ModelConfig
@@ -27,6 +29,9 @@ def ground_truth(boxes, labels=None, ignore=None):
     return [boxes], [labels], [ignore]
 
 
+_cached_model = functools.cache(make_model)  # whose head is only read
+
+
 def empty_maps(model):
     """Maps of an image of SIZE, one per level."""
     return [torch.zeros(1, 1, -(-SIZE[0] // s), -(-SIZE[1] // s)) for s in model.head.strides]
@@ -34,7 +39,7 @@ def empty_maps(model):
 
 def assign(method, boxes, labels=None, ignore=None):
     """References, box index and whether a prediction is excluded from classification, for one image of SIZE."""
-    model = make_model(method)
+    model = _cached_model(method)
     maps = empty_maps(model)
     references = model.head.references(maps)
     targets = Targets(*ground_truth(boxes, labels, ignore))

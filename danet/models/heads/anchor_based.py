@@ -21,8 +21,9 @@ class AnchorHead(Head):
     times as wide as high, since drones seen from the side are wide). Deltas are divided by the variances 0.1 and 0.2
     of SSD (https://arxiv.org/abs/1512.02325).
 
-    The classification loss takes all assigned anchors and, for every assigned anchor of an image, the three unassigned
-    ones with the highest loss (hard negative mining, as in the authors' earlier detector DAGNet).
+    The classification loss takes all assigned anchors and, for each of them, the three unassigned anchors of the image
+    with the highest loss (hard negative mining). The paper leaves mining open; ours follows an earlier detector of its
+    authors.
 
     Example:
         >>> head = AnchorHead(channels=8, strides=(4, 8), classes=2)
