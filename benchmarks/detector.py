@@ -27,7 +27,7 @@ from danet.inference.box_files import BoxTables
 from danet.inference.detector import Detector
 from danet.models import DANet, build_model
 from danet.models.blocks import FusedMBB
-from danet.models.deployed import FusedACFA, FusedSaFEM
+from danet.models.fuse import FusedACFA, FusedSaFEM
 from danet.models.graphs import CudaGraphs
 from danet.models.summary import count_flops
 from danet.ops import info

@@ -1,4 +1,4 @@
-"""Measures a distilled training step against a plain one of the same student: python -m benchmarks.distill."""
+"""Compares training steps of a student with and without distillation: python -m benchmarks.distill."""
 
 import argparse
 import json
@@ -14,16 +14,17 @@ from danet.config import ModelConfig
 from danet.data.loader import Batch
 from danet.data.scales import SCALES
 from danet.distill import Distiller, Teacher
-from danet.losses.detection import DetectionLoss
+from danet.losses import DetectionLoss
 from danet.models import build_model
 from danet.models.summary import describe
 
 MODELS = ("danet", "danet_s", "danet_nano")
 SIDES = {"small": 10.0, "medium": 16.0, "large": 30.0}
+"""Side of a target of each scale in pixels."""
 
 
 def make_batch(options: argparse.Namespace, scales: list[tuple[str, ...]]) -> Batch:
-    """Images with one square target of each of their scales."""
+    """One image for each element of ``scales``, with a square target of each scale in it."""
     boxes = [
         torch.tensor([[40.0, 10.0 + 32 * i, 40.0 + SIDES[s], 10.0 + 32 * i + SIDES[s]] for i, s in enumerate(image)])
         for image in scales
@@ -46,14 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
         nargs=3,
         choices=teachers,
         metavar=("SMALL", "MEDIUM", "LARGE"),
-        help="default: the student's size",
+        help="default: the model of the student",
     )
-    parser.add_argument("--batch", type=int, default=4, help="frames a step, 4 by default (section 4.2)")
+    parser.add_argument("--batch", type=int, default=4, help="frames per step, 4 by default (section 4.2)")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 320), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, 1 by default")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each kind, 10 by default")
-    parser.add_argument("--json", type=Path, help="write the raw figures to this file")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each variant, 10 by default")
+    parser.add_argument("--json", type=Path, help="write the measured times to this JSON file")
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -70,13 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
     def step(batch: Batch, *, distilled: bool) -> None:
         optimizer.zero_grad(set_to_none=True)
         output = model(batch.images)
-        terms = loss(output, *batch[1:])
+        terms = loss(output, batch)
         if distilled:
             terms |= distiller(output, batch)
         sum(terms.values()).backward()
         optimizer.step()
 
-    # The scales in the proportions of the paper's set (section 4.1), 43 : 35 : 22.
+    # Approximate the proportions of small, medium and large targets in the paper, 43 : 35 : 22 (section 4.1).
     mixed = [("small", "medium", "small", "large")[i % 4 : i % 4 + 1] for i in range(options.batch)]
     batches = {
         "plain": mixed,
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     functions = {name: make_batch(options, scales) for name, scales in batches.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in track(range(options.steps + 1), quiet=options.quiet):  # the first is not counted
+    for turn in track(range(options.steps + 1), quiet=options.quiet):  # the first turn is a warm-up
         for name, batch in functions.items():
             started = time.perf_counter()
             step(batch, distilled=name != "plain")
@@ -105,8 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"student {describe(model, tuple(options.size))}")
     for scale, network in networks.items():
         print(f"{scale} {describe(network, tuple(options.size))}")
-    projections = sum(p.numel() for p in distiller.parameters()) / 1e6
-    print(f"projections {projections:.2f} M parameters; {options.batch} frames of {options.size[0]}x{options.size[1]}")
+    parameters = sum(p.numel() for p in distiller.parameters()) / 1e6
+    print(f"EADMs {parameters:.2f} M parameters; {options.batch} frames of {options.size[0]}x{options.size[1]}")
     for name, value in seconds.items():
         print(f"{name:24} {value:.3f} s  {value / seconds['plain']:.2f}x")
     return 0

@@ -1,4 +1,4 @@
-"""Measures a training step with the compiled operators against one with their references: python -m benchmarks.step."""
+"""Compares a training step with compiled operators and with reference operators: python -m benchmarks.step."""
 
 import argparse
 import json
@@ -11,14 +11,15 @@ import torch
 
 from benchmarks.timing import alternate, header, track
 from danet.config import ModelConfig
-from danet.losses.detection import DetectionLoss
+from danet.data.loader import Batch
+from danet.losses import DetectionLoss
 from danet.models import build_model
 from danet.ops import info, library
 
 
 @contextmanager
 def references():
-    """Every operator is its plain-PyTorch reference inside."""
+    """Replaces every operator by its PyTorch reference."""
     with mock.patch.object(library, "has_kernel", lambda tensor: False):
         yield
 
@@ -26,15 +27,15 @@ def references():
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
     parser.add_argument("--model", default="danet_s", choices=("danet", "danet_s", "danet_nano"))
-    parser.add_argument("--batch", type=int, default=8, help="frames a step, 8 by default")
+    parser.add_argument("--batch", type=int, default=8, help="frames per step, 8 by default")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 320), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, 2 by default")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each kind, 10 by default")
-    parser.add_argument("--json", type=Path, help="write the raw figures to this file")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each variant, 10 by default")
+    parser.add_argument("--json", type=Path, help="write the measured times to this JSON file")
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
     options = parser.parse_args(arguments)
     if info()["operators"] != "compiled":
-        raise SystemExit(f"benchmarks.step: nothing to measure, {info()['why']}")
+        raise SystemExit(f"benchmarks.step: needs the compiled operators ({info()['why']})")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
@@ -44,11 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     images = torch.randn(options.batch, 1, *options.size).to(memory_format=torch.channels_last)
     boxes = torch.tensor([[100.0, 80.0, 116.0, 92.0], [30.0, 40.0, 42.0, 50.0]])
     per_image = (boxes, torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool))
-    targets = [[each] * options.batch for each in per_image]
+    batch = Batch(images, *([each] * options.batch for each in per_image))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        sum(loss(model(images), *targets).values()).backward()
+        sum(loss(model(images), batch).values()).backward()
         optimizer.step()
 
     def reference_step() -> None:

@@ -11,6 +11,9 @@ from danet.evaluation.ablate_options import AblateOptions
 from danet.utils import cli
 from danet.utils.files import read_text, write_text
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 
 def ablate(options: AblateOptions) -> int:
     """Trains and evaluates variants of one recipe with equal budgets, and compares them.
@@ -19,10 +22,9 @@ def ablate(options: AblateOptions) -> int:
     point. After every seed ablation.md and ablation.json hold the results so far.
     """
     cli.check_out(options)
-    from danet.train import train
     from danet.training.ablation_study import AblationStudy
 
-    study = AblationStudy(options, train)
+    study = AblationStudy(options)
     write_text(Path(options.out) / "config.yaml", cli.dump(options))
     console = Console(quiet=options.quiet, highlight=False)
     all_runs = study.runs()
@@ -30,9 +32,9 @@ def ablate(options: AblateOptions) -> int:
         results = []
         for run in runs:
             console.print(f"{number}/{len(all_runs)}  {run.name}, seed {run.options.seed}, {run.folder}", style="bold")
-            if (code := run.train()) != 0:
+            if not run.train():
                 print("danet ablate: interrupted; run the same command again to continue", file=sys.stderr)
-                return code
+                return INTERRUPTED
             for message in run.evaluate():
                 print(f"danet ablate: warning: {message}", file=sys.stderr)
             results.append(run.result())

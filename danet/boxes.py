@@ -1,18 +1,34 @@
-"""Geometry of boxes: float ``[M, 4]`` tensors (x0, y0, x1, y1) in pixels; pixel i covers [i, i + 1)."""
+"""Box geometry. Boxes are float arrays ``[..., 4]`` of (x0, y0, x1, y1) in pixels; pixel i covers [i, i + 1).
+
+All functions but ``nms`` and ``select`` take torch tensors or numpy arrays and return the same kind. Functions of two
+arguments broadcast: ``iou(a, b)`` compares row with row, ``iou(a[:, None], b)`` compares all pairs.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# Candidates that enter non-maximum suppression, as in torchvision's and detectron2's detectors.
 NMS_CANDIDATES = 1000
+"""Candidates that enter non-maximum suppression, as in the detectors of torchvision and detectron2."""
+
 NMS_BLOCK = 128
+"""Boxes that ``nms`` compares at a time on the CPU."""
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 class Detections(NamedTuple):
-    """The objects found in one image, best first."""
+    """The detections of one image, by descending score.
+
+    Example:
+        >>> found = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        >>> boxes, scores, labels = found
+        >>> len(found.scores)
+        0
+    """
 
     boxes: Tensor
     """float32 [M, 4] (x0, y0, x1, y1) in pixels."""
@@ -22,81 +38,220 @@ class Detections(NamedTuple):
     """int64 [M], indices into the model's classes."""
 
 
-def area(boxes: Tensor) -> Tensor:
-    """Areas ``[...]`` of boxes ``[..., 4]``; an inverted box has area 0."""
-    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
+def xywh_to_xyxy(boxes: Array) -> Array:
+    """Converts COCO's (x, y, width, height), with (x, y) the upper left corner, to corners.
 
-
-def intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection areas of boxes ``[..., 4]`` that broadcast against each other."""
-    top_left = torch.maximum(a[..., :2], b[..., :2])
-    bottom_right = torch.minimum(a[..., 2:], b[..., 2:])
-    width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
-    return width * height
-
-
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every pair: ``[A, 4], [B, 4] -> [A, B]``; 0 where both are empty."""
-    a, b = a[:, None], b[None]
-    overlap = intersection(a, b)
-    union = area(a) + area(b) - overlap
-    return overlap / union.clamp(min=torch.finfo(union.dtype).tiny)
-
-
-def iop(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Intersection over the predicted box's area: ``[A, 4], [B, 4] -> [A, B]``.
-
-    The right question where truth boxes are drawn loosely around the target.
+    Example:
+        >>> xywh_to_xyxy(np.array([2.0, 3.0, 10.0, 5.0])).tolist()
+        [2.0, 3.0, 12.0, 8.0]
     """
-    predicted, truth = predicted[:, None], truth[None]
-    inside = area(predicted)
-    return intersection(predicted, truth) / inside.clamp(min=torch.finfo(inside.dtype).tiny)
+    return _library(boxes).concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
 
 
-def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of box i of ``a`` with box i of ``b``: ``[M, 4], [M, 4] -> [M]`` in (-1, 1].
+def xyxy_to_xywh(boxes: Array) -> Array:
+    """Converts corners to COCO's (x, y, width, height), with (x, y) the upper left corner.
 
-    Rezatofighi et al., CVPR 2019.
+    Example:
+        >>> xyxy_to_xywh(np.array([2.0, 3.0, 12.0, 8.0])).tolist()
+        [2.0, 3.0, 10.0, 5.0]
     """
-    overlap = intersection(a, b)
-    union = area(a) + area(b) - overlap
-    hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
-    tiny = torch.finfo(union.dtype).tiny
-    return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+    return _library(boxes).concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
+
+
+def centred_boxes(centres: Array, sizes: Array) -> Array:
+    """Boxes ``[..., 4]`` from their centres ``[..., 2]`` (x, y) and sizes ``[..., 2]`` (width, height).
+
+    Example:
+        >>> centred_boxes(torch.tensor([10.0, 20.0]), torch.tensor([4.0, 6.0])).tolist()
+        [8.0, 17.0, 12.0, 23.0]
+    """
+    return _library(centres).concatenate([centres - sizes / 2, centres + sizes / 2], -1)
+
+
+def centres(boxes: Array) -> Array:
+    """Centres ``[..., 2]`` (x, y) in pixels.
+
+    Example:
+        >>> centres(torch.tensor([8.0, 17.0, 12.0, 23.0])).tolist()
+        [10.0, 20.0]
+    """
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def area(boxes: Array) -> Array:
+    """Areas ``[...]`` in square pixels; an inverted box has area 0.
+
+    Example:
+        >>> area(torch.tensor([[0.0, 0.0, 4.0, 3.0], [5.0, 0.0, 4.0, 3.0]])).tolist()
+        [12.0, 0.0]
+    """
+    clip = _library(boxes).clip
+    return clip(boxes[..., 2] - boxes[..., 0], 0, None) * clip(boxes[..., 3] - boxes[..., 1], 0, None)
+
+
+def size(boxes: Array) -> Array:
+    """Sizes ``[...]`` in pixels: ``sqrt(width * height)``, by which targets are small, medium or large.
+
+    Example:
+        >>> size(np.array([0.0, 0.0, 9.0, 4.0])).item()
+        6.0
+    """
+    return _library(boxes).sqrt(area(boxes))
+
+
+def intersection(a: Array, b: Array) -> Array:
+    """Areas ``[...]`` of the intersections of boxes that broadcast against each other.
+
+    Example:
+        >>> intersection(np.array([0, 0, 4, 4.0]), np.array([2, 3, 9, 9.0])).item()
+        2.0
+    """
+    library = _library(a)
+    sides = library.minimum(a[..., 2:], b[..., 2:]) - library.maximum(a[..., :2], b[..., :2])
+    sides = library.clip(sides, 0, None)
+    return sides[..., 0] * sides[..., 1]
+
+
+def iou(a: Array, b: Array) -> Array:
+    """Intersection over union ``[...]`` of boxes that broadcast against each other; 0 where both are empty.
+
+    Example:
+        >>> a = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 2.0, 2.0]])
+        >>> iou(a[:, None], a).tolist()
+        [[1.0, 0.25], [0.25, 1.0]]
+    """
+    shared = intersection(a, b)
+    return _divide(shared, area(a) + area(b) - shared)
+
+
+def iop(predicted: Array, truth: Array) -> Array:
+    """Intersection over the area of the predicted box, ``[...]``; the boxes broadcast against each other.
+
+    Suits ground truth that is drawn loosely around the target.
+
+    Example:
+        >>> iop(np.array([2, 2, 6, 4.0]), np.array([0, 0, 4, 9.0])).item()
+        0.5
+    """
+    return _divide(intersection(predicted, truth), area(predicted))
+
+
+def giou(a: Array, b: Array) -> Array:
+    """Generalized IoU ``[...]`` in (-1, 1] of boxes that broadcast against each other.
+
+    Rezatofighi et al., CVPR 2019, https://arxiv.org/abs/1902.09630.
+
+    Example:
+        >>> giou(torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.tensor([3.0, 0.0, 4.0, 1.0])).item()
+        -0.5
+    """
+    library = _library(a)
+    shared = intersection(a, b)
+    union = area(a) + area(b) - shared
+    sides = library.maximum(a[..., 2:], b[..., 2:]) - library.minimum(a[..., :2], b[..., :2])
+    hull = library.clip(sides, 0, None).prod(-1)
+    return _divide(shared, union) - _divide(hull - union, hull)
+
+
+def centre_distance(a: Array, b: Array) -> Array:
+    """Euclidean distances ``[...]`` in pixels between the centres of boxes that broadcast against each other.
+
+    Example:
+        >>> centre_distance(np.array([0, 0, 2, 2.0]), np.array([3, 4, 5, 6.0])).item()
+        5.0
+    """
+    offset = 0.5 * (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:])
+    return _library(a).hypot(offset[..., 0], offset[..., 1])
+
+
+def inside(points: Array, boxes: Array) -> Array:
+    """Whether points ``[..., 2]`` (x, y) lie in boxes, bool ``[...]``; they broadcast against each other.
+
+    Boxes are half-open: they contain their left and upper edges, not their right and lower ones.
+
+    Example:
+        >>> inside(np.array([[0, 0], [4, 1.0]]), np.array([0, 0, 4, 4.0])).tolist()
+        [True, False]
+    """
+    return _library(points).all((points >= boxes[..., :2]) & (points < boxes[..., 2:]), -1)
+
+
+def overlaps(a: Array, b: Array) -> Array:
+    """Whether boxes share any point, bool ``[...]``; they broadcast against each other.
+
+    Boxes that only touch do not overlap. A box without area overlaps a box that it lies strictly inside.
+
+    Example:
+        >>> overlaps(np.array([0, 0, 4, 4.0]), np.array([[4, 0, 8, 4], [3, 3, 8, 8.0]])).tolist()
+        [False, True]
+    """
+    return ~_library(a).any((b[..., :2] >= a[..., 2:]) | (b[..., 2:] <= a[..., :2]), -1)
+
+
+def clip(boxes: Array, height: float, width: float) -> Array:
+    """Boxes clipped to an image of ``height`` x ``width`` pixels; a box outside of it has no area left.
+
+    Example:
+        >>> clip(np.array([-2, 5, 9, 30.0]), 20, 40).tolist()
+        [0.0, 5.0, 9.0, 20.0]
+    """
+    library = _library(boxes)
+    x, y = library.clip(boxes[..., 0::2], 0, width), library.clip(boxes[..., 1::2], 0, height)
+    return library.stack([x, y], -1).reshape(boxes.shape)
+
+
+def _library(array: Tensor | np.ndarray) -> Any:
+    """The module whose functions take the array: torch or numpy."""
+    return torch if isinstance(array, Tensor) else np
+
+
+def _divide(numerator: Array, denominator: Array) -> Array:
+    """The quotient of areas, 0 where both are 0."""
+    library = _library(denominator)
+    return numerator / library.clip(denominator, library.finfo(denominator.dtype).tiny, None)
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None = None) -> Tensor:
     """Greedy non-maximum suppression without a loop over boxes.
 
-    A box is dropped where a kept box of higher score has IoU > ``threshold`` with it. The best boxes that are left are
-    compared with each other, a block at a time; those of them that stay are compared with all others. Within a block,
-    greedy suppression is the fixed point of "kept unless a kept better box covers it"; iterating from "all kept"
-    reaches it in as many rounds as the longest chain of mutually covering boxes, usually 2-4.
+    A box is dropped if a kept box with a higher score has IoU > ``threshold`` with it. Boxes are processed in blocks,
+    best scores first: suppression within the block, then of all remaining boxes by the kept boxes of the block. Within
+    a block, the kept boxes are the fixed point of "kept unless a kept box with a higher score suppresses it". Iterating
+    from "all kept" reaches it in as many rounds as the longest chain of overlapping boxes has boxes, usually 2 to 4.
 
     Args:
-        boxes: ``[M, 4]``. scores: ``[M]``. threshold: IoU in [0, 1]. limit: the most boxes to keep.
+        boxes: ``[M, 4]`` in pixels.
+        scores: ``[M]``.
+        threshold: IoU in [0, 1].
+        limit: maximum number of boxes to keep; None keeps all.
 
     Returns:
         int64 indices of the kept boxes, in descending order of score.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 8, 8], [1, 0, 9, 8], [20, 20, 28, 28]])
+        >>> nms(boxes, torch.tensor([0.6, 0.9, 0.5]), threshold=0.5).tolist()
+        [1, 2]
     """
     rest = scores.argsort(descending=True, stable=True)
     limit = len(rest) if limit is None else limit
-    # On the CPU a matrix of all pairs takes longer than a few small ones, elsewhere it takes one launch.
-    size = NMS_BLOCK if boxes.device.type == "cpu" else max(1, len(rest))
-    best = [rest[:0]]
-    while len(rest) > 0 and sum(map(len, best)) < limit:
-        block, rest = rest[:size], rest[size:]
-        block = block[_uncovered((iou(boxes[block], boxes[block]) > threshold).triu(diagonal=1))]
-        best.append(block)
-        rest = rest[~(iou(boxes[block], boxes[rest]) > threshold).any(0)]
-    return torch.cat(best)[:limit]
+    # Several small IoU matrices are faster than one large one on the CPU; elsewhere one launch is faster.
+    block_size = NMS_BLOCK if boxes.device.type == "cpu" else max(1, len(rest))
+    kept = [rest[:0]]
+    while len(rest) > 0 and sum(map(len, kept)) < limit:
+        block, rest = rest[:block_size], rest[block_size:]
+        suppresses = (iou(boxes[block][:, None], boxes[block]) > threshold).triu(diagonal=1)
+        block = block[_unsuppressed(suppresses)]
+        kept.append(block)
+        rest = rest[~(iou(boxes[block][:, None], boxes[rest]) > threshold).any(0)]
+    return torch.cat(kept)[:limit]
 
 
-def _uncovered(covers: Tensor) -> Tensor:
-    """Which boxes no box that stays covers: bool ``[M, M]`` (box i, a better one, covers box j) ``-> [M]``."""
-    kept = torch.ones_like(covers[0])
+def _unsuppressed(suppresses: Tensor) -> Tensor:
+    """Which boxes no kept box suppresses, bool ``[M]``, from "box i suppresses box j", bool ``[M, M]``."""
+    kept = torch.ones_like(suppresses[0])
     while True:
-        updated = ~(covers & kept[:, None]).any(0)
+        updated = ~(suppresses & kept[:, None]).any(0)
         if torch.equal(updated, kept):
             return kept
         kept = updated
@@ -110,15 +265,24 @@ def select(
     iou_threshold: float,
     max_detections: int,
 ) -> Detections:
-    """Turns a head's dense predictions for one image into detections.
+    """Turns the dense predictions of a head for one image into detections.
 
-    Each position speaks for its best class, and suppression runs over all classes at once: two
-    objects of different classes hardly share a box in the sky, while one object often excites two
-    classes (our decision).
+    Each position predicts its best class only, and suppression runs over all classes together: objects of different
+    classes rarely overlap in the sky, while one object often gets scores of two classes (our decision).
 
     Args:
-        boxes: gives those of some positions, ``[M] -> [M, 4]``: most positions hold nothing, and need none.
+        boxes: function from int64 positions ``[M]`` to their boxes ``[M, 4]``. Only boxes whose scores exceed the
+            threshold are computed.
         scores: ``[P, classes]`` in [0, 1].
+        score_threshold: detections have higher scores than this.
+        iou_threshold: see ``nms``.
+        max_detections: maximum number of detections.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 8, 8], [20, 20, 28, 28]])
+        >>> scores = torch.tensor([[0.1, 0.9], [0.0, 0.2]])
+        >>> select(boxes.__getitem__, scores, score_threshold=0.5, iou_threshold=0.5, max_detections=10).labels
+        tensor([1])
     """
     best, labels = scores.max(dim=1)
     candidates = (best > score_threshold).nonzero()[:, 0]

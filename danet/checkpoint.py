@@ -1,4 +1,4 @@
-"""Weights files: safetensors with the model's configuration in the header. Nothing is ever unpickled."""
+"""Weights files: safetensors with the model's configuration in the header. Reading one never unpickles anything."""
 
 import dataclasses
 import json
@@ -17,18 +17,33 @@ from danet.utils.errors import UserError
 from danet.utils.files import atomic_path
 
 FORMAT = "danet-weights-1"
-
+"""Value of ``format`` in the header of a weights file."""
 
 SHIPPED = Path(__file__).with_name("weights") / "danet_s.safetensors"
-"""A trained detector of drones in infrared video, part of the package."""
+"""Weights in the package: a detector of drones in infrared video."""
 
 
 def save_weights(path: str | os.PathLike, model: DANet, metadata: dict | None = None, *, compact: bool = False) -> None:
-    """Writes the model's parameters and buffers, its configuration and ``metadata`` (JSON-able).
+    """Writes the model's parameters and buffers, its configuration and metadata, atomically.
 
     Args:
-        compact: less than half the size: every MBB as one convolution, weights in float16. Vectors (biases, norms) stay
-            float32, for variances may be larger than float16's numbers.
+        path: file to write.
+        model: network in its training form (not fused).
+        metadata: values that JSON can represent.
+        compact: write less than half the size. Every MBB is stored as one convolution, and weights as float16. Vectors
+            (biases, norms) remain float32, since variances may exceed the range of float16.
+
+    Raises:
+        UserError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> model = build_model(ModelConfig(name="danet_nano"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(f"{folder}/weights.safetensors", model, {"epochs": 3})
+        ...     loaded, metadata = load_weights(f"{folder}/weights.safetensors")
+        >>> loaded.config.name, metadata
+        ('danet_nano', {'epochs': 3})
     """
     header = {"config": dataclasses.asdict(model.config), "metadata": metadata or {}, "compact": compact}
     tensors = model.state_dict()
@@ -42,29 +57,26 @@ def save_weights(path: str | os.PathLike, model: DANet, metadata: dict | None = 
     save_tensors(path, FORMAT, tensors, header)
 
 
-def _unfuse(model: DANet, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state of the model from that of a compact file."""
-    for name, module in model.named_modules():
-        if isinstance(module, MBB):
-            module.load_fused(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias"))
-    return model.state_dict() | tensors
-
-
 def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") -> tuple[DANet, dict]:
-    """Reads a model written by ``save_weights``.
+    """Reads a model that ``save_weights`` wrote.
 
     Returns:
         The model in eval mode on ``device``, and the metadata.
 
     Raises:
-        UserError: naming the file, if it is missing, broken, or not a DANet's weights.
+        UserError: the file is missing, is not readable, or is not a weights file of this version.
+
+    Example:
+        >>> model, metadata = load_weights(SHIPPED)
+        >>> model.config.classes
+        ['drone']
     """
     if Path(path).is_dir():
         raise UserError(f"{path}: is a folder; name the weights in it, such as {Path(path) / 'weights.safetensors'}")
     tensors, header = load_tensors(path, FORMAT)
     try:
         model = build_model(ModelConfig(**header["config"]))
-        model.load_state_dict(_unfuse(model, tensors) if header.get("compact") else tensors)
+        model.load_state_dict(_load_compact(model, tensors) if header.get("compact") else tensors)
         metadata = dict(header["metadata"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
@@ -73,17 +85,25 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
 
 
 def save_tensors(path: str | os.PathLike, kind: str, tensors: dict[str, Tensor], header: dict) -> None:
-    """Writes named tensors and a JSON header of a certain kind, atomically."""
+    """Writes named tensors and a JSON header to a safetensors file of a kind, atomically.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with atomic_path(path) as temporary:
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             save_file(stored, temporary, metadata={"format": kind, "header": json.dumps(header)})
-        except SafetensorError as error:  # a full disk, above all
+        except SafetensorError as error:  # mostly a full disk
             raise UserError(f"{path}: cannot be written ({error})") from error
 
 
 def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict]:
-    """Reads what ``save_tensors`` wrote. Raises UserError naming the file if it is anything else."""
+    """Reads the tensors and the header that ``save_tensors`` wrote.
+
+    Raises:
+        UserError: the file is missing, is not readable, or is of another kind.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -98,3 +118,11 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _load_compact(model: DANet, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of ``model`` for the tensors of a compact file, which it removes from ``tensors``."""
+    for name, module in model.named_modules():
+        if isinstance(module, MBB):
+            module.load_fused(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias"))
+    return model.state_dict() | tensors

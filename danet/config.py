@@ -1,49 +1,55 @@
-"""The model's configuration. Each command keeps its own options beside its code."""
+"""Configuration of the network. The options of a command are next to the command or its library."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 Assignment = Literal["centre", "atss"]
-"""Which cells learn a box, see ``danet.losses.assignment``."""
+"""Label assignments of the default head, see ``danet.models.heads.assignment``."""
 
 
 @dataclass
 class ModelConfig:
-    """What ``danet.models.build_model`` needs to build a detector; saved inside every weights file."""
+    """What ``danet.models.build_model`` builds; every weights file contains it.
+
+    Example:
+        >>> ModelConfig(name="danet_nano", classes=["drone", "bird"]).head
+        'default'
+    """
 
     name: Literal["danet", "danet_s", "danet_nano", "teacher_small", "teacher_medium", "teacher_large"] = "danet_s"
-    """Size: danet (widths 64-512), danet_s (32-256), danet_nano (16-128, fewer blocks; for tests); teacher_small,
-    teacher_medium and teacher_large are a quarter to a third more than danet_s, where targets of their scale show."""
+    """Architecture: danet (widths 64 to 512), danet_s (32 to 256), danet_nano (16 to 128 and fewer blocks, for tests).
+    teacher_small, teacher_medium and teacher_large have a quarter to a third more operations than danet_s, at the
+    strides that matter for targets of their scale."""
 
     classes: list[str] = field(default_factory=lambda: ["drone"])
-    """Names of the classes to detect; boxes of any other name are distractors (background)."""
+    """Names of the classes to detect. Boxes with any other name are distractors, which are trained as background."""
 
     input_channels: int = 1
     """Channels of the input image: 1 (infrared) or 3."""
 
     head: Literal["default", "paper"] = "default"
-    """default: anchor-free, focal loss, GIoU. paper: anchors, cross-entropy, smooth-L1 (section 3.3)."""
+    """default: anchor-free, focal and GIoU loss. paper: anchors, cross-entropy and smooth-L1 loss (section 3.3)."""
 
     safem: bool = True
-    """Put SaFEM (section 3.1.1) after every backbone stage."""
+    """Put a SaFEM (section 3.1.1) at the end of every backbone stage."""
 
     acfa: bool = True
-    """Fuse levels by ACFA (section 3.1.2); otherwise by 2x upsampling and addition."""
+    """Fuse levels by ACFA (section 3.1.2); otherwise by upsampling and addition, as in FPN."""
 
     groups: int = 4
     """Groups G of the separable deformable convolution (eq. 1)."""
 
     literal_softmax: bool = False
-    """SaFEM without the factor C: gates sum to one over the channels, as eq. 2 is printed."""
+    """SaFEM without the factor C, as eq. 2 is printed: its weights sum to one over the channels."""
 
     literal_acfa: bool = False
-    """w_s of eq. 5 is SaFEM's gated features, as eq. 3 is printed, instead of its gate."""
+    """Use the gated features of a SaFEM as w_s in eq. 5, as eq. 3 is printed, instead of its gate."""
 
     neck_width: int | None = None
-    """Channels of the fused maps; by default 64, and 32 for danet_nano."""
+    """Channels of the fused maps. Default: 64, and 32 for danet_nano."""
 
     widths: list[int] | None = None
-    """Channels of the four stages; by default those of `name`."""
+    """Channels of the four stages. Default: those of `name`."""
 
     depths: list[int] | None = None
-    """Blocks of the four stages; by default those of `name`."""
+    """Blocks of the four stages. Default: those of `name`."""

@@ -1,10 +1,10 @@
-"""A teacher that is no DANet."""
+"""A teacher network that is not a DANet."""
 
 from torch import nn
 
 
 class Foreign(nn.Module):
-    """A network of somebody else: four strided convolutions, features of both signs, its own widths."""
+    """Four strided convolutions with normalization and dropout; features have both signs, widths are free."""
 
     def __init__(self, widths=(6, 10, 12, 20), strides=(4, 2, 2, 2)) -> None:
         super().__init__()

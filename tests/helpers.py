@@ -1,10 +1,10 @@
-"""What several tests need."""
+"""Helpers of several test modules."""
 
 import torch
 
 
 def randomise_norms(module: torch.nn.Module) -> None:
-    """Statistics and affine terms as training leaves them: the identity of a fresh norm hides mistakes."""
+    """Sets random statistics, scales and biases: a new norm is nearly the identity, which would hide errors."""
     for norm in module.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(norm.weight, 0.5, 1.5)

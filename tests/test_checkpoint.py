@@ -13,7 +13,7 @@ from danet.models import build_model
 from danet.utils.errors import UserError
 
 
-def test_weights_come_back_bit_by_bit_with_configuration_and_metadata(tmp_path):
+def test_save_weights_round_trip(tmp_path):
     config = ModelConfig(name="danet_nano", classes=["drone", "bird"], acfa=False)
     model = build_model(config)
     path = tmp_path / "weights.safetensors"
@@ -25,7 +25,7 @@ def test_weights_come_back_bit_by_bit_with_configuration_and_metadata(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
-def test_compact_weights_compute_the_same_and_learn_on(tmp_path):
+def test_compact_weights_predict_the_same_and_train(tmp_path):
     model = build_model(ModelConfig(name="danet_nano")).eval()
     randomise_norms(model)
     large, small = tmp_path / "large.safetensors", tmp_path / "small.safetensors"
@@ -39,15 +39,15 @@ def test_compact_weights_compute_the_same_and_learn_on(tmp_path):
         expected, got = model(image), loaded(image)
     for a, b in zip(expected.logits, got.logits, strict=True):
         assert (a.sigmoid() - b.sigmoid()).abs().max() < 2e-3
-        assert (a.sigmoid() - b.sigmoid()).abs().max() > 0  # halves are no floats
+        assert (a.sigmoid() - b.sigmoid()).abs().max() > 0  # float16 was used
     loaded.train()
     sum(each.square().mean() for each in loaded(torch.randn(2, 1, 64, 96)).logits).backward()
     branch = loaded.backbone.stages[0][0]
-    assert branch.norm1x1.weight.grad.abs().max() > 0, "the branches that were folded away can grow again"
+    assert branch.norm1x1.weight.grad.abs().max() > 0, "the folded branches get gradients"
 
 
 def write_text(path):
-    path.write_text("these are no weights\n" * 50)
+    path.write_text("no weights\n" * 50)
 
 
 def write_nothing(path):
@@ -90,7 +90,7 @@ def write_other_architecture(path):
         (write_other_architecture, "weights do not fit this version of DANet"),
     ],
 )
-def test_files_that_are_no_weights_are_named_in_one_line(tmp_path, write, message):
+def test_load_weights_rejects_other_files(tmp_path, write, message):
     path = tmp_path / "weights.safetensors"
     write(path)
     with pytest.raises(UserError, match=message) as caught:
@@ -98,17 +98,17 @@ def test_files_that_are_no_weights_are_named_in_one_line(tmp_path, write, messag
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_load_weights_names_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.safetensors: no such file"):
         load_weights(tmp_path / "nowhere.safetensors")
 
 
-def test_a_folder_is_no_weights_file(tmp_path):
+def test_load_weights_rejects_a_folder(tmp_path):
     with pytest.raises(UserError, match=r"is a folder; name the weights in it, such as .*weights\.safetensors"):
         load_weights(tmp_path)
 
 
-def test_weights_that_do_not_fit_on_the_disk_are_named_and_leave_nothing(tmp_path):
+def test_save_weights_on_a_full_disk_leaves_nothing(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))

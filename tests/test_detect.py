@@ -311,15 +311,15 @@ def test_a_live_source_drops_what_comes_too_fast(weights, tmp_path, monkeypatch,
             pass
 
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
-    monkeypatch.setattr("danet.data.video.RETURN", 0.1)
-    monkeypatch.setattr("danet.data.video.RETRY", 0.01)
+    monkeypatch.setattr("danet.data.video.RECONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("danet.data.video.RECONNECT_INTERVAL_S", 0.01)
     out = tmp_path / "out"
     assert main(["0", "--weights", weights, "--out", str(out)]) == 1
     content = json.loads((out / "boxes.json").read_text())
     printed = capfd.readouterr()
     assert content["frames"] + content["dropped"] == 400 and content["dropped"] > 0
     assert f"{content['dropped']} more frames were dropped" in printed.out
-    assert "camera0: gone after frame 399" in printed.err
+    assert "camera0: connection lost after frame 399" in printed.err
 
 
 MEMORY = """

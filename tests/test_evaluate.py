@@ -12,6 +12,7 @@ from detections import TRUTH, found, record
 from danet.checkpoint import save_weights
 from danet.config import ModelConfig
 from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
+from danet.data.loader import Batch
 from danet.data.normalize import normalize
 from danet.evaluate import main
 from danet.evaluation.metrics import choose_threshold, evaluate_predictions
@@ -52,7 +53,8 @@ def weights(tmp_path_factory):
         images = torch.from_numpy(np.stack([normalize(image) for image, _ in scenes]))
         boxes = [torch.tensor([box], dtype=torch.float32) for _, box in scenes]
         labels = [torch.tensor([index % 2]) for index in range(8)]
-        terms = loss(model(images), boxes, labels, [torch.tensor([False])] * 8)
+        batch = Batch(images, boxes, labels, [torch.tensor([False])] * 8)
+        terms = loss(model(images), batch)
         optimizer.zero_grad()
         sum(terms.values()).backward()
         optimizer.step()

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from danet.utils.dispatch import dispatch
 
 COMMANDS = {
-    "import": ("danet.data.importers", "bring a public format into COCO json and images"),
-    "split": ("danet.data.split", "divide a dataset by recording"),
-    "synthesize": ("danet.data.synthetic.synthesize", "make synthetic infrared scenes"),
+    "import": ("danet.data.importers", "convert a public dataset format to a COCO json and images"),
+    "split": ("danet.data.split", "split a dataset by recording"),
+    "synthesize": ("danet.data.synthetic.synthesize", "generate synthetic infrared scenes"),
     "inspect": ("danet.data.inspect", "count, draw and check datasets, and find leakage between them"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command named by the first word."""
+    """Runs the command that the first argument names."""
     return dispatch("danet data", COMMANDS, argv)
 
 

@@ -1,4 +1,4 @@
-"""A dataset on disk is one COCO json: reading it into arrays, checked, and writing it."""
+"""Reads, checks and writes COCO jsons, the format of all datasets on disk."""
 
 import os
 import sys
@@ -11,17 +11,30 @@ import numpy as np
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, write_json
 
-# Pixels by which a box may leave its image before it is worth a warning: sums of rounded decimals.
-TOLERANCE = 0.01
+CLIP_TOLERANCE_PIXELS = 0.01
+"""A box that is clipped by at most this much gives no warning: rounded coordinates cause such differences."""
 
 
 @dataclass(eq=False)
 class ImageRecord:
     """One image with its annotations.
 
-    ``boxes`` are float32 ``[M, 4]`` corners (x0, y0, x1, y1) in pixels, where pixel i covers [i, i+1);
-    ``names`` holds the category of each, ``ignore`` (bool ``[M]``) marks regions that count neither way.
-    ``recording`` is the unit of leakage: images of one recording never belong on both sides of a split.
+    Attributes:
+        path: the image file.
+        width, height: size of the image in pixels.
+        boxes: float32 ``[M, 4]`` (x0, y0, x1, y1) in pixels; pixel i covers [i, i + 1).
+        names: category of each box.
+        ignore: bool ``[M]``, True for an ignore region, in which detections count neither as true nor as false
+            positives and nothing is trained.
+        video: name of the video that the image is a frame of.
+        frame: frame number in the video, from 0.
+        recording: name of the recording; a split must not divide it, because its images look nearly the same.
+
+    Example:
+        >>> boxes = np.array([[10, 10, 22, 18]], np.float32)
+        >>> record = ImageRecord(Path("a.png"), 64, 48, boxes, ["drone"], np.array([False]), recording="flight 1")
+        >>> record.group
+        'flight 1'
     """
 
     path: Path
@@ -34,10 +47,26 @@ class ImageRecord:
     frame: int | None = None
     recording: str | None = None
 
+    @property
+    def group(self) -> str:
+        """Name of the images that a split keeps together: the recording, else the video, else the image's path."""
+        return self.recording or self.video or str(self.path)
+
 
 @dataclass(eq=False)
 class CocoDataset:
-    """A loaded json. ``warnings`` has one line for each box that was dropped or clipped."""
+    """The content of a COCO json.
+
+    Attributes:
+        path: the json, absolute.
+        records: its images in the order of the file.
+        categories: names of all categories in the order of the file.
+        warnings: one line for each box that was dropped or clipped.
+
+    Example:
+        >>> CocoDataset(Path("train.json"), records=[], categories=["drone", "bird"]).warnings
+        []
+    """
 
     path: Path
     records: list[ImageRecord]
@@ -46,13 +75,27 @@ class CocoDataset:
 
 
 def load_coco(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> CocoDataset:
-    """Reads a COCO json, or a folder that holds ``annotations.json`` or exactly one json.
+    """Reads a COCO json and checks it.
 
-    ``file_name`` is relative to the folder ``images``, by default the json's own; ``video``, ``frame``
-    and ``recording`` of an image are optional. Boxes without area are dropped, boxes that leave the image
-    are clipped (dropped where nothing remains), each with a warning. Anything else that is wrong (a number
-    that is not finite, an unknown image or category, an id used twice, a missing image file) is a UserError
-    naming the place.
+    In addition to the standard keys, an image may have ``video``, ``frame`` and ``recording``, see ``ImageRecord``. An
+    annotation with ``iscrowd`` becomes an ignore region. A box without area or outside the image is dropped, and a box
+    partly outside is clipped, each with a line in ``warnings``.
+
+    Args:
+        path: the json, or a folder that contains ``annotations.json`` or exactly one json.
+        images: folder that ``file_name`` is relative to; by default the folder of the json.
+
+    Raises:
+        UserError: if the file is missing or not a COCO json, a value is missing or has the wrong type, a box is not
+            finite or has a negative size, an id is used twice or refers to nothing, or an image file is missing.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "a.png"
+        >>> path.touch()
+        >>> record = ImageRecord(path, 64, 48, np.array([[10, 10, 22, 18]]), ["drone"], np.array([False]))
+        >>> write_coco(path.with_suffix(".json"), [record], ["drone"])
+        >>> load_coco(path.parent).records[0].boxes
+        array([[10., 10., 22., 18.]], dtype=float32)
     """
     path = _find_json(Path(path))
     content = read_json(path)
@@ -93,9 +136,16 @@ def load_coco(path: str | os.PathLike, *, images: str | os.PathLike | None = Non
 
 
 def write_coco(path: str | os.PathLike, records: Sequence[ImageRecord], categories: Sequence[str]) -> None:
-    """Writes the records as COCO json, atomically, coordinates rounded to 1/1000 pixel.
+    """Writes records as a COCO json; the file is replaced only when it is complete.
 
-    Image paths are stored relative to the json's folder. Ids count from 1 in the order given.
+    Coordinates are rounded to 1/1000 pixel, image paths are relative to the folder of the json, and ids count from 1 in
+    the given order. An ignore region is written with ``iscrowd`` 1.
+
+    Raises:
+        UserError: if a box has a category that is not in ``categories``, or the file cannot be written.
+
+    Example:
+        >>> write_coco(getfixture("tmp_path") / "empty.json", records=[], categories=["drone"])
     """
     path = Path(path).absolute()
     folder = os.path.realpath(path.parent)
@@ -126,18 +176,19 @@ def write_coco(path: str | os.PathLike, records: Sequence[ImageRecord], categori
 
 
 def _find_json(path: Path) -> Path:
-    """The json meant by a file or folder, absolute and without symbolic links."""
+    """Finds the json of a file or folder; returns an absolute path without symbolic links."""
     if path.is_dir():
         found = sorted(path.glob("*.json"))
         preferred = path / "annotations.json"
         if preferred not in found and len(found) != 1:
             names = ", ".join(item.name for item in found[:5]) or "none"
-            raise UserError(f"{path}: a folder must hold annotations.json or exactly one json (found: {names})")
+            raise UserError(f"{path}: a folder must contain annotations.json or exactly one json (found: {names})")
         path = preferred if preferred in found else found[0]
     return path.resolve()
 
 
 def _key(place: str, item: dict, name: str) -> int | str:
+    """Returns the id ``item[name]``, which must be an integer or a string."""
     value = item.get(name)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise UserError(f"{place}: {name} is {'missing' if value is None else f'{value!r}, not an id'}")
@@ -169,7 +220,7 @@ def _read_images(path: Path, items: list[dict], folder: Path) -> dict[object, Im
             raise UserError(f"{place}: id {key!r} is used twice")
         for side in ("width", "height"):
             if isinstance(item.get(side), bool) or not isinstance(item.get(side), int) or item[side] <= 0:
-                raise UserError(f"{place}: {side} must be a positive whole number, got {item.get(side)!r}")
+                raise UserError(f"{place}: {side} must be a positive integer, got {item.get(side)!r}")
         for extra, kind in (("video", str), ("frame", int), ("recording", str)):
             if item.get(extra) is not None and not isinstance(item[extra], kind):
                 raise UserError(f"{place}: {extra} must be {kind.__name__}, got {item[extra]!r}")
@@ -191,11 +242,11 @@ def _read_images(path: Path, items: list[dict], folder: Path) -> dict[object, Im
 
 
 def _read_box(place: str, bbox: object, record: ImageRecord) -> tuple[list[float] | None, str | None]:
-    """COCO's x, y, width, height to corners inside the image, and a warning where that changed the box."""
+    """Converts x, y, width, height to corners (None: dropped) and clips them; the warning says what was changed."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(v) in (int, float) for v in bbox):
         raise UserError(f"{place}: bbox must be four numbers, got {bbox!r}")
     x, y, w, h = bbox
-    # Not math.isfinite, which cannot take JSON's integers of hundreds of digits.
+    # Compare with the largest float: math.isfinite fails on integers of hundreds of digits, which JSON allows.
     if not all(abs(v) <= sys.float_info.max for v in bbox) or w < 0 or h < 0:
         problem = "a negative size" if w < 0 or h < 0 else "a number that is not finite"
         raise UserError(f"{place}: bbox {bbox} has {problem} ({record.path.name})")
@@ -206,4 +257,4 @@ def _read_box(place: str, bbox: object, record: ImageRecord) -> tuple[list[float
         return None, f"box {bbox} is outside the image ({record.width} x {record.height}), dropped"
     moved = max(abs(a - b) for a, b in zip(corners, (x, y, x + w, y + h), strict=True))
     warning = f"box {bbox} reaches outside the image ({record.width} x {record.height}), clipped"
-    return corners, warning if moved > TOLERANCE else None
+    return corners, warning if moved > CLIP_TOLERANCE_PIXELS else None

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
-from danet.data.leakage import BITS, average_hash, find_leakage
+from danet.data.leakage import HASH_BITS, average_hash, find_leakage
 from danet.utils import cli
 from danet.utils.drawing import contact_sheet, draw_boxes
 from danet.utils.errors import UserError
@@ -149,7 +149,7 @@ def check_masks(dataset: CocoDataset) -> list[str]:
 
 def read_all(dataset: CocoDataset, warnings: list[str], quiet: bool = False) -> np.ndarray:
     """Hashes ``[N, 1024]`` of all images; adds a warning for each that is broken or does not fit the json."""
-    hashes = np.zeros((len(dataset.records), BITS), np.int8)
+    hashes = np.zeros((len(dataset.records), HASH_BITS), np.int8)
     for index, item in enumerate(track(dataset.records, f"reading {dataset.path.name}", quiet=quiet)):
         try:
             image = read_image(item.path)

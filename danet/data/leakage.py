@@ -1,4 +1,4 @@
-"""Finding pictures that lie on both sides of a split: the same file, clip or recording, or nearly the same frame."""
+"""Finds leakage between datasets: the same image file, video or recording, or nearly identical images."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -9,12 +9,12 @@ import numpy as np
 
 from danet.data.coco_dataset import CocoDataset, ImageRecord
 
-SIDE = 32
-BITS = SIDE * SIDE
+HASH_SIDE = 32
+HASH_BITS = HASH_SIDE * HASH_SIDE
 
 
 class NearPair(NamedTuple):
-    """Image ``a`` of one dataset and its nearest image ``b`` of another; ``distance`` in bits of BITS."""
+    """Index ``a`` of an image of one dataset, index ``b`` of its nearest image in another, and the differing bits."""
 
     a: int
     b: int
@@ -22,25 +22,44 @@ class NearPair(NamedTuple):
 
 
 def average_hash(image: np.ndarray) -> np.ndarray:
-    """int8 ``[1024]`` of 1 and -1: which cells of a 32 x 32 reduction are brighter than their median.
+    """Computes the average hash of an image: which cells of its reduction to 32 x 32 are brighter than their median.
 
-    On the Svanstrom videos, frames of one clip that are 0.1 s apart differ by 3 bits (median; four of five
-    by at most 7), frames of clips with other views by 33 and more. Zeros, which resemble nothing, for an image
-    without any contrast.
+    On the Svanstrom videos, frames of one video that are 0.1 s apart differ by 3 bits (median; 80 % by at most 7), and
+    frames of videos with different views by at least 33 bits.
+
+    Args:
+        image: ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16.
+
+    Returns:
+        int8 ``[1024]`` of 1 (brighter) and -1; zeros, which are near to no hash, for an image without contrast.
+
+    Example:
+        >>> average_hash(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).tolist()[::300]
+        [-1, -1, 1, 1]
     """
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
     if grey.min() == grey.max():
-        return np.zeros(BITS, np.int8)
-    cells = cv2.resize(grey.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA).reshape(-1)
+        return np.zeros(HASH_BITS, np.int8)
+    cells = cv2.resize(grey.astype(np.float32), (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA).reshape(-1)
     return np.where(cells > np.median(cells), 1, -1).astype(np.int8)
 
 
 def near_pairs(a: np.ndarray, b: np.ndarray, distance: int) -> list[NearPair]:
-    """For each hash of ``a`` ``[A, 1024]`` its nearest of ``b`` ``[B, 1024]``, if at most ``distance`` bits differ."""
+    """Finds for each hash of ``a`` the nearest hash of ``b``, if at most ``distance`` bits differ.
+
+    Args:
+        a, b: hashes ``[A, 1024]`` and ``[B, 1024]``.
+        distance: maximum number of differing bits.
+
+    Example:
+        >>> hashes = np.ones((2, HASH_BITS), np.int8)
+        >>> near_pairs(hashes[:1], hashes, distance=12)
+        [NearPair(a=0, b=0, distance=0)]
+    """
     pairs = []
     other = b.T.astype(np.float32)
     for start in range(0, len(a) if len(b) else 0, 256):
-        differing = (BITS - a[start : start + 256].astype(np.float32) @ other) / 2
+        differing = (HASH_BITS - a[start : start + 256].astype(np.float32) @ other) / 2
         nearest = differing.argmin(axis=1)
         for row, column in enumerate(nearest.tolist()):
             if differing[row, column] <= distance:
@@ -49,7 +68,16 @@ def near_pairs(a: np.ndarray, b: np.ndarray, distance: int) -> list[NearPair]:
 
 
 def find_leakage(datasets: Sequence[CocoDataset], hashes: Sequence[np.ndarray] | None, distance: int) -> list[str]:
-    """One line for each kind of leakage between each two datasets; ``hashes`` ``[N, 1024]`` of each, if known."""
+    """Finds leakage between each pair of datasets.
+
+    Args:
+        datasets: the datasets to compare.
+        hashes: average hashes ``[N, 1024]`` of the images of each dataset; None compares no images.
+        distance: maximum number of differing bits of nearly identical images.
+
+    Returns:
+        One line for each kind of leakage and pair of datasets.
+    """
     lines = []
     for first, second in combinations(range(len(datasets)), 2):
         a, b = datasets[first], datasets[second]
@@ -69,10 +97,10 @@ def find_leakage(datasets: Sequence[CocoDataset], hashes: Sequence[np.ndarray] |
 
 
 def _name(record: ImageRecord) -> str:
-    """The file, with its folder: frames of different clips are often called the same."""
+    """Returns the name of the image file with its folder: frames of different videos often have the same name."""
     return f"{record.path.parent.name}/{record.path.name}"
 
 
-def _some(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: Sequence[str], limit: int = 4) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,8 +1,8 @@
-"""Training samples: several datasets as one, augmentation, batches, and the order they come in.
+"""Training data: the dataset of samples, the sampler that orders them, and the loader of batches.
 
-A sample depends on (seed, epoch, index) alone and the order on (seed, epoch) alone, never on a worker
-process or on what was loaded before. So a run can be continued at any step, split over any number of
-processes, and still see the same data.
+A sample depends only on (seed, epoch, index), and the order of an epoch only on (seed, epoch), but not on the worker
+process or on earlier samples. A run therefore sees the same data if it resumes at any step or uses another number of
+processes.
 """
 
 import hashlib
@@ -19,49 +19,56 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from danet.data.class_map import rename
+from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import ImageRecord, load_coco
 from danet.data.normalize import intensity_range, normalize
-from danet.data.records import Records
-from danet.data.scales import Bucket
+from danet.data.scales import ScaleBucket
+from danet.data.shared_records import SharedRecords
 from danet.data.transforms import Annotated, Augmentation, cut, vary_frame
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
 from danet.utils.malloc import trim_malloc
 
 DISTRACTOR = -1
+"""Label of a box whose category is not a class of the model."""
 MINIMUM_SIZE = 64
+"""Minimum height and width of a batch in pixels: smaller ones give batch norm too few positions in the last stage."""
 
 
 @dataclass
 class DataSource:
-    """A COCO dataset as a part of the training set."""
+    """A COCO dataset that is a part of the training set.
+
+    Example:
+        >>> DataSource("train.json", weight=0.5, class_map={"uav": "drone"}).weight
+        0.5
+    """
 
     path: str
-    """COCO json, or a folder that holds annotations.json or exactly one json."""
+    """COCO json, or a folder that contains annotations.json or exactly one json."""
 
     weight: float = 1.0
-    """How often an epoch shows each image of this dataset: 1 once, 2 twice, 0.5 every other epoch or so."""
+    """Average number of times that an epoch shows each image of this dataset: with 0.5, an epoch shows half of them."""
 
     class_map: dict[str, str] = field(default_factory=dict)
-    """New names of categories; those renamed to "ignore" become regions that count neither way."""
+    """New names of categories; boxes of a category that is renamed to "ignore" become ignore regions."""
 
 
 class Sample(NamedTuple):
-    """One image as the network sees it, and what is on it."""
+    """One image as the network sees it, and its boxes."""
 
     image: Tensor
-    """float32 [C, H, W], normalised."""
+    """float32 [C, H, W], output of ``normalize``."""
     boxes: Tensor
     """float32 [M, 4] (x0, y0, x1, y1) in pixels."""
     labels: Tensor
-    """int64 [M], index of the class, or -1 for a distractor."""
+    """int64 [M], index of the class, or DISTRACTOR (-1)."""
     ignore: Tensor
-    """bool [M], regions in which nothing is learned."""
+    """bool [M], True for ignore regions."""
 
 
 class Batch(NamedTuple):
-    """N samples: images padded to one size, the rest as lists over the images."""
+    """N samples: images padded to a common size, and lists with one tensor per image."""
 
     images: Tensor
     """float32 [N, C, H, W]."""
@@ -70,13 +77,21 @@ class Batch(NamedTuple):
     ignore: list[Tensor]
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on ``device``."""
+        """Copies the batch to ``device``."""
         rest = ([t.to(device, non_blocking=True) for t in tensors] for tensors in self[1:])
         return Batch(self.images.to(device, non_blocking=True), *rest)
 
 
 def load_source(source: DataSource | str) -> list[ImageRecord]:
-    """Reads a dataset and applies its class map. A bare path stands for a source without one."""
+    """Reads a dataset and applies its class map.
+
+    Args:
+        source: a path stands for ``DataSource(path)``.
+
+    Raises:
+        UserError: if the dataset cannot be read or has no images, if the weight is negative or not finite, or if the
+            class map contains a category that the dataset does not have.
+    """
     if isinstance(source, str):
         source = DataSource(source)
     if not 0 <= source.weight < float("inf"):
@@ -87,25 +102,52 @@ def load_source(source: DataSource | str) -> list[ImageRecord]:
     unknown = [name for name in source.class_map if name not in dataset.categories]
     if unknown:
         known = ", ".join(dataset.categories)
-        raise UserError(f"{dataset.path}: class_map renames {unknown[0]!r}, which is no category (there are: {known})")
-    return [rename(record, source.class_map) for record in dataset.records]
+        raise UserError(f"{dataset.path}: class_map renames {unknown[0]!r}, which is not a category (it has: {known})")
+    return [apply_class_map(record, source.class_map) for record in dataset.records]
+
+
+def _select(
+    source: DataSource | str, records: Sequence[ImageRecord], bucket: ScaleBucket, augmentation: Augmentation
+) -> list[ImageRecord]:
+    """Selects the images that the bucket accepts."""
+    accepted = [record for record in records if bucket.accepts(record, augmentation.scale)]
+    if not accepted:
+        path = source if isinstance(source, str) else source.path
+        raise UserError(
+            f"{path}: no image has a {bucket.target} of scale {bucket}; choose another scale or other edges"
+        )
+    return accepted
 
 
 class DetectionDataset(Dataset):
-    """Several sources as one set of samples.
+    """A map-style dataset of the augmented images of several sources.
 
-    ``dataset[epoch, index]`` is a ``Sample``. An index counts images over all sources; beyond the last
-    image it starts over, so that repetitions of an image within an epoch are augmented differently.
-    ``dataset[index]`` is the image in epoch 0, and an IndexError beyond the last image.
+    ``dataset[epoch, index]`` is a ``Sample``. The index counts the images of all sources; beyond the last image it
+    starts again at the first one with another augmentation, so that an epoch can repeat images. ``dataset[index]`` is
+    the sample of epoch 0; here, an index beyond the last image raises IndexError.
 
     Args:
-        sources: where the images come from. A category that is not among ``classes`` is a distractor.
-        classes: names of the model's classes; each must have a box in some source of a weight above 0.
-        channels: channels of the network's input.
-        augmentation: how samples are varied.
-        seed: of the augmentation.
-        cache_bytes: decoded images are kept in memory until they fill this much.
-        bucket: take the images and boxes of one scale, see ``Bucket``; None takes all.
+        sources: the datasets. Boxes of a category that is not in ``classes`` get the label DISTRACTOR.
+        classes: names of the model's classes.
+        channels: channels of the network's input, 1 or 3.
+        augmentation: random changes of the samples; None changes nothing.
+        seed: seed of the augmentation.
+        cache_bytes: maximum memory for decoded images, which are kept for the next epochs.
+        bucket: use only the images and boxes of one scale; None uses all.
+
+    Raises:
+        UserError: if a source cannot be read (see ``load_source``), if no image of a source is in the bucket, or if a
+            class has no box in a source with a weight above 0. From ``dataset[...]``: if an image cannot be read, or
+            its size differs from the json.
+
+    Example:
+        >>> from danet.data.coco_dataset import write_coco
+        >>> path = getfixture("tmp_path") / "a.png"
+        >>> _ = cv2.imwrite(str(path), np.zeros((48, 64), np.uint8))
+        >>> record = ImageRecord(path, 64, 48, np.array([[10, 10, 22, 18]]), ["drone"], np.array([False]))
+        >>> write_coco(path.with_suffix(".json"), [record], ["drone"])
+        >>> DetectionDataset([str(path.parent)], ["drone"])[0].boxes
+        tensor([[10., 10., 22., 18.]])
     """
 
     def __init__(
@@ -117,7 +159,7 @@ class DetectionDataset(Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         cache_bytes: int = 0,
-        bucket: Bucket | None = None,
+        bucket: ScaleBucket | None = None,
     ) -> None:
         self.classes = list(classes)
         self.channels = channels
@@ -125,7 +167,8 @@ class DetectionDataset(Dataset):
         self.bucket = bucket
         loaded = [load_source(source) for source in sources]
         if bucket is not None:
-            loaded = [self._taken(source, records, bucket) for source, records in zip(sources, loaded, strict=True)]
+            pairs = zip(sources, loaded, strict=True)
+            loaded = [_select(source, records, bucket, self.augmentation) for source, records in pairs]
         self.sizes = [len(records) for records in loaded]
         self.weights = [1.0 if isinstance(source, str) else source.weight for source in sources]
         self.seed = seed
@@ -135,16 +178,14 @@ class DetectionDataset(Dataset):
         self._shown = np.flatnonzero(np.repeat(np.array(self.weights) > 0, self.sizes))
         shown = (r for records, weight in zip(loaded, self.weights, strict=True) if weight > 0 for r in records)
         present = {name for r in shown for name, skip in zip(r.names, r.ignore, strict=True) if not skip}
-        self.records = Records(itertools.chain.from_iterable(loaded))
-        del loaded, shown
-        trim_malloc()  # before loader processes inherit it
+        self.records = SharedRecords(itertools.chain.from_iterable(loaded))
         missing = [name for name in self.classes if name not in present]
         if missing:
             known = ", ".join(sorted(present)) or "no boxes"
             raise UserError(f"model.classes: the training data has no box named {missing[0]!r} (it has: {known})")
 
     def __len__(self) -> int:
-        """Images in all sources."""
+        """Returns the number of images in all sources."""
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
@@ -161,27 +202,19 @@ class DetectionDataset(Dataset):
         )
 
     def fingerprint(self) -> str:
-        """Changes with the images' names, their annotations, the sources' order and weights."""
+        """Returns a text that changes with the names, order, annotations and weights of the images."""
         digest = hashlib.sha256(repr((self.sizes, self.weights)).encode())
         for r in self.records:
             digest.update(repr((r.path.name, r.width, r.height, r.names)).encode())
             digest.update(r.boxes.tobytes() + r.ignore.tobytes())
         return f"{len(self)} images, {digest.hexdigest()[:12]}"
 
-    def _taken(self, source: DataSource | str, records: Sequence[ImageRecord], bucket: Bucket) -> list[ImageRecord]:
-        """The images of the bucket."""
-        taken = [record for record in records if bucket.takes(record, self.augmentation.scale)]
-        if not taken:
-            path = source if isinstance(source, str) else source.path
-            raise UserError(f"{path}: every image shows a {bucket.target}, none of them {bucket}")
-        return taken
-
     def _cut(self, frame: Annotated, rng: np.random.Generator) -> Annotated:
         if self.bucket is None:
             return cut(frame, rng, self.augmentation)
         target = self.classes.index(self.bucket.target)
-        sample = cut(frame, rng, self.bucket.narrow(frame, frame.labels == target, self.augmentation, rng))
-        other = (sample.labels == target) & ~self.bucket.holds(sample.boxes)
+        sample = cut(frame, rng, self.bucket.limit_scale(frame, frame.labels == target, self.augmentation, rng))
+        other = (sample.labels == target) & ~self.bucket.contains(sample.boxes)
         return sample._replace(ignore=sample.ignore | other)
 
     def _checked(self, index: int) -> int:
@@ -203,7 +236,7 @@ class DetectionDataset(Dataset):
             stored = f"{image.shape[1]} x {image.shape[0]}"
             raise UserError(f"{record.path}: is {stored} pixels, its json says {record.width} x {record.height}")
         if self.channels == 1 and image.ndim == 3:
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)  # before augmentation, which then has a third of the work
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)  # one channel makes the augmentation three times as fast
         if self.cache_bytes >= image.nbytes:
             self.cache_bytes -= image.nbytes
             self._cache[index] = image
@@ -211,11 +244,15 @@ class DetectionDataset(Dataset):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pads the images at the right and bottom with 0, the normalised median, to the largest of the batch.
+    """Makes a batch: pads images at the right and bottom to the largest height and width, at least MINIMUM_SIZE.
 
-    At least to MINIMUM_SIZE: on less, the deepest stage has too few positions for batch norm.
-    Each process pads to the largest image of its own part of the batch, so that several processes do
-    exactly what one does only with images of one size, such as crops.
+    The padding is 0, the median of a normalized image. In distributed training each process pads its own part of the
+    batch; the result equals that of a single process only if all images have one size, as crops do.
+
+    Example:
+        >>> empty = torch.zeros(0)
+        >>> collate([Sample(torch.ones(1, 70, 90), empty, empty, empty)] * 2).images.shape
+        torch.Size([2, 1, 70, 90])
     """
     height, width = (max(MINIMUM_SIZE, *(s.image.shape[axis] for s in samples)) for axis in (1, 2))
     images = torch.zeros(len(samples), samples[0].image.shape[0], height, width)
@@ -225,18 +262,28 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """The batches of all epochs, as lists of (epoch, index) for ``DetectionDataset``.
+    """A batch sampler for ``DetectionDataset``: yields the batches of all epochs as lists of (epoch, index).
 
-    An epoch shows ``round(weight * size)`` images of every source in an order that only seed and epoch
-    decide, cut into batches of exactly ``batch`` images: the last incomplete batch is left out, and
-    fewer images than a batch are repeated. Rank r of W takes every W-th image of a batch from the r-th
-    on, so that the ranks' parts make up the batch of a single process.
+    An epoch shows ``round(weight * size)`` images of every source, in a random order that depends only on seed and
+    epoch. Every batch has exactly ``batch`` images: the last incomplete batch of an epoch is left out, and an epoch of
+    fewer images than a batch repeats them. In distributed training, rank r of W takes the images r, r + W, r + 2W, ...
+    of each batch.
 
     Args:
-        sizes, weights: of the sources, see ``DataSource``.
-        batch: images a step over all ranks, a multiple of ``world_size``.
-        epochs: how many to produce.
-        start_step: batches already done, counted from the start of epoch 0.
+        sizes: number of images of each source.
+        weights: weight of each source, see ``DataSource``.
+        batch: global batch size, images per step over all ranks.
+        epochs: number of epochs.
+        seed: seed of the order.
+        rank, world_size: this process and the number of processes.
+        start_step: number of batches to skip when a run resumes, counted from the start of epoch 0.
+
+    Raises:
+        UserError: if all weights together give no image, or ``batch`` is not a positive multiple of ``world_size``.
+
+    Example:
+        >>> list(EpochSampler([4], [1.0], batch=2, epochs=1))
+        [[(0, 3), (0, 1)], [(0, 0), (0, 2)]]
     """
 
     def __init__(
@@ -277,7 +324,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             first_batch = 0
 
     def order(self, epoch: int) -> np.ndarray:
-        """Image indices of all batches of an epoch, int64 ``[steps_per_epoch, batch]``."""
+        """Returns the image indices of all batches of an epoch, int64 ``[steps_per_epoch, batch]``."""
         rng = np.random.default_rng([self.seed, epoch])
         total = sum(self.sizes)
         chosen, offset = [], 0
@@ -293,10 +340,19 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 def make_loader(
     dataset: DetectionDataset, sampler: EpochSampler, *, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Yields the ``Batch`` of every step of ``sampler``, the same for any number of worker processes."""
+    """Makes a DataLoader that yields the ``Batch`` of every step; batches do not depend on the number of workers.
+
+    With worker processes, this process is prepared for their fork: OpenCV uses one thread from here on, and free heap
+    memory is returned to the system.
+
+    Args:
+        dataset, sampler: the samples and their order.
+        workers: number of worker processes; 0 loads in this process.
+        pin_memory: put batches into pinned memory for a faster copy to a GPU.
+    """
     if workers:
-        # A forked process waits forever for OpenCV's threads, which exist only in its parent.
-        cv2.setNumThreads(1)
+        cv2.setNumThreads(1)  # a forked process would wait forever for OpenCV's threads, which only its parent has
+        trim_malloc()  # workers inherit the heap
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -308,12 +364,12 @@ def make_loader(
 
 
 def _leave_signals_to_parent(_: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the parent finishes its step and then ends its workers."""
+    """Lets only the parent react to Ctrl-C, which a terminal sends to all processes; it ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def default_workers(processes: int = 1) -> int:
-    """Loader processes for each of ``processes`` training processes: none where cores are few, at most 8."""
+    """Returns the number of loader workers for each of ``processes`` training processes: 0 below 4 cores, at most 8."""
     cores = os.cpu_count() or 1
     return 0 if cores < 4 else min(8, cores // 2 // processes)

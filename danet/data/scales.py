@@ -1,4 +1,4 @@
-"""Scale buckets: targets are small, medium or large by the square root of their box's area (our decision)."""
+"""Scale buckets: a target is small, medium or large by the square root of its box's area (our decision)."""
 
 import dataclasses
 import math
@@ -14,27 +14,41 @@ from danet.utils.errors import UserError
 Scale = Literal["small", "medium", "large"]
 SCALES: tuple[Scale, ...] = ("small", "medium", "large")
 EDGES = (14.0, 18.0)
-"""In pixels; on the Svanstrom infrared videos they give the paper's proportions of the three scales."""
+"""Edges between the scales in pixels; on the Svanstrom videos they give the paper's proportions of the three scales."""
 
 
 def check_scale_edges(edges: Sequence[float]) -> None:
-    """Raises UserError unless the edges between small, medium and large are two ascending numbers of pixels."""
+    """Checks the edges between small, medium and large.
+
+    Raises:
+        UserError: unless the edges are two positive, finite, ascending numbers of pixels.
+    """
     if not 0 < edges[0] < edges[1] < math.inf:
         raise UserError(f"scale_edges must be two positive numbers of pixels, the smaller first, got {tuple(edges)}")
 
 
-class Bucket:
-    """The part of a training set that the teacher of one scale learns (section 3.2.1).
+class ScaleBucket:
+    """The part of a training set on which the teacher of one scale is trained (section 3.2.1 of the paper).
 
-    Sizes count as the network sees them, after augmentation; what is decided here about other boxes is our decision:
-    targets of another scale become ignore regions, neither taught nor taken for background. An image takes part if a
-    magnification that the augmentation allows brings one of its targets into the bucket, and is then magnified by one
-    of those; of the images without a target, all take part, since distractors are to be told apart at every scale.
+    Our decisions: The size of a target is measured after augmentation, as the network sees it. Targets of other scales
+    become ignore regions, so that they are neither positive nor background. An image is used if it has no target (its
+    distractors help at every scale), or if the augmentation can scale one of its targets into the bucket; it is then
+    scaled accordingly.
+
+    Paper: https://doi.org/10.1145/3581783.3612146
 
     Args:
-        scale: small (below the first edge), medium, or large (from the second edge on).
-        edges: pixels of sqrt(width * height).
-        target: name of the class that is sorted by size; boxes of other classes stay as they are.
+        scale: small (below the first edge), medium, or large (at least the second edge).
+        edges: the two edges, pixels of sqrt(width * height).
+        target: name of the class that is divided by size; boxes of other classes do not change.
+
+    Attributes:
+        low, high: the bucket holds sizes with low <= size < high, in pixels.
+
+    Example:
+        >>> bucket = ScaleBucket("medium", EDGES, "drone")
+        >>> str(bucket), bucket.contains(np.array([[0, 0, 15, 15], [0, 0, 40, 40]])).tolist()
+        ('medium (from 14 and below 18 pixels)', [True, False])
     """
 
     def __init__(self, scale: Scale, edges: Sequence[float], target: str) -> None:
@@ -48,29 +62,33 @@ class Bucket:
         below = "" if self.high == math.inf else f" and below {self.high:g}"
         return f"{self.scale} (from {self.low:g}{below} pixels)"
 
-    def takes(self, record: ImageRecord, magnification: tuple[float, float] = (1.0, 1.0)) -> bool:
-        """Whether an image takes part, given the smallest and the largest magnification."""
+    def accepts(self, record: ImageRecord, magnification: tuple[float, float] = (1.0, 1.0)) -> bool:
+        """Returns whether to train on an image; ``magnification`` is the range that the augmentation allows."""
         targets = _is(record.names, self.target) & ~record.ignore
-        sizes = _size(record.boxes[targets])
+        sizes = box_sizes(record.boxes[targets])
         return not targets.any() or bool(self._reached(sizes, magnification).any())
 
-    def restrict(self, record: ImageRecord) -> ImageRecord:
-        """The image with its targets of other scales as ignore regions, at its own size."""
-        other = _is(record.names, self.target) & ~self.holds(record.boxes)
+    def ignore_other_scales(self, record: ImageRecord) -> ImageRecord:
+        """Returns the record with its targets of other scales, measured without augmentation, as ignore regions."""
+        other = _is(record.names, self.target) & ~self.contains(record.boxes)
         return dataclasses.replace(record, ignore=record.ignore | other)
 
-    def holds(self, boxes: np.ndarray) -> np.ndarray:
-        """Which of ``[M, 4]`` boxes have this scale, bool ``[M]``."""
-        return self._reached(_size(boxes), (1.0, 1.0))
+    def contains(self, boxes: np.ndarray) -> np.ndarray:
+        """Returns which boxes ``[M, 4]`` have this scale, bool ``[M]``."""
+        return self._reached(box_sizes(boxes), (1.0, 1.0))
 
-    def narrow(
+    def limit_scale(
         self, frame: Annotated, targets: np.ndarray, options: Augmentation, rng: np.random.Generator
     ) -> Augmentation:
-        """``options`` with those magnifications that bring a random one of ``targets`` (bool ``[M]``) into the bucket.
+        """Limits the magnification to values that scale a randomly chosen target into the bucket.
 
-        As they are for a frame in which that is possible for none.
+        Args:
+            frame: image with M boxes.
+            targets: bool ``[M]``, which boxes are targets.
+            options: the augmentation; returned unchanged if no allowed magnification fits any target.
+            rng: source of randomness.
         """
-        sizes = _size(frame.boxes[targets & ~frame.ignore])
+        sizes = box_sizes(frame.boxes[targets & ~frame.ignore])
         sizes = sizes[self._reached(sizes, options.scale)]
         if not sizes.size:
             return options
@@ -79,6 +97,7 @@ class Bucket:
         return dataclasses.replace(options, scale=(low, high))
 
     def _reached(self, sizes: np.ndarray, magnification: tuple[float, float]) -> np.ndarray:
+        """Returns for which sizes some magnification of the range leads into the bucket."""
         return (sizes * magnification[0] < self.high) & (sizes * magnification[1] >= self.low)
 
 
@@ -86,5 +105,6 @@ def _is(names: Sequence[str], target: str) -> np.ndarray:
     return np.array([name == target for name in names], bool)
 
 
-def _size(boxes: np.ndarray) -> np.ndarray:
+def box_sizes(boxes: np.ndarray) -> np.ndarray:
+    """Returns the sizes sqrt(width * height) of boxes ``[M, 4]`` in pixels, float64 ``[M]``."""
     return np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64))

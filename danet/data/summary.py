@@ -1,4 +1,4 @@
-"""What a command that writes datasets says of them: a line for each json, and the same figures as JSON."""
+"""The summary that commands print and write for the datasets that they have written."""
 
 import os
 from collections import Counter
@@ -10,25 +10,34 @@ from danet.utils.errors import UserError
 from danet.utils.files import write_json
 
 
-def group_of(record: ImageRecord) -> str:
-    """What belongs together and is never divided: the recording, else the video, else the image itself."""
-    return record.recording or record.video or str(record.path)
-
-
-def report(
+def write_summary(
     written: Mapping[Path, Sequence[ImageRecord]],
     *,
     json: str | os.PathLike | None,
     quiet: bool,
     whole: Sequence[ImageRecord] | None = None,
 ) -> None:
-    """Prints and writes what the jsons hold; with ``whole`` also which part of its boxes."""
+    """Prints a line for each dataset, and writes the same counts as JSON.
+
+    Args:
+        written: json -> its records.
+        json: file for the counts; None writes none.
+        quiet: print nothing.
+        whole: the records that were split; each line then also states the share of their boxes.
+
+    Raises:
+        UserError: if ``json`` is one of the written datasets, or cannot be written.
+
+    Example:
+        >>> write_summary({Path("empty.json"): []}, json=None, quiet=False)
+        empty.json: 0 images (0 without boxes), no boxes
+    """
     total = count_boxes(whole or [])
-    figures = {}
+    counts = {}
     for path, records in written.items():
         boxes = count_boxes(records)
-        recordings, empty = len({group_of(item) for item in records}), sum(not item.names for item in records)
-        figures[str(path)] = {
+        recordings, empty = len({item.group for item in records}), sum(not item.names for item in records)
+        counts[str(path)] = {
             "images": len(records),
             "recordings": recordings,
             "images_without_boxes": empty,
@@ -42,10 +51,10 @@ def report(
             print(f"{path}: {len(records)} images{of} ({empty} without boxes), {listed}")
     if json is not None:
         if os.path.realpath(json) in map(os.path.realpath, written):
-            raise UserError(f"--json {json}: is the dataset itself")
-        write_json(json, figures)
+            raise UserError(f"--json {json}: is the dataset itself; give another file")
+        write_json(json, counts)
 
 
 def count_boxes(records: Sequence[ImageRecord]) -> Counter[str]:
-    """Boxes of each category."""
+    """Counts the boxes of each category, ignore regions included."""
     return Counter(name for item in records for name in item.names)

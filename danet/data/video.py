@@ -1,4 +1,4 @@
-"""Frames in from images, folders, videos and webcams; annotated videos out."""
+"""Reads frames from images, folders, videos, cameras and streams, and writes videos."""
 
 import contextlib
 import os
@@ -19,26 +19,34 @@ from danet.utils.image_io import read_image, squeeze_grey, to_display
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp"})
 DEFAULT_FPS = 25.0
-RETURN = 30.0
-"""Seconds that a camera may be away; RETRY of them between attempts to open it."""
-RETRY = 0.5
-RESERVE = 16 << 20
-"""Bytes left free on a disk: a video is finished while there is room for its index."""
+"""Frames per second of a source that does not state its frame rate."""
+RECONNECT_TIMEOUT_S = 30.0
+"""How long to wait for a camera or stream that gives no frames."""
+RECONNECT_INTERVAL_S = 0.5
+"""Time between two attempts to open it again."""
+MIN_FREE_DISK_BYTES = 16 << 20
+"""Free space at which a video is finished, so that its index still fits on the disk."""
 
 
 class Frame(NamedTuple):
     """One image of a source."""
 
     name: str
-    """Path of the image or video, ``camera0`` for a webcam."""
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks a frame for
-    """Frame number in the video from 0; 0 for an image."""
+    """Path of the image or video, URL of the stream, or ``camera0`` for camera 0."""
+    index: int  # type: ignore[assignment]  # replaces tuple.index, which frames do not need
+    """Frame number in the video, from 0; 0 for an image."""
     image: np.ndarray
     """``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16."""
 
 
 class ImageFiles:
-    """The images of a folder in the order of their names, or a single image. Iterates over Frames."""
+    """An iterable of Frames from image files.
+
+    Attributes:
+        name: the source as the user gave it.
+        paths: the files in the order in which they are read.
+        total: number of images.
+    """
 
     def __init__(self, name: str, paths: Sequence[Path]):
         self.name = name
@@ -49,7 +57,11 @@ class ImageFiles:
         return len(self.paths)
 
     def check(self) -> None:
-        """Raises UserError naming the first image that cannot be decoded: better now than in an hour."""
+        """Decodes all images once, to find a broken one before a long run.
+
+        Raises:
+            UserError: for the first image that cannot be decoded.
+        """
         for path in self.paths:
             read_image(path)
 
@@ -59,16 +71,23 @@ class ImageFiles:
 
 
 class Video:
-    """A video file, a webcam or a stream. Iterates over Frames, once.
+    """An iterable of Frames from a video file, a camera or a stream; it can be iterated once.
 
-    A file that ends before the number of frames it announces gives what decodes. A camera that goes away is waited for,
-    up to RETURN seconds. Both are told in a line on stderr, and ``trouble`` says what is missing at the end.
+    If a file ends before the number of frames that its header states, iteration stops after the last frame that can be
+    decoded. If a camera or stream gives no frame, it is opened again for up to RECONNECT_TIMEOUT_S seconds. Each case
+    prints a line on stderr and sets ``trouble``.
+
+    Args:
+        source: path of a file, URL of a stream, or number of a camera.
 
     Attributes:
-        total: number of frames the file announces; None for a webcam or where it is unknown.
-        fps: frames a second; DEFAULT_FPS where it is unknown.
-        live: a webcam or a stream, which does not wait for whoever reads it.
-        trouble: why frames are missing; None if all came.
+        total: number of frames that the file states; None if it is unknown, as for a camera.
+        fps: frames per second; DEFAULT_FPS if it is unknown.
+        live: whether the source is a camera or stream, whose frames are lost if they are not read in time.
+        trouble: why frames are missing; None if none are.
+
+    Raises:
+        UserError: if the source cannot be opened or its first frame cannot be decoded.
     """
 
     def __init__(self, source: str | int):
@@ -97,7 +116,7 @@ class Video:
                 index += 1
                 image = self._read()
                 if image is None and self.live:
-                    image = self._come_back(index)
+                    image = self._reconnect(index)
         finally:
             self._capture.release()
         if self.total is not None and index < self.total:
@@ -108,27 +127,39 @@ class Video:
         found, image = self._capture.read()
         return image if found else None
 
-    def _come_back(self, index: int) -> np.ndarray | None:
-        """The next image of a camera or stream that gave none."""
-        print(f"{self.name}: no picture after frame {index - 1}, waiting {RETURN:.0f} s for it", file=sys.stderr)
-        gone = time.monotonic()
-        while time.monotonic() - gone < RETURN:
+    def _reconnect(self, index: int) -> np.ndarray | None:
+        """Opens a camera or stream again until it gives an image; None after RECONNECT_TIMEOUT_S seconds."""
+        last, seconds = f"frame {index - 1}", f"{RECONNECT_TIMEOUT_S:.0f} s"
+        print(f"{self.name}: no image after {last}, trying to reconnect for {seconds}", file=sys.stderr)
+        start = time.monotonic()
+        while time.monotonic() - start < RECONNECT_TIMEOUT_S:
             self._capture.release()
-            time.sleep(RETRY)
+            time.sleep(RECONNECT_INTERVAL_S)
             self._capture = cv2.VideoCapture(self._source)
             image = self._read() if self._capture.isOpened() else None
             if image is not None:
-                print(f"{self.name}: back after {time.monotonic() - gone:.1f} s", file=sys.stderr)
+                print(f"{self.name}: reconnected after {time.monotonic() - start:.1f} s", file=sys.stderr)
                 return image
-        self.trouble = f"gone after frame {index - 1}"
+        self.trouble = f"connection lost after {last}"
         print(f"{self.name}: {self.trouble}", file=sys.stderr)
         return None
 
 
 def open_source(source: str | os.PathLike) -> ImageFiles | Video:
-    """Opens an image, a folder of images, a video file, a stream (a URL) or, for a number that is no file, a webcam.
+    """Opens a source of frames.
 
-    Raises UserError naming the source if there is nothing to read.
+    Args:
+        source: an image, a folder of images (read in the order of their names), a video file, the URL of a stream, or
+            the number of a camera.
+
+    Raises:
+        UserError: if the source does not exist, cannot be opened, or is a folder without images.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> _ = cv2.imwrite(str(folder / "a.png"), np.zeros((48, 64), np.uint8))
+        >>> [frame.image.shape for frame in open_source(folder)]
+        [(48, 64)]
     """
     text = str(source)
     path = Path(text)
@@ -147,24 +178,33 @@ def open_source(source: str | os.PathLike) -> ImageFiles | Video:
 
 
 class DiskFullError(UserError):
-    """What was written up to here is kept."""
+    """The disk is full; the frames written so far are kept as a playable video."""
 
 
 class VideoWriter:
-    """Writes an MP4 video (codec mp4v) that appears under its name when the ``with`` block ends.
+    """Context manager that writes an MP4 video (codec mp4v); the file appears when the ``with`` block ends.
 
-    Ctrl-C and a full disk finish it too, so that what was recorded plays; any other exception leaves nothing behind.
-    The first frame sets size and colour (``[H, W]``: a grey video); frames of another size are letterboxed
-    to it. Odd sizes get one black row or column, since the codec would cut one off. Without a frame no
-    file is made.
+    The video is also kept after Ctrl-C (KeyboardInterrupt) and DiskFullError, and plays up to the last frame written.
+    After any other exception, or without a frame, no file is made.
+
+    The first frame determines the size of the video and whether it is grey (``[H, W]``) or colour. Frames of another
+    size are letterboxed. The codec needs even sizes: an odd one is padded with a black row or column.
 
     Args:
         path: the file, ending in ``.mp4``.
-        fps: frames a second.
+        fps: frames per second.
 
     Raises:
-        UserError: naming ``path``, if the codec or the file cannot be opened.
-        DiskFullError: from ``write``, with RESERVE bytes left.
+        UserError: from ``write``, if the codec or the file cannot be opened.
+        DiskFullError: from ``write``, if less than MIN_FREE_DISK_BYTES are free.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "video.mp4"
+        >>> with VideoWriter(path, fps=30) as video:
+        ...     for _ in range(3):
+        ...         video.write(np.zeros((48, 64), np.uint8))
+        >>> open_source(path).total
+        3
     """
 
     def __init__(self, path: str | os.PathLike, fps: float = DEFAULT_FPS):
@@ -180,13 +220,13 @@ class VideoWriter:
         return self
 
     def write(self, image: np.ndarray) -> None:
-        """Appends an image ``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16."""
+        """Appends an image ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16 (shown as ``to_display`` does)."""
         writer = self._writer or self._open(image)
-        if shutil.disk_usage(self.path.parent).free < RESERVE:
+        if shutil.disk_usage(self.path.parent).free < MIN_FREE_DISK_BYTES:
             raise DiskFullError(f"{self.path}: the disk is full; the video ends after {self.frames} frames")
         self.frames += 1
         picture = fit_picture(to_display(image), *self._size)
-        # As colour, the codec's rounding would tint grey frames.
+        # Write grey frames as grey: in a colour video, the codec's rounding would tint them.
         writer.write(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) if self._grey else picture)
 
     def __exit__(
@@ -212,7 +252,19 @@ class VideoWriter:
 
 
 def fit_picture(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Fits a BGR image into ``height`` x ``width``: shrunk if too large, never enlarged, centred on black."""
+    """Centres an image on a black canvas of the given size; a larger image is shrunk, a smaller one keeps its size.
+
+    Args:
+        image: uint8 ``[H, W, 3]`` (BGR).
+        height, width: size of the canvas in pixels.
+
+    Returns:
+        uint8 ``[height, width, 3]``; ``image`` itself if it has this size.
+
+    Example:
+        >>> fit_picture(np.full((100, 50, 3), 255, np.uint8), 40, 40).shape
+        (40, 40, 3)
+    """
     if image.shape[:2] == (height, width):
         return image
     factor = min(1.0, width / image.shape[1], height / image.shape[0])

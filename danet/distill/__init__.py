@@ -1,4 +1,8 @@
-"""Distillation from teachers of one scale each (section 3.2): ``Distiller`` and what it is made of."""
+"""Knowledge distillation from one teacher per target scale: SSKD, section 3.2 of the DANet paper.
+
+``Distiller`` (SSKD) sends images to the ``Teacher`` of their scale and compares features by one ``EADM`` per stage,
+which consists of ``EKEM``, ``UFP`` and APGM (``TPKS``, ``TPKI``). Paper: https://doi.org/10.1145/3581783.3612146
+"""
 
 from danet.distill.distiller import Distiller, route
 from danet.distill.eadm import EADM

@@ -1,4 +1,7 @@
-"""APGM: the student is given a part of the teacher's features before it is compared with the teacher."""
+"""APGM, Attentional Prior-Knowledge Guidance Module: adds selected teacher channels to the student's features.
+
+Section 3.2.2 and eq. 8 of the DANet paper (https://doi.org/10.1145/3581783.3612146).
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +10,23 @@ from danet.models.blocks import MBB
 
 
 class TPKS(nn.Module):
-    """Teacher Prior Knowledge Selection (section 3.2.2): the C/8 channels that an SE attention ranks highest.
+    """Teacher Prior Knowledge Selection (section 3.2.2): the C/8 channels with the highest SE attention.
 
-    They are chosen for each image, keep their order, and are multiplied by their SE weights, so that the attention
-    learns. SE (Hu et al., CVPR 2018): ``sigmoid(W_2 relu(W_1 GAP(F)))``, in float32, since ties would be broken by
-    chance.
+    The channels are selected for each image, keep their order, and are multiplied by their attention weights, through
+    which the attention receives gradients. SE is Squeeze-and-Excitation (https://arxiv.org/abs/1709.01507),
+    ``sigmoid(W_2 relu(W_1 GAP(F)))``, computed in float32: in half precision, equal weights would make the selection
+    arbitrary.
 
-    Shapes: ``[N, C, H, W] -> [N, selected, H, W]`` with ``selected`` = C // 8, at least one.
+    Args:
+        channels: C, channels of the teacher's map.
+        reduction: ratio of C to the hidden channels of SE, which are at least 4.
+
+    Shapes:
+        ``[N, C, H, W] -> [N, selected, H, W]`` with ``selected = max(C // 8, 1)``.
+
+    Example:
+        >>> TPKS(32)(torch.rand(2, 32, 8, 8)).shape
+        torch.Size([2, 4, 8, 8])
     """
 
     def __init__(self, channels: int, *, reduction: int = 16) -> None:
@@ -34,9 +47,18 @@ class TPKS(nn.Module):
 
 
 class TPKI(nn.Module):
-    """Teacher Prior Knowledge Integration (section 3.2.2): concatenation with the student's features and an MBB.
+    """Teacher Prior Knowledge Integration (section 3.2.2): concatenation with the student's features, then an MBB.
 
-    Shapes: student ``[N, C, H, W]``, prior ``[N, selected, H, W]`` -> ``[N, C, H, W]``.
+    Args:
+        channels: C, channels of the student's map and of the result.
+        selected: channels of the teacher that ``TPKS`` selects.
+
+    Shapes:
+        student ``[N, C, H, W]`` and prior ``[N, selected, H, W]`` -> ``[N, C, H, W]``.
+
+    Example:
+        >>> TPKI(32, 4)(torch.rand(2, 32, 8, 8), torch.rand(2, 4, 8, 8)).shape
+        torch.Size([2, 32, 8, 8])
     """
 
     def __init__(self, channels: int, selected: int) -> None:

@@ -1,4 +1,7 @@
-"""SSKD: three teachers, each for the images with targets of its scale."""
+"""SSKD, Scale-Specific Knowledge Distiller: every image is distilled from the teachers of its targets' scales.
+
+Section 3.2 of the DANet paper (https://doi.org/10.1145/3581783.3612146).
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,26 +14,41 @@ from danet.data.loader import Batch
 from danet.data.scales import EDGES, SCALES
 from danet.distill.eadm import EADM
 from danet.distill.teachers import Teacher
-from danet.models.danet import Output
+from danet.models import Output
 from danet.utils import distributed
 
 
 class Distiller(nn.Module):
-    """Scale-Specific Knowledge Distiller (section 3.2): a loss term with projections of its own.
+    """Scale-Specific Knowledge Distiller (section 3.2): a loss term, see ``danet.losses``.
 
-    An image goes to the teachers of the scales of its targets, in pixels as the network sees them, and to none if it
-    shows no target. A teacher without images does not run. The term is the EADM distance, as its mean over a teacher's
-    images, over the four stages, and over the teachers that have images.
+    An image is assigned to the teachers of the scales of its targets (see ``route``) and to none if it has no target.
+    Teachers without images do not run. The term is the ``EADM`` distance, averaged over the images of a teacher, over
+    the four stages, and over the teachers that have images.
 
-    Parameters and state are those of the EADMs; the teachers are no part of either.
+    ``parameters()`` and ``state_dict()`` hold the EADMs only, not the teachers.
 
     Args:
         widths: channels of the student's four maps.
-        teachers: by scale, at least one. An image whose scale has no teacher is taught by nobody.
-        weight: of the term (lambda_2 of eq. 10).
-        edges: between small, medium and large, in pixels of sqrt(width * height).
-        target: index of the class whose boxes decide.
+        teachers: the teacher of each scale ("small", "medium", "large"), at least one. Images of a scale without a
+            teacher are not distilled.
+        weight: weight of the term, lambda_2 of eq. 10.
+        edges: boundaries between small, medium and large targets: sqrt(width * height) of their boxes in pixels of the
+            network's input.
+        target: index of the class whose boxes determine the scale.
         literal: see ``EADM``.
+
+    Raises:
+        ValueError: there is no teacher, or one of an unknown scale.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> from danet.models import build_model
+        >>> student, network = (build_model(ModelConfig(name="danet_nano")) for _ in range(2))
+        >>> distiller = Distiller(student.widths, {"small": Teacher(network)})
+        >>> box, label, ignore = torch.tensor([[8.0, 8, 20, 18]]), torch.tensor([0]), torch.tensor([False])
+        >>> batch = Batch(torch.rand(1, 1, 64, 64), [box], [label], [ignore])
+        >>> distiller(student(batch.images), batch)["sskd"].shape
+        torch.Size([])
     """
 
     def __init__(
@@ -59,31 +77,53 @@ class Distiller(nn.Module):
         self.target = target
 
     def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        """The weighted term ``sskd`` for what the student computed for a batch; zero if no image is taught."""
+        """The weighted term ``sskd``, a float32 scalar; zero if no image of the batch has a teacher.
+
+        Args:
+            output: what the student returned for ``batch.images``.
+            batch: the images and their ground truth.
+        """
         routes = route(batch.boxes, batch.labels, batch.ignore, edges=self.edges, target=self.target)
-        # Gradients are averaged over processes: divided by the mean count, they are those of the whole batch.
+        # Gradients are averaged over processes later: dividing by the mean count makes them those of the whole batch.
         counts = distributed.mean(routes.sum(1).float())
         rows = {scale: row for row, scale in enumerate(SCALES) if scale in self.teachers and counts[row] > 0}
         total = output.features[0].new_zeros((), dtype=torch.float32)
         for scale, row in rows.items():
             chosen = routes[row].nonzero().squeeze(1)
-            if not len(chosen):  # another process has this teacher's images
+            if not len(chosen):  # only other processes have images for this teacher
                 continue
-            eadms: Any = self.eadms[scale]  # a ModuleList, which a ModuleDict does not say
+            eadms: Any = self.eadms[scale]  # a ModuleList; the type of ModuleDict's values is Module
             maps = self.teachers[scale](batch.images[chosen])
             for module, feature, target in zip(eadms, output.features, maps, strict=True):
                 distances = module(feature[chosen], target)
                 total = total + distances.sum() / (counts[row] * len(maps) * len(rows))
         return {"sskd": self.weight * total}
 
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of the teachers by their options' names. A run resumes only with the same teachers."""
+        return {f"distill.{scale} with the content": each.fingerprint() for scale, each in self.teachers.items()}
+
 
 def route(
     boxes: list[Tensor], labels: list[Tensor], ignore: list[Tensor], *, edges: Sequence[float], target: int
 ) -> Tensor:
-    """Which images show a target of which scale, bool ``[3, N]``.
+    """Assigns images to the scales of their targets.
 
     Args:
-        boxes, labels, ignore: of a ``Batch``.
+        boxes: float ``[M_i, 4]`` (x0, y0, x1, y1) in pixels for each of the N images, as in a ``Batch``.
+        labels: int64 ``[M_i]`` for each image. Only boxes of class ``target`` count.
+        ignore: bool ``[M_i]`` for each image. Ignore regions do not count.
+        edges: the smallest sqrt(width * height) of medium and of large targets, in pixels.
+        target: index of the target class.
+
+    Returns:
+        bool ``[3, N]``: whether image n has a small, medium or large target.
+
+    Example:
+        >>> boxes = [torch.tensor([[0.0, 0, 10, 10], [0, 0, 30, 30]])]  # 10 and 30 pixels
+        >>> labels, ignore = [torch.tensor([0, 0])], [torch.tensor([False, False])]
+        >>> route(boxes, labels, ignore, edges=(14, 18), target=0).tolist()
+        [[True], [False], [True]]
     """
     routes = torch.zeros(len(SCALES), len(boxes), dtype=torch.bool, device=boxes[0].device)
     bounds = torch.tensor(edges, device=boxes[0].device)

@@ -1,4 +1,7 @@
-"""EADM: how far one stage of the student is from the same stage of one teacher."""
+"""EADM, Element-wise Attentive Distillation Module: the distance between a student's and a teacher's stage.
+
+Section 3.2.2 and eqs. 8 and 9 of the DANet paper (https://doi.org/10.1145/3581783.3612146).
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,30 +10,39 @@ from danet.distill.apgm import TPKI, TPKS
 from danet.distill.ekem import EKEM
 from danet.models.ufp import UFP
 
-SILENT = 0.01
-"""A teacher's channel whose variance on an image is less than this part of the channels' mean counts for little."""
+VARIANCE_FLOOR = 0.01
+"""Added to the variance of every channel of the teacher, as a fraction of the mean variance over the channels of an
+image: channels that are nearly constant on an image are not amplified to unit variance."""
+EPSILON = 1e-5
+"""Added to every variance: keeps the gradient of a constant channel finite."""
 
 
 class EADM(nn.Module):
-    """Element-wise Attentive Distillation Module (section 3.2.2, eqs. 8-9) for one stage and one teacher.
+    """Element-wise Attentive Distillation Module (section 3.2.2, eqs. 8 and 9) for one stage and one teacher.
 
-    ``F_p = UFP(EKEM(F))`` of both, ``F_a = TPKI(F_p of the student, TPKS(F_p of the teacher))``, and the mean squared
-    difference of F_a and the teacher's F_p, both standardised channel by channel (see ``distance``).
+    With ``F_p = UFP(EKEM(F))`` for both networks and ``F_a = TPKI(F_p of the student, TPKS(F_p of the teacher))``, the
+    loss is the ``distance`` between F_a and the teacher's F_p.
 
-    The teacher's F_p does not learn (our decision): its EKEM stays at its start and its UFP at the identity, so that
-    the target is the teacher's own map, enhanced. Since the target is detached, gradients could come to it only by way
-    of TPKS, and these make it what TPKI guesses from C/8 of its channels: its rank falls, and a student whose features
-    are flat reaches the same distance as any other (docs/paper.md has the figures). ``literal=True`` lets both learn,
-    as eq. 8 is printed.
+    The teacher's branch is not trained (our decision): its EKEM keeps its initial weights and its UFP is the identity,
+    so the distillation target is the enhanced map of the teacher. The target is detached, so gradients would reach this
+    branch only through TPKS, and would make the target predictable from the C/8 channels that TPKS selects: its rank
+    drops, and a student with constant features reaches the same distance (measured in docs/paper.md). With
+    ``literal=True`` the branch is trained, as eq. 8 is printed.
 
-    Where the widths differ, a 1x1 convolution first brings the student's map to the teacher's width, so that the
-    knowledge to be learned stays whole (our decision; the paper's widths agree).
+    If the widths differ, a 1x1 convolution first maps the student's features to the teacher's width, so that no channel
+    of the teacher is lost (our decision; in the paper the widths agree).
 
     Args:
-        student: channels of the student's map. teacher: of the teacher's.
-        literal: the teacher's EKEM and UFP learn too.
+        student: channels of the student's map.
+        teacher: channels of the teacher's map.
+        literal: train EKEM and UFP of the teacher's branch as well.
 
-    Shapes: student ``[N, student, H, W]``, teacher ``[N, teacher, H, W]`` -> float32 ``[N]``, one distance an image.
+    Shapes:
+        student ``[N, student, H, W]`` and teacher ``[N, teacher, H, W]`` -> float32 ``[N]``, one distance per image.
+
+    Example:
+        >>> EADM(16, 32)(torch.rand(2, 16, 8, 8), torch.rand(2, 32, 8, 8)).shape
+        torch.Size([2])
     """
 
     def __init__(self, student: int, teacher: int, *, literal: bool = False) -> None:
@@ -47,29 +59,32 @@ class EADM(nn.Module):
         return distance(*self.project(student, teacher))
 
     def project(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """F_a of the student and F_p of the teacher, ``[N, teacher, H, W]`` both."""
+        """F_a of the student and F_p of the teacher, both ``[N, teacher, H, W]``."""
         student = self.project_student(self.enhance_student(self.adapter(student)))
         teacher = self.project_teacher(self.enhance_teacher(teacher))
         return self.integrate(student, self.select(teacher)), teacher
 
 
 def distance(augmented: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of standardised features, for each image; float32 also under autocast.
+    """Mean squared difference of standardized features for each image, in float32 also under autocast.
 
-    Every channel of an image is shifted and scaled to mean 0 and variance 1 over its positions, as in PKD (Cao et al.,
-    NeurIPS 2022), so that the distance is ``2 (1 - correlation)``: it does not depend on the scale of either side, and
-    features that shrink or lose channels gain nothing. Of the target, channels that are nearly constant on an image
-    are not blown up to the noise they hold. The target is detached: it cannot come to meet the student.
+    Every channel of an image is standardized to mean 0 and variance 1 over its positions, as in PKD
+    (https://arxiv.org/abs/2207.02039). The distance then is ``2 (1 - correlation)``: it does not depend on the scale of
+    either side, so the student cannot reduce it by shrinking its features. The target is detached.
 
-    Shapes: two ``[N, C, H, W]`` -> ``[N]``.
+    Args:
+        augmented: F_a of the student, ``[N, C, H, W]``.
+        target: F_p of the teacher, ``[N, C, H, W]``; see ``VARIANCE_FLOOR``.
+
+    Returns:
+        float32 ``[N]``.
     """
     with torch.autocast(augmented.device.type, enabled=False):
-        augmented = _standardise(augmented.float())
-        target = _standardise(target.detach().float(), SILENT)
+        augmented = _standardize(augmented.float())
+        target = _standardize(target.detach().float(), VARIANCE_FLOOR)
         return (augmented - target).square().mean(dim=(1, 2, 3))
 
 
-def _standardise(x: Tensor, silent: float = 0.0) -> Tensor:
+def _standardize(x: Tensor, variance_floor: float = 0.0) -> Tensor:
     variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
-    # The constant keeps a dead channel's gradient finite; features leave a batch norm, so that it is small.
-    return (x - mean) * (variance + silent * variance.mean(dim=1, keepdim=True) + 1e-5).rsqrt()
+    return (x - mean) * (variance + variance_floor * variance.mean(dim=1, keepdim=True) + EPSILON).rsqrt()

@@ -1,4 +1,7 @@
-"""EKEM: features are weighted, element by element, by what their neighbouring channels say at the same place."""
+"""EKEM, Element-wise Knowledge Enhancement Module: gates every feature by its neighboring channels.
+
+Section 3.2.2 of the DANet paper (https://doi.org/10.1145/3581783.3612146).
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +12,19 @@ from danet.ops import lcdc, lcdc_kernel_size
 class EKEM(nn.Module):
     """Element-wise Knowledge Enhancement Module (section 3.2.2): ``F_e = sigmoid(LCDC(F)) * F``.
 
-    LCDC has one kernel for all positions, so that the size of the images is free. It starts as the mean of the k
-    neighbouring channels (our decision): strong features are kept whole, weak ones halved.
+    LCDC (local cross-channel depth-wise convolution) uses one kernel of k weights for all positions, so images may have
+    any size. The kernel starts as the mean of k neighboring channels (our decision): strong features then pass
+    unchanged, and weak features are halved.
 
-    Shapes: ``[N, C, H, W] -> [N, C, H, W]``.
+    Args:
+        channels: C, channels of the map; they determine k, see ``danet.ops.lcdc_kernel_size``.
+
+    Shapes:
+        ``[N, C, H, W] -> [N, C, H, W]``.
+
+    Example:
+        >>> EKEM(32)(torch.rand(2, 32, 8, 8)).shape
+        torch.Size([2, 32, 8, 8])
     """
 
     def __init__(self, channels: int) -> None:

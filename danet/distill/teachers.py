@@ -1,36 +1,45 @@
-"""Teachers: frozen networks whose four feature maps a student learns from (section 3.2.1).
+"""Teachers: frozen networks whose four feature maps are the targets of distillation (section 3.2.1).
 
-The architectures ``teacher_small``, ``teacher_medium`` and ``teacher_large`` are rows of the tables in
-``danet.models.danet``; any other network with four maps at the strides 4 to 32 can teach as well.
+The architectures ``teacher_small``, ``teacher_medium`` and ``teacher_large`` are sizes of ``danet.config.ModelConfig``.
+Any other network with four maps at strides 4, 8, 16 and 32 can be a teacher as well.
 """
 
 import hashlib
+import os
 
 import torch
 from torch import Tensor, nn
 
 from danet.checkpoint import load_weights
 from danet.models import DANet
-from danet.models.blocks import channels_last
 from danet.utils.errors import UserError
+from danet.utils.memory_format import channels_last
 
 STRIDES = (4, 8, 16, 32)
-PROBE = 64  # pixels: the least side of a training image
+PROBE_SIDE = 64
+"""Side in pixels of the images that find out a network's maps; training images have at least this size."""
 
 
 class Teacher:
-    """A network that is only asked: in eval mode, without gradients, its parameters frozen.
+    """A frozen network in eval mode that runs without gradients.
 
-    It is no ``nn.Module``, so that nothing that walks over the student's modules trains, saves, or switches it.
+    It is not an ``nn.Module``: loops over the modules of a student or a ``Distiller`` neither train nor save it.
 
     Args:
-        network: a DANet, of which the backbone with fused blocks is used and which stays as it is; or any module that
-            maps images ``[N, channels, H, W]`` to a sequence of four maps ``[N, C_l, ceil(H / s), ceil(W / s)]``,
-            s = 4, 8, 16, 32, which is put into eval mode and frozen. It is taken where it is, device and type.
-        channels: of the images.
+        network: a DANet, whose backbone is copied and fused; or any module that maps images ``[N, channels, H, W]`` to
+            a sequence of four maps ``[N, C_l, ceil(H / s), ceil(W / s)]`` at the strides s = 4, 8, 16, 32. Such a
+            module is used itself, on its device and in its dtype: it is put into eval mode and frozen.
+        channels: channels of the images.
 
     Raises:
-        ValueError: the network gives something else.
+        ValueError: the network does not return four maps of these sizes.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> from danet.models import build_model
+        >>> teacher = Teacher(build_model(ModelConfig(name="danet_nano")))
+        >>> [list(feature.shape) for feature in teacher(torch.rand(1, 1, 64, 64))]
+        [[1, 16, 16, 16], [1, 32, 8, 8], [1, 64, 4, 4], [1, 128, 2, 2]]
     """
 
     def __init__(self, network: nn.Module, *, channels: int = 1) -> None:
@@ -41,11 +50,11 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Four maps of images ``[N, channels, H, W]``."""
+        """The four maps of images ``[N, channels, H, W]``."""
         return list(self.network(images))
 
     def fingerprint(self) -> str:
-        """Changes with any parameter or buffer."""
+        """A hash of all parameters and buffers, 12 hexadecimal digits."""
         digest = hashlib.sha256()
         for name, value in self.network.state_dict().items():
             digest.update(name.encode())
@@ -53,10 +62,11 @@ class Teacher:
         return digest.hexdigest()[:12]
 
     def _probe(self, channels: int) -> list[int]:
+        """The channels of the four maps, found by running the network once."""
         parameter = next(self.network.parameters(), next(self.network.buffers(), torch.zeros(())))
-        images = torch.zeros(2, channels, PROBE, PROBE, device=parameter.device)
+        images = torch.zeros(2, channels, PROBE_SIDE, PROBE_SIDE, device=parameter.device)
         maps = self(images)
-        expected = [(2, PROBE // stride, PROBE // stride) for stride in STRIDES]
+        expected = [(2, PROBE_SIDE // stride, PROBE_SIDE // stride) for stride in STRIDES]
         found = [(m.shape[0], *m.shape[2:]) if isinstance(m, Tensor) and m.ndim == 4 else None for m in maps]
         if found != expected:
             given = [list(m.shape) if isinstance(m, Tensor) else type(m).__name__ for m in maps]
@@ -67,8 +77,22 @@ class Teacher:
         return [m.shape[1] for m in maps]
 
 
-def load_teacher(path: str, *, channels: int, device: torch.device) -> Teacher:
-    """The teacher in a weights file of ``danet train``. Raises UserError naming the file."""
+def load_teacher(path: str | os.PathLike, *, channels: int, device: torch.device) -> Teacher:
+    """Loads a teacher from a weights file of ``danet train``.
+
+    Args:
+        path: the file.
+        channels: channels of the student's images.
+        device: where the teacher runs.
+
+    Raises:
+        UserError: the file is missing or holds no weights, or its network takes images with other channels.
+
+    Example:
+        >>> from danet.checkpoint import SHIPPED
+        >>> load_teacher(SHIPPED, channels=1, device=torch.device("cpu")).widths
+        [32, 64, 128, 256]
+    """
     network, _ = load_weights(path, device)
     if network.config.input_channels != channels:
         raise UserError(

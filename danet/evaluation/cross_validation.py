@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
-from danet.data.split import split_groups
+from danet.data.recording_split import split_by_recording
 from danet.evaluation.ablation import Result
 from danet.evaluation.comparison import Outcome
 from danet.utils.errors import UserError
@@ -48,11 +48,11 @@ def divide_into_folds(
     twice = [path for path, images in Counter(str(record.path.resolve()) for record in records).items() if images > 1]
     if twice:
         raise UserError(f"folds: {twice[0]} is there twice, in what is measured and in the training data")
-    parts = split_groups(records, [1 / count] * count, seed=0)
+    parts = split_by_recording(records, [1 / count] * count, seed=0)
     folds = []
     for index, val in enumerate(parts):
         rest = [record for other, part in enumerate(parts) if other != index for record in part]
-        train, tune = split_groups(rest, [1 - TUNING, TUNING], seed=0)
+        train, tune = split_by_recording(rest, [1 - TUNING, TUNING], seed=0)
         for wanted, found, use in ((classes, train, "train"), ([target], tune, "tune"), ([target], val, "measure")):
             names = {name for record in found for name in record.names}
             if lacking := [name for name in wanted if name not in names]:

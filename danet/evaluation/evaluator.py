@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from danet.data.class_map import rename
+from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
 from danet.evaluation.contact_sheets import ContactSheets
 from danet.evaluation.curves import thin_curves, write_curves
@@ -225,7 +225,7 @@ def select_images(data: CocoDataset, stride: int = 1, class_map: Mapping[str, st
         index = position.get(record.video, 0)
         position[record.video] = index + 1
         if index % stride == 0:
-            chosen.append(rename(record, class_map or {}))
+            chosen.append(apply_class_map(record, class_map or {}))
     if not chosen:
         raise UserError(f"{data.path}: no images")
     return chosen

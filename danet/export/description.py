@@ -5,7 +5,7 @@ import json
 
 from danet import __version__
 from danet.config import ModelConfig
-from danet.data.normalize import LARGEST, MINIMUM_RANGE, PERCENTILES, UNITS
+from danet.data.normalize import CLIP_UNITS, MIN_RANGE_COUNTS, PERCENTILES, RANGE_UNITS
 from danet.utils.errors import UserError
 
 FORMAT = "danet-export-1"
@@ -14,9 +14,9 @@ KEY = "danet"
 
 PREPROCESSING = {
     "percentiles": list(PERCENTILES),
-    "units_between_outer_percentiles": UNITS,
-    "minimum_range_in_counts": MINIMUM_RANGE,
-    "clip": LARGEST,
+    "units_between_outer_percentiles": RANGE_UNITS,
+    "minimum_range_in_counts": MIN_RANGE_COUNTS,
+    "clip": CLIP_UNITS,
     "colour": "BGR",
     "padding": 0.0,
 }

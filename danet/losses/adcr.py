@@ -1,41 +1,53 @@
-"""ADCR: targets are to look alike to the network, and unlike what could be taken for them."""
+"""ADCR: contrastive loss between the features of targets and of distractors."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.data.loader import Batch
 from danet.losses.region_sampling import choose_regions, sample_regions
-from danet.models.blocks import channels_last
-from danet.models.danet import DANet, Output
+from danet.models import Output
 from danet.models.ufp import UFP
 from danet.utils import distributed
 
-if TYPE_CHECKING:
-    from danet.data.loader import Batch
-    from danet.training.options import AdcrOptions
-
 
 class ADCR(nn.Module):
-    """Anti-Distractor Contrastive Regularisation (section 3.1.3, eqs. 6 and 7) of every stage's output.
+    """Anti-Distractor Contrastive Regularization of the backbone's stage outputs.
 
-    Regions of targets and distractors (``choose_regions``) are cut out of the maps at 7 x 7 positions, projected by
-    the level's ``UFP`` and compared by the cosine of what comes out, flattened: nothing is pooled. Everything is
+    Section 3.1.3, eqs. 6 and 7 of the DANet paper (https://doi.org/10.1145/3581783.3612146). Regions of targets
+    (positives) and distractors (negatives), see ``choose_regions``, are sampled from the maps at 7 x 7 positions,
+    projected by one ``UFP`` per level, flattened without pooling and compared by cosine similarity. Everything is
     computed in float32, also under autocast.
 
-    With several processes the samples of all are compared. Each process computes the same loss, and its own samples'
-    part of the gradient times the number of processes, so that gradients averaged over processes (as
-    DistributedDataParallel does it) are those of one process with the whole batch.
+    With several processes, the samples of all of them are compared. Every process computes the same loss, and the
+    gradient of its own samples times the number of processes. Averaged over processes (as DistributedDataParallel
+    does), gradients equal those of one process with the whole batch.
 
     Args:
-        widths, strides: of the maps that are compared, the finest first.
-        target: label of the class that is to be told from all others.
-        weight, temperature, negatives, literal: see ``danet.training.options.AdcrOptions``.
+        widths: channels of the maps that are compared, finest level first.
+        strides: their strides in pixels.
+        target: label of the class to distinguish from all others.
+        weight: weight of the term, lambda_1 of eq. 10.
+        temperature: mu of eq. 7.
+        negatives: negatives per positive.
+        literal: eq. 6 as printed: sums over anchors and levels instead of means, and each anchor also is a positive of
+            its own.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> from danet.models import build_model
+        >>> model = build_model(ModelConfig(name="danet_nano"))
+        >>> box, label, ignore = torch.tensor([[8.0, 8, 20, 18]]), torch.tensor([0]), torch.tensor([False])
+        >>> batch = Batch(torch.rand(1, 1, 64, 64), [box], [label], [ignore])
+        >>> term = ADCR(model.widths, model.backbone.strides, weight=0.1)
+        >>> list(term(model(batch.images), batch))
+        ['adcr']
     """
 
-    SIZE = 7
+    SIDE = 7
+    """Positions per side at which a region is sampled."""
 
     def __init__(
         self,
@@ -57,69 +69,58 @@ class ADCR(nn.Module):
         self.literal = literal
         self.projectors = nn.ModuleList(UFP(width) for width in widths)
 
-    def forward(self, output: Output, batch: "Batch") -> dict[str, Tensor]:
-        """The term ``adcr`` of the overall loss (eq. 10), weighted, as the training loop asks for it."""
-        return {"adcr": self.weight * self.loss(output.features[: len(self.strides)], *batch)}
+    def forward(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """The weighted term ``adcr`` for a batch, see ``danet.losses.LossTerm``."""
+        return {"adcr": self.weight * self.loss(output.features[: len(self.strides)], batch)}
 
-    def loss(
-        self, features: list[Tensor], images: Tensor, boxes: list[Tensor], labels: list[Tensor], ignore: list[Tensor]
-    ) -> Tensor:
-        """The loss of a batch, a float32 scalar: 0, with a graph, where no image shows a target.
+    def loss(self, features: list[Tensor], batch: Batch) -> Tensor:
+        """The unweighted loss, a float32 scalar; zero, with a graph, if no image shows a target.
 
         Args:
-            features: of the levels compared, ``[N, widths[l], H_l, W_l]``. The others: see ``choose_regions``.
+            features: maps of the levels to compare, ``[N, widths[l], H_l, W_l]``.
+            batch: the images and their ground truth.
         """
+        images = batch.images
         with torch.autocast(images.device.type, enabled=False):
-            regions = choose_regions(images, boxes, labels, ignore, target=self.target, ratio=self.negatives)
-            both = [torch.cat(pair) for pair in zip(*regions, strict=True)]
-            flags = [torch.arange(len(b)) < len(p) for b, p in zip(both, regions.positives, strict=True)]
+            regions = choose_regions(batch, target=self.target, ratio=self.negatives)
+            samples = [torch.cat(pair) for pair in zip(*regions, strict=True)]
+            flags = [torch.arange(len(s)) < len(p) for s, p in zip(samples, regions.positives, strict=True)]
             positive = distributed.gather(torch.cat(flags).long().to(images.device)).bool()
             losses = []
             for projector, feature, stride in zip(self.projectors, features, self.strides, strict=True):
-                vectors = distributed.gather(self.project(projector, feature.float(), both, stride))
+                vectors = distributed.gather(self.project(projector, feature.float(), samples, stride))
                 terms = contrastive_terms(vectors[positive], vectors[~positive], self.temperature, literal=self.literal)
                 losses.append(terms.sum() if self.literal else terms.sum() / max(1, len(terms)))
             total = torch.stack(losses)
             return total.sum() if self.literal else total.mean()
 
     def project(self, projector: nn.Module, features: Tensor, regions: list[Tensor], stride: int) -> Tensor:
-        """What is compared: unit vectors ``[sum M_i, C * SIZE * SIZE]`` of a level's regions, image after image."""
+        """Projected, flattened regions of a level as unit vectors ``[sum M_i, C * SIDE * SIDE]``, image by image."""
         if any(map(len, regions)):
-            sampled = sample_regions(features, regions, stride, self.SIZE)
+            sampled = sample_regions(features, regions, stride, self.SIDE)
             return F.normalize(projector(sampled).flatten(1), dim=1, eps=1e-6)
-        # Nothing to compare here, perhaps in another process: gradients are zero then, not missing.
+        # Other processes may have regions: keep the graph, so that gradients here are zero instead of missing.
         nothing = torch.stack([tensor[:0].sum() for tensor in (features, *projector.parameters())]).sum()
-        return nothing.expand(0, features.shape[1] * self.SIZE**2)
+        return nothing.expand(0, features.shape[1] * self.SIDE**2)
 
 
 def contrastive_terms(positives: Tensor, negatives: Tensor, temperature: float, *, literal: bool = False) -> Tensor:
-    """Eqs. 6 and 7 for every anchor: ``[P]``, what is to be averaged, or summed for the literal form.
+    """The contrastive loss of eqs. 6 and 7 for every anchor, ``[P]``; the positives are the anchors.
 
-    ``-mean over p of log(exp(a.p / mu) / (sum over p' of exp(a.p' / mu) + sum over n of exp(a.n / mu)))``, anchors a
-    and positives p, p' being the same samples. An anchor is no positive of its own, unless it is the only one (there
-    would be none) or ``literal``.
+    ``-mean over p of log(exp(a.p / mu) / (sum over p' of exp(a.p' / mu) + sum over n of exp(a.n / mu)))`` for anchor a,
+    positives p and p', negatives n and temperature mu. An anchor is excluded from its own positives (our decision),
+    unless it is the only one or ``literal`` is set.
 
     Args:
-        positives, negatives: unit vectors ``[P, D]`` and ``[Q, D]``, so that products are cosines.
+        positives: unit vectors ``[P, D]``.
+        negatives: unit vectors ``[Q, D]``.
+        temperature: mu.
+        literal: eq. 6 as printed; its value is the sum of the terms, otherwise the mean is used.
     """
     count = len(positives)
-    pairs = positives @ positives.T / temperature
-    others = torch.ones_like(pairs, dtype=torch.bool)
+    similarity = positives @ positives.T / temperature
+    pairs = torch.ones_like(similarity, dtype=torch.bool)
     if count > 1 and not literal:
-        others.fill_diagonal_(False)
-    against = torch.cat([pairs.masked_fill(~others, -torch.inf), positives @ negatives.T / temperature], dim=1)
-    return against.logsumexp(dim=1) - (pairs * others).sum(1) / others.sum(1)
-
-
-def build_adcr(model: DANet, options: "AdcrOptions", target: int) -> ADCR:
-    """The loss for a model and the label of its target."""
-    adcr = ADCR(
-        model.widths[: options.levels],
-        model.backbone.strides[: options.levels],
-        target=target,
-        weight=options.weight,
-        temperature=options.temperature,
-        negatives=options.negatives,
-        literal=options.literal,
-    )
-    return channels_last(adcr)
+        pairs.fill_diagonal_(False)
+    against = torch.cat([similarity.masked_fill(~pairs, -torch.inf), positives @ negatives.T / temperature], dim=1)
+    return against.logsumexp(dim=1) - (similarity * pairs).sum(1) / pairs.sum(1)

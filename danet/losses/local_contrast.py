@@ -1,7 +1,7 @@
-"""Local contrast: a classical filter for small hot spots in infrared images.
+"""Local contrast: a classical filter for small spots in infrared images.
 
-In the manner of the double-neighbourhood gradient (DNGM, Wu et al., GRSL 2020) and of the weighted local contrasts
-(WSLCM, Han et al., GRSL 2020), the paper's classical rivals. The contrastive loss finds its hard negatives with it.
+It follows the ideas of DNGM (double-neighbourhood gradient, Wu et al., GRSL 2020) and WSLCM (weighted strengthened
+local contrast, Han et al., GRSL 2020), two classical baselines of the DANet paper. ADCR finds hard negatives with it.
 """
 
 from collections.abc import Sequence
@@ -11,28 +11,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CELLS = (3, 5, 7, 11, 15)
-"""Sides of the cells in pixels, odd: spots of about these sizes are found."""
+"""Cell sides in pixels, odd numbers: spots of about these sizes are found."""
 
 
 def local_contrast(images: Tensor, cells: Sequence[int] = CELLS) -> tuple[Tensor, Tensor]:
-    """How much a spot at every position differs from all that surrounds it.
+    """Contrast of a spot at every position with its surroundings (our decision).
 
-    Mean levels of square cells are compared: the middle cell with the 8 of the ring around it and with the 16 of the
-    next ring. What is left of a hot spot is ``sqrt((middle - hottest of 8) * (middle - hottest of 16))``, 0 where
-    either is hotter; a cold spot is the same of the negative. So a line or an edge, which continues into some cell of
-    both rings, gives nothing. The strongest of all sizes of cells counts. Cells beyond the border are left out.
+    The mean grey level of a square cell is compared with the cells of two rings around it, 8 and 16 cells. The contrast
+    of a hot spot is ``sqrt((middle - hottest of 8) * (middle - hottest of 16))``, or 0 if a ring has a hotter cell. The
+    contrast of a cold spot is that of the negative image. Lines and edges have no contrast, since they continue into a
+    cell of both rings. The result is the maximum over the cell sides. Cells outside the image are left out.
 
     Args:
-        images: ``[N, C, H, W]``; the mean over the channels is looked at.
-        cells: sides of the cells; those of which five do not fit into the image are left out.
+        images: ``[N, C, H, W]``; their mean over the channels is used.
+        cells: cell sides in pixels. A side is skipped if five cells of it exceed the image in height and width.
 
     Returns:
-        float32 ``[N, H, W]`` each: the contrast in the images' units, and the side of its cell in pixels (0 where
-        there is none).
+        The contrast in the images' units, and the cell side in pixels (0 where the contrast is 0), float32
+        ``[N, H, W]`` each.
+
+    Example:
+        >>> image = torch.zeros(1, 1, 32, 32)
+        >>> image[..., 15:18, 10:13] = 1.0
+        >>> contrast, side = local_contrast(image, cells=(3,))
+        >>> contrast[0, 16, 11].item(), side[0, 16, 11].item()
+        (1.0, 3.0)
     """
     level = images.float().mean(1)
     best, side = torch.zeros_like(level), torch.zeros_like(level)
-    # In float64: sums over thousands of pixels are subtracted from each other.
+    # Integral image, in float64 because sums over thousands of pixels are subtracted from each other.
     total = F.pad(level.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
     for cell in cells:
         if max(level.shape[1:]) < 5 * cell:
@@ -45,11 +52,17 @@ def local_contrast(images: Tensor, cells: Sequence[int] = CELLS) -> tuple[Tensor
 
 
 def find_peaks(contrast: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The strongest local maxima (of 3x3 positions) of ``contrast [N, H, W]``.
+    """The ``count`` strongest local maxima (of 3x3 positions) of ``contrast [N, H, W]``.
 
     Returns:
-        ``[N, K]`` each with K = count, or H * W if that is less: their values by descending value, 0 where there is no
-        further maximum, and int64 y and x.
+        Values in descending order, and int64 y and x, ``[N, K]`` each with K = min(count, H * W). Values are 0 if an
+        image has fewer maxima.
+
+    Example:
+        >>> contrast = torch.zeros(1, 8, 8)
+        >>> contrast[0, 2, 5] = 3.0
+        >>> [found.tolist() for found in find_peaks(contrast, 1)]
+        [[[3.0]], [[2]], [[5]]]
     """
     padded = F.pad(contrast, (1, 1, 1, 1))
     rows = torch.maximum(torch.maximum(padded[:, :-2], padded[:, 2:]), padded[:, 1:-1])
@@ -60,16 +73,25 @@ def find_peaks(contrast: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def significance(contrast: Tensor) -> Tensor:
-    """Contrasts ``[N, H, W]`` in standard deviations above the mean of their image: large where little else stands out.
+    """Contrasts ``[N, H, W]`` in standard deviations above the mean of their image.
 
-    The adaptive threshold of the classical methods is a certain value of it.
+    The adaptive threshold of the classical methods is a threshold on this value.
+
+    Example:
+        >>> significance(torch.tensor([[[0.0, 2.0]]])).tolist()
+        [[[-1.0, 1.0]]]
     """
     deviation, mean = torch.std_mean(contrast, dim=(1, 2), correction=0, keepdim=True)
     return (contrast - mean) / deviation.clamp(min=torch.finfo(contrast.dtype).tiny)
 
 
 def _cell_means(total: Tensor, cell: int) -> Tensor:
-    """Means ``[N, H, W]`` of the part inside the image of a cell around every pixel, of integrals ``[N, H+1, W+1]``."""
+    """Mean over a cell around every pixel ``[N, H, W]`` (over its part in the image), from an integral image.
+
+    Args:
+        total: integral images ``[N, H + 1, W + 1]``.
+        cell: cell side in pixels.
+    """
     height, width = (extent - 1 for extent in total.shape[1:])
     (top, bottom), (left, right) = (
         ((at - cell // 2).clamp(min=0), (at + cell // 2 + 1).clamp(max=extent))
@@ -82,18 +104,18 @@ def _cell_means(total: Tensor, cell: int) -> Tensor:
 
 
 def _hot_spots(mean: Tensor, cell: int) -> Tensor:
-    """Squared contrast of hot spots, ``[N, H, W]``, of the means of cells around every pixel."""
+    """Squared contrast of hot spots ``[N, H, W]`` from the means over a cell around every pixel ``[N, H, W]``."""
     height, width = mean.shape[1:]
-    reach = 2 * cell
-    padded = F.pad(mean, (reach, reach, reach, reach), value=-torch.inf)
+    margin = 2 * cell
+    padded = F.pad(mean, (margin, margin, margin, margin), value=-torch.inf)
 
     def row(step: int) -> Tensor:
-        return padded[:, reach + step * cell :][:, :height]
+        return padded[:, margin + step * cell :][:, :height]
 
     def column(rows: Tensor, step: int) -> Tensor:
-        return rows[:, :, reach + step * cell :][:, :, :width]
+        return rows[:, :, margin + step * cell :][:, :, :width]
 
-    # Both rings from shared columns of cells: half of the work of going through 24 cells.
+    # Maxima of both rings from shared rows and columns of cells: half the work of visiting 24 cells.
     near, far = torch.maximum(row(-1), row(1)), torch.maximum(row(-2), row(2))
     three = torch.maximum(near, row(0))
     five = torch.maximum(three, far)

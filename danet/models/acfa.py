@@ -1,4 +1,4 @@
-"""ACFA: neighbouring levels exchange structure and semantics while they are fused."""
+"""ACFA, which fuses two neighbouring levels, and the neck that is made of ACFAs."""
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,18 @@ from danet.ops import SDC
 
 
 class ACFA(nn.Module):
-    """Attention-guided Cross-weighting Feature Aggregator (section 3.1.2, eqs. 3-5) of two levels.
+    """Attention-guided Cross-weighting Feature Aggregator: fuses a shallow level with the next deeper one.
 
-    ``F_o = w_s * DeConv(F_d) + w_d * F_s`` with spatial weights ``w_s`` from the shallow map (SaFEM's
-    gate; with ``literal=True`` its gated features, as eq. 3 is printed) and channel weights
-    ``w_d = Sigmoid(FFN(GAP(SDC(F_d))))`` from the deep one.
+    Section 3.1.2, eqs. 3 to 5 of the DANet paper (https://doi.org/10.1145/3581783.3612146):
+    ``F_o = w_s * DeConv(F_d) + w_d * F_s``, where F_s is the shallow and F_d the deep map. The spatial weights w_s come
+    from the shallow map: the gate of a SaFEM (our decision), or with ``literal=True`` its gated features, as eq. 3 is
+    printed. The channel weights ``w_d = Sigmoid(FFN(GAP(SDC(F_d))))`` come from the deep map.
 
     Shapes: shallow ``[N, C, H, W]``, deep ``[N, C, ceil(H / 2), ceil(W / 2)]`` -> ``[N, C, H, W]``.
+
+    Example:
+        >>> ACFA(8)(torch.zeros(1, 8, 9, 12), torch.zeros(1, 8, 5, 6)).shape
+        torch.Size([1, 8, 9, 12])
     """
 
     def __init__(self, channels: int, *, groups: int = 4, literal: bool = False) -> None:
@@ -34,25 +39,35 @@ class ACFA(nn.Module):
 
 
 class Addition(nn.Module):
-    """What stands in ACFA's place when it is switched off: 2x upsampling and addition, as in FPN."""
+    """Replaces ACFA if ``ModelConfig.acfa`` is off: upsampling by 2 and addition, as in FPN.
+
+    FPN: https://arxiv.org/abs/1612.03144.
+    """
 
     def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
         return shallow + crop(F.interpolate(deep, scale_factor=2.0, mode="nearest"), shallow)
 
 
 def crop(up: Tensor, shallow: Tensor) -> Tensor:
-    """``up [N, C, H', W']`` in the height and width of ``shallow``: an odd one is smaller than twice the deep map."""
+    """Crops ``up [N, C, H', W']`` to the size of ``shallow``, which is one smaller where that size is odd."""
     H, W = shallow.shape[2:]
-    if torch.compiler.is_exporting():  # a slice would tune_malloc for all sizes whether there is something to cut
+    if torch.compiler.is_exporting():  # torch.export would fix for all sizes whether a slice removes anything
         rows, columns = (torch.arange(size, device=up.device) for size in (H, W))
         return up.index_select(2, rows).index_select(3, columns)
     return up[:, :, :H, :W]
 
 
 class Neck(nn.Module):
-    """Brings four stages to a common width by 1x1 convolutions and fuses them from the deepest upwards.
+    """Projects four stages to a common width by 1x1 convolutions and fuses them from the deepest to the shallowest.
 
     Shapes: four maps ``[N, widths[i], H_i, W_i]`` -> four maps ``[N, channels, H_i, W_i]``.
+
+    Args:
+        widths: channels of the four stages.
+        channels: channels of the fused maps.
+        acfa: fuse by ACFA, otherwise by ``Addition``.
+        groups: groups of the SDCs.
+        literal: see ``ACFA``.
     """
 
     def __init__(

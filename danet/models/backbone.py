@@ -9,12 +9,27 @@ from danet.models.safem import SaFEM
 
 
 class Backbone(nn.Module):
-    """A stem and four stages of MBBs, each stage ending in a SaFEM (section 3.1).
+    """A stem and four stages of MBBs with a SaFEM at the end of each stage.
 
-    The stem and the first block of every stage halve the resolution: strides 4, 8, 16 and 32.
+    Section 3.1 of the DANet paper (https://doi.org/10.1145/3581783.3612146). The stem and the first block of every
+    stage halve the resolution, so that the stages have strides 4, 8, 16 and 32.
 
-    Shapes: ``[N, in_channels, H, W]`` -> four maps ``[N, widths[i], ceil(H / stride_i), ceil(W / stride_i)]``,
-    the outputs of SaFEM (of the last MBB without it).
+    Shapes: ``[N, in_channels, H, W]`` -> four maps ``[N, widths[i], ceil(H / stride_i), ceil(W / stride_i)]``, the
+    outputs of the stages.
+
+    Args:
+        in_channels: channels of the images.
+        widths: channels of the four stages.
+        depths: MBBs of the four stages.
+        safem: whether the stages have SaFEMs.
+        groups: groups of the SDCs.
+        literal_softmax: see ``SaFEM``.
+
+    Example:
+        >>> import torch
+        >>> backbone = Backbone(1, widths=[8, 8, 16, 16], depths=[1, 1, 1, 1])
+        >>> [list(feature.shape) for feature in backbone(torch.zeros(2, 1, 64, 64))]
+        [[2, 8, 16, 16], [2, 8, 8, 8], [2, 16, 4, 4], [2, 16, 2, 2]]
     """
 
     strides = (4, 8, 16, 32)
@@ -44,9 +59,9 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)
         features = []
-        stage: Any  # a Sequential, which a ModuleList does not say
+        stage: Any  # a Sequential, which the type of a ModuleList does not say
         for stage in self.stages:
-            for block in stage:  # one by one, so that in inference what a block has read is given back
+            for block in stage:  # not stage(x), which would keep its input in memory until the end of the stage
                 x = block(x)
             features.append(x)
         return features

@@ -1,24 +1,29 @@
-"""The two blocks that everything else is made of: MBB and FFN."""
+"""The basic blocks of the network: ``MBB``, its form for inference ``FusedMBB``, and ``FFN``."""
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from danet.ops import PreparedRepConv, prepare_rep_conv, rep_conv
 
-Module = TypeVar("Module", bound=nn.Module)
-
 
 class MBB(nn.Module):
-    """Multi-Branch Block (section 3.1, after RepVGG): ReLU(BN(Conv3x3) + BN(Conv1x1) + BN(shortcut)).
+    """Multi-Branch Block: ``ReLU(BN(Conv3x3(x)) + BN(Conv1x1(x)) + BN(x))``.
 
-    The shortcut exists where input and output have the same shape. ``fuse()`` gives the equivalent
-    single 3x3 convolution for inference.
+    Section 3.1 of the DANet paper (https://doi.org/10.1145/3581783.3612146), after RepVGG
+    (https://arxiv.org/abs/2101.03697). The shortcut branch ``BN(x)`` exists only if input and output have the same
+    shape. ``fuse`` returns the equivalent 3x3 convolution for inference; ``load_fused`` and ``calibrate_norm`` turn
+    such a convolution, as compact weights files store it, into a block that can be trained again.
 
     Shapes: ``[N, in_channels, H, W] -> [N, out_channels, ceil(H / stride), ceil(W / stride)]``.
+
+    Example:
+        >>> block, x = MBB(8, 8).eval(), torch.randn(1, 8, 16, 16)
+        >>> torch.allclose(block.fuse()(x), block(x), atol=1e-4)
+        True
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
@@ -26,8 +31,8 @@ class MBB(nn.Module):
         self.stride = stride
         self.conv3x3 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.norm3x3 = nn.BatchNorm2d(out_channels)
-        # Its stride is taken in forward: the backward of oneDNN's strided 1x1 convolution writes out of bounds
-        # for channels-last input of fewer than 16 channels (torch 2.13, AVX-512).
+        # ``forward`` applies its stride by slicing: the backward of oneDNN's strided 1x1 convolution writes out of
+        # bounds for channels-last input with fewer than 16 channels (torch 2.13, AVX-512).
         self.conv1x1 = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.norm1x1 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.BatchNorm2d(in_channels) if stride == 1 and in_channels == out_channels else None
@@ -42,11 +47,10 @@ class MBB(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> "FusedMBB":
-        """The same function in eval mode as one 3x3 convolution with bias.
+        """The block in eval mode as one 3x3 convolution with bias and ReLU, equal up to rounding.
 
-        Exact but for rounding: every branch is linear once its batch norm's statistics are frozen, and
-        a 1x1 kernel or a shortcut is a 3x3 kernel whose only taps are in the middle. Summed in
-        float64.
+        Every branch is linear when the statistics of its batch norm are frozen, and a 1x1 kernel or a shortcut is a 3x3
+        kernel with values in the middle only. The branches are summed in float64.
         """
         kernel, bias = fold_norm(self.conv3x3.weight, self.norm3x3)
         pointwise, pointwise_bias = fold_norm(self.conv1x1.weight, self.norm1x1)
@@ -63,31 +67,32 @@ class MBB(nn.Module):
 
     @torch.no_grad()
     def load_fused(self, weight: Tensor, bias: Tensor) -> None:
-        """Becomes what ``fuse()`` gave, ``[out, in, 3, 3]`` and ``[out]``: all in the 3x3 branch.
+        """Loads the weight ``[out, in, 3, 3]`` and bias ``[out]`` of a fused block into the 3x3 branch.
 
-        The others add nothing, until they are trained on. Before that, ``calibrate_norm`` must give the
-        3x3 branch's norm its statistics.
+        The other branches get scales of zero and contribute again once they are trained. Before training,
+        ``calibrate_norm`` must estimate the running statistics of the 3x3 branch's norm.
         """
         self.conv3x3.weight.copy_(weight)
         for norm in (self.norm3x3, self.norm1x1, self.shortcut):
             if norm is not None:
                 norm.reset_parameters()
                 norm.weight.zero_()
-        self.norm3x3.weight.fill_(math.sqrt(1 + self.norm3x3.eps))  # its variance is one
+        self.norm3x3.weight.fill_(math.sqrt(1 + self.norm3x3.eps))  # cancels the norm's division
         self.norm3x3.bias.copy_(bias)
 
     @property
     def has_default_stats(self) -> bool:
-        """Whether the 3x3 branch's norm has the statistics that ``load_fused`` leaves, or a block begins with: none."""
+        """Whether the running statistics of the 3x3 branch's norm are the initial ones, as after ``load_fused``."""
         mean, variance = self.norm3x3.running_mean, self.norm3x3.running_var
         return mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())
 
     @torch.no_grad()
     def calibrate_norm(self, x: Tensor) -> None:
-        """After ``load_fused``: takes the statistics of the block's input ``[N, in_channels, H, W]``.
+        """Estimates the running statistics of the 3x3 branch's norm from an input ``[N, in_channels, H, W]``.
 
-        What is computed in eval mode stays the same. So it does in training mode, on batches like this one, which would
-        otherwise be scaled to a variance of one.
+        Called after ``load_fused``. The block still computes the same function in eval mode, and from now on also in
+        training mode for batches with similar statistics; without this call, the norm would scale them to a variance of
+        one.
         """
         norm = self.norm3x3
         kernel, bias = fold_norm(self.conv3x3.weight, norm)
@@ -99,7 +104,14 @@ class MBB(nn.Module):
 
 
 class FusedMBB(nn.Module):
-    """An MBB for inference: 3x3 convolution, bias and ReLU in one pass (``danet.ops.rep_conv``)."""
+    """An MBB for inference: 3x3 convolution, bias and ReLU in one pass (``danet.ops.rep_conv``).
+
+    Args:
+        weight: ``[C_out, C, 3, 3]``.
+        bias: ``[C_out]``.
+        stride: of the convolution, 1 or 2.
+        relu: whether a ReLU follows.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -121,7 +133,7 @@ class FusedMBB(nn.Module):
     def _prepare(self) -> None:
         self.transformed = prepare_rep_conv(self.weight, stride=self.stride).transformed
 
-    # Whatever changes the weight: a move, a conversion, a loaded state.
+    # Prepare the weight again after a move, a conversion or a loaded state.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedMBB":
         before = self.weight
         super()._apply(fn, recurse)
@@ -134,22 +146,24 @@ class FusedMBB(nn.Module):
         self._prepare()
 
 
-def channels_last(module: Module, **changes: Any) -> Module:
-    """``module`` itself, its weights in channels-last memory; ``changes`` are further ones of ``Module.to``."""
-    return module.to(memory_format=torch.channels_last, **changes)  # type: ignore[call-overload]  # not in torch's hints
-
-
 def fold_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Kernel and bias in float64 of a convolution without bias followed by a frozen batch norm."""
-    assert norm.running_mean is not None and norm.running_var is not None  # ours track them
+    """Weight and bias, both float64, of a convolution without bias followed by a frozen batch norm."""
+    assert norm.running_mean is not None and norm.running_var is not None  # for mypy; they may be None in torch
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return weight.double() * scale[:, None, None, None], norm.bias.double() - norm.running_mean.double() * scale
 
 
 class FFN(nn.Sequential):
-    """Two 1x1 layers, C to 2C to C, GELU between (section 3.1.1).
+    """Feed-forward network: two 1x1 convolutions, C to 2C and back to C channels, with a GELU in between.
 
-    The last layer starts at zero, so that a gate computed from it starts neutral (our decision).
+    Section 3.1.1 of the DANet paper (https://doi.org/10.1145/3581783.3612146). The last layer is initialized with
+    zeros, so that attention weights computed from it are uniform at first (our decision).
+
+    Shapes: ``[N, channels, H, W] -> [N, channels, H, W]``.
+
+    Example:
+        >>> FFN(4)(torch.randn(1, 4, 2, 2)).abs().max().item()
+        0.0
     """
 
     def __init__(self, channels: int) -> None:

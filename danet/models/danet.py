@@ -1,8 +1,7 @@
-"""DANet, put together."""
+"""The whole network: ``DANet`` and ``build_model``."""
 
 import copy
 import functools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,12 @@ from danet.models.acfa import Neck
 from danet.models.backbone import Backbone
 from danet.models.blocks import MBB
 from danet.models.deployed import DeployedDANet
-from danet.models.head import AnchorFreeHead, AnchorHead, Head
+from danet.models.heads import HEADS, Head, Output
 from danet.utils.errors import UserError
 
-# Channels and blocks of the stages at strides 4, 8, 16, 32. The teachers (section 3.2.1; the paper gives no shapes)
-# take a quarter to a third more operations than danet_s, where it matters at their scale: at strides 4 and 8
-# for small targets, 8 and 16 for medium ones, 16 and 32 for large ones, whose network also sees the most surroundings.
+# Channels and blocks of the stages at strides 4, 8, 16 and 32. The paper gives no shapes of the teachers (section
+# 3.2.1): each has a quarter to a third more operations than danet_s, mostly at the strides that matter for its scale:
+# 4 and 8 for small targets, 8 and 16 for medium ones, 16 and 32 for large ones.
 WIDTHS = {
     "danet": (64, 128, 256, 512),
     "danet_s": (32, 64, 128, 256),
@@ -35,26 +34,26 @@ DEPTHS = {
     "teacher_medium": (4, 8, 10, 1),
     "teacher_large": (3, 5, 16, 4),
 }
-NECK_WIDTH = {"danet_nano": 32}  # others 64
+NECK_WIDTH = {"danet_nano": 32}  # 64 for all others
 MINIMUM_SIZE = 32
-
-
-class Output(NamedTuple):
-    """What the network computes for a batch; every list holds one tensor for each of the strides 4, 8, 16, 32."""
-
-    features: list[Tensor]
-    """Stage outputs (after SaFEM) ``[N, widths[l], H_l, W_l]``: where ADCR and distillation attach."""
-    logits: list[Tensor]
-    """``[N, A * outputs, H_l, W_l]``, see ``danet.models.head``."""
-    deltas: list[Tensor]
-    """``[N, A * 4, H_l, W_l]``."""
+"""Minimum height and width of images in pixels."""
 
 
 class DANet(nn.Module):
-    """The dynamic attentive network of section 3.1: backbone with SaFEM, ACFA neck, detection head.
+    """Dynamic Attentive Network: a backbone with SaFEMs, a neck with ACFAs, and a detection head.
 
-    ``forward`` takes float images ``[N, input_channels, H, W]`` as ``danet.data.normalize.normalize`` makes
-    them, H and W at least 32, odd sizes too, and returns an ``Output``; ``decode`` turns that into boxes.
+    Section 3.1 of the paper, https://doi.org/10.1145/3581783.3612146. ``forward`` takes float images
+    ``[N, input_channels, H, W]``, normalized by ``danet.data.normalize.normalize``, and returns an ``Output``;
+    ``decode`` turns that into detections. H and W may be any numbers from 32.
+
+    Raises:
+        ValueError: the images have another number of channels, or fewer than 32 rows or columns.
+
+    Example:
+        >>> model = DANet(ModelConfig(name="danet_nano", classes=["drone"])).eval()
+        >>> boxes, scores, labels = model.decode(model(torch.zeros(1, 1, 64, 96)))[0]
+        >>> boxes.shape[1]
+        4
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -72,8 +71,7 @@ class DANet(nn.Module):
             literal_softmax=config.literal_softmax,
         )
         self.neck = Neck(widths, neck_width, acfa=config.acfa, groups=config.groups, literal=config.literal_acfa)
-        head = AnchorFreeHead if config.head == "default" else AnchorHead
-        self.head: Head = head(neck_width, self.backbone.strides, len(config.classes))
+        self.head: Head = HEADS[config.head](neck_width, self.backbone.strides, len(config.classes))
 
     def forward(self, images: Tensor) -> Output:
         if images.ndim != 4 or images.shape[1] != self.config.input_channels or min(images.shape[2:]) < MINIMUM_SIZE:
@@ -94,16 +92,26 @@ class DANet(nn.Module):
         iou_threshold: float = 0.5,
         max_detections: int = 300,
     ) -> list[Detections]:
-        """Detections of every image of the batch, boxes in pixels of the network's input."""
+        """Detections of every image of the batch.
+
+        Args:
+            output: of ``forward``.
+            score_threshold: detections have higher scores than this.
+            iou_threshold: non-maximum suppression drops boxes with a higher IoU with a better box.
+            max_detections: maximum number of detections per image.
+
+        Returns:
+            For every image its detections by descending score, boxes in pixels of the network's input.
+        """
         scores = self.head.scores(output.logits)
 
         @functools.cache
-        def predictions() -> tuple[Tensor, Tensor]:  # of which an empty sky needs none
+        def predictions() -> tuple[Tensor, Tensor]:  # computed only if an image has candidates
             return self.head.flatten(output.deltas, 4), self.head.references(output.deltas)
 
-        def boxes(i: int, chosen: Tensor) -> Tensor:
+        def boxes(image: int, positions: Tensor) -> Tensor:
             deltas, references = predictions()
-            return self.head.place(deltas[i, chosen], references[chosen])
+            return self.head.decode_boxes(deltas[image, positions], references[positions])
 
         return [
             select(
@@ -118,10 +126,11 @@ class DANet(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def fused(self) -> "DANet":
-        """A copy for inference, in eval mode, with every MBB as a single convolution; ``self`` stays as it is."""
+        """A copy for inference, in eval mode, with every MBB as one convolution; ``self`` does not change."""
         model = copy.deepcopy(self).eval()
         for parent in list(model.modules()):
             for name, child in parent.named_children():
@@ -130,18 +139,18 @@ class DANet(nn.Module):
         return model.requires_grad_(False)
 
     def deploy(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> DeployedDANet:
-        """The network for inference, as fast as this library can make it; ``self`` stays as it is.
+        """A copy for inference, fused and optimized for speed; ``self`` does not change.
 
         Args:
-            dtype: float32, bfloat16 or float16; by default the weights' own. On CPUs float32 is the fastest.
-            device: by default the weights' own.
+            dtype: float32, bfloat16 or float16; by default that of the weights. On CPUs, float32 is the fastest.
+            device: by default that of the weights.
 
         Returns:
-            A module of the same call, with the same ``decode``: in float32 scores are within 1e-3 and boxes within
-            0.05 pixel of those of ``self.eval()``.
+            A module that is called and decodes like this one. In float32, scores differ by at most 1e-3 and boxes by at
+            most 0.05 pixels from those of ``self.eval()``.
         """
         parameter = next(self.parameters())
-        # MBBs become convolutions with weights of their own: a copy of theirs would only be thrown away.
+        # The tensors of MBBs are not copied: fusing computes new ones from them.
         blocks = [module for module in self.modules() if isinstance(module, MBB)]
         shared = {id(tensor): tensor for block in blocks for tensor in (*block.parameters(), *block.buffers())}
         network = copy.deepcopy(self, shared).eval()
@@ -149,9 +158,18 @@ class DANet(nn.Module):
 
 
 def build_model(config: ModelConfig) -> DANet:
-    """Builds a detector with random weights. Raises UserError for an impossible configuration."""
+    """Builds a network with random weights.
+
+    Raises:
+        UserError: the class names are missing or repeated, ``input_channels`` is neither 1 nor 3, ``widths`` or
+            ``depths`` are not four positive numbers, or ``groups`` does not divide a width.
+
+    Example:
+        >>> build_model(ModelConfig(name="danet_nano", classes=["drone", "bird"])).widths
+        [16, 32, 64, 128]
+    """
     if not config.classes or len(set(config.classes)) != len(config.classes):
-        raise UserError(f"model.classes must be distinct names, at least one, got {config.classes}")
+        raise UserError(f"model.classes must be one or more distinct names, got {config.classes}")
     if config.input_channels not in (1, 3):
         raise UserError(f"model.input_channels must be 1 or 3, got {config.input_channels}")
     for name, values in (("widths", config.widths), ("depths", config.depths)):

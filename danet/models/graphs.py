@@ -1,4 +1,4 @@
-"""CUDA graphs: at batch 1 a network's time is the number of its launches, and a graph launches them all at once."""
+"""CUDA graphs of a function: one launch in place of many, which dominate the time of a network at batch size 1."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,14 +15,14 @@ class _Graph(NamedTuple):
 
 
 class CudaGraphs:
-    """``function(input)`` by graphs, one a shape of the input, captured on its first use.
+    """Calls a function by CUDA graphs, one per input shape, captured at the first call with that shape.
 
-    What it returns is valid until the next call: every call of a shape writes to the same tensors. The shapes share
-    their memory, for the same reason.
+    An output is valid until the next call: calls write to the same tensors, and all graphs share one memory pool.
 
     Args:
-        function: of one CUDA tensor; must not synchronise and must compute the same for the same shape.
-        limit: graphs kept; beyond it the one not used for longest is dropped.
+        function: function of one CUDA tensor. It must not synchronize, and must launch the same kernels whenever the
+            shape is the same.
+        limit: maximum number of graphs; the least recently used one is dropped.
     """
 
     def __init__(self, function: Callable[[Tensor], Any], *, limit: int = 8) -> None:
@@ -44,13 +44,13 @@ class CudaGraphs:
         return captured.output
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "graphs": OrderedDict()}  # a copy captures its own
+        return {**self.__dict__, "graphs": OrderedDict()}  # a copy captures its own graphs
 
-    @torch.inference_mode(False)  # in which nothing could be written outside of it
+    @torch.inference_mode(False)  # inference tensors could not be written in other modes later
     @torch.no_grad()
     def _capture(self, input: Tensor) -> _Graph:
         static = torch.empty_like(input).copy_(input)
-        # What happens once (workspaces, choices of algorithms) must be over before the capture, on a stream of its own.
+        # Warm up on a side stream: workspaces and algorithms must be chosen before the capture.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and floating-point operations of the deployed network."""
+"""Model size: parameters and floating-point operations (FLOPs) of the deployed network."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,8 +7,16 @@ from danet.models.danet import DANet
 
 
 def count_parameters(model: DANet) -> int:
-    """Parameters of the deployed network (every MBB as one convolution), batch-norm statistics and second forms of a
-    weight left out."""
+    """Number of parameters of the deployed network, where every MBB is one convolution.
+
+    Batch-norm statistics and weights in a transformed layout are not counted.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> from danet.models import build_model
+        >>> 50_000 < count_parameters(build_model(ModelConfig(name="danet_nano"))) < 500_000
+        True
+    """
     fused = model.fused()
     others = {"running_mean", "running_var", "num_batches_tracked", "transformed"}
     buffers = sum(b.numel() for name, b in fused.named_buffers() if name.split(".")[-1] not in others)
@@ -17,9 +25,16 @@ def count_parameters(model: DANet) -> int:
 
 @torch.inference_mode()
 def count_flops(model: DANet, size: tuple[int, int] = (256, 320)) -> int:
-    """FLOPs of convolutions on one image of ``size`` (height, width), deployed; a multiply-add counts as two.
+    """FLOPs of the deployed network for one image of ``size`` (height, width); a multiply-add counts as two.
 
-    The sampling of the deformable convolutions, norms and activations are left out, as is usual.
+    Only convolutions and matrix products count. The sampling of deformable convolutions, norms and activations are left
+    out, as usual.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> from danet.models import build_model
+        >>> count_flops(build_model(ModelConfig(name="danet_nano")), (64, 64)) > 1e6
+        True
     """
     fused = model.fused()
     parameter = next(fused.buffers())
@@ -30,7 +45,7 @@ def count_flops(model: DANet, size: tuple[int, int] = (256, 320)) -> int:
 
 
 def describe(model: DANet, size: tuple[int, int] = (256, 320)) -> str:
-    """One line for the header of a run."""
+    """Name, parameters and FLOPs of a model in one line."""
     return (
         f"{model.config.name}: {count_parameters(model) / 1e6:.2f} M parameters, "
         f"{count_flops(model, size) / 1e9:.2f} GFLOP at {size[0]}x{size[1]} (deployed)"

@@ -1,4 +1,4 @@
-"""UFP: features are compared after a projection that keeps their place and number."""
+"""UFP: projection of features before they are compared, without pooling."""
 
 from torch import nn
 
@@ -6,13 +6,27 @@ from danet.models.blocks import MBB
 
 
 class UFP(nn.Sequential):
-    """Uncompressed Feature Projector (sections 3.1.3 and 3.2.2): two MBBs. Only training needs it.
+    """Uncompressed Feature Projector: two MBBs, used in training only.
 
-    With ``identity=True`` it starts as the identity on features that are not negative, which those of a DANet are (our
-    decision): the scales of the convolution branches start at zero, and the norms never use the statistics of the
-    batch, but those they start with, mean 0 and variance 1.
+    Sections 3.1.3 and 3.2.2 of the DANet paper (https://doi.org/10.1145/3581783.3612146).
 
-    Shapes: ``[N, channels, H, W] -> [N, out_channels, H, W]``; ``out_channels`` is ``channels`` by default.
+    Shapes: ``[N, channels, H, W] -> [N, out_channels, H, W]``.
+
+    Args:
+        channels: channels of the input.
+        out_channels: channels of the output; by default ``channels``.
+        identity: start as the identity on non-negative features, such as those of a DANet (our decision). The
+            convolution branches start with scales of zero, and the norms always use mean 0 and variance 1 instead of
+            batch statistics.
+
+    Raises:
+        ValueError: ``identity`` with ``out_channels`` other than ``channels``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(1, 4, 6, 6)
+        >>> torch.equal(UFP(4, identity=True)(x), x)
+        True
     """
 
     def __init__(self, channels: int, out_channels: int | None = None, *, identity: bool = False) -> None:

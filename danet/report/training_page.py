@@ -16,8 +16,8 @@ from danet.report import pictures
 from danet.report.evaluation_page import METRICS, evaluation_command, evaluation_lead, evaluation_sections
 from danet.report.page import Block, Chart, Code, Grid, Page, Paragraph, Pictures, Section, Table
 from danet.report.reproduce import command_line, configuration, read_config, saved_options
-from danet.training.options import CONFIG, TrainOptions
-from danet.training.trainer import BEST, WEIGHTS
+from danet.training.options import TrainOptions
+from danet.training.run_folder import BEST, CONFIG, WEIGHTS
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, read_text
 
@@ -88,9 +88,8 @@ def _losses(steps: dict[str, list[float]]) -> list[Block]:
     lines += [_line(name, x, _smooth(steps[name]), 1 + index) for index, name in enumerate(terms)]
     window = _window(len(x))
     note = f"Mean of {window} steps; faint: single steps." if window > 1 else ""
-    charts: list[Block] = [
-        _chart("Loss and its terms", lines, "step", "loss", note=note, ylim=(0, 1.05 * (highest or 1)))
-    ]
+    charts: list[Block] = []
+    charts.append(_chart("Loss and its terms", lines, "step", "loss", note=note, ylim=(0, 1.05 * (highest or 1))))
     charts.append(_chart("Learning rate", [_line("", x, steps["lr"], 0)], "step", "learning rate"))
     norms = steps["grad_norm"]
     if any(math.isfinite(value) and value > 0 for value in norms):

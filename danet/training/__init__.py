@@ -1,1 +1,10 @@
-"""What ``danet.train`` is made of: the loop, the optimiser, the state that resumes it, the log."""
+"""Training: options, training loop, optimizer, resumable state and log.
+
+``train(TrainOptions(data=["train.json"], val="val.json", out="runs/mine"))`` does the same as
+``danet train --data train.json --val val.json --out runs/mine``.
+"""
+
+from danet.training.options import AdcrOptions, DistillOptions, TrainOptions
+from danet.training.run import TrainingResult, train
+
+__all__ = ["AdcrOptions", "DistillOptions", "TrainOptions", "TrainingResult", "train"]

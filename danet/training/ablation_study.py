@@ -5,7 +5,7 @@ The results are summarized by ``danet.evaluation.ablation``.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,15 @@ from danet.evaluation.evaluator import Evaluator, NoDetectionsError, select_imag
 from danet.evaluation.plots import ablation_figure, write_png
 from danet.inference.predict import read_results
 from danet.models.summary import count_parameters
-from danet.training.options import CONFIG, PRESETS, TrainOptions
-from danet.training.trainer import MAY_CHANGE_ON_RESUME, WEIGHTS
+from danet.training.options import MAY_CHANGE_ON_RESUME, PRESETS, TrainOptions
+from danet.training.run import train
+from danet.training.run_folder import CONFIG, WEIGHTS
 from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, write_json, write_text
 
 TRAINED, EVALUATED = "train.json", "evaluate.json"
 """Files that mark a run as trained and as evaluated."""
-
-Train = Callable[[TrainOptions], int]
-"""Trains one run and writes ``options.json``; returns 0, or another exit code if it was interrupted."""
 
 
 class AblationStudy:
@@ -45,12 +43,12 @@ class AblationStudy:
     Raises UserError if options, data and existing runs do not fit together.
     """
 
-    def __init__(self, options: AblateOptions, train: Train) -> None:
+    def __init__(self, options: AblateOptions) -> None:
         _check_teachers(options)
         self.options = options
         self.names = list(options.row_arguments())
         parts = [options] if options.folds is None else _divide(options, options.folds)
-        self.parts = [_Part(part, train) for part in parts]
+        self.parts = [_Part(part) for part in parts]
         self.results: list[Result] = []
 
     def runs(self) -> list[list["Run"]]:
@@ -86,7 +84,7 @@ class AblationStudy:
 class _Part:
     """All runs that are evaluated on the same data: the whole study, or one fold."""
 
-    def __init__(self, options: AblateOptions, train: Train) -> None:
+    def __init__(self, options: AblateOptions) -> None:
         variants = {name: _train_options(options, words) for name, words in options.row_arguments().items()}
         self.data = load_coco(options.val)
         self.records = select_images(self.data, options.stride, options.class_map)
@@ -95,7 +93,7 @@ class _Part:
             if not any(target in record.names for record in self.records):
                 raise UserError(f"{options.val}: shows no {target!r}; see --target and --class_map")
         self.runs = {
-            (name, seed): Run(options, name, dataclasses.replace(variant, seed=seed), self.records, train)
+            (name, seed): Run(options, name, dataclasses.replace(variant, seed=seed), self.records)
             for seed in options.seeds
             for name, variant in variants.items()
         }
@@ -106,13 +104,10 @@ class _Part:
 class Run:
     """One variant with one seed, in a folder of its own."""
 
-    def __init__(
-        self, ablation: AblateOptions, name: str, options: TrainOptions, records: list[ImageRecord], train: Train
-    ) -> None:
+    def __init__(self, ablation: AblateOptions, name: str, options: TrainOptions, records: list[ImageRecord]) -> None:
         self.name = name
         self.folder = Path(ablation.out) / name / str(options.seed)
         self.records = records
-        self._train = train
         self.options = dataclasses.replace(
             options,
             out=str(self.folder),
@@ -146,11 +141,14 @@ class Run:
                 here = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
                 raise UserError(f"{self.folder}: holds a run with {name} {there}, not {here}; give another --out")
 
-    def train(self) -> int:
-        """Trains the run, resumes it, or does nothing if it is finished; returns the exit code."""
+    def train(self) -> bool:
+        """Trains the run, resumes it, or does nothing if it is finished; False if a signal stopped it."""
         if (self.folder / TRAINED).is_file():
-            return 0
-        return self._train(dataclasses.replace(self.options, resume=(self.folder / CONFIG).is_file()))
+            return True
+        result = train(dataclasses.replace(self.options, resume=(self.folder / CONFIG).is_file()))
+        if result.finished:
+            write_json(self.folder / TRAINED, {"steps": result.steps, "seconds": result.seconds, "best": result.best})
+        return result.finished
 
     def evaluate(self) -> list[str]:
         """Evaluates the run, unless that was done with the same options; returns warnings.

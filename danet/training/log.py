@@ -1,4 +1,4 @@
-"""Where a training's figures go: CSV files, TensorBoard, the terminal."""
+"""The log of a training run: CSV files, TensorBoard and the terminal."""
 
 import csv
 import sys
@@ -16,17 +16,23 @@ from danet.utils.files import atomic_path
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-SHOWN = {"precision": "P", "recall": "R", "f1": "F1", "ap50": "AP50"}
+SHOWN_METRICS = {"precision": "P", "recall": "R", "f1": "F1", "ap50": "AP50"}
+"""Validation metrics in the line of an epoch, with their labels there."""
 
 
 class CsvLog:
-    """A CSV file of rows that begin with a step, cut back to ``step`` so that a resumed run leaves no row twice."""
+    """A CSV file whose rows begin with a step.
+
+    Args:
+        path: the file.
+        step: rows after this step are removed, since a resumed run writes them again.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
         kept: list[str] = []
         if path.is_file() and step > 0:
             header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
-            # A run that was killed may have left half a line.
+            # Drop an incomplete last line, which a killed run may leave.
             complete = [row for row in rows if row.endswith("\n") and row.split(",")[0].isdigit()]
             kept = [header, *(row for row in complete if int(row.split(",")[0]) <= step)]
         with atomic_path(path) as temporary:
@@ -46,15 +52,23 @@ class CsvLog:
 
 
 class TrainingLog:
-    """The log of one run, a context manager.
+    """The log of a training run; use it as a context manager.
 
-    ``metrics.csv`` has a row for every step, ``validation.csv`` one for every validation. A terminal
-    shows a progress bar with the loss terms; every epoch gets a line of text, terminal or not.
+    Writes a row per step to ``metrics.csv``, a row per validation to ``validation.csv``, and a line per epoch to
+    standard output. On a terminal, a progress bar shows the loss terms.
 
     Args:
-        folder: of the run.
-        step, finished_epoch_at: of the ``Progress`` to go on from; rows after it are dropped.
-        total_steps, steps_per_epoch, batch: the run's sizes; ``batch`` over all processes.
+        folder: folder of the run.
+        step: steps done before, see ``danet.training.state.Progress``; later rows of ``metrics.csv`` are removed.
+        finished_epoch_at: steps at the end of the last finished epoch; later rows of ``validation.csv`` are removed.
+        total_steps: steps of the whole run.
+        steps_per_epoch: steps of an epoch.
+        batch: global batch size, for the speed in images per second.
+        quiet: print nothing.
+        tensorboard: write TensorBoard files as well.
+
+    Raises:
+        UserError: ``tensorboard`` is asked for, but not installed.
     """
 
     def __init__(
@@ -104,7 +118,14 @@ class TrainingLog:
                 log.close()
 
     def step(self, step: int, losses: dict[str, float], lr: float, grad_norm: float) -> None:
-        """Records step ``step`` (from 1): ``losses`` holds the total as "loss", then its terms."""
+        """Records a step.
+
+        Args:
+            step: the step, from 1.
+            losses: the total loss as "loss", then its terms.
+            lr: learning rate.
+            grad_norm: norm of the model's gradient before clipping.
+        """
         epoch = (step - 1) // self.steps_per_epoch + 1
         self._steps.write({"step": step, "epoch": epoch, "lr": lr, **losses, "grad_norm": grad_norm})
         for name, value in losses.items():
@@ -117,28 +138,23 @@ class TrainingLog:
         terms = " ".join(f"{name} {value / self._count:.3f}" for name, value in self._sums.items())
         self._bar.update(self._task, completed=step, epoch=epoch, terms=terms, speed=self._speed)
 
-    def validation(self, step: int, figures: dict[str, float]) -> None:
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Records the metrics of a validation after step ``step``."""
         epoch = step // self.steps_per_epoch
-        self._validations.write({"step": step, "epoch": epoch, **figures})
+        self._validations.write({"step": step, "epoch": epoch, **metrics})
         if self._tensorboard:
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 self._tensorboard.add_scalar(f"val/{name}", value, step)
 
-    def end_epoch(self, epoch: int, lr: float, figures: dict[str, float] | None) -> None:
-        """Prints the line of epoch ``epoch`` (from 1): mean losses since the last one, the speed, the validation."""
+    def end_epoch(self, epoch: int, lr: float, metrics: dict[str, float] | None) -> None:
+        """Prints the line of epoch ``epoch`` (from 1): mean losses, speed and validation metrics."""
         losses = "  ".join(f"{name} {value / max(1, self._count):.4f}" for name, value in self._sums.items())
         line = f"epoch {epoch}/{self.epochs}  {losses}  lr {lr:.2g}  {self._speed:.1f} images/s"
-        if figures:
-            line += "  val " + "  ".join(f"{SHOWN[name]} {figures[name]:.3f}" for name in SHOWN if name in figures)
-        self.message(line)
-        self._start_epoch()
-
-    def message(self, line: str) -> None:
-        """Prints a line, above the bar if there is one."""
+        if metrics:
+            shown = (f"{label} {metrics[name]:.3f}" for name, label in SHOWN_METRICS.items() if name in metrics)
+            line += "  val " + "  ".join(shown)
         if not self.quiet:
             print(line, flush=True)
-
-    def _start_epoch(self) -> None:
         self._sums = {}
         self._count, self._speed, self._started = 0, 0.0, time.monotonic()
 
@@ -147,5 +163,7 @@ def _tensorboard_writer(folder: Path, step: int) -> "SummaryWriter":
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError(f"--tensorboard needs a package: {sys.executable} -m pip install tensorboard") from None
+        raise UserError(
+            f"--tensorboard: the package is not installed; run {sys.executable} -m pip install tensorboard"
+        ) from None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

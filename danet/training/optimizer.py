@@ -1,33 +1,39 @@
-"""The optimiser, the learning rate of every step, and the averaged weights."""
+"""Optimizer, learning rate schedule, and moving average of the weights."""
 
 import itertools
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-if TYPE_CHECKING:
-    from danet.training.options import TrainOptions
+from danet.training.options import TrainOptions
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def build_optimizer(model: nn.Module, options: "TrainOptions", *others: nn.Module) -> Optimizer:
-    """SGD or AdamW over two groups: parameters that weight decay shrinks and those that it leaves alone.
+def build_optimizer(model: nn.Module, options: TrainOptions, *others: nn.Module) -> Optimizer:
+    """SGD or AdamW with two parameter groups, with and without weight decay.
 
-    ``others``: modules beside the model that learn as well.
+    Args:
+        model: the network to train.
+        options: options of the run.
+        others: further modules whose parameters are trained.
+
+    Example:
+        >>> optimizer = build_optimizer(nn.Linear(2, 1), TrainOptions(weight_decay=0.05))
+        >>> [group["weight_decay"] for group in optimizer.param_groups]
+        [0.05, 0.0]
     """
     decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     for parameter in itertools.chain.from_iterable(module.parameters() for module in (model, *others)):
-        # Vectors are biases and the scales of norms: shrinking those regularises nothing.
-        (free if parameter.ndim < 2 and not options.decay_norms else decayed).append(parameter)
+        # Biases and scales of normalization layers are vectors; weight decay on them does not regularize.
+        (not_decayed if parameter.ndim < 2 and not options.decay_norms else decayed).append(parameter)
     groups: list[dict] = [
         {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {"params": not_decayed, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if options.optimizer == "adamw":
@@ -35,11 +41,21 @@ def build_optimizer(model: nn.Module, options: "TrainOptions", *others: nn.Modul
     return SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
 
 
-def learning_rate(step: int, total: int, options: "TrainOptions") -> float:
-    """The learning rate of step ``step`` (from 0) of ``total``: a linear warm-up, then constant or a cosine.
+def learning_rate(step: int, total: int, options: TrainOptions) -> float:
+    """The learning rate of a step: linear warm-up, then constant or cosine decay.
 
-    A function of the step alone, so that there is no scheduler whose state could be lost. The warm-up
-    takes at most a tenth of a run.
+    It depends on the step only, so there is no scheduler state to save. The warm-up takes ``options.warmup_steps``, but
+    at most a tenth of the run.
+
+    Args:
+        step: the step, from 0.
+        total: number of steps of the run.
+        options: options of the run.
+
+    Example:
+        >>> options = TrainOptions(lr=1.0, warmup_steps=1, final_lr=0.0)
+        >>> [round(learning_rate(step, 11, options), 3) for step in (0, 1, 6)]
+        [0.5, 1.0, 0.5]
     """
     warmup = min(options.warmup_steps, total // 10)
     if step < warmup:
@@ -51,10 +67,18 @@ def learning_rate(step: int, total: int, options: "TrainOptions") -> float:
 
 
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's parameters and batch-norm statistics.
+    """Exponential moving average (EMA) of a model's parameters and batch-norm statistics.
 
-    The decay rises as (1 + n) / (10 + n) over the updates n up to ``decay``: a short memory while the
-    weights still move fast.
+    The decay after n updates is ``min(decay, (1 + n) / (10 + n))``: the average follows the weights closely at the
+    start, while they change fast.
+
+    Args:
+        model: the network to average.
+        decay: decay of the average, from 0 to below 1.
+
+    Example:
+        >>> average = average_weights(nn.Linear(2, 1), 0.998)
+        >>> average.update_parameters(nn.Linear(2, 1))
     """
 
     @torch.no_grad()
@@ -62,14 +86,14 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
         n = int(updates)
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-        else:  # counters
+        else:  # integer counters
             torch._foreach_copy_(averaged, current)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True).requires_grad_(False)
 
 
 def freeze_norms(model: nn.Module) -> None:
-    """Makes batch norms use their stored statistics; their scales and biases still learn. Undone by ``train()``."""
+    """Makes batch norms use their running statistics; scales and biases are still trained. ``train()`` undoes it."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()

@@ -1,7 +1,7 @@
-"""Options of a training run: what ``danet train`` reads from presets, YAML files and the command line."""
+"""Options of a training run, which ``danet train`` reads from presets, YAML files and the command line."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from danet.config import Assignment, ModelConfig
 from danet.data.loader import DataSource
@@ -9,31 +9,52 @@ from danet.data.scales import EDGES, SCALES, Scale, check_scale_edges
 from danet.data.transforms import Augmentation
 from danet.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from danet.distill import Distiller
+    from danet.losses import ADCR
+    from danet.models import DANet
+
 PRESETS = (
     *("default", "paper", "demo", "svanstrom", "svanstrom_frames", "sirst"),
     *("teacher_small", "teacher_medium", "teacher_large"),
 )
-CONFIG = "config.yaml"
+"""Names of the files in danet/presets that ``danet train --preset`` offers."""
+MAY_CHANGE_ON_RESUME = {
+    *("data", "val", "out", "resume", "overwrite", "weights", "epochs", "device", "threads", "workers", "cache_mb"),
+    *("val_every", "save_every_minutes", "save_every_steps", "tensorboard", "quiet", "json"),
+    *("distill.small", "distill.medium", "distill.large"),
+}
+"""Options that may differ from those of the run that is resumed. They do not affect the training steps, or may be
+raised (``epochs``); for ``data`` and the teachers the content is compared instead."""
 
 
 @dataclass(frozen=True)
 class AdcrOptions:
-    """The contrastive loss between targets and distractors (section 3.1.3); the defaults leave it out."""
+    """Options of ADCR, the contrastive loss between targets and distractors (section 3.1.3 of the paper).
+
+    Example:
+        >>> TrainOptions(adcr=AdcrOptions(weight=0.1)).adcr.temperature
+        0.1
+    """
 
     weight: float = 0.0
-    """Weight of the loss, lambda_1 of eq. 10; 0 leaves it out, the paper has 0.1."""
+    """Weight of the ADCR loss, lambda_1 of eq. 10. 0 (default) disables it; the paper uses 0.1."""
 
     temperature: float = 0.1
     """Temperature mu of eq. 7."""
 
     negatives: int = 3
-    """Negative samples for every positive one."""
+    """Negative samples per positive sample."""
 
     levels: int = 4
-    """How many levels are compared, from the finest on; at strides 16 and 32 a small target is less than a cell."""
+    """Number of feature levels to compare, 1 to 4, starting with the finest (stride 4). At strides 16 and 32 a small
+    target is smaller than one cell."""
 
     literal: bool = False
-    """Eq. 6 as it is printed: summed over the anchors (and the levels), each of which is its own positive, too."""
+    """Use eq. 6 as printed: sum over anchors and levels instead of the mean, and count each anchor as its own
+    positive."""
 
     def __post_init__(self) -> None:
         for name in ("weight", "negatives"):
@@ -44,28 +65,50 @@ class AdcrOptions:
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"adcr.temperature must be positive, got {self.temperature}")
 
+    def build(self, model: "DANet", options: "TrainOptions") -> "ADCR | None":
+        """The loss term for a model, or None if ``weight`` is 0."""
+        if not self.weight:
+            return None
+        from danet.losses import ADCR
+
+        return ADCR(
+            model.widths[: self.levels],
+            model.backbone.strides[: self.levels],
+            target=options.target_label,
+            weight=self.weight,
+            temperature=self.temperature,
+            negatives=self.negatives,
+            literal=self.literal,
+        )
+
 
 @dataclass
 class DistillOptions:
-    """Teachers to learn from (section 3.2), each trained with `--scale`; none by default."""
+    """Options of SSKD, distillation from teachers that were trained with `--scale` (section 3.2 of the paper).
+
+    Example:
+        >>> DistillOptions(small="small.safetensors").files()
+        {'small': 'small.safetensors'}
+    """
 
     small: str | None = None
-    """Weights file of the teacher for images with small targets."""
+    """Weights file of the teacher for images with small targets. Default: no such teacher."""
 
     medium: str | None = None
-    """Weights file of the teacher for medium targets."""
+    """Weights file of the teacher for images with medium targets. Default: no such teacher."""
 
     large: str | None = None
-    """Weights file of the teacher for large targets."""
+    """Weights file of the teacher for images with large targets. Default: no such teacher."""
 
     weight: float = 0.05
-    """Weight of the distillation loss (lambda_2 of eq. 10)."""
+    """Weight of the distillation loss, lambda_2 of eq. 10."""
 
     batch: int | None = None
-    """Images a step when there is a teacher; by default `batch`."""
+    """Global batch size while distilling. Default: the value of `batch`."""
 
     literal: bool = False
-    """The teachers' EKEM and UFP learn as well, as eq. 8 is printed; what is to be learned then loses its rank."""
+    """Train EKEM and UFP of the teachers' branch as well, as eq. 8 is printed. The rank of the distillation target then
+    drops (see docs/paper.md)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
@@ -74,138 +117,168 @@ class DistillOptions:
             raise UserError(f"distill.batch must be positive, got {self.batch}")
 
     def files(self) -> dict[Scale, str]:
-        """The weights files given, by scale."""
+        """The given weights files by scale."""
         return {scale: getattr(self, scale) for scale in SCALES if getattr(self, scale) is not None}
+
+    def build(self, model: "DANet", options: "TrainOptions") -> "Distiller | None":
+        """The loss term for a model, with the teachers on the model's device, or None if no teacher is given."""
+        if not self.files():
+            return None
+        from danet.distill import Distiller, Teacher, load_teacher
+
+        device = next(model.parameters()).device
+        teachers: dict[str, Teacher] = {
+            scale: load_teacher(path, channels=options.model.input_channels, device=device)
+            for scale, path in self.files().items()
+        }
+        return Distiller(
+            model.widths,
+            teachers,
+            weight=self.weight,
+            edges=options.scale_edges,
+            target=options.target_label,
+            literal=self.literal,
+        )
 
 
 @dataclass
 class TrainOptions:
-    """Options of ``danet train``. The defaults are the preset ``default``."""
+    """Options of ``danet train``. The defaults are the preset ``default``.
+
+    Raises UserError if a value is out of range or two options do not fit together.
+
+    Example:
+        >>> TrainOptions(data=["train.json"], lr=1e-3, target="drone").target_label
+        0
+    """
 
     data: list[str | DataSource] = field(default_factory=list)
-    """Training datasets: COCO json files, or folders with one. In a YAML file each may also have a
+    """Training datasets: COCO json files, or folders that contain one. In a YAML file each dataset may also have a
     weight and a class_map."""
 
     val: str | DataSource | None = None
-    """Validation dataset; without one the last weights are the result."""
+    """Validation dataset, on which the best weights are chosen. Default: none, and the last weights are the result."""
 
     out: str = "runs/train"
-    """Folder of the run: config.yaml, metrics.csv, validation.csv, last.safetensors (the state to resume
-    from), best.safetensors, weights.safetensors (the result)."""
+    """Folder of the run: config.yaml, metrics.csv, validation.csv, last.safetensors (the state to resume from),
+    best.safetensors (best validation so far), weights.safetensors (the result)."""
 
     resume: bool = False
-    """Go on with the run in --out, or in RUN_DIR for `--resume RUN_DIR`, exactly where its last state was
-    saved, with its own options."""
+    """Resume the run in --out, or in RUN_DIR with `--resume RUN_DIR`, from its last saved state and with its own
+    options. The result is the same as without the interruption."""
 
     overwrite: bool = False
-    """Replace a run that is in --out."""
+    """Replace the run in --out if there is one."""
 
     weights: str | None = None
-    """Start from the weights in this file instead of random ones, or from those of the package: shipped. The model must
-    be the same but for the names of the classes; those that are new learn from nothing."""
+    """Weights file to start from, or `shipped` for the weights of the package. The model options must be the same
+    except the classes: classes of the same name keep their weights, new ones start from random weights. Default: random
+    weights."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The detector."""
 
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """How training images are varied."""
+    """Random changes of the training images."""
 
     scale: Scale | None = None
-    """Learn and validate targets of this scale alone, as a teacher does: those of others become ignore regions, and
-    images on which no target can be magnified to this scale are left out. By default all."""
+    """Train a teacher of this scale: targets of other scales become ignore regions, in training and in validation, and
+    images with targets of which none can be magnified to this scale are left out. Default: all scales."""
 
     scale_edges: tuple[float, float] = EDGES
-    """Edges between small, medium and large targets: sqrt(width * height) in pixels of the network's input."""
+    """Boundaries between small, medium and large targets: sqrt(width * height) in pixels of the network's input."""
 
     target: str | None = None
-    """The class that `scale`, `adcr` and `distill` mean by target; by default the model's first."""
+    """The target class of `scale`, `adcr` and `distill`. Default: the first class of the model."""
 
     assignment: Assignment = "centre"
-    """Which cells learn a box (for the default head): those near its centre, or those that ATSS chooses."""
+    """Label assignment of the default head: cells near the centre of a box (centre), or ATSS (atss)."""
 
     adcr: AdcrOptions = field(default_factory=AdcrOptions)
-    """The loss that tells targets from distractors (section 3.1.3)."""
+    """Contrastive loss between targets and distractors (section 3.1.3)."""
 
     distill: DistillOptions = field(default_factory=DistillOptions)
-    """Teachers of one scale each to learn from."""
+    """Distillation from one teacher per scale (section 3.2)."""
 
     epochs: int = 60
     """Passes over the training data."""
 
     batch: int = 8
-    """Images a step, over all processes together."""
+    """Global batch size (images per optimizer step over all processes)."""
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    """Optimiser."""
+    """Optimizer."""
 
     lr: float = 2e-3
-    """Highest learning rate."""
+    """Peak learning rate, reached after the warm-up."""
 
     momentum: float = 0.9
     """Momentum of sgd; beta1 of adamw."""
 
     nesterov: bool = False
-    """Nesterov's momentum, for sgd."""
+    """Use Nesterov momentum (sgd only)."""
 
     weight_decay: float = 0.05
-    """Weight decay; an L2 penalty for sgd, decoupled for adamw."""
+    """Weight decay: an L2 penalty for sgd, decoupled for adamw."""
 
     decay_norms: bool = False
-    """Weight decay also on biases and on the scales of norms."""
+    """Apply weight decay to biases and to the scales of normalization layers as well."""
 
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up."""
+    """Learning rate schedule after the warm-up."""
 
     final_lr: float = 0.01
-    """Where the cosine ends, as a part of lr."""
+    """Learning rate at the end of the cosine schedule, as a fraction of lr."""
 
     warmup_steps: int = 200
-    """Steps over which the learning rate rises from near zero; at most a tenth of all."""
+    """Steps of linear learning rate warm-up; limited to a tenth of all steps."""
 
     clip: float = 10.0
-    """Largest norm of the gradient, longer ones are shortened; 0 does not clip."""
+    """Maximum gradient norm; larger gradients are scaled down to it. 0 disables clipping."""
 
     ema: float = 0.998
-    """Decay of the moving average of the weights that is validated and kept; 0 keeps the weights themselves."""
+    """Decay of the exponential moving average of the weights, which is validated and saved. 0 uses the weights
+    themselves."""
 
     amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
-    """Type of the convolutions; auto: bfloat16 (float16 on older GPUs) on CUDA, float32 on the CPU."""
+    """Dtype of automatic mixed precision. auto: bfloat16 on CUDA (float16 on GPUs without it), off on the CPU."""
 
     freeze_norm: bool = False
-    """Batch norms keep their statistics, so that images of a batch do not depend on each other."""
+    """Keep the running statistics of batch normalization fixed, so that images of a batch do not affect each other."""
 
     seed: int = 0
-    """Of the weights, the order of the images and their augmentation."""
+    """Seed of the initial weights, the order of the images and the augmentation."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: CUDA where there is one."""
+    """cpu, cuda, cuda:N, or auto: CUDA if available."""
 
     threads: int | None = None
-    """CPU threads of torch; by default torch's choice."""
+    """CPU threads of torch. Default: chosen by torch."""
 
     workers: int | None = None
-    """Processes that load images; 0 loads in the training process, the default under 4 cores. The data are the same."""
+    """Processes that load images; 0 loads them in the training process. Default: chosen by the number of CPU cores, 0
+    below 4 cores. The number does not affect the results."""
 
     cache_mb: int = 1024
-    """Decoded images kept in memory, in MiB over all loading processes."""
+    """Memory for decoded images, in MiB over all loader processes."""
 
     val_every: int = 1
-    """Epochs between validations; the last epoch always has one."""
+    """Epochs between validations; the last epoch is always validated."""
 
     save_every_minutes: float = 5.0
-    """Minutes between saved states; every epoch ends with one as well."""
+    """Minutes between saves of the state; it is also saved after every epoch."""
 
     save_every_steps: int = 0
-    """Steps between saved states, besides those; 0 is off."""
+    """Steps between additional saves of the state. 0 disables them."""
 
     tensorboard: bool = False
-    """Write TensorBoard files into the run's folder."""
+    """Write TensorBoard files into the folder of the run."""
 
     json: str | None = None
-    """Write the final figures to this JSON file."""
+    """Write the number of steps, the training time and the best metrics to this JSON file."""
 
     quiet: bool = False
-    """Print nothing but errors."""
+    """Print only errors."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "lr", "val_every"):
@@ -225,10 +298,30 @@ class TrainOptions:
         if self.target is not None and self.target not in self.model.classes:
             raise UserError(f"target {self.target}: not a class of the model ({', '.join(self.model.classes)})")
         if self.assignment != "centre" and self.model.head != "default":
-            raise UserError(f"assignment {self.assignment}: is for the default head, model.head is {self.model.head}")
+            raise UserError(f"assignment {self.assignment}: needs model.head default, got {self.model.head}")
         if self.nesterov and self.momentum == 0:
-            raise UserError("nesterov needs a momentum")
+            raise UserError("nesterov: needs a momentum above 0, got 0; give --momentum")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads must be positive, got {self.threads}")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")
+
+    @property
+    def target_name(self) -> str:
+        """The target class of `scale`, `adcr` and `distill`."""
+        return self.target or next(iter(self.model.classes), "")
+
+    @property
+    def target_label(self) -> int:
+        """Index of the target class in the model's classes."""
+        return self.model.classes.index(self.target_name)
+
+    def build_losses(self, model: "DANet") -> "dict[str, nn.Module]":
+        """The enabled loss terms other than detection, by name, on the model's device.
+
+        Every term is an ``nn.Module`` that follows ``danet.losses.LossTerm``. A term that was built from files also has
+        a method ``fingerprints() -> dict[str, str]``: a run resumes only if these values are unchanged.
+        """
+        terms = {"adcr": self.adcr.build(model, self), "sskd": self.distill.build(model, self)}
+        device = next(model.parameters()).device
+        return {name: term.to(device) for name, term in terms.items() if term is not None}

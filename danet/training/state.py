@@ -1,6 +1,7 @@
-"""The state of a training from which it goes on exactly: written whole, read without unpickling."""
+"""The saved state of a training run, from which it resumes exactly. It is written atomically and never unpickled."""
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from danet.checkpoint import load_tensors, save_tensors
+from danet.training.options import MAY_CHANGE_ON_RESUME, TrainOptions
 from danet.utils.errors import UserError
 
 FORMAT = "danet-training-state-1"
@@ -17,36 +19,41 @@ FORMAT = "danet-training-state-1"
 
 @dataclass
 class Progress:
-    """How far a training is: what the state holds besides tensors."""
+    """The progress of a run."""
 
     step: int = 0
-    """Steps done since the start."""
+    """Optimizer steps since the start."""
     finished_epoch_at: int = 0
-    """Steps done when an epoch was last finished, its validation included."""
+    """Steps at the end of the last finished epoch; an epoch ends with its validation."""
     best: dict[str, float] = field(default_factory=dict)
-    """Epoch and figures of the best validation so far; empty before the first."""
+    """Epoch and metrics of the best validation so far; empty before the first one."""
     seconds: float = 0.0
-    """Time spent in training steps and validation."""
+    """Time spent on training steps and validation."""
 
 
 @dataclass
 class TrainingState:
-    """Everything that changes while training.
+    """Everything that changes during training.
 
-    The learning rate, torch's random numbers, the order of the samples and their augmentation are
-    functions of the options and the step, so that the step stands for them.
+    The learning rate, torch's random numbers, the order of the samples and their augmentation are functions of the
+    options and the step. So the step is all that must be saved of them.
     """
 
     model: nn.Module
     average: AveragedModel | None
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
-    extras: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-    """Loss terms with parameters of their own, which only training needs."""
+    extra_losses: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    """Loss terms other than detection. Their tensors are saved under the prefix ``extras.``"""
     progress: Progress = field(default_factory=Progress)
 
     def save(self, path: str | os.PathLike, identity: dict) -> None:
-        """Writes the state atomically. ``identity`` (JSON-able): what a run must have in common to go on from it."""
+        """Writes the state atomically.
+
+        Args:
+            path: the file to write.
+            identity: JSON values by name that must be the same in a run that resumes from this state.
+        """
         header = {
             "identity": identity,
             "progress": dataclasses.asdict(self.progress),
@@ -55,14 +62,23 @@ class TrainingState:
         save_tensors(path, FORMAT, self._tensors(), header)
 
     def load(self, path: str | os.PathLike, identity: dict) -> None:
-        """Restores the state in place. Raises UserError naming the file if it is none or another training's."""
+        """Restores the state in place.
+
+        Args:
+            path: a file that ``save`` has written.
+            identity: compared with the one that was saved.
+
+        Raises:
+            UserError: the file is missing or not a training state, ``identity`` differs from the saved one, or the
+                tensors do not fit the model.
+        """
         tensors, header = load_tensors(path, FORMAT)
         try:
             for name, value in header["identity"].items():
                 if name in identity and identity[name] != value:
                     raise UserError(
-                        f"{path}: the state of a run with {name} {value!r}, now it is {identity[name]!r}; "
-                        "a run goes on only with its own options (start a new one in another --out)"
+                        f"{path}: this run has {name} {value!r}, got {identity[name]!r}; "
+                        "resume it with its own options, or start a new run with another --out"
                     )
             self._restore(tensors)
             self.scaler.load_state_dict(header["scaler"])
@@ -76,7 +92,7 @@ class TrainingState:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        tensors |= {f"extras.{name}": value for name, value in self.extras.state_dict().items()}
+        tensors |= {f"extras.{name}": value for name, value in self.extra_losses.state_dict().items()}
         for name, parameter in self._parameters().items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
@@ -96,16 +112,29 @@ class TrainingState:
         self.model.load_state_dict(parts["model"])
         if self.average is not None:
             self.average.load_state_dict(parts["average"])
-        self.extras.load_state_dict(parts["extras"])
+        self.extra_losses.load_state_dict(parts["extras"])
 
     def _parameters(self) -> dict[str, nn.Parameter]:
-        """All that the optimiser changes, by the names in its part of the state."""
-        extras = {f"extras.{name}": parameter for name, parameter in self.extras.named_parameters()}
+        """The trained parameters by their names in the optimizer's part of the state."""
+        extras = {f"extras.{name}": parameter for name, parameter in self.extra_losses.named_parameters()}
         return dict(self.model.named_parameters()) | extras
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """``value`` as the optimiser keeps it: with the device and memory format of its parameter, counters as they are."""
+    """``value`` with the device and memory format of its parameter, as optimizers expect; counters are only copied."""
     if value.shape != parameter.shape:
         return value.clone()
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def fixed_options(options: TrainOptions) -> dict:
+    """The options that must not change when a run is resumed, as JSON values by dotted names (``model.name``)."""
+    flat = _flatten(json.loads(json.dumps(dataclasses.asdict(options))))
+    return {key: value for key, value in flat.items() if MAY_CHANGE_ON_RESUME.isdisjoint((key, key.split(".")[0]))}
+
+
+def _flatten(values: dict, prefix: str = "") -> dict:
+    flat: dict = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

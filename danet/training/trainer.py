@@ -1,16 +1,12 @@
-"""The training loop."""
+"""The training loop: steps, validation, and saving."""
 
-import dataclasses
-import json
 import math
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,55 +21,49 @@ from danet.inference.detector import Detector
 from danet.inference.predict import predict
 from danet.losses import DetectionLoss
 from danet.models import DANet
-from danet.models.blocks import channels_last
 from danet.training.log import TrainingLog
 from danet.training.optimizer import average_weights, build_optimizer, freeze_norms, learning_rate
-from danet.training.state import TrainingState
+from danet.training.options import TrainOptions
+from danet.training.run_folder import BEST, STATE, WEIGHTS
+from danet.training.signals import stop_on_signals
+from danet.training.state import TrainingState, fixed_options
 from danet.utils import distributed
 from danet.utils.errors import UserError
 from danet.utils.files import atomic_path
+from danet.utils.memory_format import channels_last
 
-if TYPE_CHECKING:
-    from danet.training.options import TrainOptions
-
-STATE = "last.safetensors"
-BEST = "best.safetensors"
-WEIGHTS = "weights.safetensors"
-
-# A run may go on with other values of these: they do not change what a step learns, or (`epochs`) are
-# meant to be raised. `data` and teachers are compared by their content.
-MAY_CHANGE_ON_RESUME = {
-    *("data", "val", "out", "resume", "overwrite", "weights", "epochs", "device", "threads", "workers", "cache_mb"),
-    *("val_every", "save_every_minutes", "save_every_steps", "tensorboard", "quiet", "json"),
-    *("distill.small", "distill.medium", "distill.large"),
-}
 VALIDATION_BATCH = 8
-VALIDATION_CHUNK = 64  # images between two looks at whether to stop
+"""Images per batch in validation."""
+VALIDATION_CHUNK = 64
+"""Validation images between two checks for a stop signal."""
+VALIDATION_SCORE_THRESHOLD = 0.05
+"""Minimum score of the detections that are validated."""
 
 
 class Trainer:
-    """One run: a model, its data, and the folder in which everything is kept.
+    """Trains a model and writes the files of the run into the folder ``options.out``.
+
+    ``danet.training.train`` builds a trainer from options alone. Use this class to train with a model, a data set or
+    loss terms of your own.
 
     Args:
-        options: of the command.
-        model: on ``device``.
+        options: options of the run.
+        model: the network, on ``device``.
         dataset: the training samples.
-        validation: images to validate on; empty for none.
-        extras: further loss terms by name, on ``device``: modules called with the model's ``Output`` and the ``Batch``
-            that return named, weighted terms. Their parameters learn and their state is saved beside the model's, for
-            resuming alone.
-        fingerprints: of what a run must have in common with one that it goes on from, besides options and data.
+        validation: the validation images; empty to skip validation.
+        device: device of the training.
+        extra_losses: loss terms other than detection by name, on ``device``, see ``TrainOptions.build_losses``. Their
+            parameters are trained as well; they are saved in the state, but not in the weights.
     """
 
     def __init__(
         self,
-        options: "TrainOptions",
+        options: TrainOptions,
         model: DANet,
         dataset: DetectionDataset,
         validation: Sequence[ImageRecord],
         device: torch.device,
-        extras: Mapping[str, nn.Module] | None = None,
-        fingerprints: Mapping[str, str | None] | None = None,
+        extra_losses: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.options = options
         self.dataset = dataset
@@ -90,31 +80,38 @@ class Trainer:
             world_size=distributed.world_size(),
         )
         self.model = channels_last(model).train()
-        self.extras = channels_last(nn.ModuleDict(extras or {})).train()
-        self.fingerprints = dict(fingerprints or {})
+        self.extra_losses = channels_last(nn.ModuleDict(extra_losses or {})).train()
+        self.fingerprints: dict[str, str] = {}
+        for term in self.extra_losses.values():
+            self.fingerprints |= getattr(term, "fingerprints", dict)()
         if options.freeze_norm:
             freeze_norms(self.model)
-            freeze_norms(self.extras)
+            freeze_norms(self.extra_losses)
         self.criterion = DetectionLoss(self.model, options.assignment)
         self.autocast = _autocast_dtype(options.amp, device)
         self.state = TrainingState(
             model=self.model,
             average=average_weights(self.model, options.ema) if options.ema else None,
-            optimizer=build_optimizer(self.model, options, self.extras),
-            extras=self.extras,
+            optimizer=build_optimizer(self.model, options, self.extra_losses),
+            extra_losses=self.extra_losses,
             scaler=torch.amp.GradScaler(device.type, enabled=self.autocast == torch.float16),
         )
         self.stop = threading.Event()
         self._saved = time.monotonic()
-        self.log: TrainingLog | None = None  # only in the process that writes
+        self.log: TrainingLog | None = None  # only in the process that writes files
 
     @property
-    def weights(self) -> DANet:
-        """The model to validate and to keep: the averaged one where there is one."""
+    def result(self) -> DANet:
+        """The model that is validated and saved: the moving average if there is one."""
         return self.model if self.state.average is None else cast(DANet, self.state.average.module)
 
     def resume(self) -> None:
-        """Takes up the saved state. A run that was cut off before it saved one begins again."""
+        """Loads the saved state. Without one (the run was interrupted before its first save), training starts anew.
+
+        Raises:
+            UserError: the state is unreadable or belongs to a run with other options or data, see
+                ``TrainingState.load``, or it has more epochs than ``options.epochs``.
+        """
         path = self.folder / STATE
         if not path.exists():
             return
@@ -122,10 +119,14 @@ class Trainer:
         self.sampler.start_step = self.state.progress.step
         if self.sampler.start_step > self.sampler.total_steps:
             epochs = self.sampler.start_step / self.sampler.steps_per_epoch
-            raise UserError(f"{path}: {epochs:g} epochs are done, more than --epochs {self.options.epochs}")
+            raise UserError(f"{path}: has {epochs:g} epochs already, got --epochs {self.options.epochs}; give more")
 
     def run(self) -> bool:
-        """Trains to the end, or until a signal asks to stop: then the state is saved and False returned."""
+        """Trains to the last epoch and returns True; on a stop signal, saves the state and returns False.
+
+        Raises:
+            UserError: a loss or a gradient is not finite, or an image cannot be read.
+        """
         self.network: DANet | DistributedDataParallel = self.model
         if distributed.world_size() > 1:
             device_ids = [self.device] if self.device.type == "cuda" else None
@@ -150,15 +151,15 @@ class Trainer:
     def _loop(self) -> bool:
         progress = self.state.progress
         if progress.step and progress.step % self.sampler.steps_per_epoch == 0:
-            self._end_epoch()  # a state saved between an epoch's last step and the end of its validation
+            self._end_epoch()  # the state was saved before the validation of this epoch had ended
         pinned = self.device.type == "cuda"
-        loaded = iter(make_loader(self.dataset, self.sampler, workers=self.options.workers or 0, pin_memory=pinned))
+        batches = iter(make_loader(self.dataset, self.sampler, workers=self.options.workers or 0, pin_memory=pinned))
         while progress.step < self.sampler.total_steps:
             if distributed.any_process(self.stop.is_set(), self.device):
                 self._save()
                 return False
             started = time.monotonic()
-            self._step(_next(loaded))
+            self._step(_next_batch(batches))
             progress.seconds += time.monotonic() - started
             if progress.step % self.sampler.steps_per_epoch == 0:
                 self._end_epoch()
@@ -170,37 +171,42 @@ class Trainer:
         return True
 
     def _step(self, batch: Batch) -> None:
-        """One update of the weights. A loss or gradient that is not finite stops the run before it does harm."""
+        """Updates the weights once. Raises UserError before the update if a loss or gradient is not finite."""
         options, state, step = self.options, self.state, self.state.progress.step
-        # Each step has its own random numbers: nothing to save, and no process depends on another's.
-        torch.manual_seed(_seed(options.seed, step, distributed.rank()))
+        # Seed every step by itself: a resumed run then needs no random state.
+        torch.manual_seed(_combine_seeds(options.seed, step, distributed.rank()))
         lr = learning_rate(step, self.sampler.total_steps, options)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
 
+        # Forward pass and loss terms.
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             output = self.network(batch.images)
-        terms = self.criterion(output, batch.boxes, batch.labels, batch.ignore)
-        for extra in self.extras.values():
+        terms = self.criterion(output, batch)
+        for term in self.extra_losses.values():
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                terms |= extra(output, batch)
+                terms |= term(output, batch)
         loss = torch.stack(list(terms.values())).sum()
+
+        # Backward pass; DistributedDataParallel averages the gradients of the model, but not of the extra losses.
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
-        distributed.average_gradients(self.extras.parameters())
+        distributed.average_gradients(self.extra_losses.parameters())
         state.scaler.unscale_(state.optimizer)
-        # Each for itself, so that what the extras learn does not shorten the model's step.
-        norm, extras_norm = (
+        # Clip separately, so that large gradients of the extra losses' parameters do not shrink those of the model.
+        norm, extra_norm = (
             torch.nn.utils.clip_grad_norm_([*module.parameters()], options.clip or math.inf)
-            for module in (self.model, self.extras)
+            for module in (self.model, self.extra_losses)
         )
 
-        # Each process has its part of the global sums divided by the mean normaliser: the mean is the whole.
+        # Average the losses over processes: each has its own sum divided by the mean normalizer of all processes.
         shared = distributed.mean(torch.stack([loss.detach(), *(term.detach() for term in terms.values())]))
-        *values, norm, extras_norm = torch.cat([shared, torch.stack([norm, extras_norm.to(norm.device)])]).tolist()
+        *values, norm, extra_norm = torch.cat([shared, torch.stack([norm, extra_norm.to(norm.device)])]).tolist()
         losses = dict(zip(["loss", *terms], values, strict=True))
-        self._check_finite(losses, norm + extras_norm)
+        self._check_finite(losses, norm + extra_norm)
+
+        # Update the weights and their moving average.
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.average is not None:
@@ -210,43 +216,43 @@ class Trainer:
             self.log.step(state.progress.step, losses, lr, norm)
 
     def _check_finite(self, losses: dict[str, float], norm: float) -> None:
-        wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
-        # With float16 the scaler leaves out steps whose gradient overflows, and lowers its scale.
-        if not wrong and not self.state.scaler.is_enabled() and not math.isfinite(norm):
-            wrong = [f"the gradient's norm is {norm}"]
-        if wrong:
+        problems = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+        # With float16, the scaler skips steps whose gradients overflow and lowers its scale.
+        if not problems and not self.state.scaler.is_enabled() and not math.isfinite(norm):
+            problems = [f"the gradient norm is {norm}"]
+        if problems:
             step = self.state.progress.step
             raise UserError(
-                f"step {step + 1} (epoch {step // self.sampler.steps_per_epoch + 1}): {', '.join(wrong)}; "
-                f"stopped, the last good state is kept in {self.folder / STATE}; try a lower --lr or --clip 10"
+                f"step {step + 1} (epoch {step // self.sampler.steps_per_epoch + 1}): {', '.join(problems)}; "
+                f"training stopped, the last good state is in {self.folder / STATE}; try a lower --lr or --clip 10"
             )
 
     def _end_epoch(self) -> None:
-        """Validates if it is time, prints the epoch's line, saves. Does nothing if that was done before."""
+        """Validates if it is due, logs the epoch and saves the state; does nothing if all of this was done before."""
         progress, options = self.state.progress, self.options
         if self.log is None or progress.finished_epoch_at == progress.step:
             return
         epoch = progress.step // self.sampler.steps_per_epoch
-        figures = None
+        metrics = None
         if self.validation and (epoch % options.val_every == 0 or progress.step == self.sampler.total_steps):
             self._save()
             started = time.monotonic()
-            figures = self._validate()
+            metrics = self._validate()
             progress.seconds += time.monotonic() - started
-            if figures is None:  # stopped; the saved state begins with this validation
+            if metrics is None:  # stopped by a signal; the resumed run starts with this validation
                 return
-            # Of equals the later: it has seen more, and scores keep rising when AP no longer does.
-            if figures["ap50"] >= progress.best.get("ap50", 0.0):
-                progress.best = {"epoch": epoch, **figures}
+            # Prefer the later of equal epochs: scores keep rising when AP no longer does.
+            if metrics["ap50"] >= progress.best.get("ap50", 0.0):
+                progress.best = {"epoch": epoch, **metrics}
                 self._save_weights(BEST, progress.best)
-            self.log.validation(progress.step, figures)
+            self.log.validation(progress.step, metrics)
         progress.finished_epoch_at = progress.step
-        self.log.end_epoch(epoch, learning_rate(progress.step - 1, self.sampler.total_steps, options), figures)
+        self.log.end_epoch(epoch, learning_rate(progress.step - 1, self.sampler.total_steps, options), metrics)
         self._save()
 
     def _validate(self) -> dict[str, float] | None:
-        """Figures of the averaged weights on the validation images; None if a signal came in between."""
-        detector = Detector(self.weights, score_threshold=0.05)
+        """Metrics on the validation images, or None if a stop signal arrived."""
+        detector = Detector(self.result, score_threshold=VALIDATION_SCORE_THRESHOLD)
         detections = []
         for start in range(0, len(self.validation), VALIDATION_CHUNK):
             if self.stop.is_set():
@@ -267,11 +273,11 @@ class Trainer:
             self.state.save(self.folder / STATE, self._identity())
         self._saved = time.monotonic()
 
-    def _save_weights(self, name: str, figures: dict[str, float]) -> None:
-        save_weights(self.folder / name, self.weights, {"step": self.state.progress.step, "validation": figures})
+    def _save_weights(self, name: str, metrics: dict[str, float]) -> None:
+        save_weights(self.folder / name, self.result, {"step": self.state.progress.step, "validation": metrics})
 
     def _finish(self) -> None:
-        """Leaves the weights to use: the best by validation, or else the last."""
+        """Writes the final weights: the best by validation, or the last ones without validation."""
         if self.log is None:
             return
         if self.state.progress.best:
@@ -281,44 +287,21 @@ class Trainer:
             self._save_weights(WEIGHTS, {})
 
     def _identity(self) -> dict:
-        """What a state must have in common with a run that goes on from it: options and data."""
-        options = _flatten(json.loads(json.dumps(dataclasses.asdict(self.options))))
-        fixed = {
-            key: value for key, value in options.items() if MAY_CHANGE_ON_RESUME.isdisjoint((key, key.split(".")[0]))
-        }
-        return {"data": self.dataset.fingerprint(), **self.fingerprints, **fixed}
+        """What must be the same when the run is resumed."""
+        return {"data": self.dataset.fingerprint(), **self.fingerprints, **fixed_options(self.options)}
 
 
-@contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set ``stop``, so that a step is finished; a second one interrupts at once."""
-
-    def handle(number: int, _: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+def _next_batch(batches: Iterator[Batch]) -> Batch:
     try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _next(loaded: Iterator[Batch]) -> Batch:
-    try:
-        return next(loaded)
+        return next(batches)
     except UserError as error:
-        # A loader process hands on its error as the text of a traceback; the message is its last line.
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix("danet.utils.errors.UserError: ")) from error
+        # DataLoader passes on an error of a worker process as the text of its traceback; keep only the message.
+        prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix(prefix)) from error
 
 
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+def _combine_seeds(*seeds: int) -> int:
+    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
 
 
 def _autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
@@ -327,10 +310,3 @@ def _autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
             return None
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]
-
-
-def _flatten(values: dict, prefix: str = "") -> dict:
-    flat: dict = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

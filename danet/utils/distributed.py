@@ -1,4 +1,4 @@
-"""The few things a training needs to know of the other processes that ``torchrun`` started."""
+"""Helpers for training with several processes that ``torchrun`` started; with one process they do nothing."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -16,10 +16,20 @@ from danet.utils.errors import UserError
 
 @contextmanager
 def process_group(device: str) -> Iterator[torch.device]:
-    """Joins the processes of ``torchrun``, if it started this one, and yields the device of this process.
+    """Initializes the process group if ``torchrun`` started this process, and yields the device of this process.
 
-    gloo on the CPU, NCCL on CUDA devices, of which each process takes its own. ``device``: "auto" (CUDA
-    where there is one), "cpu", "cuda" or "cuda:N".
+    The backend is gloo on the CPU and NCCL on CUDA, where every process uses the device of its local rank.
+
+    Args:
+        device: "auto" (CUDA if available), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UserError: ``device`` is none of these, or torch finds no CUDA device.
+
+    Example:
+        >>> with process_group("cpu") as device:
+        ...     print(device, rank(), world_size())
+        cpu 0 1
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,28 +38,29 @@ def process_group(device: str) -> Iterator[torch.device]:
     except RuntimeError:
         raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device}: this torch ({torch.__version__}) finds no CUDA device")
+        raise UserError(f"device {device}: torch {torch.__version__} finds no CUDA device; use --device cpu")
     if "RANK" not in os.environ:
         yield chosen
         return
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
-    # The others wait while rank 0 validates.
+    # Long timeout: the other processes wait while rank 0 validates.
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield chosen
-        dist.barrier()  # a process that leaves early would cut the connections of those still at work
+        dist.barrier()  # leaving early would close the connections of processes that still run
     finally:
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """Number of this process; 0 is the one that writes."""
+    """Rank of this process; only rank 0 writes files."""
     return dist.get_rank() if _active() else 0
 
 
 def world_size() -> int:
+    """Number of processes."""
     return dist.get_world_size() if _active() else 1
 
 
@@ -62,9 +73,9 @@ def mean(values: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:
-    """Averages gradients over the processes, in place, zero where only others have one.
+    """Averages gradients over the processes, in place; a missing gradient counts as zero if another process has one.
 
-    For parameters that not every process uses in every step; ``DistributedDataParallel`` would wait for all of them.
+    For parameters that some processes do not use in some steps, which ``DistributedDataParallel`` does not support.
     """
     if not _active():
         return
@@ -79,14 +90,14 @@ def average_gradients(parameters: Iterable[Parameter]) -> None:
     for parameter in chosen:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    grads = [parameter.grad for parameter in chosen if parameter.grad is not None]  # all of them
+    grads = [parameter.grad for parameter in chosen if parameter.grad is not None]  # all; for the type
     flat = mean(torch.cat([grad.flatten() for grad in grads]))
     for grad, values in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(values.view(grad.shape))
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` is set in any process: all take the same turn."""
+    """Whether ``flag`` is true in any process; all processes get the same answer."""
     if not _active():
         return flag
     flags = torch.tensor(float(flag), device=device)
@@ -102,10 +113,10 @@ def total(values: Tensor) -> Tensor:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """``rows [n, ...]`` of all processes, rank after rank; n may differ, the rest may not.
+    """Concatenates ``rows [n, ...]`` of all processes in the order of their ranks; only n may differ between them.
 
-    For a loss that every process then computes as a whole: its gradient comes back to a process's own rows, times the
-    number of processes, since gradients are averaged over the processes in the end.
+    Differentiable, for a loss that every process computes over the rows of all: each process gets the gradient of its
+    own rows, times the number of processes, because gradients are averaged over processes later.
     """
     return _Gather.apply(rows) if _active() else rows
 
@@ -118,11 +129,11 @@ class _Gather(torch.autograd.Function):
         dist.all_reduce(counts)
         start = int(counts[: rank()].sum())
         ctx.own = slice(start, start + len(rows))
-        # A sum with zeros: numbers of rows may differ, which `all_gather` does not allow.
-        everything = rows.new_zeros(int(counts.sum()), *rows.shape[1:])
-        everything[ctx.own] = rows
-        dist.all_reduce(everything)
-        return everything
+        # Sum the rows padded with zeros: `all_gather` does not allow different numbers of rows.
+        gathered = rows.new_zeros(int(counts.sum()), *rows.shape[1:])
+        gathered[ctx.own] = rows
+        dist.all_reduce(gathered)
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """One image with a uav, a bird and a cloud."""
+    """A dataset of one image with a uav, a bird and a cloud."""
     cv2.imwrite(str(tmp_path / "a.png"), np.full((40, 60), 9, np.uint8))
     boxes = np.array([[1, 2, 11, 12], [20, 5, 26, 9], [0, 0, 60, 20]], np.float32)
     record = ImageRecord(tmp_path / "a.png", 60, 40, boxes, ["uav", "bird", "cloud"], np.zeros(3, bool))
@@ -38,7 +38,7 @@ def equal(a: Sample, b: Sample) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_names_become_labels(mixed):
+def test_dataset_maps_names_to_labels(mixed):
     source = DataSource(mixed, class_map={"uav": "drone", "cloud": "ignore"})
     sample = DetectionDataset([source], ["drone"])[0, 0]
     assert sample.labels.tolist() == [0, -1, -1]
@@ -51,16 +51,16 @@ def test_names_become_labels(mixed):
     assert both.labels.tolist() == [1, 0, -1]
 
 
-def test_a_plain_index_means_epoch_0(scenes):
+def test_dataset_plain_index_is_epoch_0(scenes):
     dataset = DetectionDataset([scenes], ["drone"], augmentation=Augmentation(crop=(48, 48)))
     assert equal(dataset[0], dataset[0, 0]) and equal(dataset[-1], dataset[0, 5])
-    assert len(list(dataset)) == 6  # iteration ends by the IndexError
+    assert len(list(dataset)) == 6  # an IndexError ends the iteration
     for index in (6, -7):
         with pytest.raises(IndexError, match="in a dataset of 6 images"):
             dataset[index]
 
 
-def test_a_source_of_weight_0_neither_teaches_nor_donates(scenes, mixed):
+def test_dataset_ignores_sources_of_weight_0(scenes, mixed):
     unused = DataSource(mixed, weight=0.0)
     with pytest.raises(UserError, match="no box named 'uav'"):
         DetectionDataset([scenes, unused], ["uav"])
@@ -72,29 +72,29 @@ def test_a_source_of_weight_0_neither_teaches_nor_donates(scenes, mixed):
     assert set(dataset._cache) == set(range(1, 7))
 
 
-def test_three_channels(mixed):
+def test_dataset_three_channels(mixed):
     sample = DetectionDataset([mixed], ["uav"], channels=3)[0, 0]
     assert sample.image.shape == (3, 40, 60)
 
 
-def test_wrong_class_map_and_classes_are_named(mixed):
-    with pytest.raises(UserError, match=r"annotations\.json: class_map renames 'uavs'.*uav, bird, cloud"):
+def test_load_source_and_dataset_name_unknown_classes(mixed):
+    with pytest.raises(UserError, match=r"annotations\.json: class_map renames 'uavs', .*it has: uav, bird, cloud"):
         load_source(DataSource(mixed, class_map={"uavs": "drone"}))
     with pytest.raises(UserError, match=r"no box named 'dron' \(it has: bird, cloud, uav\)"):
         DetectionDataset([mixed], ["uav", "dron"])
-    with pytest.raises(UserError, match="no box named 'uav'"):  # ignore regions teach no class
+    with pytest.raises(UserError, match="no box named 'uav'"):  # ignore regions do not count
         DetectionDataset([DataSource(mixed, class_map={"uav": "ignore"})], ["uav"])
     with pytest.raises(UserError, match="weight must be 0 or more, got -1"):
         load_source(DataSource(mixed, weight=-1))
 
 
-def test_image_of_another_size_is_named(mixed, tmp_path):
+def test_dataset_names_an_image_of_another_size(mixed, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 30), np.uint8))
     with pytest.raises(UserError, match=r"a\.png: is 30 x 20 pixels, its json says 60 x 40"):
         DetectionDataset([mixed], ["uav"])[0, 0]
 
 
-def test_sample_depends_on_seed_epoch_and_index_alone(scenes):
+def test_sample_depends_only_on_seed_epoch_and_index(scenes):
     options = {"augmentation": Augmentation(crop=(48, 48), copy_paste=0.5), "seed": 3}
     plain = DetectionDataset([scenes], ["drone"], **options)
     cached = DetectionDataset([scenes], ["drone"], cache_bytes=2**20, **options)
@@ -107,14 +107,14 @@ def test_sample_depends_on_seed_epoch_and_index_alone(scenes):
     assert not equal(plain[0, 1], other[0, 1])
 
 
-def test_cache_stays_within_its_size(scenes):
+def test_dataset_cache_respects_its_limit(scenes):
     dataset = DetectionDataset([scenes], ["drone"], cache_bytes=3 * 64 * 64 + 100)
     for index in range(6):
         dataset[0, index]
     assert sum(image.nbytes for image in dataset._cache.values()) == 3 * 64 * 64
 
 
-def test_worker_processes_give_the_same_batches(scenes):
+def test_loader_workers_give_the_same_batches(scenes):
     dataset = DetectionDataset([scenes], ["drone"], augmentation=Augmentation(crop=(48, 48)))
     sampler = EpochSampler([6], [1.0], batch=2, epochs=2)
     cv2.GaussianBlur(np.zeros((2000, 2000), np.float32), (0, 0), 3)  # starts OpenCV's threads in this process
@@ -138,7 +138,7 @@ def test_collate_pads_at_the_right_and_bottom_with_zeros():
     assert collate([sample(4, 6, 0)]).images.shape == (1, 1, MINIMUM_SIZE, MINIMUM_SIZE)
 
 
-def test_an_epoch_shows_every_image_once_in_an_order_of_its_own():
+def test_sampler_shows_every_image_once_per_epoch():
     sampler = EpochSampler([5, 7], [1.0, 1.0], batch=4, epochs=3, seed=1)
     batches = list(sampler)
     assert len(batches) == len(sampler) == 9
@@ -150,7 +150,7 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own():
     assert batches != list(EpochSampler([5, 7], [1.0, 1.0], batch=4, epochs=3, seed=2))
 
 
-def test_weights_are_the_frequency_of_a_sources_images():
+def test_sampler_weights_are_frequencies():
     sampler = EpochSampler([4, 6, 5], [2.5, 0.5, 0.0], batch=1, epochs=4)
     halves = []
     for epoch in range(4):
@@ -166,7 +166,7 @@ def test_weights_are_the_frequency_of_a_sources_images():
 
 
 @pytest.mark.parametrize("size", [3, 10, 16])
-def test_ranks_share_a_batch_and_any_step_can_be_the_first(size):
+def test_sampler_ranks_share_a_batch_and_resume_at_any_step(size):
     whole = list(EpochSampler([size], [1.0], batch=4, epochs=3))
     parts = [list(EpochSampler([size], [1.0], batch=4, epochs=3, rank=rank, world_size=2)) for rank in (0, 1)]
     assert all(len(batch) == 4 for batch in whole)
@@ -176,14 +176,14 @@ def test_ranks_share_a_batch_and_any_step_can_be_the_first(size):
         assert list(EpochSampler([size], [1.0], batch=4, epochs=3, start_step=step)) == whole[step:]
 
 
-def test_impossible_batches_are_refused():
+def test_sampler_refuses_an_impossible_batch():
     with pytest.raises(UserError, match="positive multiple of the 2 processes, got 3"):
         EpochSampler([4], [1.0], batch=3, epochs=1, world_size=2)
     with pytest.raises(UserError, match="no image is left"):
         EpochSampler([4], [0.0], batch=1, epochs=1)
 
 
-def test_fingerprint_knows_the_annotations(scenes, mixed):
+def test_fingerprint_depends_on_the_annotations(scenes, mixed):
     assert DetectionDataset([scenes], ["drone"]).fingerprint() == DetectionDataset([scenes], ["drone"]).fingerprint()
     renamed = DataSource(mixed, class_map={"bird": "ignore"})
     weighted = DataSource(mixed, weight=2.0)

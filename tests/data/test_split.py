@@ -6,12 +6,11 @@ import pytest
 
 from danet.data.__main__ import main
 from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
-from danet.data.summary import group_of
 from danet.utils.files import read_json
 
 
 def make(folder, recordings=12, key="recording"):
-    """A dataset of clips of 3 to 8 images; every third clip holds birds, the others drones."""
+    """A dataset of recordings with 3 to 8 images each; every third one shows birds, the others drones."""
     image = folder / "images" / "x.png"
     image.parent.mkdir(parents=True)
     cv2.imwrite(str(image), np.zeros((20, 20), np.uint8))
@@ -29,20 +28,20 @@ def make(folder, recordings=12, key="recording"):
 
 
 @pytest.mark.parametrize("key", ["recording", "video"])
-def test_no_recording_is_divided_and_categories_are_balanced(tmp_path, key):
+def test_split_keeps_recordings_and_balances_categories(tmp_path, key):
     source = make(tmp_path, 40, key)
     a, b = tmp_path / "a.json", tmp_path / "elsewhere" / "b.json"
     assert main(["split", str(source), "--fraction", "0.25", "--out_a", str(a), "--out_b", str(b)]) == 0
     whole, first, second = (load_coco(path) for path in (source, a, b))
     assert len(first.records) + len(second.records) == len(whole.records)
-    assert not {group_of(item) for item in first.records} & {group_of(item) for item in second.records}
+    assert not {item.group for item in first.records} & {item.group for item in second.records}
     count = [Counter(name for item in part.records for name in item.names) for part in (whole, second)]
     for name in ("drone", "bird"):
         assert 0.2 < count[1][name] / count[0][name] < 0.3
     assert second.records[0].path == whole.records[0].path
 
 
-def test_json_says_what_the_parts_hold(tmp_path, capsys):
+def test_split_json_states_the_counts(tmp_path, capsys):
     source = make(tmp_path, 12)
     a, b, figures = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "figures.json"
     parts = ["--out_a", str(a), "--out_b", str(b)]
@@ -62,7 +61,7 @@ def test_json_says_what_the_parts_hold(tmp_path, capsys):
     assert "no folder for results" in capsys.readouterr().err
 
 
-def test_the_seed_decides(tmp_path):
+def test_split_depends_on_the_seed(tmp_path):
     source = make(tmp_path, 40)
     chosen = []
     for seed in ("0", "0", "1"):
@@ -72,7 +71,7 @@ def test_the_seed_decides(tmp_path):
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_folds_cover_everything_once(tmp_path):
+def test_split_folds_cover_every_recording_once(tmp_path):
     source = make(tmp_path, 15)
     assert main(["split", str(source), "--folds", "3", "--out", str(tmp_path / "folds")]) == 0
     total = len(load_coco(source).records)
@@ -98,7 +97,7 @@ def test_folds_cover_everything_once(tmp_path):
         (["--folds", "99", "--out", "x"], "99 parts cannot be made of 12 recordings"),
     ],
 )
-def test_impossible_requests_write_nothing(tmp_path, monkeypatch, capsys, options, message):
+def test_split_with_wrong_options_writes_nothing(tmp_path, monkeypatch, capsys, options, message):
     source = make(tmp_path / "in")
     monkeypatch.chdir(tmp_path)
     assert main(["split", str(source), *options]) == 2
@@ -106,7 +105,7 @@ def test_impossible_requests_write_nothing(tmp_path, monkeypatch, capsys, option
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_the_source_is_not_overwritten(tmp_path, capsys):
+def test_split_does_not_overwrite_its_source(tmp_path, capsys):
     source = make(tmp_path)
     before = source.read_bytes()
     assert main(["split", str(source), "--out_a", str(source), "--out_b", str(tmp_path / "b.json")]) == 2

@@ -25,7 +25,7 @@ def make_video(path, frames=12, size=(64, 48), codec="mp4v", noise=False):
     return path
 
 
-def test_video_frames_come_grey_and_in_order(tmp_path):
+def test_video_frames_are_grey_and_in_order(tmp_path):
     source = open_source(make_video(tmp_path / "clip.mp4"))
     assert source.total == 12 and source.fps == 30
     frames = list(source)
@@ -35,7 +35,7 @@ def test_video_frames_come_grey_and_in_order(tmp_path):
     assert np.allclose([frame.image.mean() for frame in frames], 10.0 * np.arange(12), atol=3)
 
 
-def test_folder_of_images_of_several_kinds(tmp_path):
+def test_open_source_reads_a_folder_of_several_image_types(tmp_path):
     cv2.imwrite(str(tmp_path / "b.png"), np.full((40, 50), 3000, np.uint16))
     cv2.imwrite(str(tmp_path / "a.JPG"), np.full((30, 20), 80, np.uint8))
     (tmp_path / "notes.txt").write_text("no image")
@@ -49,7 +49,7 @@ def test_folder_of_images_of_several_kinds(tmp_path):
     assert np.array_equal(single.image, frames[1].image)
 
 
-def test_video_that_ends_early_gives_what_decodes_and_one_line(tmp_path, capfd):
+def test_video_that_ends_early_gives_its_frames_and_one_line(tmp_path, capfd):
     whole = make_video(tmp_path / "whole.avi", frames=30, codec="MJPG", noise=True)
     path = tmp_path / "cut.avi"
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -61,7 +61,7 @@ def test_video_that_ends_early_gives_what_decodes_and_one_line(tmp_path, capfd):
     assert line == f"{path}: ends early: frame {len(frames)} of 30 cannot be decoded"
 
 
-def test_damaged_video_says_nothing_but_our_lines(tmp_path, capfd):
+def test_damaged_video_prints_no_lines_of_opencv(tmp_path, capfd):
     content = bytearray(make_video(tmp_path / "whole.mp4", frames=30, noise=True).read_bytes())
     middle = len(content) // 2
     content[middle : middle + 400] = bytes(400)
@@ -76,21 +76,21 @@ def test_damaged_video_says_nothing_but_our_lines(tmp_path, capfd):
     "name, content",
     [("clip.mp4", b""), ("clip.mp4", b"not a video at all"), ("notes.txt", b"words"), ("image.png", b"\x89PNG broken")],
 )
-def test_unreadable_sources_are_named(tmp_path, capfd, name, content):
+def test_open_source_names_an_unreadable_file(tmp_path, capfd, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
         list(open_source(tmp_path / name))
     assert capfd.readouterr().err == ""
 
 
-def test_video_cut_before_its_index_is_named(tmp_path):
+def test_open_source_names_a_video_without_index(tmp_path):
     content = make_video(tmp_path / "whole.mp4", noise=True).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"cut\.mp4"):
         open_source(tmp_path / "cut.mp4")
 
 
-def test_missing_source_empty_folder_and_missing_camera(tmp_path):
+def test_open_source_missing_file_empty_folder_missing_camera(tmp_path):
     with pytest.raises(UserError, match=r"missing\.mp4: no such file"):
         open_source(tmp_path / "missing.mp4")
     with pytest.raises(UserError, match="no images in this folder"):
@@ -99,12 +99,12 @@ def test_missing_source_empty_folder_and_missing_camera(tmp_path):
         open_source("97")
 
 
-def test_written_video_plays(tmp_path):
+def test_video_writer_round_trip(tmp_path):
     path = tmp_path / "deep" / "out.mp4"
     with VideoWriter(path, fps=10) as writer:
         for index in range(8):
             writer.write(np.full((48, 64), 20 * index, np.uint8))
-        assert not path.exists(), "the name appears at the end"
+        assert not path.exists(), "the file appears at the end"
     source = open_source(path)
     assert source.fps == 10
     frames = list(source)
@@ -113,14 +113,14 @@ def test_written_video_plays(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["out.mp4"]
 
 
-def test_colour_is_kept(tmp_path):
+def test_video_writer_keeps_colour(tmp_path):
     with VideoWriter(tmp_path / "out.mp4") as writer:
         writer.write(np.full((48, 64, 3), (30, 60, 220), np.uint8))
     (frame,) = open_source(tmp_path / "out.mp4")
     assert np.allclose(frame.image.mean((0, 1)), (30, 60, 220), atol=8)
 
 
-def test_odd_sizes_lose_nothing_and_other_sizes_are_letterboxed(tmp_path):
+def test_video_writer_pads_odd_sizes_and_letterboxes_others(tmp_path):
     with VideoWriter(tmp_path / "out.mp4") as writer:
         writer.write(np.full((47, 63, 3), 200, np.uint8))
         writer.write(np.full((24, 126, 3), 200, np.uint8))
@@ -131,7 +131,7 @@ def test_odd_sizes_lose_nothing_and_other_sizes_are_letterboxed(tmp_path):
     assert frames[1][20:28, 4:60].min() > 170 and frames[1][:14].max() < 40
 
 
-def test_a_fitted_picture_keeps_the_aspect_ratio():
+def test_fit_picture_keeps_the_aspect_ratio():
     fitted = fit_picture(np.full((100, 50, 3), 9, np.uint8), 40, 40)
     assert fitted.shape == (40, 40, 3)
     assert (fitted[:, 10:30] == 9).all() and (fitted[:, :10] == 0).all() and (fitted[:, 30:] == 0).all()
@@ -139,7 +139,7 @@ def test_a_fitted_picture_keeps_the_aspect_ratio():
     assert (small == 9).all(2).sum() == 100, "small frames are not enlarged"
 
 
-def test_an_error_leaves_an_older_video_alone(tmp_path):
+def test_video_writer_keeps_the_old_file_after_an_error(tmp_path):
     path = make_video(tmp_path / "out.mp4", frames=3)
     before = path.read_bytes()
     with pytest.raises(RuntimeError), VideoWriter(path) as writer:
@@ -152,14 +152,14 @@ def test_an_error_leaves_an_older_video_alone(tmp_path):
     assert not (tmp_path / "empty.mp4").exists()
 
 
-def test_a_codec_that_cannot_open_is_one_line(tmp_path):
+def test_video_writer_names_an_unknown_format(tmp_path):
     path = tmp_path / "out.unknown"
     with pytest.raises(UserError, match=r"out\.unknown: OpenCV cannot write"), VideoWriter(path) as writer:
         writer.write(np.zeros((48, 64), np.uint8))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_finishes_the_video(tmp_path):
+def test_video_writer_finishes_the_video_after_ctrl_c(tmp_path):
     path = tmp_path / "out.mp4"
     code = f"""
 import numpy as np
@@ -183,10 +183,10 @@ with VideoWriter({str(path)!r}) as writer:
 
 
 class Camera:
-    """A device as OpenCV shows it: `pictures` of each time that it is opened; None is a time when it cannot be."""
+    """Replaces cv2.VideoCapture: the number of images after each opening; None if it cannot be opened."""
 
-    def __init__(self, *pictures):
-        self.times = list(pictures)
+    def __init__(self, *counts):
+        self.times = list(counts)
         self.left = 0
 
     def __call__(self, source):
@@ -208,26 +208,26 @@ class Camera:
         self.left = 0
 
 
-def test_a_camera_that_comes_back_is_waited_for(monkeypatch, capfd):
-    monkeypatch.setattr(video, "RETRY", 0.01)
+def test_video_reconnects_to_a_camera(monkeypatch, capfd):
+    monkeypatch.setattr(video, "RECONNECT_INTERVAL_S", 0.01)
     monkeypatch.setattr(cv2, "VideoCapture", Camera(3, None, None, 2, *[None] * 1000))
-    monkeypatch.setattr(video, "RETURN", 0.3)
+    monkeypatch.setattr(video, "RECONNECT_TIMEOUT_S", 0.3)
     source = open_source("0")
     assert source.live and source.total is None
     assert [frame.index for frame in source] == [0, 1, 2, 3, 4]
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0] == "camera0: no picture after frame 2, waiting 0 s for it"
-    assert lines[1].startswith("camera0: back after 0.")
-    assert lines[-1] == "camera0: gone after frame 4" and source.trouble == "gone after frame 4"
+    assert lines[0] == "camera0: no image after frame 2, trying to reconnect for 0 s"
+    assert lines[1].startswith("camera0: reconnected after 0.")
+    assert lines[-1] == "camera0: connection lost after frame 4" and source.trouble == "connection lost after frame 4"
 
 
-def test_a_stream_is_live_and_named(monkeypatch):
+def test_open_source_names_a_stream_that_cannot_be_opened(monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Camera())
     with pytest.raises(UserError, match="rtsp://nowhere/1: this stream cannot be opened"):
         open_source("rtsp://nowhere/1")
 
 
-def test_a_full_disk_ends_a_video_that_plays(tmp_path, monkeypatch):
+def test_video_writer_finishes_the_video_on_a_full_disk(tmp_path, monkeypatch):
     free = iter([1 << 30] * 5 + [1 << 20] * 5)
     usage = type("Usage", (), {"free": property(lambda self: next(free))})()
     monkeypatch.setattr(video.shutil, "disk_usage", lambda path: usage)

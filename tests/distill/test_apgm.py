@@ -12,8 +12,8 @@ def linear(weight, bias, x):
 
 
 @pytest.mark.parametrize("channels", [5, 16, 48])
-def test_selection_by_a_plain_loop(channels):
-    """SE weights, the C/8 largest of each image in index order, each channel times its weight."""
+def test_tpks_matches_loop(channels):
+    """SE weights; the C/8 largest of each image in the order of their index; each channel times its weight."""
     torch.manual_seed(channels)
     select = TPKS(channels)
     x = torch.rand(3, channels, 4, 5)
@@ -30,10 +30,10 @@ def test_selection_by_a_plain_loop(channels):
     assert len({tuple(select(x)[n].flatten().tolist()) for n in range(3)}) == 3
 
 
-def test_each_image_has_its_own_channels():
+def test_tpks_selects_per_image():
     select = TPKS(16)
     with torch.no_grad():
-        # Attention that grows with the channel's mean.
+        # The attention increases with the mean of the channel.
         select.squeeze.weight.copy_(torch.eye(4, 16) * 4)
         select.squeeze.bias.zero_()
         select.excite.weight.copy_(torch.eye(16, 4))
@@ -41,12 +41,12 @@ def test_each_image_has_its_own_channels():
     x = torch.zeros(2, 16, 2, 2)
     x[0, 3], x[0, 1], x[1, 0], x[1, 2] = 2.0, 1.0, 5.0, 4.0
     result = select(x)
-    # Channels 1 and 3 of the first image, 0 and 2 of the second, times sigmoid(4 x).
+    # Channels 1 and 3 of the first image, 0 and 2 of the second one, times sigmoid(4 x).
     assert result[0, :, 0, 0].tolist() == pytest.approx([1 / (1 + math.exp(-4)), 2 / (1 + math.exp(-8))])
     assert result[1, :, 0, 0].tolist() == pytest.approx([5, 4], rel=1e-4)
 
 
-def test_the_attention_learns_and_is_float32_under_autocast():
+def test_tpks_gradient_and_autocast():
     torch.manual_seed(0)
     select = TPKS(32)
     x = torch.rand(2, 32, 4, 4)
@@ -58,7 +58,7 @@ def test_the_attention_learns_and_is_float32_under_autocast():
     torch.testing.assert_close(half.float(), select(x.bfloat16().float()), rtol=0.02, atol=0)
 
 
-def test_integration_is_a_concatenation_and_a_block():
+def test_tpki_is_concat_and_mbb():
     torch.manual_seed(0)
     integrate = TPKI(8, 2).eval()
     student, prior = torch.randn(2, 8, 5, 4), torch.randn(2, 2, 5, 4)

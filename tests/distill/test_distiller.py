@@ -17,7 +17,7 @@ def square(side, x=2.0):
 
 
 def make_batch(*images, labels=None, ignore=None, size=(64, 64)):
-    """One image for each list of sides of square boxes."""
+    """One image per argument, a list of the sides of its square boxes in pixels."""
     boxes = [torch.tensor([square(side) for side in sides]).reshape(-1, 4) for sides in images]
     labels = [torch.tensor(each) for each in labels or [[0] * len(b) for b in boxes]]
     ignore = [torch.tensor(each, dtype=torch.bool) for each in ignore or [[False] * len(b) for b in boxes]]
@@ -38,7 +38,7 @@ def make(student, scales=SCALES, **options):
 
 
 class Counting(Foreign):
-    """Notes the images of every call."""
+    """Records the images of every call."""
 
     def __init__(self) -> None:
         super().__init__(widths=(16, 32, 64, 128))
@@ -54,24 +54,24 @@ def routes(*images, target=0, **options):
     return route(batch.boxes, batch.labels, batch.ignore, edges=EDGES, target=target).int().tolist()
 
 
-def test_images_go_to_the_scales_of_their_targets():
+def test_route_by_target_size():
     assert routes([10.0], [16.0], [30.0], []) == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
     assert routes([10.0, 12.0, 40.0], [16.0, 20.0]) == [[1, 0], [0, 1], [1, 1]]
     assert routes([13.99], [14.0], [17.99], [18.0]) == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
 
 
-def test_other_classes_distractors_and_ignore_regions_decide_nothing():
+def test_route_ignores_other_boxes():
     images = ([10.0, 16.0, 30.0], [10.0])
     assert routes(*images, labels=([0, 1, -1], [1])) == [[1, 0], [0, 0], [0, 0]]
     assert routes(*images, labels=([0, 1, -1], [1]), target=1) == [[0, 1], [1, 0], [0, 0]]
     assert routes(*images, ignore=([False, True, False], [True])) == [[1, 0], [0, 0], [1, 0]]
 
 
-def test_sub_batches_hold_the_images_of_a_scale(student):
+def test_distiller_sub_batches(student):
     networks = {scale: Counting() for scale in SCALES}
     distiller = Distiller(student.widths, {scale: Teacher(network) for scale, network in networks.items()})
     for network in networks.values():
-        network.seen.clear()  # of the probe
+        network.seen.clear()  # the call in the constructor of Teacher
     batch = make_batch([10.0], [], [30.0, 8.0], [11.0])
     distiller(student(batch.images), batch)
     (small,), (large,) = networks["small"].seen, networks["large"].seen
@@ -79,7 +79,7 @@ def test_sub_batches_hold_the_images_of_a_scale(student):
     assert networks["medium"].seen == []
 
 
-def test_the_term_is_the_mean_over_images_stages_and_teachers(student):
+def test_distiller_averages_distances(student):
     distiller = make(student, weight=0.3)
     batch = make_batch([10.0], [16.0, 10.0], [10.0], [])
     output = student(batch.images)
@@ -93,14 +93,14 @@ def test_the_term_is_the_mean_over_images_stages_and_teachers(student):
 
 
 @pytest.mark.parametrize("images", [([], [], []), ([16.0], [], [16.0])])
-def test_without_images_of_a_teacher_there_is_nothing_to_learn(student, images):
+def test_distiller_zero_without_images(student, images):
     distiller = make(student, scales=("small", "large"))
     batch = make_batch(*images)
     term = distiller(student(batch.images), batch)["sskd"]
     assert term.item() == 0 and term.dtype == torch.float32
 
 
-def test_teachers_stay_as_they_are(student):
+def test_distiller_leaves_teachers_unchanged(student):
     distiller = make(student).train()
     before = {s: {k: v.clone() for k, v in t.network.state_dict().items()} for s, t in distiller.teachers.items()}
     optimizer = torch.optim.AdamW([*student.parameters(), *distiller.parameters()], lr=1e-2)
@@ -120,7 +120,7 @@ def test_teachers_stay_as_they_are(student):
     assert any(p.grad.ne(0).any() for p in student.backbone.stem.parameters())
 
 
-def test_a_teacher_without_images_teaches_nothing(student):
+def test_distiller_no_gradient_without_images(student):
     distiller = make(student)
     batch = make_batch([10.0], [11.0])
     distiller(student(batch.images), batch)["sskd"].backward()
@@ -128,7 +128,7 @@ def test_a_teacher_without_images_teaches_nothing(student):
     assert any(p.grad is not None for p in distiller.eadms["small"].parameters())
 
 
-def test_widths_that_differ_and_odd_sizes(student):
+def test_distiller_other_widths_and_odd_sizes(student):
     distiller = Distiller(student.widths, {"small": Teacher(Foreign(widths=(16, 24, 64, 40)))})
     batch = make_batch([10.0], [10.0], size=(71, 90))
     distiller(student(batch.images), batch)["sskd"].backward()
@@ -137,7 +137,7 @@ def test_widths_that_differ_and_odd_sizes(student):
     assert all(p.grad.isfinite().all() for p in distiller.parameters() if p.grad is not None)
 
 
-def test_bfloat16(student):
+def test_distiller_bfloat16(student):
     distiller = make(student)
     batch = make_batch([10.0], [16.0], [30.0], [16.0])
     full = distiller(student(batch.images), batch)["sskd"]
@@ -151,7 +151,7 @@ def test_bfloat16(student):
     assert grads and all(g.isfinite().all() and g.dtype == torch.float32 for g in grads)
 
 
-def test_bad_teachers_are_named(student):
+def test_distiller_rejects_teachers(student):
     for scales in ((), ("small", "huge")):
         with pytest.raises(ValueError, match="Distiller: teachers must be some of small, medium, large, got"):
             make(student, scales=scales)

@@ -11,8 +11,8 @@ from danet.distill.eadm import distance
 from danet.models import build_model
 
 
-def plain_distance(augmented, target):
-    """``distance`` of one image by a plain loop in float64."""
+def loop_distance(augmented, target):
+    """``distance`` of one image by a loop in float64."""
     C, H, W = augmented.shape
 
     def moments(channel):
@@ -33,15 +33,15 @@ def plain_distance(augmented, target):
     return total / (C * H * W)
 
 
-def test_distance_by_a_plain_loop():
+def test_distance_matches_loop():
     torch.manual_seed(0)
     augmented, target = torch.rand(2, 3, 4, 5, 6)
     target *= torch.tensor([1.0, 3.0, 0.01, 2.0])[:, None, None]
-    expected = [plain_distance(a, t) for a, t in zip(augmented, target, strict=True)]
+    expected = [loop_distance(a, t) for a, t in zip(augmented, target, strict=True)]
     assert distance(augmented, target).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_distance_is_blind_to_scale_and_finite_for_constants():
+def test_distance_scale_invariant_and_finite():
     torch.manual_seed(0)
     a, t = torch.rand(2, 8, 6, 6), torch.rand(2, 8, 6, 6)
     plain = distance(a, t)
@@ -51,11 +51,11 @@ def test_distance_is_blind_to_scale_and_finite_for_constants():
     distance(x, t).sum().backward()
     assert x.grad.isfinite().all()
     assert distance(x, torch.zeros_like(t)).tolist() == [0, 0]
-    # Shrinking to a constant is no better than being unrelated by more than its own variance, and far from a match.
+    # Constant features are far from a match: the distance is about 1, the variance of the standardized target.
     assert (distance(x, t) > 0.9).all()
 
 
-def test_distance_is_float32_and_holds_the_target_still():
+def test_distance_is_float32_and_detaches_target():
     a, t = (torch.rand(2, 4, 5, 5, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16):
         result = distance(a, t)
@@ -64,7 +64,7 @@ def test_distance_is_float32_and_holds_the_target_still():
     assert a.grad is not None and t.grad is None
 
 
-def test_composition_is_eq_8():
+def test_eadm_is_eq_8():
     torch.manual_seed(0)
     module = EADM(8, 8)
     student, teacher = torch.rand(2, 8, 6, 7), torch.rand(2, 8, 6, 7)
@@ -79,19 +79,19 @@ def test_composition_is_eq_8():
 
 
 @pytest.mark.parametrize("literal", [False, True])
-def test_what_learns(literal):
+def test_eadm_trained_parameters(literal):
     torch.manual_seed(0)
     module = EADM(8, 16, literal=literal)
     student = torch.rand(2, 8, 6, 7, requires_grad=True)
     module(student, torch.rand(2, 16, 6, 7)).sum().backward()
     assert student.grad.ne(0).any()
-    learned = {name.split(".")[0] for name, p in module.named_parameters() if p.grad is not None and p.grad.ne(0).any()}
+    trained = {name.split(".")[0] for name, p in module.named_parameters() if p.grad is not None and p.grad.ne(0).any()}
     both = {"adapter", "enhance_student", "project_student", "select", "integrate"}
-    assert learned == (both | {"enhance_teacher", "project_teacher"} if literal else both)
+    assert trained == (both | {"enhance_teacher", "project_teacher"} if literal else both)
 
 
 def effective_rank(x: torch.Tensor) -> float:
-    """exp(entropy) of the spectrum of the channels' covariance over images and positions."""
+    """exp(entropy) of the normalized eigenvalues of the channels' covariance over images and positions."""
     x = x.permute(1, 0, 2, 3).flatten(1).double()
     x = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-3)
     energy = torch.linalg.svdvals(x).square()
@@ -99,8 +99,11 @@ def effective_rank(x: torch.Tensor) -> float:
     return torch.exp(-(p * (p + 1e-30).log()).sum()).item()
 
 
-class Learning:
-    """The second stage of a danet_nano learns that of a teacher from four images, by the distillation loss alone."""
+class DistilledStage:
+    """Trains the second stage of a danet_nano on a teacher's second stage: four images, distillation loss only.
+
+    ``flat``: the student's features are replaced by their means, constant over images and positions.
+    """
 
     def __init__(self, *, literal: bool = False, flat: bool = False, steps: int = 60) -> None:
         torch.manual_seed(0)
@@ -112,14 +115,14 @@ class Learning:
         self.images = nn.functional.interpolate(torch.randn(4, 1, 16, 16), size=(64, 64), mode="bicubic")
         with torch.no_grad():
             self.map = nn.Sequential(teacher.stem, *teacher.stages[:2]).eval()(self.images)
-        self.before = self.look()
+        self.before = self.measure()
         optimizer = torch.optim.AdamW([*self.student.parameters(), *self.eadm.parameters()], lr=4e-3)
         for _ in range(steps):
             optimizer.zero_grad()
             loss = self.eadm(self.features(), self.map).mean()
             loss.backward()
             optimizer.step()
-        self.after = self.look()
+        self.after = self.measure()
         self.loss = loss.item()
 
     def features(self) -> torch.Tensor:
@@ -127,7 +130,7 @@ class Learning:
         return features.mean(dim=(0, 2, 3), keepdim=True).expand_as(features) if self.flat else features
 
     @torch.no_grad()
-    def look(self) -> dict[str, float]:
+    def measure(self) -> dict[str, float]:
         """Effective rank and variance of the student's features and of both sides of the distance."""
         features = self.student(self.images)
         augmented, target = self.eadm.project(self.features(), self.map)
@@ -138,23 +141,23 @@ class Learning:
         }
 
 
-def test_the_distance_is_not_won_by_shrinking_or_flattening():
-    learning = Learning()
-    before, after = learning.before, learning.after
-    assert learning.loss < 0.4
-    # The target is what it was; the student's side has come near its rank and has not shrunk.
+def test_distillation_keeps_rank_and_variance():
+    stage = DistilledStage()
+    before, after = stage.before, stage.after
+    assert stage.loss < 0.4
+    # The target has not changed; the student approaches its rank and does not shrink.
     assert after["rank of target"] == before["rank of target"]
     assert after["variance of target"] == before["variance of target"]
     assert after["rank of augmented"] > 0.8 * after["rank of target"]
     assert after["rank of features"] > 0.8 * after["rank of target"]
     assert after["variance of augmented"] > 0.7 * before["variance of augmented"]
     assert after["variance of features"] > 0.7 * before["variance of features"]
-    # What the teacher gives beforehand does not replace the student.
-    assert Learning(flat=True).loss > 1.5 * learning.loss
+    # The teacher's selected channels alone do not reach the loss.
+    assert DistilledStage(flat=True).loss > 1.5 * stage.loss
 
 
-def test_a_target_that_learns_loses_its_rank():
-    """Why the teacher's side is held still, and that the test above would notice."""
-    learning = Learning(literal=True)
-    assert learning.after["rank of target"] < 0.5 * learning.before["rank of target"]
-    assert learning.after["rank of augmented"] < 0.5 * learning.before["rank of augmented"]
+def test_trained_target_loses_rank():
+    """The reason why the teacher's branch is not trained, and a check that the test above detects a collapse."""
+    stage = DistilledStage(literal=True)
+    assert stage.after["rank of target"] < 0.5 * stage.before["rank of target"]
+    assert stage.after["rank of augmented"] < 0.5 * stage.before["rank of augmented"]

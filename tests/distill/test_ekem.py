@@ -7,8 +7,8 @@ from danet.distill.ekem import EKEM
 
 
 @pytest.mark.parametrize("channels", [1, 6, 32, 600])
-def test_formula(channels):
-    """sigma(LCDC(F)) * F by a plain loop; k = floor_odd((log2(C) + 1) / 2)."""
+def test_ekem_matches_loop(channels):
+    """sigmoid(LCDC(F)) * F by a loop, with k = floor_odd((log2(C) + 1) / 2)."""
     torch.manual_seed(channels)
     ekem = EKEM(channels).double()
     k = math.floor((math.log2(channels) + 1) / 2)
@@ -31,7 +31,7 @@ def test_formula(channels):
     torch.testing.assert_close(ekem(x), expected)
 
 
-def test_strong_features_are_kept_and_weak_ones_halved():
+def test_ekem_initial_gate():
     x = torch.zeros(1, 16, 1, 2)
     x[..., 0], x[..., 1] = 20.0, 0.01
     gate = EKEM(16)(x) / x

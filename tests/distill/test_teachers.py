@@ -14,7 +14,7 @@ from danet.utils.errors import UserError
 
 
 @pytest.mark.parametrize("size", [(64, 96), (70, 97)])
-def test_maps_are_those_of_the_detector_in_eval_mode(size):
+def test_teacher_returns_danet_features(size):
     torch.manual_seed(0)
     model = build_model(ModelConfig(name="danet_nano"))
     randomise_norms(model)
@@ -32,7 +32,7 @@ def test_maps_are_those_of_the_detector_in_eval_mode(size):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_a_foreign_network_teaches():
+def test_teacher_from_other_network():
     network = Foreign().train()
     teacher = Teacher(network)
     assert teacher.widths == [6, 10, 12, 20]
@@ -50,12 +50,12 @@ def test_a_foreign_network_teaches():
         (nn.Flatten(), r"\['?.*"),
     ],
 )
-def test_what_is_no_teacher_is_named(network, given):
+def test_teacher_rejects_wrong_maps(network, given):
     with pytest.raises(ValueError, match=r"strides 4, 8, 16 and 32; of \[2, 1, 64, 64\] it gives " + given):
         Teacher(network)
 
 
-def test_fingerprint_changes_with_buffers():
+def test_teacher_fingerprint_covers_buffers():
     torch.manual_seed(0)
     teacher = Teacher(Foreign())
     before = teacher.fingerprint()
@@ -64,7 +64,7 @@ def test_fingerprint_changes_with_buffers():
     assert teacher.fingerprint() != before
 
 
-def test_files(tmp_path):
+def test_load_teacher(tmp_path):
     path = tmp_path / "teacher.safetensors"
     save_weights(path, build_model(ModelConfig(name="danet_nano")))
     teacher = load_teacher(str(path), channels=1, device=torch.device("cpu"))
@@ -76,7 +76,7 @@ def test_files(tmp_path):
 
 
 def receptive_field(depths):
-    """Of the deepest map, in pixels: every block looks one position further in both directions."""
+    """Receptive field of the deepest map in pixels; every block adds one position on both sides."""
     field, step = 3, 2
     for depth in depths:
         field += 2 * step
@@ -85,8 +85,8 @@ def receptive_field(depths):
     return field
 
 
-def test_each_teacher_is_shaped_for_its_scale():
-    """Where its operations are: more than the student's at strides 4 and 8, at 8 and 16, at 16 and 32."""
+def test_teacher_capacity_matches_scale():
+    """Compared with the student, the teachers spend more operations at strides 4 and 8, 8 and 16, or 16 and 32."""
 
     def blocks(name):
         model = build_model(ModelConfig(name=name))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from danet.data.loader import Batch
 from danet.losses.region_sampling import choose_regions
 
 SIZE = (96, 128)
@@ -16,11 +17,11 @@ def choose(images, boxes, labels, ignore=None, target=0, ratio=3):
     boxes = [torch.tensor(b, dtype=torch.float32).reshape(-1, 4) for b in boxes]
     labels = [torch.tensor(each, dtype=torch.int64) for each in labels]
     ignore = [torch.zeros(len(each), dtype=torch.bool) if not ignore else ignore[i] for i, each in enumerate(labels)]
-    return choose_regions(images, boxes, labels, ignore, target=target, ratio=ratio)
+    return choose_regions(Batch(images, boxes, labels, ignore), target=target, ratio=ratio)
 
 
-def shared(a, b):
-    """Whether boxes ``[4]`` overlap."""
+def overlapping(a, b):
+    """Whether two boxes ``[4]`` overlap."""
     return bool((torch.minimum(a[2:], b[2:]) > torch.maximum(a[:2], b[:2])).all())
 
 
@@ -28,14 +29,14 @@ def centre(region):
     return ((region[:2] + region[2:]) / 2).tolist()
 
 
-def test_labelled_distractors_come_first_then_spots_then_random_places():
+def test_negatives_are_distractors_then_peaks_then_random():
     torch.manual_seed(0)
     images = 0.05 * torch.randn(2, 1, *SIZE)
     drone, bird = [20, 20, 34, 30], [60, 60, 70, 66]
-    spot(images[0], 27, 25, 5.0)  # the drone itself, stronger than all others
+    spot(images[0], 27, 25, 5.0)  # the drone, the strongest peak
     spot(images[0], 100, 40, 3.0)
     spot(images[0], 90, 80, 2.0)
-    # The bird of another image, two spots, and what is left at random.
+    # Expected: the bird of the other image, two peaks and two random regions.
     regions = choose(images, [[drone], [bird]], [[0], [-1]], ratio=5)
     assert regions.positives[0].tolist() == [drone] and len(regions.positives[1]) == 0
     assert regions.negatives[1].tolist() == [bird]
@@ -45,12 +46,12 @@ def test_labelled_distractors_come_first_then_spots_then_random_places():
     assert centre(found[1]) == pytest.approx([90.5, 80.5], abs=1.1)
     for region in found:
         assert (region[2:] - region[:2]).tolist() == pytest.approx([14, 10], abs=1e-4)
-        assert not shared(region, torch.tensor(drone))
+        assert not overlapping(region, torch.tensor(drone))
         assert (region[:2] >= 0).all() and (region[2:] <= torch.tensor([128, 96])).all()
     assert len({tuple(region.tolist()) for region in found}) == 4
 
 
-def test_surplus_distractors_are_drawn_by_chance():
+def test_excess_distractors_are_subsampled_at_random():
     images = torch.zeros(2, 1, *SIZE)
     birds = [[10 * i, 50, 10 * i + 8, 56] for i in range(9)]
     seen = set()
@@ -63,7 +64,7 @@ def test_surplus_distractors_are_drawn_by_chance():
     assert seen == {tuple(map(float, bird)) for bird in birds}
 
 
-def test_classes_other_than_the_target_are_distractors():
+def test_other_classes_are_distractors():
     images = torch.zeros(1, 1, *SIZE)
     boxes = [[[20, 20, 34, 30], [60, 60, 70, 66], [90, 10, 99, 19]]]
     regions = choose(images, boxes, [[0, 2, 1]], target=2, ratio=2)
@@ -71,18 +72,18 @@ def test_classes_other_than_the_target_are_distractors():
     assert regions.negatives[0].tolist() == [boxes[0][0], boxes[0][2]]
 
 
-def test_what_lacks_is_shared_out_evenly_in_the_positives_own_images_and_sizes():
+def test_missing_negatives_are_split_over_the_positives():
     torch.manual_seed(0)
     images = torch.randn(3, 1, *SIZE)
     boxes = [[[20, 20, 34, 30], [60, 60, 66, 80]], [[5, 5, 12, 12]], [[50, 50, 58, 58]]]
-    regions = choose(images, boxes, [[0, 0], [0], [1]])  # nine wanted, one labelled, eight to find
+    regions = choose(images, boxes, [[0, 0], [0], [1]])  # nine negatives: one labelled, eight to place
     assert [len(n) for n in regions.negatives] == [6, 2, 1]
     sizes = [tuple((region[2:] - region[:2]).round().int().tolist()) for region in regions.negatives[0]]
     assert sizes == [(14, 10)] * 3 + [(6, 20)] * 3
     assert regions.negatives[2].tolist() == boxes[2]
 
 
-def test_ignored_regions_are_neither_and_are_kept_clear():
+def test_ignore_regions_are_no_samples_and_stay_clear():
     torch.manual_seed(0)
     images = 0.05 * torch.randn(1, 1, *SIZE)
     spot(images[0], 100, 40, 5.0)
@@ -91,10 +92,10 @@ def test_ignored_regions_are_neither_and_are_kept_clear():
     regions = choose(images, boxes, [[0, 0, -1]], ignore)
     assert regions.positives[0].tolist() == [boxes[0][0]]
     assert len(regions.negatives[0]) == 3
-    assert not any(shared(region, torch.tensor(box)) for region in regions.negatives[0] for box in boxes[0])
+    assert not any(overlapping(region, torch.tensor(box)) for region in regions.negatives[0] for box in boxes[0])
 
 
-def test_no_room_and_no_positives_give_fewer():
+def test_negatives_are_fewer_without_room_or_positives():
     images = torch.randn(1, 1, *SIZE)
     whole = [[0, 0, 128, 96]]
     assert len(choose(images, [whole], [[0]]).negatives[0]) == 0
@@ -103,7 +104,7 @@ def test_no_room_and_no_positives_give_fewer():
     assert len(choose(images, [[]], [[]]).negatives[0]) == 0
 
 
-def test_padding_is_no_sample():
+def test_negatives_are_not_placed_on_padding():
     torch.manual_seed(0)
     images = torch.zeros(1, 1, *SIZE)
     images[..., :60, :60] = torch.randn(60, 60)
@@ -111,8 +112,8 @@ def test_padding_is_no_sample():
         assert (region[:2] < 60).all()
 
 
-def test_a_choice_is_its_seeds():
-    images = torch.ones(2, 1, *SIZE)  # no spots
+def test_choose_regions_depends_on_the_seed_alone():
+    images = torch.ones(2, 1, *SIZE)  # without peaks
     arguments = images, [[[20, 20, 34, 30]], [[60, 60, 66, 80]]], [[0], [0]]
 
     def chosen(seed):

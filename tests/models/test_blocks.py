@@ -8,7 +8,7 @@ from danet.models.blocks import FFN, MBB
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 @pytest.mark.parametrize(("channels", "out", "stride"), [(8, 8, 1), (8, 12, 1), (8, 8, 2), (3, 5, 2)])
 @pytest.mark.parametrize("size", [(9, 14), (1, 1)])
-def test_fused_mbb_computes_the_same(dtype, tolerance, channels, out, stride, size):
+def test_fused_mbb_equals_mbb(dtype, tolerance, channels, out, stride, size):
     torch.manual_seed(0)
     block = MBB(channels, out, stride=stride).to(dtype).eval()
     randomise_norms(block)
@@ -21,13 +21,13 @@ def test_fused_mbb_computes_the_same(dtype, tolerance, channels, out, stride, si
     assert expected.abs().max() > 0.1
 
 
-def test_mbb_has_a_shortcut_only_where_shapes_agree():
+def test_mbb_has_a_shortcut_if_shapes_agree():
     assert MBB(4, 4).shortcut is not None
     assert MBB(4, 4, stride=2).shortcut is None
     assert MBB(4, 8).shortcut is None
 
 
-def test_ffn_starts_at_zero_and_learns():
+def test_ffn_starts_at_zero_and_trains():
     ffn = FFN(6)
     x = torch.randn(2, 6, 3, 3)
     assert ffn(x).abs().max() == 0

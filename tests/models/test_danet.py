@@ -3,6 +3,7 @@ import torch
 from helpers import randomise_norms
 
 from danet.config import ModelConfig
+from danet.data.loader import Batch
 from danet.losses import DetectionLoss
 from danet.models import build_model
 from danet.models.acfa import ACFA
@@ -14,7 +15,7 @@ from danet.utils.errors import UserError
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 96), (75, 101)])
 @pytest.mark.parametrize("head", ["default", "paper"])
-def test_any_size_from_32_gives_finite_boxes_near_it(size, head):
+def test_danet_detects_in_images_of_any_size(size, head):
     torch.manual_seed(0)
     model = build_model(ModelConfig(name="danet_nano", classes=["drone", "bird"], head=head)).eval()
     with torch.no_grad():
@@ -32,7 +33,7 @@ def test_any_size_from_32_gives_finite_boxes_near_it(size, head):
         assert set(labels.tolist()) <= {0, 1}
 
 
-def test_wrong_input_is_named():
+def test_danet_rejects_wrong_images():
     model = build_model(ModelConfig(name="danet_nano"))
     with pytest.raises(ValueError, match=r"images must be \[N, 1, H, W\] with H, W >= 32, got \[1, 3, 64, 64\]"):
         model(torch.zeros(1, 3, 64, 64))
@@ -51,35 +52,35 @@ def test_wrong_input_is_named():
         ({"groups": 3}, "model.groups must divide every width, got 3"),
     ],
 )
-def test_impossible_configurations_are_named(change, message):
+def test_build_model_rejects_impossible_configurations(change, message):
     with pytest.raises(UserError, match=message):
         build_model(ModelConfig(name="danet_nano", **change))
 
 
 @pytest.mark.parametrize(("safem", "acfa"), [(True, True), (True, False), (False, True), (False, False)])
-def test_table_2_switches(safem, acfa):
+def test_safem_and_acfa_can_be_switched_off(safem, acfa):
     model = build_model(ModelConfig(name="danet_nano", safem=safem, acfa=acfa))
     backbone_safems = [m for m in model.backbone.modules() if isinstance(m, SaFEM)]
     acfas = [m for m in model.modules() if isinstance(m, ACFA)]
     assert len(backbone_safems) == (4 if safem else 0)
     assert len(acfas) == (3 if acfa else 0)
-    output = model(torch.randn(2, 1, 64, 64))
-    losses = DetectionLoss(model)(
-        output,
+    batch = Batch(
+        torch.randn(2, 1, 64, 64),
         [torch.tensor([[8.0, 8.0, 20.0, 18.0]]), torch.zeros(0, 4)],
         [torch.tensor([0]), torch.zeros(0, dtype=torch.long)],
         [torch.tensor([False]), torch.zeros(0, dtype=torch.bool)],
     )
+    losses = DetectionLoss(model)(model(batch.images), batch)
     assert set(losses) == {"cls", "reg"}
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-def test_fused_model_agrees_and_leaves_the_original_alone(dtype, tolerance):
+def test_fused_copy_equals_the_original(dtype, tolerance):
     torch.manual_seed(0)
     model = build_model(ModelConfig(name="danet_nano")).to(dtype).eval()
-    # The few cells of a 64 x 96 image have to give training-like activations: no saturated gates.
+    # Activations as in training, without saturated gates.
     randomise_norms(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fused = model.fused()
@@ -94,7 +95,7 @@ def test_fused_model_agrees_and_leaves_the_original_alone(dtype, tolerance):
         assert torch.equal(value, before[name])
 
 
-def test_safem_starts_as_the_identity_and_its_literal_form_divides_by_c():
+def test_safem_starts_as_the_identity():
     torch.manual_seed(0)
     x = torch.randn(2, 8, 6, 7)
     assert torch.allclose(SaFEM(8)(x), x, atol=1e-6)
@@ -112,7 +113,7 @@ def test_safem_forward_is_gate_times_input():
         assert torch.allclose(gate.sum(1), torch.full((2, 6, 7), 1.0 if literal else 8.0), atol=1e-5)
 
 
-def test_acfa_is_equation_5():
+def test_acfa_equals_equation_5():
     torch.manual_seed(0)
     acfa = ACFA(8).eval()
     shallow, deep = torch.randn(1, 8, 9, 11), torch.randn(1, 8, 5, 6)
@@ -126,7 +127,7 @@ def test_acfa_is_equation_5():
 
 
 @pytest.mark.parametrize(("name", "gflop"), [("danet", 13.5), ("danet_s", 4.0)])
-def test_deployed_cost_is_that_of_the_design(name, gflop):
+def test_flops_of_the_deployed_network(name, gflop):
     model = build_model(ModelConfig(name=name))
     assert count_flops(model) / 1e9 == pytest.approx(gflop, rel=0.15)
     assert count_parameters(model) < sum(p.numel() for p in model.parameters())

@@ -1,5 +1,3 @@
-"""model.deploy(): the same detections as the trained network gives, in one fused form."""
-
 import copy
 import gc
 import resource
@@ -14,13 +12,12 @@ from danet.data.normalize import normalize
 from danet.models import DANet, build_model
 from danet.models.acfa import ACFA
 from danet.models.blocks import MBB
-from danet.models.deployed import rounded
 from danet.models.safem import SaFEM
 from danet.utils.image_io import read_image
 
 
 def trained(**options) -> DANet:
-    """A network whose every part says something, as after training; float64 is its own judge."""
+    """A random network in which every part changes the output, as after training."""
     torch.manual_seed(0)
     model = build_model(ModelConfig(**{"name": "danet_nano", **options})).eval()
     randomise_norms(model)
@@ -47,7 +44,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("config", CONFIGS)
 @torch.no_grad()
-def test_computes_what_the_trained_network_does(config):
+def test_deployed_network_equals_the_trained_one(config):
     model = trained(**CONFIGS[config])
     images = torch.randn(2, model.config.input_channels, 75, 106)
     expected = copy.deepcopy(model).double()(images.double())
@@ -58,11 +55,11 @@ def test_computes_what_the_trained_network_does(config):
     for kind in ("features", "logits", "deltas"):
         for result, plain, exact in zip(*(getattr(o, kind) for o in (output, eager, expected)), strict=True):
             assert result.shape == exact.shape
-            # Rounding grows where sampling points sit near pixel borders: for the eager network as well.
+            # Rounding errors grow if sampling points are near pixel borders, also in the eager network.
             assert relative(result, exact) <= max(1e-5, 4 * relative(plain, exact))
 
 
-def test_leaves_the_trained_network_as_it_was():
+def test_deploy_does_not_change_the_network():
     model = trained().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.deploy()
@@ -73,20 +70,20 @@ def test_leaves_the_trained_network_as_it_was():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @torch.no_grad()
-def test_other_types(dtype):
+def test_deployed_network_in_other_dtypes(dtype):
     model = trained()
     deployed = model.deploy(dtype=dtype)
     image = torch.randn(1, 1, 64, 96)
     output, exact = deployed(image), copy.deepcopy(model).double()(image.double())
     assert output.features[0].dtype == dtype
-    # bfloat16 has 8 bits: what it adds up to over 20 layers; the boxes on real frames are the measure that counts.
+    # The rounding errors of 20 layers; bfloat16 has a mantissa of 8 bits.
     limit = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-5}[dtype]
     assert all(relative(a, b) < limit for a, b in zip(output.logits, exact.logits, strict=True))
     assert all(found.scores.dtype == torch.float32 for found in deployed.decode(output))
 
 
 @torch.no_grad()
-def test_moves_and_converts_like_any_module():
+def test_deployed_network_can_be_converted():
     deployed = trained().deploy()
     image = torch.randn(1, 1, 64, 64)
     expected = deployed(image).logits[0]
@@ -94,13 +91,13 @@ def test_moves_and_converts_like_any_module():
 
 
 @torch.no_grad()
-def test_the_same_detections_on_real_frames(real_data):
-    """Scores within 1e-3, boxes within 0.05 pixel; norms as these frames leave them, so that nothing is saturated."""
+def test_deployed_detections_on_real_frames(real_data):
     model = trained(name="danet_s")
+    # Norms get the statistics of these frames, so that no gate is saturated.
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.reset_running_stats()
-            module.momentum = None  # the mean over all frames
+            module.momentum = None  # running statistics become the mean over all frames
     for tower in model.head.classify:
         torch.nn.init.normal_(tower[1].weight, std=0.1)
     records = load_coco(real_data / "svanstrom-ir-frames" / "val.json").records[::97][:12]
@@ -115,11 +112,11 @@ def test_the_same_detections_on_real_frames(real_data):
         assert (scores - fused_scores).abs().max() < 1e-3
         assert (model.head.boxes(plain.deltas) - model.head.boxes(fused.deltas)).abs().max() < 0.05
         found = [network.decode(output)[0] for network, output in ((model, plain), (deployed, fused))]
-        assert abs(len(found[0].scores) - len(found[1].scores)) <= 2  # a score that lies on the threshold
+        assert abs(len(found[0].scores) - len(found[1].scores)) <= 2  # scores near the threshold
 
 
 @torch.no_grad()
-def test_memory_stays_flat():
+def test_deployed_network_does_not_leak_memory():
     deployed = trained(name="danet_s").deploy()
     image = torch.randn(1, 1, 256, 320)
     for _ in range(20):
@@ -131,17 +128,7 @@ def test_memory_stays_flat():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KiB
 
 
-def test_rounded_weights_keep_the_sum_of_their_taps():
-    torch.manual_seed(0)
-    weight = torch.randn(32, 16, 3, 3)
-    result = rounded(weight, torch.bfloat16)
-    assert torch.equal(result, result.bfloat16().float())
-    assert (result - weight).abs().max() <= 2**-8 * weight.abs().max()
-    plain = (weight.bfloat16().float() - weight).sum((2, 3)).abs().mean()
-    assert (result - weight).sum((2, 3)).abs().mean() < plain / 8
-
-
-def test_a_copy_shares_nothing_with_the_network_it_was_made_of():
+def test_deployed_copy_shares_nothing():
     deployed = trained().deploy()
     images = torch.randn(1, 1, 64, 80)
     with torch.no_grad():

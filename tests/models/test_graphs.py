@@ -1,4 +1,4 @@
-"""A deployed network on a CUDA device; needs nothing but torch, as `make gpu` does."""
+"""A deployed network on a CUDA device. These tests need only torch, as `make gpu` does."""
 
 import copy
 
@@ -11,7 +11,7 @@ from danet.models import build_model
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_graphs_of_several_shapes_give_what_the_network_gives():
+def test_cuda_graphs_equal_the_network():
     torch.manual_seed(0)
     model = build_model(ModelConfig(name="danet_nano")).eval()
     randomise_norms(model)
@@ -27,4 +27,4 @@ def test_cuda_graphs_of_several_shapes_give_what_the_network_gives():
             assert len(deployed.graphs.graphs) <= 2
     twin = copy.deepcopy(deployed)
     assert not twin.graphs.graphs and twin.graphs.function is twin.network
-    assert not deployed.to(torch.float16).graphs.graphs  # they read the old weights
+    assert not deployed.to(torch.float16).graphs.graphs  # the old graphs read the old weights

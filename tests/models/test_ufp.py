@@ -4,13 +4,13 @@ import torch
 from danet.models.ufp import UFP
 
 
-def test_two_blocks_keep_the_place_and_give_the_width():
+def test_ufp_has_two_blocks_and_keeps_the_size():
     ufp = UFP(8)
     assert len(ufp) == 2 and ufp(torch.randn(2, 8, 5, 7)).shape == (2, 8, 5, 7)
     assert UFP(8, 12)(torch.randn(2, 8, 5, 7)).shape == (2, 12, 5, 7)
 
 
-def test_identity_is_exact_in_training_and_learns():
+def test_identity_ufp_is_exact_and_trains():
     torch.manual_seed(0)
     ufp = UFP(8, identity=True).train()
     x = torch.rand(2, 8, 5, 7, requires_grad=True)
@@ -21,6 +21,6 @@ def test_identity_is_exact_in_training_and_learns():
     assert all(norm.num_batches_tracked == 0 for norm in ufp.modules() if isinstance(norm, torch.nn.BatchNorm2d))
 
 
-def test_an_identity_cannot_change_the_width():
+def test_identity_ufp_rejects_another_width():
     with pytest.raises(ValueError, match="UFP: an identity needs out_channels = channels = 8, got 12"):
         UFP(8, 12, identity=True)

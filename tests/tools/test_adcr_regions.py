@@ -1,5 +1,3 @@
-"""tools/adcr_regions.py: what ADCR compares, and what it learns."""
-
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +17,7 @@ def run(*words):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
 
 
-def test_figures_and_pictures_of_a_training(tmp_path):
+def test_adcr_regions_writes_table_and_sheet(tmp_path):
     data = write_scenes(tmp_path / "scenes", 24)
     words = ["--data", str(data), "--out", str(tmp_path / "run"), "--quiet", "true", *NANO, "--batch", "8"]
     assert train([*words, "--epochs", "12", "--adcr.weight", "1", "--adcr.levels", "2"]) == 0
@@ -35,7 +33,7 @@ def test_figures_and_pictures_of_a_training(tmp_path):
     assert list(cells) == ["4", "8", "score"]
     for stride in ("4", "8"):
         learned, against_labelled, against_others, gradient, cosine = map(float, cells[stride])
-        assert 0.3 < learned < 1.01, "bright spots and dark ones are easily told apart"
+        assert 0.3 < learned < 1.01, "bright and dark spots are easy to distinguish"
         assert 0.8 < against_labelled <= 1 and 0.8 < against_others <= 1
         assert gradient > 0 and -1 <= cosine <= 1
     assert cells["score"][0] == cells["score"][3] == "" and float(cells["score"][2]) > 0.8
@@ -44,7 +42,7 @@ def test_figures_and_pictures_of_a_training(tmp_path):
     assert all(np.ptp(row[20:].astype(int)) > 60 for row in rows)
 
 
-def test_a_run_that_cannot_be_shown_is_one_line(tmp_path):
+def test_adcr_regions_rejects_other_folders(tmp_path):
     data = write_scenes(tmp_path / "scenes", 4)
     words = ["--data", str(data), "--out", str(tmp_path / "run"), "--quiet", "true", *NANO, "--batch", "4"]
     assert train([*words, "--epochs", "1"]) == 0

@@ -1,5 +1,3 @@
-"""tools/sampling_points.py: the picture of where SDC looks."""
-
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +22,7 @@ def draw(tmp_path):
     return run
 
 
-def test_a_row_a_target_and_a_picture_a_stage(draw, tmp_path):
+def test_sampling_points_draws_targets_by_stages(draw, tmp_path):
     assert (result := draw("FRAME:48,32", "FRAME:0,63")).returncode == 0, result.stderr
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     assert sheet.shape[0] > 2 * 360 and sheet.shape[1] > 3 * 360
@@ -34,9 +32,9 @@ def test_a_row_a_target_and_a_picture_a_stage(draw, tmp_path):
 
 @pytest.mark.parametrize(
     ("target", "error"),
-    [("FRAME", "must be IMAGE:X,Y"), ("FRAME:96,1", "outside of the image"), ("no.png:1,1", "no.png")],
+    [("FRAME", "must be IMAGE:X,Y"), ("FRAME:96,1", "the pixel is outside of the image"), ("no.png:1,1", "no.png")],
 )
-def test_a_wrong_target_is_one_line(draw, tmp_path, target, error):
+def test_sampling_points_rejects_wrong_targets(draw, tmp_path, target, error):
     result = draw(target)
     assert result.returncode == 2 and error in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "sheet.png").exists()

@@ -6,7 +6,7 @@ from danet.training.log import CsvLog, TrainingLog
 from danet.utils.errors import UserError
 
 
-def test_rows_after_the_step_and_half_lines_are_dropped(tmp_path):
+def test_csv_log_drops_later_and_incomplete_rows(tmp_path):
     path = tmp_path / "metrics.csv"
     log = CsvLog(path, 0)
     for step in (1, 2, 3):
@@ -19,12 +19,14 @@ def test_rows_after_the_step_and_half_lines_are_dropped(tmp_path):
     log.close()
     assert path.read_text() == f"step,loss\n1,{1 / 3}\n2,{2 / 3}\n3,0.5\n"
 
-    log = CsvLog(path, 0)  # a new run in the same place
+    log = CsvLog(path, 0)  # a new run in the same folder
     log.close()
     assert path.read_text() == ""
 
 
-def test_missing_tensorboard_is_named(tmp_path, monkeypatch):
+def test_tensorboard_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"--tensorboard needs a package: .* -m pip install tensorboard"):
+    with pytest.raises(
+        UserError, match=r"--tensorboard: the package is not installed; run .* -m pip install tensorboard"
+    ):
         TrainingLog(tmp_path, step=0, finished_epoch_at=0, total_steps=1, steps_per_epoch=1, batch=1, tensorboard=True)

@@ -8,22 +8,22 @@ from danet.training.optimizer import average_weights, build_optimizer, freeze_no
 from danet.training.options import TrainOptions
 
 
-def test_learning_rate_warms_up_and_ends_at_a_hundredth():
+def test_learning_rate_warmup_and_cosine():
     options = TrainOptions(lr=1.0, warmup_steps=10, final_lr=0.01)
     rates = [learning_rate(step, 110, options) for step in range(110)]
     assert rates[:10] == pytest.approx([i / 11 for i in range(1, 11)])
     assert max(rates) == rates[10] == 1.0
-    assert rates[60] == pytest.approx(0.505)  # halfway down the cosine
+    assert rates[60] == pytest.approx(0.505)  # halfway through the cosine
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.01, rel=0.05)
 
 
-def test_warm_up_takes_a_tenth_of_a_short_run_at_most():
+def test_learning_rate_limits_warmup():
     options = TrainOptions(lr=1.0, warmup_steps=1000, schedule="constant")
     assert [learning_rate(step, 20, options) for step in range(20)] == pytest.approx([1 / 3, 2 / 3] + [1.0] * 18)
 
 
 @pytest.mark.parametrize("decay_norms", [False, True])
-def test_norms_and_biases_are_not_decayed(decay_norms):
+def test_optimizer_weight_decay_groups(decay_norms):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     optimizer = build_optimizer(model, TrainOptions(weight_decay=0.1, decay_norms=decay_norms))
     decay = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -31,7 +31,7 @@ def test_norms_and_biases_are_not_decayed(decay_norms):
     assert [decay[p] for p in model.parameters()] == expected
 
 
-def test_average_follows_parameters_and_statistics():
+def test_average_weights():
     model = nn.BatchNorm1d(1)
     average = average_weights(model, 0.5)
     expected = math.nan
@@ -48,7 +48,7 @@ def test_average_follows_parameters_and_statistics():
         assert average.module.num_batches_tracked.item() == n
 
 
-def test_frozen_norms_keep_their_statistics_and_still_learn():
+def test_freeze_norms():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).train()
     freeze_norms(model)
     model(torch.randn(8, 2)).square().sum().backward()

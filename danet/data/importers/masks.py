@@ -1,6 +1,6 @@
-"""Mask images: every 8-connected part that is not zero becomes a box.
+"""Imports images with binary masks: every 8-connected component of a mask becomes a box.
 
-This is the form of SIRST (Y. Dai et al., arXiv:2009.14530), whose mask of ``Misc_1.png`` is called
+SIRST (Y. Dai et al., https://arxiv.org/abs/2009.14530) has this format; its mask of ``Misc_1.png`` is
 ``Misc_1_pixels0.png``.
 """
 
@@ -11,78 +11,79 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from danet.data.importers.output import ImportFolder, find_images, read_names, record
-from danet.utils import cli
+from danet.data.importers.base import ImportFolder, ImportOptions, find_images, make_record, read_names, run_import
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
 from danet.utils.progress import track
 
-ENDINGS = ("", "_pixels0", "_mask")
+# Endings of a mask's name after the name of its image.
+MASK_ENDINGS = ("", "_pixels0", "_mask")
 
 
 @dataclass
-class Options:
+class Options(ImportOptions):
+    """Options of ``danet data import masks``."""
+
     source: str
-    """Folder that holds the images and the masks in two folders."""
+    """Folder that contains a folder of images and a folder of masks."""
 
     out: str
-    """Folder to write: images/ and annotations.json, or one json a list."""
+    """Output folder; the import writes images/ and annotations.json, or one json per list."""
 
     images: str = "images"
-    """Folder of the images below the source."""
+    """Folder of the images, relative to the source."""
 
     masks: str = "masks"
-    """Folder of the masks below the source: the image's name, also with _pixels0 or _mask at its end."""
+    """Folder of the masks, relative to the source. The mask of NAME.png is called NAME, NAME_pixels0 or NAME_mask."""
 
     lists: list[str] = field(default_factory=list)
-    """Text files with one image name a line, each of which gives a json of its name (idx_427/train.txt);
-    without them all images go into annotations.json."""
+    """Text files with one image name per line, such as idx_427/train.txt; the import writes a json for each of them.
+    Without lists, all images go into annotations.json."""
 
     category: str = "target"
-    """Name of the category of every box."""
-
-    json: str | None = None
-    """Write the number of images, recordings and boxes of each json to this file."""
-
-    quiet: bool = False
-    """Print nothing but errors."""
+    """Category of all boxes."""
 
 
 def import_masks(options: Options) -> None:
-    """Imports images with mask images: each 8-connected part of a mask becomes a box."""
+    """Imports images with masks: every 8-connected component of a mask becomes a box."""
     source = Path(options.source)
     images = find_images(source / options.images)
     masks = find_images(source / options.masks)
     lists = {f"{Path(name).stem}.json": read_names(name, source) for name in options.lists}
-    with ImportFolder(options.out, quiet=options.quiet, json=options.json) as out:
+    with ImportFolder(options) as out:
         for json, names in (lists or {"annotations.json": list(images)}).items():
             records = []
             for name in track(names, f"importing {json}", quiet=options.quiet):
                 if name not in images:
                     raise UserError(f"{source}: {json} lists {name!r}, but there is no such image in {options.images}")
-                mask = next((masks[name + ending] for ending in ENDINGS if name + ending in masks), None)
+                mask = next((masks[name + ending] for ending in MASK_ENDINGS if name + ending in masks), None)
                 if mask is None:
                     raise UserError(f"{images[name]}: no mask in {source / options.masks}")
                 path, *size = out.copy(images[name], name + images[name].suffix)
                 boxes = mask_boxes(mask, size)
-                records.append(record(path, size, boxes, [options.category] * len(boxes)))
+                records.append(make_record(path, size, boxes, [options.category] * len(boxes)))
             out.write(json, records, [options.category])
 
 
 def mask_boxes(path: Path, size: Sequence[int]) -> np.ndarray:
-    """Boxes ``[M, 4]`` around the 8-connected parts of a mask; ``size`` is the image's (width, height)."""
+    """Returns the bounding boxes of the 8-connected components of a mask, int ``[M, 4]`` (x0, y0, x1, y1) in pixels.
+
+    Args:
+        path: the mask; its background is 0 in all channels.
+        size: (width, height) of the image that the mask belongs to.
+
+    Raises:
+        UserError: if the mask cannot be read or has another size.
+    """
     mask = read_image(path)
     mask = mask.max(axis=2) if mask.ndim == 3 else mask
     if mask.shape != (size[1], size[0]):
         raise UserError(f"{path}: the mask is {mask.shape[1]} x {mask.shape[0]}, its image {size[0]} x {size[1]}")
-    _, _, parts, _ = cv2.connectedComponentsWithStats((mask != 0).astype(np.uint8), connectivity=8)
-    x, y, w, h = parts[1:, :4].T
+    _, _, components, _ = cv2.connectedComponentsWithStats((mask != 0).astype(np.uint8), connectivity=8)
+    x, y, w, h = components[1:, :4].T  # component 0 is the background
     return np.stack([x, y, x + w, y + h], axis=1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(import_masks, Options, prog="danet data import masks", positionals=["source", "out"], argv=argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    """Runs ``danet data import masks``."""
+    return run_import(import_masks, Options, argv)

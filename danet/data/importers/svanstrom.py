@@ -19,8 +19,7 @@ import cv2
 import numpy as np
 
 from danet.data.coco_dataset import ImageRecord
-from danet.data.importers.output import ImportFolder, record
-from danet.utils import cli
+from danet.data.importers.base import ImportFolder, ImportOptions, make_record, run_import
 from danet.utils.errors import UserError
 from danet.utils.files import read_json
 from danet.utils.image_io import squeeze_grey
@@ -34,7 +33,9 @@ Labels = list[dict[str, np.ndarray]]
 
 
 @dataclass
-class Options:
+class Options(ImportOptions):
+    """Options of ``danet data import svanstrom``."""
+
     source: str
     """Folder with the videos, their label files and, if there is one, splits.json."""
 
@@ -49,12 +50,6 @@ class Options:
 
     class_stride: dict[str, int] = field(default_factory=dict)
     """Another stride for the videos of some classes, such as '{bird: 15, airplane: 15}'."""
-
-    json: str | None = None
-    """Write the number of images, recordings and boxes of each json to this file."""
-
-    quiet: bool = False
-    """Print nothing but errors."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ def import_svanstrom(options: Options) -> None:
             raise UserError(f"--class_stride: unknown class {name!r}; choose from {', '.join(CLASSES)}")
     videos = find_videos(Path(options.source), options.split)
     records: dict[str, list[ImageRecord]] = {}
-    with ImportFolder(options.out, quiet=options.quiet, json=options.json) as out:
+    with ImportFolder(options) as out:
         for video in track(videos, "importing videos", quiet=options.quiet):
             stride = options.class_stride.get(video.category, options.stride)
             records.setdefault(video.split, []).extend(import_video(video, out, stride))
@@ -126,7 +121,7 @@ def import_video(video: Video, out: ImportFolder, stride: int) -> list[ImageReco
         names = [name for name, found in labels[index].items() for _ in found]
         size = image.shape[1], image.shape[0]
         extras: dict[str, Any] = {"video": video.name, "frame": index, "recording": video.recording or video.name}
-        records.append(record(path, size, boxes, names, **extras))
+        records.append(make_record(path, size, boxes, names, **extras))
     if decoded != len(labels):
         raise UserError(f"{video.path}: {decoded} frames can be decoded, but {len(labels)} are labelled")
     return records
@@ -253,9 +248,5 @@ def _class_of(path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    prog = "danet data import svanstrom"
-    return cli.run(import_svanstrom, Options, prog=prog, positionals=["source", "out"], argv=argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    """Runs ``danet data import svanstrom``."""
+    return run_import(import_svanstrom, Options, argv)

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from danet.data.coco_dataset import ImageRecord
-from danet.data.importers.output import ImportFolder, find_images, note, read_names, record
-from danet.utils import cli
+from danet.data.importers.base import ImportFolder, ImportOptions, find_images, make_record, read_names, run_import
 from danet.utils.errors import UserError
 from danet.utils.progress import track
 
 
 @dataclass
-class Options:
+class Options(ImportOptions):
+    """Options of ``danet data import voc``."""
+
     source: str
     """Folder that holds the images and the xml files, such as VOC2007."""
 
@@ -39,12 +40,6 @@ class Options:
     """Number of an image's first pixel: 1 in Pascal VOC itself, 0 in the xml files of some tools. Either way
     pixel xmax is part of the box, which is xmax - xmin + 1 wide."""
 
-    json: str | None = None
-    """Write the number of images, recordings and boxes of each json to this file."""
-
-    quiet: bool = False
-    """Print nothing but errors."""
-
 
 def import_voc(options: Options) -> None:
     """Imports Pascal VOC xml files; objects marked difficult become ignore regions."""
@@ -54,7 +49,7 @@ def import_voc(options: Options) -> None:
     lists = {f"{Path(name).stem}.json": read_names(name, source) for name in options.lists}
     if not lists:
         lists = {"annotations.json": [path.relative_to(folder).with_suffix("").as_posix() for path in _xmls(folder)]}
-    with ImportFolder(options.out, quiet=options.quiet, json=options.json) as out:
+    with ImportFolder(options) as out:
         jsons: dict[str, list[ImageRecord]] = {}
         for json, names in lists.items():
             jsons[json] = []
@@ -66,8 +61,8 @@ def import_voc(options: Options) -> None:
         for json, records in jsons.items():
             out.write(json, records, categories)
     left = len(images) - sum(map(len, jsons.values()))
-    if left > 0 and not options.lists and not options.quiet:
-        note(f"{source / options.images}: {left} images without an xml file are left out")
+    if left > 0 and not options.lists:
+        out.note(f"{source / options.images}: {left} images without an xml file are left out")
 
 
 def _import_image(image: Path, name: str, xml: Path, first_pixel: int, out: ImportFolder) -> ImageRecord:
@@ -93,7 +88,7 @@ def _import_image(image: Path, name: str, xml: Path, first_pixel: int, out: Impo
         boxes.append([x0 - first_pixel, y0 - first_pixel, x1 + 1 - first_pixel, y1 + 1 - first_pixel])
         names.append(category)
         ignore.append((item.findtext("difficult") or "0").strip() == "1")
-    return record(path, size, boxes, names, ignore=ignore)
+    return make_record(path, size, boxes, names, ignore=ignore)
 
 
 def _xmls(folder: Path) -> list[Path]:
@@ -117,8 +112,5 @@ def _number(xml: Path, item: ElementTree.Element, key: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(import_voc, Options, prog="danet data import voc", positionals=["source", "out"], argv=argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    """Runs ``danet data import voc``."""
+    return run_import(import_voc, Options, argv)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from danet.data.importers.output import ImportFolder, find_images, note, record
-from danet.utils import cli
+from danet.data.importers.base import ImportFolder, ImportOptions, find_images, make_record, run_import
 from danet.utils.errors import UserError
 from danet.utils.files import read_text
 from danet.utils.progress import track
@@ -22,18 +21,14 @@ TOLERANCE = 1e-3
 
 
 @dataclass
-class Options:
+class Options(ImportOptions):
+    """Options of ``danet data import yolo``."""
+
     source: str
     """Folder that holds data.yaml or classes.txt and the folders images and labels, or a data.yaml."""
 
     out: str
     """Folder to write: images/ and one json for each split of data.yaml, or annotations.json."""
-
-    json: str | None = None
-    """Write the number of images, recordings and boxes of each json to this file."""
-
-    quiet: bool = False
-    """Print nothing but errors."""
 
 
 def import_yolo(options: Options) -> None:
@@ -49,7 +44,7 @@ def import_yolo(options: Options) -> None:
     splits = {key: _folder(config_path, config, key) for key in ("train", "val", "test") if config.get(key)}
     names = _class_names(root, config_path, config)
     labels: set[Path] = set()
-    with ImportFolder(options.out, quiet=options.quiet, json=options.json) as out:
+    with ImportFolder(options) as out:
         for split, folder in (splits or {"annotations": root / "images"}).items():
             records = []
             images = find_images(folder)
@@ -59,14 +54,14 @@ def import_yolo(options: Options) -> None:
                 boxes, classes = read_label(label, size, names) if label.is_file() else ([], [])
                 if label.is_file():
                     labels.add(label)
-                records.append(record(path, size, boxes, classes))
+                records.append(make_record(path, size, boxes, classes))
             out.write(f"{split}.json", records, names)
         if not labels:
             raise UserError(f"{root}: none of the images has a label file (labels/NAME.txt for images/NAME.png)")
         files = {path for folder in {path.parent for path in labels} for path in folder.glob("*.txt")} - labels
         orphans = sorted(path for path in files if path.name != "classes.txt")
-        if orphans and not options.quiet:
-            note(f"{orphans[0]}: no image belongs to this label file and {len(orphans) - 1} others")
+        if orphans:
+            out.note(f"{orphans[0]}: no image belongs to this label file and {len(orphans) - 1} others")
 
 
 def label_path(image: Path, root: Path) -> Path:
@@ -146,8 +141,5 @@ def _class_names(root: Path, path: Path, config: dict) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(import_yolo, Options, prog="danet data import yolo", positionals=["source", "out"], argv=argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    """Runs ``danet data import yolo``."""
+    return run_import(import_yolo, Options, argv)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from danet.data.coco_dataset import ImageRecord, write_coco
-from danet.data.summary import report
+from danet.data.summary import write_summary
 from danet.data.synthetic.clip import write_video
 from danet.data.synthetic.scene import CATEGORIES, make_scene
 from danet.utils import cli
@@ -68,7 +68,7 @@ def synthesize(options: Options) -> None:
             written = _write(folder, size, options)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from error
-    report({out / name: records for name, records in written.items()}, json=options.json, quiet=options.quiet)
+    write_summary({out / name: records for name, records in written.items()}, json=options.json, quiet=options.quiet)
 
 
 def _write(folder: Path, size: tuple[int, int], options: Options) -> dict[str, list[ImageRecord]]:

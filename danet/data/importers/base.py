@@ -1,8 +1,13 @@
-"""The folder an import writes: images first, the jsons last, nothing at all if it fails."""
+"""What all importers share: options, the command, the folder that they write, and the search for images.
+
+An importer is a module with a dataclass that extends ``ImportOptions``, a function that fills an ``ImportFolder``, and
+a ``main`` that calls ``run_import``; its name and a line of help are added to ``FORMATS`` in ``__init__.py``.
+"""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,27 +15,56 @@ import cv2
 import numpy as np
 
 from danet.data.coco_dataset import ImageRecord, write_coco
-from danet.data.summary import report
+from danet.data.summary import write_summary
 from danet.data.video import IMAGE_SUFFIXES
+from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import atomic_path, read_text
 from danet.utils.image_io import read_image
 
 
-class ImportFolder:
-    """Collects images under ``OUT/images`` and jsons in ``OUT``.
+@dataclass
+class ImportOptions:
+    """Options of every importer. An importer adds its own, and may document ``source`` and ``out`` in more detail."""
 
-    Used as a context: the jsons appear when the block succeeds, and if it fails every image that this
-    import added is removed again. Images that an earlier import put there are replaced only by name.
+    source: str
+    """Folder or file to import."""
+
+    out: str
+    """Output folder; the import writes images/ and annotations.json."""
+
+    json: str | None = None
+    """JSON file for the number of images, recordings and boxes of each annotation file."""
+
+    quiet: bool = False
+    """Print only errors."""
+
+
+def run_import(importer: Callable[..., None], options: type[ImportOptions], argv: Sequence[str] | None) -> int:
+    """Runs ``danet data import NAME`` and returns its exit code; NAME is the last part of the importer's module."""
+    prog = f"danet data import {importer.__module__.rpartition('.')[2]}"
+    return cli.run(importer, options, prog=prog, positionals=["source", "out"], argv=argv)
+
+
+class ImportFolder:
+    """The output folder of an import: images in ``OUT/images``, annotation files in ``OUT``.
+
+    It is a context manager. The annotation files are written when the ``with`` block succeeds. If the block fails, all
+    files that this import added are removed. An image of an earlier import is replaced only by one of the same name.
+
+    Args:
+        options: of the importer; ``out``, ``json`` and ``quiet`` are used.
+
+    Raises:
+        UserError: if ``options.out`` is a file.
     """
 
-    def __init__(self, out: str | os.PathLike, *, quiet: bool = False, json: str | None = None):
-        self.folder = Path(out)
-        self.quiet = quiet
-        self.json = json
+    def __init__(self, options: ImportOptions) -> None:
+        self.folder = Path(options.out)
+        self.options = options
         self._sources: dict[Path, Path | None] = {}
         self._added: list[Path] = []
-        self._jsons: list[tuple[Path, Sequence[ImageRecord], Sequence[str]]] = []
+        self._annotations: list[tuple[Path, Sequence[ImageRecord], Sequence[str]]] = []
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder}: is a file; an import needs a folder to write to")
 
@@ -40,12 +74,12 @@ class ImportFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             if kind is None:
-                for path, records, categories in self._jsons:
+                for path, records, categories in self._annotations:
                     if not path.exists():
                         self._added.append(path)
                     write_coco(path, records, categories)
-                written = {path: records for path, records, _ in self._jsons}
-                report(written, json=self.json, quiet=self.quiet)
+                written = {path: records for path, records, _ in self._annotations}
+                write_summary(written, json=self.options.json, quiet=self.options.quiet)
         except BaseException as failure:
             error = failure
             raise
@@ -54,10 +88,15 @@ class ImportFolder:
                 self._remove_added()
 
     def copy(self, source: Path, name: str | None = None) -> tuple[Path, int, int]:
-        """Copies an image unchanged, after reading it; returns its new path, width and height.
+        """Copies an image file unchanged; returns its new path, width and height in pixels.
 
-        ``name`` is the place below ``images``, by default the file's own name. Copying the same source
-        again only returns its place.
+        Args:
+            source: the file. A second copy of the same file to the same place does nothing.
+            name: path below ``images``; by default the name of the file.
+
+        Raises:
+            UserError: if the file cannot be decoded, if it lies in the output folder, or if this import has stored
+                another image at the same place.
         """
         target = self._target(name or source.name)
         if self._sources.get(target, source) != source:
@@ -71,16 +110,25 @@ class ImportFolder:
         return target, width, height
 
     def save_png(self, image: np.ndarray, name: str) -> Path:
-        """Stores an image ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16, without loss."""
+        """Stores an image ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16, as PNG; returns its path."""
         target = self._target(name)
         self._store(target, cv2.imencode(".png", image)[1].tobytes())
         return target
 
     def write(self, name: str, records: Sequence[ImageRecord], categories: Sequence[str]) -> None:
-        """Announces a json; it is written when everything else has succeeded."""
+        """Registers an annotation file, which is written at the end of the ``with`` block.
+
+        Raises:
+            UserError: if there are no records.
+        """
         if not records:
             raise UserError(f"{name}: no images to import")
-        self._jsons.append((self.folder / name, records, categories))
+        self._annotations.append((self.folder / name, records, categories))
+
+    def note(self, text: str) -> None:
+        """Prints a line on stderr about something that is not an error, unless the import is quiet."""
+        if not self.options.quiet:
+            print(text, file=sys.stderr)
 
     def _target(self, name: str) -> Path:
         parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..", ".")]
@@ -93,7 +141,7 @@ class ImportFolder:
             temporary.write_bytes(content)
 
     def _remove_added(self) -> None:
-        """Removes the files that this import added, and folders that are empty then."""
+        """Removes the files that this import added, and the folders that become empty."""
         for path in self._added:
             path.unlink(missing_ok=True)
         for folder in sorted({parent for path in self._added for parent in path.parents}, reverse=True):
@@ -104,7 +152,7 @@ class ImportFolder:
                     continue
 
 
-def record(
+def make_record(
     path: Path,
     size: Sequence[int],
     boxes: Sequence[Sequence[float]] | np.ndarray,
@@ -112,20 +160,33 @@ def record(
     ignore: Sequence[bool] | None = None,
     **extras: Any,
 ) -> ImageRecord:
-    """An ImageRecord from lists. ``size`` is (width, height); ``extras`` are video, frame and recording."""
+    """Makes an ImageRecord from lists.
+
+    Args:
+        size: (width, height) in pixels.
+        boxes: M boxes (x0, y0, x1, y1) in pixels.
+        names: category of each box.
+        ignore: whether each box is an ignore region; by default none is.
+        extras: ``video``, ``frame`` and ``recording`` of the image.
+    """
     flags = np.zeros(len(names), bool) if ignore is None else np.array(ignore, bool)
     corners = np.array(boxes, np.float32).reshape(-1, 4)
     return ImageRecord(path, size[0], size[1], boxes=corners, names=list(names), ignore=flags, **extras)
 
 
 def read_names(path: str | os.PathLike, below: Path) -> list[str]:
-    """The names in a list file, one a line, without an image's suffix.
+    """Reads image names from a text file, one name per line; a suffix such as .png is removed.
 
-    ``path`` is taken as given, or below the folder that is imported.
+    Args:
+        path: the file, relative to the working directory or else to ``below``.
+        below: folder that is imported.
+
+    Raises:
+        UserError: if there is no such file, or it contains no name.
     """
     found = next((file for file in (Path(path), below / path) if file.is_file()), None)
     if found is None:
-        raise UserError(f"{path}: no such list file, here or in {below}")
+        raise UserError(f"{path}: no such list file, neither here nor in {below}")
     names = [line.strip() for line in read_text(found).splitlines() if line.strip()]
     if not names:
         raise UserError(f"{found}: this list is empty")
@@ -133,7 +194,11 @@ def read_names(path: str | os.PathLike, below: Path) -> list[str]:
 
 
 def find_images(folder: Path) -> dict[str, Path]:
-    """All images in ``folder`` and below by their name there, without suffix; sorted, at least one."""
+    """Finds all images in ``folder`` and its subfolders: relative path without suffix -> path, sorted.
+
+    Raises:
+        UserError: if there is no such folder, it contains no image, or two images differ only in their suffix.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     images: dict[str, Path] = {}
@@ -146,8 +211,3 @@ def find_images(folder: Path) -> dict[str, Path]:
     if not images:
         raise UserError(f"{folder}: no images in this folder")
     return images
-
-
-def note(text: str) -> None:
-    """A line for the user that is not an error."""
-    print(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Records in a file: the same as in a list, and of any number."""
+"""Records in a file equal those in a list, and cost worker processes no memory."""
 
 import json
 import pickle
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from danet.data.coco_dataset import ImageRecord
-from danet.data.records import Records
+from danet.data.shared_records import SharedRecords
 
 
 def record(i: int) -> ImageRecord:
@@ -22,9 +22,9 @@ def record(i: int) -> ImageRecord:
     return ImageRecord(Path(f"/ä b/{i}.png"), 64 + i, 48, boxes, names, ignore, video, i or None, recording)
 
 
-def test_records_are_those_of_the_list():
+def test_shared_records_equal_a_list():
     expected = [record(i) for i in range(2345)]
-    records = Records(iter(expected))
+    records = SharedRecords(iter(expected))
     assert len(records) == len(expected)
     for index in (0, 1, 5, 999, 1000, 1001, 2344, -1, np.int64(17)):
         found, right = records[index], expected[index]
@@ -37,7 +37,7 @@ def test_records_are_those_of_the_list():
     assert [r.width for r in records] == [r.width for r in expected]
     with pytest.raises(IndexError, match="record 2345 of 2345"):
         records[2345]
-    assert len(Records([])) == 0
+    assert len(SharedRecords([])) == 0
     copy = pickle.loads(pickle.dumps(records))
     assert len(copy) == len(records) and copy[7].path == expected[7].path
 
@@ -64,8 +64,8 @@ print(most)
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no /proc/self/smaps_rollup")
 @pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.long)])
-def test_a_loader_process_stays_small(count, tmp_path):
-    """Resident memory, that of Python and torch included."""
+def test_loader_workers_stay_small(count, tmp_path):
+    """Measures the resident memory in MB, including Python and torch."""
     cv2.imwrite(str(tmp_path / "frame.png"), np.full((64, 80), 90, np.uint8))
     images = [
         {"id": i, "file_name": "frame.png", "width": 80, "height": 64, "video": f"v{i >> 8}"} for i in range(count)

@@ -1,3 +1,4 @@
+import os
 import struct
 import subprocess
 import sys
@@ -7,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 
-from danet.data.normalize import MINIMUM_RANGE, intensity_range, normalize
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image, to_display, write_image
 
@@ -19,35 +19,8 @@ def scene(seed: int = 0) -> np.ndarray:
     return image.astype(np.uint8)
 
 
-def test_a_14_bit_sensor_looks_like_an_8_bit_video():
-    image = scene()
-    raw = image.astype(np.uint16) * 30 + 5000
-    assert np.allclose(normalize(image), normalize(raw), atol=1e-5)
-    assert normalize(image).shape == (1, 60, 80) and normalize(image).dtype == np.float32
-    assert np.median(normalize(image)) == 0
-
-
-def test_noise_on_an_empty_sky_is_not_amplified():
-    sky = (100 + np.arange(80 * 60).reshape(60, 80) % 3).astype(np.uint8)
-    assert np.abs(normalize(sky)).max() <= 2 * 2 / MINIMUM_RANGE
-
-
-def test_a_crop_is_scaled_by_its_frame():
-    image = scene()
-    crop = image[10:40, 20:60]
-    assert np.array_equal(normalize(crop, frame=intensity_range(image)), normalize(image)[:, 10:40, 20:60])
-    assert not np.array_equal(normalize(crop), normalize(image)[:, 10:40, 20:60])
-
-
-def test_channels_are_made_to_fit():
-    image = scene()
-    colour = np.repeat(image[..., None], 3, axis=2)
-    assert np.allclose(normalize(colour, 1), normalize(image, 1), atol=1e-5)
-    assert np.array_equal(normalize(image, 3), np.repeat(normalize(image, 1), 3, axis=0))
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_images_come_back_as_stored(tmp_path, dtype):
+def test_read_image_returns_the_stored_values(tmp_path, dtype):
     image = scene().astype(dtype) * (1 if dtype == np.uint8 else 200)
     cv2.imwrite(str(tmp_path / "grey.png"), image)
     cv2.imwrite(str(tmp_path / "equal.png"), np.repeat(image[..., None], 3, axis=2))
@@ -59,7 +32,7 @@ def test_images_come_back_as_stored(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", "truncated"])
-def test_a_broken_image_is_named(tmp_path, content):
+def test_read_image_names_a_broken_or_missing_file(tmp_path, content):
     path = tmp_path / "a.png"
     if content == "truncated":
         cv2.imwrite(str(path), scene())
@@ -71,7 +44,7 @@ def test_a_broken_image_is_named(tmp_path, content):
         read_image(tmp_path / "b.png")
 
 
-def test_16_bit_images_are_shown_with_contrast():
+def test_to_display_stretches_16_bit_images():
     raw = scene().astype(np.uint16) * 10 + 8000
     shown = to_display(raw)
     assert shown.shape == (60, 80, 3) and shown.dtype == np.uint8
@@ -79,7 +52,7 @@ def test_16_bit_images_are_shown_with_contrast():
     assert np.array_equal(to_display(scene())[..., 0], scene())
 
 
-def test_a_size_beyond_every_limit_is_a_broken_image(tmp_path):
+def test_read_image_refuses_a_size_beyond_the_limits_of_opencv(tmp_path):
     header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
@@ -87,22 +60,34 @@ def test_a_size_beyond_every_limit_is_a_broken_image(tmp_path):
         read_image(tmp_path / "a.png")
 
 
-def test_opencv_adds_no_lines_of_its_own(tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), scene())
-    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1500])
-    script = """
-import sys
-from danet.utils.image_io import read_image
+SCRIPT = """
+import os, sys
+import cv2
+before = dict(os.environ), cv2.utils.logging.getLogLevel()
+from danet.utils.image_io import quiet_opencv, read_image
+assert before == (dict(os.environ), cv2.utils.logging.getLogLevel()), "the import changed the process"
+if "quiet" in sys.argv:
+    quiet_opencv()
+    quiet_opencv()
 try:
     read_image(sys.argv[1])
 except ValueError as error:
     print(error)
 """
-    command = [sys.executable, "-c", script, str(tmp_path / "a.png")]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
 
 
-def test_written_images_come_back_and_a_name_that_is_none_is_named(tmp_path):
+@pytest.mark.parametrize("quiet", [False, True])
+def test_quiet_opencv_silences_opencv_and_the_import_does_not(tmp_path, quiet):
+    cv2.imwrite(str(tmp_path / "a.png"), scene())
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1500])
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "a.png"), *["quiet"] * quiet]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENCV_")}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout == f"{tmp_path / 'a.png'}: not a readable image\n"
+    assert (result.stderr == "") == quiet
+
+
+def test_write_image_round_trip_and_unknown_suffix(tmp_path):
     write_image(tmp_path / "new" / "a.png", scene())
     assert np.array_equal(read_image(tmp_path / "new" / "a.png"), scene())
     for name in ("a", "a.unknown"):

@@ -1,7 +1,7 @@
-"""Image records of any number in a file that all processes of a machine read.
+"""Image records in a temporary file that all processes of a machine share.
 
-A list of a million Python objects costs gigabytes, and each loader process soon has it for itself: counting references
-writes to them. In a file they cost a process nothing but the one that it looks at.
+A list of a million Python objects takes gigabytes, and every loader worker soon has its own copy, because Python's
+reference counts are written into the objects. With records in a file, a process holds only the one that it uses.
 """
 
 import os
@@ -17,20 +17,26 @@ from danet.data.coco_dataset import ImageRecord
 from danet.utils.errors import UserError
 
 
-class Records(Sequence[ImageRecord]):
-    """A sequence of `ImageRecord` that never changes; an element is made anew each time it is asked for.
+class SharedRecords(Sequence[ImageRecord]):
+    """A read-only sequence of ``ImageRecord`` in a temporary file; every access creates a new object.
 
-    The file is a temporary one, gone with the last process that has it open; forked processes share it.
+    Forked processes share the file, which disappears with the last process that has it open.
 
     Args:
-        records: what it holds, gone through once.
+        records: the elements; iterated once.
 
     Raises:
-        UserError: where the folder for temporary files is full.
+        UserError: if the folder for temporary files is full.
+
+    Example:
+        >>> from pathlib import Path
+        >>> record = ImageRecord(Path("a.png"), 64, 48, np.zeros((0, 4)), [], np.zeros(0, bool))
+        >>> len(SharedRecords([record, record]))
+        2
     """
 
     def __init__(self, records: Iterable[ImageRecord]) -> None:
-        self._file = tempfile.TemporaryFile(prefix="danet-records-")  # noqa: SIM115 (open as long as this is)
+        self._file = tempfile.TemporaryFile(prefix="danet-records-")  # noqa: SIM115 (stays open with this object)
         ends = array("q", [0])
         try:
             for record in records:
@@ -56,5 +62,5 @@ class Records(Sequence[ImageRecord]):
         return pickle.loads(os.pread(self._file.fileno(), end - begin, begin))
 
     def __reduce__(self) -> tuple:
-        """For processes that are not forked."""
-        return Records, (list(self),)
+        """Pickles all records, for processes that are not forked."""
+        return SharedRecords, (list(self),)

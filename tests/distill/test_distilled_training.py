@@ -1,4 +1,4 @@
-"""Distillation and teachers as ``python -m danet.train`` runs them."""
+"""Training of teachers and distillation with ``danet train``."""
 
 import csv
 import dataclasses
@@ -29,7 +29,7 @@ STUDENT = ModelConfig(name="danet_nano", widths=[8, 16, 32, 64], depths=[1, 1, 1
 SHAPE = ["--model.widths", "[8, 16, 32, 64]", "--model.depths", "[1, 1, 1, 1]", "--model.neck_width", "16"]
 COMMON = [*SHAPE, "--threads", "1", "--quiet", "true", "--augmentation.crop", "[64, 64]"]
 SMALL = ["--model.name", "danet_nano", *COMMON]
-# Drones of 7 to 14 pixels: all three scales are there.
+# Drones have 7 to 14 pixels, so that all three scales occur.
 SCALES = ["--scale_edges", "9", "10.5", "--augmentation.scale", "[0.8, 1.2]"]
 
 
@@ -40,7 +40,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
-    """Two files; the teacher of medium targets is wider than the student."""
+    """Weights files of two teachers, as options; the teacher of medium targets is wider than the student."""
     folder = tmp_path_factory.mktemp("teachers")
     arguments = []
     for seed, (scale, widths) in enumerate({"small": [8, 16, 32, 64], "medium": [8, 24, 32, 64]}.items(), 1):
@@ -69,7 +69,7 @@ def only_error(capsys) -> str:
     return lines[0].removeprefix("danet train: error: ")
 
 
-def test_a_distilled_run_goes_on_exactly_and_keeps_the_student_alone(scenes, teachers, tmp_path, capsys):
+def test_resume_distilled_run(scenes, teachers, tmp_path, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = [*SMALL, *SCALES, *teachers, "--data", scenes, "--batch", "4", "--warmup_steps", "0"]
     assert main([*options, "--epochs", "3", "--schedule", "constant", "--out", str(whole)]) == 0
@@ -92,28 +92,28 @@ def test_a_distilled_run_goes_on_exactly_and_keeps_the_student_alone(scenes, tea
     student = build_model(STUDENT)
     assert load_file(whole / "weights.safetensors").keys() == student.state_dict().keys()
 
-    # Teachers may move, but not change.
+    # Teacher files may be moved, but their content must stay.
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(Path(teachers[1]).read_bytes())
     assert main(["--resume", str(parts), "--distill.small", str(moved)]) == 0
     capsys.readouterr()
     assert main(["--resume", str(parts), "--distill.small", teachers[3]]) == 2
-    assert "a run with distill.small with the content" in only_error(capsys)
+    assert "this run has distill.small with the content" in only_error(capsys)
     assert main(["--resume", str(parts), "--distill.weight", "0.1"]) == 2
-    assert "a run with distill.weight 0.05, now it is 0.1" in only_error(capsys)
+    assert "this run has distill.weight 0.05, got 0.1" in only_error(capsys)
 
 
-def test_distillation_changes_what_is_learned_and_bfloat16_works(scenes, teachers, tmp_path):
+def test_distillation_changes_training(scenes, teachers, tmp_path):
     options = [*SMALL, *SCALES, "--data", scenes, "--batch", "4", "--epochs", "1"]
-    plain, taught, half = (tmp_path / name for name in ("plain", "taught", "half"))
+    plain, distilled, half = (tmp_path / name for name in ("plain", "distilled", "half"))
     assert main([*options, "--out", str(plain)]) == 0
-    assert main([*options, *teachers, "--out", str(taught), "--distill.weight", "1"]) == 0
+    assert main([*options, *teachers, "--out", str(distilled), "--distill.weight", "1"]) == 0
     assert main([*options, *teachers, "--out", str(half), "--distill.weight", "1", "--amp", "bfloat16"]) == 0
-    assert rows(plain, "cls")[0] == rows(taught, "cls")[0] and rows(plain, "cls")[1] != rows(taught, "cls")[1]
-    assert rows(half, "sskd")[0] == pytest.approx(rows(taught, "sskd")[0], rel=0.05)
+    assert rows(plain, "cls")[0] == rows(distilled, "cls")[0] and rows(plain, "cls")[1] != rows(distilled, "cls")[1]
+    assert rows(half, "sskd")[0] == pytest.approx(rows(distilled, "sskd")[0], rel=0.05)
 
 
-def test_two_processes_equal_one(scenes, teachers, tmp_path):
+def test_distillation_two_processes_match_one(scenes, teachers, tmp_path):
     options = [*SMALL, *SCALES, *teachers, "--data", scenes, "--batch", "4", "--epochs", "1", "--freeze_norm", "true"]
     options += ["--optimizer", "sgd", "--lr", "0.005", "--warmup_steps", "0", "--distill.weight", "1"]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -129,10 +129,10 @@ def test_two_processes_equal_one(scenes, teachers, tmp_path):
     for name, value in first.items():
         if name.startswith(("model.", "extras.")):
             torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5, msg=name)
-    learned = first["extras.sskd.eadms.small.2.enhance_student.weight"]  # which starts at 1/k
-    assert (learned - 1 / learned.shape[1]).abs().max() > 1e-5
+    trained = first["extras.sskd.eadms.small.2.enhance_student.weight"]  # initially 1/k
+    assert (trained - 1 / trained.shape[1]).abs().max() > 1e-5
 
-    # The steps were of all kinds: images of a teacher in both processes, in one of them, in none.
+    # All cases occurred: images for a teacher in both processes, in one, and in none.
     saved = preset("--config", str(one / "config.yaml"))
     dataset = DetectionDataset(saved.data, ["drone"], augmentation=saved.augmentation, seed=saved.seed)
     counts = set()
@@ -143,7 +143,7 @@ def test_two_processes_equal_one(scenes, teachers, tmp_path):
     assert {(True, True), (True, False)} & counts and {(True, False), (False, True)} & counts
 
 
-def test_a_foreign_teacher_teaches_in_the_trainer(scenes, tmp_path):
+def test_trainer_with_other_teacher_network(scenes, tmp_path):
     options = TrainOptions(data=[scenes], out=str(tmp_path), epochs=1, batch=6, quiet=True, workers=0, ema=0.0)
     dataset = DetectionDataset(options.data, ["drone"], augmentation=Augmentation(crop=(64, 64)))
     model = build_model(STUDENT)
@@ -162,7 +162,7 @@ def preset(*arguments: str) -> TrainOptions:
     return found[0]
 
 
-def test_presets():
+def test_teacher_presets():
     for scale in ("small", "medium", "large"):
         options = preset("--preset", "svanstrom", "--preset", f"teacher_{scale}", "--scale", scale)
         assert (options.model.name, options.scale, options.batch) == (f"teacher_{scale}", scale, 16)
@@ -172,8 +172,8 @@ def test_presets():
     assert (preset("--preset", "paper").batch, preset("--preset", "paper").distill.batch) == (8, 4)
 
 
-def test_a_teachers_run_and_the_batch_of_a_distilled_one(scenes, tmp_path, capsys):
-    """From a teacher's training to its student; section 4.2's batch of 4 holds only while distilling."""
+def test_train_teacher_then_student(scenes, tmp_path, capsys):
+    """The batch size of 4 (section 4.2) applies only while distilling."""
     small = [*COMMON, *SCALES, "--data", scenes, "--val", scenes, "--epochs", "1"]
     teacher = tmp_path / "teacher"
     assert main(["--preset", "teacher_small", "--scale", "small", *small, "--batch", "4", "--out", str(teacher)]) == 0
@@ -197,14 +197,14 @@ def test_a_teachers_run_and_the_batch_of_a_distilled_one(scenes, tmp_path, capsy
         (["--scale", "tiny"], "--scale: Expected one of ['small', 'medium', 'large'] or null. Got value: tiny"),
         (["--scale_edges", "9", "3"], "scale_edges must be two positive numbers of pixels, the smaller first"),
         (["--target", "bird"], "target bird: not a class of the model (drone)"),
-        (["--scale", "large", "--scale_edges", "9", "300"], "none of them large (from 300 pixels)"),
+        (["--scale", "large", "--scale_edges", "9", "300"], "no image has a drone of scale large (from 300 pixels)"),
         (
             ["--scale", "large", "--scale_edges", "9", "20"],
-            "--val: every image shows a drone, none of them large (from 20",
+            "--val: no image has a drone of scale large (from 20",
         ),
     ],
 )
-def test_bad_input_is_one_line(scenes, tmp_path, capsys, arguments, words):
+def test_invalid_options(scenes, tmp_path, capsys, arguments, words):
     options = [*SMALL, "--data", scenes, "--val", scenes, "--augmentation.scale", "[1.0, 3.0]"]
     assert main([*options, "--out", str(tmp_path / "run"), *arguments]) == 2
     assert words in only_error(capsys)

@@ -1,0 +1,120 @@
+"""Fused forms of the network's parts for inference; the parts compute the same function in eval mode.
+
+MBB: branches and norms become one convolution. SaFEM: one pass, w_g of eq. 1 becomes part of the FFN's first layer.
+ACFA: the sum of both levels becomes the end of its SaFEM's pass. Head: both towers of a level become one.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danet.models.acfa import ACFA
+from danet.models.blocks import FFN, MBB, fold_norm
+from danet.models.heads import Head
+from danet.models.safem import SaFEM
+from danet.ops import SDC, prepare_safem, safem, sdc_mean
+
+
+def fuse_modules(parent: nn.Module) -> None:
+    """Replaces all modules below ``parent`` that have a fused form, in place.
+
+    Example:
+        >>> from danet.models.blocks import FusedMBB
+        >>> network = nn.Sequential(MBB(4, 8), SaFEM(8)).eval()
+        >>> fuse_modules(network)
+        >>> [type(module).__name__ for module in network]
+        ['FusedMBB', 'FusedSaFEM']
+    """
+    for name, child in parent.named_children():
+        if isinstance(child, MBB | Head):
+            setattr(parent, name, child.fuse())
+        elif isinstance(child, SaFEM):
+            setattr(parent, name, FusedSaFEM(child))
+        elif isinstance(child, ACFA) and not child.literal:
+            setattr(parent, name, FusedACFA(child))
+        else:
+            fuse_modules(child)
+
+
+class PreparedSaFEM(nn.Module):
+    """Weights of ``danet.ops.safem``, or of ``sdc_mean`` without ``ffn``; prepared again after a move or conversion."""
+
+    def __init__(self, sdc: SDC, ffn: FFN | None = None) -> None:
+        super().__init__()
+        self.groups = sdc.groups
+        depthwise, depthwise_bias = fold_norm(sdc.depthwise.weight, sdc.norm)
+        tensors = [depthwise, depthwise_bias, *sdc.predictor.parameters()]
+        if ffn is not None:
+            tensors += fold_projection(sdc, ffn)
+        for i, tensor in enumerate(tensors):
+            self.register_buffer(f"_{i}", tensor.detach().to(sdc.predictor.weight.dtype).contiguous())
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.weights = prepare_safem(*self.buffers(), groups=self.groups)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PreparedSaFEM":
+        before = list(self.buffers())
+        super()._apply(fn, recurse)
+        if any(new is not old for new, old in zip(self.buffers(), before, strict=True)):
+            self._prepare()
+        return self
+
+
+def fold_projection(sdc: SDC, ffn: FFN) -> list[Tensor]:
+    """Weights and biases of ``ffn(sdc.projection(z))`` as two layers, expand and reduce."""
+    weight, bias, *reduce = ffn.parameters()
+    expand = weight.double()[:, :, 0, 0] @ sdc.projection.weight.double()[:, :, 0, 0]
+    return [expand[:, :, None, None].to(weight.dtype), bias, *reduce]
+
+
+class FusedSaFEM(nn.Module):
+    """A SaFEM in one pass (``danet.ops.safem``)."""
+
+    def __init__(self, module: SaFEM) -> None:
+        super().__init__()
+        self.scale = module.scale
+        self.prepared = PreparedSaFEM(module.sdc, module.ffn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return safem(x, self.prepared.weights, scale=self.scale)
+
+
+class FusedACFA(nn.Module):
+    """An ACFA that adds the deep level at the end of its SaFEM's pass; not for the literal form."""
+
+    expand: Tensor
+    expand_bias: Tensor
+    reduce: Tensor
+    reduce_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+
+    def __init__(self, module: ACFA) -> None:
+        super().__init__()
+        self.scale = module.spatial.scale
+        self.shallow = PreparedSaFEM(module.spatial.sdc, module.spatial.ffn)
+        self.deep = PreparedSaFEM(module.sdc)
+        expand, expand_bias, reduce, reduce_bias = fold_projection(module.sdc, module.ffn)
+        # The 2x2 transposed convolution of stride 2 does not overlap: it is a 1x1 convolution to 4 C channels.
+        weight, bias = module.deconv.parameters()
+        up = weight.permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]
+        tensors = {
+            "expand": expand[:, :, 0, 0],
+            "expand_bias": expand_bias,
+            "reduce": reduce[:, :, 0, 0],
+            "reduce_bias": reduce_bias,
+            "up": up,
+            "up_bias": bias.repeat(4),
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor.detach().clone())
+
+    def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        mean = sdc_mean(deep, self.deep.weights).flatten(1)
+        hidden = F.gelu(F.linear(mean, self.expand, self.expand_bias))
+        w_d = torch.sigmoid(F.linear(hidden, self.reduce, self.reduce_bias))
+        up = F.conv2d(deep, self.up, self.up_bias)
+        return safem(shallow, self.shallow.weights, up=up, weight=w_d, scale=self.scale)

@@ -1,0 +1,185 @@
+"""Runs a training from its options: builds data, model and losses, and trains."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from danet.data.coco_dataset import ImageRecord
+from danet.data.loader import (
+    MINIMUM_SIZE,
+    DetectionDataset,
+    EpochSampler,
+    collate,
+    default_workers,
+    load_source,
+)
+from danet.data.scales import ScaleBucket
+from danet.training.options import TrainOptions
+from danet.training.run_folder import STATE, WEIGHTS, check_run_folder, prepare_run_folder
+from danet.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from danet.training.trainer import Trainer
+
+CALIBRATION_IMAGES = 16
+"""Training images from which the batch-norm statistics of compact weights are estimated."""
+
+
+@dataclass
+class TrainingResult:
+    """The outcome of ``train``.
+
+    Example:
+        >>> result = TrainingResult(True, 100, 60.0, {"epoch": 3, "ap50": 0.9}, Path("runs/a/weights.safetensors"), 0)
+        >>> result.best["ap50"]
+        0.9
+    """
+
+    finished: bool
+    """False if a signal stopped the run, which can then be resumed."""
+    steps: int
+    """Optimizer steps since the start of the run, before and after resuming."""
+    seconds: float
+    """Time spent on training steps and validation."""
+    best: dict[str, float]
+    """Epoch and metrics of the best validation; empty without validation."""
+    weights: Path
+    """File of the trained weights, which a finished run has written."""
+    rank: int
+    """Rank of this process; only rank 0 writes files."""
+
+
+def train(options: TrainOptions) -> TrainingResult:
+    """Trains a detector as the command ``danet train`` does, and writes the files of the run into ``options.out``.
+
+    Under ``torchrun``, every process calls this function. Ctrl-C and SIGTERM end the run after the current step.
+
+    Args:
+        options: options of the run; ``data`` is required.
+
+    Raises:
+        UserError: a file cannot be read or written, ``options.out`` contains a run that is neither resumed nor
+            overwritten, the options do not fit the data, the weights or the resumed run, or a loss is not finite.
+
+    Example:
+        >>> import json, tempfile, cv2, numpy
+        >>> from danet.config import ModelConfig
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> image = cv2.imwrite(f"{folder.name}/1.png", numpy.full((64, 64), 90, numpy.uint8))
+        >>> coco = {
+        ...     "images": [{"id": 1, "file_name": "1.png", "width": 64, "height": 64}],
+        ...     "categories": [{"id": 1, "name": "drone"}],
+        ...     "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 20, 12, 9]}],
+        ... }
+        >>> size = Path(folder.name, "train.json").write_text(json.dumps(coco))
+        >>> options = TrainOptions([f"{folder.name}/train.json"], out=f"{folder.name}/run", epochs=1, quiet=True)
+        >>> options.model = ModelConfig(name="danet_nano")
+        >>> train(options).steps
+        1
+    """
+    from danet.utils import distributed
+
+    check_run_folder(options)
+    if not options.data:
+        raise UserError("--data: no training dataset given; give a COCO json or a folder that contains one")
+    with distributed.process_group(options.device) as device:
+        trainer, new_classes = build_trainer(options, device)
+        if options.resume:
+            trainer.resume()
+        if distributed.rank() == 0:
+            prepare_run_folder(trainer.options)
+            if not options.quiet:
+                print(_header(trainer, new_classes))
+        finished = trainer.run()
+        progress = trainer.state.progress
+        return TrainingResult(
+            finished=finished,
+            steps=progress.step,
+            seconds=progress.seconds,
+            best=progress.best,
+            weights=trainer.folder / WEIGHTS,
+            rank=distributed.rank(),
+        )
+
+
+def build_trainer(options: TrainOptions, device: "torch.device") -> tuple["Trainer", list[str]]:
+    """Builds the trainer of a run.
+
+    Returns:
+        The trainer, and the classes that ``options.weights`` do not have.
+    """
+    import torch
+
+    from danet.models import build_model
+    from danet.training.start import start_from
+    from danet.training.trainer import Trainer
+    from danet.utils import distributed
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.workers is None:
+        options = dataclasses.replace(options, workers=default_workers(distributed.world_size()))
+    if options.distill.files() and options.distill.batch:
+        options = dataclasses.replace(options, batch=options.distill.batch)
+    dataset, validation = _load_data(options)
+    torch.manual_seed(options.seed)
+    model = build_model(options.model)
+    new_classes: list[str] = []
+    if options.weights and not (options.resume and (Path(options.out) / STATE).exists()):
+        new_classes = start_from(options.weights, model, lambda: _calibration_images(dataset, options.seed))
+    model = model.to(device)
+    return Trainer(options, model, dataset, validation, device, options.build_losses(model)), new_classes
+
+
+def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecord]]:
+    """Loads the training set and the validation images, restricted to targets of ``options.scale`` if it is given."""
+    bucket = ScaleBucket(options.scale, options.scale_edges, options.target_name) if options.scale else None
+    dataset = DetectionDataset(
+        options.data,
+        options.model.classes,
+        channels=options.model.input_channels,
+        augmentation=options.augmentation,
+        seed=options.seed,
+        cache_bytes=options.cache_mb * 2**20 // max(1, options.workers or 0),
+        bucket=bucket,
+    )
+    validation = load_source(options.val) if options.val else []
+    if bucket is not None:
+        validation = [bucket.ignore_other_scales(record) for record in validation if bucket.accepts(record)]
+        if options.val and not validation:
+            raise UserError(
+                f"--val: no image has a {options.target_name} of scale {bucket}; choose another scale or other edges"
+            )
+    return dataset, validation
+
+
+def _calibration_images(dataset: DetectionDataset, seed: int) -> "torch.Tensor":
+    """Images of the first epoch, the same in every process."""
+    sampler = EpochSampler(dataset.sizes, dataset.weights, batch=CALIBRATION_IMAGES, epochs=1, seed=seed)
+    return collate([dataset[key] for key in next(iter(sampler))]).images
+
+
+def _header(trainer: "Trainer", new_classes: list[str]) -> str:
+    from danet import ops
+    from danet.models import summary
+    from danet.utils import distributed
+
+    options, dataset = trainer.options, trainer.dataset
+    processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
+    scale = f" for targets of scale {dataset.bucket}" if dataset.bucket else ""
+    teachers = "".join(f", teacher of {scale} targets {path}" for scale, path in options.distill.files().items())
+    height, width = options.augmentation.crop or (256, 320)
+    size = max(height, MINIMUM_SIZE), max(width, MINIMUM_SIZE)  # smaller crops are padded
+    lines = [
+        f"{ops.describe()}, {trainer.device}, {processes}{options.workers} loader processes",
+        summary.describe(trainer.result, size),
+        f"{len(dataset)} training and {len(trainer.validation)} validation images{scale}, "
+        f"classes {', '.join(options.model.classes)}; {options.epochs} epochs of {trainer.sampler.steps_per_epoch} "
+        f"steps, batch size {options.batch}; run folder {options.out}{teachers}",
+    ]
+    if new_classes:
+        lines.append(f"{options.weights} has no class {', '.join(new_classes)}: its scores start from random weights")
+    return "\n".join(lines)
