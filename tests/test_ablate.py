@@ -4,8 +4,9 @@ import cv2
 import pytest
 from scenes import write_scenes
 
-from danet.ablate import AblateOptions, _rows, main
+from danet.ablate import main
 from danet.data.coco_dataset import load_coco, write_coco
+from danet.evaluation.ablate_options import AblateOptions
 from danet.utils.errors import UserError
 
 
@@ -80,7 +81,7 @@ def test_two_rows_are_trained_measured_compared_and_not_repeated(command, tmp_pa
     # Another budget is another ablation.
     capsys.readouterr()
     assert main([*with_words(command, *rows), "--epochs", "2"]) == 2
-    assert f"{out / 'baseline' / '0'}: a run with epochs 1, now it is 2; give another --out" in only_error(capsys)
+    assert f"{out / 'baseline' / '0'}: holds a run with epochs 1, not 2; give another --out" in only_error(capsys)
 
 
 @pytest.fixture
@@ -145,15 +146,24 @@ def test_folds_train_on_the_names_that_are_measured(folded, scenes, tmp_path):
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--folds", "1"], "folds must be 2 or more, got 1"),
-        (["--tune", "x"], "tune x: with folds, images that are trained on give way to tune"),
-        (["--teacher_small", "x"], "folds: teachers have seen recordings that are to be measured"),
+        (["--folds", "1"], "--folds must be 2 or more, got 1"),
+        (["--tune", "x"], "--tune x: cannot be used with --folds"),
+        (["--teacher_small", "x"], "--folds: cannot be used with teachers, which were trained on evaluated recordings"),
         (["--folds", "40"], "40 parts cannot be made of 8 recordings"),
         (["--folds", "8"], "folds: part 0 of 8 has no 'drone' to train on; give fewer parts"),
         (["--target", "plane"], "show no 'plane'; see --target and --class_map"),
-        (["--more", '{"x": ["--data", "VAL"]}'], "x: with folds all rows are trained on the same data"),
-        (["--more", '{"x": ["--weights", "shipped"]}'], "x: --weights of the training may have seen what is measured"),
-        (["--more", '{"x": ["--val", "y.json"]}'], "x: --val of the training may have seen what is measured"),
+        (
+            ["--more", '{"x": ["--data", "VAL"]}'],
+            "x: --data cannot be used with --folds; all rows are trained on the same data",
+        ),
+        (
+            ["--more", '{"x": ["--weights", "shipped"]}'],
+            "x: --weights cannot be used with --folds; it may leak evaluated recordings",
+        ),
+        (
+            ["--more", '{"x": ["--val", "y.json"]}'],
+            "x: --val cannot be used with --folds; it may leak evaluated recordings",
+        ),
     ],
 )
 def test_bad_options_of_folds_are_one_line_and_leave_nothing(folded, scenes, tmp_path, capsys, words, error):
@@ -175,19 +185,19 @@ def test_an_image_that_is_measured_and_trained_on_is_refused(folded, scenes, tmp
 
 
 def test_rows_say_what_danet_train_is_told():
-    rows = _rows(AblateOptions("v", adcr_weight=0.2))
+    rows = AblateOptions("v", adcr_weight=0.2).row_arguments()
     assert list(rows) == ["baseline", "safem", "acfa", "adcr", "safem+acfa", "safem+acfa+adcr"]
     assert rows["baseline"] == ["--model.safem", "false", "--model.acfa", "false", "--adcr.weight", "0.0"]
     assert rows["safem+acfa+adcr"] == ["--model.safem", "true", "--model.acfa", "true", "--adcr.weight", "0.2"]
     teachers = {"teacher_small": "s.safetensors", "teacher_large": "l.safetensors"}
-    rows = _rows(AblateOptions("v", **teachers, more={"wide": ["--model.name", "danet"]}))
+    rows = AblateOptions("v", **teachers, more={"wide": ["--model.name", "danet"]}).row_arguments()
     assert len(rows) == 10 and rows["wide"] == ["--model.name", "danet"]
     assert rows["sskd"][-8:] == [
         *("--distill.weight", "0.05", "--distill.batch", "null"),
         *("--distill.small", "s.safetensors", "--distill.large", "l.safetensors"),
     ]
-    with pytest.raises(UserError, match="--rows safem\\+sskd: sskd needs teachers, give --teacher_small"):
-        _rows(AblateOptions("v", rows=["safem+sskd"]))
+    with pytest.raises(UserError, match="--rows safem\\+sskd: sskd needs teachers; give --teacher_small"):
+        AblateOptions("v", rows=["safem+sskd"]).row_arguments()
 
 
 @pytest.mark.parametrize(
@@ -196,11 +206,11 @@ def test_rows_say_what_danet_train_is_told():
         (["--rows", "safem+safem"], "--rows safem+safem: must be baseline, or some of safem, acfa, adcr, sskd joined"),
         (["--rows", "fpn"], "--rows fpn: must be"),
         (["--rows", "sskd"], "--rows sskd: sskd needs teachers"),
-        (["--seeds", "1", "1"], "seeds must be distinct numbers from 0 on"),
-        (["--recall", "0"], "recall must lie between 0 and 1, got 0"),
-        (["--adcr_weight", "0"], "adcr_weight must be positive, got 0"),
-        (["--more", '{"baseline": []}'], "--more: 'baseline' is the name of another row"),
-        (["--more", '{"../x": []}'], "--more: '../x' is the name of another row, or none for a folder"),
+        (["--seeds", "1", "1"], "--seeds must be one or more distinct integers from 0 on"),
+        (["--recall", "0"], "--recall must lie between 0 and 1, got 0"),
+        (["--adcr_weight", "0"], "--adcr_weight must be positive, got 0"),
+        (["--more", '{"baseline": []}'], "--more 'baseline': must be a new row name that is a valid folder name"),
+        (["--more", '{"../x": []}'], "--more '../x': must be a new row name that is a valid folder name"),
         (["--target", "plane"], "shows no 'plane'"),
     ],
 )
@@ -216,7 +226,7 @@ def test_bad_options_are_one_line(command, tmp_path, capsys, words, error):
         (["--epoch", "3"], "unknown option --epoch; did you mean --epochs?"),
         (["--lr", "-1"], "lr must be positive, got -1"),
         (["--val", "VAL"], "the best epoch would be chosen on it"),
-        (["--distill.small", "x"], "teachers are given as --teacher_small"),
+        (["--distill.small", "x"], "give teachers as --teacher_small"),
     ],
 )
 def test_bad_words_for_train_are_one_line(command, scenes, tmp_path, capsys, words, error):
@@ -227,4 +237,4 @@ def test_bad_words_for_train_are_one_line(command, scenes, tmp_path, capsys, wor
 
 def test_no_training_data_is_said(scenes, capsys):
     assert main([scenes[1]]) == 2
-    assert only_error(capsys).startswith("no training data: give what `danet train` is to be told after --")
+    assert only_error(capsys).startswith("no training data: give the options of `danet train` after --")

@@ -1,16 +1,17 @@
 """The results of an ablation: means over the seeds, differences between rows, and the table that shows them."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from danet.evaluation.bootstrap import Estimate, resample
+from danet.evaluation.bootstrap import resample
 from danet.evaluation.comparison import Comparison, Outcome, common_recall, compare
+from danet.evaluation.formatting import difference, number, spread
 from danet.evaluation.matching import CRITERIA
-from danet.evaluation.metrics import ALL, images_by_distractor
+from danet.evaluation.metrics import images_by_distractor
+from danet.evaluation.tables import Row, Table, shown_on
 
 CROSS_VALIDATED = (
     "Cross-validation: {} parts, each measured with runs trained on the others, at a score that a tenth of those "
@@ -43,7 +44,7 @@ class Result:
 
     def line(self) -> str:
         figures = (("P", self.precision), ("R", self.recall), ("F1", self.f1), ("AP50", self.ap50))
-        shown = ", ".join(f"{name} {_number(value)}" for name, value in figures)
+        shown = ", ".join(f"{name} {number(value)}" for name, value in figures)
         return f"{shown} at score {self.threshold:.3f}, {self.steps} steps in {self.seconds / 60:.1f} minutes"
 
 
@@ -65,8 +66,8 @@ class FalseAlarmRate:
 
 
 @dataclass(frozen=True)
-class Row:
-    """The runs of one variant."""
+class Variant:
+    """The runs of one row of the ablation."""
 
     name: str
     seeds: list[int]
@@ -110,7 +111,7 @@ class Summary:
     common_recall: float
     """The same, or the highest that all runs reach."""
     operators: list[str]
-    rows: list[Row]
+    rows: list[Variant]
     differences: list[Difference]
     runs: list[dict]
 
@@ -128,7 +129,7 @@ def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     return result
 
 
-def summarise(
+def summarize(
     results: Sequence[Result],
     records: Sequence,
     *,
@@ -145,7 +146,7 @@ def summarise(
     by_row: dict[str, list[Result]] = {}
     for result in results:
         by_row.setdefault(result.row, []).append(result)
-    rows = [_row(name, runs, shown, recall, common) for name, runs in by_row.items()]
+    rows = [_variant(name, runs, shown, recall, common) for name, runs in by_row.items()]
     empty = np.array([target not in record.names for record in records], bool)
     differences = []
     for name, other in pairs(list(by_row)):
@@ -170,57 +171,89 @@ def summarise(
     )
 
 
-def to_markdown(summary: Summary) -> str:
-    """The tables as Markdown."""
-    rule = CRITERIA[summary.criterion].title
-    target, groups = summary.target, f"{summary.groups} {summary.resampled}"
-    most = max(len(row.seeds) for row in summary.rows)
-    text = [
-        "# Ablation",
-        f"{summary.objects} objects `{target}` in {summary.images} images"
-        f"{f' of {groups}' if summary.resampled == 'videos' else ''}, right by {rule}; AP50 by "
-        f"IoU ≥ 0.5. {f'Mean ± standard deviation over {most} seeds. ' if most > 1 else 'A single seed. '}"
-        f"{' and '.join(summary.operators).capitalize()} operators."
-        f"{f' {CROSS_VALIDATED.format(summary.folds)}' if summary.folds else ''}",
-        _table(
-            ["row", "seeds", "P", "R", "F1", "AP50", "frames/s", "parameters", "steps", "minutes"],
-            [
-                [
-                    *(row.name, str(len(row.seeds))),
-                    *(_spread(row.figures[name]) for name in FIGURES[:-1]),
-                    _spread(row.figures["frames_per_second"], digits=1),
-                    *(f"{row.parameters / 1e6:.2f} M", str(row.steps), f"{row.seconds / 60:.1f}"),
-                ]
-                for row in summary.rows
-            ],
-        ),
-    ]
-    if summary.distractors:
-        text += _false_alarms(summary, summary.recall, "false_alarms")
-        if summary.common_recall < summary.recall:
-            text += _false_alarms(summary, summary.common_recall, "false_alarms_at_common_recall")
-    if summary.differences:
-        text += [
-            "## Differences",
-            f"Of the row to the other, 95 % intervals of a paired bootstrap over {groups}; false alarms on all images "
-            f"without a {target}, at the recall given, which is the highest that all runs of both rows reach where "
-            f"that is less than {summary.recall:g}.",
-            _table(
-                ["row", "against", "F1", "recall", "false alarms an image", "change"],
-                [
-                    [
-                        *(each.row, each.against, _interval(each.comparison.f1), f"{each.comparison.recall:.3f}"),
-                        _interval(each.comparison.false_alarms),
-                        _interval(each.comparison.false_alarms_change, percent=True),
-                    ]
-                    for each in summary.differences
-                ],
+def describe(summary: dict) -> str:
+    """What was measured on what, in a paragraph. ``summary`` is the content of ``ablation.json``."""
+    videos = f" of {summary['groups']} videos" if summary["resampled"] == "videos" else ""
+    seeds = max(len(row["seeds"]) for row in summary["rows"])
+    folds = f" {CROSS_VALIDATED.format(summary['folds'])}" if summary["folds"] else ""
+    return (
+        f"{summary['objects']} objects of class {summary['target']} in {summary['images']} images{videos}; detections "
+        f"are matched by {CRITERIA[summary['criterion']].title}, for AP50 by IoU ≥ 0.5. "
+        f"{f'Mean ± standard deviation over {seeds} seeds. ' if seeds > 1 else 'A single seed. '}"
+        f"{' and '.join(summary['operators']).capitalize()} operators.{folds}"
+    )
+
+
+def ablation_tables(summary: dict) -> list[Table]:
+    """The tables of an ablation: all rows, false alarms, and differences between rows.
+
+    Args:
+        summary: the content of ``ablation.json``.
+    """
+    rows = [
+        Row(
+            row["name"],
+            (
+                str(len(row["seeds"])),
+                *(spread(row["figures"][name], 1 if name == "frames_per_second" else 3) for name in FIGURES),
+                *(f"{row['parameters'] / 1e6:.2f} M", str(row["steps"]), f"{row['seconds'] / 60:.1f}"),
             ),
-        ]
+        )
+        for row in summary["rows"]
+    ]
+    head = ("row", "seeds", "P", "R", "F1", "AP50", "frames/s", "parameters", "steps", "minutes")
+    tables = [Table("Ablation", head, rows)]
+    if summary["distractors"]:
+        tables.append(_false_alarms(summary, "false_alarms", f"recall {summary['recall']:.2f}"))
+        if summary["common_recall"] < summary["recall"]:
+            recall = f"recall {summary['common_recall']:.3f}, the highest that all runs reach"
+            tables.append(_false_alarms(summary, "false_alarms_at_common_recall", recall))
+    if summary["differences"]:
+        tables.append(_differences(summary))
+    return tables
+
+
+def _false_alarms(summary: dict, kind: str, recall: str) -> Table:
+    def cell(rate: dict) -> str:
+        if rate["rate"] is not None or rate["reached"] == rate["runs"]:
+            return spread(rate["rate"])
+        return "not reached" + (f" by {rate['runs'] - rate['reached']} of {rate['runs']}" if rate["reached"] else "")
+
+    target = summary["target"]
+    columns = (shown_on(name, images) for name, images in summary["distractors"].items())
+    rows = [Row(row["name"], tuple(cell(rate) for rate in row[kind].values())) for row in summary["rows"]]
+    note = f"False {target} alarms per image, on images without a {target}, by what they show."
+    return Table(f"False alarms at {recall}", ("row", *columns), rows, note)
+
+
+def _differences(summary: dict) -> Table:
+    rows = []
+    for each in summary["differences"]:
+        comparison = each["comparison"]
+        change = comparison.get("false_alarms_change", {"value": None})  # absent in files of older versions
+        cells = (each["against"], difference(comparison["f1"]), f"{comparison['recall']:.3f}")
+        rows.append(
+            Row(each["row"], (*cells, difference(comparison["false_alarms"]), difference(change, percent=True)))
+        )
+    note = (
+        f"Row minus compared row, with 95 % intervals of a paired bootstrap over {summary['groups']} "
+        f"{summary['resampled']}. False alarms are counted on all images without a {summary['target']} at the given "
+        f"recall: {summary['recall']:g}, or the highest recall that all runs of both rows reach if that is lower."
+    )
+    return Table("Differences", ("row", "against", "F1", "recall", "false alarms per image", "change"), rows, note)
+
+
+def to_markdown(summary: Summary) -> str:
+    """The tables of an ablation as Markdown."""
+    content = summary.to_json()
+    rows, *others = ablation_tables(content)
+    text = [f"# {rows.title}", describe(content), rows.markdown()]
+    for table in others:
+        text += [f"## {table.title}", table.note, table.markdown()]
     return "\n\n".join(text) + "\n"
 
 
-def _row(name: str, runs: list[Result], shown: dict[str, np.ndarray], recall: float, common: float) -> Row:
+def _variant(name: str, runs: list[Result], shown: dict[str, np.ndarray], recall: float, common: float) -> Variant:
     def false_alarms(at: float) -> dict[str, FalseAlarmRate]:
         rates = {key: [run.outcome.false_alarms(at, images) for run in runs] for key, images in shown.items()}
         return {
@@ -228,7 +261,7 @@ def _row(name: str, runs: list[Result], shown: dict[str, np.ndarray], recall: fl
             for key, values in rates.items()
         }
 
-    return Row(
+    return Variant(
         name=name,
         seeds=[run.seed for run in runs],
         figures={figure: _spread_of([getattr(run, figure) for run in runs]) for figure in FIGURES},
@@ -246,50 +279,3 @@ def _spread_of(values: Sequence[float | None]) -> Spread | None:
     if len(found) < len(values):
         return None
     return Spread(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
-
-
-def _false_alarms(summary: Summary, recall: float, kind: str) -> list[str]:
-    wanted = kind == "false_alarms"
-    title = f"recall {recall:.2f}" if wanted else f"recall {recall:.3f}, the highest that all runs reach"
-    columns = [f"{'all' if name == ALL else name} ({count} images)" for name, count in summary.distractors.items()]
-
-    def cell(rate: FalseAlarmRate) -> str:
-        if rate.rate is not None or rate.reached == rate.runs:
-            return _spread(rate.rate)
-        return "not reached" + (f" by {rate.runs - rate.reached} of {rate.runs}" if rate.reached else "")
-
-    return [
-        f"## False alarms at {title}",
-        f"False {summary.target} alarms an image, on images without a {summary.target} that show:",
-        _table(
-            ["row", *columns],
-            [[row.name, *(cell(rate) for rate in getattr(row, kind).values())] for row in summary.rows],
-        ),
-    ]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def _spread(spread: Spread | None, digits: int = 3) -> str:
-    if spread is None:
-        return "-"
-    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.{digits}f}"
-    return f"{spread.mean:.{digits}f}{deviation}"
-
-
-def _interval(estimate: Estimate, *, percent: bool = False) -> str:
-    def text(figure: float) -> str:
-        return f"{100 * figure:+.0f} %" if percent else f"{figure:+.3f}"
-
-    if estimate.value is None:
-        return "-"
-    if estimate.low is None or estimate.high is None:
-        return text(estimate.value)
-    return f"{text(estimate.value)} ({text(estimate.low)} to {text(estimate.high)})"

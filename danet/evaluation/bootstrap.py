@@ -25,6 +25,10 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    @classmethod
+    def without_interval(cls, value: float) -> "Estimate":
+        return cls(value if math.isfinite(value) else None)
+
 
 @dataclass(frozen=True)
 class Resampling:
@@ -43,8 +47,8 @@ class Resampling:
         """Sum over sum of two counts an image, ``[N]`` each: precision, recall, F1, a rate an image."""
         _, top = self.sums(numerator)
         by_group, bottom = self.sums(denominator)
-        value = float(divide(numerator.sum(), denominator.sum()))
-        return self.estimate(value, divide(top, bottom), int((by_group > 0).sum()))
+        value = float(safe_divide(numerator.sum(), denominator.sum()))
+        return self.estimate(value, safe_divide(top, bottom), int((by_group > 0).sum()))
 
     def average_precision(self, value: float, hit: np.ndarray, image: np.ndarray, objects: np.ndarray) -> Estimate:
         """An AP of ``value`` with its interval; the other arguments as ``average_precisions`` takes them."""
@@ -57,10 +61,8 @@ class Resampling:
         ``bearing``: how many groups bear on it.
         """
         samples = samples[np.isfinite(samples)]
-        if not math.isfinite(value):
-            return Estimate(None)
-        if bearing < 2 or not len(samples):
-            return Estimate(value)
+        if not math.isfinite(value) or bearing < 2 or not len(samples):
+            return Estimate.without_interval(value)
         low, high = np.percentile(samples, [2.5, 97.5])
         return Estimate(value, float(low), float(high))
 
@@ -78,7 +80,7 @@ def resample(videos: Sequence[str | None], resamples: int = 1000, seed: int = 0)
     return Resampling(groups, weights.astype(np.float32), unit)
 
 
-def divide(numerator: np.ndarray | np.floating, denominator: np.ndarray | np.floating) -> np.ndarray:
+def safe_divide(numerator: np.ndarray | np.floating, denominator: np.ndarray | np.floating) -> np.ndarray:
     """Element-wise quotient, NaN where the denominator is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominator > 0, np.divide(numerator, denominator), np.nan)
@@ -109,9 +111,9 @@ def average_precisions(hit: np.ndarray, image: np.ndarray, objects: np.ndarray, 
         np.cumsum(resampling.weights @ _table(cell[chosen], count, bins), axis=1, dtype=np.float64)
         for chosen in (hit[keep], ~hit[keep])
     )
-    precision = np.nan_to_num(divide(tp, tp + fp))
+    precision = np.nan_to_num(safe_divide(tp, tp + fp))
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = divide(tp, totals[:, None])
+    recall = safe_divide(tp, totals[:, None])
     points = np.linspace(0.0, 1.0, 101)
     result = np.full(len(tp), np.nan)
     for row in np.flatnonzero(totals > 0):

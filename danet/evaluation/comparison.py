@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from danet.evaluation.bootstrap import Estimate, Resampling, divide
+from danet.evaluation.bootstrap import Estimate, Resampling, safe_divide
 from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, flatten, match
 from danet.evaluation.metrics import Counts
 
@@ -48,14 +48,14 @@ class Outcome:
         """F1 at the threshold, and in every resample ``[R]``."""
         _, hits, false, _ = self.counts()
         (_, top), (_, bottom) = draws.sums(2 * hits), draws.sums(hits + false + self.objects)
-        return float(divide(2 * hits.sum(), (hits + false + self.objects).sum())), divide(top, bottom)
+        return float(safe_divide(2 * hits.sum(), (hits + false + self.objects).sum())), safe_divide(top, bottom)
 
     def false_alarms(self, recall: float, images: np.ndarray) -> float | None:
         """False alarms an image on ``images`` (bool ``[N]``) at the highest threshold with at least this recall.
 
         None where the recall is not reached, or there are no images.
         """
-        needed = np.flatnonzero(divide(np.arange(1, len(self.hit_scores) + 1), self.objects.sum()) >= recall)
+        needed = np.flatnonzero(safe_divide(np.arange(1, len(self.hit_scores) + 1), self.objects.sum()) >= recall)
         if not len(needed) or not images.any():
             return None
         alarms = images[self.false_image] & (self.false_scores >= self.hit_scores[needed[0]])
@@ -75,16 +75,16 @@ class Outcome:
         for start in range(0, len(draws.weights), _CHUNK):
             weights = draws.weights[start : start + _CHUNK].astype(np.float64)
             hits = np.cumsum(weights[:, draws.groups[self.hit_image]], axis=1)
-            reached = divide(hits, objects[start : start + _CHUNK, None]) >= recall
+            reached = safe_divide(hits, objects[start : start + _CHUNK, None]) >= recall
             thresholds = np.full(len(weights), -np.inf)
             if len(self.hit_scores):
                 thresholds = np.where(reached.any(axis=1), self.hit_scores[reached.argmax(axis=1)], -np.inf)
             counts = [len(each) - np.searchsorted(each, thresholds, side="left") for each in by_group]
             result.append((weights * np.stack(counts, axis=1)).sum(axis=1))
-        return divide(np.concatenate(result), shown)
+        return safe_divide(np.concatenate(result), shown)
 
 
-def outcome(
+def detection_outcome(
     records: Sequence,
     predictions: Sequence,
     classes: Sequence[str],
@@ -139,12 +139,12 @@ def compare(
         samples.append(np.mean([run.resampled_false_alarms(recall, images, draws) for run in runs], axis=0))
     groups = len(np.unique(draws.groups))
     bearing = len(np.unique(draws.groups[images]))
-    change = divide(np.float64(values[0] - values[1]), np.float64(values[1]))
+    change = safe_divide(np.float64(values[0] - values[1]), np.float64(values[1]))
     return Comparison(
         f1=draws.estimate(f1_a[0] - f1_b[0], f1_a[1] - f1_b[1], groups),
         recall=recall,
         false_alarms=draws.estimate(values[0] - values[1], samples[0] - samples[1], bearing),
-        false_alarms_change=draws.estimate(float(change), divide(samples[0] - samples[1], samples[1]), bearing),
+        false_alarms_change=draws.estimate(float(change), safe_divide(samples[0] - samples[1], samples[1]), bearing),
     )
 
 

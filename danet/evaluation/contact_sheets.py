@@ -1,4 +1,4 @@
-"""Sheets of pictures: what a detector finds and misses, each cropped and enlarged."""
+"""ContactSheets of pictures: what a detector finds and misses, each cropped and enlarged."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ COLUMNS = 6
 TRUTH_COLOR, DETECTION_COLOR = PALETTE[1], PALETTE[2]
 
 
-class Sheets:
+class ContactSheets:
     """Draws hits and mistakes of one evaluation: uint8 BGR ``[H, W, 3]``, None where there is nothing to show.
 
     Truths are blue (other classes than ``target`` grey), detections of ``target`` from ``threshold`` on are orange,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from danet.data.class_map import IGNORE
-from danet.evaluation.bootstrap import Estimate, Resampling, divide, resample
+from danet.evaluation.bootstrap import Estimate, Resampling, resample, safe_divide
 from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, IGNORED, ClassData, Matches, flatten, match
 
 RECALLS = (0.90, 0.95)
@@ -38,15 +38,15 @@ class Curve(NamedTuple):
 
     @property
     def precision(self) -> np.ndarray:
-        return divide(self.tp, self.tp + self.fp)
+        return safe_divide(self.tp, self.tp + self.fp)
 
     @property
     def recall(self) -> np.ndarray:
-        return divide(self.tp, np.full(len(self.tp), self.objects))
+        return safe_divide(self.tp, np.full(len(self.tp), self.objects))
 
     @property
     def f1(self) -> np.ndarray:
-        return divide(2 * self.tp, self.tp + self.fp + self.objects)
+        return safe_divide(2 * self.tp, self.tp + self.fp + self.objects)
 
     def average_precision(self) -> float:
         """COCO's: the mean over 101 recalls of the best precision at that recall or beyond; NaN without objects."""
@@ -308,8 +308,10 @@ class Counts(NamedTuple):
             "f1": (2 * self.tp, self.tp + self.fp + self.objects),
         }
         figures = {
-            name: draws.ratio(*pair) if draws else Estimate(_divide(pair[0].sum(), pair[1].sum()))
-            for name, pair in ratios.items()
+            name: draws.ratio(top, bottom)
+            if draws
+            else Estimate.without_interval(float(safe_divide(top.sum(), bottom.sum())))
+            for name, (top, bottom) in ratios.items()
         }
         return Operating(self.threshold, tp, fp, objects - tp, **figures)
 
@@ -394,10 +396,6 @@ def _false_alarms(
         rates = {key: draws.ratio(counts[key].fp * inside, inside) if key in counts else None for key in thresholds}
         result.append(FalseAlarms(name, int(inside.sum()), rates))
     return result
-
-
-def _divide(numerator: int, denominator: int) -> float | None:
-    return float(numerator / denominator) if denominator else None
 
 
 def _plain(value: Any) -> Any:

@@ -1,117 +1,330 @@
-"""Curves of an evaluation and the bars of an ablation as PNG files, in colours that colour-blind people tell apart."""
+"""Figures drawn with matplotlib: PNG files beside the results, and SVG pictures inside the pages of ``danet report``.
 
+Every ``..._figure`` function returns a matplotlib ``Figure``; ``write_png`` and ``to_svg`` write it, so that a file and
+a page show the same picture. Nothing here uses pyplot, which keeps global state and looks for a display.
+"""
+
+import functools
+import io
+import math
 import os
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ParamSpec
+from xml.etree import ElementTree
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from danet.evaluation.curves import Curves
+from danet.evaluation.formatting import number, spread
 from danet.evaluation.matching import CRITERIA
-from danet.evaluation.metrics import ALL, Metrics, Result
+from danet.evaluation.metrics import ALL
 from danet.utils.files import atomic_path
 
-if TYPE_CHECKING:  # an evaluation draws without what an ablation needs
-    from danet.evaluation.ablation import Spread, Summary
-
-# Okabe and Ito; every line has its own dashes as well.
-STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
+# Colors that color-blind readers can distinguish (after Okabe and Ito). Every line also has its own dashes.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6a00", "#4b4f9c")
+DASHES = ("-", "--", "-.", ":", (0, (8, 2)), (0, (4, 2, 1, 2, 1, 2)))
+INK, HOLLOW, FAINT = "#000000", "#ffffff", "#666666"
+# On a page these colors follow its style sheet, which knows whether the screen is light or dark.
+PAGE_COLORS = {
+    **{color: f"var(--c{index},{color})" for index, color in enumerate(COLORS)},
+    **{INK: "currentColor", HOLLOW: f"var(--card,{HOLLOW})", FAINT: f"var(--soft,{FAINT})"},
+}
 MARKERS = {"fixed": "o", "tuned": "D"}
-FAINT = "#666666"
+# Large letters on a small figure: a phone shows the figure at about its own size.
+WIDTH, HEIGHT, DPI = 5.0, 25 / 7, 210
+STYLE: Any = {
+    "axes.formatter.use_mathtext": False,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11,
+    "figure.constrained_layout.use": True,
+    "font.size": 11,
+    "grid.alpha": 0.35,
+    "legend.fontsize": 10.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "svg.fonttype": "none",  # letters stay text: small files that can be searched and read aloud
+    "text.parse_math": False,  # a dollar sign in the name of a class is a dollar sign
+}
+Arguments = ParamSpec("Arguments")
 
 
-def plot_pr_curves(path: str | os.PathLike, metrics: Metrics) -> None:
-    """Precision against recall under every criterion, with the reported operating points as marks."""
-    figure, axes = _figure("recall", "precision")
-    for result, (color, dashes) in zip(metrics.criteria.values(), STYLES, strict=True):
-        line = result.curve
-        label = f"{result.title}   AP {_text(result.ap.value)}"
-        axes.plot(line.recall, line.precision, dashes, color=color, label=label)
+@dataclass(frozen=True)
+class Plot:
+    """A figure of an evaluation: the PNG file's name, the heading on a page, and the function that draws it."""
+
+    file: str
+    title: str
+    draw: Callable[[dict, Curves], Figure]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of ``line_figure``; one without a ``name`` is not in the legend."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    color: int = 0
+    faint: bool = False
+    marker: str = ""
+
+
+def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+    @functools.wraps(draw)
+    def styled(*args: Arguments.args, **options: Arguments.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **options)
+
+    return styled
+
+
+@_styled
+def precision_recall_figure(metrics: dict, curves: Curves) -> Figure:
+    """Precision over recall under every criterion, with markers at the reported operating points.
+
+    Args:
+        metrics: the content of ``metrics.json``.
+        curves: of the same evaluation (``danet.evaluation.curves``).
+    """
+    figure, axes = new_figure("recall", "precision")
+    for index, (key, result) in enumerate(metrics["criteria"].items()):
+        curve = curves.get(key, {"recall": [], "precision": []})
+        label = f"{result['title']}, AP {number(result['ap']['value'])}"
+        axes.plot(curve["recall"], curve["precision"], linestyle=DASHES[index], color=COLORS[index], label=label)
         for name, marker in MARKERS.items():
-            point = getattr(result, name)
-            if point is not None and None not in (point.precision.value, point.recall.value):
-                axes.plot(point.recall.value, point.precision.value, marker, color=color, markeredgecolor="black")
+            point = result[name]
+            if point is not None and None not in (point["precision"]["value"], point["recall"]["value"]):
+                _mark(axes, marker, point["recall"]["value"], point["precision"]["value"], COLORS[index])
     for name, marker in MARKERS.items():
-        if metrics.thresholds[name] is not None:
-            label = f"{name} score {metrics.thresholds[name]:.3f}"
-            axes.plot([], [], marker, color="white", markeredgecolor="black", label=label)
-    axes.set_title(f"{metrics.target}: {metrics.objects} objects, {metrics.images} images")
-    axes.legend(loc="lower left")
-    _save(path, figure)
+        if metrics["thresholds"][name] is not None:
+            label = f"{name} score {metrics['thresholds'][name]:.3f}"
+            _mark(axes, marker, math.nan, math.nan, HOLLOW, label=label)
+    return _finish(figure, axes, metrics)
 
 
-def plot_f1_curves(path: str | os.PathLike, metrics: Metrics) -> None:
-    """F1 against the score threshold under every criterion, with the reported thresholds as vertical lines."""
-    figure, axes = _figure("score threshold", "F1")
-    for result, (color, dashes) in zip(metrics.criteria.values(), STYLES, strict=True):
-        axes.plot(*_f1_steps(result), dashes, color=color, label=result.title)
-    for name, gaps in (("fixed", (0, (1, 3))), ("tuned", (0, (6, 2)))):
-        value = metrics.thresholds[name]
+@_styled
+def f1_figure(metrics: dict, curves: Curves) -> Figure:
+    """F1 over the score threshold under every criterion, with vertical lines at the reported thresholds.
+
+    Arguments as ``precision_recall_figure`` takes them.
+    """
+    figure, axes = new_figure("score threshold", "F1")
+    for index, (key, result) in enumerate(metrics["criteria"].items()):
+        steps = _f1_steps(curves.get(key, {"score": [], "f1": []}))
+        axes.plot(*steps, linestyle=DASHES[index], color=COLORS[index], label=result["title"])
+    for name, dashes in (("fixed", (0, (1, 3))), ("tuned", (0, (6, 2)))):
+        value = metrics["thresholds"][name]
         if value is not None:
-            axes.axvline(value, color=FAINT, linewidth=1.2, linestyle=gaps, label=f"{name} score {value:.3f}")
-    axes.set_title(f"{metrics.target}: {metrics.objects} objects, {metrics.images} images")
-    axes.legend(loc="lower center")
-    _save(path, figure)
+            axes.axvline(value, color=FAINT, linewidth=1.2, linestyle=dashes, label=f"{name} score {value:.3f}")
+    return _finish(figure, axes, metrics)
 
 
-def plot_ablation(path: str | os.PathLike, summary: "Summary") -> None:
-    """Of every row F1, AP50 and false alarms (where images without a target show something else): a dot a run, a bar at
-    the mean, a line of one standard deviation to both sides."""
-    panels: dict[str, tuple[list[Spread | None], list[list[float]]]] = {}
+PLOTS = (
+    Plot("pr_curve.png", "Precision over recall", precision_recall_figure),
+    Plot("f1_confidence.png", "F1 over the score threshold", f1_figure),
+)
+"""The figures that ``danet evaluate`` writes and ``danet report`` shows."""
+
+
+@_styled
+def ablation_figure(summary: dict) -> Figure:
+    """F1, AP50 and false alarms of every row: a dot per run, a tick at the mean, a line of one standard deviation.
+
+    False alarms are counted on images without a target that show something else, and only where there are such images.
+
+    Args:
+        summary: the content of ``ablation.json``.
+    """
+    rows = summary["rows"]
+    panels = {}
     for title, name in (("F1", "f1"), ("AP50", "ap50")):
-        runs = [[run[name] for run in summary.runs if run["row"] == row.name] for row in summary.rows]
-        panels[title] = (
-            [row.figures[name] for row in summary.rows],
-            [[v for v in each if v is not None] for each in runs],
-        )
-    if summary.distractors:
-        rates = [row.false_alarms_at_common_recall[ALL].rate for row in summary.rows]
-        panels[f"false alarms an image\nat recall {summary.common_recall:.2f}"] = (rates, [[] for _ in rates])
+        dots = [[run[name] for run in summary["runs"] if run["row"] == row["name"]] for row in rows]
+        panels[title] = [row["figures"][name] for row in rows], [[v for v in each if v is not None] for each in dots]
+    if summary["distractors"]:
+        all_images = ALL if ALL in summary["distractors"] else next(iter(summary["distractors"]))
+        rates = [row["false_alarms_at_common_recall"][all_images]["rate"] for row in rows]
+        panels[f"false alarms per image\nat recall {summary['common_recall']:.2f}"] = rates, [[] for _ in rates]
 
-    figure = Figure(figsize=(3.0 * len(panels), 1.4 + 0.45 * len(summary.rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    every = figure.subplots(1, len(panels), sharey=True)
-    for axes, (title, (spreads, dots)), (color, _) in zip(every, panels.items(), STYLES, strict=False):
+    figure = _canvas(Figure(figsize=(2.4 * len(panels) + 1, 1.2 + 0.45 * len(rows))))
+    all_axes = figure.subplots(1, len(panels), sharey=True)
+    for axes, (title, (means, dots)), color in zip(all_axes, panels.items(), COLORS, strict=False):
         axes.set_xlabel(title)
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        for place, (spread, values) in enumerate(zip(spreads, dots, strict=True)):
+        axes.grid(visible=False, axis="y")
+        for place, (mean, values) in enumerate(zip(means, dots, strict=True)):
             axes.plot(values, [place] * len(values), "o", color=color, alpha=0.5, markeredgewidth=0)
-            if spread is None:
-                continue
-            axes.errorbar(spread.mean, place, xerr=spread.deviation, color=color)
-            axes.plot(spread.mean, place, "|", color=color, markersize=18, markeredgewidth=3)
-            axes.annotate(f"{spread.mean:.3f}", (spread.mean, place - 0.32), ha="center", fontsize=8)
-    every[0].set_yticks(range(len(summary.rows)), [row.name for row in summary.rows])
-    every[0].set_ylim(len(summary.rows) - 0.5, -0.7)
-    figure.suptitle(
-        f"{summary.target}, {CRITERIA[summary.criterion].title}; mean and deviation of the runs", fontsize=9
-    )
-    _save(path, figure)
+            if mean is not None:
+                axes.errorbar(mean["mean"], place, xerr=mean["deviation"], color=color)
+                axes.plot(mean["mean"], place, "|", color=color, markersize=14, markeredgewidth=3)
+                text = spread({**mean, "deviation": None})
+                axes.annotate(text, (mean["mean"], place - 0.28), ha="center", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.margins(x=0.2)
+    all_axes[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
+    all_axes[0].set_ylim(len(rows) - 0.5, -0.7)
+    criterion = CRITERIA[summary["criterion"]].title
+    figure.suptitle(f"{summary['target']}, {criterion}; mean and standard deviation of the runs", fontsize=9)
+    return figure
 
 
-def _f1_steps(result: Result) -> tuple[list[float], list[float]]:
-    """Threshold and F1, ascending, from 0 (everything kept) to 1 (nothing kept)."""
-    thresholds, f1 = result.curve.thresholds[::-1].tolist(), result.curve.f1[::-1].tolist()
-    if not thresholds:
-        return [0.0, 1.0], [0.0, 0.0]
-    return [0.0, *thresholds, thresholds[-1], 1.0], [f1[0], *f1, 0.0, 0.0]
+@_styled
+def line_figure(
+    lines: Sequence[Line],
+    x: str,
+    y: str,
+    *,
+    xlim: tuple[float, float] | None = None,
+    ylim: tuple[float, float] | None = None,
+    log: bool = False,
+    count: bool = False,
+) -> Figure:
+    """Lines over a common axis; values that are not finite leave a gap, a line of one point becomes a dot.
+
+    Args:
+        x, y: labels of the axes.
+        log: the vertical axis is logarithmic.
+        count: the horizontal axis counts something: whole numbers only.
+    """
+    figure, axes = new_figure(x, y, xlim=xlim, ylim=ylim)
+    for line in lines:
+        index = line.color % len(COLORS)
+        style: dict[str, Any] = {"color": COLORS[index], "linestyle": DASHES[index], "label": line.name or "_"}
+        style |= {"linewidth": 0.8, "alpha": 0.35, "linestyle": "-"} if line.faint else {}
+        y_values = [value if math.isfinite(value) else math.nan for value in line.y]
+        axes.plot(line.x, y_values, marker=line.marker or ("o" if len(line.x) == 1 else None), **style)
+    if log:
+        axes.set_yscale("log")
+        plain_log_ticks(axes.yaxis)
+    if count:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _legend(figure, axes)
+    return figure
 
 
-def _figure(x: str, y: str) -> tuple[Figure, Axes]:
-    # No pyplot: it would keep global state and pick a display.
-    figure = Figure(figsize=(7.0, 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+@_styled
+def roofline_figure(points: dict[str, list[tuple[float, float, str]]], bandwidth: float, peak: float) -> Figure:
+    """Speed over arithmetic intensity on logarithmic axes, with the ceiling of the machine.
+
+    Args:
+        points: by series, each as (FLOP per byte, GFLOP/s, text under the mouse); series come in pairs of one color,
+            the second one hollow.
+        bandwidth: of the memory, in GB/s.
+        peak: of the arithmetic, in GFLOP/s.
+    """
+    figure, axes = new_figure("arithmetic intensity, FLOP per byte", "GFLOP/s", xlim=None, ylim=None)
+    figure.set_size_inches(WIDTH, 1.3 * HEIGHT)  # the legend is long
+    every = [point for series in points.values() for point in series]
+    knee = peak / bandwidth
+    low, high = (pick([knee, *(x for x, _, _ in every)]) for pick in (min, max))
+    axes.set(xscale="log", yscale="log", xlim=(low / 1.5, high * 1.5))
+    ceiling = [low / 1.5, knee, high * 1.5]
+    axes.plot(ceiling, [min(bandwidth * x, peak) for x in ceiling], color=INK, linewidth=1.3, label="ceiling")
+    for index, (name, series) in enumerate(points.items()):
+        color = COLORS[index // 2 % len(COLORS)]
+        style: dict[str, Any] = {"color": color, "markersize": 5, "linewidth": 0}
+        style["markerfacecolor"] = HOLLOW if index % 2 else color
+        for place, (x, y, text) in enumerate(series):
+            tip = f"tip:{text}: {y:.0f} GFLOP/s at {x:.1f} FLOP per byte"
+            axes.plot(x, y, "o", label="_" if place else name, gid=tip, **style)
+    plain_log_ticks(axes.xaxis)
+    plain_log_ticks(axes.yaxis)
+    _legend(figure, axes)
+    return figure
+
+
+def new_figure(
+    x: str, y: str, *, xlim: tuple[float, float] | None = (0, 1), ylim: tuple[float, float] | None = (0, 1.02)
+) -> tuple[Figure, Axes]:
+    """An empty figure with labelled axes."""
+    figure = _canvas(Figure(figsize=(WIDTH, HEIGHT)))
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
+    axes.set(**{name: limits for name, limits in (("xlim", xlim), ("ylim", ylim)) if limits is not None})
     return figure, axes
 
 
-def _save(path: str | os.PathLike, figure: Figure) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+def plain_log_ticks(axis: matplotlib.axis.Axis) -> None:
+    """Ticks such as 2, 10 and 50 on a logarithmic axis, without powers as exponents."""
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if value >= 1e-4 else f"{value:.0e}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
-def _text(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+def write_png(path: str | os.PathLike, figure: Figure) -> None:
+    """Writes a figure as a PNG file of 1050 pixels per WIDTH inches."""
+    with atomic_path(path) as temporary, matplotlib.rc_context(STYLE):
+        figure.savefig(temporary, dpi=DPI)
+
+
+def to_svg(figure: Figure, title: str) -> str:
+    """The figure as an ``<svg>`` element for a page: transparent, without fonts, in the colors of the page.
+
+    ``title`` is read aloud by screen readers. Where an artist has the ``gid`` "tip:TEXT", the text is shown under the
+    mouse. All text is escaped.
+    """
+    file = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):  # ids differ between the figures of a page
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    root = ElementTree.fromstring(file.getvalue())
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]  # in HTML, svg elements have no namespace prefix
+        element.text, element.tail = (part if part and part.strip() else None for part in (element.text, element.tail))
+        attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        if element.tag == "g":
+            tip = attributes.pop("id", "")
+            if tip.startswith("tip:"):
+                ElementTree.SubElement(element, "title").text = tip.removeprefix("tip:")
+        for name in ("d", "x", "y", "transform", "viewBox"):
+            if name in attributes:
+                short = re.sub(r"\d+\.\d{2,}", lambda value: f"{float(value[0]):.1f}", attributes[name])
+                attributes[name] = " ".join(short.split())
+        if "style" in attributes:
+            style = [part for part in attributes["style"].split("; ") if not part.startswith("font-family")]
+            attributes["style"] = "; ".join(style)
+            for color, variable in PAGE_COLORS.items():
+                attributes["style"] = attributes["style"].replace(color, variable)
+        element.attrib = attributes
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title}
+    for parent in list(root.iter()):
+        for child in [each for each in parent if each.tag in ("style", "metadata")]:
+            parent.remove(child)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _canvas(figure: Figure) -> Figure:
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _mark(axes: Axes, marker: str, x: float, y: float, color: str, label: str = "_") -> None:
+    axes.plot([x], [y], marker, color=color, markeredgecolor=INK, markersize=6, label=label)
+
+
+def _finish(figure: Figure, axes: Axes, metrics: dict) -> Figure:
+    axes.set_title(f"{metrics['target']}: {metrics['objects']} objects, {metrics['images']} images")
+    _legend(figure, axes)
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """A legend below the axes, where it covers no line; none for a single line."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+
+
+def _f1_steps(curve: dict[str, list[float]]) -> tuple[list[float], list[float]]:
+    """Threshold and F1, ascending, from 0 (everything kept) to 1 (nothing kept)."""
+    thresholds, f1 = curve["score"][::-1], curve["f1"][::-1]
+    if not thresholds:
+        return [0.0, 1.0], [0.0, 0.0]
+    return [0.0, *thresholds, thresholds[-1], 1.0], [f1[0], *f1, 0.0, 0.0]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from danet.report.html import Report
+from danet.report.page import Page
 from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, write_json, write_text
@@ -61,7 +61,7 @@ def report(options: ReportOptions) -> None:
         print(out)
 
 
-def _folder(folder: Path, frames: int) -> Report:
+def _folder(folder: Path, frames: int) -> Page:
     from danet.report.ablation_page import SUMMARY, ablation_report
     from danet.report.evaluation_page import METRICS, evaluation_report
     from danet.report.training_page import STEPS, training_report
@@ -76,12 +76,12 @@ def _folder(folder: Path, frames: int) -> Report:
     raise UserError(f"{folder}: no run, none of these files is there: {written}")
 
 
-def _file(path: Path) -> Report:
+def _file(path: Path) -> Page:
     from danet.report.benchmark_page import benchmark_report
 
     content = read_json(path)
     if not isinstance(content, dict) or not {"machine", "ceilings", "cases"} <= content.keys() or not content["cases"]:
-        raise UserError(f"{path}: not the figures of benchmarks.ops or benchmarks.detector")
+        raise UserError(f"{path}: not the results of benchmarks.ops or benchmarks.detector")
     return benchmark_report(path, content)
 
 

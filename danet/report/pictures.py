@@ -1,4 +1,4 @@
-"""Pictures in a page: as JPEG in base64, small enough for a phone, and frames with what is found in them."""
+"""Pictures of a page as embedded JPEG files: contact sheets, and frames with their detections."""
 
 import base64
 from collections import Counter
@@ -10,31 +10,27 @@ import numpy as np
 
 from danet.data.coco_dataset import ImageRecord
 from danet.evaluation.contact_sheets import DETECTION_COLOR, TRUTH_COLOR
-from danet.report.html import Html, tag
+from danet.report.page import Paragraph, Picture, Sheet
 from danet.utils.drawing import draw_boxes, enlarge
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image, to_display
 
-# Bytes of a page: its pictures make nearly all of it.
-QUALITY = 82
-WIDEST_SHEET = 1800
+JPEG_QUALITY = 82
+MAX_SHEET_WIDTH = 1800
+"""Pixels. Nearly all bytes of a page are its pictures."""
 FRAME_WIDTH = 560
+"""Pixels, about; frames are enlarged by a whole number."""
 
 
-def sheet(path: Path, caption: str) -> Html:
-    """A picture file as wide as it must be to be seen; it scrolls on a narrow screen."""
+def sheet(path: Path, caption: str) -> Sheet:
+    """A contact sheet from a picture file, at most MAX_SHEET_WIDTH pixels wide."""
     image = to_display(read_image(path))
-    image = enlarge(image, min(1.0, WIDEST_SHEET / image.shape[1]))
-    return tag(
-        "figure",
-        tag("div", _image(image, caption), class_="scroll", tabindex="0", role="region", aria_label=caption),
-        tag("figcaption", caption),
-        class_="sheet",
-    )
+    image = enlarge(image, min(1.0, MAX_SHEET_WIDTH / image.shape[1]))
+    return Sheet(_data_url(image), caption, image.shape[1], image.shape[0])
 
 
-def chosen(records: Sequence, count: int) -> list[int]:
-    """Indices of ``count`` images at most, one of a video, of those that show something if any does."""
+def choose_frames(records: Sequence, count: int) -> list[int]:
+    """Indices of at most ``count`` images, one per video; images with objects are preferred."""
     groups: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         groups.setdefault(record.video or str(record.path), []).append(index)
@@ -47,8 +43,8 @@ def chosen(records: Sequence, count: int) -> list[int]:
     return [middles[place] for place in places]
 
 
-def frame(record: ImageRecord, detections: Sequence, classes: Sequence[str], threshold: float) -> Html:
-    """An image with its truth (blue) and the detections of at least ``threshold`` (orange)."""
+def frame(record: ImageRecord, detections: Sequence, classes: Sequence[str], threshold: float) -> Picture:
+    """An image with its ground truth (blue) and the detections of at least ``threshold`` (orange)."""
     boxes, scores, labels = (np.asarray(values) for values in detections)
     kept = scores >= threshold
     image = to_display(read_image(record.path))
@@ -60,20 +56,14 @@ def frame(record: ImageRecord, detections: Sequence, classes: Sequence[str], thr
     counts = sorted(Counter(record.names).items())
     truth = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts) or "nothing"
     caption = f"{record.path.stem}: shows {truth}; found: {', '.join(names) or 'nothing'}"
-    return tag("figure", _image(image, caption), tag("figcaption", caption))
+    return Picture(_data_url(image), caption, image.shape[1], image.shape[0])
 
 
-def frames(figures: Sequence[Html]) -> Html:
-    return tag("div", *figures, class_="pictures")
+def missing(error: UserError) -> Paragraph:
+    """Why a page has no pictures; without the folder that the report was written in, which readers do not need."""
+    return Paragraph(f"No frames are shown: {error}.".replace(f"{Path.cwd()}/", ""))
 
 
-def missing(error: UserError) -> Html:
-    """Why there are none; without the folder that the report was written in, which is no reader's business."""
-    return tag("p", f"No frames are shown: {error}.".replace(f"{Path.cwd()}/", ""))
-
-
-def _image(image: np.ndarray, text: str) -> Html:
-    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    source = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
-    height, width = image.shape[:2]
-    return tag("img", src=source, alt=text, width=str(width), height=str(height), loading="lazy")
+def _data_url(image: np.ndarray) -> str:
+    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"

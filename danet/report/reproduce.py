@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from danet.report.html import Html, code, fold, paragraph
+from danet.report.page import Block, Code, Fold, Paragraph
 from danet.utils import cli
 from danet.utils.files import read_text
 
@@ -34,12 +34,12 @@ def command_line(command: str, options: object, positionals: Sequence[str] = (),
     return " \\\n  ".join(lines)
 
 
-def configuration(command: str, config: str, note: str) -> list[Html]:
-    """The parts of a section: the command, and every option with its value."""
+def configuration(command: str, config: str, note: str) -> list[Block]:
+    """The blocks of a section: the command, and all options with their values."""
     return [
-        paragraph(note),
-        code(command, "Command that reproduces the run"),
-        fold("Every option, also those with their defaults", code(config, "config.yaml")),
+        Paragraph(note),
+        Code(command, "Command that reproduces the run"),
+        Fold("All options, including those at their defaults", [Code(config, "config.yaml")]),
     ]
 
 

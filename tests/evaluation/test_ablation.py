@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from detections import record
 
-from danet.ablate import TABLE_2
-from danet.evaluation.ablation import Result, pairs, summarise, to_markdown
+from danet.evaluation.ablate_options import TABLE_2
+from danet.evaluation.ablation import Result, pairs, summarize, to_markdown
 from danet.evaluation.comparison import Outcome
 
 DRONES = 8
@@ -53,7 +53,7 @@ def test_pairs_differ_in_one_component_or_are_with_the_first_row():
 def test_means_spreads_and_differences():
     runs = [result("baseline", s, 8, [0.85, 0.85], 0.8 + s / 10) for s in (0, 1)]
     runs += [result("adcr", s, 8, [0.85], 0.9) for s in (0, 1)]
-    summary = summarise(runs, RECORDS, criterion="iou50", recall=0.9, resamples=100)
+    summary = summarize(runs, RECORDS, criterion="iou50", recall=0.9, resamples=100)
     baseline, adcr = summary.rows
     assert baseline.figures["f1"].mean == pytest.approx(0.85)
     assert baseline.figures["f1"].deviation == pytest.approx(0.1 / 2**0.5)
@@ -84,7 +84,7 @@ def test_a_recall_that_is_not_reached_is_said_and_another_taken():
     runs = [result("baseline", 0, 8, [0.85], 0.9), result("adcr", 0, 6, [0.85, 0.1], 0.8)]
     runs += [result("baseline", 1, 8, [0.85], 0.9), result("adcr", 1, 8, [0.1], 0.8)]
     runs += [result("sskd", 0, 7, [], 0.8)]
-    summary = summarise(runs, RECORDS, criterion="iou50", recall=0.9, resamples=20)
+    summary = summarize(runs, RECORDS, criterion="iou50", recall=0.9, resamples=20)
     text = to_markdown(summary)
     wanted = table(text, "## False alarms at recall 0.90")
     assert wanted[2][1] == "0.250 ± 0.000"
@@ -99,7 +99,7 @@ def test_a_recall_that_is_not_reached_is_said_and_another_taken():
 
 def test_a_run_that_found_nothing_stands_in_the_table():
     runs = [result("baseline", 0, 8, [0.85], 0.9), result("adcr", 0, 0, [], 0.0)]
-    summary = summarise(runs, RECORDS, criterion="iou50", recall=0.9, resamples=20)
+    summary = summarize(runs, RECORDS, criterion="iou50", recall=0.9, resamples=20)
     text = to_markdown(summary)
     assert table(text, "# Ablation")[3][3:6] == ["0.000", "0.000", "-"]
     assert table(text, "## Differences")[2][2].startswith("-0.") or "-1.000" in table(text, "## Differences")[2][2]

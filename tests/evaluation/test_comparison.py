@@ -5,14 +5,14 @@ import pytest
 from detections import CLASSES, TRUTH, found, random_case, record
 
 from danet.evaluation.bootstrap import resample
-from danet.evaluation.comparison import Outcome, common_recall, compare, outcome
+from danet.evaluation.comparison import Outcome, common_recall, compare, detection_outcome
 from danet.evaluation.metrics import ALL, evaluate_predictions, images_by_distractor, recall_point
 
 
 @pytest.fixture(scope="module")
 def case():
     records, predictions = random_case(3, images=60, crowds=False)
-    run = outcome(records, predictions, CLASSES, target="drone", criterion="iou30", threshold=0.4)
+    run = detection_outcome(records, predictions, CLASSES, target="drone", criterion="iou30", threshold=0.4)
     return records, predictions, run
 
 
@@ -44,7 +44,7 @@ def test_resampled_false_alarms_are_those_of_the_resampled_images(case):
         samples = run.resampled_false_alarms(recall, images, draws)
         for weights, sample in zip(draws.weights.astype(int)[:, draws.groups], samples, strict=True):
             drawn = np.repeat(np.arange(len(records)), weights)
-            again = outcome(
+            again = detection_outcome(
                 [records[i] for i in drawn],
                 [predictions[i] for i in drawn],
                 CLASSES,
@@ -77,7 +77,7 @@ def test_a_pair_is_surer_than_its_parts(case):
     assert (same.false_alarms.value, same.false_alarms_change.value) == (0.0, 0.0)
 
     other = worse(predictions, np.random.default_rng(0))
-    other = outcome(records, other, CLASSES, target="drone", criterion="iou30", threshold=0.4)
+    other = detection_outcome(records, other, CLASSES, target="drone", criterion="iou30", threshold=0.4)
     pair = compare([run], [other], draws, recall=0.5, images=images)
     assert pair.f1.value == pytest.approx(run.f1(draws)[0] - other.f1(draws)[0])
     assert pair.f1.low < pair.f1.value < pair.f1.high
@@ -98,7 +98,7 @@ def test_compared_at_the_highest_common_recall():
 
     def run(hits):
         predictions = [found([box], [0.9 - 0.1 * i]) if i < hits else found() for i in range(4)] + [alarm, found()]
-        return outcome(records, predictions, ["drone"], target="drone", criterion="iou50", threshold=0.5)
+        return detection_outcome(records, predictions, ["drone"], target="drone", criterion="iou50", threshold=0.5)
 
     draws = resample([each.video for each in records], 50)
     images = np.array([False] * 4 + [True] * 2)

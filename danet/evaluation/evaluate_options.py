@@ -1,0 +1,118 @@
+"""Options of an evaluation: what ``danet evaluate`` reads from the command line and from YAML files."""
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from danet.utils.errors import UserError
+
+MIN_SCORE = 0.02
+"""Lowest score of a detection; precision-recall curves end here. Every useful threshold lies above it."""
+
+LOCAL_CONTRAST = "local_contrast"
+"""Given in place of a weights file, it selects the classical local-contrast detector."""
+
+
+@dataclass
+class EvaluateOptions:
+    """Options of ``danet evaluate``.
+
+    Raises UserError for a value that is out of range.
+
+    Example:
+        >>> options = EvaluateOptions("weights.safetensors", "val.json", tune="tune.json")
+        >>> options.criterion, options.fixed
+        ('iou50', 0.5)
+    """
+
+    weights: str
+    """Weights file (.safetensors) of danet train, an exported .onnx file, or local_contrast for the classical filter,
+    whose box sizes are calibrated on `tune`; also given as the first argument."""
+
+    data: str
+    """COCO json (or a folder with one) to evaluate on; also given as the second argument."""
+
+    tune: str | None = None
+    """COCO json of other images to choose the score threshold on: the middle of the thresholds whose F1 is within 0.01
+    of the best."""
+
+    threshold: float | None = None
+    """Score threshold (0 to 1) that was chosen elsewhere, reported beside the fixed one; excludes `tune`."""
+
+    fixed: float = 0.5
+    """Score threshold (0 to 1) that is always reported."""
+
+    target: str | None = None
+    """Class to find; by default the model's first class."""
+
+    criterion: Literal["iou50", "iou30", "iop50", "center3"] = "iou50"
+    """When a detection matches an object, for tuning and for the metrics by size, recording and distractor: IoU of at
+    least 0.5 or 0.3, intersection over the predicted box's area of at least 0.5, or centres less than 3 pixels apart.
+    Overall metrics are given for all four."""
+
+    class_map: dict[str, str] = field(default_factory=dict)
+    """New names for the data's categories, such as '{"Target": "drone"}'; "ignore" makes ignore regions."""
+
+    scale_edges: list[float] = field(default_factory=lambda: [14.0, 18.0])
+    """Edges between the size ranges, in pixels of sqrt(width * height)."""
+
+    stride: int = 1
+    """Use every N-th image of each video (of all images where no video is known), also of `tune`."""
+
+    out: str = "runs/evaluate"
+    """Folder for config.yaml, metrics.json, predictions.json, curves (.csv, .png) and pictures; existing files of these
+    names are replaced."""
+
+    json: str | None = None
+    """Also write the metrics to this file."""
+
+    input_size: list[int] | None = None
+    """Height and width in pixels (one number for a square) to fit every image into; by default its own size."""
+
+    iou: float = 0.5
+    """IoU (0 to 1) above which non-maximum suppression drops the lower-scoring of two boxes."""
+
+    max_detections: int = 300
+    """Maximum number of detections per image."""
+
+    batch: int = 8
+    """Batch size; a batch holds images of equal size only."""
+
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto uses a GPU if there is one."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Inference dtype."""
+
+    deploy: bool = True
+    """Run the fused network; false runs it as it was trained, for comparison."""
+
+    threads: int | None = None
+    """CPU threads of the network; by default all cores."""
+
+    resamples: int = 1000
+    """Bootstrap resamples for the 95 % intervals."""
+
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    quiet: bool = False
+    """Print only errors and warnings."""
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("fixed", MIN_SCORE), ("threshold", MIN_SCORE), ("iou", 0.0)):
+            value = getattr(self, name)
+            if value is not None and not lowest <= value <= 1.0:
+                raise UserError(f"--{name} must lie between {lowest:g} and 1, got {value}")
+        for name in ("stride", "batch", "max_detections", "threads", "resamples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1, got {value}")
+        if self.tune is not None and self.threshold is not None:
+            raise UserError("--tune and --threshold exclude each other; give one of them")
+        if self.seed < 0:
+            raise UserError(f"--seed must be 0 or more, got {self.seed}")
+        edges = [0.0, *self.scale_edges, math.inf]
+        if not all(low < high for low, high in itertools.pairwise(edges)):
+            raise UserError(f"--scale_edges must be positive and ascending, got {self.scale_edges}")

@@ -1,0 +1,238 @@
+"""Evaluates a detector on a dataset: what ``danet evaluate`` does, as a library."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from danet.data.class_map import apply_class_map
+from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
+from danet.evaluation.contact_sheets import ContactSheets
+from danet.evaluation.curves import thin_curves, write_curves
+from danet.evaluation.evaluate_options import LOCAL_CONTRAST, MIN_SCORE, EvaluateOptions
+from danet.evaluation.metrics import Metrics, choose_threshold, evaluate_predictions
+from danet.evaluation.mistakes import find_mistakes
+from danet.evaluation.plots import PLOTS, write_png
+from danet.inference.loading import load
+from danet.inference.local_contrast_detector import LocalContrastDetector
+from danet.inference.predict import choose_device, coco_results, parse_size, predict
+from danet.ops import info
+from danet.utils import cli
+from danet.utils.errors import UserError
+from danet.utils.files import write_json, write_text
+from danet.utils.image_io import write_image
+
+if TYPE_CHECKING:
+    from danet.boxes import Detections
+    from danet.inference.detector import Detector
+
+WORST_SHEET, SIZE_SHEET = "misses_and_false_alarms.png", "by_size.png"
+
+
+class NoDetectionsError(UserError):
+    """There are no detections of the target class to choose a threshold from."""
+
+
+@dataclass(frozen=True)
+class TunedThreshold:
+    """A score threshold chosen on other images than those that are reported."""
+
+    data: str
+    images: int
+    f1: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of ``Evaluator.evaluate``."""
+
+    options: EvaluateOptions
+    data: CocoDataset
+    records: list[ImageRecord]
+    predictions: list["Detections"]
+    classes: list[str]
+    metrics: Metrics
+    content: dict
+    """The content of ``metrics.json``."""
+    threshold: float
+    """Score threshold of the mistakes and pictures: the tuned one if there is one, else the fixed one."""
+    sheets: dict[str, np.ndarray | None]
+    """Contact sheets by file name, None where there is nothing to show."""
+
+    def write(self) -> list[Path]:
+        """Writes all files into the folder ``options.out`` and the metrics to ``options.json``; returns the paths."""
+        out, curves = Path(self.options.out), thin_curves(self.metrics)
+        write_text(out / "config.yaml", cli.dump(self.options))
+        written = [out / name for name in ("metrics.json", "predictions.json", "curves.csv")]
+        write_json(written[0], self.content)
+        write_json(written[1], coco_results(self.data, self.records, self.predictions, self.classes), indent=None)
+        write_curves(written[2], curves)
+        for plot in PLOTS:
+            written.append(out / plot.file)
+            write_png(written[-1], plot.draw(self.content, curves))
+        for name, sheet in self.sheets.items():
+            (out / name).unlink(missing_ok=True)
+            if sheet is not None:
+                written.append(out / name)
+                write_image(written[-1], sheet)
+        if self.options.json is not None:
+            written.append(Path(self.options.json))
+            write_json(written[-1], self.content)
+        return written
+
+
+class Evaluator:
+    """A detector and the images to evaluate it on.
+
+    ``options.threads`` sets torch's number of threads for the whole process. ``warnings`` holds lines about data that
+    make the result doubtful: recordings that are in both datasets, or no object of the target class.
+
+    Raises UserError if a file is missing or broken, if images are in both datasets, or if a class is unknown.
+    """
+
+    def __init__(self, options: EvaluateOptions) -> None:
+        self.options = options
+        self.warnings: list[str] = []
+        self.data = load_coco(options.data)
+        tune = None if options.tune is None else load_coco(options.tune)
+        _check_class_map(options.class_map, [*self.data.categories, *(tune.categories if tune else [])])
+        self.records = select_images(self.data, options.stride, options.class_map)
+        self.tune_records = select_images(tune, options.stride, options.class_map) if tune else []
+        self._check_disjoint()
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self.device = choose_device(options.device, options.weights)
+        self.detector = self._load_detector()
+        self.classes = self.detector.classes
+        self.target = self._choose_target()
+
+    def choose_threshold(self) -> TunedThreshold | None:
+        """Chooses the score threshold on ``options.tune``; None without it.
+
+        Raises NoDetectionsError if no object of the target class is found there.
+        """
+        tune, criterion = self.options.tune, self.options.criterion
+        if tune is None:
+            return None
+        found, _ = predict(self.detector, self.tune_records, self.options.batch, quiet=self.options.quiet)
+        threshold, f1 = choose_threshold(
+            self.tune_records, found, self.classes, target=self.target, criterion=criterion
+        )
+        if threshold is None:
+            raise NoDetectionsError(f"{tune}: no threshold can be chosen, no {self.target!r} is found there")
+        return TunedThreshold(tune, len(self.tune_records), f1, threshold)
+
+    def evaluate(self, tuned: TunedThreshold | None = None) -> Evaluation:
+        """Detects in all images and measures the detections."""
+        options, records, classes, target = self.options, self.records, self.classes, self.target
+        threshold = options.threshold if tuned is None else tuned.threshold
+        predictions, speed = predict(self.detector, records, options.batch, quiet=options.quiet)
+        metrics = evaluate_predictions(
+            records,
+            predictions,
+            classes,
+            target=target,
+            threshold=threshold,
+            fixed=options.fixed,
+            criterion=options.criterion,
+            scale_edges=options.scale_edges,
+            resamples=options.resamples,
+            seed=options.seed,
+        )
+        shown_at = options.fixed if threshold is None else threshold
+        mistakes = find_mistakes(
+            records, predictions, classes, target=target, threshold=shown_at, criterion=options.criterion
+        )
+        method = (
+            f"{self.device}, {torch.get_num_threads()} threads, batches of up to {options.batch} images of equal size, "
+            f"scores from {MIN_SCORE}; measured one after the other: reading and preprocessing, network, decoding and "
+            "suppression; without the first batch"
+        )
+        content = {
+            **metrics.to_json(),
+            "tuned_on": None if tuned is None else asdict(tuned),
+            "mistakes": mistakes.causes(),
+            "speed": speed.to_json(method),
+            "environment": info(),
+            "options": asdict(options),
+        }
+        draw = ContactSheets(records, predictions, classes, target=target, threshold=shown_at)
+        sheets = {WORST_SHEET: draw.worst(mistakes), SIZE_SHEET: draw.by_size(mistakes, options.scale_edges)}
+        return Evaluation(options, self.data, records, predictions, classes, metrics, content, shown_at, sheets)
+
+    def _load_detector(self) -> "Detector | LocalContrastDetector":
+        options = self.options
+        limits: dict[str, Any] = {
+            "score_threshold": MIN_SCORE,
+            "iou_threshold": options.iou,
+            "max_detections": options.max_detections,
+        }
+        if options.weights == LOCAL_CONTRAST:
+            if options.target is None:
+                raise UserError(f"--target: {LOCAL_CONTRAST} has no classes of its own; name the class to find")
+            detector = LocalContrastDetector(options.target, self.device, **limits)
+            detector.calibrate(self.tune_records)
+            return detector
+        return load(
+            options.weights,
+            self.device,
+            **limits,
+            input_size=parse_size(options.input_size),
+            dtype=getattr(torch, options.dtype),
+            deploy=options.deploy,
+        )
+
+    def _check_disjoint(self) -> None:
+        """A threshold must not be chosen on the reported images, and should not be chosen on their neighbours."""
+        records, tune, options = self.records, self.tune_records, self.options
+        shared = {record.path for record in records} & {record.path for record in tune}
+        if shared:
+            raise UserError(
+                f"--tune {options.tune}: shares {len(shared)} images with {options.data} (such as {min(shared).name}); "
+                "choose the threshold on other images"
+            )
+        for name in ("recording", "video"):
+            both = {getattr(record, name) for record in records} & {getattr(record, name) for record in tune} - {None}
+            if both:
+                self.warnings.append(
+                    f"{options.tune} and {options.data} share {len(both)} {name}s, such as {min(both)}"
+                )
+                return
+
+    def _choose_target(self) -> str:
+        target = self.classes[0] if self.options.target is None else self.options.target
+        if target not in self.classes:
+            raise UserError(f"--target {target}: not a class of the model ({', '.join(self.classes)})")
+        names = {name for record in self.records for name in record.names}
+        if target not in names:
+            shown = ", ".join(sorted(names)) or "nothing"
+            self.warnings.append(f"{self.options.data} shows no {target!r}, only {shown}; see --class_map")
+        return target
+
+
+def select_images(data: CocoDataset, stride: int = 1, class_map: Mapping[str, str] | None = None) -> list[ImageRecord]:
+    """Every ``stride``-th image of each video, with its categories renamed.
+
+    Raises UserError if the dataset has no images.
+    """
+    position: dict[str | None, int] = {}
+    chosen = []
+    for record in data.records:
+        index = position.get(record.video, 0)
+        position[record.video] = index + 1
+        if index % stride == 0:
+            chosen.append(apply_class_map(record, class_map or {}))
+    if not chosen:
+        raise UserError(f"{data.path}: no images")
+    return chosen
+
+
+def _check_class_map(class_map: Mapping[str, str], categories: Sequence[str]) -> None:
+    for name in class_map:
+        if name not in categories:
+            known = ", ".join(sorted(set(categories)))
+            raise UserError(f"--class_map: {name!r} is not a category of the data ({known})")

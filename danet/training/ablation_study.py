@@ -1,0 +1,261 @@
+"""Runs of an ablation: trains variants of one recipe with several seeds and evaluates each run.
+
+The results are summarized by ``danet.evaluation.ablation``.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from danet.checkpoint import load_weights
+from danet.data.coco_dataset import ImageRecord, load_coco
+from danet.data.loader import DataSource, load_source
+from danet.evaluation.ablate_options import AblateOptions
+from danet.evaluation.ablation import Result, Summary, summarize, to_markdown
+from danet.evaluation.comparison import detection_outcome
+from danet.evaluation.cross_validation import divide_into_folds, join_folds, write_folds
+from danet.evaluation.evaluate_options import EvaluateOptions
+from danet.evaluation.evaluator import Evaluator, NoDetectionsError, select_images
+from danet.evaluation.plots import ablation_figure, write_png
+from danet.inference.predict import read_results
+from danet.models.summary import count_parameters
+from danet.training.options import MAY_CHANGE_ON_RESUME, PRESETS, TrainOptions
+from danet.training.run import train
+from danet.training.run_folder import CONFIG, WEIGHTS
+from danet.utils import cli
+from danet.utils.errors import UserError
+from danet.utils.files import read_json, write_json, write_text
+
+TRAINED, EVALUATED = "train.json", "evaluate.json"
+"""Files that mark a run as trained and as evaluated."""
+
+
+class AblationStudy:
+    """All runs of an ablation, checked before the first training starts.
+
+    Finished runs are not repeated and interrupted runs are resumed, so that a study can be continued at any point.
+
+    Raises UserError if options, data and existing runs do not fit together.
+    """
+
+    def __init__(self, options: AblateOptions) -> None:
+        _check_teachers(options)
+        self.options = options
+        self.names = list(options.row_arguments())
+        parts = [options] if options.folds is None else _divide(options, options.folds)
+        self.parts = [_Part(part) for part in parts]
+        self.results: list[Result] = []
+
+    def runs(self) -> list[list["Run"]]:
+        """The runs in the order of training: for each seed and row one run, with folds one per fold."""
+        keys = [(name, seed) for seed in self.options.seeds for name in self.names]
+        return [[part.runs[key] for part in self.parts] for key in keys]
+
+    def add(self, results: Sequence[Result]) -> None:
+        """Takes the results of one element of ``runs()``; writes all files whenever a seed is complete."""
+        self.results.append(join_folds(results) if self.options.folds else results[0])
+        if len(self.results) % len(self.names) == 0:
+            self._write()
+
+    def _write(self) -> None:
+        out, options = Path(self.options.out), self.options
+        records = [record for part in self.parts for record in part.records]
+        summary: Summary = summarize(
+            self.results,
+            records,
+            criterion=options.criterion,
+            recall=options.recall,
+            resamples=options.resamples,
+            folds=options.folds,
+        )
+        content = summary.to_json()
+        write_text(out / "ablation.md", to_markdown(summary))
+        write_png(out / "ablation.png", ablation_figure(content))
+        for path in (out / "ablation.json", options.json):
+            if path is not None:
+                write_json(path, {**content, "options": asdict(options)})
+
+
+class _Part:
+    """All runs that are evaluated on the same data: the whole study, or one fold."""
+
+    def __init__(self, options: AblateOptions) -> None:
+        variants = {name: _train_options(options, words) for name, words in options.row_arguments().items()}
+        self.data = load_coco(options.val)
+        self.records = select_images(self.data, options.stride, options.class_map)
+        for variant in variants.values():
+            target = options.target or variant.model.classes[0]
+            if not any(target in record.names for record in self.records):
+                raise UserError(f"{options.val}: shows no {target!r}; see --target and --class_map")
+        self.runs = {
+            (name, seed): Run(options, name, dataclasses.replace(variant, seed=seed), self.records)
+            for seed in options.seeds
+            for name, variant in variants.items()
+        }
+        for run in self.runs.values():
+            run.check()
+
+
+class Run:
+    """One variant with one seed, in a folder of its own."""
+
+    def __init__(self, ablation: AblateOptions, name: str, options: TrainOptions, records: list[ImageRecord]) -> None:
+        self.name = name
+        self.folder = Path(ablation.out) / name / str(options.seed)
+        self.records = records
+        self.options = dataclasses.replace(
+            options,
+            out=str(self.folder),
+            json=str(self.folder / TRAINED),
+            quiet=ablation.quiet or options.quiet,
+            resume=False,
+            overwrite=False,
+        )
+        shared = ("tune", "target", "criterion", "class_map", "stride", "resamples")
+        common: dict[str, Any] = {name: getattr(ablation, name) for name in shared}
+        self.evaluation = EvaluateOptions(
+            str(self.folder / WEIGHTS),
+            ablation.val,
+            **common,
+            device=options.device,
+            threads=options.threads,
+            out=str(self.folder / "evaluate"),
+            json=str(self.folder / EVALUATED),
+            quiet=True,
+        )
+
+    def check(self) -> None:
+        """Raises UserError if the folder holds a run with other options."""
+        if not (self.folder / CONFIG).is_file():
+            return
+        saved = cli.parse(TrainOptions, ["--config", str(self.folder / CONFIG)], prog="danet train")
+        free = MAY_CHANGE_ON_RESUME - {"data", "val", "weights", "epochs", "val_every"}
+        for name, value in asdict(self.options).items():
+            if name not in free and getattr(saved, name) != getattr(self.options, name):
+                there = yaml.safe_dump(asdict(saved)[name], default_flow_style=True).split("\n")[0]
+                here = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
+                raise UserError(f"{self.folder}: holds a run with {name} {there}, not {here}; give another --out")
+
+    def train(self) -> bool:
+        """Trains the run, resumes it, or does nothing if it is finished; False if a signal stopped it."""
+        if (self.folder / TRAINED).is_file():
+            return True
+        result = train(dataclasses.replace(self.options, resume=(self.folder / CONFIG).is_file()))
+        if result.finished:
+            write_json(self.folder / TRAINED, {"steps": result.steps, "seconds": result.seconds, "best": result.best})
+        return result.finished
+
+    def evaluate(self) -> list[str]:
+        """Evaluates the run, unless that was done with the same options; returns warnings.
+
+        A run without detections is evaluated at score 0.5: it belongs in the table and must not end the study.
+        """
+        path = self.folder / EVALUATED
+        untuned = dataclasses.replace(self.evaluation, tune=None)
+        if path.is_file() and read_json(path)["options"] in (asdict(self.evaluation), asdict(untuned)):
+            return []
+        cli.check_out(self.evaluation)
+        evaluator = Evaluator(self.evaluation)
+        try:
+            evaluator.evaluate(evaluator.choose_threshold()).write()
+        except NoDetectionsError as error:
+            evaluator = Evaluator(untuned)
+            evaluator.evaluate().write()
+            return [*evaluator.warnings, f"{error}; evaluated at score {untuned.fixed}"]
+        return evaluator.warnings
+
+    def result(self) -> Result:
+        """Reads the metrics and detections of the evaluated run."""
+        model, _ = load_weights(self.evaluation.weights)
+        metrics, training = read_json(self.folder / EVALUATED), read_json(self.folder / TRAINED)
+        classes, criterion = model.config.classes, self.evaluation.criterion
+        point = metrics["criteria"][criterion]["tuned"] or metrics["criteria"][criterion]["fixed"]
+        predictions = read_results(
+            self.folder / "evaluate" / "predictions.json", load_coco(self.evaluation.data), self.records, classes
+        )
+        outcome = detection_outcome(
+            self.records,
+            predictions,
+            classes,
+            target=metrics["target"],
+            criterion=criterion,
+            threshold=point["threshold"],
+        )
+        return Result(
+            row=self.name,
+            seed=self.options.seed,
+            target=metrics["target"],
+            threshold=point["threshold"],
+            precision=point["precision"]["value"],
+            recall=point["recall"]["value"],
+            f1=point["f1"]["value"],
+            ap50=metrics["criteria"]["iou50"]["ap"]["value"],
+            frames_per_second=metrics["speed"].get("fps"),
+            parameters=count_parameters(model),
+            steps=training["steps"],
+            seconds=training["seconds"],
+            operators=metrics["environment"]["operators"],
+            outcome=outcome,
+        )
+
+
+def _divide(options: AblateOptions, count: int) -> list[AblateOptions]:
+    """The folds of a cross-validation as ablations of their own; writes their data."""
+    common = _train_options(options, [])
+    if any(source.weight != 1.0 for source in common.data if not isinstance(source, str)):
+        raise UserError("--data: cannot have weights with --folds; every image counts once")
+    sources = [DataSource(options.val, class_map=options.class_map), *common.data]
+    records = [record for source in sources for record in load_source(source)]
+    target = options.target or common.model.classes[0]
+    if not any(target in record.names for record in records):
+        raise UserError(f"{options.val} and the training data show no {target!r}; see --target and --class_map")
+    folds = divide_into_folds(records, count, Path(options.out), common.model.classes, target)
+    parts = [
+        dataclasses.replace(
+            options,
+            val=fold.path("val"),
+            tune=fold.path("tune"),
+            folds=None,
+            class_map={},
+            out=str(fold.folder),
+            train=[*options.train, f"--data={json.dumps([fold.path('train')])}"],
+        )
+        for fold in folds
+    ]
+    for name, words in options.row_arguments().items():
+        variant = _train_options(parts[0], words)
+        if variant.data != [folds[0].path("train")]:
+            raise UserError(f"{name}: --data cannot be used with --folds; all rows are trained on the same data")
+        for given, value in (("val", variant.val), ("weights", variant.weights), ("distill", variant.distill.files())):
+            if value:
+                raise UserError(f"{name}: --{given} cannot be used with --folds; it may leak evaluated recordings")
+    write_folds(folds)
+    return parts
+
+
+def _train_options(options: AblateOptions, words: list[str]) -> TrainOptions:
+    """The options of ``danet train`` for a row, without its seed and folder."""
+    variant = cli.parse(TrainOptions, [*options.train, *words], prog="danet train", presets=PRESETS)
+    if not variant.data:
+        raise UserError("no training data: give the options of `danet train` after --, such as -- --data FILE")
+    validation = variant.val if isinstance(variant.val, str | None) else variant.val.path
+    if validation is not None and Path(validation).resolve() == Path(options.val).resolve():
+        raise UserError(
+            f"--val {validation} of the training is the dataset that is reported; the best epoch would be chosen on it"
+        )
+    return variant
+
+
+def _check_teachers(options: AblateOptions) -> None:
+    """Raises UserError if the shared arguments name a teacher, as an option or in a file."""
+    named = any(word.startswith("--distill.") for word in options.train)
+    if not named:
+        common = asdict(cli.parse(TrainOptions, options.train, prog="danet train", presets=PRESETS))
+        named = any(common.get("distill", {}).get(size) for size in ("small", "medium", "large"))
+    if named:
+        raise UserError("--distill of the training: give teachers as --teacher_small, _medium and _large")
