@@ -1,5 +1,10 @@
 """``python -m danet.train``: trains a detector, and goes on exactly where a run was cut off."""
 
+from danet.utils.cli import prepare_opencv
+
+if __name__ == "__main__":
+    prepare_opencv()  # before the imports below, which need OpenCV
+
 import dataclasses
 import itertools
 import sys

@@ -10,16 +10,23 @@ from danet.utils.files import atomic_path
 
 try:
     import cv2
-except ImportError as error:  # opencv-python without libGL; the headless build needs none
-    raise ImportError(
-        f"OpenCV (cv2) cannot be loaded ({error}); `pip install opencv-python-headless` needs no libGL"
-    ) from error
+except ImportError as error:
+    raise ImportError(f"OpenCV (cv2) cannot be loaded ({error}); run `pip install opencv-python-headless`") from error
 
-# OpenCV and FFmpeg print lines, FFmpeg a page, about one damaged image or frame; danet says it in one.
-# FFmpeg's level is read at the first video, hence set here; users' own settings stand.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-if "OPENCV_LOG_LEVEL" not in os.environ:
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+def quiet_opencv() -> None:
+    """Silences the log lines of OpenCV and of its FFmpeg in this process and in the processes it starts.
+
+    Commands call this in ``main``, before the first video is opened, because they report a damaged image or frame in
+    one line of their own. Log levels that the user has set (``OPENCV_LOG_LEVEL``, ``OPENCV_FFMPEG_LOGLEVEL``) stay.
+
+    Example:
+        >>> quiet_opencv()
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:

@@ -194,7 +194,7 @@ def test_a_teachers_run_and_the_batch_of_a_distilled_one(scenes, tmp_path, capsy
         (["--distill.weight", "-1"], "distill.weight must be 0 or more, got -1"),
         (["--distill.batch", "0"], "distill.batch must be positive, got 0"),
         (["--distill.tiny", "a"], "unknown option --distill.tiny"),
-        (["--scale", "tiny"], "--scale: Expected one of ['small', 'medium', 'large'] or null. Got value: tiny"),
+        (["--scale", "tiny"], "--scale: expected one of small, medium, large or null, got 'tiny'"),
         (["--scale_edges", "9", "3"], "scale_edges must be two positive numbers of pixels, the smaller first"),
         (["--target", "bird"], "target bird: not a class of the model (drone)"),
         (["--scale", "large", "--scale_edges", "9", "300"], "none of them large (from 300 pixels)"),
