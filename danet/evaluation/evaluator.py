@@ -16,9 +16,10 @@ from danet.evaluation.evaluate_options import LOCAL_CONTRAST, MIN_SCORE, Evaluat
 from danet.evaluation.metrics import Metrics, choose_threshold, evaluate_predictions
 from danet.evaluation.mistakes import find_mistakes
 from danet.evaluation.plots import PLOTS, write_png
-from danet.inference.loading import load
+from danet.inference.coco_results import to_coco_results
+from danet.inference.loading import choose_device, load, parse_size
 from danet.inference.local_contrast_detector import LocalContrastDetector
-from danet.inference.predict import choose_device, coco_results, parse_size, predict
+from danet.inference.predict import predict
 from danet.ops import info
 from danet.utils import cli
 from danet.utils.errors import UserError
@@ -69,7 +70,7 @@ class Evaluation:
         write_text(out / "config.yaml", cli.dump(self.options))
         written = [out / name for name in ("metrics.json", "predictions.json", "curves.csv")]
         write_json(written[0], self.content)
-        write_json(written[1], coco_results(self.data, self.records, self.predictions, self.classes), indent=None)
+        write_json(written[1], to_coco_results(self.data, self.records, self.predictions, self.classes), indent=None)
         write_curves(written[2], curves)
         for plot in PLOTS:
             written.append(out / plot.file)

@@ -10,7 +10,7 @@ from danet.evaluation.formatting import interval, number
 from danet.evaluation.matching import CRITERIA
 from danet.evaluation.plots import PLOTS, to_svg
 from danet.evaluation.tables import metric_tables
-from danet.inference.predict import read_results
+from danet.inference.coco_results import read_coco_results
 from danet.report import pictures
 from danet.report.page import Bars, Block, Chart, Facts, Fold, Grid, Page, Paragraph, Pictures, Section, Table
 from danet.report.reproduce import command_line, configuration, read_config, saved_options
@@ -126,7 +126,7 @@ def _frames(folder: Path, metrics: dict, threshold: float, count: int) -> list[B
         data = load_coco(options.data)
         records = select_images(data, options.stride, options.class_map)
         classes = [metrics["target"], *(other["name"] for other in metrics["other_classes"])]
-        found = read_results(folder / "predictions.json", data, records, classes)
+        found = read_coco_results(folder / "predictions.json", data, records, classes)
         shown = [
             pictures.frame(records[index], found[index], classes, threshold)
             for index in pictures.choose_frames(records, count)

@@ -22,7 +22,7 @@ from danet.evaluation.cross_validation import divide_into_folds, join_folds, wri
 from danet.evaluation.evaluate_options import EvaluateOptions
 from danet.evaluation.evaluator import Evaluator, NoDetectionsError, select_images
 from danet.evaluation.plots import ablation_figure, write_png
-from danet.inference.predict import read_results
+from danet.inference.coco_results import read_coco_results
 from danet.models.summary import count_parameters
 from danet.training.options import MAY_CHANGE_ON_RESUME, PRESETS, TrainOptions
 from danet.training.run import train
@@ -175,7 +175,7 @@ class Run:
         metrics, training = read_json(self.folder / EVALUATED), read_json(self.folder / TRAINED)
         classes, criterion = model.config.classes, self.evaluation.criterion
         point = metrics["criteria"][criterion]["tuned"] or metrics["criteria"][criterion]["fixed"]
-        predictions = read_results(
+        predictions = read_coco_results(
             self.folder / "evaluate" / "predictions.json", load_coco(self.evaluation.data), self.records, classes
         )
         outcome = detection_outcome(
