@@ -24,7 +24,7 @@ KERNELS := danet/ops/libdanet.so
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 BUILD := build/kernels.log
 
-.PHONY: help venv kernels sanitize emulation demo real gpu test test-all lint wheel hub clean
+.PHONY: help venv kernels sanitize emulation demo real gpu test test-all lint docs wheel hub clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,7 +38,7 @@ venv: $(READY)  ## install everything into .venv (the others do it too)
 	@echo "installing $(TORCH) and danet into .venv (once; torch is large)"
 	@python3 -m venv .venv
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)" "setuptools>=77" cmake ninja
-	@.venv/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)" --no-build-isolation --editable '.[test,lint]'
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)" --no-build-isolation --editable '.[test,lint,docs]'
 	@touch $(KERNELS)
 	@rm -f .venv/.installed-*
 	@touch $@
@@ -168,6 +168,10 @@ lint: $(READY)  ## ruff, mypy, codespell and clang-format; in under a minute
 	@$(RUN) -m mypy --no-error-summary
 	@$(RUN) -m codespell_lib $$(git ls-files)
 	@$(RUN) -c 'import clang_format; clang_format.clang_format()' --dry-run --Werror $(FORMATTED)
+
+docs: $(READY)  ## the documentation as a site in build/site; fails on a broken link or reference
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+	@echo "build/site/index.html"
 
 clean:  ## remove .venv, the demo's results and caches; other runs stay
 	rm -rf .venv $(DEMO) build dist *.egg-info $(KERNELS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
