@@ -25,7 +25,7 @@ https://arxiv.org/abs/2401.06197.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -70,9 +70,15 @@ class SdcSizes(NamedTuple):
     W_out: int
 
 
+PAIRS = ("kernel_size", "stride", "padding", "dilation")
+
+
 @dataclass(frozen=True)
 class SdcOptions:
-    """The options of a call of `sdc`, `dcnv3` or `dcnv4`, validated; pairs are (y, x)."""
+    """The options of a call of `sdc`, `dcnv3` or `dcnv4`, validated; PAIRS are (y, x).
+
+    The fields are in the order of the operators' schemas (csrc/sdc/sdc_schema.h), in which a pair is two arguments.
+    """
 
     groups: int
     kernel_size: tuple[int, int]
@@ -84,68 +90,32 @@ class SdcOptions:
     remove_center: bool
 
     @classmethod
-    def validate(
-        cls,
-        op: str,
-        *,
-        groups: Any,
-        kernel_size: Any,
-        stride: Any,
-        padding: Any,
-        dilation: Any,
-        offset_scale: Any,
-        softmax: Any,
-        remove_center: Any,
-    ) -> "SdcOptions":
+    def validate(cls, op: str, **options: Any) -> "SdcOptions":
         """The options from a user's arguments; TypeError or ValueError, naming the argument, if one is invalid."""
-        groups = integer(op, "groups", groups, minimum=1)
-        kernel_size = pair(op, "kernel_size", kernel_size, minimum=1)
-        stride = pair(op, "stride", stride, minimum=1)
-        padding = pair(op, "padding", padding, minimum=0)
-        dilation = pair(op, "dilation", dilation, minimum=1)
-        if isinstance(offset_scale, bool) or not isinstance(offset_scale, (int, float)):
-            raise TypeError(f"{op}: offset_scale must be a number, got {offset_scale!r}")
-        if not -math.inf < offset_scale < math.inf:
-            raise ValueError(f"{op}: offset_scale must be finite, got {offset_scale!r}")
-        check_bool(op, "softmax", softmax)
-        check_bool(op, "remove_center", remove_center)
-        taps = kernel_size[0] * kernel_size[1]
-        if remove_center and (taps % 2 == 0 or taps == 1):
-            raise ValueError(f"{op}: remove_center needs an odd kernel_size above 1, got {list(kernel_size)}")
-        return cls(groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center)
+        options["groups"] = integer(op, "groups", options["groups"], minimum=1)
+        for name in PAIRS:
+            options[name] = pair(op, name, options[name], minimum=0 if name == "padding" else 1)
+        self = cls(**options)
+        if isinstance(self.offset_scale, bool) or not isinstance(self.offset_scale, (int, float)):
+            raise TypeError(f"{op}: offset_scale must be a number, got {self.offset_scale!r}")
+        if not -math.inf < self.offset_scale < math.inf:
+            raise ValueError(f"{op}: offset_scale must be finite, got {self.offset_scale!r}")
+        check_bool(op, "softmax", self.softmax)
+        check_bool(op, "remove_center", self.remove_center)
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        if self.remove_center and (taps % 2 == 0 or taps == 1):
+            raise ValueError(f"{op}: remove_center needs an odd kernel_size above 1, got {list(self.kernel_size)}")
+        return self
 
     @classmethod
-    def from_schema(
-        cls,
-        op: str,
-        groups: int,
-        kernel_h: int,
-        kernel_w: int,
-        stride_h: int,
-        stride_w: int,
-        padding_h: int,
-        padding_w: int,
-        dilation_h: int,
-        dilation_w: int,
-        offset_scale: float,
-        softmax: bool,
-        remove_center: bool,
-    ) -> "SdcOptions":
-        """The options from the arguments of torch.ops.danet.<op>, in the order of csrc/sdc/sdc_schema.h."""
-        return cls.validate(
-            op,
-            groups=groups,
-            kernel_size=(kernel_h, kernel_w),
-            stride=(stride_h, stride_w),
-            padding=(padding_h, padding_w),
-            dilation=(dilation_h, dilation_w),
-            offset_scale=offset_scale,
-            softmax=softmax,
-            remove_center=remove_center,
-        )
+    def from_schema(cls, op: str, *arguments: Any) -> "SdcOptions":
+        """The options from the arguments that torch.ops.danet.<op> takes after its tensors."""
+        values = iter(arguments)
+        names = [field.name for field in fields(cls)]
+        return cls.validate(op, **{n: (next(values), next(values)) if n in PAIRS else next(values) for n in names})
 
     def to_schema(self) -> tuple[int | float | bool, ...]:
-        """The arguments of `from_schema` without `op`."""
+        """The arguments that `from_schema` takes after `op`."""
         windows = (*self.kernel_size, *self.stride, *self.padding, *self.dilation)
         return (self.groups, *windows, self.offset_scale, self.softmax, self.remove_center)
 
