@@ -127,7 +127,7 @@ def test_sigterm_saves_state(scenes, tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.terminate()
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130
     step = int(re.fullmatch(r"stopped after step (\d+); resume with: (.*)\n", error)[1])
     assert error.endswith(f"danet train --resume {tmp_path / 'run'}\n")
