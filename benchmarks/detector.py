@@ -22,9 +22,10 @@ from danet.checkpoint import load_weights
 from danet.config import ModelConfig
 from danet.data.synthetic.clip import write_video
 from danet.data.video import open_source
-from danet.detect import DetectOptions, Run
-from danet.inference.box_files import BoxTables
+from danet.inference.annotated_output import AnnotatedOutput
+from danet.inference.box_files import BoxFiles
 from danet.inference.detector import Detector
+from danet.inference.stream import DetectionStream
 from danet.models import DANet, build_model
 from danet.models.blocks import FusedMBB
 from danet.models.fuse import FusedACFA, FusedSaFEM
@@ -163,11 +164,14 @@ def end_to_end(model: DANet, size: tuple[int, int], frames: int, options: argpar
             network = frames / (time.perf_counter() - started)
             out = Path(folder) / "out"
             out.mkdir(exist_ok=True)
-            detect = DetectOptions(sources=[str(clip)], weights="", out=str(out))
             started = time.perf_counter()
-            with BoxTables(out / "boxes.csv", out / "boxes.json", {}, detector.classes) as tables:
-                for _ in Run(detector, detect, tables).process(open_source(clip), [out / "clip.mp4"]):
-                    pass
+            source, stream = open_source(clip), DetectionStream(detector)
+            output = AnnotatedOutput(detector.classes, background=stream.has_free_core)
+            boxes = BoxFiles(out / "boxes.csv", out / "boxes.json", {}, detector.classes)
+            with boxes, output.open(source, [out / "clip.mp4"]) as write:
+                for frame, detections in stream.run(source):
+                    boxes.add(frame, detections)
+                    write(frame, detections)
             if repeat > 0:  # the first warms up
                 rates["detect"].append(frames / (time.perf_counter() - started))
                 rates["network"].append(network)

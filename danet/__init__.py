@@ -1,16 +1,23 @@
-"""DANet: a real-time detector of small aerial targets in infrared video, and its operators.
+"""DANet: a real-time detector of small aerial targets in infrared video, and its deformable operators.
 
->>> detector = danet.load()  # or your own: danet.load("weights.safetensors")
->>> boxes, scores, labels = detector("frame.png")
+The detector is described in https://doi.org/10.1145/3581783.3612146. Importing this package loads neither torch nor
+OpenCV; ``load``, ``Detector`` and ``ops`` do.
 
-Importing this package loads neither torch nor OpenCV; its modules and ``load`` do.
+Example:
+    >>> import danet, numpy
+    >>> detector = danet.load()  # the shipped weights; danet.load("weights.safetensors") for your own
+    >>> boxes, scores, labels = detector(numpy.zeros((256, 320), numpy.uint8))  # or a path, such as "frame.png"
+    >>> boxes.shape
+    torch.Size([0, 4])
 """
 
+import importlib
 import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from danet import ops
     from danet.inference.detector import Detector
 
 try:
@@ -18,27 +25,35 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "load"]
+__all__ = ["Detector", "__version__", "load", "ops"]
 
 
 def load(weights: str | os.PathLike | None = None, device: str = "cpu", **options: object) -> "Detector":
     """Loads a trained detector.
 
     Args:
-        weights: a ``.safetensors`` file written by ``danet train``, or a ``.onnx`` file by ``danet export``, which
-            ONNX Runtime runs on the CPU; by default the detector of drones that comes with the package.
+        weights: a ``.safetensors`` file written by ``danet train``, or a ``.onnx`` file written by ``danet export``,
+            which ONNX Runtime runs on the CPU; by default the drone detector that is part of the package.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        options: ``score_threshold`` (0.5), ``iou_threshold`` (0.5), ``max_detections`` (300) and
-            ``input_size`` (native), see
-            ``danet.inference.detector.Detector``; a ``.onnx`` file has defaults of its own.
-
-    Returns:
-        A ``Detector``: called with an image (a path or a numpy array), it returns boxes in pixels of
-        that image, scores and labels.
+        options: ``score_threshold``, ``iou_threshold``, ``max_detections``, ``input_size``, ``dtype`` and ``deploy`` of
+            ``Detector``. The defaults for a ``.onnx`` file are stored in the file.
 
     Raises:
-        danet.utils.errors.UserError: naming the file, if it is missing or not a DANet's weights.
+        danet.utils.errors.UserError: the file is missing or does not hold the weights of a DANet.
+
+    Example:
+        >>> detector = load(score_threshold=0.3, max_detections=10)
+        >>> detector.classes
+        ['drone', 'bird', 'airplane', 'helicopter']
     """
     from danet.inference.loading import load as load_detector
 
     return load_detector(weights, device, **options)
+
+
+def __getattr__(name: str) -> object:
+    if name == "Detector":
+        return importlib.import_module("danet.inference.detector").Detector
+    if name == "ops":
+        return importlib.import_module("danet.ops")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

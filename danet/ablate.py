@@ -349,14 +349,14 @@ class _Run:
     def result(self, data: CocoDataset) -> Result:
         from danet.checkpoint import load_weights
         from danet.evaluation.comparison import outcome
-        from danet.inference.predict import read_results
+        from danet.inference.coco_results import read_coco_results
         from danet.models.summary import count_parameters
 
         model, _ = load_weights(self.evaluation.weights)
         figures = read_json(self.folder / EVALUATED)
         records = select_images(data, self.evaluation)
         classes = model.config.classes
-        predictions = read_results(self.folder / "evaluate" / "predictions.json", data, records, classes)
+        predictions = read_coco_results(self.folder / "evaluate" / "predictions.json", data, records, classes)
         found = figures["criteria"][self.evaluation.criterion]
         operating = found["tuned"] or found["fixed"]
         training = read_json(self.folder / TRAINED)

@@ -1,5 +1,10 @@
 """``danet evaluate``: how good a detector is on annotated images, with intervals, curves and its worst mistakes."""
 
+from danet.utils.cli import prepare_opencv
+
+if __name__ == "__main__":
+    prepare_opencv()  # before the imports below, which need OpenCV
+
 import itertools
 import math
 import sys
@@ -129,7 +134,8 @@ def evaluate(options: EvaluateOptions) -> None:
     cli.check_out(options)
     import torch
 
-    from danet.inference.predict import choose_device, predict
+    from danet.inference.loading import choose_device
+    from danet.inference.predict import predict
     from danet.ops import describe, info
 
     data = load_coco(options.data)
@@ -205,8 +211,8 @@ def _load_detector(
     import torch
 
     import danet
+    from danet.inference.loading import parse_size
     from danet.inference.local_contrast_detector import LocalContrastDetector
-    from danet.inference.predict import parse_size
 
     limits: dict[str, Any] = {
         "score_threshold": LOWEST_SCORE,
@@ -288,14 +294,14 @@ def _write(
 ) -> list[Path]:
     """Writes every file; returns their paths."""
     from danet.evaluation.plots import plot_f1_curves, plot_pr_curves
-    from danet.inference.predict import coco_results
+    from danet.inference.coco_results import to_coco_results
 
     out = Path(options.out)
     write_text(out / "config.yaml", cli.dump(options))
     names = ("metrics.json", "predictions.json", "curves.csv", "pr_curve.png", "f1_confidence.png")
     written = [out / name for name in names]
     write_json(written[0], content)
-    write_json(written[1], coco_results(data, records, predictions, classes), indent=None)
+    write_json(written[1], to_coco_results(data, records, predictions, classes), indent=None)
     write_curves(written[2], metrics)
     plot_pr_curves(written[3], metrics)
     plot_f1_curves(written[4], metrics)

@@ -1,5 +1,10 @@
 """``danet train``: trains a detector and resumes interrupted runs."""
 
+from danet.utils.cli import prepare_opencv
+
+if __name__ == "__main__":
+    prepare_opencv()  # before the imports below, which need OpenCV
+
 import itertools
 import sys
 from collections.abc import Sequence

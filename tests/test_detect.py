@@ -85,8 +85,8 @@ def test_folder_gives_pictures_csv_and_json_as_the_python_interface_does(weights
     printed = capsys.readouterr().out
     assert "operators" in printed.splitlines()[0]
     assert f"5 frames, {len(table)} boxes" in printed and "frames/s" in printed
-    assert re.search(r"a frame: reading [\d.]+ ms, network and decoding [\d.]+ ms, drawing and writing [\d.]+", printed)
-    assert f"{out}/frames (5 pictures)" in printed and f"{out}/boxes.csv" in printed
+    assert re.search(r"per frame: reading [\d.]+ ms, network and decoding [\d.]+ ms, drawing and writing", printed)
+    assert f"{out}/frames (5 images)" in printed and f"{out}/boxes.csv" in printed
 
 
 def test_batches_and_threads_change_nothing(weights, images, tmp_path):
@@ -327,12 +327,14 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 import torch
-from danet.detect import DetectOptions, Run
-from danet.inference.detector import Detector
 from danet.config import ModelConfig
-from danet.models import build_model
-from danet.inference.box_files import BoxTables
 from danet.data.video import Frame, Video
+from danet.inference.annotated_output import AnnotatedOutput
+from danet.inference.box_files import BoxFiles
+from danet.inference.detector import Detector
+from danet.inference.stream import DetectionStream
+from danet.models import build_model
+from danet.utils.malloc import share_malloc_arena
 
 out = Path(sys.argv[1])
 count = int(sys.argv[2])
@@ -351,19 +353,23 @@ class Generated(Video):
 
 model = build_model(ModelConfig(name="danet_nano"))
 detector = Detector(model, score_threshold=0.0, max_detections=5)
-options = DetectOptions(sources=["x"], weights="x", out=str(out))
-with BoxTables(out / "boxes.csv", out / "boxes.json", {}, detector.classes) as tables:
-    for _ in Run(detector, options, tables).process(Generated(), [out / "clip.mp4"]):
-        pass
+share_malloc_arena()
+source, stream = Generated(), DetectionStream(detector)
+output = AnnotatedOutput(detector.classes, background=stream.has_free_core)
+boxes = BoxFiles(out / "boxes.csv", out / "boxes.json", {}, detector.classes)
+with boxes, output.open(source, [out / "clip.mp4"]) as write:
+    for frame, detections in stream.run(source):
+        boxes.add(frame, detections)
+        write(frame, detections)
 """
 
 
 @pytest.mark.parametrize("frames", [1000, pytest.param(20000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("threads", [1, os.cpu_count()])
 def test_long_runs_keep_memory_flat(tmp_path, frames, threads):
-    """From a tenth of the run on, and at least 500 frames; every frame has boxes, a picture and rows in both tables.
+    """Memory is compared with that after a tenth of the run, at least 500 frames; every frame has boxes and an image.
 
-    With one thread what comes before and after the network overlaps with it; with all cores they take turns.
+    With one thread, reading and writing overlap with the network; with all cores they alternate with it.
     """
     command = [sys.executable, "-c", MEMORY, str(tmp_path), str(frames), str(threads)]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True).stdout

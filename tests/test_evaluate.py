@@ -17,7 +17,7 @@ from danet.data.normalize import normalize
 from danet.evaluate import main
 from danet.evaluation.metrics import choose_threshold, evaluate_predictions
 from danet.evaluation.mistakes import Mistake, Mistakes, choose_by_size, find_mistakes
-from danet.inference.predict import read_results
+from danet.inference.coco_results import read_coco_results
 from danet.losses import DetectionLoss
 from danet.models import build_model
 from danet.utils.errors import UserError
@@ -170,14 +170,14 @@ def test_predictions_json_is_a_coco_result_file(evaluated, data):
 def test_results_are_read_back(evaluated, data):
     dataset = load_coco(data)
     records = dataset.records[::2]
-    predictions = read_results(evaluated / "predictions.json", dataset, dataset.records, CLASSES)
+    predictions = read_coco_results(evaluated / "predictions.json", dataset, dataset.records, CLASSES)
     metrics = evaluate_predictions(dataset.records, predictions, CLASSES, resamples=10)
     stored = read(evaluated / "metrics.json")["criteria"]["iou30"]
     assert metrics.criteria["iou30"].fixed.f1.value == stored["fixed"]["f1"]["value"]
     assert metrics.criteria["iou30"].ap.value == pytest.approx(stored["ap"]["value"], abs=1e-3)
     assert sum(len(scores) for _, scores, _ in predictions) == len(read(evaluated / "predictions.json"))
     with pytest.raises(UserError, match="not the detections of"):  # of images that are left out
-        read_results(evaluated / "predictions.json", dataset, records, CLASSES)
+        read_coco_results(evaluated / "predictions.json", dataset, records, CLASSES)
 
 
 def test_results_do_not_depend_on_the_batch(weights, data, evaluated, tmp_path):

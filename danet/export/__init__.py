@@ -1,8 +1,9 @@
-"""DANet in other runtimes: ``danet export`` and what it is made of.
-
->>> from danet.export import Predictions, export_onnx
+"""DANet in other runtimes: ``danet export``, and networks that can be exported by ``torch.export``.
 
 Importing this package does not load torch; its modules and names do.
+
+Example:
+    >>> from danet.export import Predictions, export_onnx
 """
 
 from typing import TYPE_CHECKING

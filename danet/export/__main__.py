@@ -1,4 +1,4 @@
-"""``danet export``: a trained detector as one file for another runtime."""
+"""``danet export``: writes a trained detector as a file for another runtime."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from danet.export.formats import Format
 
-FRAMES = 8
-"""Frames of each source that a file is compared on."""
+COMPARED_FRAMES = 8
+"""Number of frames of each source on which a file is compared with PyTorch."""
 
 
 @dataclass
@@ -25,81 +25,82 @@ class ExportOptions:
     """Options of ``danet export``."""
 
     weights: str
-    """Weights file (.safetensors) written by danet train; also given as the first word."""
+    """Weights file (.safetensors) written by danet train; may be given without the option's name."""
 
     format: Literal["onnx", "torch-export", "aoti", "openvino"] = "onnx"
-    """onnx: any runtime that reads ONNX opset 22. torch-export: torch.export.load. aoti: code compiled for this kind of
-    CPU. openvino: OpenVINO's .xml and .bin."""
+    """onnx: any runtime that reads ONNX opset 22. torch-export: torch.export.load. aoti: code compiled for the CPU of
+    this machine by AOTInductor. openvino: OpenVINO's .xml and .bin."""
 
     out: str | None = None
-    """File to write; by default the weights' name with the format's suffix: .onnx, .pt2, .aoti.pt2 or .xml."""
+    """File to write; by default the weights' name with the suffix of the format: .onnx, .pt2, .aoti.pt2 or .xml."""
 
     frames: list[str] | None = None
-    """Images, folders or videos on which the file is compared with PyTorch, the first 8 frames of each; synthetic
-    scenes always are."""
+    """Images, folders or videos whose first 8 frames the file is compared with PyTorch on, besides synthetic scenes."""
 
     nms: bool = False
-    """Add the output "selected": the positions that non-maximum suppression by `iou` leaves (onnx, openvino)."""
+    """Add the output "selected": the positions that non-maximum suppression keeps (onnx, openvino)."""
 
     score: float = 0.5
-    """Lowest score of a detection, 0 to 1, that the file suggests; `nms` applies it."""
+    """Score threshold, 0 to 1, stored in the file; the output of `nms` applies it."""
 
     iou: float = 0.5
-    """Overlap (IoU, 0 to 1) above which only the better of two boxes is to be kept; as `score`."""
+    """IoU threshold of non-maximum suppression, 0 to 1, stored in the file; the output of `nms` applies it."""
 
     max_detections: int = 300
-    """Most detections an image; as `score`."""
+    """Maximum number of detections per image, stored in the file; the output of `nms` applies it."""
 
     input_size: list[int] | None = None
-    """Height and width in pixels (one number: a square) that the file asks images to be fitted into; by default their
-    own size. The network takes any."""
+    """Height and width in pixels that images should be letterboxed to, stored in the file; one number stands for a
+    square. By default images keep their size. The network in the file accepts any size."""
 
     overwrite: bool = False
-    """Replace a file that is there already."""
+    """Replace an existing file."""
 
     quiet: bool = False
     """Print only errors."""
 
     json: str | None = None
-    """Write how far the file and PyTorch differ to this file as well."""
+    """Also write the differences between the file and PyTorch to this JSON file."""
 
 
 def export(options: ExportOptions) -> None:
     """Writes a trained detector as a file for another runtime.
 
-    The network is fused, from normalised images of any number and size to boxes in pixels and scores; classes,
-    preprocessing and thresholds are in the file. Before it gets its name it is run and compared with PyTorch: boxes
-    must be within 0.1 pixel and scores within 0.001, else nothing is written.
+    The file holds the fused network, from normalized images of any batch size and image size to boxes in pixels and
+    scores, and a description of the classes, the preprocessing and the thresholds. The file is compared with PyTorch
+    before it is written: boxes must agree within 0.1 pixel and scores within 0.001.
     """
     _check(options)
     from danet.checkpoint import load_weights
-    from danet.export import description
-    from danet.export import verify as comparison
+    from danet.export import verify
     from danet.export.formats import FORMATS, check_packages
-    from danet.export.network import BoxesAndScores, example
-    from danet.inference.predict import parse_size
+    from danet.export.network import BoxesAndScores, example_images
+    from danet.inference.export_description import describe
+    from danet.inference.loading import parse_size
     from danet.models.danet import MINIMUM_SIZE
 
     chosen = FORMATS[options.format]
     if options.nms and not chosen.nms:
-        raise UserError(f"--nms: {options.format} has no operator for it; onnx and openvino have")
+        raise UserError(f"--nms: not supported by {options.format}; use onnx or openvino")
     input_size = parse_size(options.input_size)
     if input_size is not None and min(input_size) < chosen.minimum_size:
-        raise UserError(f"--input_size: {options.format} takes no less than {chosen.minimum_size} pixels")
+        raise UserError(
+            f"--input_size: {options.format} needs at least {chosen.minimum_size} pixels, got {min(input_size)}"
+        )
     model, training = load_weights(options.weights)
-    out = _place(options, chosen)
+    out = _choose_path(options, chosen)
     check_packages(options.format)
-    batches = [*comparison.synthetic(), *_frames(options.frames or [])]
+    batches = [*verify.synthetic_batches(), *_frames(options.frames or [])]
     for name, (image, *_) in batches:
         if input_size is None and MINIMUM_SIZE < chosen.minimum_size > min(image.shape[:2]):
-            raise UserError(f"{name}: smaller than the {chosen.minimum_size} pixels that {options.format} takes")
+            raise UserError(f"{name}: smaller than {chosen.minimum_size} pixels, the minimum size of {options.format}")
 
     thresholds = {
         "score_threshold": options.score,
         "iou_threshold": options.iou,
         "max_detections": options.max_detections,
     }
-    said = description.describe(
+    description = describe(
         model.config,
         thresholds=thresholds,
         input_size=input_size,
@@ -108,28 +109,30 @@ def export(options: ExportOptions) -> None:
     )
     network = BoxesAndScores(model, chosen.sample)
     with atomic_path(out) as temporary:
-        beside = None if chosen.beside is None else temporary.with_suffix(chosen.beside)
+        second = None if chosen.second_suffix is None else temporary.with_suffix(chosen.second_suffix)
         try:
             with working(f"writing {options.format}", quiet=options.quiet):
-                chosen.write(network, example(model), temporary, said, **({"nms": True} if options.nms else {}))
-                run, read = chosen.open(temporary)
-            if read != said:
-                raise UserError(f"{out}: {chosen.runtime} reads another description than was written")
+                chosen.write(
+                    network, example_images(model), temporary, description, **({"nms": True} if options.nms else {})
+                )
+                run, stored = chosen.open(temporary)
+            if stored != description:
+                raise UserError(f"{out}: not written, {chosen.runtime} reads another description than was written")
             compared = track(batches, "comparing with PyTorch", quiet=options.quiet)
             try:
-                differences = comparison.compare(run, model, compared, input_size=input_size, thresholds=thresholds)
+                differences = verify.compare(run, model, compared, input_size=input_size, thresholds=thresholds)
             except UserError as error:
-                raise UserError(f"{out}: not written, {chosen.runtime} computes something else: {error}") from None
-            if beside is not None:
-                beside.replace(out.with_suffix(beside.suffix))
+                raise UserError(f"{out}: not written, the results of {chosen.runtime} differ: {error}") from None
+            if second is not None:
+                second.replace(out.with_suffix(second.suffix))
         finally:
-            if beside is not None:
-                beside.unlink(missing_ok=True)
+            if second is not None:
+                second.unlink(missing_ok=True)
     if options.json is not None:
-        figures = {"format": options.format, "images": differences.images}
-        write_json(options.json, {**figures, "boxes_pixels": differences.boxes, "scores": differences.scores})
+        compared_on = {"format": options.format, "images": differences.images}
+        write_json(options.json, {**compared_on, "boxes_pixels": differences.boxes, "scores": differences.scores})
     if not options.quiet:
-        files = [out] if chosen.beside is None else [out, out.with_suffix(chosen.beside)]
+        files = _files(out, chosen)
         size = sum(file.stat().st_size for file in files) / 2**20
         print(f"{' and '.join(str(file) for file in files)}: {size:.1f} MiB")
         print(
@@ -138,32 +141,36 @@ def export(options: ExportOptions) -> None:
         )
 
 
-def _place(options: ExportOptions, chosen: "Format") -> Path:
-    """The file to write. Raises UserError for a name that it cannot have."""
+def _choose_path(options: ExportOptions, chosen: "Format") -> Path:
+    """Returns the file to write. Raises UserError if its suffix is wrong or it cannot be written."""
     out = Path(options.weights).with_suffix(chosen.suffix) if options.out is None else Path(options.out)
     if not out.name.endswith(chosen.suffix) or out.name == chosen.suffix:
-        raise UserError(f"--out {out}: {options.format} needs a name that ends in {chosen.suffix}")
-    for file in (out, *([] if chosen.beside is None else [out.with_suffix(chosen.beside)])):
+        raise UserError(f"--out {out}: a file of {options.format} ends in {chosen.suffix}")
+    for file in _files(out, chosen):
         if file.is_dir():
             raise UserError(f"{file}: is a folder")
         if file.exists() and not options.overwrite:
-            raise UserError(f"{file}: is there already; --overwrite replaces it")
+            raise UserError(f"{file}: exists already; --overwrite replaces it")
     check_folder(out.parent)
     return out
 
 
+def _files(out: Path, chosen: "Format") -> list[Path]:
+    return [out] if chosen.second_suffix is None else [out, out.with_suffix(chosen.second_suffix)]
+
+
 def _frames(sources: Sequence[str]) -> Iterator[tuple[str, list["np.ndarray"]]]:
-    """The first FRAMES of each source, named, in batches of one."""
+    """Yields the first COMPARED_FRAMES frames of each source as named batches of one image."""
     from danet.data.video import open_source
 
     for source in sources:
-        for frame in islice(open_source(source), FRAMES):
+        for frame in islice(open_source(source), COMPARED_FRAMES):
             name = frame.name if frame.index == 0 else f"{frame.name}, frame {frame.index}"
             yield name, [frame.image]
 
 
 def _check(options: ExportOptions) -> None:
-    """Raises UserError for a value that cannot be meant."""
+    """Raises UserError for a value outside its range."""
     for name in ("score", "iou"):
         if not 0.0 <= getattr(options, name) <= 1.0:
             raise UserError(f"--{name} must lie between 0 and 1, got {getattr(options, name)}")

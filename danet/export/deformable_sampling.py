@@ -1,8 +1,8 @@
-"""``sdc`` (danet/ops/sdc.py) in forms that other runtimes have: stride 1, "same" padding, a softmax of the mask.
+"""Implementations of ``danet.ops.sdc`` by operators of other runtimes: stride 1, "same" padding, softmax of the mask.
 
-All take input ``[N, C, H, W]``, offset ``[N, 2*G*K, H, W]`` and mask logits ``[N, G*K, H, W]`` for ``groups`` G and
-K = ``kernel_size``^2 taps, float32, and return ``[N, C, H, W]``. No decision hangs on a size, so N, H and W stay free
-in what torch.export makes of them.
+Each function takes float32 tensors: input ``[N, C, H, W]``, offset ``[N, 2*G*K, H, W]`` and mask logits
+``[N, G*K, H, W]``, for ``groups`` G and K = ``kernel_size``^2 taps, and returns ``[N, C, H, W]``. No branch depends on
+a size, so that N, H and W stay dynamic under torch.export.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def sample_grid(input: Tensor, offset: Tensor, mask: Tensor, groups: int, kernel_size: int) -> Tensor:
-    """By ``grid_sample`` (ONNX's GridSample): bilinear, zero outside the image, as the formula of ``sdc`` says."""
+    """Computes ``sdc`` with ``grid_sample`` (ONNX's GridSample): bilinear, with zeros outside the image."""
     N, C, H, W = input.shape
     K, device = kernel_size**2, input.device
     offset = offset.reshape(N * groups, K, 2, H, W)
@@ -21,7 +21,7 @@ def sample_grid(input: Tensor, offset: Tensor, mask: Tensor, groups: int, kernel
     tap = torch.arange(K, device=device)[:, None, None]
     y = offset[:, :, 0] + (tap // kernel_size - kernel_size // 2) + torch.arange(H, device=device)[:, None]
     x = offset[:, :, 1] + (tap % kernel_size - kernel_size // 2) + torch.arange(W, device=device)
-    # grid_sample has the image between -1 and 1 from border to border, a pixel's value in its middle.
+    # Convert pixels to the coordinates of grid_sample: the borders are -1 and 1, a pixel's value is at its centre.
     grid = torch.stack([(2 * x + 1) / W - 1, (2 * y + 1) / H - 1], dim=-1).reshape(N * groups, K * H, W, 2)
     features = input.reshape(N * groups, C // groups, H, W)
     sampled = F.grid_sample(features, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -29,10 +29,10 @@ def sample_grid(input: Tensor, offset: Tensor, mask: Tensor, groups: int, kernel
 
 
 def sample_corners(input: Tensor, offset: Tensor, mask: Tensor, groups: int, kernel_size: int) -> Tensor:
-    """By indexing the four pixels around every sample, for compilers, which make one loop of all of it.
+    """Computes ``sdc`` by indexing the four pixels around each sampling point, for compilers that fuse the operations.
 
-    No two sizes are multiplied into one: of ``grid_sample`` with the flattened sizes that it wants, AOTInductor makes
-    code that takes ten times as long, after ten times as long.
+    No two dimensions are flattened into one: with ``grid_sample``, which needs flattened dimensions, AOTInductor takes
+    ten times as long to compile, and its code ten times as long to run.
     """
     N, C, H, W = input.shape
     K, device = kernel_size**2, input.device
@@ -42,22 +42,22 @@ def sample_corners(input: Tensor, offset: Tensor, mask: Tensor, groups: int, ker
     y = offset[:, :, :, 0] + (tap // kernel_size - kernel_size // 2) + torch.arange(H, device=device)[:, None]
     x = offset[:, :, :, 1] + (tap % kernel_size - kernel_size // 2) + torch.arange(W, device=device)
     top, left = y.floor(), x.floor()
-    bottom_share, right_share = y - top, x - left
+    bottom_weight, right_weight = y - top, x - left
     features = input.unflatten(1, (groups, C // groups)).permute(0, 1, 3, 4, 2)  # [N, G, H, W, C / G]
     image = torch.arange(N, device=device)[:, None, None, None, None]
     group = torch.arange(groups, device=device)[:, None, None, None]
     out = torch.zeros((), device=device)
-    for row, row_share in ((top, 1 - bottom_share), (top + 1, bottom_share)):
-        for column, column_share in ((left, 1 - right_share), (left + 1, right_share)):
+    for row, row_weight in ((top, 1 - bottom_weight), (top + 1, bottom_weight)):
+        for column, column_weight in ((left, 1 - right_weight), (left + 1, right_weight)):
             inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
-            share = torch.where(inside, row_share * column_share * weights, 0.0)
+            corner_weight = torch.where(inside, row_weight * column_weight * weights, 0.0)
             rows, columns = row.clamp(0, H - 1).long(), column.clamp(0, W - 1).long()
-            out = out + (features[image, group, rows, columns] * share[..., None]).sum(2)
+            out = out + (features[image, group, rows, columns] * corner_weight[..., None]).sum(2)
     return out.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
 def deform_conv(input: Tensor, offset: Tensor, mask: Tensor, groups: int, kernel_size: int) -> Tensor:
-    """ONNX's DeformConv (opset 22), depth-wise with weights of one; outside of an export ``sample_grid``."""
+    """Computes ``sdc`` with ONNX's DeformConv (opset 22), depthwise with weights 1; in eager mode ``sample_grid``."""
     if not torch.compiler.is_exporting():
         return sample_grid(input, offset, mask, groups, kernel_size)
     C, K = input.shape[1], kernel_size**2

@@ -1,4 +1,4 @@
-"""The formats that ``danet export`` writes, each with what it needs and how its files are run."""
+"""The file formats of ``danet export``: how each is written and run, and the packages it needs."""
 
 import importlib.util
 from collections.abc import Callable
@@ -16,37 +16,44 @@ from danet.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Format:
-    """One of them."""
+    """A file format."""
 
     suffix: str
-    """What its files' names end in."""
+    """End of the file names."""
     runtime: str
-    """What runs them."""
+    """Name of the runtime that runs the files."""
     write: Callable[..., None]
-    """``(network, images, path, description)``, and ``nms=True`` where ``nms`` allows it."""
+    """Writes a file from ``(network, images, path, description)``, with ``nms=True`` if ``nms`` supports it."""
     open: Callable[[Path], tuple[Callable[[Tensor], list[Tensor]], dict]]
-    """A file's function of images, and its description."""
+    """Opens a file as a function from images to its outputs, and its description."""
     sample: Sample
-    """How ``sdc`` is computed in it."""
+    """Computes ``sdc`` in the exported network."""
     packages: tuple[str, ...] = ()
-    """What is imported to write and run it, besides torch."""
+    """Packages that writing and running need besides torch."""
     extra: str = ""
-    """The extra of danet that brings these."""
+    """The optional dependency group of danet that installs the packages."""
     nms: bool = False
-    """Whether suppression can be part of the file."""
-    beside: str | None = None
-    """Suffix of a second file."""
+    """Whether non-maximum suppression can be part of the file."""
+    second_suffix: str | None = None
+    """Suffix of a second file beside the first."""
     minimum_size: int = MINIMUM_SIZE
-    """Least height and width of images, in pixels."""
+    """Minimum height and width of images in pixels."""
 
 
-# torch.export takes a size of 1, which stride 32 makes of 32 pixels, for one that never changes.
-MORE_THAN_ONE = MINIMUM_SIZE + 1
-ONNX = ("onnx", "onnxscript", "onnxruntime")
+# At stride 32, images of 32 pixels have feature maps of size 1, which torch.export treats as a constant.
+TORCH_EXPORT_MINIMUM_SIZE = MINIMUM_SIZE + 1
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 FORMATS = {
     "onnx": Format(
-        ".onnx", "ONNX Runtime", onnx_file.write, onnx_file.open_file, deform_conv, ONNX, extra="onnx", nms=True
+        ".onnx",
+        "ONNX Runtime",
+        onnx_file.write,
+        onnx_file.open_file,
+        deform_conv,
+        ONNX_PACKAGES,
+        extra="onnx",
+        nms=True,
     ),
     "torch-export": Format(
         ".pt2",
@@ -54,7 +61,7 @@ FORMATS = {
         torch_file.write_program,
         torch_file.open_program,
         sample_grid,
-        minimum_size=MORE_THAN_ONE,
+        minimum_size=TORCH_EXPORT_MINIMUM_SIZE,
     ),
     "aoti": Format(
         ".aoti.pt2",
@@ -62,7 +69,7 @@ FORMATS = {
         torch_file.write_compiled,
         torch_file.open_compiled,
         sample_corners,
-        minimum_size=MORE_THAN_ONE,
+        minimum_size=TORCH_EXPORT_MINIMUM_SIZE,
     ),
     "openvino": Format(
         ".xml",
@@ -70,18 +77,19 @@ FORMATS = {
         openvino_file.write,
         openvino_file.open_file,
         sample_grid,
-        (*ONNX[:2], "openvino"),
+        (*ONNX_PACKAGES[:2], "openvino"),
         extra="openvino",
         nms=True,
-        beside=".bin",
+        second_suffix=".bin",
     ),
 }
 
 
 def check_packages(name: str) -> None:
-    """Raises UserError naming the packages of a format that are not installed."""
+    """Raises UserError if packages that a format needs are not installed."""
     chosen = FORMATS[name]
     missing = [package for package in chosen.packages if importlib.util.find_spec(package) is None]
     if missing:
-        needed = f"{' and '.join(missing)}, not installed here"
-        raise UserError(f"--format {name}: needs {needed}; pip install {' '.join(missing)}")
+        raise UserError(
+            f"--format {name}: needs {' and '.join(missing)}, not installed here; pip install {' '.join(missing)}"
+        )

@@ -1,4 +1,4 @@
-"""DANet of torch's own operators alone, for files that run where danet is not installed."""
+"""DANet built from torch's own operators only, for files that run where danet is not installed."""
 
 from collections.abc import Callable
 
@@ -13,23 +13,23 @@ from danet.models.safem import SaFEM
 from danet.ops import SDC
 
 Sample = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
-"""One of the functions of danet.export.deformable_sampling."""
+"""A function of danet.export.deformable_sampling."""
 
-EXAMPLE = (2, 64, 96)
-"""Batch, height and width that a network is traced with: all different, none of them 1, which torch.export would take
-for sizes that never change."""
+EXAMPLE_SHAPE = (2, 64, 96)
+"""Batch size, height and width of the images that a network is traced with. All differ and none is 1, because
+torch.export treats sizes of 1 as constants."""
 
 
 class BoxesAndScores(nn.Module):
-    """What a file computes, the network fused and decoded; nothing is suppressed.
+    """The fused network with decoded outputs, before non-maximum suppression: what an exported file computes.
 
-    Shapes: images ``[N, input_channels, H, W]`` as ``danet.data.normalize.normalize`` makes them -> boxes ``[N, P, 4]``
-    (x0, y0, x1, y1 in pixels of the images) and scores ``[N, P, classes]`` in [0, 1], all float32.
+    Takes normalized images ``[N, input_channels, H, W]`` (``danet.data.normalize.normalize``). Returns boxes
+    ``[N, P, 4]`` (x0, y0, x1, y1 in pixels of the images) and scores ``[N, P, classes]`` in [0, 1]; all are float32.
     """
 
     def __init__(self, model: DANet, sample: Sample) -> None:
         super().__init__()
-        self.network = of_standard_operators(model, sample)
+        self.network = use_standard_operators(model, sample)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         output = self.network(images)
@@ -37,11 +37,19 @@ class BoxesAndScores(nn.Module):
 
 
 class Predictions(nn.Module):
-    """A fused network with plain tensors as results: the logits of the four levels, then their deltas."""
+    """The fused network with plain tensors as outputs: the logits of the four levels, then their deltas.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> from danet.models import build_model
+        >>> network = Predictions(build_model(ModelConfig(name="danet_nano"))).eval()
+        >>> len(network(torch.zeros(1, 1, 64, 96)))
+        8
+    """
 
     def __init__(self, model: DANet) -> None:
         super().__init__()
-        self.network = of_standard_operators(model, deform_conv)
+        self.network = use_standard_operators(model, deform_conv)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         output = self.network(images)
@@ -49,20 +57,20 @@ class Predictions(nn.Module):
 
 
 def trace(network: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """The graph of ``network(images)`` for any batch, height and width, whatever those of ``images`` are."""
-    free = {0: torch.export.Dim("N"), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    """Traces ``network(images)`` with dynamic batch size, height and width."""
+    dynamic = {0: torch.export.Dim("N"), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     with torch.no_grad():
-        return torch.export.export(network, (images,), dynamic_shapes=(free,))
+        return torch.export.export(network, (images,), dynamic_shapes=(dynamic,))
 
 
-def example(model: DANet) -> Tensor:
-    """Images of the size EXAMPLE."""
-    batch, height, width = EXAMPLE
+def example_images(model: DANet) -> Tensor:
+    """Zero images of EXAMPLE_SHAPE."""
+    batch, height, width = EXAMPLE_SHAPE
     return torch.zeros(batch, model.config.input_channels, height, width)
 
 
-def of_standard_operators(model: DANet, sample: Sample) -> DANet:
-    """A fused float32 copy on the CPU with plain convolutions, ``sdc`` as ``sample`` computes it; for inference."""
+def use_standard_operators(model: DANet, sample: Sample) -> DANet:
+    """Returns a fused float32 copy on the CPU for inference, whose ``sdc`` is computed by ``sample``."""
     network = model.fused().cpu().float()
     _replace(network, sample)
     return network.eval().requires_grad_(False)
@@ -81,7 +89,7 @@ def _replace(parent: nn.Module, sample: Sample) -> None:
 
 
 class _Convolution(nn.Module):
-    """A FusedMBB without what the kernels of danet.ops have prepared of its weight."""
+    """A FusedMBB as a plain convolution, without the weight layouts that the kernels of danet.ops need."""
 
     weight: Tensor
     bias: Tensor
@@ -98,7 +106,7 @@ class _Convolution(nn.Module):
 
 
 class _SDC(nn.Module):
-    """An SDC whose samples are taken by ``sample``, its norm part of the convolution before it."""
+    """An SDC that samples with ``sample``; its norm is folded into the depthwise convolution."""
 
     weight: Tensor
     bias: Tensor
@@ -111,15 +119,17 @@ class _SDC(nn.Module):
             self.register_buffer(name, tensor.float().detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        around = F.conv2d(x, self.weight, self.bias, padding=1, groups=x.shape[1])
-        predicted = self.predictor(F.relu(around))
-        offsets = 2 * self.groups * self.kernel_size**2
-        sampled = self.sample(x, predicted[:, :offsets], predicted[:, offsets:], self.groups, self.kernel_size)
+        context = F.conv2d(x, self.weight, self.bias, padding=1, groups=x.shape[1])
+        predicted = self.predictor(F.relu(context))
+        offset_channels = 2 * self.groups * self.kernel_size**2
+        sampled = self.sample(
+            x, predicted[:, :offset_channels], predicted[:, offset_channels:], self.groups, self.kernel_size
+        )
         return self.projection(sampled)
 
 
 class _SaFEM(nn.Module):
-    """A SaFEM by its gate, which is torch's softmax."""
+    """A SaFEM (Scale-aware Feature Enhancement Module) without its fused kernel: the gate times the input."""
 
     def __init__(self, module: SaFEM) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ONNX files: written from a network, run by ONNX Runtime."""
+"""Writes networks as ONNX files and runs these files in ONNX Runtime."""
 
 import contextlib
 import json
@@ -12,23 +12,36 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from danet.export import description as descriptions
 from danet.export.network import trace
-from danet.utils.errors import UserError
+from danet.inference import export_description
+from danet.inference.onnx_network import open_session
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime
 
 OPSET = 22
-"""The first whose DeformConv takes the types that sdc has."""
+"""The first ONNX opset whose DeformConv accepts all dtypes of ``sdc``, bfloat16 included."""
 
 
 def export_onnx(network: nn.Module, images: Tensor, path: str | os.PathLike, *, names: Sequence[str]) -> None:
-    """Writes ``network(images)`` as an ONNX file with results called ``names``; any batch and image size.
+    """Writes a network as an ONNX file for any batch and image size.
+
+    Args:
+        network: a module of torch's own operators, such as ``Predictions``.
+        images: an example input ``[N, C, H, W]``, see ``EXAMPLE_SHAPE``.
+        path: the file to write.
+        names: names of the outputs of ``network(images)``.
 
     Raises:
-        ImportError: where onnx and onnxscript are not installed.
+        ImportError: onnx or onnxscript is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> network, images = nn.Conv2d(1, 2, 3).eval(), torch.zeros(2, 1, 32, 48)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_onnx(network, images, f"{folder}/a.onnx", names=["features"])
+        ...     open_session(f"{folder}/a.onnx").get_outputs()[0].name
+        'features'
     """
     import onnx
 
@@ -42,14 +55,14 @@ def write(network: nn.Module, images: Tensor, path: Path, description: dict, *, 
     model = to_onnx(network, images, ["boxes", "scores"])
     if nms:
         add_nms(model, description["thresholds"])
-    onnx.helper.set_model_props(model, {descriptions.KEY: json.dumps(description)})
+    onnx.helper.set_model_props(model, {export_description.KEY: json.dumps(description)})
     model.producer_name, model.producer_version = "danet", description["danet"]
     onnx.save(model, path)
 
 
 def to_onnx(network: nn.Module, images: Tensor, names: Sequence[str]) -> "onnx.ModelProto":
-    """The model of ``network(images)``, for any batch and image size."""
-    with _quiet():
+    """Converts a network to an ONNX model for any batch and image size, see ``export_onnx``."""
+    with _without_warnings():
         program = torch.onnx.export(
             trace(network, images),
             input_names=["images"],
@@ -60,19 +73,19 @@ def to_onnx(network: nn.Module, images: Tensor, names: Sequence[str]) -> "onnx.M
             external_data=False,
             verbose=False,
         )
-    assert program is not None  # without a path to write to, it is given back
+    assert program is not None  # it is returned because no path is given
     model = program.model_proto
     for value in (*model.graph.input, *model.graph.output):
-        _name_sizes(value)
-    del model.graph.value_info[:]  # shapes of everything between, in symbols that nobody reads
+        _name_dimensions(value)
+    del model.graph.value_info[:]  # shapes of intermediate values in unreadable symbols
     return model
 
 
 def add_nms(model: "onnx.ModelProto", thresholds: dict) -> None:
-    """Adds the output "selected", int64 ``[M, 3]``: (image, 0, position) of what ONNX's NonMaxSuppression leaves.
+    """Adds the output "selected", int64 ``[M, 3]``: (image, 0, position) of the boxes that NonMaxSuppression keeps.
 
-    As in ``danet.boxes.select`` each position speaks for its best class, and suppression runs over all classes at once.
-    Of an image the best come first.
+    As in ``danet.boxes.select``, the score of a position is that of its best class, and suppression runs over all
+    classes at once. The boxes of an image are sorted by decreasing score.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -80,7 +93,7 @@ def add_nms(model: "onnx.ModelProto", thresholds: dict) -> None:
         model.graph.initializer.append(numpy_helper.from_array(torch.tensor(value, dtype=dtype).numpy(), name))
         return name
 
-    best = constant("nms_classes_axis", [2], torch.int64)
+    class_axis = constant("nms_classes_axis", [2], torch.int64)
     limits = [
         constant("nms_max_detections", [thresholds["max_detections"]], torch.int64),
         constant("nms_iou_threshold", [thresholds["iou_threshold"]], torch.float32),
@@ -88,7 +101,7 @@ def add_nms(model: "onnx.ModelProto", thresholds: dict) -> None:
     ]
     model.graph.node.extend(
         [
-            helper.make_node("ReduceMax", ["scores", best], ["nms_best"], keepdims=1),
+            helper.make_node("ReduceMax", ["scores", class_axis], ["nms_best"], keepdims=1),
             helper.make_node("Transpose", ["nms_best"], ["nms_scores"], perm=[0, 2, 1]),
             helper.make_node("NonMaxSuppression", ["boxes", "nms_scores", *limits], ["selected"]),
         ]
@@ -96,38 +109,17 @@ def add_nms(model: "onnx.ModelProto", thresholds: dict) -> None:
     model.graph.output.append(helper.make_tensor_value_info("selected", TensorProto.INT64, ["M", 3]))
 
 
-def open_session(path: str | os.PathLike) -> "onnxruntime.InferenceSession":
-    """ONNX Runtime with the file, on the CPU with as many threads as torch has.
-
-    Raises:
-        UserError: naming the file, if it is missing or cannot be run; naming the package, if that is missing.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(f"{path}: needs onnxruntime, which is not installed; pip install onnxruntime") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its threads would slow torch's
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes have no common one but this
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: onnxruntime {onnxruntime.__version__} cannot run it ({reason})") from error
-
-
 def open_file(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], dict]:
-    """The file as a function of images that gives all its outputs, and its description."""
+    """Returns the file as a function from images to its outputs, and its description."""
     session = open_session(path)
-    description = descriptions.read(session.get_modelmeta().custom_metadata_map.get(descriptions.KEY), path)
+    description = export_description.parse(
+        session.get_modelmeta().custom_metadata_map.get(export_description.KEY), path
+    )
     return lambda images: [torch.from_numpy(out) for out in session.run(None, {"images": images.numpy()})], description
 
 
-def _name_sizes(value: "onnx.ValueInfoProto") -> None:
-    """Short names for free sizes: N, H and W of the input; those of outputs are left open."""
+def _name_dimensions(value: "onnx.ValueInfoProto") -> None:
+    """Names the dynamic dimensions of the input N, H and W, and the batch of outputs N; others get no name."""
     for position, size in enumerate(value.type.tensor_type.shape.dim):
         if size.HasField("dim_param"):
             size.dim_param = "N" if position == 0 else {2: "H", 3: "W"}[position] if value.name == "images" else ""
@@ -136,8 +128,8 @@ def _name_sizes(value: "onnx.ValueInfoProto") -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch.onnx says of packages that a DANet does not need."""
+def _without_warnings() -> Iterator[None]:
+    """Hides messages of torch.onnx about optional packages, in this block only."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

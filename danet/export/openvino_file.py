@@ -1,7 +1,8 @@
-"""OpenVINO's files (.xml with the weights in a .bin beside it).
+"""Writes OpenVINO files (.xml, with the weights in a .bin beside it) and runs them.
 
-They are read from ONNX whose ``sdc`` is GridSample. OpenVINO has no rule for ONNX's DeformConv; given one by a
-conversion extension its DeformableConvolution gives the same numbers, but takes twice as long with one channel a group.
+OpenVINO reads an ONNX file in which ``sdc`` is computed by GridSample, because it cannot read ONNX's DeformConv. With a
+conversion extension to OpenVINO's DeformableConvolution the results are the same, but the network takes twice as long,
+because each group has only one channel.
 """
 
 import json
@@ -12,33 +13,33 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from danet.export import description as descriptions
 from danet.export import onnx_file
+from danet.inference import export_description
 
-INFO = ["model_info", descriptions.KEY]
-"""Where ``Model.get_rt_info`` finds the description."""
+DESCRIPTION_PATH = ["model_info", export_description.KEY]
+"""The argument of ``Model.get_rt_info`` for the description."""
 
 
 def write(network: nn.Module, images: Tensor, path: Path, description: dict, *, nms: bool = False) -> None:
-    """Writes ``path`` and its .bin, weights in float32; ``nms`` as in ``onnx_file.write``."""
+    """Writes ``path`` and the .bin beside it, with float32 weights; ``nms`` as in ``onnx_file.write``."""
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
-        between = Path(folder) / "network.onnx"
-        onnx_file.write(network, images, between, description, nms=nms)
-        # Not openvino.convert_model, which reports its use to OpenVINO's makers.
-        model = openvino.Core().read_model(between)
-    model.set_rt_info(json.dumps(description), INFO)
+        onnx_path = Path(folder) / "network.onnx"
+        onnx_file.write(network, images, onnx_path, description, nms=nms)
+        # openvino.convert_model would send telemetry.
+        model = openvino.Core().read_model(onnx_path)
+    model.set_rt_info(json.dumps(description), DESCRIPTION_PATH)
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def open_file(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], dict]:
-    """The file as a function of images that gives all its outputs, and its description."""
+    """Returns the file as a function from images to its outputs, and its description."""
     import openvino
 
     core = openvino.Core()
     model = core.read_model(path)
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = core.compile_model(model, "CPU", options)
-    description = descriptions.read(model.get_rt_info(INFO).astype(str), path)
+    description = export_description.parse(model.get_rt_info(DESCRIPTION_PATH).astype(str), path)
     return lambda images: [torch.from_numpy(out) for out in compiled(images.numpy()).values()], description

@@ -1,1 +1,1 @@
-"""Running a trained detector on images, data sets and videos."""
+"""Runs a trained detector on images, datasets, videos and cameras."""

@@ -1,4 +1,4 @@
-"""The boxes of a run as CSV and JSON, written while they are found: a run may be longer than memory."""
+"""Writes boxes as CSV and JSON while they are found, because a run may be longer than memory."""
 
 import csv
 import json
@@ -6,51 +6,64 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from danet.boxes import Detections
+from danet.data.video import Frame
 from danet.utils.files import atomic_path
-
-if TYPE_CHECKING:
-    from danet.boxes import Detections
-    from danet.data.video import Frame
 
 COLUMNS = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1")
 
 
-class BoxTables:
-    """``boxes.csv`` and ``boxes.json``; a row a box, corners in pixels of the source.
+class BoxFiles:
+    """Writes ``boxes.csv`` and ``boxes.json``: one row per box, corners in pixels of the source.
 
-    The files appear whole at the end of the ``with`` block, also after Ctrl-C or an error: with what was added up to
-    there.
+    The files appear at the end of the ``with`` block. After Ctrl-C or an error they hold what was added before it.
+
+    Attributes:
+        paths: the files.
+        frames, frames_with_boxes: number of frames that were added, and of those with at least one box.
+        counts: number of boxes of each class.
+        footer: values that the JSON file gets after the boxes.
 
     Args:
-        csv, json: where to; None leaves the file out.
-        head: what stands in the JSON before the boxes.
+        csv, json: paths; None omits the file.
+        header: values that the JSON file gets before the boxes.
         classes: names of the labels.
+
+    Example:
+        >>> import tempfile, torch
+        >>> frame = Frame("a.png", 0, None)
+        >>> detections = Detections(torch.tensor([[1.0, 2.0, 9.0, 8.0]]), torch.tensor([0.9]), torch.tensor([0]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with BoxFiles(Path(folder) / "boxes.csv", None, {}, ["drone"]) as boxes:
+        ...         boxes.add(frame, detections)
+        ...     (Path(folder) / "boxes.csv").read_text().splitlines()[1]
+        'a.png,0,drone,0.9,1.0,2.0,9.0,8.0'
     """
 
-    def __init__(self, csv: Path | None, json: Path | None, head: dict, classes: Sequence[str]) -> None:
+    def __init__(self, csv: Path | None, json: Path | None, header: dict, classes: Sequence[str]) -> None:
         self.paths = [path for path in (csv, json) if path is not None]
         self.frames = self.frames_with_boxes = 0
         self.counts: Counter[str] = Counter()
-        self.tail: dict = {}
-        """More for the end of the JSON."""
-        self._places = {"csv": csv, "json": json}
-        self._head = head
+        self.footer: dict = {}
+        self._csv_path, self._json_path = csv, json
+        self._header = header
         self._classes = classes
         self._stack = ExitStack()
         self._csv: TextIO | None = None
         self._json: TextIO | None = None
 
-    def __enter__(self) -> "BoxTables":
-        self._csv, self._json = (self._open(self._places[kind]) for kind in ("csv", "json"))
+    def __enter__(self) -> "BoxFiles":
+        self._csv, self._json = self._open(self._csv_path), self._open(self._json_path)
         if self._csv is not None:
             csv.writer(self._csv, lineterminator="\n").writerow(COLUMNS)
         if self._json is not None:
-            self._json.write(json.dumps(self._head, indent=2)[:-2] + ',\n  "boxes": [')
+            self._json.write(json.dumps(self._header, indent=2)[:-2] + ',\n  "boxes": [')
         return self
 
-    def add(self, frame: "Frame", detections: "Detections") -> None:
+    def add(self, frame: Frame, detections: Detections) -> None:
+        """Adds the boxes of a frame to the files."""
         rows = [
             (frame.name, frame.index, self._classes[label], round(score, 4), *(round(value, 2) for value in box))
             for box, score, label in zip(
@@ -60,8 +73,8 @@ class BoxTables:
         if self._csv is not None:
             csv.writer(self._csv, lineterminator="\n").writerows(rows)
         if self._json is not None:
-            for n, row in enumerate(rows):
-                self._json.write(",\n    " if n or self.counts else "\n    ")
+            for index, row in enumerate(rows):
+                self._json.write(",\n    " if index or self.counts else "\n    ")
                 self._json.write(json.dumps(dict(zip(COLUMNS, row, strict=True))))
         self.counts.update(row[2] for row in rows)
         self.frames += 1
@@ -69,8 +82,8 @@ class BoxTables:
 
     def __exit__(self, *_: object) -> None:
         if self._json is not None:
-            tail = json.dumps({"frames": self.frames, **self.tail}, indent=2)[1:]
-            self._json.write(("\n  ]," if self.counts else "],") + tail + "\n")
+            footer = json.dumps({"frames": self.frames, **self.footer}, indent=2)[1:]
+            self._json.write(("\n  ]," if self.counts else "],") + footer + "\n")
         self._stack.close()
 
     def _open(self, path: Path | None) -> TextIO | None:

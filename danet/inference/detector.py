@@ -1,45 +1,70 @@
-"""The trained detector as people call it: an image in, boxes in that image's pixels out."""
+"""The public detector: an image in, boxes in the pixels of that image out."""
 
 import copy
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import torch
 
 from danet.boxes import Detections
+from danet.config import ModelConfig
 from danet.data.normalize import intensity_range, normalize
 from danet.data.transforms import letterbox
 from danet.models import DANet
 from danet.models.danet import MINIMUM_SIZE
-from danet.models.deployed import DeployedDANet
 from danet.utils.image_io import read_image
 
-if TYPE_CHECKING:
-    from danet.inference.onnx_network import OnnxNetwork
+
+class Network(Protocol):
+    """What a ``Detector`` runs: a ``DANet``, a ``DeployedDANet`` or an ``OnnxNetwork``."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __call__(self, images: torch.Tensor, /) -> Any: ...
+    def decode(
+        self, output: Any, /, *, score_threshold: float, iou_threshold: float, max_detections: int
+    ) -> list[Detections]: ...
+
+
+class DeployableNetwork(Network, Protocol):
+    """What a ``Detector`` is made of: a ``DANet`` or an ``OnnxNetwork``."""
+
+    def deploy(self, *, dtype: torch.dtype) -> Network: ...
 
 
 class Detector:
-    """A model together with its preprocessing and its thresholds.
+    """A trained network with its preprocessing and its thresholds.
 
     Args:
-        model: a trained DANet; a deployed copy of it is used (``DANet.deploy``), the model stays as it is. Or
-            an OnnxNetwork, which takes a deployed one's place.
-        score_threshold: detections with a lower score are left out.
-        iou_threshold: a detection is dropped where a better one overlaps it by more.
-        max_detections: at most so many detections an image.
-        input_size: (height, width), or one number for a square, every image is letterboxed to; None keeps
-            native sizes.
-        metadata: what was saved beside the weights.
-        dtype: of the network, torch.float32, bfloat16 or float16.
-        deploy: False takes a plain copy of the model instead, to compare.
+        model: a trained DANet or an OnnxNetwork. The detector runs ``model.deploy()``; the model does not change.
+        score_threshold: detections with a lower score are dropped.
+        iou_threshold: non-maximum suppression drops a detection whose IoU with a better one is larger.
+        max_detections: maximum number of detections per image.
+        input_size: (height, width) in pixels that every image is letterboxed to, or one number for a square; None
+            keeps the size of each image.
+        metadata: what the weights file stores beside the weights.
+        dtype: of the network: torch.float32, bfloat16 or float16.
+        deploy: False runs a copy of the DANet that is not fused, for comparison.
+
+    Raises:
+        ValueError: a threshold does not lie between 0 and 1.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> from danet.models import build_model
+        >>> detector = Detector(build_model(ModelConfig(name="danet_nano")), score_threshold=0.9)
+        >>> detector(np.zeros((64, 96), np.uint8)).boxes.shape
+        torch.Size([0, 4])
     """
 
     def __init__(
         self,
-        model: "DANet | OnnxNetwork",
+        model: DeployableNetwork,
         *,
         score_threshold: float = 0.5,
         iou_threshold: float = 0.5,
@@ -54,7 +79,7 @@ class Detector:
                 raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
         if isinstance(input_size, int):
             input_size = (input_size, input_size)
-        self.model: DANet | DeployedDANet | OnnxNetwork = (
+        self.model: Network = (
             copy.deepcopy(model).eval().to(dtype)
             if not deploy and isinstance(model, DANet)
             else model.deploy(dtype=dtype)
@@ -68,23 +93,39 @@ class Detector:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; ``Detections.labels`` are indices into it."""
+        """Names of the classes; ``Detections.labels`` are indices into this list."""
         return self.model.config.classes
 
     def __call__(self, image: np.ndarray | str | os.PathLike) -> Detections:
-        """Detects in one image: a path, or ``[H, W]`` / ``[H, W, 3]`` (BGR) of uint8 or uint16."""
+        """Detects in one image.
+
+        Args:
+            image: a path, or an array ``[H, W]`` or ``[H, W, 3]`` (BGR) of uint8 or uint16.
+
+        Returns:
+            Boxes ``[M, 4]`` (x0, y0, x1, y1 in pixels of the image), scores ``[M]`` in decreasing order, and labels
+            ``[M]``, on the CPU.
+
+        Raises:
+            TypeError: the image has another type or dtype.
+            ValueError: the array has another shape or no pixels.
+            UserError: the file is missing or is not a readable image.
+        """
         return self.batch([image])[0]
 
     def batch(self, images: list[np.ndarray | str | os.PathLike]) -> list[Detections]:
-        """Detects in several images at once; where sizes differ, the smaller ones are padded."""
+        """Detects in several images at once; if their sizes differ, the smaller ones are padded."""
         return self.postprocess(*self.forward(*self.preprocess(images))) if images else []
 
     def preprocess(
         self, images: Sequence[np.ndarray | str | os.PathLike]
     ) -> tuple[torch.Tensor, list[tuple[int, int, float, tuple[float, float]]]]:
-        """Reads, letterboxes and normalises: ``[N, C, H, W]`` float32, and what ``postprocess`` needs of each image.
+        """Reads, letterboxes and normalizes images into a batch ``[N, C, H, W]`` of float32.
 
-        Smaller images of a batch are padded at the right and bottom with 0, the normalised median.
+        Smaller images of a batch are padded at the right and at the bottom with 0, the normalized median.
+
+        Returns:
+            The batch, and for each image what ``postprocess`` needs: height, width, letterbox scale and offset.
         """
         channels = self.model.config.input_channels
         placed, geometry = [], []
@@ -93,7 +134,7 @@ class Detector:
             if channels == 1 and array.ndim == 3:
                 array = cv2.cvtColor(array, cv2.COLOR_BGR2GRAY)
             height, width = array.shape[:2]
-            frame = intensity_range(array)  # of the image alone: letterbox's padding has no say
+            frame = intensity_range(array)  # before the letterbox, whose padding must not count
             scale, offset = 1.0, (0.0, 0.0)
             if self.input_size is not None and (height, width) != tuple(self.input_size):
                 array, _, (scale, offset) = letterbox(array, np.zeros((0, 4), np.float32), self.input_size)
@@ -109,27 +150,27 @@ class Detector:
 
     @torch.inference_mode()
     def forward(self, batch: torch.Tensor, geometry: list) -> tuple[Any, list]:
-        """Runs the network on the model's device; its output is what the model's own ``decode`` takes."""
+        """Runs the network on its device; returns its output for ``decode``, and ``geometry`` unchanged."""
         return self.model(batch.to(self.device, self.dtype, memory_format=torch.channels_last)), geometry
 
     @torch.inference_mode()
     def postprocess(self, output: Any, geometry: list) -> list[Detections]:
-        """Thresholds, suppresses, and maps boxes back into the images, clipped to them; on the CPU."""
+        """Applies thresholds and NMS, maps the boxes to pixels of the images and clips them; returns CPU tensors."""
         results = []
-        found = self.model.decode(
+        decoded = self.model.decode(
             output,
             score_threshold=self.score_threshold,
             iou_threshold=self.iou_threshold,
             max_detections=self.max_detections,
         )
-        for detections, (height, width, scale, (x, y)) in zip(found, geometry, strict=True):
+        for detections, (height, width, scale, (x, y)) in zip(decoded, geometry, strict=True):
             if len(detections.scores) == 0:
                 results.append(Detections(*(values.cpu() for values in detections)))
                 continue
             boxes = (detections.boxes.cpu() - torch.tensor([x, y, x, y])) / scale
             limits = torch.tensor([width, height, width, height], dtype=boxes.dtype)
             boxes = torch.minimum(boxes.clamp(min=0), limits)
-            inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)  # a box in the padding is no box
+            inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)  # drop boxes that lie in the padding
             kept = (boxes, detections.scores.cpu(), detections.labels.cpu())
             results.append(Detections(*(values[inside] for values in kept)))
         return results

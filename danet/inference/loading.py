@@ -8,15 +8,19 @@ import torch
 
 from danet.checkpoint import SHIPPED, load_weights
 from danet.inference.detector import Detector
+from danet.models.danet import MINIMUM_SIZE
 from danet.utils.errors import UserError
 
 
 def load(weights: str | os.PathLike | None = None, device: str | torch.device = "cpu", **options: Any) -> Detector:
-    """Loads a detector from a weights file or an exported .onnx, by default the package's own; ``options`` are those of
-    ``Detector``.
+    """Loads a detector, see ``danet.load``; ``options`` are those of ``Detector``.
 
     Raises:
-        UserError: naming the file, if it is missing or not a DANet's weights.
+        UserError: the file is missing or does not hold the weights of a DANet.
+
+    Example:
+        >>> load(score_threshold=0.3).score_threshold
+        0.3
     """
     weights = SHIPPED if weights is None else weights
     if is_onnx(weights):
@@ -26,24 +30,61 @@ def load(weights: str | os.PathLike | None = None, device: str | torch.device = 
 
 
 def is_onnx(weights: str | os.PathLike) -> bool:
-    """Whether ``load`` takes the file for an exported one."""
+    """Whether ``load`` treats the file as an ONNX file: by its suffix."""
     return Path(weights).suffix.lower() == ".onnx"
 
 
-def _load_onnx(path: str | os.PathLike, device: str | torch.device, **options: Any) -> Detector:
-    """A detector of the file; thresholds and input size are the file's where ``options`` have none.
+def choose_device(name: str, weights: str | os.PathLike | None = None) -> str:
+    """Resolves the option ``--device``: ``auto`` is a GPU if there is one, and the CPU for an ONNX file.
 
     Raises:
-        UserError: for what is no such file, and for a device, dtype or form that it cannot have.
+        UserError: the device is not available.
+
+    Example:
+        >>> choose_device("auto", "model.onnx")
+        'cpu'
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() and not is_onnx(weights or "") else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"--device {name}: not available here ({reason})") from error
+    return name
+
+
+def parse_size(values: list[int] | None) -> tuple[int, int] | None:
+    """Resolves the option ``--input_size`` to (height, width) in pixels; None keeps the size of each image.
+
+    Raises:
+        UserError: there are more than two values, or one below the minimum size of the network.
+
+    Example:
+        >>> parse_size([320])
+        (320, 320)
+    """
+    if values is None:
+        return None
+    if len(values) not in (1, 2) or min(values) < MINIMUM_SIZE:
+        raise UserError(f"--input_size: height and width must be at least {MINIMUM_SIZE} pixels, got {values}")
+    return values[0], values[-1]
+
+
+def _load_onnx(path: str | os.PathLike, device: str | torch.device, **options: Any) -> Detector:
+    """Loads an ONNX file of ``danet export``; thresholds and input size default to those stored in the file.
+
+    Raises:
+        UserError: the file cannot be read, or ``options`` ask for what an ONNX file does not have.
     """
     from danet.inference.onnx_network import OnnxNetwork
 
     if torch.device(device).type != "cpu":
-        raise UserError(f"{path}: an ONNX file runs on the CPU here, not on {device}")
+        raise UserError(f"{path}: an ONNX file runs only on the CPU, got device {device}")
     if options.get("dtype", torch.float32) != torch.float32:
-        raise UserError(f"{path}: an ONNX file computes in float32, not in another dtype")
+        raise UserError(f"{path}: an ONNX file computes in float32, got {options['dtype']}")
     if not options.get("deploy", True):
-        raise UserError(f"{path}: an ONNX file holds the fused form alone, not the trained one")
+        raise UserError(f"{path}: an ONNX file holds only the fused network; use the .safetensors file instead")
     network = OnnxNetwork(path)
     size = network.description["preprocessing"]["input_size"]
     defaults = {**network.description["thresholds"], "input_size": None if size is None else tuple(size)}

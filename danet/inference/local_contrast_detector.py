@@ -1,4 +1,4 @@
-"""A detector made of the local-contrast filter alone: a classical baseline, nothing learned."""
+"""A classical baseline: a detector that consists of the local-contrast filter, without a trained network."""
 
 import os
 from collections.abc import Sequence
@@ -8,23 +8,30 @@ import torch
 from torch import Tensor
 
 from danet.boxes import Detections, nms
+from danet.data.coco_dataset import ImageRecord
 from danet.data.normalize import normalize
 from danet.losses.local_contrast import find_peaks, local_contrast, significance
 from danet.utils.image_io import read_image
 
-HALFWAY = 20.0
-"""Standard deviations above the mean at which a spot scores 0.5."""
+HALF_SCORE_SIGNIFICANCE = 20.0
+"""Significance, in standard deviations above the mean, at which a peak has the score 0.5 (our decision)."""
 
 
 class LocalContrastDetector:
-    """Calls every spot that stands out a target; takes a ``danet.inference.detector.Detector``'s place in ``predict``.
+    """Detects every peak of the local contrast; a replacement for ``Detector`` in ``predict``.
 
-    A box is a multiple of its spot's cell, ``calibrate`` finds which. A score is s / (s + HALFWAY) of the
-    ``significance`` s.
+    The score of a peak of significance s is s / (s + HALF_SCORE_SIGNIFICANCE). Its box is centred on the peak, and a
+    multiple of the filter cell in size; ``calibrate`` measures the multiple.
 
     Args:
         target: name of the only class.
-        score_threshold, iou_threshold, max_detections: as ``Detector`` has them.
+        device: where the filter runs.
+        score_threshold, iou_threshold, max_detections: as for ``Detector``.
+
+    Example:
+        >>> detector = LocalContrastDetector("drone")
+        >>> detector.classes, detector.box_size
+        (['drone'], (1.0, 1.0))
     """
 
     def __init__(
@@ -42,12 +49,12 @@ class LocalContrastDetector:
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
         self.box_size = (1.0, 1.0)
-        """Width and height of a box in sides of its cell."""
+        """Width and height of a box as multiples of the side of its cell."""
 
-    def calibrate(self, records: Sequence) -> None:
-        """Makes boxes as wide and high as those of ``records`` (``ImageRecord``) are drawn: by the median.
+    def calibrate(self, records: Sequence[ImageRecord]) -> None:
+        """Sets ``box_size`` to the median ratio of the annotated boxes of ``records`` to their cells.
 
-        Without a target in them that is found, boxes stay as they are.
+        If no target of ``records`` has a peak inside its box, ``box_size`` does not change.
         """
         ratios = []
         for record in records:
@@ -64,7 +71,7 @@ class LocalContrastDetector:
             self.box_size = tuple(np.median(ratios, axis=0).tolist())
 
     def preprocess(self, paths: Sequence[str | os.PathLike]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Reads and normalises images of one size: ``[N, 1, H, W]`` float32, and height and width of each."""
+        """Reads and normalizes images of one size to ``[N, 1, H, W]`` float32; also returns heights and widths."""
         images = np.stack([normalize(read_image(path)) for path in paths])
         return torch.from_numpy(images), [images.shape[2:]] * len(images)
 
@@ -74,20 +81,20 @@ class LocalContrastDetector:
 
     @torch.inference_mode()
     def postprocess(self, output: tuple[Tensor, Tensor], geometry: list) -> list[Detections]:
-        """Boxes around the peaks, clipped to the image, the weaker of two that overlap suppressed; on the CPU."""
+        """Boxes around the peaks, after thresholding, clipping to the image and NMS; on the CPU."""
         contrast, side = output
         results = []
-        # More candidates than boxes: a spot may have several peaks.
+        # Take more candidates than boxes, because one target may have several peaks.
         peaks = find_peaks(significance(contrast), 4 * self.max_detections)
         for image, (values, y, x) in enumerate(zip(*peaks, strict=True)):
-            scores = values / (values + HALFWAY)
-            found = scores > self.score_threshold
-            cell = side[image, y, x][found]
-            centre = torch.stack([x, y], dim=1)[found] + 0.5
+            scores = values / (values + HALF_SCORE_SIGNIFICANCE)
+            kept = scores > self.score_threshold
+            cell = side[image, y, x][kept]
+            centre = torch.stack([x, y], dim=1)[kept] + 0.5
             half = cell[:, None] * torch.tensor(self.box_size, device=cell.device) / 2
             limits = torch.tensor(geometry[image][::-1], device=cell.device)
             boxes = torch.cat([(centre - half).clamp(min=0), torch.minimum(centre + half, limits)], dim=1)
-            kept = nms(boxes, scores[found], self.iou_threshold)[: self.max_detections]
-            labels = torch.zeros(len(kept), dtype=torch.int64)
-            results.append(Detections(boxes[kept].cpu(), scores[found][kept].cpu(), labels))
+            best = nms(boxes, scores[kept], self.iou_threshold)[: self.max_detections]
+            labels = torch.zeros(len(best), dtype=torch.int64)
+            results.append(Detections(boxes[best].cpu(), scores[kept][best].cpu(), labels))
         return results

@@ -1,23 +1,28 @@
-"""An exported ONNX file in a network's place: what ``danet.load("model.onnx")`` returns a Detector of."""
+"""Runs a file of ``danet export`` in ONNX Runtime, as the network of a ``Detector``."""
 
 import functools
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from danet.boxes import Detections, select
 from danet.config import ModelConfig
-from danet.export import description as descriptions
-from danet.export.onnx_file import open_session
+from danet.inference import export_description
+from danet.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 class OnnxNetwork:
-    """Called as a ``DeployedDANet``, computed by ONNX Runtime on the CPU in float32.
+    """A drop-in replacement for a ``DeployedDANet``, computed by ONNX Runtime on the CPU in float32.
 
     Raises:
-        UserError: naming the file, if it is missing or not one that ``danet export`` has written.
+        UserError: the file is missing, cannot be run, or was not written by ``danet export``; or onnxruntime is not
+            installed.
     """
 
     device = torch.device("cpu")
@@ -25,7 +30,7 @@ class OnnxNetwork:
     def __init__(self, path: str | os.PathLike) -> None:
         self.session = open_session(path)
         properties = self.session.get_modelmeta().custom_metadata_map
-        self.description = descriptions.read(properties.get(descriptions.KEY), path)
+        self.description = export_description.parse(properties.get(export_description.KEY), path)
         self.config = ModelConfig(**self.description["model"])
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,14 +40,38 @@ class OnnxNetwork:
         return boxes, scores
 
     def deploy(self, *, dtype: torch.dtype) -> "OnnxNetwork":
-        """Itself: it is fused already."""
+        """Returns ``self``, which is fused already. Raises ValueError unless ``dtype`` is float32."""
         if dtype != torch.float32:
             raise ValueError(f"OnnxNetwork: dtype must be float32, got {dtype}")
         return self
 
     def decode(self, output: tuple[Tensor, Tensor], **options: Any) -> list[Detections]:
-        """As ``DANet.decode``."""
+        """Detections of every image, see ``DANet.decode``."""
         return [
             select(functools.partial(torch.Tensor.__getitem__, boxes), scores, **options)
             for boxes, scores in zip(*output, strict=True)
         ]
+
+
+def open_session(path: str | os.PathLike) -> "onnxruntime.InferenceSession":
+    """Opens an ONNX file in ONNX Runtime on the CPU, with as many threads as torch has.
+
+    Raises:
+        UserError: the file is missing or cannot be run, or onnxruntime is not installed.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(f"{path}: needs onnxruntime, which is not installed; pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that spin while they wait would slow torch's threads.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no other common base class
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: onnxruntime {onnxruntime.__version__} cannot run it ({reason})") from error

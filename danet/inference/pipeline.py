@@ -1,7 +1,7 @@
-"""Work that overlaps: what comes before and after the network runs in threads of its own, joined by bounded queues, or,
-where the network takes all cores, in turns with it.
-"""
+"""Threads that read ahead of the network and write behind it, connected by bounded queues."""
 
+import contextlib
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,179 +10,162 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 5.0
-"""Seconds that closing waits for a thread which a device or a disk holds up."""
+JOIN_TIMEOUT_S = 5.0
+"""How long leaving a Prefetcher waits for its thread, which a camera or a disk may block."""
+
+POLL_INTERVAL_S = 0.5
+"""On some systems Ctrl-C interrupts only waits with a timeout."""
 
 
-class _Queue:
-    """At most ``depth`` items between two threads."""
+class Prefetcher(Generic[T]):
+    """Iterates over ``items`` in a thread that is at most ``depth`` items ahead of the consumer.
 
-    def __init__(self, depth: int) -> None:
-        self.items: deque = deque()
-        self.depth = depth
-        self.ended = False  # nothing more comes
-        self.closed = False  # nothing more is wanted
-        self.error: BaseException | None = None
-        self.changed = threading.Condition()
+    The thread waits while the queue is full. With ``drop`` it discards the oldest item instead and counts it in
+    ``dropped``, because a camera does not wait. An error of ``items`` is raised after the items before it. Leaving the
+    ``with`` block ends the thread and closes ``items``.
 
-    def wait(self, ready: Callable[[], bool]) -> None:
-        # In short waits: one without an end would keep Ctrl-C from the main thread on some systems.
-        while not self.changed.wait_for(ready, timeout=0.5):
-            pass
-
-
-class Ahead(Generic[T]):
-    """Iterates over ``items`` in a thread, at most ``depth`` of them ahead of whoever takes them.
-
-    With ``drop`` the thread does not wait when the queue is full: the oldest item is dropped and counted in
-    ``dropped``, as a camera demands that does not wait either. An error of ``items`` is raised where the next item is
-    asked for. Used in a ``with`` block, whose end stops the thread.
+    Example:
+        >>> with Prefetcher(range(3), depth=2) as prefetcher:
+        ...     list(prefetcher)
+        [0, 1, 2]
     """
 
     def __init__(self, items: Iterable[T], *, depth: int, drop: bool = False) -> None:
         self.dropped = 0
         self._drop = drop
-        self._queue = _Queue(depth)
+        self._queue: queue.Queue = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._error: BaseException | None = None
+        # A daemon, unlike an executor's threads: a camera that blocks must not keep the process from exiting.
         self._thread = threading.Thread(target=self._run, args=(items,), daemon=True)
 
-    def __enter__(self) -> "Ahead[T]":
+    def __enter__(self) -> "Prefetcher[T]":
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._queue.changed:
-            self._queue.closed = True
-            self._queue.changed.notify_all()
-        self._thread.join(PATIENCE)
+        self._stopped.set()
+        # A thread that waits for a free place in the queue gets one, and then stops.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+        self._thread.join(JOIN_TIMEOUT_S)
 
     def __iter__(self) -> Iterator[T]:
-        queue = self._queue
         while True:
-            with queue.changed:
-                queue.wait(lambda: bool(queue.items) or queue.ended)
-                if not queue.items:
-                    if queue.error is not None:
-                        raise queue.error
-                    return
-                item = queue.items.popleft()
-                queue.changed.notify_all()
+            try:
+                item = self._queue.get(timeout=POLL_INTERVAL_S)
+            except queue.Empty:
+                continue
+            if item is self:  # the mark of the end
+                break
             yield item
+        if self._error is not None:
+            raise self._error
 
     def _run(self, items: Iterable[T]) -> None:
-        queue = self._queue
         try:
             for item in items:
-                with queue.changed:
-                    if self._drop and len(queue.items) == queue.depth:
-                        queue.items.popleft()
+                if self._drop and self._queue.full():
+                    with contextlib.suppress(queue.Empty):  # the consumer may have been faster
+                        self._queue.get_nowait()
                         self.dropped += 1
-                    queue.wait(lambda: queue.closed or len(queue.items) < queue.depth)
-                    if queue.closed:
-                        break
-                    queue.items.append(item)
-                    queue.changed.notify_all()
+                if not self._stopped.is_set():
+                    self._queue.put(item)
+                if self._stopped.is_set():
+                    break
         except BaseException as error:
-            queue.error = error
+            self._error = error
         finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                close()
-            with queue.changed:
-                queue.ended = True
-                queue.changed.notify_all()
+            if hasattr(items, "close"):
+                items.close()
+            if not self._stopped.is_set():
+                self._queue.put(self)
 
 
-class Behind:
-    """Calls functions in a thread, in order, at most ``depth`` of them behind.
+class SerialExecutor:
+    """Calls functions in order in one thread, at most ``depth`` of them waiting; with ``depth`` 0 in the caller's.
 
-    An error of one is raised by the next ``put`` or at the end of the ``with`` block, and nothing is called after it.
-    The block's end waits for all that was put, also after Ctrl-C. With ``depth`` 0 ``put`` calls it itself.
+    An error of a call is raised by the next ``submit``, or at the end of the ``with`` block, and no call follows it.
+    The end of the block waits for all calls, also after Ctrl-C.
+
+    Example:
+        >>> with SerialExecutor(depth=2) as executor:
+        ...     executor.submit(print, "written")
+        written
     """
 
     def __init__(self, *, depth: int) -> None:
-        self._queue = _Queue(depth)
-        self._thread = threading.Thread(target=self._run, daemon=True) if depth else None
+        self._depth = depth
+        self._executor = ThreadPoolExecutor(1)
+        self._pending: deque[Future] = deque()
+        self._failed = False
 
-    def __enter__(self) -> "Behind":
-        if self._thread is not None:
-            self._thread.start()
+    def __enter__(self) -> "SerialExecutor":
         return self
 
-    def put(self, function: Callable, *arguments: object) -> None:
-        if self._thread is None:
+    def submit(self, function: Callable, *arguments: object) -> None:
+        """Calls ``function(*arguments)`` after all calls before; waits while ``depth`` calls are waiting."""
+        if self._depth == 0:
             function(*arguments)
             return
-        queue = self._queue
-        with queue.changed:
-            queue.wait(lambda: len(queue.items) < queue.depth or queue.ended)
-            if queue.error is not None:
-                raise queue.error
-            queue.items.append((function, arguments))
-            queue.changed.notify_all()
+        while len(self._pending) > self._depth or (self._pending and self._pending[0].done()):
+            self._pending.popleft().result()
+        self._pending.append(self._executor.submit(self._call, function, *arguments))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self._thread is None:
-            return
-        queue = self._queue
-        with queue.changed:
-            queue.closed = True
-            queue.changed.notify_all()
-        self._thread.join()
-        if queue.error is not None and error is None:
-            raise queue.error
+        self._executor.shutdown()
+        for call in self._pending:
+            if error is None:
+                call.result()
 
-    def _run(self) -> None:
-        queue = self._queue
-        while True:
-            with queue.changed:
-                queue.wait(lambda: bool(queue.items) or queue.closed)
-                if not queue.items:
-                    break
-                function, arguments = queue.items.popleft()
-                queue.changed.notify_all()
+    def _call(self, function: Callable, *arguments: object) -> None:
+        if not self._failed:
             try:
                 function(*arguments)
-            except BaseException as error:
-                with queue.changed:
-                    queue.error, queue.ended = error, True
-                    queue.items.clear()
-                    queue.changed.notify_all()
-                break
+            except BaseException:
+                self._failed = True
+                raise
 
 
-class Turns(Generic[T]):
-    """Iterates over ``items`` in groups: a group is taken in a thread, from ``go_on()`` on.
+class GroupPrefetcher(Generic[T]):
+    """Iterates over ``items`` in groups; a thread takes the next group only after ``prefetch()``.
 
-    So the caller has all cores for what it does with a group before ``go_on()``, and what it does afterwards overlaps
-    with the taking of the next group. An error of ``items`` is raised once those before it have been given. Used in a
-    ``with`` block.
+    The caller has all cores for its work before ``prefetch()``; its work after it overlaps with taking the next group.
+    An error of ``items`` is raised after the items before it. Leaving the ``with`` block ends the thread.
 
     Args:
         items: taken one after the other.
-        full: whether a group, not empty, takes no more.
+        is_full: whether a group, which is not empty, takes no further item.
+
+    Example:
+        >>> with GroupPrefetcher(range(5), is_full=lambda group: len(group) == 2) as groups:
+        ...     list(groups)
+        [[0, 1], [2, 3], [4]]
     """
 
-    def __init__(self, items: Iterable[T], *, full: Callable[[list[T]], bool]) -> None:
+    def __init__(self, items: Iterable[T], *, is_full: Callable[[list[T]], bool]) -> None:
         self._items = iter(items)
-        self._full = full
+        self._is_full = is_full
         self._error: BaseException | None = None
-        self._thread = ThreadPoolExecutor(1)
+        self._executor = ThreadPoolExecutor(1)
         self._next: Future[list[T]] | None = None
 
-    def __enter__(self) -> "Turns[T]":
+    def __enter__(self) -> "GroupPrefetcher[T]":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
+        self._executor.shutdown()
 
-    def go_on(self) -> None:
-        """Begins with the next group."""
-        self._next = self._thread.submit(self._take)
+    def prefetch(self) -> None:
+        """Starts to take the next group."""
+        self._next = self._executor.submit(self._take)
 
     def __iter__(self) -> Iterator[list[T]]:
         while True:
-            waiting, self._next = self._next or self._thread.submit(self._take), None
-            group = waiting.result()
+            if self._next is None:
+                self.prefetch()
+            group, self._next = self._next.result(), None  # type: ignore[union-attr]
             if group:
                 yield group
             elif self._error is not None:
@@ -192,13 +175,11 @@ class Turns(Generic[T]):
 
     def _take(self) -> list[T]:
         group: list[T] = []
-        if self._error is not None:
-            return group
         try:
-            for item in self._items:
-                group.append(item)
-                if self._full(group):
-                    break
+            while self._error is None and not (group and self._is_full(group)):
+                group.append(next(self._items))
+        except StopIteration:
+            pass
         except BaseException as error:
             self._error = error
         return group

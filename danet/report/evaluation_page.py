@@ -198,7 +198,7 @@ def _mistakes(folder: Path, figures: dict) -> list[Html]:
 def _frames(folder: Path, options: EvaluateOptions, figures: dict, threshold: float, count: int) -> list[Html]:
     """Some images with truth and detections; without the data, a line that says so."""
     from danet.data.coco_dataset import load_coco
-    from danet.inference.predict import read_results
+    from danet.inference.coco_results import read_coco_results
 
     if count == 0:
         return []
@@ -206,7 +206,7 @@ def _frames(folder: Path, options: EvaluateOptions, figures: dict, threshold: fl
         data = load_coco(options.data)
         records = select_images(data, options)
         classes = [figures["target"], *(other["name"] for other in figures["other_classes"])]
-        found = read_results(folder / "predictions.json", data, records, classes)
+        found = read_coco_results(folder / "predictions.json", data, records, classes)
         shown = [
             pictures.frame(records[index], found[index], classes, threshold)
             for index in pictures.chosen(records, count)

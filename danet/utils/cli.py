@@ -1,39 +1,34 @@
-"""The one style of every command: dataclass options, presets, YAML files, one-line errors."""
+"""The command-line layer of every command: options from a dataclass, presets, YAML files, one-line errors.
 
+Importing this module loads neither torch nor OpenCV.
+"""
+
+import argparse
 import dataclasses
-import difflib
 import itertools
 import json
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jsonargparse
-from jsonargparse import ArgumentError, ArgumentParser
+import yaml
 
 from danet.utils.errors import UserError
 from danet.utils.files import check_folder, read_text
+from danet.utils.typed_options import Option, OptionValues, convert, parse_yaml, sequence_type, suggestion, type_name
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Options = typing.TypeVar("Options", bound="DataclassInstance")
 
-try:
-    import danet.utils.image_io  # noqa: F401
-except ImportError as error:  # commands import this module before all that needs OpenCV, hence here
-    print(f"danet: error: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
-
-jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
 PRESETS = Path(__file__).parents[1] / "presets"
 
-# A list or tuple in one word, and a size such as 192x256.
-WHOLE = re.compile(r"null|\[.*\]", re.DOTALL)
+# A list in one word, such as [1, 2], and a size such as 192x256.
+YAML_LIST = re.compile(r"null|\[.*\]", re.DOTALL)
 SIZE = re.compile(r"\d+x\d+")
 
 
@@ -46,35 +41,60 @@ def run(
     presets: Sequence[str] = (),
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parses ``argv`` into an ``options`` dataclass, calls ``command(options)``, returns its exit code.
+    """Parses ``argv`` into an ``options`` dataclass, calls ``command(options)`` and returns the exit code.
+
+    Values are taken from the defaults, then ``--preset``, then ``--config FILE``, then the command line. An unknown
+    option, an invalid value, and a UserError or OSError of the command print one line and return 2; Ctrl-C returns 130.
+
+    Raises:
+        SystemExit: after ``--help`` and ``--print_config``, and if OpenCV cannot be loaded.
 
     Args:
-        command: takes the dataclass, returns ``None`` or an exit code.
-        options: a dataclass whose attribute docstrings become the help; nested dataclasses give
-            dotted options (``--model.name``); list and tuple fields take several words (``--data A B``).
-        prog: name in messages, such as ``danet train``.
-        positionals: names of fields that may also be given as words that belong to no option, in this
-            order; a list field may only be the last and takes all remaining words.
-        presets: names of YAML files in ``danet/presets`` offered as ``--preset NAME``.
+        command: a function of the dataclass that returns ``None`` or an exit code; its docstring begins the help.
+        options: a dataclass. The docstrings below its fields become the help, nested dataclasses become dotted options
+            (``--model.name``), and list and tuple fields take several words (``--data A B``).
+        prog: the name in messages, such as ``danet train``.
+        positionals: names of fields that may also be given as words without an option, in this order; a list field may
+            only be the last and takes all remaining words.
+        presets: names of YAML files in ``danet/presets`` that ``--preset NAME`` accepts.
+        argv: the words; by default those of the process.
 
-    Values are taken from the defaults, then ``--preset``, then ``--config FILE``, then the command
-    line. A misspelt option, an impossible value or a UserError prints one line and returns 2.
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> run(lambda config: print(config.groups), ModelConfig, prog="example", argv=["--groups", "8"])
+        8
+        0
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    about = (command.__doc__ or "").strip().split("\n\n")[0]
     try:
-        given = parse(options, argv, prog=prog, about=_summary(command), positionals=positionals, presets=presets)
-        if (figures := getattr(given, "json", None)) is not None:  # written last, perhaps hours later
-            check_folder(Path(figures).parent)
-        return command(given) or 0
+        parsed = parse(options, argv, prog=prog, about=about, positionals=positionals, presets=presets)
+        prepare_opencv()
+        if (report := getattr(parsed, "json", None)) is not None:  # it is written last, perhaps hours later
+            check_folder(Path(report).parent)
+        return command(parsed) or 0
     except UserError as error:
         message = str(error)
-    except OSError as error:  # the last resort: a traceback helps nobody with a full disk
+    except OSError as error:  # for example a full disk; a traceback would not help
         message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     print(f"{prog}: error: {message}", file=sys.stderr)
     return 2
+
+
+def prepare_opencv() -> None:
+    """Silences OpenCV's own messages in this process; without OpenCV, prints one line and raises SystemExit(2).
+
+    ``run`` calls it, and so does a command that imports OpenCV before its ``main``. A library must not.
+    """
+    try:
+        from danet.utils.image_io import quiet_opencv
+    except ImportError as error:
+        print(f"danet: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    quiet_opencv()
 
 
 def parse(
@@ -86,29 +106,67 @@ def parse(
     positionals: Sequence[str] = (),
     presets: Sequence[str] = (),
 ) -> Options:
-    """The ``options`` dataclass that ``argv`` stands for, see ``run``; whatever is wrong with it is a UserError."""
-    parser = ArgumentParser(prog=prog, description=about, exit_on_error=False, allow_abbrev=False)
-    if presets:
-        parser.add_argument("--preset", choices=list(presets), help="a recipe shipped with danet; several may be given")
-    parser.add_argument("--config", action="config", help="YAML file of options; typed ones override it")
-    parser.add_class_arguments(options, None, as_group=False)
-    try:
-        parsed = parser.parse_args(_expand(list(argv), options, positionals, presets))
-        if presets and parsed.preset is not None:  # --preset itself never gets here
-            raise UserError("preset can only be typed, not given in a file")
-        values = parser.instantiate(parsed)
-    except ArgumentError as error:
-        raise UserError(_one_line(error.message or str(error), options)) from error
-    return options(**{field.name: values[field.name] for field in dataclasses.fields(options)})
+    """Parses ``argv`` into an ``options`` dataclass, see ``run``.
+
+    Raises:
+        UserError: an option is unknown or missing, or a value does not fit; the message names both.
+        SystemExit: after ``--help`` and ``--print_config``.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> parse(ModelConfig, ["--name", "danet_nano", "--classes", "drone", "bird"]).classes
+        ['drone', 'bird']
+    """
+    values = OptionValues(options)
+    control = {
+        "help": Option("help", bool, "Show this help and exit.", False),
+        "preset": Option("preset", Literal[tuple(presets)], "Use a recipe of the package; may be repeated.", None),
+        "config": Option("config", str, "Read options from this YAML file; typed options override it.", None),
+        "print_config": Option("print_config", bool, "Print the resulting options as YAML and exit.", False),
+    }
+    if not presets:
+        del control["preset"]
+    known = {**control, **values.known}
+    typed, loose = _split(argv, known)
+    requested = {name for name, _ in typed}
+    if "help" in requested:
+        _print_help(known.values(), prog, about, positionals)
+        raise SystemExit(0)
+    for name in positionals:
+        if loose and name not in requested:
+            count = len(loose) if typing.get_origin(sequence_type(known[name].hint)) is list else 1
+            typed.append((name, loose[:count]))
+            loose = loose[count:]
+    if loose:
+        raise UserError(f"unexpected argument {loose[0]!r}")
+    # Typed options override files and files override presets, wherever they stand.
+    for name, words in sorted(typed, key=lambda item: {"preset": 0, "config": 1}.get(item[0], 2)):
+        try:
+            value = _join(words, known[name].hint)
+            if name == "preset":
+                _read_file(PRESETS / f"{convert(value, known[name].hint)}.yaml", values, control)
+            elif name not in control:
+                values.set(name, value)
+        except ValueError as error:
+            raise UserError(f"--{name}: {str(error).removeprefix(f'{name}: ')}") from error
+        if name == "config":
+            _read_file(Path(words[0]), values, control)
+    if "print_config" in requested:
+        for option in values.known.values():
+            if option.default is dataclasses.MISSING and "." not in option.name:
+                values.values.setdefault(option.name, None)
+        print(dump(values.build()), end="")
+        raise SystemExit(0)
+    return values.build()
 
 
 def check_out(options: Any) -> None:
-    """Raises UserError if nothing can be written into ``options.out``, or another command's config.yaml is there.
+    """Checks that results can be written into the folder ``options.out``.
 
-    Evaluating into a training run's folder would otherwise take away what the run resumes from.
+    Raises:
+        UserError: the folder cannot be written, or holds the ``config.yaml`` of another command, for example of a
+            training run, which could not be resumed without it.
     """
-    import yaml
-
     check_folder(options.out)
     config = Path(options.out) / "config.yaml"
     if config.is_file():
@@ -121,162 +179,100 @@ def check_out(options: Any) -> None:
 
 
 def dump(options: Any) -> str:
-    """The resolved options as YAML that ``--config`` reads back."""
-    import yaml
+    """Formats the options as YAML that ``--config`` reads back.
 
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> dump(ModelConfig()).splitlines()[0]
+        'name: danet_s'
+    """
     return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
 
 
-def _summary(command: Callable) -> str:
-    return (command.__doc__ or "").strip().split("\n\n")[0]
+def _split(argv: Sequence[str], known: dict[str, Option]) -> tuple[list[tuple[str, list[str]]], list[str]]:
+    """Splits ``argv`` into options with their words, and words that belong to no option.
 
-
-def _expand(argv: list[str], options: type, positionals: Sequence[str], presets: Sequence[str]) -> list[str]:
-    """Rewrites what a person types into ``--option=value`` for jsonargparse.
-
-    An option takes one word, a list all up to the next option, a tuple as many as it has elements, a
-    ``--switch`` only true or false and none otherwise; ``--no-switch`` is false. Words that are left are the
-    positionals. Presets and then ``--config`` files come first, so that everything typed overrides them.
+    An option takes one word, a list all words up to the next option, a tuple as many as it has elements, a switch only
+    true or false if it follows; ``--no-switch`` is false.
     """
-    hints = {f"--{name}": hint for name, hint in _fields(options)}
-    presets_given: list[str] = []
-    configs: list[str] = []
-    typed: list[str] = []
-    loose: list[str] = []
-    given = set()
-    rest = list(argv)
+    typed, loose, rest = [], [], list(argv)
     while rest:
         option, equals, value = rest.pop(0).partition("=")
         if not _is_option(option):
             loose.append(option + equals + value)
             continue
-        if not equals and hints.get(positive := option.replace("--no-", "--", 1)) is bool and positive != option:
-            option, equals, value = positive, "=", "false"
-        words = [value] if equals else _take(rest, hints.get(option, str))
-        given.add(option)
-        if option in ("-h", "--help"):
-            rest[:0] = words
-            typed.append(option)
-        elif not words:
-            typed.append(option)
-        elif option == "--preset" and words[0] in presets:
-            presets_given.append(f"--config={PRESETS / words[0]}.yaml")
-        elif option == "--config":
-            _check_file(words[0], [*hints, *(["--preset"] if presets else [])])
-            configs.append(f"--config={words[0]}")
-        else:
-            typed.append(_assign(option, words, hints.get(option, str)))
-    for name in positionals:
-        option = f"--{name}"
-        if loose and option not in given:
-            count = len(loose) if _part(hints[option], list) else 1
-            words, loose = loose[:count], loose[count:]
-            typed.append(f"{option}={json.dumps(words) if _part(hints[option], list) else words[0]}")
-    if loose:
-        raise UserError(f"unexpected argument {loose[0]!r}")
-    return [*presets_given, *configs, *typed]
-
-
-def _check_file(path: str, names: Sequence[str]) -> None:
-    """Raises UserError naming a file of options that is no YAML mapping, or has one that is not among ``names``."""
-    import yaml
-
-    text = read_text(path)
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold options, one a line, such as 'quiet: true'")
-
-    def check(options: dict, prefix: str) -> None:
-        for key, value in options.items():
-            name = f"{prefix}{key}"
-            if name not in names:
-                raise UserError(f"{path}: unknown option {name[2:]}{_nearest(name, names)}")
-            if isinstance(value, dict) and any(each.startswith(f"{name}.") for each in names):
-                check(value, f"{name}.")
-
-    check(content, "--")
-
-
-def _nearest(wrong: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(wrong, names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+        name = "help" if option == "-h" else option.removeprefix("--")
+        positive = known.get(name.removeprefix("no-"))
+        if name not in known and positive is not None and positive.hint is bool and not equals:
+            typed.append((positive.name, ["false"]))
+            continue
+        if name not in known:
+            raise UserError(f"unknown option {option}{suggestion(name, known)}")
+        words = [value] if equals else _take_words(rest, known[name].hint)
+        if not words:
+            raise UserError(f"--{name}: a value is missing")
+        typed.append((name, words))
+    return typed, loose
 
 
 def _is_option(word: str) -> bool:
-    return word.startswith("-") and not re.match(r"-$|-\.?\d|-\.(inf|nan)", word)
+    return word.startswith("-") and not re.match(r"-$|-\.?\d", word)
 
 
-def _take(rest: list[str], hint: object) -> list[str]:
-    """Removes the words that belong to an option of type ``hint`` from the front of ``rest``."""
+def _take_words(rest: list[str], hint: Any) -> list[str]:
+    """Removes the words of an option of type ``hint`` from the front of ``rest``."""
     following = list(itertools.takewhile(lambda word: not _is_option(word), rest))
     if hint is bool:
         return [rest.pop(0)] if following and following[0].lower() in ("true", "false") else ["true"]
-    count = 1
-    if following and not WHOLE.fullmatch(following[0]):
-        if _part(hint, list):
+    count, sequence = 1, sequence_type(hint)
+    if sequence is not None and following and not YAML_LIST.fullmatch(following[0]):
+        if typing.get_origin(sequence) is list:
             count = len(following)
-        elif (numbers := _part(hint, tuple)) and not SIZE.fullmatch(following[0]):
-            count = len(typing.get_args(numbers))
+        elif not SIZE.fullmatch(following[0]):
+            count = len(typing.get_args(sequence))
     words = following[:count]
     del rest[: len(words)]
     return words
 
 
-def _assign(option: str, words: list[str], hint: object) -> str:
-    """``--option=value``, the words of a list or tuple as JSON; in these 192x256 is two numbers."""
-    container = _part(hint, list) or _part(hint, tuple)
-    if container is None or (len(words) == 1 and WHOLE.fullmatch(words[0])):
-        return f"{option}={words[0]}"
-    kinds = typing.get_args(container)
-    values: list[object] = []
-    for word in words:
-        if kinds[0] is int and SIZE.fullmatch(word):
-            values += word.split("x")
-        elif word.startswith("{"):
-            try:
-                values.append(json.loads(word))
-            except ValueError as error:
-                raise UserError(f"{option}: {word} is not valid JSON ({error})") from None
-        else:
-            values.append(word)
-    if typing.get_origin(container) is tuple and len(values) != len(kinds):
-        raise UserError(f"{option}: takes {len(kinds)} numbers, got {' '.join(words)}")
-    return f"{option}={json.dumps(values)}"
+def _join(words: list[str], hint: Any) -> Any:
+    """The value that the words of an option stand for; in lists and tuples of int, 192x256 stands for two values."""
+    sequence = sequence_type(hint)
+    if sequence is None:
+        return words[0]
+    if len(words) == 1 and YAML_LIST.fullmatch(words[0]):
+        return parse_yaml(words[0])
+    has_sizes = typing.get_args(sequence)[0] is int
+    return [part for word in words for part in (word.split("x") if has_sizes and SIZE.fullmatch(word) else [word])]
 
 
-def _part(hint: object, kind: type) -> object | None:
-    """The list or tuple type in ``hint``, which may be a union."""
-    parts = () if typing.get_origin(hint) is dict else typing.get_args(hint)
-    return next((part for part in (hint, *parts) if typing.get_origin(part) is kind), None)
+def _read_file(path: Path, values: OptionValues, control: Container[str]) -> None:
+    """Sets the options of a YAML file. Raises UserError naming the file and what is wrong in it."""
+    text = read_text(path)
+    try:
+        content = parse_yaml(text)
+        if not isinstance(content, dict):
+            raise ValueError("must hold options, one per line, such as 'quiet: true'")
+        for name in content:
+            if name in control:
+                raise ValueError(f"{name} can only be typed, not given in a file")
+        values.update(content)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-def _fields(options: type, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted names and types of all options, nested dataclasses included."""
-    hints = typing.get_type_hints(options)
-    for item in dataclasses.fields(options):
-        hint = hints[item.name]
-        yield prefix + item.name, hint
-        for inner in (hint, *typing.get_args(hint)):
-            if isinstance(inner, type) and dataclasses.is_dataclass(inner) and typing.get_origin(hint) is not list:
-                yield from _fields(inner, f"{prefix}{item.name}.")
-
-
-def _one_line(message: str, options: type) -> str:
-    """jsonargparse's message as one line in our words, with the nearest name for a misspelt option."""
-    message = " ".join(message.split())
-    match = re.match(r"(?:Unrecognized arguments|unrecognized arguments): (\S+)", message)
-    if match:
-        wrong = match[1].split("=")[0]
-        return f"unknown option {wrong}{_nearest(wrong, [f'--{name}' for name, _ in _fields(options)])}"
-    message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
-    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
-    # Of a union jsonargparse lists all that was tried; its kinds and the value say enough.
-    message = re.sub(
-        r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: .* Given value: (.*)",
-        lambda union: f"Expected {union[1].replace(', NoneType', ' or null')}. Got value: {union[2]}",
-        message,
-    )
-    return message.replace("typing.", "").replace("Literal", "one of ").replace("Expected a ", "Expected ")
+def _print_help(options: Iterable[Option], prog: str, about: str, positionals: Sequence[str]) -> None:
+    """Prints all options with their types and defaults, the options of each nested dataclass in a group."""
+    usage = " ".join([prog, *(f"[{name.upper()}]" for name in positionals), "[--OPTION VALUE ...]"])
+    parser = argparse.ArgumentParser(prog=prog, usage=usage, description=about)
+    groups: dict[str, Any] = {"": parser}
+    for option in options:
+        if dataclasses.is_dataclass(option.hint):
+            groups[option.name] = parser.add_argument_group(f"--{option.name}", option.help)
+        elif (parent := option.name.rpartition(".")[0]) in groups and option.name != "help":
+            is_required = option.default is dataclasses.MISSING
+            default = "required" if is_required else f"default: {json.dumps(option.default)}".replace('"', "")
+            text = f"{option.help} (type: {type_name(option.hint)}, {default})".replace("%", "%%")
+            value = "VALUE ..." if sequence_type(option.hint) else {bool: "[true|false]"}.get(option.hint, "VALUE")
+            groups[parent].add_argument(f"--{option.name}", help=text, metavar=value)
+    parser.print_help()

@@ -1,28 +1,72 @@
-"""One progress bar for everything that runs longer than two seconds."""
+"""Progress bars on stderr; they appear only in a terminal."""
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import track as rich_track
 
 T = TypeVar("T")
 
 
 def track(items: Sequence[T], description: str, *, quiet: bool = False) -> Iterable[T]:
-    """Iterates over ``items`` with a bar on stderr, or silently if ``quiet`` or stderr is no terminal."""
-    disable = quiet or not sys.stderr.isatty()
-    return rich_track(items, description, console=Console(stderr=True), disable=disable, transient=True)
+    """Iterates over ``items`` with a progress bar, unless ``quiet`` is set or stderr is not a terminal.
+
+    Example:
+        >>> list(track([1, 2, 3], "counting"))
+        [1, 2, 3]
+    """
+    return rich_track(items, description, console=Console(stderr=True), disable=_is_disabled(quiet), transient=True)
 
 
 @contextlib.contextmanager
 def working(description: str, *, quiet: bool = False) -> Iterator[None]:
-    """A bar and the time on stderr while something is done whose length nobody knows; silent where ``track`` is."""
-    disable = quiet or not sys.stderr.isatty()
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=disable, transient=True) as bar:
+    """Shows the elapsed time during work of unknown length, under the conditions of ``track``.
+
+    Example:
+        >>> with working("compiling"):
+        ...     pass
+    """
+    with _bar(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), quiet=quiet) as bar:
         bar.add_task(description, total=None)
         yield
+
+
+@contextlib.contextmanager
+def count_items(
+    description: str, total: int | None, unit: str, *, quiet: bool = False
+) -> Iterator[Callable[[int], None]]:
+    """Yields a function that shows how many of ``total`` items are done, with their rate and the remaining time.
+
+    ``total`` None is an unknown number. The bar appears under the conditions of ``track``.
+
+    Example:
+        >>> with count_items("detect", 100, "frames") as show_count:
+        ...     show_count(1)
+    """
+    rate = TextColumn("{task.fields[rate]:.1f} " + f"{unit}/s")
+    started = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    with _bar(*columns, quiet=quiet) as bar:
+        task = bar.add_task(description, total=total, rate=0.0)
+        yield lambda done: bar.update(task, completed=done, rate=done / (time.perf_counter() - started))
+
+
+def _bar(*columns: ProgressColumn, quiet: bool) -> Progress:
+    return Progress(*columns, console=Console(stderr=True), disable=_is_disabled(quiet), transient=True)
+
+
+def _is_disabled(quiet: bool) -> bool:
+    return quiet or not sys.stderr.isatty()

@@ -194,7 +194,7 @@ def test_train_teacher_then_student(scenes, tmp_path, capsys):
         (["--distill.weight", "-1"], "distill.weight must be 0 or more, got -1"),
         (["--distill.batch", "0"], "distill.batch must be positive, got 0"),
         (["--distill.tiny", "a"], "unknown option --distill.tiny"),
-        (["--scale", "tiny"], "--scale: Expected one of ['small', 'medium', 'large'] or null. Got value: tiny"),
+        (["--scale", "tiny"], "--scale: expected one of small, medium, large or null, got 'tiny'"),
         (["--scale_edges", "9", "3"], "scale_edges must be two positive numbers of pixels, the smaller first"),
         (["--target", "bird"], "target bird: not a class of the model (drone)"),
         (["--scale", "large", "--scale_edges", "9", "300"], "no image has a drone of scale large (from 300 pixels)"),

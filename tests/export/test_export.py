@@ -19,8 +19,7 @@ from danet.checkpoint import load_weights, save_weights
 from danet.config import ModelConfig
 from danet.detect import main as detect
 from danet.evaluate import main as evaluate
-from danet.export import Predictions, export_onnx
-from danet.export import verify as comparison
+from danet.export import Predictions, export_onnx, verify
 from danet.export.__main__ import main
 from danet.export.deformable_sampling import deform_conv, sample_corners, sample_grid
 from danet.export.network import BoxesAndScores
@@ -209,8 +208,8 @@ def test_foreign_and_broken_files_are_named(exported, tmp_path):
     for path, expected in (
         (tmp_path / "none.onnx", "no such file"),
         (text, "cannot run it"),
-        (foreign, "not a file that danet export has written"),
-        (older, "prepared differently"),
+        (foreign, "not a file written by danet export"),
+        (older, "preprocesses images differently"),
     ):
         with pytest.raises(danet.utils.errors.UserError, match=expected) as raised:
             danet.load(path)
@@ -223,7 +222,7 @@ def test_foreign_and_broken_files_are_named(exported, tmp_path):
         (lambda boxes, scores, selected: boxes[0, 7].add_(0.2), r"the box at \(\d+, \d+\) differs .* 0.2 pixel"),
         (lambda boxes, scores, selected: scores[-1, 5].sub_(0.002), r"the score at \(\d+, \d+\) differs .* 0.002"),
         (lambda boxes, scores, selected: scores[0, 0].fill_(torch.nan), "the score at .* differs .* nan"),
-        (lambda boxes, scores, selected: selected[0, 2].add_(1), "boxes are selected where PyTorch selects"),
+        (lambda boxes, scores, selected: selected[0, 2].add_(1), r"NMS selects \d+ boxes, other boxes than the"),
     ],
 )
 def test_what_differs_is_named(monkeypatch, change, expected):
@@ -231,7 +230,7 @@ def test_what_differs_is_named(monkeypatch, change, expected):
     network = BoxesAndScores(model, sample_grid)
     thresholds = {"score_threshold": 0.1, "iou_threshold": 0.05, "max_detections": 300}
     # Few positions, so that all of them can be detected.
-    monkeypatch.setattr(comparison, "SCENES", ((2, (64, 64)),))
+    monkeypatch.setattr(verify, "SYNTHETIC_BATCHES", ((2, (64, 64)),))
 
     def run(images, change=None):
         with torch.no_grad():
@@ -248,10 +247,10 @@ def test_what_differs_is_named(monkeypatch, change, expected):
         return results
 
     options = {"input_size": None, "thresholds": thresholds}
-    found = comparison.compare(run, model, comparison.synthetic(), **options)
+    found = verify.compare(run, model, verify.synthetic_batches(), **options)
     assert found.images == 2 and found.boxes < 1e-3 and found.scores < 1e-5
     with pytest.raises(danet.utils.errors.UserError, match=f"a synthetic scene of 64x64: .*{expected}"):
-        comparison.compare(lambda images: run(images, change), model, comparison.synthetic(), **options)
+        verify.compare(lambda images: run(images, change), model, verify.synthetic_batches(), **options)
 
 
 def test_a_file_that_differs_is_not_written(weights, tmp_path, monkeypatch, capsys):
@@ -265,7 +264,7 @@ def test_a_file_that_differs_is_not_written(weights, tmp_path, monkeypatch, caps
     monkeypatch.setitem(formats.FORMATS, "onnx", other)
     assert main([str(weights), "--out", str(tmp_path / "w.onnx")]) == 2
     error = capsys.readouterr().err
-    assert "w.onnx: not written, Wrong computes something else: a synthetic scene" in error and error.count("\n") == 1
+    assert "w.onnx: not written, the results of Wrong differ: a synthetic scene" in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -286,15 +285,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(weights, tmp_path, capsys, mon
         ([str(weights), "--format", "aoti", "--out", str(out / "w.pt2")], "ends in .aoti.pt2"),
         ([str(weights), "--format", "openvino", "--out", str(out / "w.xml")], "pip install openvino"),
         ([str(weights), "--format", "aoti", "--nms"], "--nms"),
-        ([str(weights), "--out", str(tmp_path / "there.onnx")], "is there already; --overwrite"),
+        ([str(weights), "--out", str(tmp_path / "there.onnx")], "exists already; --overwrite"),
         ([str(weights), "--out", str(tmp_path / "folder.onnx"), "--overwrite"], "is a folder"),
         ([str(weights), "--out", str(tmp_path / "there.onnx" / "w.onnx")], "is a file"),
         ([str(weights), "--frames", str(tmp_path / "no.png"), *place], "no.png"),
         ([str(weights), "--score", "2", *place], "--score"),
         ([str(weights), "--max_detections", "0", *place], "--max_detections"),
         ([str(weights), "--input_size", "9", *place], "--input_size"),
-        ([str(weights), "--input_size", "32", "--format", "aoti"], "--input_size: aoti takes no less than 33"),
-        ([str(weights), "--frames", str(tmp_path / "small.png"), "--format", "aoti"], "small.png: smaller than the 33"),
+        ([str(weights), "--input_size", "32", "--format", "aoti"], "--input_size: aoti needs at least 33"),
+        ([str(weights), "--frames", str(tmp_path / "small.png"), "--format", "aoti"], "small.png: smaller than 33"),
     ):
         assert main(arguments) == 2, arguments
         error = capsys.readouterr().err

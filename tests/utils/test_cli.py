@@ -85,14 +85,14 @@ def test_what_people_type(argv, expected):
     [
         (["a", "--cuont", "3"], "unknown option --cuont; did you mean --count?"),
         (["a", "--cou", "3"], "unknown option --cou; did you mean --count?"),
-        (["a", "--count", "x"], "--count: Expected int. Got value: x"),
-        (["a", "--inner.name", "z"], "--inner.name: Expected one of ['a', 'b']. Got value: z"),
-        (["a", "--inner.scale", "x", "2"], "--inner.scale: Expected float. Got value: x"),
-        (["a", "--inner.crop", "64"], "--inner.crop: takes 2 numbers, got 64"),
-        (["a", "--inner.crop", "x", "y"], "--inner.crop: Expected tuple[int, int] or null. Got value: ['x', 'y']"),
-        (["--data", "a", '{"path": "b"'], '--data: {"path": "b" is not valid JSON'),
+        (["a", "--count", "x"], "--count: expected int, got 'x'"),
+        (["a", "--inner.name", "z"], "--inner.name: expected one of a, b, got 'z'"),
+        (["a", "--inner.scale", "x", "2"], "--inner.scale: expected float, got 'x'"),
+        (["a", "--inner.crop", "64"], "--inner.crop: expected tuple[int, int] or null, got ['64']"),
+        (["a", "--inner.crop", "x", "y"], "--inner.crop: expected tuple[int, int] or null, got ['x', 'y']"),
+        (["--data", "a", '{"path": "b"'], '--data: {"path": "b": not valid YAML (while parsing'),
         (["--data", "a", "--count", "3", "clip.mp4"], "unexpected argument 'clip.mp4'"),
-        (["a", "--count"], "--count: expected one argument"),
+        (["a", "--count"], "--count: a value is missing"),
         (["a", "--count", "13"], "count: 13 brings bad luck"),
         (["a", "--config", "nowhere.yaml"], "nowhere.yaml"),
         ([], "data"),
@@ -130,8 +130,8 @@ def test_a_file_that_is_no_text_is_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "must hold options, one a line, such as 'quiet: true'"),
-        ("hello", "must hold options, one a line, such as 'quiet: true'"),
+        ("", "must hold options, one per line, such as 'quiet: true'"),
+        ("hello", "must hold options, one per line, such as 'quiet: true'"),
         ("count: [", "not valid YAML (while parsing"),
         ("cuont: 3", "unknown option cuont; did you mean --count?"),
         ("inner:\n  names: a", "unknown option inner.names; did you mean --inner.name?"),
@@ -156,8 +156,8 @@ def test_presets_are_read_first_and_only_typed(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("preset: demo")
     for argv, words in (
         (["--config", str(tmp_path / "a.yaml")], "preset can only be typed"),
-        (["--preset=dmeo"], "invalid choice: 'dmeo'"),
-        (["--preset"], "expected one argument"),
+        (["--preset=dmeo"], "--preset: expected one of demo, got 'dmeo'"),
+        (["--preset"], "--preset: a value is missing"),
     ):
         assert train(*argv) == (2, [])
         assert words in (error := capsys.readouterr().err) and error.count("\n") == 1
@@ -172,7 +172,7 @@ def test_trouble_with_a_file_is_one_line_too(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["detect"], ["train"], ["evaluate"], ["data", "inspect"], ["data", "import", "yolo"]]
+    "words", [["detect", "a.png"], ["train"], ["evaluate"], ["data", "inspect"], ["data", "import", "yolo"]]
 )
 def test_without_opencv_every_command_says_so(words):
     script = f"import sys; sys.modules['cv2'] = None; from danet.__main__ import main; sys.exit(main({words!r}))"
@@ -182,7 +182,7 @@ def test_without_opencv_every_command_says_so(words):
 @pytest.mark.parametrize("module", ["danet.train", "danet.evaluate", "danet.detect"])
 def test_without_opencv_every_module_says_so(module):
     script = f"import runpy, sys; sys.modules['cv2'] = None; runpy.run_module({module!r}, run_name='__main__')"
-    check_no_opencv(["-c", script])
+    check_no_opencv(["-c", script, "a.png"])
 
 
 def check_no_opencv(arguments: list[str]) -> None:

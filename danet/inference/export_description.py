@@ -1,4 +1,4 @@
-"""What an exported file says about itself: how its images are prepared, and what its results mean."""
+"""The description that an exported file carries: its preprocessing, its thresholds and the meaning of its outputs."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from danet.utils.errors import UserError
 
 FORMAT = "danet-export-1"
 KEY = "danet"
-"""The name under which a file keeps its description, as JSON."""
+"""The metadata name under which a file stores its description, as JSON."""
 
 PREPROCESSING = {
     "percentiles": list(PERCENTILES),
@@ -20,20 +20,27 @@ PREPROCESSING = {
     "colour": "BGR",
     "padding": 0.0,
 }
-"""``normalize`` of ``danet.data.normalize``: of each image the middle percentile becomes 0, the range between the outer
-ones, at least the minimum, so many units, clipped; smaller images of a batch are padded at the right and bottom."""
+"""What ``danet.data.normalize.normalize`` does to each image. The middle percentile becomes 0. The range between the
+outer percentiles, or the minimum range if that is larger, becomes ``units_between_outer_percentiles``. Values are then
+clipped. Smaller images of a batch are padded at the right and at the bottom."""
 
 
 def describe(
     config: ModelConfig, *, thresholds: dict, input_size: tuple[int, int] | None, minimum_size: int, training: dict
 ) -> dict:
-    """The description of a file.
+    """Builds the description of a file.
 
     Args:
-        thresholds: score_threshold, iou_threshold and max_detections, as ``Detector`` has them.
-        input_size: (height, width) that images are letterboxed to; None for their own size.
-        minimum_size: least height and width in pixels; there is no other limit, and no multiple to keep.
-        training: what the weights file says of its training.
+        config: the model's configuration.
+        thresholds: score_threshold, iou_threshold and max_detections of ``Detector``.
+        input_size: (height, width) in pixels that images are letterboxed to; None keeps their size.
+        minimum_size: minimum height and width of an image in pixels; any larger size is allowed.
+        training: the metadata of the weights file.
+
+    Example:
+        >>> thresholds = {"score_threshold": 0.5, "iou_threshold": 0.5, "max_detections": 300}
+        >>> describe(ModelConfig(), thresholds=thresholds, input_size=None, minimum_size=32, training={})["classes"]
+        ['drone']
     """
     return {
         "format": FORMAT,
@@ -49,8 +56,12 @@ def describe(
     }
 
 
-def read(text: str | None, path: object) -> dict:
-    """The description in the JSON ``text``. Raises UserError naming ``path`` if it is none that this version reads."""
+def parse(text: str | None, path: object) -> dict:
+    """Parses the JSON of a description.
+
+    Raises:
+        UserError: ``text`` is not a description, or one of another preprocessing; the message starts with ``path``.
+    """
     try:
         description = json.loads(text or "null")
         known = isinstance(description, dict) and description["format"] == FORMAT
@@ -59,5 +70,5 @@ def read(text: str | None, path: object) -> dict:
     except (ValueError, KeyError, TypeError):
         known = False
     if known:
-        raise UserError(f"{path}: its images are prepared differently by this version of DANet; export it again")
-    raise UserError(f"{path}: not a file that danet export has written")
+        raise UserError(f"{path}: this version of DANet preprocesses images differently; export the file again")
+    raise UserError(f"{path}: not a file written by danet export")

@@ -1,0 +1,128 @@
+"""Images and videos with the detections drawn into them."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from danet.boxes import Detections
+from danet.data.video import Frame, ImageFiles, Video, VideoWriter
+from danet.inference.pipeline import SerialExecutor
+from danet.utils.drawing import draw_boxes, enlarge
+from danet.utils.errors import UserError
+from danet.utils.image_io import to_display, write_image
+
+MAX_WAITING_IMAGES = 2
+"""Images that wait to be drawn and written in the background."""
+
+
+class AnnotatedOutput:
+    """Writes the frames of sources with their detections: a video for a video, an image for an image.
+
+    Attributes:
+        paths: the files that were written, or begun.
+        seconds: time for drawing and writing.
+
+    Args:
+        classes: names of the labels.
+        show_scores: whether the score is drawn beside the class name.
+        upscale: enlargement of the frames, so that small targets and their text are easier to read.
+        background: whether a thread of its own draws and writes.
+
+    Example:
+        >>> import danet, numpy, tempfile
+        >>> from pathlib import Path
+        >>> from danet.data.video import Frame, ImageFiles
+        >>> detector, image = danet.load(), numpy.zeros((64, 96), numpy.uint8)
+        >>> output = AnnotatedOutput(detector.classes)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with output.open(ImageFiles("a.png", []), [Path(folder) / "a.png"]) as write:
+        ...         write(Frame("a.png", 0, image), detector(image))
+        >>> [path.name for path in output.paths]
+        ['a.png']
+    """
+
+    def __init__(
+        self, classes: Sequence[str], *, show_scores: bool = True, upscale: float = 1.0, background: bool = False
+    ) -> None:
+        self.classes = classes
+        self.show_scores = show_scores
+        self.upscale = upscale
+        self.paths: list[Path] = []
+        self.seconds = 0.0
+        self._depth = MAX_WAITING_IMAGES if background else 0
+
+    @contextlib.contextmanager
+    def open(self, source: ImageFiles | Video, paths: Sequence[Path]) -> Iterator[Callable[[Frame, Detections], None]]:
+        """Yields a function that writes a frame of ``source``; the end of the block finishes its files.
+
+        Args:
+            paths: the video of a Video, or a file for each image, see ``output_paths``.
+
+        Raises:
+            UserError: a file cannot be written; DiskFullError if the rest of a video does not fit on the disk.
+        """
+        remaining = iter(paths)
+        with contextlib.ExitStack() as stack:
+            video = None
+            if isinstance(source, Video):
+                self.paths.append(next(remaining))
+                video = stack.enter_context(VideoWriter(self.paths[-1], source.fps))
+            executor = stack.enter_context(SerialExecutor(depth=self._depth))
+
+            def write(frame: Frame, detections: Detections) -> None:
+                executor.submit(self._write, frame, detections, next(remaining) if video is None else video)
+
+            yield write
+
+    def _write(self, frame: Frame, detections: Detections, target: Path | VideoWriter) -> None:
+        started = time.perf_counter()
+        annotated = self._draw(frame.image, detections)
+        if isinstance(target, VideoWriter):
+            target.write(annotated)
+        else:
+            write_image(target, annotated)
+            self.paths.append(target)
+        self.seconds += time.perf_counter() - started
+
+    def _draw(self, image: np.ndarray, detections: Detections) -> np.ndarray:
+        return draw_boxes(
+            enlarge(to_display(image), self.upscale),
+            detections.boxes.numpy() * self.upscale,
+            detections.scores.tolist() if self.show_scores else None,
+            detections.labels.tolist(),
+            self.classes,
+        )
+
+
+def output_paths(sources: Sequence[ImageFiles | Video], out: Path) -> list[list[Path]]:
+    """Paths of the annotated files of each source: ``out/clip.mp4``, ``out/image.png`` or ``out/folder/image.png``.
+
+    Equal names get the endings _2, _3 and so on. Raises UserError if a file would replace a source.
+    """
+    taken: set[Path] = set()
+    inputs = {Path(source.name).resolve() for source in sources if isinstance(source, Video)}
+    inputs |= {path.resolve() for source in sources if isinstance(source, ImageFiles) for path in source.paths}
+
+    def unique(folder: Path, stem: str, suffix: str) -> Path:
+        names = (f"{stem}{'' if n == 1 else f'_{n}'}{suffix}" for n in itertools.count(1))
+        path = next(folder / name for name in names if folder / name not in taken)
+        if path.resolve() in inputs:
+            raise UserError(f"--out {out}: the result would replace the source {path}")
+        taken.add(path)
+        return path
+
+    outputs = []
+    for source in sources:
+        if isinstance(source, Video):
+            outputs.append([unique(out, Path(source.name).stem, ".mp4")])
+            continue
+        name = Path(source.name)
+        folder = out / name.resolve().name if name.is_dir() else out
+        # JPEG stays JPEG; every other format becomes PNG, which every viewer shows.
+        suffixes = [path.suffix if path.suffix.lower() in (".jpg", ".jpeg") else ".png" for path in source.paths]
+        outputs.append([unique(folder, path.stem, end) for path, end in zip(source.paths, suffixes, strict=True)])
+    return outputs

@@ -1,0 +1,107 @@
+"""Detections in images, videos and live sources, frame by frame; reading overlaps with the network."""
+
+import itertools
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from danet.boxes import Detections
+from danet.data.video import Frame, ImageFiles, Video
+from danet.inference.detector import Detector
+from danet.inference.pipeline import GroupPrefetcher, Prefetcher
+
+PREFETCHED_BATCHES = 2
+"""Batches that are read and preprocessed ahead of the network."""
+
+MAX_GROUP_BATCHES = 16
+MAX_GROUP_PIXELS = 1 << 20
+"""Where the network takes all cores, it computes groups of so many batches, or of fewer if they have so many pixels."""
+
+
+class DetectionStream:
+    """Runs a detector over all frames of a source, such as a folder, a video or a camera.
+
+    Where the network leaves a core free, as on a GPU, a thread reads and preprocesses ahead of it. Where it takes all
+    cores, such a thread would slow it down: it then computes a group of batches, and the next group is read while the
+    caller handles the results. A live source is always read in a thread, and frames that come too fast are dropped.
+
+    Attributes:
+        dropped: number of frames of live sources that were dropped.
+        reading_seconds: time for reading and preprocessing, which may overlap with the network.
+        network_seconds: time for the network and for decoding its output.
+        has_free_core: whether a thread beside the network has a core of its own.
+
+    Args:
+        detector: what to run.
+        batch: images that go through the network at once; live sources always have 1.
+
+    Example:
+        >>> import danet, numpy, tempfile
+        >>> from danet.data.video import open_source
+        >>> from danet.utils.image_io import write_image
+        >>> stream = DetectionStream(danet.load())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_image(f"{folder}/a.png", numpy.zeros((64, 96), numpy.uint8))
+        ...     [len(detections.scores) for frame, detections in stream.run(open_source(folder))]
+        [0]
+    """
+
+    def __init__(self, detector: Detector, *, batch: int = 1) -> None:
+        self.detector = detector
+        self.batch = batch
+        self.dropped = 0
+        self.reading_seconds = self.network_seconds = 0.0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.has_free_core = detector.device.type != "cpu" or cores > torch.get_num_threads()
+
+    def run(self, source: ImageFiles | Video) -> Generator[tuple[Frame, Detections], None, None]:
+        """Yields each frame with its detections, in order. Closing the iterator ends the reading thread."""
+        live = isinstance(source, Video) and source.live
+        batches = self._preprocess(source, 1 if live else self.batch)
+        return self._prefetched(batches, live) if live or self.has_free_core else self._grouped(batches)
+
+    def _prefetched(self, batches: Iterator[tuple], live: bool) -> Generator[tuple[Frame, Detections], None, None]:
+        """Detects while a thread prepares the next batches."""
+        with Prefetcher(batches, depth=PREFETCHED_BATCHES, drop=live) as prefetcher:
+            try:
+                for batch in prefetcher:
+                    yield from self._detect(*batch)
+            finally:
+                self.dropped += prefetcher.dropped
+
+    def _grouped(self, batches: Iterator[tuple]) -> Generator[tuple[Frame, Detections], None, None]:
+        """Detects in a group of batches; the next group is prepared while the caller handles the results."""
+
+        def is_full(group: list[tuple]) -> bool:
+            pixels = sum(tensor[:, 0].numel() for _, tensor, _ in group)
+            return len(group) >= MAX_GROUP_BATCHES or pixels >= MAX_GROUP_PIXELS
+
+        with GroupPrefetcher(batches, is_full=is_full) as groups:
+            for group in groups:
+                results = [self._detect(*batch) for batch in group]
+                groups.prefetch()
+                yield from itertools.chain.from_iterable(results)
+
+    def _preprocess(self, source: ImageFiles | Video, batch: int) -> Iterator[tuple[list[Frame], Tensor, list]]:
+        started = time.perf_counter()
+        for frames in _batches(source, batch):
+            prepared = frames, *self.detector.preprocess([frame.image for frame in frames])
+            self.reading_seconds += time.perf_counter() - started
+            yield prepared
+            started = time.perf_counter()
+
+    def _detect(self, frames: list[Frame], tensor: Tensor, geometry: list) -> list[tuple[Frame, Detections]]:
+        started = time.perf_counter()
+        detections = self.detector.postprocess(*self.detector.forward(tensor, geometry))
+        self.network_seconds += time.perf_counter() - started
+        return list(zip(frames, detections, strict=True))
+
+
+def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """Up to ``size`` successive frames of equal size: padding would make a result depend on the other frames."""
+    for _, group in itertools.groupby(frames, key=lambda frame: frame.image.shape[:2]):
+        while batch := list(itertools.islice(group, size)):
+            yield batch

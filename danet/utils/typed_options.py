@@ -1,0 +1,233 @@
+"""The fields of an options dataclass by dotted name, and values of words and YAML files in their declared types."""
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import functools
+import inspect
+import itertools
+import textwrap
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from danet.utils.errors import UserError
+
+
+class Option(NamedTuple):
+    """One field of an options dataclass, or of a dataclass nested in it."""
+
+    name: str
+    """Dotted, such as ``model.name``."""
+    hint: Any
+    """Its type."""
+    help: str
+    """The docstring below the field."""
+    default: Any = dataclasses.MISSING
+
+
+def list_options(options: Any, prefix: str = "") -> Iterator[Option]:
+    """All fields of a dataclass; those of a nested dataclass follow the field that holds it.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> next(list_options(ModelConfig)).name
+        'name'
+    """
+    hints, helps = typing.get_type_hints(options), _field_docstrings(options)
+    for field in dataclasses.fields(options):
+        hint, name = hints[field.name], prefix + field.name
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        yield Option(name, hint, helps.get(field.name, ""), default)
+        if dataclasses.is_dataclass(inner := mapping_type(hint)):
+            yield from list_options(inner, f"{name}.")
+
+
+@functools.cache
+def _field_docstrings(options: type) -> dict[str, str]:
+    """The string literals below the fields of a dataclass; none if its source is not available."""
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(options))).body[0].body  # type: ignore[attr-defined]
+    except (OSError, TypeError):
+        return {}
+    return {
+        ast.unparse(field.target): " ".join(ast.literal_eval(text.value).split())
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+class OptionValues:
+    """Values of a dataclass's options, collected from several sources; a later value replaces an earlier one.
+
+    All methods raise UserError; its text starts with the name of the option that is wrong.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> values = OptionValues(ModelConfig)
+        >>> values.update({"name": "danet", "groups": 2})
+        >>> values.set("groups", "8")
+        >>> values.build().groups
+        8
+    """
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.known = {option.name: option for option in list_options(options)}
+        self.values: dict[str, Any] = {}
+
+    def update(self, content: dict, prefix: str = "") -> None:
+        """Sets the options that a mapping, for example of a YAML file, names."""
+        for key, value in content.items():
+            if f"{prefix}{key}" not in self.known:
+                raise UserError(f"unknown option {prefix}{key}{suggestion(f'{prefix}{key}', self.known)}")
+            self.set(f"{prefix}{key}", value)
+
+    def set(self, name: str, value: object) -> None:
+        """Sets one option to a word or a YAML value; a mapping sets only what it names of a nested dataclass."""
+        hint = self.known[name].hint
+        try:
+            value = _parse_mapping(value, hint)
+            if isinstance(value, dict) and dataclasses.is_dataclass(mapping_type(hint)):
+                self.values.pop(name, None)
+                self.update(value, f"{name}.")
+                return
+            value = convert(value, hint)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from error
+        related = [key for key in self.values if key.startswith(f"{name}.") or name.startswith(f"{key}.")]
+        for key in related:
+            del self.values[key]
+        self.values[name] = value
+
+    def build(self, prefix: str = "", options: Any = None) -> Any:
+        """The dataclass of the collected values, with its defaults for the others."""
+        options = options or self.options
+        arguments = {}
+        for field in dataclasses.fields(options):
+            option = self.known[prefix + field.name]
+            if option.name in self.values:
+                arguments[field.name] = self.values[option.name]
+            elif any(key.startswith(f"{option.name}.") for key in self.values):
+                arguments[field.name] = self.build(f"{option.name}.", mapping_type(option.hint))
+            elif option.default is dataclasses.MISSING:
+                raise UserError(f"{option.name}: a value is required")
+        return options(**arguments)
+
+
+def convert(value: object, hint: Any) -> Any:
+    """Returns ``value``, a word or a YAML value, in the type ``hint``.
+
+    ``hint`` is int, float, bool, str, Literal, Optional, Union, list, tuple, dict or a dataclass. The word ``null`` is
+    None where the type allows it. A mapping may be a word in YAML or JSON, such as ``{"path": "a"}``.
+
+    Raises:
+        ValueError: ``value`` does not fit; the text says what is expected.
+
+    Example:
+        >>> convert("3", int), convert(["1", "2.5"], tuple[float, float]), convert("null", int | None)
+        (3, (1.0, 2.5), None)
+        >>> convert("x", int)
+        Traceback (most recent call last):
+        ValueError: expected int, got 'x'
+    """
+    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
+    value = _parse_mapping(value, hint)
+    if _is_union(hint):
+        if type(None) in parts and (value is None or value == "null"):
+            return None
+        for part in parts:
+            with contextlib.suppress(ValueError):
+                return convert(value, part)
+    elif kind is Literal:
+        for allowed in parts:
+            if value == allowed or value == str(allowed):
+                return allowed
+    elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        item = OptionValues(kind)
+        item.update(value)
+        return item.build()
+    elif kind is dict and isinstance(value, dict):
+        return {convert(key, parts[0]): convert(each, parts[1]) for key, each in value.items()}
+    elif kind is list and isinstance(value, list):
+        return [convert(each, parts[0]) for each in value]
+    elif kind is tuple and isinstance(value, (list, tuple)) and len(value) == len(parts):
+        return tuple(map(convert, value, parts))
+    elif kind is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    elif kind is str and isinstance(value, str):
+        return value
+    elif kind in (int, float) and isinstance(value, (int, kind)) and not isinstance(value, bool):
+        return kind(value)
+    elif kind in (int, float) and isinstance(value, str) and any(map(str.isdigit, value)):  # not the word "nan"
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    raise ValueError(f"expected {type_name(hint)}, got {value!r}")
+
+
+def parse_yaml(text: str) -> Any:
+    """Parses YAML or JSON. Raises ValueError of one line if it is not valid."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def _parse_mapping(value: object, hint: Any) -> object:
+    """A word such as ``{"path": "a"}`` as a mapping, where the type allows one."""
+    if not isinstance(value, str) or not value.startswith("{") or mapping_type(hint) is None:
+        return value
+    try:
+        return parse_yaml(value)
+    except ValueError as error:
+        raise ValueError(f"{value}: {error}") from error
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def mapping_type(hint: Any) -> Any:
+    """The dict or dataclass that is ``hint`` or a member of the union ``hint``, else None."""
+    members = typing.get_args(hint) if _is_union(hint) else (hint,)
+    return next((each for each in members if dataclasses.is_dataclass(each) or typing.get_origin(each) is dict), None)
+
+
+def sequence_type(hint: Any) -> Any:
+    """The list or tuple type that is ``hint`` or a member of the union ``hint``, else None."""
+    members = typing.get_args(hint) if _is_union(hint) else (hint,)
+    return next((each for each in members if typing.get_origin(each) in (list, tuple)), None)
+
+
+def type_name(hint: Any) -> str:
+    """A type as messages and help texts show it.
+
+    Example:
+        >>> type_name(list[int] | None), type_name(Literal["a", "b"])
+        ('list[int] or null', 'one of a, b')
+    """
+    parts = typing.get_args(hint)
+    if _is_union(hint):
+        return " or ".join(map(type_name, parts))
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if parts:
+        return f"{typing.get_origin(hint).__name__}[{', '.join(map(type_name, parts))}]"
+    return "null" if hint is type(None) else hint.__name__
+
+
+def suggestion(wrong: str, names: Iterable[str], prefix: str = "--") -> str:
+    """The end of a message about an unknown name: the nearest of the known ones.
+
+    Example:
+        >>> suggestion("epoch", ["epochs", "batch"])
+        '; did you mean --epochs?'
+    """
+    near = difflib.get_close_matches(wrong, list(names), n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
