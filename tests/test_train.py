@@ -26,6 +26,7 @@ from danet.models import build_model
 from danet.train import _expand_resume, main
 from danet.training.options import PRESETS, AdcrOptions, TrainOptions
 from danet.utils import cli
+from danet.utils.errors import UserError
 
 # One thread, because test processes run in parallel.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -127,7 +128,7 @@ def test_sigterm_saves_state(scenes, tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.terminate()
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130
     step = int(re.fullmatch(r"stopped after step (\d+); resume with: (.*)\n", error)[1])
     assert error.endswith(f"danet train --resume {tmp_path / 'run'}\n")
@@ -340,10 +341,10 @@ def test_non_finite_loss_stops_training(run, tmp_path, capsys):
         (["--batch", "0"], "batch must be positive, got 0"),
         (["--epochs", "-1"], "epochs must be positive, got -1"),
         (["--save_every_steps", "-3"], "save_every_steps must be 0 or more, got -3"),
-        (["--save_every_minutes", ".nan"], "save_every_minutes must be 0 or more, got nan"),
+        (["--save_every_minutes", ".nan"], "--save_every_minutes: expected float, got '.nan'"),
         (["--seed", "-1"], "seed must lie between 0 and 2^63, got -1"),
         (["--out", __file__], "no folder for results"),
-        (["--lr", ".nan"], "lr must be positive, got nan"),
+        (["--lr", ".nan"], "--lr: expected float, got '.nan'"),
         (["--learning_rate", "1"], "unknown option --learning_rate"),
         (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         (["--weights", "missing.safetensors"], "missing.safetensors: no such file"),
@@ -354,6 +355,18 @@ def test_invalid_options(run, tmp_path, capsys, arguments, words):
     assert run(*arguments) == 2
     assert words in only_error(capsys)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lr", "lr must be positive, got nan"),
+        ("save_every_minutes", "save_every_minutes must be 0 or more, got nan"),
+    ],
+)
+def test_options_reject_nan(name, words):
+    with pytest.raises(UserError, match=words):
+        TrainOptions(**{name: math.nan})
 
 
 def test_existing_run_is_not_overwritten(run, tmp_path, capsys):
