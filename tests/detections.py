@@ -1,4 +1,4 @@
-"""Small datasets and predictions for the tests of the metrics."""
+"""Small datasets and predictions for tests of the metrics."""
 
 from pathlib import Path
 

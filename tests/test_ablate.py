@@ -19,7 +19,7 @@ def scenes(tmp_path):
 
 @pytest.fixture
 def command(scenes, tmp_path):
-    """Words of a small ablation: two rows, one seed, two steps of danet_nano."""
+    """Arguments of a small ablation: one seed, two steps of danet_nano."""
     fit, val, tune = scenes
     small = ["--model.name", "danet_nano", "--augmentation.crop", "64x64", "--threads", "1"]
     words = [val, "--tune", tune, "--out", str(tmp_path / "out"), "--seeds", "0", "--resamples", "20", "--quiet"]
@@ -27,7 +27,7 @@ def command(scenes, tmp_path):
 
 
 def with_words(command, *words):
-    """The command with more options of its own."""
+    """The command with further options of ``danet ablate``."""
     at = command.index("--")
     return [*command[:at], *words, *command[at:]]
 
@@ -39,7 +39,7 @@ def only_error(capsys) -> str:
     return lines[0].removeprefix("danet ablate: error: ")
 
 
-def test_two_rows_are_trained_measured_compared_and_not_repeated(command, tmp_path, capsys):
+def test_ablate_compares_rows_and_resumes(command, tmp_path, capsys):
     out = tmp_path / "out"
     rows = ["--rows", "baseline", "safem+acfa+adcr"]
     assert main(with_words(command, *rows)) == 0
@@ -58,7 +58,7 @@ def test_two_rows_are_trained_measured_compared_and_not_repeated(command, tmp_pa
     text = (out / "ablation.md").read_text()
     assert text.startswith("# Ablation\n") and "| safem+acfa+adcr | 1 |" in text
 
-    # The same again: nothing is trained or measured anew.
+    # The same command again: nothing is trained or evaluated.
     names = ("train.json", "evaluate.json", "metrics.csv", "weights.safetensors")
     files = [out / row / "0" / name for row in ("baseline", "safem+acfa+adcr") for name in names]
     before = [path.stat().st_mtime_ns for path in files]
@@ -66,7 +66,7 @@ def test_two_rows_are_trained_measured_compared_and_not_repeated(command, tmp_pa
     assert [path.stat().st_mtime_ns for path in files] == before
     assert json.loads((out / "ablation.json").read_text())["rows"] == content["rows"]
 
-    # A run that was cut off goes on, and the others are left alone; another measurement trains nothing.
+    # An interrupted run is resumed and the others stay; another criterion trains nothing.
     folder = out / "safem+acfa+adcr" / "0"
     for name in ("train.json", "evaluate.json", "weights.safetensors"):
         (folder / name).unlink()
@@ -78,7 +78,7 @@ def test_two_rows_are_trained_measured_compared_and_not_repeated(command, tmp_pa
     assert files[0].stat().st_mtime_ns == before[0] and files[1].stat().st_mtime_ns > before[1]
     assert json.loads((out / "ablation.json").read_text())["criterion"] == "iou30"
 
-    # Another budget is another ablation.
+    # Other training options are another ablation.
     capsys.readouterr()
     assert main([*with_words(command, *rows), "--epochs", "2"]) == 2
     assert f"{out / 'baseline' / '0'}: holds a run with epochs 1, not 2; give another --out" in only_error(capsys)
@@ -86,7 +86,7 @@ def test_two_rows_are_trained_measured_compared_and_not_repeated(command, tmp_pa
 
 @pytest.fixture
 def folded(command, scenes):
-    """The words of a cross-validation in two parts; each recording has two images."""
+    """Arguments of a cross-validation with two folds; each recording has two images."""
     for path in scenes[:2]:
         data = load_coco(path)
         for index, record in enumerate(data.records):
@@ -96,13 +96,13 @@ def folded(command, scenes):
     return with_words([*command[:at], *command[at + 2 :]], "--folds", "2", "--rows", "baseline")
 
 
-def test_folds_measure_every_recording_once_by_runs_that_did_not_see_it(folded, tmp_path, capsys):
+def test_folds_evaluate_every_recording_once_and_unseen(folded, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(folded) == 0
     content = json.loads((out / "ablation.json").read_text())
     assert content["images"] == 16 and content["folds"] == 2 and content["rows"][0]["seeds"] == [0]
     assert len(content["runs"][0]["thresholds"]) == 2
-    assert "Cross-validation: 2 parts" in (out / "ablation.md").read_text()
+    assert "Cross-validation: 2 folds" in (out / "ablation.md").read_text()
     measured = []
     for fold in (out / "fold0", out / "fold1"):
         recordings = {}
@@ -118,7 +118,7 @@ def test_folds_measure_every_recording_once_by_runs_that_did_not_see_it(folded, 
         assert f"- {fold / 'train.json'}\n" in trained and "fit" not in trained
     assert len(measured) == 8 == len(set(measured))
 
-    # The same again: nothing is trained or measured anew, and what was cut off goes on.
+    # The same command again: nothing is repeated, and the interrupted run is resumed.
     kept, lost = (out / f"fold{index}" / "baseline" / "0" / "weights.safetensors" for index in (0, 1))
     before = kept.stat().st_mtime_ns
     for name in ("train.json", "evaluate.json", "weights.safetensors"):
@@ -126,14 +126,14 @@ def test_folds_measure_every_recording_once_by_runs_that_did_not_see_it(folded, 
     assert main(folded) == 0
     assert kept.stat().st_mtime_ns == before and lost.is_file()
 
-    # Other parts are another ablation: their runs would be taken for runs on these.
+    # Other folds are another ablation: runs on them would be confused with these.
     capsys.readouterr()
     assert main(with_words(folded, "--folds", "3")) == 2
-    assert f"{out / 'fold0' / 'train.json'}: other images than those of this ablation; give" in only_error(capsys)
+    assert f"{out / 'fold0' / 'train.json'}: has other images than this ablation; give" in only_error(capsys)
     assert len(load_coco(out / "fold0" / "val.json").records) == 8
 
 
-def test_folds_train_on_the_names_that_are_measured(folded, scenes, tmp_path):
+def test_folds_train_with_mapped_class_names(folded, scenes, tmp_path):
     data = load_coco(scenes[1])
     for record in data.records:
         record.names = ["Target" if name == "drone" else name for name in record.names]
@@ -150,7 +150,7 @@ def test_folds_train_on_the_names_that_are_measured(folded, scenes, tmp_path):
         (["--tune", "x"], "--tune x: cannot be used with --folds"),
         (["--teacher_small", "x"], "--folds: cannot be used with teachers, which were trained on evaluated recordings"),
         (["--folds", "40"], "40 parts cannot be made of 8 recordings"),
-        (["--folds", "8"], "folds: part 0 of 8 has no 'drone' to train on; give fewer parts"),
+        (["--folds", "8"], "--folds: fold 0 of 8 has no 'drone' to train on; use fewer folds"),
         (["--target", "plane"], "show no 'plane'; see --target and --class_map"),
         (
             ["--more", '{"x": ["--data", "VAL"]}'],
@@ -166,7 +166,7 @@ def test_folds_train_on_the_names_that_are_measured(folded, scenes, tmp_path):
         ),
     ],
 )
-def test_bad_options_of_folds_are_one_line_and_leave_nothing(folded, scenes, tmp_path, capsys, words, error):
+def test_bad_fold_options_are_one_line_and_write_nothing(folded, scenes, tmp_path, capsys, words, error):
     if "8" in words:  # drones in one recording only
         for path in scenes[:2]:
             data = load_coco(path)
@@ -178,13 +178,13 @@ def test_bad_options_of_folds_are_one_line_and_leave_nothing(folded, scenes, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_an_image_that_is_measured_and_trained_on_is_refused(folded, scenes, tmp_path, capsys):
+def test_folds_reject_an_image_in_both_datasets(folded, scenes, tmp_path, capsys):
     assert main([*folded, "--data", scenes[1]]) == 2
-    assert "is there twice, in what is measured and in the training data" in only_error(capsys)
+    assert "occurs twice in the evaluation and training data" in only_error(capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_say_what_danet_train_is_told():
+def test_row_arguments_of_danet_train():
     rows = AblateOptions("v", adcr_weight=0.2).row_arguments()
     assert list(rows) == ["baseline", "safem", "acfa", "adcr", "safem+acfa", "safem+acfa+adcr"]
     assert rows["baseline"] == ["--model.safem", "false", "--model.acfa", "false", "--adcr.weight", "0.0"]
@@ -214,7 +214,7 @@ def test_rows_say_what_danet_train_is_told():
         (["--target", "plane"], "shows no 'plane'"),
     ],
 )
-def test_bad_options_are_one_line(command, tmp_path, capsys, words, error):
+def test_bad_ablate_options_are_one_line(command, tmp_path, capsys, words, error):
     assert main(with_words(command, *words)) == 2
     assert error in only_error(capsys)
     assert not (tmp_path / "out").exists()
@@ -229,12 +229,12 @@ def test_bad_options_are_one_line(command, tmp_path, capsys, words, error):
         (["--distill.small", "x"], "give teachers as --teacher_small"),
     ],
 )
-def test_bad_words_for_train_are_one_line(command, scenes, tmp_path, capsys, words, error):
+def test_bad_train_arguments_are_one_line(command, scenes, tmp_path, capsys, words, error):
     assert main([*command, *(word.replace("VAL", scenes[1]) for word in words)]) == 2
     assert error in only_error(capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_no_training_data_is_said(scenes, capsys):
+def test_missing_training_data_is_reported(scenes, capsys):
     assert main([scenes[1]]) == 2
     assert only_error(capsys).startswith("no training data: give the options of `danet train` after --")

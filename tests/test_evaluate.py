@@ -28,7 +28,7 @@ SHEET, SIZES = "misses_and_false_alarms.png", "by_size.png"
 
 
 def scene(rng, name, size):
-    """Noise with a hot wide drone, a cold tall bird, or nothing; and the box of what is shown."""
+    """Noise with a hot wide drone, a cold tall bird, or nothing, and the box of the object."""
     image = rng.normal(90, 5, size)
     y, x = rng.integers(4, size[0] - 20), rng.integers(4, size[1] - 20)
     width, height = (12, 8) if name == "drone" else (8, 12)
@@ -39,7 +39,7 @@ def scene(rng, name, size):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A danet_nano that has seen some hundred scenes: good, not perfect."""
+    """A danet_nano trained on 360 scenes: good, not perfect."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_files_and_figures(evaluated):
+def test_evaluate_files_and_metrics(evaluated):
     names = {path.name for path in evaluated.iterdir()}
     assert names - {SHEET} == {*NAMES, SIZES, "again.json", "config.yaml"}
     metrics = read(evaluated / "metrics.json")
@@ -116,7 +116,7 @@ def test_files_and_figures(evaluated):
         for point in ("fixed", "tuned"):
             for name in ("precision", "recall", "f1"):
                 assert set(result[point][name]) == {"value", "low", "high"}
-    assert metrics["criteria"]["iou30"]["tuned"]["f1"]["value"] > 0.6  # it learnt something
+    assert metrics["criteria"]["iou30"]["tuned"]["f1"]["value"] > 0.6  # the training succeeded
     assert (metrics["images"], metrics["objects"], metrics["groups"]) == (24, 16, 6)
     assert {group["distractor"]: group["images"] for group in metrics["false_alarms"]} == {
         "bird": 4, "(nothing)": 4, "(all)": 8,
@@ -126,16 +126,16 @@ def test_files_and_figures(evaluated):
     assert metrics["speed"]["fps"] < metrics["speed"]["fps_network_and_decode"]
 
 
-def test_plots_are_pictures(evaluated):
+def test_evaluate_writes_plots(evaluated):
     for name in NAMES[3:]:
         image = cv2.imread(str(evaluated / name))
         assert image.shape == (750, 1050, 3)
         assert image.std() > 5
 
 
-def test_the_threshold_comes_from_the_tuning_images_alone(weights, data, tune, evaluated, tmp_path):
+def test_threshold_depends_on_tuning_images_only(weights, data, tune, evaluated, tmp_path):
     chosen = read(evaluated / "metrics.json")["thresholds"]["tuned"]
-    # what the tuning images give when they are reported themselves
+    # the threshold from the predictions on the tuning images
     assert main([weights, tune, "--out", str(tmp_path), "--threads", "1", "--batch", "3", "--quiet"]) == 0
     records = load_coco(tune).records
     results = {}
@@ -148,7 +148,7 @@ def test_the_threshold_comes_from_the_tuning_images_alone(weights, data, tune, e
         predictions.append(found(boxes, [i["score"] for i in items], [i["category_id"] - 1 for i in items]))
     assert chosen == pytest.approx(choose_threshold(records, predictions, CLASSES)[0], abs=1e-5)
 
-    # other reported images, the same threshold
+    # other evaluated images do not change the threshold
     other = dataset(tmp_path / "other", 9, count=8)
     assert main([weights, other, "--tune", tune, "--out", str(tmp_path), "--threads", "1", "--batch", "3"]) == 0
     assert read(tmp_path / "metrics.json")["thresholds"]["tuned"] == chosen
@@ -167,7 +167,7 @@ def test_predictions_json_is_a_coco_result_file(evaluated, data):
     assert read(evaluated / "metrics.json")["criteria"]["iou50"]["ap"]["value"] == pytest.approx(theirs, abs=1e-6)
 
 
-def test_results_are_read_back(evaluated, data):
+def test_predictions_are_read_back(evaluated, data):
     dataset = load_coco(data)
     records = dataset.records[::2]
     predictions = read_coco_results(evaluated / "predictions.json", dataset, dataset.records, CLASSES)
@@ -176,18 +176,18 @@ def test_results_are_read_back(evaluated, data):
     assert metrics.criteria["iou30"].fixed.f1.value == stored["fixed"]["f1"]["value"]
     assert metrics.criteria["iou30"].ap.value == pytest.approx(stored["ap"]["value"], abs=1e-3)
     assert sum(len(scores) for _, scores, _ in predictions) == len(read(evaluated / "predictions.json"))
-    with pytest.raises(UserError, match="not the detections of"):  # of images that are left out
+    with pytest.raises(UserError, match="not the detections of"):  # detections of images that are not among the records
         read_coco_results(evaluated / "predictions.json", dataset, records, CLASSES)
 
 
-def test_results_do_not_depend_on_the_batch(weights, data, evaluated, tmp_path):
+def test_predictions_are_independent_of_batch_size(weights, data, evaluated, tmp_path):
     assert main([weights, data, "--out", str(tmp_path), "--batch", "1", "--quiet", "--threads", "1"]) == 0
     one, three = (read(folder / "predictions.json") for folder in (tmp_path, evaluated))
     assert len(one) == len(three)
     assert max(abs(a["score"] - b["score"]) for a, b in zip(one, three, strict=True)) < 1e-4
 
 
-def test_tables_and_header(weights, data, tmp_path, capsys):
+def test_evaluate_prints_tables_and_header(weights, data, tmp_path, capsys):
     assert main([weights, data, "--out", str(tmp_path), "--threads", "1"]) == 0
     printed = capsys.readouterr().out
     for words in ("operators", "IoU ≥ 0.5", "centre < 3 px", "≥ 18 px", "val-3", "other classes", "bird", "images/s"):
@@ -197,10 +197,10 @@ def test_tables_and_header(weights, data, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_unreachable_recall_is_null_and_printed(weights, tmp_path, capsys):
+def test_unreached_recall_is_null_and_printed(weights, tmp_path, capsys):
     folder = tmp_path / "blank"
     data = dataset(folder, 3, count=16)
-    for index in range(8):  # drones annotated where nothing is to be seen
+    for index in range(8):  # drones are annotated on empty images
         image = cv2.imread(str(folder / f"{index}.png"), cv2.IMREAD_UNCHANGED)
         cv2.imwrite(str(folder / f"{index}.png"), np.full_like(image, 90))
     assert main([weights, data, "--out", str(tmp_path), "--threads", "1"]) == 0
@@ -216,7 +216,7 @@ def test_unreachable_recall_is_null_and_printed(weights, tmp_path, capsys):
     assert sizes.shape[0] > 3 * 224 and sizes.shape[1] > 6 * 224  # a row for each size, two of each kind
 
 
-def test_stride_and_class_map(weights, data, tmp_path):
+def test_evaluate_stride_and_class_map(weights, data, tmp_path):
     arguments = [weights, data, "--out", str(tmp_path), "--threads", "1", "--quiet"]
     assert main([*arguments, "--stride", "2", "--class_map", '{"bird": "drone"}', "--scale_edges", "5", "11"]) == 0
     metrics = read(tmp_path / "metrics.json")
@@ -225,7 +225,7 @@ def test_stride_and_class_map(weights, data, tmp_path):
     assert [scale["objects"] for scale in metrics["scales"]] == [0, 10, 0]  # sqrt(96) = 9.8 pixels
 
 
-def test_bad_input_is_one_line(weights, data, tune, tmp_path, capsys):
+def test_evaluate_errors_are_one_line(weights, data, tune, tmp_path, capsys):
     text = tmp_path / "text.safetensors"
     text.write_text("no weights")
     wrong_size = tmp_path / "wrong"
@@ -257,14 +257,14 @@ def test_bad_input_is_one_line(weights, data, tune, tmp_path, capsys):
         assert not out.exists()
 
 
-def test_warning_for_a_recording_on_both_sides(weights, data, tmp_path, capsys):
-    neighbours = dataset(tmp_path / "val", 5, count=8)  # other pictures, the same recordings' names
+def test_warning_for_shared_recordings(weights, data, tmp_path, capsys):
+    neighbours = dataset(tmp_path / "val", 5, count=8)  # other images, the same recording names
     arguments = [weights, data, "--tune", neighbours, "--out", str(tmp_path), "--threads", "1", "--quiet"]
     assert main(arguments) == 0
     assert "share 2 recordings, such as val-0" in capsys.readouterr().err
 
 
-def test_warning_for_an_absent_target(weights, data, tmp_path, capsys):
+def test_warning_for_missing_target(weights, data, tmp_path, capsys):
     content = read(Path(data))
     for image in content["images"]:
         image["file_name"] = str(load_coco(data).path.parent / image["file_name"])
@@ -278,25 +278,25 @@ def test_warning_for_an_absent_target(weights, data, tmp_path, capsys):
     assert read(tmp_path / "metrics.json")["criteria"]["iou50"]["fixed"]["recall"]["value"] is None
 
 
-def test_command_runs_as_a_module():
+def test_evaluate_runs_as_module():
     shown = subprocess.run(
         [sys.executable, "-m", "danet.evaluate", "--help"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     assert "--tune" in shown and "default: 0.5" in shown and "pixels" in shown
 
 
-def test_causes_of_mistakes_by_hand():
+def test_find_mistakes_causes():
     bird = (30, 30, 40, 40)
     others = [(200, 100, 220, 120), (200, 200, 210, 210), (240, 30, 250, 40)]
     truth = record([TRUTH, bird, *others], ["drone", "bird", "drone", "drone", "drone"])
     predictions = found(
         [
             TRUTH,
-            (101, 100, 111, 110),  # the same object again
+            (101, 100, 111, 110),  # a duplicate
             (35, 30, 45, 40),  # on the bird
-            (215, 100, 235, 120),  # beside the second drone
-            (200, 201, 210, 211),  # on the third, but unsure
-            (0, 200, 10, 210),  # on nothing
+            (215, 100, 235, 120),  # overlaps the second drone
+            (200, 201, 210, 211),  # on the third drone, low score
+            (0, 200, 10, 210),  # on the background
         ],
         [0.9, 0.8, 0.7, 0.6, 0.1, 0.55],
     )
@@ -311,7 +311,7 @@ def test_causes_of_mistakes_by_hand():
     assert mistakes.hits[0].box.tolist() == list(TRUTH)
 
 
-def test_choice_of_what_is_shown_of_each_size():
+def test_choose_by_size_selection():
     def mistakes(*of):
         """(image, side of the box, score)"""
         return [Mistake(image, np.array([0, 0, side, side]), score, "") for image, side, score in of]

@@ -1,4 +1,4 @@
-"""The results of an ablation: means over the seeds, differences between rows, and the table that shows them."""
+"""The results of an ablation: means over the seeds, differences between rows, and their tables."""
 
 import statistics
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from danet.evaluation.metrics import images_by_distractor
 from danet.evaluation.tables import Row, Table, shown_on
 
 CROSS_VALIDATED = (
-    "Cross-validation: {} parts, each measured with runs trained on the others, at a score that a tenth of those "
-    "chose; AP50 and frames/s are means over the parts."
+    "Cross-validation: {} folds, each evaluated with runs trained on the others, at a score threshold chosen on a "
+    "tenth of their images; AP50 and frames/s are means over the folds."
 )
-FIGURES = ("precision", "recall", "f1", "ap50", "frames_per_second")
+METRICS = ("precision", "recall", "f1", "ap50", "frames_per_second")
 
 
 @dataclass(frozen=True)
-class Result:
-    """One run, measured. A figure is None where it is undefined."""
+class RunResult:
+    """The metrics of one evaluated run; None where undefined. Fields are keys of ``ablation.json``."""
 
     row: str
     seed: int
@@ -36,21 +36,21 @@ class Result:
     parameters: int
     steps: int
     seconds: float
-    """Spent in training steps and their validations."""
+    """Time of the training steps and validations."""
     operators: str
     outcome: Outcome
     thresholds: list[float] | None = None
-    """Of the parts of a cross-validation, whose scores are shifted to make each of them ``threshold``."""
+    """In a cross-validation the thresholds of the folds, whose scores are shifted to make each ``threshold``."""
 
     def line(self) -> str:
-        figures = (("P", self.precision), ("R", self.recall), ("F1", self.f1), ("AP50", self.ap50))
-        shown = ", ".join(f"{name} {number(value)}" for name, value in figures)
+        metrics = (("P", self.precision), ("R", self.recall), ("F1", self.f1), ("AP50", self.ap50))
+        shown = ", ".join(f"{name} {number(value)}" for name, value in metrics)
         return f"{shown} at score {self.threshold:.3f}, {self.steps} steps in {self.seconds / 60:.1f} minutes"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation (of a sample; None for a single run) over the runs of a row."""
+    """Mean and sample standard deviation over the runs of a row; the deviation is None for a single run."""
 
     mean: float
     deviation: float | None
@@ -58,7 +58,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class FalseAlarmRate:
-    """False alarms an image of a row's runs at one recall; ``rate`` is None unless all of them reach it."""
+    """False alarms per image of a row's runs at one recall; ``rate`` is None unless all runs reach the recall."""
 
     rate: Spread | None
     reached: int
@@ -76,15 +76,15 @@ class Variant:
     steps: int
     seconds: float
     highest_recall: float
-    """That of the run that reaches least."""
+    """The lowest of the highest recalls of the runs."""
     false_alarms: dict[str, FalseAlarmRate]
-    """By distractor, at the wanted recall."""
+    """By distractor, at the requested recall."""
     false_alarms_at_common_recall: dict[str, FalseAlarmRate]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What a row has over another; over the seeds that both have."""
+    """A row compared with another one, over the seeds that both have."""
 
     row: str
     against: str
@@ -94,7 +94,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Summary:
-    """An ablation as far as it has got."""
+    """The results of an ablation so far; fields are keys of ``ablation.json``."""
 
     target: str
     criterion: str
@@ -103,13 +103,13 @@ class Summary:
     resampled: str
     groups: int
     distractors: dict[str, int]
-    """Images by what they show, none of them a target."""
+    """Number of images without a target by what they show."""
     folds: int | None
-    """Parts of a cross-validation."""
+    """Number of folds of a cross-validation."""
     recall: float
-    """At which false alarms are counted."""
+    """Requested recall of the false alarms."""
     common_recall: float
-    """The same, or the highest that all runs reach."""
+    """``recall``, or the highest recall that all runs reach if that is lower."""
     operators: list[str]
     rows: list[Variant]
     differences: list[Difference]
@@ -120,7 +120,12 @@ class Summary:
 
 
 def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Which rows are compared: each with those that have one component less, and with the first."""
+    """The pairs of rows to compare: each row with those that lack one of its components, and with the first row.
+
+    Example:
+        >>> pairs(["baseline", "safem", "safem+acfa"])
+        [('safem', 'baseline'), ('safem+acfa', 'safem'), ('safem+acfa', 'baseline')]
+    """
     parts = {name: frozenset(name.split("+")) - {"baseline"} for name in names}
     result = []
     for name in names:
@@ -130,7 +135,7 @@ def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def summarize(
-    results: Sequence[Result],
+    results: Sequence[RunResult],
     records: Sequence,
     *,
     criterion: str,
@@ -138,12 +143,12 @@ def summarize(
     resamples: int,
     folds: int | None = None,
 ) -> Summary:
-    """Puts the results of runs on the same ``records`` together; a row has as many runs as there are results of it."""
+    """Summarizes runs on the same ``records``; the runs of a row have the same ``row``."""
     target = results[0].target
     draws = resample([record.video for record in records], resamples)
     shown = images_by_distractor(records, target)
     common = common_recall([result.outcome for result in results], recall)
-    by_row: dict[str, list[Result]] = {}
+    by_row: dict[str, list[RunResult]] = {}
     for result in results:
         by_row.setdefault(result.row, []).append(result)
     rows = [_variant(name, runs, shown, recall, common) for name, runs in by_row.items()]
@@ -195,7 +200,7 @@ def ablation_tables(summary: dict) -> list[Table]:
             row["name"],
             (
                 str(len(row["seeds"])),
-                *(spread(row["figures"][name], 1 if name == "frames_per_second" else 3) for name in FIGURES),
+                *(spread(row["figures"][name], 1 if name == "frames_per_second" else 3) for name in METRICS),
                 *(f"{row['parameters'] / 1e6:.2f} M", str(row["steps"]), f"{row['seconds'] / 60:.1f}"),
             ),
         )
@@ -253,7 +258,7 @@ def to_markdown(summary: Summary) -> str:
     return "\n\n".join(text) + "\n"
 
 
-def _variant(name: str, runs: list[Result], shown: dict[str, np.ndarray], recall: float, common: float) -> Variant:
+def _variant(name: str, runs: list[RunResult], shown: dict[str, np.ndarray], recall: float, common: float) -> Variant:
     def false_alarms(at: float) -> dict[str, FalseAlarmRate]:
         rates = {key: [run.outcome.false_alarms(at, images) for run in runs] for key, images in shown.items()}
         return {
@@ -264,7 +269,7 @@ def _variant(name: str, runs: list[Result], shown: dict[str, np.ndarray], recall
     return Variant(
         name=name,
         seeds=[run.seed for run in runs],
-        figures={figure: _spread_of([getattr(run, figure) for run in runs]) for figure in FIGURES},
+        figures={metric: _spread_of([getattr(run, metric) for run in runs]) for metric in METRICS},
         parameters=runs[0].parameters,
         steps=runs[0].steps,
         seconds=statistics.fmean(run.seconds for run in runs),

@@ -1,8 +1,7 @@
-"""Two variants of a detector on the same images: how sure is it that one is better?
+"""Compares two variants of a detector on the same images by a paired bootstrap.
 
-A paired bootstrap: both are measured on the same resampled videos, so that what makes a video hard for both cancels
-out. A variant is what several trainings (seeds) of it give on average; how these differ from each other is not in
-the interval.
+Both variants are evaluated on the same resampled videos, so that the difficulty of a video, which both share, cancels
+out. The metrics of a variant are means over its runs (seeds); the run-to-run variation is not part of the interval.
 """
 
 import math
@@ -15,29 +14,29 @@ from danet.evaluation.bootstrap import Estimate, Resampling, safe_divide
 from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, flatten, match
 from danet.evaluation.metrics import Counts
 
-# Resamples taken at once: the hits of all of them are in memory.
 _CHUNK = 64
+"""Resamples processed at once; limits the memory for their hits."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one detector did on N images, for one class and criterion; scores descending, images their indices."""
+    """Hits and false alarms of one run on N images, for one class and criterion."""
 
-    hit_scores: np.ndarray  # [H]
-    hit_image: np.ndarray  # [H]
-    false_scores: np.ndarray  # [F]
-    false_image: np.ndarray  # [F]
-    objects: np.ndarray  # [N]
-    threshold: float  # at which F1 is taken
+    hit_scores: np.ndarray  # [H], descending
+    hit_image: np.ndarray  # [H], index of the image
+    false_scores: np.ndarray  # [F], descending
+    false_image: np.ndarray  # [F], index of the image
+    objects: np.ndarray  # [N], objects per image
+    threshold: float  # score threshold of F1
 
     @property
     def highest_recall(self) -> float:
-        """The recall of all detections; NaN without objects."""
+        """The recall if all detections are kept; NaN without objects."""
         total = self.objects.sum()
         return len(self.hit_scores) / total if total else math.nan
 
     def counts(self) -> Counts:
-        """At the threshold."""
+        """The counts at ``threshold``."""
         hits, false = (
             np.bincount(image[scores >= self.threshold], minlength=len(self.objects))
             for scores, image in ((self.hit_scores, self.hit_image), (self.false_scores, self.false_image))
@@ -45,15 +44,15 @@ class Outcome:
         return Counts(self.threshold, hits, false, self.objects)
 
     def f1(self, draws: Resampling) -> tuple[float, np.ndarray]:
-        """F1 at the threshold, and in every resample ``[R]``."""
+        """F1 at ``threshold`` on all images, and in every resample ``[R]``."""
         _, hits, false, _ = self.counts()
         (_, top), (_, bottom) = draws.sums(2 * hits), draws.sums(hits + false + self.objects)
         return float(safe_divide(2 * hits.sum(), (hits + false + self.objects).sum())), safe_divide(top, bottom)
 
     def false_alarms(self, recall: float, images: np.ndarray) -> float | None:
-        """False alarms an image on ``images`` (bool ``[N]``) at the highest threshold with at least this recall.
+        """False alarms per image on ``images`` (mask ``[N]``) at the highest threshold with at least this recall.
 
-        None where the recall is not reached, or there are no images.
+        None if the recall is not reached or if there are no images.
         """
         needed = np.flatnonzero(safe_divide(np.arange(1, len(self.hit_scores) + 1), self.objects.sum()) >= recall)
         if not len(needed) or not images.any():
@@ -62,9 +61,9 @@ class Outcome:
         return float(alarms.sum() / images.sum())
 
     def resampled_false_alarms(self, recall: float, images: np.ndarray, draws: Resampling) -> np.ndarray:
-        """The same in every resample ``[R]``, each with a threshold of its own; NaN where none of the images is drawn.
+        """``false_alarms`` in every resample ``[R]``, each with its own threshold; NaN where no image is drawn.
 
-        Where the recall is not reached in a resample, all detections count: as far as it goes.
+        All detections count in a resample that does not reach the recall.
         """
         alarms = images[self.false_image]
         scores, groups = self.false_scores[alarms], draws.groups[self.false_image[alarms]]
@@ -93,7 +92,7 @@ def detection_outcome(
     criterion: str,
     threshold: float,
 ) -> Outcome:
-    """Reduces predictions to what comparisons need; arguments as ``evaluate_predictions`` takes them."""
+    """Matches predictions and keeps what comparisons need; arguments as for ``evaluate_predictions``."""
     data = flatten(records, predictions, classes)[target]
     matches = match(data, CRITERIA[criterion])
     hit, false = matches.outcome == HIT, matches.outcome == FALSE_ALARM
@@ -103,20 +102,19 @@ def detection_outcome(
 
 @dataclass(frozen=True)
 class Comparison:
-    """What variant ``a`` has over variant ``b``."""
+    """Variant ``a`` minus variant ``b``; fields are keys of ``ablation.json``."""
 
     f1: Estimate
-    """F1 of a minus F1 of b."""
     recall: float
-    """At which false alarms are compared: the wanted one, or the highest that all runs of both reach."""
+    """Recall of the false alarms: the requested one, or the highest that all runs of both variants reach."""
     false_alarms: Estimate
-    """False alarms an image of a minus those of b."""
+    """False alarms per image."""
     false_alarms_change: Estimate
-    """The same in parts of those of b: -0.4 are 40 % fewer. Undefined where b has none."""
+    """Relative to b: -0.4 means 40 % fewer false alarms. Undefined if b has none."""
 
 
 def common_recall(runs: Sequence[Outcome], recall: float) -> float:
-    """``recall``, or the highest that all ``runs`` reach if one of them does not reach it."""
+    """``recall``, or the highest recall that all ``runs`` reach if that is lower."""
     return min(recall, *(run.highest_recall for run in runs))
 
 
@@ -126,8 +124,9 @@ def compare(
     """Compares two variants, each given as its runs.
 
     Args:
-        draws: resamples of the images, the same for both.
-        recall: at which false alarms are to be compared, on ``images`` (bool ``[N]``), those without an object.
+        draws: resamples of the images, the same for both variants.
+        recall: recall at which false alarms are compared.
+        images: mask ``[N]`` of the images on which false alarms are counted, those without a target.
     """
     recall = common_recall([*a, *b], recall)
     f1_a, f1_b = (_mean([run.f1(draws) for run in runs]) for runs in (a, b))
@@ -138,16 +137,18 @@ def compare(
         values.append(float(np.mean(reached)) if len(reached) == len(rates) else math.nan)
         samples.append(np.mean([run.resampled_false_alarms(recall, images, draws) for run in runs], axis=0))
     groups = len(np.unique(draws.groups))
-    bearing = len(np.unique(draws.groups[images]))
+    contributing = len(np.unique(draws.groups[images]))
     change = safe_divide(np.float64(values[0] - values[1]), np.float64(values[1]))
     return Comparison(
         f1=draws.estimate(f1_a[0] - f1_b[0], f1_a[1] - f1_b[1], groups),
         recall=recall,
-        false_alarms=draws.estimate(values[0] - values[1], samples[0] - samples[1], bearing),
-        false_alarms_change=draws.estimate(float(change), safe_divide(samples[0] - samples[1], samples[1]), bearing),
+        false_alarms=draws.estimate(values[0] - values[1], samples[0] - samples[1], contributing),
+        false_alarms_change=draws.estimate(
+            float(change), safe_divide(samples[0] - samples[1], samples[1]), contributing
+        ),
     )
 
 
-def _mean(figures: list[tuple[float, np.ndarray]]) -> tuple[float, np.ndarray]:
-    values, samples = zip(*figures, strict=True)
+def _mean(estimates: list[tuple[float, np.ndarray]]) -> tuple[float, np.ndarray]:
+    values, samples = zip(*estimates, strict=True)
     return float(np.mean(values)), np.mean(samples, axis=0)

@@ -1,7 +1,7 @@
-"""Which detection found which object: greedy matching under a selectable criterion.
+"""Matching of detections to ground truth: greedy, best score first, under a selectable criterion.
 
-Everything works on flat arrays over a whole dataset, so that thousands of images with hundreds of
-detections each take a second; only pairs that pass the criterion are walked one by one.
+Everything works on flat arrays over a whole dataset, so that thousands of images with hundreds of detections each take
+about a second. Only pairs that the criterion accepts are visited one by one.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,18 +13,19 @@ import numpy as np
 from danet.data.class_map import IGNORE
 
 HIT, FALSE_ALARM, IGNORED = 1, 0, -1
-"""What a detection turned out to be; an IGNORED one counts neither way."""
+"""Outcome of a detection: true positive, false positive, or excluded from the metrics."""
 
 _CHUNK = 1 << 19
+"""Detections paired at once; limits the memory for their pairs."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """When a detection may be paired with a truth, and which pair is better.
+    """When a detection may be matched to a ground-truth box, and which of several pairs is preferred.
 
-    ``quality(detections [P, 4], truths [P, 4]) -> [P]`` grows with the fit; a pair is accepted from
-    ``threshold`` upwards, or above it when ``strict``. ``region_quality`` is the same against ignore
-    regions, which are larger than what they hide.
+    ``quality(detections [P, 4], truths [P, 4]) -> [P]`` is higher for a better fit. A pair is accepted if its quality
+    is at least ``threshold``, or above it if ``strict``. ``region_quality`` is the same for ignore regions, which are
+    usually larger than the objects inside.
     """
 
     name: str
@@ -38,19 +39,20 @@ class Criterion:
         return quality > self.threshold if self.strict else quality >= self.threshold
 
 
+# Box geometry on NumPy arrays, float [P, 4] (x0, y0, x1, y1) in pixels.
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of the pairs ``a[i], b[i]``, boxes ``[P, 4]`` xyxy."""
+    """Intersection over union of the pairs ``a[i], b[i]``: ``[P, 4], [P, 4] -> [P]``."""
     shared = _intersection(a, b)
     return shared / np.maximum(_area(a) + _area(b) - shared, np.finfo(float).tiny)
 
 
 def iop(detections: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """Intersection over the detection's (the predicted box's) area."""
+    """Intersection over the predicted box's area: ``[P, 4], [P, 4] -> [P]``."""
     return _intersection(detections, truths) / np.maximum(_area(detections), np.finfo(float).tiny)
 
 
 def negative_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Minus the distance of the centres, in pixels."""
+    """Negative distance between the centres, in pixels: ``[P, 4], [P, 4] -> [P]``."""
     return -np.hypot(*(0.5 * (a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:])).T)
 
 
@@ -78,18 +80,18 @@ CRITERIA = {
         Criterion("center3", "centre < 3 px", negative_distance, _negative_distance_to_region, -3.0, strict=True),
     )
 }
-"""The criteria by name. Ignore regions use COCO's rule for crowds: intersection over the detection's area."""
+"""The criteria by name. Ignore regions use COCO's rule for crowd regions: intersection over the detection's area."""
 
 
 class ClassData(NamedTuple):
-    """All detections and truths of one class in a dataset of N images, float64 boxes in pixels."""
+    """All D detections and T ground-truth boxes of one class in N images; boxes are float64, in pixels."""
 
-    boxes: np.ndarray  # [D, 4] xyxy, by descending score
+    boxes: np.ndarray  # [D, 4] (x0, y0, x1, y1), by descending score
     scores: np.ndarray  # [D]
     image: np.ndarray  # [D] index of the image
-    truths: np.ndarray  # [T, 4] xyxy, by ascending image
+    truths: np.ndarray  # [T, 4] (x0, y0, x1, y1), by ascending image index
     truth_image: np.ndarray  # [T]
-    crowd: np.ndarray  # bool [T], ignore regions
+    crowd: np.ndarray  # bool [T], True for ignore regions
     images: int  # N
 
 
@@ -97,24 +99,26 @@ class Matches(NamedTuple):
     """The result of ``match``."""
 
     outcome: np.ndarray  # int8 [D]: HIT, FALSE_ALARM or IGNORED
-    truth: np.ndarray  # int64 [D], the truth a detection took, or -1
-    counted: np.ndarray  # bool [T], truths that can be hit or missed
+    truth: np.ndarray  # int64 [D], index of the matched truth, or -1
+    counted: np.ndarray  # bool [T], truths that count as hits or misses
 
 
 def flatten(records: Sequence, predictions: Sequence, classes: Sequence[str]) -> dict[str, ClassData]:
-    """Gathers images and detections by class.
+    """Collects ground truth and detections of a dataset by class.
 
     Args:
         records: N images with ``boxes`` ``[M, 4]``, ``names`` and ``ignore`` (danet.data.coco_dataset.ImageRecord).
         predictions: N triples ``(boxes [K, 4], scores [K], labels [K])`` of arrays or CPU tensors,
             labels being indices into ``classes``.
-        classes: the detector's classes. An ignore region counts for the class it names, or for all
-            classes when its name is "ignore".
+        classes: the detector's classes. An ignore region applies to the class that it names, or to all classes if its
+            name is "ignore".
 
-    Raises ValueError when the two sequences differ in length.
+    Raises ValueError if ``records`` and ``predictions`` differ in length.
     """
     if len(records) != len(predictions):
-        raise ValueError(f"predictions must be one entry an image: {len(records)} images, {len(predictions)} entries")
+        raise ValueError(
+            f"predictions: must have one entry per image, got {len(records)} images, {len(predictions)} entries"
+        )
     boxes = _stack([np.asarray(boxes, np.float64).reshape(-1, 4) for boxes, _, _ in predictions], (0, 4))
     scores = _stack([np.asarray(scores, np.float64) for _, scores, _ in predictions], (0,))
     labels = _stack([np.asarray(labels, np.int64) for _, _, labels in predictions], (0,))
@@ -129,20 +133,34 @@ def flatten(records: Sequence, predictions: Sequence, classes: Sequence[str]) ->
 
     result = {}
     for label, name in enumerate(classes):
-        mine = labels == label
-        own = (names == name) | ((names == IGNORE) & crowd)
+        detected = labels == label
+        annotated = (names == name) | ((names == IGNORE) & crowd)
         result[name] = ClassData(
-            boxes[mine], scores[mine], image[mine], truths[own], truth_image[own], crowd[own], len(records)
+            boxes[detected],
+            scores[detected],
+            image[detected],
+            truths[annotated],
+            truth_image[annotated],
+            crowd[annotated],
+            len(records),
         )
     return result
 
 
 def match(data: ClassData, criterion: Criterion, size_range: tuple[float, float] | None = None) -> Matches:
-    """Greedy matching, best score first; every detection takes the best free truth that it fits.
+    """Matches detections to ground truth, highest score first; each takes the free truth that fits it best.
 
-    A truth is taken at most once, an ignore region any number of times and only by detections that
-    fit no free truth. With ``size_range = (low, high)`` only truths with low <= sqrt(area) < high
-    pixels count; the others are ignored, as are unmatched detections of other sizes (COCO's rule).
+    A truth is matched at most once. An ignore region is matched any number of times, but only by detections that fit no
+    free truth. With ``size_range = (low, high)``, truths count if low <= sqrt(area) < high, in pixels; other truths are
+    ignored, and so are unmatched detections of other sizes (COCO's rule).
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> image = SimpleNamespace(boxes=[[0, 0, 10, 10]], names=["drone"], ignore=[False])
+        >>> detections = [[0, 0, 10, 9], [30, 30, 40, 40]], [0.8, 0.6], [0, 0]
+        >>> data = flatten([image], [detections], ["drone"])["drone"]
+        >>> match(data, CRITERIA["iou50"]).outcome.tolist() == [HIT, FALSE_ALARM]
+        True
     """
     counted = ~data.crowd
     if size_range is not None:
@@ -151,40 +169,44 @@ def match(data: ClassData, criterion: Criterion, size_range: tuple[float, float]
     outcome = np.full(len(data.scores), FALSE_ALARM, np.int8)
     if size_range is not None:
         outcome[~in_range(data.boxes, size_range)] = IGNORED
-    partner = np.full(len(data.scores), -1, np.int64)
+    matched_truth = np.full(len(data.scores), -1, np.int64)
     taken = np.zeros(len(data.truths), bool).tolist()
-    crowd, real = data.crowd.tolist(), counted.tolist()
-    last = -1
+    crowd, is_counted = data.crowd.tolist(), counted.tolist()
+    last_matched = -1
     for d, t in zip(detection.tolist(), truth.tolist(), strict=True):
-        if d == last or (taken[t] and not crowd[t]):
+        if d == last_matched or (taken[t] and not crowd[t]):
             continue
-        last = d
+        last_matched = d
         taken[t] = True
-        partner[d] = t
-        outcome[d] = HIT if real[t] else IGNORED
-    return Matches(outcome, partner, counted)
+        matched_truth[d] = t
+        outcome[d] = HIT if is_counted[t] else IGNORED
+    return Matches(outcome, matched_truth, counted)
 
 
 def in_range(boxes: np.ndarray, size_range: tuple[float, float]) -> np.ndarray:
-    """Which boxes ``[M, 4]`` have low <= sqrt(area) < high, in pixels."""
+    """Mask ``[M]`` of the boxes ``[M, 4]`` with low <= sqrt(area) < high, in pixels."""
     size = np.sqrt(np.maximum(_area(boxes), 0.0))
     return (size >= size_range[0]) & (size < size_range[1])
 
 
 def _accepted_pairs(data: ClassData, criterion: Criterion, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs that the criterion accepts: by detection, counted truths first, best quality first."""
+    """Indices of detections and truths that the criterion accepts as pairs.
+
+    Sorted by detection; for each detection counted truths come first, then better qualities.
+    """
     start = np.searchsorted(data.truth_image, np.arange(data.images + 1))
-    many = np.diff(start)[data.image]
+    truths_in_image = np.diff(start)[data.image]
     detections, truths, qualities = [], [], []
     for low in range(0, len(data.scores), _CHUNK):
-        count = many[low : low + _CHUNK]
+        # Pair every detection of the chunk with all truths of its image.
+        count = truths_in_image[low : low + _CHUNK]
         detection = np.repeat(np.arange(low, low + len(count)), count)
         step = np.arange(len(detection)) - np.repeat(np.cumsum(count) - count, count)
         truth = start[data.image[detection]] + step
-        found, wanted, crowd = data.boxes[detection], data.truths[truth], data.crowd[truth]
-        quality = criterion.quality(found, wanted)
+        detected, annotated, crowd = data.boxes[detection], data.truths[truth], data.crowd[truth]
+        quality = criterion.quality(detected, annotated)
         if crowd.any():
-            quality[crowd] = criterion.region_quality(found[crowd], wanted[crowd])
+            quality[crowd] = criterion.region_quality(detected[crowd], annotated[crowd])
         keep = criterion.accepts(quality)
         detections.append(detection[keep])
         truths.append(truth[keep])

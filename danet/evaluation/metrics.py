@@ -1,7 +1,7 @@
 """Precision, recall, F1, average precision and false alarms of a detector's predictions.
 
-Thresholds are never chosen on the data that is reported: ``choose_threshold`` runs on other data, and
-``evaluate_predictions`` takes the number.
+Score thresholds are never chosen on the reported data: ``choose_threshold`` runs on other images, and its result is an
+argument of ``evaluate_predictions``.
 """
 
 import dataclasses
@@ -17,23 +17,29 @@ from danet.evaluation.bootstrap import Estimate, Resampling, resample, safe_divi
 from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, IGNORED, ClassData, Matches, flatten, match
 
 RECALLS = (0.90, 0.95)
-"""Recalls at whose thresholds false alarms are reported."""
+"""False alarms are reported at the thresholds that reach these recalls."""
 
 NOTHING, ALL = "(nothing)", "(all)"
-"""Groups of false alarms beside the distractor classes: images without any object, and all together."""
+"""Groups of images in the false alarms, beside the distractor classes: without any object, and all of them."""
 
 
 def recall_point(recall: float, criterion: str) -> str:
-    """Name of the operating point where a recall is reached under a criterion: "recall 0.90 iou50"."""
+    """Key of the operating point that reaches a recall under a criterion, such as "recall 0.90 iou50"."""
     return f"recall {recall:.2f} {criterion}"
 
 
 class Curve(NamedTuple):
-    """Counts at every threshold that changes them, K of them, descending; equal scores are one threshold."""
+    """True and false positives at each of the K distinct scores.
 
-    thresholds: np.ndarray  # [K]
-    tp: np.ndarray  # [K] hits with a score of at least the threshold
-    fp: np.ndarray  # [K] false alarms, likewise
+    Example:
+        >>> line = curve(np.array([0.9, 0.8, 0.3]), np.array([HIT, FALSE_ALARM, HIT]), objects=2)
+        >>> line.precision.round(2).tolist(), line.recall.tolist()
+        ([1.0, 0.5, 0.67], [0.5, 0.5, 1.0])
+    """
+
+    thresholds: np.ndarray  # [K], descending
+    tp: np.ndarray  # [K], hits with a score of at least the threshold
+    fp: np.ndarray  # [K], false alarms with a score of at least the threshold
     objects: int
 
     @property
@@ -49,7 +55,7 @@ class Curve(NamedTuple):
         return safe_divide(2 * self.tp, self.tp + self.fp + self.objects)
 
     def average_precision(self) -> float:
-        """COCO's: the mean over 101 recalls of the best precision at that recall or beyond; NaN without objects."""
+        """COCO's AP: mean over 101 recalls of the best precision at that recall or beyond; NaN without objects."""
         if self.objects == 0:
             return math.nan
         envelope = np.maximum.accumulate(self.precision[::-1])[::-1]
@@ -57,9 +63,9 @@ class Curve(NamedTuple):
         return float(envelope[first[first < len(envelope)]].sum() / 101)
 
     def best_f1(self) -> tuple[float | None, float]:
-        """The threshold of the highest F1 (None where nothing was found), and that F1.
+        """The threshold with the highest F1 (None without hits), and that F1.
 
-        It lies halfway to the next lower score, so that rounding it changes no decision.
+        The threshold lies halfway to the next lower score, so that rounding it changes no detection.
         """
         if not self.tp.any():
             return None, 0.0 if self.objects else math.nan
@@ -68,10 +74,10 @@ class Curve(NamedTuple):
         return float(0.5 * (self.thresholds[best] + lower)), float(self.f1[best])
 
     def middle_of_best(self, tolerance: float = 0.01) -> tuple[float | None, float]:
-        """The middle of the scores around the best whose F1 is within `tolerance` of it, and the F1 there.
+        """The middle of the range of scores whose F1 is within ``tolerance`` of the best one, and the F1 there.
 
-        Where few mistakes are made many thresholds serve nearly equally well, and the best of them is an
-        accident of a single detection; the middle stays right when other images shift the scores either way.
+        A detector with few mistakes has nearly the same F1 at many thresholds, and a single detection decides which of
+        them is the best. The middle of the range is robust against a shift of the scores on other images.
         """
         if not self.tp.any():
             return None, 0.0 if self.objects else math.nan
@@ -85,7 +91,7 @@ class Curve(NamedTuple):
         return threshold, self.at(threshold)[2]
 
     def at(self, threshold: float) -> tuple[float, float, float]:
-        """Precision, recall and F1 of the detections with at least this score; NaN where undefined."""
+        """Precision, recall and F1 of the detections with a score of at least ``threshold``; NaN where undefined."""
         kept = int((self.thresholds >= threshold).sum())
         tp, fp = (int(self.tp[kept - 1]), int(self.fp[kept - 1])) if kept else (0, 0)
         pairs = ((tp, tp + fp), (tp, self.objects), (2 * tp, tp + fp + self.objects))
@@ -93,13 +99,13 @@ class Curve(NamedTuple):
         return precision, recall, f1
 
     def threshold_for_recall(self, recall: float) -> float | None:
-        """The highest threshold with at least this recall; None where it is not reached."""
+        """The highest threshold with at least this recall; None if no threshold reaches it."""
         reached = np.flatnonzero(self.recall >= recall)
         return float(self.thresholds[reached[0]]) if len(reached) else None
 
 
 def curve(scores: np.ndarray, outcome: np.ndarray, objects: int) -> Curve:
-    """The curve of detections ``[D]`` by descending score and their outcomes (HIT, FALSE_ALARM, IGNORED)."""
+    """The curve of D detections from their scores ``[D]``, descending, and outcomes ``[D]`` (see ``matching``)."""
     valid = outcome != IGNORED
     scores, hit = scores[valid], outcome[valid] == HIT
     last = np.append(scores[1:] != scores[:-1], True)[: len(scores)]
@@ -107,8 +113,8 @@ def curve(scores: np.ndarray, outcome: np.ndarray, objects: int) -> Curve:
 
 
 @dataclass(frozen=True)
-class Operating:
-    """Counts and figures at one threshold."""
+class OperatingPoint:
+    """Counts and metrics at one score threshold."""
 
     threshold: float
     tp: int
@@ -120,34 +126,34 @@ class Operating:
 
 
 @dataclass(frozen=True)
-class Result:
-    """One class, criterion and range of sizes: ``tuned`` is None without a threshold from elsewhere."""
+class SubsetMetrics:
+    """Metrics of one class under one criterion, of all sizes or of one range; ``tuned`` needs a chosen threshold."""
 
     name: str
     title: str
     objects: int
     ap: Estimate
-    fixed: Operating
-    tuned: Operating | None
+    fixed: OperatingPoint
+    tuned: OperatingPoint | None
     curve: Curve = field(repr=False, metadata={"json": False})
 
 
 @dataclass(frozen=True)
-class Group:
-    """The images of one video or recording."""
+class GroupMetrics:
+    """Metrics of the images of one video or recording."""
 
     name: str
     images: int
     objects: int
-    fixed: Operating
-    tuned: Operating | None
+    fixed: OperatingPoint
+    tuned: OperatingPoint | None
 
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """False alarms an image on the images that show ``distractor`` and no object of the class to find.
+    """False alarms per image, on images that show ``distractor`` but no object of the target class.
 
-    ``rates`` by operating point; None where that point does not exist (a recall that is not reached).
+    ``rates`` has one entry per operating point, None where the point does not exist (a recall that is not reached).
     """
 
     distractor: str
@@ -157,7 +163,10 @@ class FalseAlarms:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Everything that ``evaluate_predictions`` measures; ``to_json()`` gives plain values, NaN-free."""
+    """The results of ``evaluate_predictions``; fields are keys of ``metrics.json``.
+
+    ``resampled`` and ``groups`` name the units of the bootstrap ("videos" or "images") and their number.
+    """
 
     target: str
     images: int
@@ -166,12 +175,12 @@ class Metrics:
     groups: int
     criterion: str
     thresholds: dict[str, float | None]
-    criteria: dict[str, Result]
-    scales: list[Result]
-    recordings: list[Group]
-    videos: list[Group]
+    criteria: dict[str, SubsetMetrics]
+    scales: list[SubsetMetrics]
+    recordings: list[GroupMetrics]
+    videos: list[GroupMetrics]
     false_alarms: list[FalseAlarms]
-    other_classes: list[Result]
+    other_classes: list[SubsetMetrics]
 
     def to_json(self) -> dict:
         return _plain(self)
@@ -190,30 +199,38 @@ def evaluate_predictions(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Metrics:
-    """Measures predictions against annotations.
+    """Compares predictions with ground truth.
 
     Args:
         records, predictions, classes: as ``danet.evaluation.matching.flatten`` takes them.
-        target: the class to find; the first of ``classes`` by default.
-        threshold: a score chosen on other data (``choose_threshold``), reported as "tuned".
-        fixed: the score that is always reported.
-        criterion: key of ``CRITERIA`` for the figures by scale, recording and video; the overall ones and
-            the thresholds of the recalls come under every criterion.
-        scale_edges: edges of the buckets of sqrt(box area) in pixels, ascending.
-        resamples, seed: of the bootstrap by video (by image where no videos are known).
+        target: the class to find; by default the first of ``classes``.
+        threshold: a score threshold chosen on other images (``choose_threshold``), reported as "tuned".
+        fixed: a score threshold that is always reported.
+        criterion: key of ``CRITERIA`` for the metrics by size, recording and video. Overall metrics and the thresholds
+            that reach the recalls are given for every criterion.
+        scale_edges: edges of the size ranges, in pixels of sqrt(box area), ascending.
+        resamples, seed: of the bootstrap by video (by image if no videos are known).
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> image = SimpleNamespace(boxes=[[0, 0, 10, 10]], names=["drone"], ignore=[False], video=None, recording=None)
+        >>> detections = [[0, 0, 10, 9], [30, 30, 40, 40]], [0.8, 0.6], [0, 0]
+        >>> metrics = evaluate_predictions([image], [detections], ["drone"])
+        >>> metrics.criteria["iou50"].fixed.precision.value, metrics.criteria["iou50"].fixed.recall.value
+        (0.5, 1.0)
     """
     target = classes[0] if target is None else target
     by_class = flatten(records, predictions, classes)
     draws = resample([record.video for record in records], resamples, seed)
 
-    def result(name: str, title: str, data: ClassData, matches: Matches) -> Result:
+    def result(name: str, title: str, data: ClassData, matches: Matches) -> SubsetMetrics:
         return _result(name, title, data, matches, fixed, threshold, draws)
 
     data, main = by_class[target], CRITERIA[criterion]
     matches = {key: match(data, each) for key, each in CRITERIA.items()}
     criteria = {key: result(key, CRITERIA[key].title, data, matches[key]) for key in CRITERIA}
-    buckets = size_buckets(scale_edges)
-    scales = [result(name, title, data, match(data, main, bounds)) for name, title, bounds in buckets]
+    ranges = size_ranges(scale_edges)
+    scales = [result(name, title, data, match(data, main, bounds)) for name, title, bounds in ranges]
     others = [result(name, name, by_class[name], match(by_class[name], main)) for name in classes if name != target]
     thresholds: dict[str, float | None] = {"fixed": fixed, "tuned": threshold}
     for key, each in criteria.items():
@@ -246,9 +263,15 @@ def choose_threshold(
     target: str | None = None,
     criterion: str = "iou50",
 ) -> tuple[float | None, float]:
-    """The score in the middle of those whose F1 is within 0.01 of the best on these images, and its F1.
+    """The middle of the score thresholds whose F1 is within 0.01 of the best one, and its F1; (None, 0) without hits.
 
-    (None, 0) where nothing is found. Use images apart from those whose figures are reported.
+    Use other images than those on which metrics are reported. Arguments as for ``evaluate_predictions``.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> image = SimpleNamespace(boxes=[[0, 0, 10, 10]], names=["drone"], ignore=[False])
+        >>> choose_threshold([image], [([[0, 0, 10, 9]], [0.8], [0])], ["drone"])
+        (0.4, 1.0)
     """
     target = classes[0] if target is None else target
     data = flatten(records, predictions, classes)[target]
@@ -256,11 +279,11 @@ def choose_threshold(
 
 
 def quick_metrics(records: Sequence, predictions: Sequence, classes: Sequence[str]) -> dict[str, float]:
-    """Figures for the validation in a training, without intervals: well under a second for 2,000 images.
+    """Metrics for the validation during a training, without intervals; 0 where undefined.
 
-    ``ap50`` is the mean over the classes that have objects; ``precision``, ``recall`` and ``f1`` (at
-    score 0.5, IoU 0.5), ``f1_iou30``, and ``best_f1`` with its ``best_threshold`` (chosen on these very
-    images: fit for comparing epochs, not for reporting) pool all classes. 0 where undefined.
+    ``ap50`` is the mean over the classes that have objects. The other metrics pool all classes: ``precision``,
+    ``recall`` and ``f1`` at score 0.5 and IoU 0.5, ``f1_iou30``, and ``best_f1`` at ``best_threshold``. The best
+    threshold is chosen on the same images: use it to compare epochs, not to report results.
     """
     by_class = flatten(records, predictions, classes).values()
     matches = {name: [match(data, CRITERIA[name]) for data in by_class] for name in ("iou50", "iou30")}
@@ -289,31 +312,31 @@ def quick_metrics(records: Sequence, predictions: Sequence, classes: Sequence[st
 
 
 class Counts(NamedTuple):
-    """Counts in each image, ``[N]``, at one threshold."""
+    """True positives, false positives and objects in each image, ``[N]``, at one score threshold."""
 
     threshold: float
     tp: np.ndarray
     fp: np.ndarray
     objects: np.ndarray
 
-    def only(self, images: np.ndarray) -> "Counts":
+    def select(self, images: np.ndarray) -> "Counts":
         return Counts(self.threshold, self.tp[images], self.fp[images], self.objects[images])
 
-    def operating(self, draws: Resampling | None) -> Operating:
-        """The figures over all images, with intervals if ``draws`` are given."""
+    def operating(self, draws: Resampling | None) -> OperatingPoint:
+        """The metrics over all images, with intervals if ``draws`` are given."""
         tp, fp, objects = (int(values.sum()) for values in self[1:])
         ratios = {
             "precision": (self.tp, self.tp + self.fp),
             "recall": (self.tp, self.objects),
             "f1": (2 * self.tp, self.tp + self.fp + self.objects),
         }
-        figures = {
+        metrics = {
             name: draws.ratio(top, bottom)
             if draws
             else Estimate.without_interval(float(safe_divide(top.sum(), bottom.sum())))
             for name, (top, bottom) in ratios.items()
         }
-        return Operating(self.threshold, tp, fp, objects - tp, **figures)
+        return OperatingPoint(self.threshold, tp, fp, objects - tp, **metrics)
 
 
 def _counts(data: ClassData, matches: Matches, threshold: float) -> Counts:
@@ -336,7 +359,7 @@ def _result(
     fixed: float,
     threshold: float | None,
     draws: Resampling,
-) -> Result:
+) -> SubsetMetrics:
     line = _curve(data, matches)
     at_fixed = _counts(data, matches, fixed)
     valid = matches.outcome != IGNORED
@@ -344,11 +367,16 @@ def _result(
         line.average_precision(), matches.outcome[valid] == HIT, data.image[valid], at_fixed.objects
     )
     tuned = None if threshold is None else _counts(data, matches, threshold).operating(draws)
-    return Result(name, title, line.objects, ap, at_fixed.operating(draws), tuned, line)
+    return SubsetMetrics(name, title, line.objects, ap, at_fixed.operating(draws), tuned, line)
 
 
-def size_buckets(edges: Sequence[float]) -> list[tuple[str, str, tuple[float, float]]]:
-    """Name, title and range of each bucket."""
+def size_ranges(edges: Sequence[float]) -> list[tuple[str, str, tuple[float, float]]]:
+    """Name, title and range ``(low, high)`` in pixels of each size range.
+
+    Example:
+        >>> size_ranges([14.0])[0]
+        ('scale 0', '< 14 px', (0.0, 14.0))
+    """
     bounds = [0.0, *edges, math.inf]
     names = ["small", "medium", "large"] if len(edges) == 2 else [f"scale {i}" for i in range(len(bounds) - 1)]
     scales = []
@@ -358,24 +386,24 @@ def size_buckets(edges: Sequence[float]) -> list[tuple[str, str, tuple[float, fl
     return scales
 
 
-def _groups(names: Sequence[str | None], counts: dict[str, Counts]) -> list[Group]:
+def _groups(names: Sequence[str | None], counts: dict[str, Counts]) -> list[GroupMetrics]:
     members: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         if name is not None:
             members.setdefault(name, []).append(index)
     groups = []
     for name in sorted(members):
-        mine = {key: counts[key].only(np.array(members[name])) for key in ("fixed", "tuned") if key in counts}
+        mine = {key: counts[key].select(np.array(members[name])) for key in ("fixed", "tuned") if key in counts}
         at = {key: each.operating(None) for key, each in mine.items()}
         objects = int(mine["fixed"].objects.sum())
-        groups.append(Group(name, len(members[name]), objects, at["fixed"], at.get("tuned")))
+        groups.append(GroupMetrics(name, len(members[name]), objects, at["fixed"], at.get("tuned")))
     return groups
 
 
 def images_by_distractor(records: Sequence, target: str) -> dict[str, np.ndarray]:
-    """Which images show each distractor but no ``target``: bool ``[N]`` by name, then NOTHING, then ALL of them.
+    """Masks ``[N]`` of the images that show each distractor but no ``target``, then those of NOTHING and of ALL.
 
-    ALL is left out where it would repeat the only other.
+    ALL is left out if there is only one other group.
     """
     shown: dict[str, np.ndarray] = {}
     for index, record in enumerate(records):
@@ -399,7 +427,7 @@ def _false_alarms(
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses to what json writes, leaving out fields marked as no JSON."""
+    """Converts dataclasses to dictionaries, without the fields whose metadata say so."""
     if dataclasses.is_dataclass(value):
         fields = [item for item in dataclasses.fields(value) if item.metadata.get("json", True)]
         return {item.name: _plain(getattr(value, item.name)) for item in fields}

@@ -1,4 +1,4 @@
-"""What goes wrong: misses and false alarms of one class with their causes, and which of them are worth a look."""
+"""Misses and false alarms of one class with their causes, and a selection of them for contact sheets."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ import numpy as np
 
 from danet.data.coco_dataset import ImageRecord
 from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, Criterion, flatten, iou, match
-from danet.evaluation.metrics import size_buckets
+from danet.evaluation.metrics import size_ranges
 
-# Mistakes shown of one video at most: neighbouring frames repeat them.
-PER_VIDEO = 2
-# Hits, misses and false alarms shown of each size.
-EACH = 2
+MAX_PER_VIDEO = 2
+"""Mistakes shown per video; neighboring frames repeat them."""
+SHOWN_PER_SIZE = 2
+"""Hits, misses and false alarms shown per size range."""
 HIT_CAUSE = "hit"
 
 
 class Mistake(NamedTuple):
-    """One miss (``score`` None) or false alarm, its box ``[4]`` in pixels of image ``image``; or a hit."""
+    """A miss (``score`` is None), a false alarm or a hit, with its box ``[4]`` in pixels and the index of its image."""
 
     image: int
     box: np.ndarray
@@ -27,16 +27,19 @@ class Mistake(NamedTuple):
 
 
 class Mistakes(NamedTuple):
-    """The worst first: misses far from any detection and large, false alarms of high score. And the hits."""
+    """Mistakes, worst first, and hits.
+
+    Misses without any detection and large misses come first; so do false alarms with a high score.
+    """
 
     misses: list[Mistake]
     false_alarms: list[Mistake]
     hits: list[Mistake]
 
     def causes(self) -> dict[str, dict[str, int]]:
-        """How many mistakes have each cause."""
-        wrong = {"misses": self.misses, "false_alarms": self.false_alarms}
-        return {name: dict(Counter(m.cause for m in mistakes).most_common()) for name, mistakes in wrong.items()}
+        """Number of mistakes by cause."""
+        kinds = {"misses": self.misses, "false_alarms": self.false_alarms}
+        return {name: dict(Counter(m.cause for m in mistakes).most_common()) for name, mistakes in kinds.items()}
 
 
 def find_mistakes(
@@ -50,24 +53,24 @@ def find_mistakes(
 ) -> Mistakes:
     """Lists the misses and false alarms of ``target`` among detections with a score of at least ``threshold``.
 
-    Causes of a miss: "misplaced" (a detection overlaps it, not well enough), "low score" (a fitting
-    detection scores less), "not found". Causes of a false alarm: "duplicate" (fits an object that a
-    better one took), "misplaced" (overlaps an object), the name of a distractor that it overlaps, or
-    "background". Arguments as ``danet.evaluation.metrics.evaluate_predictions`` takes them.
+    Causes of a miss: "misplaced" (a detection overlaps the object, but not enough), "low score" (a matching detection
+    scores below the threshold), "not found". Causes of a false alarm: "duplicate" (it matches an object that has a
+    better detection), "misplaced" (it overlaps an object), the name of a distractor that it overlaps, or "background".
+    Arguments as for ``danet.evaluation.metrics.evaluate_predictions``.
     """
     data = flatten(records, predictions, classes)[target]
     rule = CRITERIA[criterion]
     matches = match(data, rule)
     kept = data.scores >= threshold
-    right = np.flatnonzero(kept & (matches.outcome == HIT))
+    hit_indices = np.flatnonzero(kept & (matches.outcome == HIT))
     found = np.zeros(len(data.truths), bool)
-    found[matches.truth[right]] = True
-    of_image = _members(data.image, data.images)
-    truths_of_image = _members(data.truth_image, data.images)
+    found[matches.truth[hit_indices]] = True
+    detections_of_image = _indices_by_image(data.image, data.images)
+    truths_of_image = _indices_by_image(data.truth_image, data.images)
 
     misses = []
     for index in np.flatnonzero(matches.counted & ~found):
-        near = of_image[data.truth_image[index]]
+        near = detections_of_image[data.truth_image[index]]
         cause = _cause_of_miss(data.truths[index], data.boxes[near], kept[near], rule)
         misses.append(Mistake(int(data.truth_image[index]), data.truths[index], None, cause))
     far_first = ("not found", "low score", "misplaced")
@@ -79,19 +82,23 @@ def find_mistakes(
         truths = data.truths[truths_of_image[image]]
         cause = _cause_of_false_alarm(data.boxes[index], truths, records[image], target, rule)
         false_alarms.append(Mistake(image, data.boxes[index], float(data.scores[index]), cause))
-    hits = [Mistake(int(data.image[i]), data.truths[matches.truth[i]], float(data.scores[i]), HIT_CAUSE) for i in right]
+    hits = [
+        Mistake(int(data.image[i]), data.truths[matches.truth[i]], float(data.scores[i]), HIT_CAUSE)
+        for i in hit_indices
+    ]
     return Mistakes(misses, false_alarms, hits)
 
 
 def choose_by_size(
     records: Sequence, mistakes: Mistakes, edges: Sequence[float]
 ) -> list[tuple[str, dict[str, list[Mistake]]]]:
-    """Of each size (of the truth, or of a false alarm's box): its name, and up to EACH hits, misses and false alarms.
+    """The name of each size range with up to SHOWN_PER_SIZE hits, misses and false alarms.
 
-    Hits are those of middling score, the others the worst; all of one kind are of different videos.
+    The size is that of the object, or of a false alarm's box. Hits are those nearest to the median score; misses and
+    false alarms are the worst ones. All of one kind are from different videos.
     """
     sizes = []
-    for _, title, (low, high) in size_buckets(edges):
+    for _, title, (low, high) in size_ranges(edges):
         hits, misses, false = (
             [m for m in found if low <= _size(m.box) < high]
             for found in (mistakes.hits, mistakes.misses, mistakes.false_alarms)
@@ -99,13 +106,20 @@ def choose_by_size(
         middle = float(np.median([hit.score or 0.0 for hit in hits])) if hits else 0.0
         hits = sorted(hits, key=lambda hit: abs((hit.score or 0.0) - middle))
         chosen = {"hit": hits, "miss": misses, "false alarm": false}
-        name = title.replace("≥", "from")  # as pictures are written on, in ASCII
-        sizes.append((name, {what: varied(found, records, EACH, per_video=1) for what, found in chosen.items()}))
+        name = title.replace("≥", "from")  # pictures are labeled in ASCII
+        sizes.append(
+            (
+                name,
+                {what: limit_per_video(found, records, SHOWN_PER_SIZE, per_video=1) for what, found in chosen.items()},
+            )
+        )
     return sizes
 
 
-def varied(mistakes: Sequence[Mistake], records: Sequence, count: int, per_video: int = PER_VIDEO) -> list[Mistake]:
-    """The first ``count``, at most ``per_video`` of a video."""
+def limit_per_video(
+    mistakes: Sequence[Mistake], records: Sequence, count: int, per_video: int = MAX_PER_VIDEO
+) -> list[Mistake]:
+    """The first ``count`` mistakes, at most ``per_video`` from one video."""
     seen: Counter[str] = Counter()
     chosen = []
     for mistake in mistakes:
@@ -136,8 +150,8 @@ def _cause_of_false_alarm(
     return record.names[int(overlap.argmax())] if (overlap > 0).any() else "background"
 
 
-def _members(image: np.ndarray, images: int) -> list[np.ndarray]:
-    """Indices of the items of each image."""
+def _indices_by_image(image: np.ndarray, images: int) -> list[np.ndarray]:
+    """Indices of the detections or truths of each image."""
     order = np.argsort(image, kind="stable")
     return np.split(order, np.searchsorted(image[order], np.arange(1, images)))
 

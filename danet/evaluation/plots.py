@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -67,14 +66,19 @@ class Plot:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of ``line_figure``; one without a ``name`` is not in the legend."""
+    """A line of ``line_figure``, or single dots; ``tips`` are texts under the mouse, one per dot.
+
+    A line without a ``name`` is not in the legend. ``color`` is an index into COLORS, -1 for black.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     color: int = 0
     faint: bool = False
-    marker: str = ""
+    dots: bool = False
+    hollow: bool = False
+    tips: Sequence[str] = ()
 
 
 def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
@@ -94,7 +98,7 @@ def precision_recall_figure(metrics: dict, curves: Curves) -> Figure:
         metrics: the content of ``metrics.json``.
         curves: of the same evaluation (``danet.evaluation.curves``).
     """
-    figure, axes = new_figure("recall", "precision")
+    figure, axes = _new_figure("recall", "precision")
     for index, (key, result) in enumerate(metrics["criteria"].items()):
         curve = curves.get(key, {"recall": [], "precision": []})
         label = f"{result['title']}, AP {number(result['ap']['value'])}"
@@ -116,7 +120,7 @@ def f1_figure(metrics: dict, curves: Curves) -> Figure:
 
     Arguments as ``precision_recall_figure`` takes them.
     """
-    figure, axes = new_figure("score threshold", "F1")
+    figure, axes = _new_figure("score threshold", "F1")
     for index, (key, result) in enumerate(metrics["criteria"].items()):
         steps = _f1_steps(curves.get(key, {"score": [], "f1": []}))
         axes.plot(*steps, linestyle=DASHES[index], color=COLORS[index], label=result["title"])
@@ -153,7 +157,7 @@ def ablation_figure(summary: dict) -> Figure:
         rates = [row["false_alarms_at_common_recall"][all_images]["rate"] for row in rows]
         panels[f"false alarms per image\nat recall {summary['common_recall']:.2f}"] = rates, [[] for _ in rates]
 
-    figure = _canvas(Figure(figsize=(2.4 * len(panels) + 1, 1.2 + 0.45 * len(rows))))
+    figure = Figure(figsize=(2.4 * len(panels) + 1, 1.2 + 0.45 * len(rows)))
     all_axes = figure.subplots(1, len(panels), sharey=True)
     for axes, (title, (means, dots)), color in zip(all_axes, panels.items(), COLORS, strict=False):
         axes.set_xlabel(title)
@@ -182,80 +186,37 @@ def line_figure(
     *,
     xlim: tuple[float, float] | None = None,
     ylim: tuple[float, float] | None = None,
-    log: bool = False,
+    log: str = "",
     count: bool = False,
+    height: float = HEIGHT,
 ) -> Figure:
-    """Lines over a common axis; values that are not finite leave a gap, a line of one point becomes a dot.
+    """Lines and dots over a common axis; values that are not finite leave a gap, a line of one point becomes a dot.
 
     Args:
         x, y: labels of the axes.
-        log: the vertical axis is logarithmic.
+        log: the logarithmic axes: "", "y" or "xy".
         count: the horizontal axis counts something: whole numbers only.
+        height: of the figure, in inches.
     """
-    figure, axes = new_figure(x, y, xlim=xlim, ylim=ylim)
+    figure, axes = _new_figure(x, y, xlim, ylim, height)
     for line in lines:
         index = line.color % len(COLORS)
-        style: dict[str, Any] = {"color": COLORS[index], "linestyle": DASHES[index], "label": line.name or "_"}
-        style |= {"linewidth": 0.8, "alpha": 0.35, "linestyle": "-"} if line.faint else {}
-        y_values = [value if math.isfinite(value) else math.nan for value in line.y]
-        axes.plot(line.x, y_values, marker=line.marker or ("o" if len(line.x) == 1 else None), **style)
-    if log:
-        axes.set_yscale("log")
-        plain_log_ticks(axes.yaxis)
+        style: dict[str, Any] = {"color": INK if line.color < 0 else COLORS[index], "linestyle": DASHES[index]}
+        if line.color < 0 or line.faint:
+            style |= {"linewidth": 0.8, "alpha": 0.35, "linestyle": "-"} if line.faint else {"linestyle": "-"}
+        values = [value if math.isfinite(value) else math.nan for value in line.y]
+        if line.dots or len(line.x) == 1:
+            style |= {"marker": "o", "linestyle": "none", "markerfacecolor": HOLLOW if line.hollow else style["color"]}
+        axes.plot(line.x, values, label=line.name or "_", **style)
+        for at_x, at_y, tip in zip(line.x, values, line.tips, strict=False):
+            axes.plot(at_x, at_y, gid=f"tip:{tip}", **style)  # each dot on its own, with a text under the mouse
+    for name in log:
+        axes.set(**{f"{name}scale": "log"})
+        _plain_log_ticks(getattr(axes, f"{name}axis"))
     if count:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     _legend(figure, axes)
     return figure
-
-
-@_styled
-def roofline_figure(points: dict[str, list[tuple[float, float, str]]], bandwidth: float, peak: float) -> Figure:
-    """Speed over arithmetic intensity on logarithmic axes, with the ceiling of the machine.
-
-    Args:
-        points: by series, each as (FLOP per byte, GFLOP/s, text under the mouse); series come in pairs of one color,
-            the second one hollow.
-        bandwidth: of the memory, in GB/s.
-        peak: of the arithmetic, in GFLOP/s.
-    """
-    figure, axes = new_figure("arithmetic intensity, FLOP per byte", "GFLOP/s", xlim=None, ylim=None)
-    figure.set_size_inches(WIDTH, 1.3 * HEIGHT)  # the legend is long
-    every = [point for series in points.values() for point in series]
-    knee = peak / bandwidth
-    low, high = (pick([knee, *(x for x, _, _ in every)]) for pick in (min, max))
-    axes.set(xscale="log", yscale="log", xlim=(low / 1.5, high * 1.5))
-    ceiling = [low / 1.5, knee, high * 1.5]
-    axes.plot(ceiling, [min(bandwidth * x, peak) for x in ceiling], color=INK, linewidth=1.3, label="ceiling")
-    for index, (name, series) in enumerate(points.items()):
-        color = COLORS[index // 2 % len(COLORS)]
-        style: dict[str, Any] = {"color": color, "markersize": 5, "linewidth": 0}
-        style["markerfacecolor"] = HOLLOW if index % 2 else color
-        for place, (x, y, text) in enumerate(series):
-            tip = f"tip:{text}: {y:.0f} GFLOP/s at {x:.1f} FLOP per byte"
-            axes.plot(x, y, "o", label="_" if place else name, gid=tip, **style)
-    plain_log_ticks(axes.xaxis)
-    plain_log_ticks(axes.yaxis)
-    _legend(figure, axes)
-    return figure
-
-
-def new_figure(
-    x: str, y: str, *, xlim: tuple[float, float] | None = (0, 1), ylim: tuple[float, float] | None = (0, 1.02)
-) -> tuple[Figure, Axes]:
-    """An empty figure with labelled axes."""
-    figure = _canvas(Figure(figsize=(WIDTH, HEIGHT)))
-    axes = figure.add_subplot(xlabel=x, ylabel=y)
-    axes.set(**{name: limits for name, limits in (("xlim", xlim), ("ylim", ylim)) if limits is not None})
-    return figure, axes
-
-
-def plain_log_ticks(axis: matplotlib.axis.Axis) -> None:
-    """Ticks such as 2, 10 and 50 on a logarithmic axis, without powers as exponents."""
-    low, high = axis.get_view_interval()
-    decades = math.log10(high / low)
-    axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0), numticks=12))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if value >= 1e-4 else f"{value:.0e}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def write_png(path: str | os.PathLike, figure: Figure) -> None:
@@ -300,9 +261,25 @@ def to_svg(figure: Figure, title: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _canvas(figure: Figure) -> Figure:
-    FigureCanvasAgg(figure)
-    return figure
+def _new_figure(
+    x: str,
+    y: str,
+    xlim: tuple[float, float] | None = (0, 1),
+    ylim: tuple[float, float] | None = (0, 1.02),
+    height: float = HEIGHT,
+) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
+    axes.set(**{name: limits for name, limits in (("xlim", xlim), ("ylim", ylim)) if limits is not None})
+    return figure, axes
+
+
+def _plain_log_ticks(axis: matplotlib.axis.Axis) -> None:
+    """Ticks such as 2, 10 and 50 on a logarithmic axis, without powers as exponents."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high > 1000 * low else (1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if value >= 1e-4 else f"{value:.0e}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _mark(axes: Axes, marker: str, x: float, y: float, color: str, label: str = "_") -> None:

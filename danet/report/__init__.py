@@ -1,1 +1,1 @@
-"""``danet report``: a run, or a benchmark, as one HTML file that needs nothing else."""
+"""``danet report``: a run or a benchmark as one HTML file without external resources."""

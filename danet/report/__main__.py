@@ -1,4 +1,4 @@
-"""``danet report``: finds out what kind of run it is given, and writes its page."""
+"""``danet report``: writes one HTML page about a run or a benchmark."""
 
 import datetime
 from collections.abc import Sequence
@@ -17,31 +17,31 @@ class ReportOptions:
     """Options of ``danet report``."""
 
     run: str
-    """Folder that danet train, evaluate or ablate wrote, or the JSON file of benchmarks.ops or benchmarks.detector;
-    also given as the first word."""
+    """Folder of danet train, evaluate or ablate, or JSON file of benchmarks.ops or benchmarks.detector; also given as
+    the first argument."""
 
     out: str | None = None
-    """The HTML file; by default report.html in the folder, or beside the JSON file with its name."""
+    """HTML file to write; by default report.html in the folder, or next to the JSON file with the same name."""
 
     frames: int = 12
-    """Images shown with boxes, where the data of the run are at hand; 0 shows none."""
+    """Number of images shown with boxes if the data of the run are still there; 0 shows none."""
 
     json: str | None = None
-    """Write the page's name, title and bytes to this file."""
+    """Also write the page's path, title and size in bytes to this file."""
 
     quiet: bool = False
     """Print only errors."""
 
     def __post_init__(self) -> None:
         if self.frames < 0:
-            raise UserError(f"frames must be 0 or more, got {self.frames}")
+            raise UserError(f"--frames must be 0 or more, got {self.frames}")
 
 
 def report(options: ReportOptions) -> None:
-    """Writes one HTML file about a run or a benchmark.
+    """Writes one HTML page about a run or a benchmark.
 
-    Configuration, curves, tables, pictures and the command that reproduces it, in a file that opens by double click and
-    needs no server and no network.
+    The page shows configuration, curves, tables, pictures and the command that reproduces the run. It is a single file
+    that needs no server and no network.
     """
     path = Path(options.run)
     if not path.exists():
@@ -49,11 +49,11 @@ def report(options: ReportOptions) -> None:
     out = Path(options.out) if options.out else path / "report.html" if path.is_dir() else path.with_suffix(".html")
     try:
         with working("reading the run", quiet=options.quiet):
-            page = _folder(path, options.frames) if path.is_dir() else _file(path)
-    except UserError:  # which is a ValueError
+            page = _folder_page(path, options.frames) if path.is_dir() else _file_page(path)
+    except UserError:  # a ValueError, too
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of files that others have changed
-        raise UserError(f"{path}: its files are not as danet writes them ({type(error).__name__}: {error})") from error
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # edited or foreign files
+        raise UserError(f"{path}: not in the format that danet writes ({type(error).__name__}: {error})") from error
     write_text(out, page.html(f"Written by danet report on {datetime.date.today().isoformat()}."))
     if options.json is not None:
         write_json(options.json, {"page": str(out), "title": page.title, "bytes": out.stat().st_size})
@@ -61,7 +61,7 @@ def report(options: ReportOptions) -> None:
         print(out)
 
 
-def _folder(folder: Path, frames: int) -> Page:
+def _folder_page(folder: Path, frames: int) -> Page:
     from danet.report.ablation_page import SUMMARY, ablation_report
     from danet.report.evaluation_page import METRICS, evaluation_report
     from danet.report.training_page import STEPS, training_report
@@ -73,10 +73,10 @@ def _folder(folder: Path, frames: int) -> Page:
     if (folder / METRICS).is_file():
         return evaluation_report(folder, frames)
     written = f"{STEPS} (danet train), {METRICS} (danet evaluate), {SUMMARY} (danet ablate)"
-    raise UserError(f"{folder}: no run, none of these files is there: {written}")
+    raise UserError(f"{folder}: not a run; has none of the files {written}")
 
 
-def _file(path: Path) -> Page:
+def _file_page(path: Path) -> Page:
     from danet.report.benchmark_page import benchmark_report
 
     content = read_json(path)
@@ -86,6 +86,7 @@ def _file(path: Path) -> Page:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
     return cli.run(report, ReportOptions, prog="danet report", positionals=["run"], argv=argv)
 
 

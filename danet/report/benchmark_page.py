@@ -5,10 +5,8 @@ The keys read here are those that benchmarks/ops.py and benchmarks/detector.py w
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from danet.evaluation.formatting import number
-from danet.evaluation.plots import roofline_figure, to_svg
+from danet.evaluation.plots import HEIGHT, Line, line_figure, to_svg
 from danet.report.page import Bars, Block, Chart, Code, Facts, Fold, Grid, Page, Paragraph, Section, Table
 
 OPERATORS = ("sdc", "lcdc", "rep_conv", "softmax_gate")
@@ -75,27 +73,34 @@ def _operators(path: Path, content: dict) -> tuple[list, list[Section], str]:
 
 def _roofline(cases: dict[str, list[dict]], ceilings: dict[str, float]) -> Chart:
     """Speed over arithmetic intensity, below what memory bandwidth and arithmetic allow."""
-    points = {
-        f"{name}, {direction}": [
-            (
-                case["flops"] / case["bytes"],
-                case["flops"] / case["seconds"]["ours"] / 1e9,
-                f"{name} {case['case']}, {case['pass']}",
-            )
-            for case in each
-            if (case["pass"] == "forward") == (direction == "forward")
-        ]
-        for name, each in cases.items()
-        for direction in ("forward", "backward")
-    }
-    figure: Figure = roofline_figure(points, ceilings["GB/s"], ceilings["GFLOP/s"])
-    note = (
-        f"Ceiling: a large copy, {ceilings['GB/s']:.1f} GB/s, and a large float32 product, {ceilings['GFLOP/s']:.0f} "
-        "GFLOP/s, measured in the same run. Points can lie above it: bytes are counted as if each tensor went through "
-        "memory once, but caches are faster; and FLOP of rep_conv are those of a direct convolution, while Winograd's "
-        "algorithm needs fewer."
-    )
+    bandwidth, peak = ceilings["GB/s"], ceilings["GFLOP/s"]
+    knee = peak / bandwidth
+    lines = []
+    for color, (name, each) in enumerate(cases.items()):
+        for forward in (True, False):
+            shown = [case for case in each if (case["pass"] == "forward") == forward]
+            x = [case["flops"] / case["bytes"] for case in shown]
+            y = [case["flops"] / case["seconds"]["ours"] / 1e9 for case in shown]
+            tips = [
+                f"{name} {case['case']}, {case['pass']}: {speed:.0f} GFLOP/s at {intensity:.1f} FLOP per byte"
+                for case, intensity, speed in zip(shown, x, y, strict=True)
+            ]
+            if shown:
+                label = f"{name}, {'forward' if forward else 'backward'}"
+                lines.append(Line(label, x, y, color, dots=True, hollow=not forward, tips=tips))
+    intensities = [knee, *(x for line in lines for x in line.x)]
+    corners = [min(intensities) / 1.5, knee, max(intensities) * 1.5]
+    ceiling = Line("ceiling", corners, [min(bandwidth * x, peak) for x in corners], color=-1)
     title = "Speed over arithmetic intensity"
+    figure = line_figure(
+        [ceiling, *lines], "arithmetic intensity, FLOP per byte", "GFLOP/s", log="xy", height=1.3 * HEIGHT
+    )
+    note = (
+        f"Ceiling: a large copy, {bandwidth:.1f} GB/s, and a large float32 product, {peak:.0f} GFLOP/s, measured in "
+        "the same run. Points can lie above it: bytes are counted as if each tensor went through memory once, but "
+        "caches are faster; and FLOP of rep_conv are those of a direct convolution, while Winograd's algorithm needs "
+        "fewer."
+    )
     return Chart(title, to_svg(figure, title), note)
 
 

@@ -27,16 +27,12 @@ class Paragraph(Block):
 
 @dataclass
 class Code(Block):
-    """Lines of a terminal or a file."""
-
     text: str
     label: str
 
 
 @dataclass
 class Facts(Block):
-    """Names with values."""
-
     pairs: list[tuple[str, object]]
 
 
@@ -67,8 +63,6 @@ class Sheet(Picture):
 
 @dataclass
 class Pictures(Block):
-    """Small pictures in a grid."""
-
     pictures: list[Picture]
 
 
@@ -108,8 +102,6 @@ class Fold(Block):
 
 @dataclass
 class Grid(Block):
-    """Blocks side by side on a wide screen."""
-
     blocks: list[Block]
 
 

@@ -1,4 +1,4 @@
-"""The command that makes a run again, from the options that the run saved."""
+"""The command that reproduces a run, from the options that the run saved."""
 
 import json
 import re
@@ -12,19 +12,26 @@ from danet.report.page import Block, Code, Fold, Paragraph
 from danet.utils import cli
 from danet.utils.files import read_text
 
-# Words that stand for themselves in a list; others are written as JSON.
+# Values that need no JSON on the command line.
 PLAIN = re.compile(r"[A-Za-z_./][\w./:+ -]*")
 
 
 def saved_options(path: Path, options: type[cli.Options]) -> cli.Options:
-    """The ``options`` in a run's config.yaml; whatever is wrong with it is a UserError."""
+    """Reads a run's config.yaml. Raises UserError if it is missing or invalid."""
     return cli.parse(options, ["--config", str(path)], prog="danet report")
 
 
 def command_line(command: str, options: object, positionals: Sequence[str] = (), words: str | None = None) -> str:
-    """What was typed, as far as the saved options tell: everything that differs from the defaults, a line each.
+    r"""The command with every option that differs from its default, one per line.
 
-    ``positionals`` come first and without their names; the option ``words`` last and after a lone --.
+    ``positionals`` come first, without names. The values of the option ``words`` come last, after a separate --.
+
+    Example:
+        >>> from danet.evaluation.evaluate_options import EvaluateOptions
+        >>> options = EvaluateOptions("weights.safetensors", "val.json", stride=2)
+        >>> print(command_line("danet evaluate", options, ("weights", "data")))
+        danet evaluate weights.safetensors val.json \
+          --stride 2
     """
     first = [shlex.quote(str(getattr(options, name))) for name in positionals]
     left_out = {*positionals, words}
@@ -48,7 +55,7 @@ def read_config(path: Path) -> str:
 
 
 def _changed(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Name and words of each option that is not at its default, nested ones dotted."""
+    """Name and command-line text of each option that differs from its default; nested names are dotted."""
     for item in fields(options):
         value, name = getattr(options, item.name), prefix + item.name
         if is_dataclass(value) and not prefix and is_dataclass(_default(item)):

@@ -94,7 +94,7 @@ def _losses(steps: dict[str, list[float]]) -> list[Block]:
     norms = steps["grad_norm"]
     if any(math.isfinite(value) and value > 0 for value in norms):
         lines = [_line("", x, norms, 0, faint=True), _line("", x, _smooth(norms), 0)]
-        charts.append(_chart("Norm of the gradient before clipping", lines, "step", "norm", log=True))
+        charts.append(_chart("Norm of the gradient before clipping", lines, "step", "norm", log="y"))
     return [Grid(charts)]
 
 
@@ -105,7 +105,7 @@ def _validation(validations: dict[str, list[float]]) -> list[Block]:
     names = [name for name in TITLES if name in validations]
     lines = [_line(TITLES[name], epochs, validations[name], index) for index, name in enumerate(names)]
     for index, name in enumerate(names):
-        lines.append(Line("", [epochs[best]], [validations[name][best]], index, marker="o"))
+        lines.append(Line("", [epochs[best]], [validations[name][best]], index))
     note = f"At score {SCORE} and IoU 0.5; AP50 over all scores. Dots mark the best epoch, whose weights are kept."
     columns = [name for name in validations if name not in ("step", "epoch")]
     rows = [

@@ -16,7 +16,7 @@ from danet.checkpoint import load_weights
 from danet.data.coco_dataset import ImageRecord, load_coco
 from danet.data.loader import DataSource, load_source
 from danet.evaluation.ablate_options import AblateOptions
-from danet.evaluation.ablation import Result, Summary, summarize, to_markdown
+from danet.evaluation.ablation import RunResult, Summary, summarize, to_markdown
 from danet.evaluation.comparison import detection_outcome
 from danet.evaluation.cross_validation import divide_into_folds, join_folds, write_folds
 from danet.evaluation.evaluate_options import EvaluateOptions
@@ -49,14 +49,14 @@ class AblationStudy:
         self.names = list(options.row_arguments())
         parts = [options] if options.folds is None else _divide(options, options.folds)
         self.parts = [_Part(part) for part in parts]
-        self.results: list[Result] = []
+        self.results: list[RunResult] = []
 
     def runs(self) -> list[list["Run"]]:
         """The runs in the order of training: for each seed and row one run, with folds one per fold."""
         keys = [(name, seed) for seed in self.options.seeds for name in self.names]
         return [[part.runs[key] for part in self.parts] for key in keys]
 
-    def add(self, results: Sequence[Result]) -> None:
+    def add(self, results: Sequence[RunResult]) -> None:
         """Takes the results of one element of ``runs()``; writes all files whenever a seed is complete."""
         self.results.append(join_folds(results) if self.options.folds else results[0])
         if len(self.results) % len(self.names) == 0:
@@ -169,7 +169,7 @@ class Run:
             return [*evaluator.warnings, f"{error}; evaluated at score {untuned.fixed}"]
         return evaluator.warnings
 
-    def result(self) -> Result:
+    def result(self) -> RunResult:
         """Reads the metrics and detections of the evaluated run."""
         model, _ = load_weights(self.evaluation.weights)
         metrics, training = read_json(self.folder / EVALUATED), read_json(self.folder / TRAINED)
@@ -186,7 +186,7 @@ class Run:
             criterion=criterion,
             threshold=point["threshold"],
         )
-        return Result(
+        return RunResult(
             row=self.name,
             seed=self.options.seed,
             target=metrics["target"],

@@ -6,7 +6,7 @@ import pytest
 from detections import record
 
 from danet.evaluation.ablate_options import TABLE_2
-from danet.evaluation.ablation import Result, pairs, summarize, to_markdown
+from danet.evaluation.ablation import RunResult, pairs, summarize, to_markdown
 from danet.evaluation.comparison import Outcome
 
 DRONES = 8
@@ -15,7 +15,7 @@ RECORDS += [record([(10, 10, 20, 20)], [name], video=f"{name}{i // 2}") for name
 
 
 def result(row, seed, hits, alarms, f1):
-    """A run that finds the first ``hits`` drones and gives alarms with these scores on the birds."""
+    """A run that finds the first ``hits`` drones and has false alarms with these scores on the birds."""
     run = Outcome(
         np.linspace(0.9, 0.8, hits),
         np.arange(hits),
@@ -26,17 +26,17 @@ def result(row, seed, hits, alarms, f1):
     )
     figures = {"precision": 0.9, "recall": hits / DRONES, "f1": f1, "ap50": None if hits == 0 else 0.5}
     others = {"frames_per_second": 20.0 + seed, "parameters": 3_880_000, "steps": 100, "seconds": 60.0}
-    return Result(row, seed, "drone", 0.5, **figures, **others, operators="compiled", outcome=run)
+    return RunResult(row, seed, "drone", 0.5, **figures, **others, operators="compiled", outcome=run)
 
 
 def table(text, title):
-    """The cells of the table after a heading, by row."""
+    """The cells of the table below a heading, by row."""
     lines = text[text.index(title) :].split("\n\n")
     rows = next(part.strip() for part in lines if part.startswith("| row"))
     return [line.strip("| ").split(" | ") for line in rows.split("\n")]
 
 
-def test_pairs_differ_in_one_component_or_are_with_the_first_row():
+def test_pairs_of_rows():
     assert pairs(["baseline", "safem", "safem+acfa", "safem+acfa+adcr"]) == [
         ("safem", "baseline"),
         ("safem+acfa", "safem"),
@@ -50,7 +50,7 @@ def test_pairs_differ_in_one_component_or_are_with_the_first_row():
     assert pairs(["wide", "deep"]) == [("deep", "wide")]
 
 
-def test_means_spreads_and_differences():
+def test_summary_means_deviations_and_differences():
     runs = [result("baseline", s, 8, [0.85, 0.85], 0.8 + s / 10) for s in (0, 1)]
     runs += [result("adcr", s, 8, [0.85], 0.9) for s in (0, 1)]
     summary = summarize(runs, RECORDS, criterion="iou50", recall=0.9, resamples=100)
@@ -80,7 +80,7 @@ def test_means_spreads_and_differences():
     json.dumps(summary.to_json(), allow_nan=False)
 
 
-def test_a_recall_that_is_not_reached_is_said_and_another_taken():
+def test_unreached_recall_is_reported_and_replaced():
     runs = [result("baseline", 0, 8, [0.85], 0.9), result("adcr", 0, 6, [0.85, 0.1], 0.8)]
     runs += [result("baseline", 1, 8, [0.85], 0.9), result("adcr", 1, 8, [0.1], 0.8)]
     runs += [result("sskd", 0, 7, [], 0.8)]
@@ -97,7 +97,7 @@ def test_a_recall_that_is_not_reached_is_said_and_another_taken():
     assert summary.rows[1].highest_recall == 0.75
 
 
-def test_a_run_that_found_nothing_stands_in_the_table():
+def test_run_without_detections_is_in_the_table():
     runs = [result("baseline", 0, 8, [0.85], 0.9), result("adcr", 0, 0, [], 0.0)]
     summary = summarize(runs, RECORDS, criterion="iou50", recall=0.9, resamples=20)
     text = to_markdown(summary)

@@ -7,7 +7,7 @@ from danet.evaluation.metrics import curve
 
 
 def detections(rng, videos, per_video=20):
-    """Images of videos of different difficulty: one object each, found or not, and false alarms."""
+    """Images of videos of different difficulty, with one object each that is found or not, and with false alarms."""
     names = np.repeat([f"v{i}" for i in range(videos)], per_video)
     chance = np.repeat(rng.uniform(0.4, 1.0, videos), per_video)
     hits = (rng.random(len(names)) < chance).astype(int)
@@ -15,7 +15,7 @@ def detections(rng, videos, per_video=20):
     return names.tolist(), hits, false
 
 
-def test_intervals_contain_the_figure_and_shrink_with_more_videos():
+def test_interval_contains_value_and_shrinks_with_videos():
     rng = np.random.default_rng(0)
     widths = []
     for videos in (8, 80, 800):
@@ -26,7 +26,7 @@ def test_intervals_contain_the_figure_and_shrink_with_more_videos():
     assert widths[0] > 2 * widths[1] > 4 * widths[2]  # a factor of sqrt(10) each
 
 
-def test_coverage_of_the_true_value():
+def test_interval_coverage():
     rng = np.random.default_rng(1)
     covered = 0
     for trial in range(100):
@@ -36,14 +36,14 @@ def test_coverage_of_the_true_value():
     assert covered >= 87  # 95 expected; 86 or fewer would be 4 sigma
 
 
-def test_frames_of_a_video_are_not_taken_for_independent():
+def test_interval_by_video_is_wider_than_by_image():
     hits = np.repeat([1, 0, 1, 1, 0, 1, 0, 1], 50)
     by_video = resample(np.repeat(list("abcdefgh"), 50).tolist()).ratio(hits, np.ones_like(hits))
     by_image = resample([None] * 400).ratio(hits, np.ones_like(hits))
     assert by_video.high - by_video.low > 5 * (by_image.high - by_image.low)
 
 
-def test_units_and_groups():
+def test_resample_units_and_groups():
     mixed = resample(["a", None, "a", None], 10)
     assert mixed.unit == "videos"
     assert mixed.groups.tolist() == [0, 1, 0, 2]
@@ -55,20 +55,20 @@ def test_one_video_gives_no_interval():
     draws = resample(["a"] * 10)
     estimate = draws.ratio(np.ones(10, int), np.full(10, 2))
     assert (estimate.value, estimate.low, estimate.high) == (0.5, None, None)
-    # nor does one video among several that the figure does not depend on
+    # nor does one contributing video among several
     draws = resample(["a", "b", "c"])
     assert draws.ratio(np.array([1, 0, 0]), np.array([2, 0, 0])).low is None
     assert draws.ratio(np.zeros(3, int), np.zeros(3, int)).value is None
 
 
-def test_deterministic_for_a_seed():
+def test_resample_is_deterministic():
     names = [f"v{i}" for i in range(30)]
     assert np.array_equal(resample(names, 50, 3).weights, resample(names, 50, 3).weights)
     assert not np.array_equal(resample(names, 50, 3).weights, resample(names, 50, 4).weights)
 
 
 @pytest.mark.parametrize("count", [200, 8000])
-def test_resampled_ap_equals_the_ap_of_the_resampled_detections(count):
+def test_resampled_ap_equals_ap_of_resampled_detections(count):
     rng = np.random.default_rng(2)
     images = 100
     image = rng.integers(0, images, count)

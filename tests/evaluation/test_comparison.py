@@ -16,7 +16,7 @@ def case():
     return records, predictions, run
 
 
-def test_figures_are_those_of_evaluate(case):
+def test_outcome_metrics_equal_those_of_evaluate(case):
     records, predictions, run = case
     metrics = evaluate_predictions(records, predictions, CLASSES, threshold=0.4, criterion="iou30", resamples=200)
     draws = resample([each.video for each in records], 200)
@@ -36,7 +36,7 @@ def test_figures_are_those_of_evaluate(case):
     assert run.false_alarms(1.0, shown[ALL]) is None and run.false_alarms(0.5, np.zeros(60, bool)) is None
 
 
-def test_resampled_false_alarms_are_those_of_the_resampled_images(case):
+def test_resampled_false_alarms_equal_those_of_resampled_images(case):
     records, predictions, run = case
     draws = resample([each.video for each in records], 30, 1)
     images = images_by_distractor(records, "drone")[ALL]
@@ -53,13 +53,13 @@ def test_resampled_false_alarms_are_those_of_the_resampled_images(case):
                 threshold=0.4,
             )
             expected = again.false_alarms(recall, images[drawn])
-            if expected is None:  # not reached: as far as it goes
+            if expected is None:  # recall not reached: all detections count
                 expected = images[drawn][again.false_image].sum() / images[drawn].sum()
             assert sample == pytest.approx(expected)
 
 
 def worse(predictions, rng):
-    """The same detections with a third of the hits' scores lowered."""
+    """The same detections with the scores of about 30 % lowered."""
     result = []
     for boxes, scores, labels in predictions:
         lowered = np.where(rng.random(len(scores)) < 0.3, scores * 0.2, scores)
@@ -67,8 +67,8 @@ def worse(predictions, rng):
     return result
 
 
-def test_a_pair_is_surer_than_its_parts(case):
-    """What makes a video hard for both cancels out."""
+def test_paired_interval_is_narrower(case):
+    """The difficulty of a video, which both share, cancels out."""
     records, predictions, run = case
     draws = resample([each.video for each in records], 400)
     images = images_by_distractor(records, "drone")[ALL]
@@ -86,12 +86,12 @@ def test_a_pair_is_surer_than_its_parts(case):
     ours, theirs = (each.false_alarms(0.5, images) for each in (run, other))
     assert pair.false_alarms.value == pytest.approx(ours - theirs)
     assert pair.false_alarms_change.value == pytest.approx(ours / theirs - 1)
-    # Of several runs the means are compared.
+    # The means of several runs are compared.
     both = compare([run, other], [other], draws, recall=0.5, images=images)
     assert both.f1.value == pytest.approx(pair.f1.value / 2)
 
 
-def test_compared_at_the_highest_common_recall():
+def test_compare_at_highest_common_recall():
     box = np.array(TRUTH)
     records = [record([box], video=f"v{i}") for i in range(4)] + [record(video="v4"), record(video="v5")]
     alarm = found([box], [0.3])
@@ -106,7 +106,7 @@ def test_compared_at_the_highest_common_recall():
     assert common_recall([run(4), run(3)], 0.9) == 0.75 and common_recall([run(4)], 0.9) == 0.9
     comparison = compare([run(4)], [run(2), run(3)], draws, recall=0.9, images=images)
     assert comparison.recall == 0.5
-    assert comparison.false_alarms.value == 0.0  # all alarms score less than the hits
+    assert comparison.false_alarms.value == 0.0  # all false alarms score lower than the hits
     nothing = compare([run(4)], [run(0)], draws, recall=0.9, images=images)
     assert nothing.recall == 0.0 and nothing.false_alarms.value is None and nothing.f1.value == 1.0
     assert math.isnan(Outcome(*(np.zeros(0),) * 4, np.zeros(3, int), 0.5).highest_recall)

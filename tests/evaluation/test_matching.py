@@ -9,7 +9,7 @@ def outcomes(truth, prediction, criterion, **options):
     return match(data, CRITERIA[criterion], **options).outcome.tolist()
 
 
-# A 10 x 10 truth. Worked by hand: overlap, union, the detection's area, distance of centres.
+# A 10 x 10 truth; the comments give intersection / union, intersection / detection area, centre distance.
 @pytest.mark.parametrize(
     ("box", "hits"),
     [
@@ -25,47 +25,53 @@ def outcomes(truth, prediction, criterion, **options):
         ((200, 200, 210, 210), set()),
     ],
 )
-def test_criteria_by_hand(box, hits):
+def test_criteria_on_known_boxes(box, hits):
     accepted = {name for name in CRITERIA if outcomes(record([TRUTH]), found([box], [0.9]), name) == [HIT]}
     assert accepted == hits
 
 
-def test_a_truth_is_found_once_by_the_best_score():
+def test_truth_is_matched_once_by_best_score():
     near = (101, 100, 111, 110)
     result = outcomes(record([TRUTH]), found([TRUTH, near, TRUTH], [0.5, 0.9, 0.4]), "iou50")
     assert result == [HIT, FALSE_ALARM, FALSE_ALARM]  # by descending score: `near` comes first and takes it
 
 
-def test_a_detection_takes_the_better_of_two_truths_and_leaves_the_other():
+def test_detection_takes_the_better_truth():
     truths = [(100, 100, 110, 110), (103, 100, 113, 110)]
     data = flatten([record(truths)], [found([truths[1], truths[0]], [0.9, 0.8])], CLASSES)["drone"]
     assert match(data, CRITERIA["iou50"]).truth.tolist() == [1, 0]
 
 
-def test_ignore_regions_count_neither_way_and_any_number_of_times():
+def test_ignore_region_is_matched_repeatedly_and_ignored():
     region = (0, 0, 60, 60)
     boxes = [(10, 10, 20, 20), (30, 30, 40, 40), (55, 0, 65, 10), (59, 0, 69, 10), TRUTH]
     truth = record([region, TRUTH], ignore=[True, False])
-    expected = [IGNORED, IGNORED, IGNORED, FALSE_ALARM, HIT]  # half of the third box, a tenth of the fourth inside
+    expected = [
+        IGNORED,
+        IGNORED,
+        IGNORED,
+        FALSE_ALARM,
+        HIT,
+    ]  # half of the third and a tenth of the fourth box are inside
     assert outcomes(truth, found(boxes, [0.9, 0.8, 0.7, 0.6, 0.5]), "iou50") == expected
-    # by centres: those of the third (60, 5) and fourth box lie outside
+    # centre criterion: the centres of the third (60, 5) and fourth box are outside
     expected = [IGNORED, IGNORED, FALSE_ALARM, FALSE_ALARM, HIT]
     assert outcomes(truth, found(boxes, [0.9, 0.8, 0.7, 0.6, 0.5]), "center3") == expected
 
 
-def test_an_object_inside_an_ignore_region_can_still_be_found():
+def test_object_inside_ignore_region_can_be_matched():
     truth = record([(90, 90, 120, 120), TRUTH], ignore=[True, False])
     assert outcomes(truth, found([TRUTH, TRUTH], [0.9, 0.8]), "iou50") == [HIT, IGNORED]
 
 
-def test_an_ignore_region_belongs_to_its_class_unless_it_is_named_ignore():
+def test_ignore_region_applies_to_its_class_or_to_all():
     box = (10, 10, 20, 20)
     for name, expected in (("drone", IGNORED), ("ignore", IGNORED), ("bird", FALSE_ALARM)):
         truth = record([(0, 0, 60, 60)], [name], [True])
         assert outcomes(truth, found([box], [0.9]), "iou50") == [expected]
 
 
-def test_another_class_or_image_is_no_match():
+def test_other_class_or_image_does_not_match():
     assert outcomes(record([TRUTH], ["bird"]), found([TRUTH], [0.9]), "iou50") == [FALSE_ALARM]
     data = flatten([record(), record([TRUTH])], [found([TRUTH], [0.9]), found()], CLASSES)["drone"]
     assert match(data, CRITERIA["iou50"]).outcome.tolist() == [FALSE_ALARM]

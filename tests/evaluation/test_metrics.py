@@ -12,7 +12,7 @@ from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT
 from danet.evaluation.metrics import choose_threshold, curve, evaluate_predictions, quick_metrics
 
 
-def test_counts_at_a_threshold_by_hand():
+def test_counts_at_known_thresholds():
     # 4 objects; scores 0.9 hit, 0.8 false, 0.5 hit, 0.3 hit
     records = [record([TRUTH, (10, 10, 20, 20)]), record([TRUTH, (50, 50, 60, 60)])]
     predictions = [found([TRUTH, (10, 10, 20, 20)], [0.9, 0.3]), found([(200, 200, 210, 210), TRUTH], [0.8, 0.5])]
@@ -24,7 +24,7 @@ def test_counts_at_a_threshold_by_hand():
     assert metrics.criteria["iou50"].tuned.f1.value == pytest.approx(6 / 8)
     # precision envelope 1 up to recall 1/4, then 3/4 up to 3/4: 26 and 50 of the 101 points
     assert metrics.criteria["iou50"].ap.value == pytest.approx((26 * 1 + 50 * 0.75) / 101)
-    assert metrics.thresholds["recall 0.90 iou50"] is None  # 3 of 4 is all there is
+    assert metrics.thresholds["recall 0.90 iou50"] is None  # the highest recall is 3 / 4
 
 
 def test_perfect_and_empty_predictions():
@@ -44,7 +44,7 @@ def test_perfect_and_empty_predictions():
     json.dumps(nothing.to_json(), allow_nan=False)
 
 
-def test_no_images_and_no_objects_are_undefined_not_wrong():
+def test_metrics_without_images_or_objects_are_undefined():
     for records, predictions in (([], []), ([record()], [found()])):
         metrics = evaluate_predictions(records, predictions, CLASSES, threshold=0.3)
         assert metrics.criteria["iou50"].ap.value is None
@@ -54,12 +54,12 @@ def test_no_images_and_no_objects_are_undefined_not_wrong():
         assert choose_threshold(records, predictions, CLASSES)[0] is None
 
 
-def test_predictions_must_be_one_entry_an_image():
+def test_predictions_need_one_entry_per_image():
     with pytest.raises(ValueError, match="2 images, 1 entries"):
         evaluate_predictions([record(), record()], [found()], CLASSES)
 
 
-def test_size_buckets_ignore_other_sizes():
+def test_size_ranges_ignore_other_sizes():
     small, large = (10, 10, 15, 15), (100, 100, 130, 130)
     stray = [(200, 200, 204, 204), (50, 200, 80, 230)]  # false alarms of 4 and of 30 pixels
     metrics = evaluate_predictions(
@@ -70,7 +70,7 @@ def test_size_buckets_ignore_other_sizes():
     assert [s.title for s in metrics.scales] == ["< 14 px", "14 to 18 px", "≥ 18 px"]
 
 
-def test_bucket_edges_are_half_open():
+def test_size_ranges_are_half_open():
     exactly = (0, 0, 14, 14)
     metrics = evaluate_predictions([record([exactly])], [found([exactly], [0.9])], CLASSES)
     assert [s.objects for s in metrics.scales] == [0, 1, 0]
@@ -83,12 +83,12 @@ def test_false_alarms_by_distractor():
         record([bird], ["bird"]),
         record([bird, (60, 60, 80, 80)], ["bird", "airplane"]),
         record(),
-        record([TRUTH, bird], ["drone", "bird"]),  # shows a drone: not among them
+        record([TRUTH, bird], ["drone", "bird"]),  # shows a drone, does not count
     ]
     predictions = [
         found([bird, (1, 1, 5, 5)], [0.95, 0.6]),
         found([bird], [0.3]),
-        found([bird, bird], [0.8, 0.9], [0, 1]),  # the second is called a bird, rightly
+        found([bird, bird], [0.8, 0.9], [0, 1]),  # the second one is labeled bird, correctly
         found(),
         found([TRUTH, bird], [0.7, 0.9]),
     ]
@@ -123,7 +123,7 @@ def test_best_f1_threshold():
     assert line.at(threshold)[2] == pytest.approx(f1)
 
 
-def test_the_chosen_threshold_is_the_middle_of_the_scores_that_serve_as_well():
+def test_middle_of_best_threshold():
     # 100 hits from 0.9 down to 0.801, one false alarm at 0.3, one hit at 0.2, false alarms below
     scores = np.concatenate([0.9 - 0.001 * np.arange(100), [0.3, 0.2], 0.1 - 0.001 * np.arange(50)])
     outcome = np.array([HIT] * 100 + [FALSE_ALARM, HIT] + [FALSE_ALARM] * 50)
@@ -135,12 +135,12 @@ def test_the_chosen_threshold_is_the_middle_of_the_scores_that_serve_as_well():
     below = max(s for s in scores if s < min(good))
     assert threshold == pytest.approx((max(good) + below) / 2)
     assert 0.3 < threshold < 0.6 and best - 0.01 <= chosen == line.at(threshold)[2]
-    # the end of the scores bounds the range where no worse threshold does
+    # without a worse threshold the range ends with the scores
     assert curve(np.array([0.9, 0.7]), np.array([HIT, HIT]), 2).middle_of_best() == (pytest.approx(0.35), 1.0)
     assert curve(np.array([0.9]), np.array([FALSE_ALARM]), 2).middle_of_best() == (None, 0.0)
 
 
-def test_equal_scores_cannot_be_separated():
+def test_equal_scores_are_one_threshold():
     line = curve(np.array([0.5, 0.5, 0.5]), np.array([HIT, FALSE_ALARM, HIT]), 2)
     assert line.thresholds.tolist() == [0.5]
     assert line.average_precision() == pytest.approx(2 / 3)
@@ -198,7 +198,7 @@ def test_ap50_by_size_equals_faster_coco_eval(index):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from(list(CRITERIA)))
-def test_counts_and_bounds(seed, images, criterion):
+def test_counts_and_bounds_of_metrics(seed, images, criterion):
     records, predictions = random_case(seed, images)
     metrics = evaluate_predictions(records, predictions, CLASSES, threshold=0.3, resamples=20, criterion=criterion)
     for result in metrics.criteria.values():
@@ -216,7 +216,7 @@ def test_counts_and_bounds(seed, images, criterion):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.randoms(use_true_random=False))
-def test_order_does_not_matter(seed, random):
+def test_metrics_are_independent_of_order(seed, random):
     records, predictions = random_case(seed, 8)
     order = list(range(len(records)))
     random.shuffle(order)
@@ -243,7 +243,7 @@ def _estimates(value):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6))
-def test_a_false_alarm_more_never_helps(seed):
+def test_additional_false_alarm_never_helps(seed):
     records, predictions = random_case(seed, 6, crowds=False)
     before = evaluate_predictions(records, predictions, CLASSES, resamples=1).criteria["iou50"]
     boxes, scores, labels = predictions[0]
@@ -255,7 +255,7 @@ def test_a_false_alarm_more_never_helps(seed):
         assert after.fixed.f1.value <= before.fixed.f1.value
 
 
-def test_curve_agrees_with_the_counts_at_every_threshold():
+def test_curve_agrees_with_counts():
     records, predictions = random_case(3)
     for threshold in (0.1, 0.5, 0.77):
         result = evaluate_predictions(records, predictions, CLASSES, fixed=threshold, resamples=1).criteria["iou50"]
@@ -263,7 +263,7 @@ def test_curve_agrees_with_the_counts_at_every_threshold():
         assert result.curve.at(threshold) == pytest.approx((at.precision.value, at.recall.value, at.f1.value))
 
 
-def test_recall_thresholds_reach_the_recall_and_no_higher_one_does():
+def test_threshold_for_recall_is_the_highest():
     records, predictions = random_case(4, crowds=False)
     line = evaluate_predictions(records, predictions, CLASSES, resamples=1).criteria["iou50"].curve
     threshold = line.threshold_for_recall(0.5)
@@ -279,7 +279,7 @@ def test_other_classes_are_reported():
     assert metrics.other_classes[0].ap.value == bird.criteria["iou50"].ap.value
 
 
-def test_quick_metrics_agree_with_the_full_ones_for_one_class():
+def test_quick_metrics_agree_with_full_metrics():
     records, predictions = random_case(6)
     predictions = [(boxes, scores, np.zeros_like(labels)) for boxes, scores, labels in predictions]
     quick = quick_metrics(records, predictions, ["drone"])
@@ -294,7 +294,7 @@ def test_quick_metrics_agree_with_the_full_ones_for_one_class():
     assert quick["best_f1"] - 0.01 <= f1 <= quick["best_f1"]
 
 
-def test_speed():
+def test_metrics_speed():
     records, predictions = random_case(0, images=2000, detections=300, videos=100)
     started = time.process_time()
     quick_metrics(records, predictions, CLASSES)

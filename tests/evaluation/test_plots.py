@@ -8,7 +8,7 @@ from detections import CLASSES, random_case
 
 from danet.evaluation.curves import thin_curves
 from danet.evaluation.metrics import evaluate_predictions
-from danet.evaluation.plots import PLOTS, Line, line_figure, roofline_figure, to_svg, write_png
+from danet.evaluation.plots import PLOTS, Line, line_figure, to_svg, write_png
 
 
 def paths(svg: str) -> list[str]:
@@ -63,12 +63,12 @@ def test_lines_have_gaps_and_single_points_are_dots():
 def test_line_figure_ticks_are_plain_numbers():
     counted = texts(to_svg(line_figure([Line("", [0, 1, 2], [0, 1, 2])], "x", "y", xlim=(0, 2), count=True), "t"))
     assert counted[:3] == ["0", "1", "2"]
-    logarithmic = texts(to_svg(line_figure([Line("", [0, 1], [8.0, 1200.0])], "x", "y", log=True), "t"))
+    logarithmic = texts(to_svg(line_figure([Line("", [0, 1], [8.0, 1200.0])], "x", "y", log="y"), "t"))
     assert {"10", "100", "1,000"} <= set(logarithmic)
 
 
-def test_roofline_names_every_point():
-    points = {"a, forward": [(1.0, 20.0, "<case>")], "a, backward": [(30.0, 90.0, "b")], "c, forward": []}
-    root = ElementTree.fromstring(to_svg(roofline_figure(points, bandwidth=10.0, peak=100.0), "roofline"))
-    titles = [title.text for title in root.iter("title")]
-    assert titles == ["<case>: 20 GFLOP/s at 1.0 FLOP per byte", "b: 90 GFLOP/s at 30.0 FLOP per byte"]
+def test_every_dot_shows_its_tip():
+    dots = Line("a", [1.0, 30.0], [20.0, 90.0], dots=True, hollow=True, tips=["<case>: 20", "b"])
+    svg = to_svg(line_figure([dots, Line("ceiling", [1, 30], [10, 90], -1)], "x", "y", log="xy"), "roofline")
+    assert [title.text for title in ElementTree.fromstring(svg).iter("title")] == ["<case>: 20", "b"]
+    assert "var(--card,#ffffff)" in svg

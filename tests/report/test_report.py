@@ -1,4 +1,4 @@
-"""`danet report`: what is in the page, that it is sound HTML, and that it fits a phone in a real browser."""
+"""`danet report`: content of the pages, valid HTML, and the width of a phone in a real browser."""
 
 import json
 import re
@@ -36,7 +36,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 class ParsedPage(HTMLParser):
-    """The elements of a page; raises AssertionError where one is not closed in its place."""
+    """The elements of a page; raises AssertionError if they are not properly nested."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class ParsedPage(HTMLParser):
 
 
 def check(path: Path) -> ParsedPage:
-    """What holds for every report."""
+    """Checks that hold for every report."""
     page = ParsedPage(path)
     assert page.source.startswith("<!DOCTYPE html>") and len(page.source) < 5e6
     assert not page.all("script") and not page.all("link")
@@ -96,7 +96,7 @@ def only_error(capsys) -> str:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    # A name that would be markup if it were not escaped.
+    # A name that would be markup without escaping.
     return str(write_scenes(tmp_path_factory.mktemp("data") / "<b>&amp;'scenes'", 6))
 
 
@@ -126,7 +126,7 @@ def training(scenes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reports(training, tmp_path_factory):
-    """One of each kind: path by kind."""
+    """One page of each kind: path by kind."""
     folder = tmp_path_factory.mktemp("reports")
     given = {"training": training, "evaluation": training / "val", "operators": OPERATORS, "detector": DETECTOR}
     paths = {kind: folder / f"{kind}.html" for kind in given}
@@ -135,7 +135,7 @@ def reports(training, tmp_path_factory):
     return paths
 
 
-def test_a_training_shows_its_curves_frames_evaluation_and_command(training, reports):
+def test_training_page_content(training, reports):
     page = check(reports["training"])
     for words in (
         "Loss and its terms",
@@ -149,7 +149,7 @@ def test_a_training_shows_its_curves_frames_evaluation_and_command(training, rep
         assert words in page.text
     assert "Finished, after 4 steps" in page.text and "run <i>1</i>" in page.text
     assert len([image for image in page.all("img") if "shows" in image["alt"]]) == 3
-    assert "<b>" not in page.source and "<i>1" not in page.source  # names of files are text
+    assert "<b>" not in page.source and "<i>1" not in page.source  # file names are escaped
     assert "danet evaluate local_contrast" in page.text
     command = page.text[page.text.index("danet train") :].partition("All options")[0]
     words = shlex.split(command.replace("\\\n", " "))[2:]
@@ -157,7 +157,7 @@ def test_a_training_shows_its_curves_frames_evaluation_and_command(training, rep
     assert cli.parse(TrainOptions, words) == saved and saved.epochs == 2
 
 
-def test_a_page_is_told_as_json(training, tmp_path, capsys):
+def test_report_json_option(training, tmp_path, capsys):
     page, told = tmp_path / "page.html", tmp_path / "page.json"
     assert main([str(training), "--out", str(page), "--frames", "0", "--json", str(told)]) == 0
     assert capsys.readouterr().out == f"{page}\n"
@@ -165,7 +165,7 @@ def test_a_page_is_told_as_json(training, tmp_path, capsys):
     assert written["page"] == str(page) and written["title"] and written["bytes"] == page.stat().st_size
 
 
-def test_an_evaluation_shows_its_curves_tables_pictures_and_command(training, reports):
+def test_evaluation_page_content(training, reports):
     page = check(reports["evaluation"])
     figures = json.loads((training / "val" / "metrics.json").read_text())
     for words in (
@@ -186,7 +186,7 @@ def test_an_evaluation_shows_its_curves_tables_pictures_and_command(training, re
     assert parsed == cli.parse(EvaluateOptions, ["--config", str(training / "val" / "config.yaml")])
 
 
-def test_a_benchmark_of_operators_shows_roofline_ratios_and_machine(reports):
+def test_operator_benchmark_page_content(reports):
     page = check(reports["operators"])
     for words in ("arithmetic intensity", "sdc, backward", "grid_sample", "19.8 ×", "AMD EPYC", "AVX-512", "29.2 GB/s"):
         assert words in page.text
@@ -197,13 +197,13 @@ def test_a_benchmark_of_operators_shows_roofline_ratios_and_machine(reports):
     assert "python -m benchmarks.ops --json ops-cpu-2026-11-24.json" in page.text
 
 
-def test_a_benchmark_of_the_detector_shows_times_ratios_and_layers(reports):
+def test_detector_benchmark_page_content(reports):
     page = check(reports["detector"])
     for words in ("torch.compile", "2.19 ×", "backbone.stem", "34.3 ms", "--sizes 256x320 512x640", "--calls 60"):
         assert words in page.text
 
 
-def test_an_ablation_shows_what_each_part_brings(tmp_path, training):
+def test_ablation_page_content(tmp_path, training):
     options = AblateOptions("val.json", ["--data", "a b.json"], rows=["baseline", "safem"], seeds=[0], out="abl")
     (tmp_path / "config.yaml").write_text(cli.dump(options))
     spread = {"mean": 0.5, "deviation": None}
@@ -234,7 +234,7 @@ def test_an_ablation_shows_what_each_part_brings(tmp_path, training):
     assert "Precision over recall" in page.text
 
 
-def test_a_training_that_has_just_begun_and_one_without_its_data(training, tmp_path, capsys):
+def test_training_page_without_steps_or_data(training, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
     saved = cli.parse(TrainOptions, ["--config", str(training / "config.yaml")])
@@ -252,7 +252,7 @@ def test_a_training_that_has_just_begun_and_one_without_its_data(training, tmp_p
     assert "No frames are shown: gone.json: no such file." in check(run / "report.html").text
 
 
-def test_distractors_recordings_and_an_evaluation_of_before_there_was_curves_csv(training, tmp_path):
+def test_evaluation_page_of_older_run_without_curves(training, tmp_path):
     shutil.copytree(training / "val", tmp_path / "val")
     (tmp_path / "val" / "curves.csv").unlink()
     figures = json.loads((tmp_path / "val" / "metrics.json").read_text())
@@ -271,7 +271,7 @@ def test_distractors_recordings_and_an_evaluation_of_before_there_was_curves_csv
         assert words in page.text
 
 
-def test_what_is_no_run_is_one_line(training, tmp_path, capsys):
+def test_report_errors_are_one_line(training, tmp_path, capsys):
     (tmp_path / "other.json").write_text('{"a": 1}')
     (tmp_path / "broken.json").write_text("{")
     changed = {"machine": {}, "ceilings": {}, "cases": [{"operator": "sdc"}]}
@@ -281,12 +281,12 @@ def test_what_is_no_run_is_one_line(training, tmp_path, capsys):
     out = tmp_path / "other.json" / "x.html"
     cases = [
         ([tmp_path / "nothing"], f"{tmp_path / 'nothing'}: no such file or folder"),
-        ([tmp_path], f"{tmp_path}: no run, none of these files is there: metrics.csv (danet train)"),
+        ([tmp_path], f"{tmp_path}: not a run; has none of the files metrics.csv (danet train)"),
         ([tmp_path / "other.json"], f"{tmp_path / 'other.json'}: not the results of benchmarks.ops or benchmarks."),
         ([tmp_path / "broken.json"], f"{tmp_path / 'broken.json'}: not valid JSON"),
-        ([tmp_path / "changed.json"], f"{tmp_path / 'changed.json'}: its files are not as danet writes them (KeyError"),
-        ([tmp_path / "val"], f"{tmp_path / 'val'}: its files are not as danet writes them"),
-        ([OPERATORS, "--frames", "-1"], "frames must be 0 or more, got -1"),
+        ([tmp_path / "changed.json"], f"{tmp_path / 'changed.json'}: not in the format that danet writes (KeyError"),
+        ([tmp_path / "val"], f"{tmp_path / 'val'}: not in the format that danet writes"),
+        ([OPERATORS, "--frames", "-1"], "--frames must be 0 or more, got -1"),
         ([OPERATORS, "--out", out], f"{out}: cannot be written"),
     ]
     for words, message in cases:
@@ -319,12 +319,12 @@ def test_what_is_no_run_is_one_line(training, tmp_path, capsys):
         ),
     ],
 )
-def test_the_command_line_gives_the_same_options(options, defaults):
+def test_command_line_gives_the_same_options(options, defaults):
     words = shlex.split(command_line("danet it", options).replace("\\\n", " "))[2:]
     assert cli.parse(defaults, words) == options
 
 
-def test_curves_are_thinned_along_their_length_and_read_back(tmp_path):
+def test_curves_are_thinned_and_read_back(tmp_path):
     rng = np.random.default_rng(0)
     truths = [[(10, 10, 20, 20)], [(30, 30, 42, 40)]]
     many = [rng.uniform(0, 90, (900, 2)) for _ in truths]
@@ -354,8 +354,8 @@ def test_page_escapes_text():
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 @pytest.mark.parametrize("kind", ["training", "evaluation", "operators", "detector"])
-def test_nothing_runs_over_the_edge_in_a_browser(reports, kind, tmp_path):
-    """A phone's and a desktop's width side by side, in frames, since a window is never narrower than 500 pixels."""
+def test_page_fits_the_screen_in_a_browser(reports, kind, tmp_path):
+    """The widths of a phone and a desktop, in frames side by side: a window is never narrower than 500 pixels."""
     widths = (390, 1280)
     # Pictures that are loaded only when they are scrolled to would count as missing; an end tag would end the script.
     source = json.dumps(reports[kind].read_text().replace("loading=", "data-loading=")).replace("</", "<\\/")
