@@ -228,6 +228,7 @@ def test_nested_dataclass_is_set_by_dots_or_by_a_mapping():
         (["--data", '{"weight": 2}'], "--data: expected str or Source"),
         (["a", "--count", "3.0"], "--count: expected int, got '3.0'"),
         (["a", "--inner.scale", "nan", "1"], "--inner.scale: expected float, got 'nan'"),
+        (["a", "--inner.scale", ".inf", "1"], "--inner.scale: expected float, got '.inf'"),
         (["a", "--quiet=1"], "--quiet: expected bool, got '1'"),
         (["a", "--inner", "b"], "--inner: expected Inner, got 'b'"),
         (["a", "--inner", '{"nmae": "b"}'], "unknown option inner.nmae; did you mean --inner.name?"),
