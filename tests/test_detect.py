@@ -54,7 +54,7 @@ def files(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_folder_gives_pictures_csv_and_json_as_the_python_interface_does(weights, images, tmp_path, capsys):
+def test_folder_results_match_the_python_interface(weights, images, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "7"]
     assert main([str(images), *arguments, "--json", str(tmp_path / "figures.json")]) == 0
@@ -89,7 +89,7 @@ def test_folder_gives_pictures_csv_and_json_as_the_python_interface_does(weights
     assert f"{out}/frames (5 images)" in printed and f"{out}/boxes.csv" in printed
 
 
-def test_batches_and_threads_change_nothing(weights, images, tmp_path):
+def test_batch_and_threads_do_not_change_the_boxes(weights, images, tmp_path):
     cv2.imwrite(str(images / "2b.png"), scene(9, size=(64, 80)))
     common = ["--weights", weights, "--score", "0.001", "--max_detections", "5", "--quiet"]
     assert main([str(images), "--out", str(tmp_path / "one"), *common]) == 0
@@ -100,7 +100,7 @@ def test_batches_and_threads_change_nothing(weights, images, tmp_path):
     assert np.allclose([float(r["x0"]) for r in one], [float(r["x0"]) for r in four], atol=0.05)
 
 
-def test_video_gives_a_video_that_plays(weights, tmp_path, capsys):
+def test_video_gives_an_annotated_video(weights, tmp_path, capsys):
     clip = tmp_path / "clip.mp4"
     with VideoWriter(clip, fps=12) as writer:
         for index in range(6):
@@ -113,11 +113,11 @@ def test_video_gives_a_video_that_plays(weights, tmp_path, capsys):
     assert len(frames) == 6 and frames[0].image.shape == (192, 256, 3)
     assert {row["frame"] for row in rows(out / "boxes.csv")} == set("012345")
     assert "18 boxes" in capsys.readouterr().out
-    # Boxes are in pixels of the source, whatever the picture's size.
+    # Boxes are in pixels of the source, not of the enlarged video.
     assert max(float(row["x1"]) for row in rows(out / "boxes.csv")) <= 128
 
 
-def test_video_that_ends_early_is_processed_and_named(weights, tmp_path, capfd):
+def test_truncated_video_is_processed_and_reported(weights, tmp_path, capfd):
     writer = cv2.VideoWriter(str(tmp_path / "whole.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 30, (128, 96), isColor=False)
     for index in range(12):
         writer.write(scene(index))
@@ -132,7 +132,7 @@ def test_video_that_ends_early_is_processed_and_named(weights, tmp_path, capfd):
     assert "cut.avi: ends early" in line and f"frame {count} of 12" in line
 
 
-def test_sixteen_bit_and_jpeg_and_no_pictures(weights, tmp_path):
+def test_16_bit_and_jpeg_images_and_disabled_outputs(weights, tmp_path):
     cv2.imwrite(str(tmp_path / "raw.tif"), scene(dtype=np.uint16) * 4 + 8000)
     cv2.imwrite(str(tmp_path / "photo.jpg"), scene())
     sources = [str(tmp_path / "raw.tif"), str(tmp_path / "photo.jpg")]
@@ -140,14 +140,14 @@ def test_sixteen_bit_and_jpeg_and_no_pictures(weights, tmp_path):
     assert main([*sources, "--weights", weights, "--out", str(out), "--quiet"]) == 0
     assert files(out) == ["boxes.csv", "boxes.json", "config.yaml", "photo.jpg", "raw.png"]
     picture = cv2.imread(str(out / "raw.png"))
-    assert picture[42:44, 62:68].min() > 200 and picture[:30].mean() < 120, "the hot target is bright, the sky is not"
+    assert picture[42:44, 62:68].min() > 200 and picture[:30].mean() < 120, "the hot target is bright, the sky is dark"
     bare = tmp_path / "bare"
     switches = ["--save_images", "false", "--save_json", "false", "--quiet"]
     assert main([*sources, "--weights", weights, "--out", str(bare), *switches]) == 0
     assert files(bare) == ["boxes.csv", "config.yaml"]
 
 
-def test_equal_names_do_not_replace_each_other(weights, tmp_path):
+def test_equal_names_get_different_output_paths(weights, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / "x.png"), scene())
@@ -158,14 +158,14 @@ def test_equal_names_do_not_replace_each_other(weights, tmp_path):
     assert files(out) == ["a/x.png", "a/x_2.png", "boxes.csv", "boxes.json", "config.yaml", "x.png", "x_2.png"]
 
 
-def test_a_source_is_never_replaced(weights, images, capsys):
+def test_output_never_replaces_a_source(weights, images, capsys):
     before = {path.name: path.read_bytes() for path in images.iterdir()}
     assert main([str(images), "--weights", weights, "--out", str(images.parent)]) == 2
     assert "would replace the source" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in images.iterdir()} == before
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(weights, images, tmp_path, capfd):
+def test_invalid_input_is_one_line_and_writes_nothing(weights, images, tmp_path, capfd):
     text = tmp_path / "text.safetensors"
     text.write_text("not weights")
     empty = tmp_path / "empty"
@@ -198,7 +198,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(weights, images, tmp_path, cap
         assert not out.exists(), arguments
 
 
-def test_input_size_is_respected(weights, images, tmp_path):
+def test_input_size_matches_the_python_interface(weights, images, tmp_path):
     out = tmp_path / "out"
     options = ["--weights", weights, "--score", "0.001", "--quiet", "--out", str(out)]
     assert main([str(images / "0.png"), *options, "--input_size", "192", "256"]) == 0
@@ -207,13 +207,13 @@ def test_input_size_is_respected(weights, images, tmp_path):
     assert np.allclose(boxes, found.boxes, atol=0.01)
 
 
-def test_ctrl_c_finishes_the_outputs(weights, tmp_path):
+def test_ctrl_c_completes_the_outputs(weights, tmp_path):
     clip = tmp_path / "clip.mp4"
     with VideoWriter(clip) as writer:
         for index in range(1500):
             writer.write(scene(index % 7))
     out = tmp_path / "out"
-    # Large pictures, so that the encoder's buffer soon reaches the disk.
+    # Large images, so that the buffer of the encoder soon reaches the disk.
     options = ["--out", str(out), "--score", "0.001", "--max_detections", "2", "--threads", "1", "--upscale", "6"]
     command = [sys.executable, "-m", "danet.detect", str(clip), "--weights", weights, *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -231,14 +231,14 @@ def test_ctrl_c_finishes_the_outputs(weights, tmp_path):
     assert frames <= detected <= frames + 1
 
 
-def test_importing_danet_is_light():
+def test_importing_danet_loads_no_heavy_packages():
     code = "import sys, danet; print(danet.__version__, *(m for m in ('torch', 'cv2', 'numpy') if m in sys.modules))"
     environment = {**os.environ, "PYTHONPATH": ""}
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert printed.stdout.split() == [danet.__version__]
 
 
-def test_the_saved_options_repeat_the_run_and_other_folders_are_refused(weights, images, tmp_path, capsys):
+def test_saved_config_repeats_the_run_and_foreign_out_fails(weights, images, tmp_path, capsys):
     out, again = tmp_path / "out", tmp_path / "again"
     assert main(["--weights", weights, "--score", "0.01", str(images / "0.png"), "--out", str(out), "--quiet"]) == 0
     assert main(["--config", str(out / "config.yaml"), "--out", str(again)]) == 0
@@ -249,7 +249,7 @@ def test_the_saved_options_repeat_the_run_and_other_folders_are_refused(weights,
         assert words in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
-def test_a_full_disk_finishes_what_was_written(weights, tmp_path, monkeypatch, capfd):
+def test_full_disk_completes_the_outputs(weights, tmp_path, monkeypatch, capfd):
     clip = tmp_path / "clip.mp4"
     with VideoWriter(clip) as writer:
         for index in range(8):
@@ -267,14 +267,14 @@ def test_a_full_disk_finishes_what_was_written(weights, tmp_path, monkeypatch, c
     assert content["frames"] >= 3 and len(content["boxes"]) == len(rows(out / "boxes.csv")) > 0
 
 
-def test_no_boxes_are_valid_tables_too(weights, images, tmp_path):
+def test_box_files_without_boxes_are_valid(weights, images, tmp_path):
     out = tmp_path / "out"
     assert main([str(images), "--weights", weights, "--out", str(out), "--score", "1", "--quiet"]) == 0
     assert json.loads((out / "boxes.json").read_text())["boxes"] == [] == rows(out / "boxes.csv")
 
 
 @pytest.mark.parametrize("switches", [["--no-deploy"], ["--dtype", "float32", "--deploy", "true"], ["--threads", "1"]])
-def test_the_trained_form_and_threads_give_the_same_boxes(weights, images, tmp_path, switches):
+def test_deploy_dtype_and_threads_do_not_change_the_boxes(weights, images, tmp_path, switches):
     options = ["--weights", weights, "--score", "0.001", "--max_detections", "5", "--quiet"]
     results = []
     for name, more in (("a", []), ("b", switches)):
@@ -283,14 +283,14 @@ def test_the_trained_form_and_threads_give_the_same_boxes(weights, images, tmp_p
     assert len(results[0]) == 25 and np.allclose(*results, atol=0.05)
 
 
-def test_a_frame_of_another_size_in_the_middle(weights, images, tmp_path):
+def test_frames_of_different_sizes_in_one_source(weights, images, tmp_path):
     cv2.imwrite(str(images / "2b.png"), scene(9, size=(64, 80)))
     out = tmp_path / "out"
     assert main([str(images), "--weights", weights, "--out", str(out), "--batch", "3", "--quiet"]) == 0
     assert cv2.imread(str(out / "frames" / "2b.png")).shape == (64, 80, 3)
 
 
-def test_a_live_source_drops_what_comes_too_fast(weights, tmp_path, monkeypatch, capfd):
+def test_live_source_drops_frames_that_come_too_fast(weights, tmp_path, monkeypatch, capfd):
     pictures = iter([np.full((96, 128, 3), 90, np.uint8)] * 400)
 
     class Camera:
@@ -366,7 +366,7 @@ with boxes, output.open(source, [out / "clip.mp4"]) as write:
 
 @pytest.mark.parametrize("frames", [1000, pytest.param(20000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("threads", [1, os.cpu_count()])
-def test_long_runs_keep_memory_flat(tmp_path, frames, threads):
+def test_memory_is_constant_in_long_runs(tmp_path, frames, threads):
     """Memory is compared with that after a tenth of the run, at least 500 frames; every frame has boxes and an image.
 
     With one thread, reading and writing overlap with the network; with all cores they alternate with it.

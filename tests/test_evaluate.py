@@ -241,7 +241,7 @@ def test_evaluate_errors_are_one_line(weights, data, tune, tmp_path, capsys):
         ([weights, data, "--target", "dron"], "not a class of the model (drone, bird)"),
         ([weights, data, "--class_map", '{"Target": "drone"}'], "'Target' is not a category"),
         ([weights, data, "--scale_edges", "18", "14"], "ascending"),
-        ([weights, data, "--scale_edges", "14", ".nan"], "ascending"),
+        ([weights, data, "--scale_edges", "[14, .nan]"], "ascending"),
         ([weights, data, "--seed", "-1"], "--seed must be 0 or more"),
         ([weights, data, "--device", "gpu"], "--device gpu: not available here"),
         ([weights, data, "--stride", "0"], "--stride must be at least 1"),

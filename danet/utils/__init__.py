@@ -1,1 +1,1 @@
-"""Helpers without knowledge of detection: commands, files, errors, images, drawing, progress, processes."""
+"""Helpers that are independent of detection: command line, files, errors, images, drawing, progress, processes."""

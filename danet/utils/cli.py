@@ -20,10 +20,7 @@ from danet.utils.errors import UserError
 from danet.utils.files import check_folder, read_text
 from danet.utils.typed_options import Option, OptionValues, convert, parse_yaml, sequence_type, suggestion, type_name
 
-if typing.TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Options = typing.TypeVar("Options", bound="DataclassInstance")
+Options = typing.TypeVar("Options")
 
 PRESETS = Path(__file__).parents[1] / "presets"
 

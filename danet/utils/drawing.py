@@ -1,4 +1,4 @@
-"""Drawing for people: boxes on small infrared frames, and sheets of pictures."""
+"""Draws boxes on small infrared frames, and contact sheets of images."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from danet.utils.image_io import to_display
 
-# BGR colours that colour-blind people tell apart and that stand out from grey (after Okabe and Ito, and P. Tol).
+# BGR colours that colour-blind people can distinguish, and that stand out from grey (after Okabe and Ito, and P. Tol).
 PALETTE: tuple[tuple[int, int, int], ...] = (
     (66, 228, 240),  # yellow
     (255, 190, 86),  # sky blue
@@ -15,11 +15,11 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
     (170, 210, 60),  # mint
     (200, 170, 255),  # pink
 )
-DARK = (24, 24, 24)
-UNLABELLED = (190, 190, 190)
+SHADOW_COLOR = (24, 24, 24)
+UNLABELLED_COLOR = (190, 190, 190)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-# Pixels left free between a box and its outline: targets of a few pixels stay visible with their surroundings.
-GAP = 1
+# Pixels between a box and its outline, so that a target of a few pixels stays visible with its surroundings.
+OUTLINE_GAP_PIXELS = 1
 
 
 def draw_boxes(
@@ -30,29 +30,34 @@ def draw_boxes(
     names: Sequence[str] | None = None,
     colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> np.ndarray:
-    """Draws boxes with a small text each; thin lines around the box, so that the target stays visible.
+    """Draws boxes with class names and scores, as thin lines outside of the box, so that the target stays visible.
 
     Args:
-        image: ``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16; left as it is.
-        boxes: ``[M, 4]`` (x0, y0, x1, y1) in pixels; tensors on the CPU serve as well.
-        scores: ``[M]``, written as 0.87.
-        labels: ``[M]`` class indices; all 0 if None. Negative ones are grey and get no name.
-        names: class names, written before the score.
-        colors: BGR of each class index, repeated if there are more classes; PALETTE if None.
+        image: ``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16; it is not changed.
+        boxes: ``[M, 4]`` (x0, y0, x1, y1) in pixels: an array or a CPU tensor.
+        scores: ``[M]``, drawn as 0.87.
+        labels: ``[M]`` class indices; None means 0 for all. Boxes with negative labels are grey and have no name.
+        names: class names, drawn before the score.
+        colors: BGR of each class index, repeated if there are more classes; None means PALETTE.
 
     Returns:
         A new uint8 BGR image ``[H, W, 3]``.
+
+    Example:
+        >>> drawn = draw_boxes(np.zeros((64, 96), np.uint8), np.array([[20, 20, 30, 28]]), scores=[0.9])
+        >>> drawn.shape
+        (64, 96, 3)
     """
     canvas = to_display(image)
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     labels = [0] * len(boxes) if labels is None else [int(label) for label in labels]
     colors = PALETTE if colors is None else colors
     outlines = [_outline(box, canvas.shape) for box in boxes]
-    paint = [colors[label % len(colors)] if label >= 0 else UNLABELLED for label in labels]
+    paint = [colors[label % len(colors)] if label >= 0 else UNLABELLED_COLOR for label in labels]
     thickness = max(1, round(min(canvas.shape[:2]) / 600))
     for (x0, y0, x1, y1), color in zip(outlines, paint, strict=True):
-        # A dark line around the bright one: the box is seen on a hot background as well.
-        cv2.rectangle(canvas, (x0 - 1, y0 - 1), (x1 + 1, y1 + 1), DARK, thickness)
+        # Draw a dark line around the bright one, which is visible on a hot background too.
+        cv2.rectangle(canvas, (x0 - 1, y0 - 1), (x1 + 1, y1 + 1), SHADOW_COLOR, thickness)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), color, thickness)
 
     occupied = list(outlines)
@@ -70,16 +75,28 @@ def draw_boxes(
 def draw_text(
     image: np.ndarray, text: str, origin: tuple[int, int], color: tuple[int, int, int] = (255, 255, 255)
 ) -> None:
-    """Writes ``text`` with a dark outline into ``image`` (uint8 BGR, changed); ``origin`` is its lower left (x, y)."""
+    """Draws ``text`` with a dark outline into ``image`` (uint8 BGR, in place); ``origin`` is its lower left (x, y).
+
+    Example:
+        >>> image = np.zeros((32, 64, 3), np.uint8)
+        >>> draw_text(image, "drone", (4, 20))
+        >>> bool(image.any())
+        True
+    """
     scale = _font_scale(image.shape)
-    # Shifted copies instead of a thick one: OpenCV 5 makes thick text wider, not only bolder.
+    # Draw shifted copies instead of thick text: OpenCV 5 makes thick text wider, not only bolder.
     for dx, dy in ((-1, -1), (0, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (0, 1), (1, 1)):
-        cv2.putText(image, text, (origin[0] + dx, origin[1] + dy), FONT, scale, DARK, 1, cv2.LINE_AA)
+        cv2.putText(image, text, (origin[0] + dx, origin[1] + dy), FONT, scale, SHADOW_COLOR, 1, cv2.LINE_AA)
     cv2.putText(image, text, origin, FONT, scale, color, 1, cv2.LINE_AA)
 
 
 def enlarge(image: np.ndarray, factor: float) -> np.ndarray:
-    """Resizes by ``factor`` (cubic). A box of the image times ``factor`` is its box in the result."""
+    """Resizes an image by ``factor``: cubic for enlargement, by area for reduction. Boxes scale by ``factor``.
+
+    Example:
+        >>> enlarge(np.zeros((20, 30), np.uint8), 2).shape
+        (40, 60)
+    """
     if factor == 1:
         return image
     height, width = image.shape[:2]
@@ -88,30 +105,37 @@ def enlarge(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def contact_sheet(tiles: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None) -> np.ndarray:
-    """Pictures in a grid on dark grey, each centred in a cell of the largest one's size, a title above each.
+    """Arranges images in a grid on dark grey, each centred in a cell of the size of the largest, below its title.
 
     Args:
-        tiles: images as ``danet.utils.image_io.to_display`` takes, of any sizes; at least one.
-        columns: cells a row.
-        titles: one line each; shortened where it is wider than the cell.
+        tiles: at least one image ``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16; their sizes may differ.
+        columns: maximum number of cells per row.
+        titles: a line for each image, shortened if it is wider than the cell.
 
     Returns:
         uint8 BGR ``[H, W, 3]``.
+
+    Raises:
+        ValueError: there are no tiles.
+
+    Example:
+        >>> contact_sheet([np.zeros((20, 30), np.uint8)] * 3, columns=2).shape
+        (52, 72, 3)
     """
     if not tiles:
-        raise ValueError("contact_sheet: no tiles")
+        raise ValueError("contact_sheet: no tiles given")
     tiles = [to_display(tile) for tile in tiles]
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     height = max(tile.shape[0] for tile in tiles)
     width = max(tile.shape[1] for tile in tiles)
-    strip, border = (16 if titles is not None else 0), 4
-    cell_height, cell_width = height + strip + border, width + border
+    title_height, border = (16 if titles is not None else 0), 4
+    cell_height, cell_width = height + title_height + border, width + border
     sheet = np.full((rows * cell_height + border, columns * cell_width + border, 3), 40, np.uint8)
     for index, tile in enumerate(tiles):
         top = border + index // columns * cell_height
         left = border + index % columns * cell_width
-        y = top + strip + (height - tile.shape[0]) // 2
+        y = top + title_height + (height - tile.shape[0]) // 2
         x = left + (width - tile.shape[1]) // 2
         sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
         if titles is not None:
@@ -124,7 +148,7 @@ TITLE_SCALE = 0.38
 
 
 def _shorten(text: str, width: int) -> str:
-    """``text`` with its end cut off so that it is at most ``width`` pixels wide as a title."""
+    """Cuts off the end of ``text`` if it is wider than ``width`` pixels as a title."""
 
     def fits(candidate: str) -> bool:
         return cv2.getTextSize(candidate, FONT, TITLE_SCALE, 1)[0][0] <= width
@@ -141,11 +165,11 @@ def _font_scale(shape: tuple[int, ...]) -> float:
 
 
 def _outline(box: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Pixels of the rectangle that runs around ``box`` (x0, y0, x1, y1, both ends included), inside the image."""
+    """The rectangle of pixels (x0, y0, x1, y1, all inclusive) around ``box``, clipped to the image."""
     height, width = shape[:2]
     x0, y0, x1, y1 = (float(v) for v in box)
-    left, top = int(np.floor(x0)) - 1 - GAP, int(np.floor(y0)) - 1 - GAP
-    right, bottom = int(np.ceil(x1)) + GAP, int(np.ceil(y1)) + GAP
+    left, top = int(np.floor(x0)) - 1 - OUTLINE_GAP_PIXELS, int(np.floor(y0)) - 1 - OUTLINE_GAP_PIXELS
+    right, bottom = int(np.ceil(x1)) + OUTLINE_GAP_PIXELS, int(np.ceil(y1)) + OUTLINE_GAP_PIXELS
     return (
         min(max(left, 0), width - 1),
         min(max(top, 0), height - 1),
@@ -161,7 +185,7 @@ def _label(
     color: tuple[int, int, int],
     occupied: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int]:
-    """Writes ``text`` where it covers least: above, below, right or left of the outline, inside the image."""
+    """Draws ``text`` around the outline where it overlaps ``occupied`` least; returns the rectangle of the text."""
     height, width = canvas.shape[:2]
     (text_width, ascent), descent = cv2.getTextSize(text, FONT, _font_scale(canvas.shape), 1)
     text_height = ascent + descent
@@ -169,19 +193,19 @@ def _label(
     middle = (y0 + y1 - text_height) // 2
     above, below = y0 - text_height - 1, y1 + 2
     flush_right = x1 - text_width
-    places = [(x0, above), (x0, below), (flush_right, above), (flush_right, below)]
-    places += [(x1 + 4, middle), (x0 - text_width - 4, middle)]
+    candidates = [(x0, above), (x0, below), (flush_right, above), (flush_right, below)]
+    candidates += [(x1 + 4, middle), (x0 - text_width - 4, middle)]
 
     def rectangle(place: tuple[int, int]) -> tuple[int, int, int, int]:
         left = min(max(place[0], 1), max(width - text_width - 2, 1))
         top = min(max(place[1], 1), max(height - text_height - 1, 1))
         return left, top, left + text_width, top + text_height
 
-    best = min((rectangle(place) for place in places), key=lambda r: sum(_overlap(r, other) for other in occupied))
+    best = min((rectangle(place) for place in candidates), key=lambda r: sum(_overlap(r, other) for other in occupied))
     draw_text(canvas, text, (best[0], best[3] - descent), color)
     return best
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
-    """Common area in pixels of two rectangles."""
+    """Area in pixels of the intersection of two rectangles."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))

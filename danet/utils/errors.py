@@ -1,8 +1,12 @@
-"""The one exception that commands turn into a single line and exit code 2."""
+"""The exception that commands report in one line."""
 
 
 class UserError(ValueError):
-    """Something the user can put right: a bad file, option or value.
+    """An error that the user can correct, such as an invalid file, option or value; commands exit with code 2.
 
-    The message is one line and names the thing, e.g. ``train.json: image 'a.png' does not exist``.
+    The message is one line that starts with the name of the file or option.
+
+    Example:
+        >>> str(UserError("train.json: image 'a.png' does not exist"))
+        "train.json: image 'a.png' does not exist"
     """

@@ -1,4 +1,4 @@
-"""Output files that appear whole or not at all."""
+"""Reads text and JSON files; writes output files atomically."""
 
 import contextlib
 import json
@@ -13,11 +13,20 @@ from danet.utils.errors import UserError
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; it takes the name ``path`` when the block succeeds.
+    """Yields a temporary path in the folder of ``path``, which is renamed to ``path`` when the block succeeds.
 
-    The temporary file keeps ``path``'s suffix, since image and video writers choose the format by it.
-    On any exception it is removed and an older ``path`` stays as it was; a full disk or a folder in the
-    place of ``path`` is a UserError.
+    The temporary file has the suffix of ``path``, because image and video writers choose the format by it. After an
+    exception it is removed, and an older file ``path`` is unchanged.
+
+    Raises:
+        UserError: the file cannot be written, for example because the disk is full or ``path`` is a folder.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_path(f"{folder}/a.txt") as temporary:
+        ...         _ = temporary.write_text("complete")
+        ...     os.listdir(folder)
+        ['a.txt']
     """
     path = Path(path)
     try:
@@ -29,13 +38,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files that only their owner can read; outputs follow the umask like any other.
+        # mkstemp creates files that only their owner can read; apply the umask as for any other file.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename not in (None, name):  # another file's trouble
+        if error.filename not in (None, name):  # an error of another file
             raise
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -43,7 +52,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_folder(path: str | os.PathLike) -> None:
-    """Raises UserError if no file can be written into the folder ``path``, which may be still to be made."""
+    """Raises UserError if no file can be written into the folder ``path``, which need not exist yet.
+
+    Example:
+        >>> check_folder(tempfile.gettempdir())
+    """
     folder = Path(path).absolute()
     found = next(place for place in (folder, *folder.parents) if place.exists())
     if not found.is_dir():
@@ -53,7 +66,7 @@ def check_folder(path: str | os.PathLike) -> None:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Reads a UTF-8 file; a missing one, or one that is no text, is a UserError that names it."""
+    """Reads a UTF-8 file. Raises UserError if it is missing, cannot be read or is not UTF-8 text."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -65,18 +78,25 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes UTF-8 text atomically."""
+    """Writes UTF-8 text atomically, see ``atomic_path``."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike, value: object, *, indent: int | None = 2) -> None:
-    """Writes ``value`` as JSON atomically. NaN is refused: it is not JSON."""
+    """Writes ``value`` as JSON atomically, see ``atomic_path``. Raises ValueError for NaN, which is not JSON.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(f"{folder}/a.json", {"frames": 3})
+        ...     read_json(f"{folder}/a.json")
+        {'frames': 3}
+    """
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file; a missing or broken one is a UserError that names it."""
+    """Reads a JSON file. Raises UserError if it is missing or not valid JSON."""
     text = read_text(path)
     try:
         return json.loads(text)

@@ -1,4 +1,4 @@
-"""What the process keeps of the memory that it frees."""
+"""Settings of glibc's malloc for this process. Only commands may call these functions, not libraries."""
 
 import ctypes
 import os
@@ -7,11 +7,15 @@ import sys
 import torch
 
 M_ARENA_MAX = -8
-"""Of glibc's malloc.h."""
+"""Parameter of ``mallopt``, from glibc's malloc.h."""
 
 
 def trim_malloc() -> None:
-    """Gives the system what was freed up to here; where malloc is not glibc's, nothing happens."""
+    """Returns freed memory to the system. Has no effect on another malloc than glibc's.
+
+    Example:
+        >>> trim_malloc()
+    """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
@@ -19,10 +23,10 @@ def trim_malloc() -> None:
 
 
 def share_malloc_arena() -> None:
-    """Lets threads that start from here on take memory from one heap.
+    """Makes threads that start after this call share one heap, unless the user has set MALLOC_ARENA_MAX.
 
-    glibc's malloc gives each thread a heap of its own, in which what others have freed is of no use: a video's encoder
-    and decoder have a dozen of them, and a run of hours grows by megabytes. Unless a user has set MALLOC_ARENA_MAX.
+    glibc's malloc gives each thread a heap of its own, which cannot reuse the memory that other threads have freed. The
+    encoder and the decoder of a video have a dozen threads, and a run of several hours would grow by megabytes.
     """
     if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -31,12 +35,15 @@ def share_malloc_arena() -> None:
 
 
 def tune_malloc() -> None:
-    """Gives back what was freed up to here, and lets the process keep what it frees from here on.
+    """Returns freed memory to the system once; memory that is freed later stays with the process.
 
-    glibc's malloc returns large blocks to the system when they are freed. A network that asks for them again at every
-    call gets them as new pages, which the system has to clear: a tenth of the call's time. How large a block must be
-    for that follows the largest one freed so far, up to 32 MiB, unless a user has set it (MALLOC_TRIM_THRESHOLD_ and
-    the like). Where malloc is another one, nothing happens.
+    glibc's malloc returns large blocks to the system when they are freed. A network allocates them again in every call
+    and gets new pages, which the system has to clear: a tenth of the call's time. The size above which blocks are
+    returned follows the largest block freed so far, up to 32 MiB, unless the user has set it (for example by
+    MALLOC_TRIM_THRESHOLD_). Has no effect on another malloc than glibc's.
+
+    Example:
+        >>> tune_malloc()
     """
     trim_malloc()
-    torch.empty(31 << 20, dtype=torch.uint8)  # freed at once; never written, so it costs nothing
+    torch.empty(31 << 20, dtype=torch.uint8)  # freed immediately; its pages are never touched

@@ -165,7 +165,7 @@ def convert(value: object, hint: Any) -> Any:
         return value
     elif kind in (int, float) and isinstance(value, (int, kind)) and not isinstance(value, bool):
         return kind(value)
-    elif kind in (int, float) and isinstance(value, str) and any(map(str.isdigit, value)):  # not the word "nan"
+    elif kind in (int, float) and isinstance(value, str) and any(map(str.isdigit, value)):  # not "nan" or "inf"
         with contextlib.suppress(ValueError):
             return kind(value)
     raise ValueError(f"expected {type_name(hint)}, got {value!r}")

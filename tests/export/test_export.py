@@ -1,4 +1,4 @@
-"""An exported file computes in another runtime what the network computes in PyTorch, and says how it is to be used."""
+"""Exported files compute in other runtimes what the network computes in PyTorch, and describe how to use them."""
 
 import importlib.util
 import json
@@ -30,12 +30,12 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-LOW = "0.2"
-"""A score that some positions of the random network reach, and most do not."""
+LOW_SCORE = "0.2"
+"""A score that some positions of the random network exceed, but most do not."""
 
 
-def lively(**options) -> DANet:
-    """A small network that has learned nothing, but whose every part does something."""
+def random_model(**options) -> DANet:
+    """A small network with random weights in which every part has an effect."""
     torch.manual_seed(0)
     small = {"widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "neck_width": 8, "classes": ["drone", "bird"]}
     model = build_model(ModelConfig(name="danet_nano", **{**small, **options})).eval()
@@ -53,14 +53,14 @@ def lively(**options) -> DANet:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_weights(path, lively(), {"step": 7})
+    save_weights(path, random_model(), {"step": 7})
     return path
 
 
 @pytest.fixture(scope="module")
 def exported(weights):
-    """The weights as ONNX with suppression, made by the command once for the whole file."""
-    limits = ["--score", LOW, "--iou", "0.4", "--max_detections", "40"]
+    """The weights as an ONNX file with NMS, written once by the command."""
+    limits = ["--score", LOW_SCORE, "--iou", "0.4", "--max_detections", "40"]
     figures = weights.with_name("figures.json")
     assert main([str(weights), "--nms", *limits, "--quiet", "--json", str(figures)]) == 0
     written = json.loads(figures.read_text())
@@ -75,11 +75,11 @@ def frames(tmp_path_factory):
 
 @pytest.mark.parametrize("form", [sample_grid, sample_corners, deform_conv])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_sampling_is_sdc(form, kernel_size):
+def test_sampling_functions_match_sdc(form, kernel_size):
     torch.manual_seed(0)
     N, C, G, H, W = 2, 6, 3, 5, 7
     taps = G * kernel_size**2
-    # Far offsets, so that many samples lie beyond the border or across it.
+    # Large offsets, so that many samples lie at the border or outside.
     operands = torch.randn(N, C, H, W), 3 * torch.randn(N, 2 * taps, H, W), torch.randn(N, taps, H, W)
     expected = sdc(*operands, groups=G, kernel_size=kernel_size, padding=kernel_size // 2)
     torch.testing.assert_close(form(*operands, G, kernel_size), expected, rtol=1e-4, atol=1e-5)
@@ -87,8 +87,8 @@ def test_sampling_is_sdc(form, kernel_size):
 
 @pytest.mark.parametrize("options", [{}, {"head": "paper", "acfa": False}, {"literal_acfa": True, "safem": False}])
 @pytest.mark.parametrize("shape", [(1, 1, 32, 32), (2, 1, 75, 51)])
-def test_the_network_of_standard_operators_is_the_network(options, shape):
-    model = lively(**options)
+def test_standard_operators_match_the_network(options, shape):
+    model = random_model(**options)
     images = torch.randn(shape)
     with torch.no_grad():
         output = model(images)
@@ -98,8 +98,8 @@ def test_the_network_of_standard_operators_is_the_network(options, shape):
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4)
 
 
-def test_onnx_of_any_batch_and_size(tmp_path):
-    network = Predictions(lively(head="paper", acfa=False, literal_softmax=True)).eval()
+def test_onnx_accepts_any_batch_and_image_size(tmp_path):
+    network = Predictions(random_model(head="paper", acfa=False, literal_softmax=True)).eval()
     path = tmp_path / "network.onnx"
     names = [f"{kind}{level}" for kind in ("logits", "deltas") for level in range(4)]
     export_onnx(network, torch.randn(2, 1, 64, 96), path, names=names)
@@ -113,7 +113,7 @@ def test_onnx_of_any_batch_and_size(tmp_path):
             torch.testing.assert_close(torch.from_numpy(result), plain, rtol=1e-3, atol=1e-4)
 
 
-def test_the_file_has_standard_operators_plain_weights_and_says_what_it_is(exported, weights):
+def test_onnx_file_operators_size_and_description(exported, weights):
     model = onnx.load(exported)
     onnx.checker.check_model(model, full_check=True)
     assert {entry.domain for entry in model.opset_import} <= {"", "ai.onnx"}
@@ -124,22 +124,25 @@ def test_the_file_has_standard_operators_plain_weights_and_says_what_it_is(expor
     sizes = {value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
              for value in (*model.graph.input, *model.graph.output)}  # fmt: skip
     assert sizes["images"] == ["N", 1, "H", "W"] and sizes["boxes"][::2] == ["N", 4] and sizes["scores"][2] == 2
-    # No second form of a weight is in the file: the parameters of the fused network, and few numbers more.
+    # The file holds each weight once: the parameters of the fused network and a few constants.
     fused = load_weights(weights)[0].fused()
     parameters = sum(p.numel() for p in fused.parameters())
     parameters += sum(b.numel() for name, b in fused.named_buffers() if name.endswith((".weight", ".bias")))
     stored = sum(np.prod(tensor.dims, dtype=int) for tensor in model.graph.initializer)
     assert stored < parameters + 1500
 
-    said = json.loads({entry.key: entry.value for entry in model.metadata_props}["danet"])
-    assert said["classes"] == ["drone", "bird"] and said["training"] == {"step": 7}
-    assert said["preprocessing"]["percentiles"] == [1.0, 50.0, 99.0] and said["preprocessing"]["input_size"] is None
-    assert said["thresholds"] == {"score_threshold": 0.2, "iou_threshold": 0.4, "max_detections": 40}
+    description = json.loads({entry.key: entry.value for entry in model.metadata_props}["danet"])
+    assert description["classes"] == ["drone", "bird"] and description["training"] == {"step": 7}
+    assert (
+        description["preprocessing"]["percentiles"] == [1.0, 50.0, 99.0]
+        and description["preprocessing"]["input_size"] is None
+    )
+    assert description["thresholds"] == {"score_threshold": 0.2, "iou_threshold": 0.4, "max_detections": 40}
 
 
-def test_detections_are_those_of_the_weights(exported, weights, frames):
+def test_onnx_detections_match_the_weights(exported, weights, frames):
     paths = sorted(frames.parent.glob("*.png"))
-    limits = {"score_threshold": float(LOW), "iou_threshold": 0.4, "max_detections": 40}
+    limits = {"score_threshold": float(LOW_SCORE), "iou_threshold": 0.4, "max_detections": 40}
     plain, other = danet.load(weights, **limits), danet.load(exported)
     assert other.classes == plain.classes and other.metadata == {"step": 7}
     tiny = cv2.imread(str(paths[0]), cv2.IMREAD_GRAYSCALE)[:20, :31]
@@ -154,10 +157,10 @@ def test_detections_are_those_of_the_weights(exported, weights, frames):
     assert len(danet.load(exported, score_threshold=1.0)(paths[0]).scores) == 0
 
 
-def test_real_frames(exported, weights, real_data):
+def test_onnx_outputs_match_on_real_frames(exported, weights, real_data):
     paths = sorted((real_data / "svanstrom-ir-frames" / "val").glob("*.jpg"))[::400][:2]
     assert paths
-    plain, other = danet.load(weights, score_threshold=float(LOW), iou_threshold=0.4), danet.load(exported)
+    plain, other = danet.load(weights, score_threshold=float(LOW_SCORE), iou_threshold=0.4), danet.load(exported)
     for path in paths:
         tensor, geometry = plain.preprocess([path])
         output = plain.forward(tensor, geometry)[0]
@@ -169,9 +172,9 @@ def test_real_frames(exported, weights, real_data):
         assert (boxes - expected[0]).abs().max() < 0.1 and (scores - expected[1]).abs().max() < 1e-3
 
 
-def test_detect_and_evaluate_take_the_file(exported, weights, frames, tmp_path, capsys):
+def test_detect_and_evaluate_accept_an_onnx_file(exported, weights, frames, tmp_path, capsys):
     tables = []
-    for path, limits in ((weights, ["--score", LOW, "--iou", "0.4", "--max_detections", "40"]), (exported, [])):
+    for path, limits in ((weights, ["--score", LOW_SCORE, "--iou", "0.4", "--max_detections", "40"]), (exported, [])):
         out = tmp_path / path.suffix
         words = ["--weights", str(path), *limits, "--out", str(out), "--save_images", "false", "--quiet"]
         assert detect([str(frames.parent), *words]) == 0
@@ -194,14 +197,14 @@ def test_detect_and_evaluate_take_the_file(exported, weights, frames, tmp_path, 
         assert expected in error and error.count("\n") == 1
 
 
-def test_foreign_and_broken_files_are_named(exported, tmp_path):
+def test_load_rejects_foreign_and_broken_onnx_files(exported, tmp_path):
     text = tmp_path / "text.onnx"
     text.write_text("no model")
     foreign, older = tmp_path / "foreign.onnx", tmp_path / "older.onnx"
     model = onnx.load(exported)
-    said = json.loads(model.metadata_props[0].value)
-    said["preprocessing"]["clip"] = 3.0
-    model.metadata_props[0].value = json.dumps(said)
+    description = json.loads(model.metadata_props[0].value)
+    description["preprocessing"]["clip"] = 3.0
+    model.metadata_props[0].value = json.dumps(description)
     onnx.save(model, older)
     del model.metadata_props[:]
     onnx.save(model, foreign)
@@ -225,11 +228,11 @@ def test_foreign_and_broken_files_are_named(exported, tmp_path):
         (lambda boxes, scores, selected: selected[0, 2].add_(1), r"NMS selects \d+ boxes, other boxes than the"),
     ],
 )
-def test_what_differs_is_named(monkeypatch, change, expected):
-    model = lively()
+def test_compare_names_the_difference(monkeypatch, change, expected):
+    model = random_model()
     network = BoxesAndScores(model, sample_grid)
     thresholds = {"score_threshold": 0.1, "iou_threshold": 0.05, "max_detections": 300}
-    # Few positions, so that all of them can be detected.
+    # Few positions, so that all of them are candidates of NMS.
     monkeypatch.setattr(verify, "SYNTHETIC_BATCHES", ((2, (64, 64)),))
 
     def run(images, change=None):
@@ -253,7 +256,7 @@ def test_what_differs_is_named(monkeypatch, change, expected):
         verify.compare(lambda images: run(images, change), model, verify.synthetic_batches(), **options)
 
 
-def test_a_file_that_differs_is_not_written(weights, tmp_path, monkeypatch, capsys):
+def test_export_does_not_write_a_file_that_differs(weights, tmp_path, monkeypatch, capsys):
     from danet.export import formats
 
     def write(network, images, path, description):
@@ -268,7 +271,7 @@ def test_a_file_that_differs_is_not_written(weights, tmp_path, monkeypatch, caps
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(weights, tmp_path, capsys, monkeypatch):
+def test_export_reports_invalid_input_in_one_line(weights, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     (tmp_path / "there.onnx").write_text("kept")
     (tmp_path / "folder.onnx").mkdir()
@@ -314,7 +317,7 @@ assert not any(name.split(".")[0] == "danet" for name in sys.modules)
 @pytest.mark.long
 @pytest.mark.parametrize(("format", "kind"), [("torch-export", "graph"), ("aoti", "code")])
 def test_torch_files_run_without_danet(weights, tmp_path, format, kind):
-    path = tmp_path / "network.aoti.pt2"  # either format takes it
+    path = tmp_path / "network.aoti.pt2"  # a valid suffix of both formats
     assert main([str(weights), "--format", format, "--out", str(path), "--quiet"]) == 0
     images = torch.randn(3, 1, 67, 90)
     torch.save(images, tmp_path / "images.pt")
@@ -329,10 +332,10 @@ def test_torch_files_run_without_danet(weights, tmp_path, format, kind):
 
 
 @pytest.mark.long
-def test_openvino(weights, tmp_path, capsys):
+def test_openvino_outputs_match(weights, tmp_path, capsys):
     openvino = pytest.importorskip("openvino")
     path = tmp_path / "network.xml"
-    assert main([str(weights), "--format", "openvino", "--out", str(path), "--nms", "--score", LOW]) == 0
+    assert main([str(weights), "--format", "openvino", "--out", str(path), "--nms", "--score", LOW_SCORE]) == 0
     assert "network.bin" in capsys.readouterr().out
     assert sorted(file.name for file in tmp_path.iterdir()) == ["network.bin", "network.xml"]
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

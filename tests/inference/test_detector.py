@@ -1,4 +1,6 @@
-"""danet.load and Detector: what a person calls. Its boxes must not depend on how images are batched or fitted."""
+"""danet.load and Detector: detections must not depend on batching, padding or letterboxing."""
+
+import importlib
 
 import cv2
 import numpy as np
@@ -36,7 +38,7 @@ def assert_same(a, b, atol=1e-3):
     assert torch.equal(a.labels, b.labels)
 
 
-def test_load_gives_what_was_saved(detector, tmp_path):
+def test_load_restores_the_saved_weights_and_metadata(detector, tmp_path):
     torch.manual_seed(1)
     model = build_model(ModelConfig(name="danet_nano", classes=["drone"]))
     save_weights(tmp_path / "w.safetensors", model, {"note": "x"})
@@ -46,13 +48,13 @@ def test_load_gives_what_was_saved(detector, tmp_path):
     assert_same(loaded(image), Detector(model, score_threshold=0.0, max_detections=20)(image))
 
 
-def test_a_batch_finds_what_single_calls_find(detector):
+def test_batch_agrees_with_single_calls(detector):
     images = [frame(64, 96, seed) for seed in range(3)]
     for together, image in zip(detector.batch(images), images, strict=True):
         assert_same(together, detector(image))
 
 
-def test_boxes_lie_in_their_image_whatever_the_sizes(detector):
+def test_boxes_are_clipped_to_images_of_different_sizes(detector):
     images = [frame(20, 30), frame(64, 96), frame(75, 51)]
     for found, image in zip(detector.batch(images), images, strict=True):
         height, width = image.shape
@@ -62,7 +64,7 @@ def test_boxes_lie_in_their_image_whatever_the_sizes(detector):
         assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
 
 
-def test_paths_and_arrays_and_depths_agree(detector, tmp_path):
+def test_paths_arrays_and_bit_depths_agree(detector, tmp_path):
     image = frame(64, 96)
     cv2.imwrite(str(tmp_path / "a.png"), image)
     expected = detector(image)
@@ -71,11 +73,11 @@ def test_paths_and_arrays_and_depths_agree(detector, tmp_path):
     assert_same(detector(image.astype(np.uint16) * 64), expected, atol=1e-2)
 
 
-def test_input_size_is_undone_in_the_boxes(detector, model):
+def test_input_size_does_not_change_box_coordinates(detector, model):
     image = cv2.resize(frame(16, 24), (96, 64), interpolation=cv2.INTER_CUBIC)
     fitted = Detector(model, score_threshold=0.0, max_detections=20, input_size=(160, 192))
     found = fitted(image)
-    # What the network itself says of the letterboxed image, scaled by the image's own levels.
+    # The network's own detections in the letterboxed image, normalized by the image before the letterbox.
     large, _, (scale, (x, y)) = letterbox(image, np.zeros((0, 4), np.float32), (160, 192))
     tensor = torch.from_numpy(normalize(large, 1, intensity_range(image)))[None]
     (raw,) = detector.model.decode(detector.model(tensor), score_threshold=0.0, max_detections=20)
@@ -95,21 +97,27 @@ def test_input_size_is_undone_in_the_boxes(detector, model):
         (torch.zeros(64, 64), "an image must be a path or a numpy array, got Tensor"),
     ],
 )
-def test_what_is_no_image_is_named(detector, image, message):
+def test_invalid_images_are_errors(detector, image, message):
     with pytest.raises((TypeError, ValueError), match=message):
         detector(image)
 
 
-def test_impossible_thresholds_are_named(model):
+def test_invalid_thresholds_are_errors(model):
     with pytest.raises(ValueError, match="score_threshold must lie between 0 and 1"):
         Detector(model, score_threshold=1.5)
 
 
-def test_no_images_give_no_detections(detector):
+def test_empty_batch(detector):
     assert detector.batch([]) == []
 
 
-def test_the_model_is_left_as_it_was(detector):
+def test_public_names_are_loaded_on_first_use():
+    assert danet.Detector is Detector and danet.ops is importlib.import_module("danet.ops")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = danet.nothing
+
+
+def test_detector_does_not_change_the_model(detector):
     model = build_model(ModelConfig(name="danet_nano")).train()
     Detector(model)
     assert model.training and all(p.requires_grad for p in model.parameters())

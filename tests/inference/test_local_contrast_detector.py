@@ -12,7 +12,7 @@ from danet.losses.local_contrast import CELLS, find_peaks, local_contrast, signi
 
 
 def by_loops(image: np.ndarray, cells) -> np.ndarray:
-    """The formula at every pixel, cell by cell."""
+    """Evaluates the formula at every pixel by loops."""
     height, width = image.shape
     best = np.zeros(image.shape)
     for cell in cells:
@@ -36,7 +36,7 @@ def by_loops(image: np.ndarray, cells) -> np.ndarray:
     return np.sqrt(best)
 
 
-def test_matches_its_definition():
+def test_local_contrast_matches_its_definition():
     rng = np.random.default_rng(0)
     images = rng.normal(0, 1, (2, 1, 26, 31))
     contrast, side = local_contrast(torch.from_numpy(images), (3, 5))
@@ -48,7 +48,7 @@ def test_matches_its_definition():
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("size", [3, 7, 15])
-def test_a_spot_stands_out_and_an_edge_does_not(sign, size):
+def test_local_contrast_responds_to_spots_but_not_to_edges(sign, size):
     image = torch.zeros(1, 1, 128, 160)
     image[..., :40] = 5.0  # an edge, stronger than the spot
     image[..., 20, :] += 4.0 * sign  # a line
@@ -60,11 +60,11 @@ def test_a_spot_stands_out_and_an_edge_does_not(sign, size):
     assert values[0, 1] < 0.5
 
 
-def test_borders_and_images_without_anything():
+def test_local_contrast_at_borders_and_in_constant_images():
     image = torch.zeros(1, 1, 64, 64)
     image[..., :3, :3] = 1.0
     contrast, _ = local_contrast(image)
-    assert contrast[0, 1, 1] == pytest.approx(1.0)  # cells beyond the border have no say
+    assert contrast[0, 1, 1] == pytest.approx(1.0)  # cells beyond the border are ignored
     for size in ((64, 64), (1, 1), (3, 40), (16, 15)):
         contrast, side = local_contrast(torch.full((1, 3, *size), 7.0))
         assert not contrast.any() and not side.any()
@@ -96,11 +96,11 @@ def data(tmp_path):
     return records, tmp_path / "annotations.json"
 
 
-def test_detector_finds_spots_with_boxes_as_they_are_drawn(data):
+def test_calibrate_sets_boxes_to_the_annotated_size(data):
     records, _ = data
     detector = LocalContrastDetector("drone")
     assert detector.box_size == (1.0, 1.0)
-    detector.calibrate([record([TRUTH], ["bird"])])  # nothing to learn from
+    detector.calibrate([record([TRUTH], ["bird"])])  # no target to measure
     assert detector.box_size == (1.0, 1.0)
     detector.calibrate(records)
     assert detector.box_size == pytest.approx((12 / 5, 8 / 5))
@@ -112,7 +112,7 @@ def test_detector_finds_spots_with_boxes_as_they_are_drawn(data):
         np.testing.assert_allclose(best[order], each.boxes[np.argsort(each.boxes[:, 0])], atol=1.0)
 
 
-def test_evaluate_takes_it_as_a_detector(data, tmp_path, capsys):
+def test_evaluate_runs_the_local_contrast_detector(data, tmp_path, capsys):
     path = str(data[1])
     out = ["--out", str(tmp_path / "out"), "--quiet"]
     assert main(["local_contrast", path, "--target", "drone", *out]) == 0

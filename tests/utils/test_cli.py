@@ -8,6 +8,7 @@ import pytest
 from danet.training.options import TrainOptions
 from danet.utils import cli
 from danet.utils.errors import UserError
+from danet.utils.typed_options import OptionValues
 
 
 @dataclass
@@ -76,7 +77,7 @@ def run(*argv: str) -> tuple[int, list[Options]]:
         (['--data=["a"]', "--inner.sizes=[4]"], Options(["a"], inner=Inner(sizes=[4]))),
     ],
 )
-def test_what_people_type(argv, expected):
+def test_parse_accepts_words_of_every_type(argv, expected):
     assert run(*argv) == (0, [expected])
 
 
@@ -98,7 +99,7 @@ def test_what_people_type(argv, expected):
         ([], "data"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(argv, message, capsys):
+def test_run_reports_an_error_in_one_line_with_code_2(argv, message, capsys):
     code, seen = run(*argv)
     error = capsys.readouterr().err
     assert code == 2 and seen == []
@@ -106,21 +107,21 @@ def test_a_mistake_is_one_line_and_exit_code_2(argv, message, capsys):
     assert error.count("\n") == 1
 
 
-def test_a_file_is_overridden_by_what_is_typed_and_dump_reads_back(tmp_path):
+def test_config_reads_back_a_dump_and_is_overridden(tmp_path):
     saved = tmp_path / "config.yaml"
     saved.write_text(cli.dump(Options(["a"], 7, inner=Inner("b", [1]))))
     assert run("--config", str(saved)) == (0, [Options(["a"], 7, inner=Inner("b", [1]))])
     assert run("--config", str(saved), "--count", "8") == (0, [Options(["a"], 8, inner=Inner("b", [1]))])
 
 
-def test_what_is_typed_beats_a_file_wherever_it_stands(tmp_path):
+def test_typed_options_override_config_at_any_position(tmp_path):
     saved = tmp_path / "config.yaml"
     saved.write_text(cli.dump(Options(["a"], 7)))
     assert run("b", "--count", "8", "--config", str(saved)) == (0, [Options(["b"], 8)])
     assert run(f"--config={saved}", "b") == (0, [Options(["b"], 7)])
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path, capsys):
+def test_config_that_is_not_text_is_an_error(tmp_path, capsys):
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\x00\xff\x93")
     assert run("a", "--config", str(binary)) == (2, [])
@@ -137,7 +138,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path, capsys):
         ("inner:\n  names: a", "unknown option inner.names; did you mean --inner.name?"),
     ],
 )
-def test_a_file_of_options_that_is_none_is_named(tmp_path, capsys, text, said):
+def test_config_with_invalid_content_is_an_error(tmp_path, capsys, text, said):
     file = tmp_path / "options.yaml"
     file.write_text(text)
     assert run("a", "--config", str(file)) == (2, [])
@@ -145,7 +146,7 @@ def test_a_file_of_options_that_is_none_is_named(tmp_path, capsys, text, said):
     assert error.count("\n") == 1
 
 
-def test_presets_are_read_first_and_only_typed(tmp_path, capsys):
+def test_presets_are_read_first_and_not_from_files(tmp_path, capsys):
     def train(*argv: str) -> tuple[int, list[TrainOptions]]:
         seen: list[TrainOptions] = []
         return cli.run(seen.append, TrainOptions, prog="danet train", presets=["demo"], argv=argv), seen
@@ -163,7 +164,7 @@ def test_presets_are_read_first_and_only_typed(tmp_path, capsys):
         assert words in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
-def test_trouble_with_a_file_is_one_line_too(tmp_path, capsys):
+def test_run_reports_an_os_error_in_one_line(tmp_path, capsys):
     def command(options: Options) -> None:
         (tmp_path / "missing").read_text()
 
@@ -174,18 +175,18 @@ def test_trouble_with_a_file_is_one_line_too(tmp_path, capsys):
 @pytest.mark.parametrize(
     "words", [["detect", "a.png"], ["train"], ["evaluate"], ["data", "inspect"], ["data", "import", "yolo"]]
 )
-def test_without_opencv_every_command_says_so(words):
+def test_commands_report_missing_opencv(words):
     script = f"import sys; sys.modules['cv2'] = None; from danet.__main__ import main; sys.exit(main({words!r}))"
-    check_no_opencv(["-c", script])
+    assert_reports_missing_opencv(["-c", script])
 
 
 @pytest.mark.parametrize("module", ["danet.train", "danet.evaluate", "danet.detect"])
-def test_without_opencv_every_module_says_so(module):
+def test_command_modules_report_missing_opencv(module):
     script = f"import runpy, sys; sys.modules['cv2'] = None; runpy.run_module({module!r}, run_name='__main__')"
-    check_no_opencv(["-c", script, "a.png"])
+    assert_reports_missing_opencv(["-c", script, "a.png"])
 
 
-def check_no_opencv(arguments: list[str]) -> None:
+def assert_reports_missing_opencv(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("danet: error: OpenCV (cv2) cannot be loaded")
@@ -201,7 +202,7 @@ def all_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", all_commands())
-def test_every_command_can_be_quiet_and_write_json(command, capsys):
+def test_every_command_has_quiet_and_json(command, capsys):
     from danet.__main__ import main
 
     with pytest.raises(SystemExit) as stop:
@@ -210,7 +211,49 @@ def test_every_command_can_be_quiet_and_write_json(command, capsys):
     assert stop.value.code == 0 and "--quiet" in text and "--json" in text
 
 
-def test_help_explains_each_field(capsys):
+def test_nested_dataclass_is_set_by_dots_or_by_a_mapping():
+    nested = {"inner": {"name": "b", "scale": [1, 3]}}
+    assert run("a", "--inner", '{"name": "b", "scale": [1, 3]}')[1] == [
+        Options(["a"], inner=Inner("b", scale=(1.0, 3.0)))
+    ]
+    values = OptionValues(Options)
+    values.update({"data": ["a"], **nested})
+    values.set("inner.name", "a")
+    assert values.build() == Options(["a"], inner=Inner("a", scale=(1.0, 3.0)))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--data", '{"weight": 2}'], "--data: expected str or Source"),
+        (["a", "--count", "3.0"], "--count: expected int, got '3.0'"),
+        (["a", "--inner.scale", "nan", "1"], "--inner.scale: expected float, got 'nan'"),
+        (["a", "--inner.scale", ".inf", "1"], "--inner.scale: expected float, got '.inf'"),
+        (["a", "--quiet=1"], "--quiet: expected bool, got '1'"),
+        (["a", "--inner", "b"], "--inner: expected Inner, got 'b'"),
+        (["a", "--inner", '{"nmae": "b"}'], "unknown option inner.nmae; did you mean --inner.name?"),
+    ],
+)
+def test_values_of_a_wrong_type_are_errors(argv, message, capsys):
+    assert run(*argv) == (2, [])
+    assert message in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_print_config_prints_yaml_that_config_reads(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("a", "--inner.sizes", "1", "2", "--print_config")
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert stop.value.code == 0
+    assert run("--config", str(tmp_path / "printed.yaml")) == (0, [Options(["a"], inner=Inner(sizes=[1, 2]))])
+
+
+def test_importing_cli_and_detect_loads_no_heavy_packages():
+    script = "import sys, danet.utils.cli, danet.detect; print(*(m for m in ('torch', 'cv2') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+def test_help_shows_field_docstrings_types_and_defaults(capsys):
     with pytest.raises(SystemExit) as stop:
         run("--help")
     text = capsys.readouterr().out

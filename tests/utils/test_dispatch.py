@@ -11,7 +11,7 @@ from danet.__main__ import main
         (["data", "import"], ["coco", "yolo", "voc", "masks", "svanstrom"]),
     ],
 )
-def test_help_lists_the_names_and_an_unknown_one_gives_2(words, listed, capsys):
+def test_dispatch_lists_names_and_rejects_unknown_ones(words, listed, capsys):
     assert main([*words, "--help"]) == 0
     output = capsys.readouterr().out
     assert all(f"\n  {name}" in output for name in listed)
@@ -22,6 +22,6 @@ def test_help_lists_the_names_and_an_unknown_one_gives_2(words, listed, capsys):
         assert ", ".join(listed) in captured.err and captured.err.startswith(" ".join(["danet", *words]) + ": error")
 
 
-def test_the_rest_of_the_words_reach_the_command(capsys):
+def test_dispatch_passes_the_other_words_to_the_command(capsys):
     assert main(["data", "inspect", "--edgse", "3"]) == 2
     assert "danet data inspect: error: unknown option --edgse; did you mean --edges?" in capsys.readouterr().err

@@ -4,19 +4,19 @@ import pytest
 from danet.utils.drawing import PALETTE, contact_sheet, draw_boxes, enlarge
 
 
-def test_a_small_target_and_its_surroundings_stay_visible():
+def test_draw_boxes_leaves_the_target_and_a_margin_visible():
     image = np.full((64, 80), 100, np.uint8)
     image[30:33, 40:44] = 255
     drawn = draw_boxes(image, np.array([[40, 30, 44, 33]]), scores=[0.9])
     assert drawn.shape == (64, 80, 3) and drawn.dtype == np.uint8
-    # The box and one pixel around it are as they were; the line runs just outside.
+    # The box and one pixel around it are unchanged; the line runs just outside.
     assert np.array_equal(drawn[29:34, 39:45], np.repeat(image[29:34, 39:45, None], 3, axis=2))
     assert tuple(drawn[28, 42]) == PALETTE[0] and tuple(drawn[34, 42]) == PALETTE[0]
     assert tuple(drawn[31, 38]) == PALETTE[0] and tuple(drawn[31, 45]) == PALETTE[0]
     assert (image == 100).sum() + 12 == image.size, "the input image is not drawn on"
 
 
-def test_each_class_has_its_colour_and_distractors_are_grey():
+def test_draw_boxes_colours_classes_and_greys_distractors():
     boxes = np.array([[10, 30, 20, 40], [40, 30, 50, 40], [70, 30, 80, 40]])
     drawn = draw_boxes(np.zeros((64, 100), np.uint8), boxes, labels=[0, 1, -1], names=["drone", "bird"])
     assert tuple(drawn[28, 15]) == PALETTE[0]
@@ -27,13 +27,13 @@ def test_each_class_has_its_colour_and_distractors_are_grey():
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (70, 0), (0, 52), (70, 52)])
-def test_text_stays_inside_the_frame(corner):
+def test_draw_boxes_keeps_text_inside_the_image(corner):
     x, y = corner
     box = np.array([[x, y, x + 10, y + 12]], float)
     image = np.zeros((64, 80), np.uint8)
     plain = draw_boxes(image, box)
     inside = draw_boxes(image, box, scores=[0.5], labels=[0], names=["drone"])
-    # The same box in the middle of a large frame has room for all of its text.
+    # In the middle of a large image the whole text fits.
     shift = np.array([200, 200, 200, 200], float)
     large = np.zeros((464, 480), np.uint8)
     free = draw_boxes(large, box + shift, scores=[0.5], labels=[0], names=["drone"])
@@ -42,7 +42,7 @@ def test_text_stays_inside_the_frame(corner):
     assert ink == pytest.approx(all_ink, rel=0.3) and ink > 30
 
 
-def test_texts_of_neighbours_do_not_cover_each_other():
+def test_draw_boxes_separates_the_texts_of_neighbours():
     one = np.array([[100, 100, 112, 108]], float)
     two = np.array([[100, 100, 112, 108], [104, 114, 116, 122]], float)
     image = np.zeros((256, 320), np.uint8)
@@ -55,13 +55,13 @@ def test_texts_of_neighbours_do_not_cover_each_other():
     assert ink(two) == pytest.approx(2 * ink(one), rel=0.15)
 
 
-def test_no_boxes_and_sixteen_bit():
+def test_draw_boxes_without_boxes_and_16_bit():
     image = np.random.default_rng(0).integers(8000, 9000, (40, 50)).astype(np.uint16)
     drawn = draw_boxes(image, np.zeros((0, 4)), scores=[], labels=[], names=["drone"])
-    assert drawn.dtype == np.uint8 and drawn.std() > 40, "14-bit counts use the range of the screen"
+    assert drawn.dtype == np.uint8 and drawn.std() > 40, "14-bit values are stretched to 8 bits"
 
 
-def test_a_box_over_the_frame_is_drawn_at_its_edge():
+def test_draw_boxes_clips_a_box_to_the_image():
     drawn = draw_boxes(np.zeros((30, 40), np.uint8), np.array([[-5, -5, 60, 50]]))
     assert tuple(drawn[0, 20]) == tuple(drawn[29, 20]) == tuple(drawn[15, 0]) == tuple(drawn[15, 39]) == PALETTE[0]
 
@@ -82,10 +82,10 @@ def test_contact_sheet_places_tiles_in_rows():
     sheet = contact_sheet(tiles, 2)
     assert sheet.shape == (3 * 24 + 4, 2 * 34 + 4, 3)
     assert (sheet[4:24, 4:34] == 100).all() and (sheet[4:24, 38:68] == 101).all() and (sheet[28:48, 4:34] == 102).all()
-    assert (sheet == 250).all(2).sum() == 120, "the smaller tile is there once, in its own size"
+    assert (sheet == 250).all(2).sum() == 120, "the smaller tile appears once, in its own size"
 
 
-def test_contact_sheet_titles_do_not_run_into_the_next_cell():
+def test_contact_sheet_shortens_long_titles():
     tiles = [np.zeros((20, 60), np.uint8)] * 2
     sheet = contact_sheet(tiles, 2, ["a title that is far too long for it", ""])
     empty = contact_sheet(tiles, 2, ["", ""])

@@ -9,7 +9,7 @@ from danet.utils.errors import UserError
 from danet.utils.files import atomic_path, check_folder, read_json, write_json
 
 
-def test_an_output_appears_whole_or_not_at_all(tmp_path):
+def test_atomic_path_leaves_nothing_after_an_error(tmp_path):
     path = tmp_path / "folder" / "result.txt"
     with pytest.raises(RuntimeError, match="midway"), atomic_path(path) as temporary:
         temporary.write_text("half")
@@ -21,7 +21,7 @@ def test_an_output_appears_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "whole" and len(list(path.parent.iterdir())) == 1
 
 
-def test_an_older_output_survives_a_failure(tmp_path):
+def test_write_json_keeps_the_older_file_after_an_error(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
@@ -29,7 +29,7 @@ def test_an_older_output_survives_a_failure(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
 
 
-def test_permissions_follow_the_umask(tmp_path):
+def test_write_json_applies_the_umask(tmp_path):
     previous = os.umask(0o027)
     try:
         write_json(tmp_path / "a.json", 1)
@@ -38,13 +38,13 @@ def test_permissions_follow_the_umask(tmp_path):
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_write_json_names_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"a\.json: cannot be written"):
         write_json(tmp_path / "file" / "a.json", 1)
 
 
-def test_json_that_is_none_is_named(tmp_path):
+def test_read_json_names_an_invalid_file(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(UserError, match=r"a\.json: not valid JSON"):
         read_json(tmp_path / "a.json")
@@ -58,7 +58,7 @@ def test_json_that_is_none_is_named(tmp_path):
         read_json(tmp_path / "c.json")
 
 
-def test_what_the_system_refuses_while_writing_names_the_output(tmp_path):
+def test_write_json_names_the_file_after_a_system_error(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -74,12 +74,12 @@ def test_what_the_system_refuses_while_writing_names_the_output(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_an_error_about_another_file_is_not_blamed_on_the_output(tmp_path):
+def test_atomic_path_passes_on_errors_of_other_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="other"), atomic_path(tmp_path / "a.txt"):
         (tmp_path / "other").read_text()
 
 
-def test_a_file_in_the_place_of_a_folder_is_found_before_the_work(tmp_path):
+def test_check_folder_rejects_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     check_folder(tmp_path / "new" / "folder")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from danet.utils.progress import track, working
+from danet.utils.progress import count_items, track, working
 
 
 class Terminal(io.StringIO):
@@ -11,18 +11,21 @@ class Terminal(io.StringIO):
 
 
 def shown(monkeypatch, stream, *, quiet: bool) -> str:
-    """What a bar of each kind writes to stderr."""
+    """Returns what a bar of each kind writes to stderr."""
     monkeypatch.setattr("sys.stderr", stream)
     with working("thinking", quiet=quiet):
         assert list(track([1, 2, 3], "counting", quiet=quiet)) == [1, 2, 3]
+    with count_items("detecting", 3, "frames", quiet=quiet) as show_count:
+        show_count(2)
     return stream.getvalue()
 
 
-def test_a_terminal_shows_what_is_being_done(monkeypatch):
+def test_bars_are_shown_in_a_terminal(monkeypatch):
     text = shown(monkeypatch, Terminal(), quiet=False)
     assert "thinking" in text and "counting" in text
+    assert "detecting" in text and "frames/s" in text
 
 
 @pytest.mark.parametrize(("stream", "quiet"), [(Terminal, True), (io.StringIO, False)])
-def test_nothing_is_shown_to_a_file_nor_where_quiet_is_wanted(monkeypatch, stream, quiet):
+def test_bars_are_hidden_if_quiet_or_not_in_a_terminal(monkeypatch, stream, quiet):
     assert shown(monkeypatch, stream(), quiet=quiet) == ""
