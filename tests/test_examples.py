@@ -14,17 +14,18 @@ MODULES = [
     *sorted(
         module.name
         for module in pkgutil.walk_packages(danet.__path__, "danet.")
-        if not module.name.endswith("__main__")
+        if not module.name.endswith(("__main__", "libdanet", "libdanet_cuda"))  # kernels are not Python modules
     ),
 ]
 PUBLIC = ("danet", "danet.ops", "danet.models", "danet.losses", "danet.distill", "danet.evaluation", "danet.export")
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_of_a_module_run(name, tmp_path, monkeypatch):
+def test_examples_of_a_module_run(name, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)  # an example may write files
     module = importlib.import_module(name)
-    failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed, _ = doctest.testmod(module, optionflags=flags, extraglobs={"getfixture": request.getfixturevalue})
     assert failed == 0
 
 
