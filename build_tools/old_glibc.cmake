@@ -69,6 +69,8 @@ function(link_old_thread_libraries target)
     target_link_options(old_${library} PRIVATE -nostdlib "LINKER:--version-script=${folder}/versions.map")
     target_link_libraries(${target} PRIVATE old_${library})
   endforeach()
+  # Without this option the linker drops the stubs, because libc has the same functions.
+  target_link_options(${target} PRIVATE -Wl,--no-as-needed)
 endfunction()
 
 function(support_old_glibc target)
