@@ -174,7 +174,7 @@ class Evaluator:
         }
         if options.weights == LOCAL_CONTRAST:
             if options.target is None:
-                raise UserError(f"--target: {LOCAL_CONTRAST} has no classes of its own; name the class to find")
+                raise UserError(f"--target: name the class that {LOCAL_CONTRAST} is to find")
             detector = LocalContrastDetector(options.target, self.device, **limits)
             detector.calibrate(self.tune_records)
             return detector
