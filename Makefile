@@ -1,7 +1,7 @@
-# `make help` lists the targets. Everything is installed into .venv, once.
+# `make help` lists the targets. The first target installs everything into .venv.
 #
 #   make test TORCH=torch==2.12.0     another torch in .venv
-#   make demo PYTHON=python3          an existing environment, in which nothing is installed
+#   make demo PYTHON=python3          an existing environment; nothing is installed into it
 
 TORCH ?= torch==2.13.0
 PYTHON ?=
@@ -12,14 +12,14 @@ MAKEFLAGS += --no-print-directory
 
 ifeq ($(strip $(PYTHON)),)
   RUN := .venv/bin/python
-  # Its name holds the choice of torch, so that another one is installed when it changes.
+  # The name contains a checksum of TORCH, so that another choice of torch is installed.
   READY := .venv/.installed-$(shell printf %s '$(TORCH)' | cksum | cut -d ' ' -f 1)
 else
   RUN := $(PYTHON)
   READY :=
 endif
 
-# Rebuilt where a source is newer; CMake compiles what changed.
+# Rebuild when a source is newer; CMake compiles only what changed.
 KERNELS := danet/ops/libdanet.so
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 BUILD := build/kernels.log
@@ -30,7 +30,7 @@ BUILD := build/kernels.log
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-venv: $(READY)  ## install everything into .venv (the others do it too)
+venv: $(READY)  ## install everything into .venv (other targets do this too)
 
 .venv/.installed-%: pyproject.toml
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -53,10 +53,10 @@ kernels: $(KERNELS)  ## build what changed in csrc/
 
 SANITIZED := build/cmake-sanitize/libdanet.so
 SANITIZE_TESTS ?= sdc lcdc rep_conv softmax_gate fused_safem
-# The C++ library comes along because AddressSanitizer must find its exceptions before Python loads it.
+# libstdc++ is preloaded too: AddressSanitizer must intercept its exceptions before Python loads it.
 SANITIZERS = $(foreach lib,libasan.so libstdc++.so.6,$(shell $${CXX:-c++} -print-file-name=$(lib)))
 
-sanitize: $(READY)  ## the operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer in the CPU kernels
+sanitize: $(READY)  ## test the CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer
 	@mkdir -p build
 	@echo "building the kernels with sanitizers"
 	@SANITIZE=address,undefined $(RUN) setup.py --quiet build_ext --build-lib build/sanitized >build/sanitize.log 2>&1 \
@@ -66,14 +66,14 @@ sanitize: $(READY)  ## the operators' tests with AddressSanitizer and UndefinedB
 	    $(RUN) -m pytest -q -p no:cacheprovider $(SANITIZE_TESTS:%=tests/ops/test_%.py); \
 	done
 
-emulation: $(KERNELS)  ## the CUDA kernels on the CPU, with the checker of races and with the sanitizers
+emulation: $(KERNELS)  ## run the CUDA kernels on the CPU, with the race checker and with sanitizers
 	@DANET_EMULATION=check $(RUN) -m pytest -q -p no:cacheprovider tests/ops/test_devices.py -k emulated
 	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" DANET_EMULATION=sanitize \
 	  $(RUN) -m pytest -q -s -p no:cacheprovider tests/ops/test_devices.py -k emulated
 
 DEMO := runs/demo
 
-demo: $(KERNELS)  ## synthetic scenes, a short training, its figures, a video with boxes; under 6 minutes on two cores
+demo: $(KERNELS)  ## synthetic data, training, evaluation, a video with boxes; under 6 minutes on two cores
 	@echo "== 1/4  synthetic infrared scenes"
 	@$(RUN) -m danet.data synthesize $(DEMO)/data --size 160x192 --images 500 --val_images 210 --video_frames 120 \
 	  --overwrite
@@ -86,20 +86,20 @@ demo: $(KERNELS)  ## synthetic scenes, a short training, its figures, a video wi
 	@$(RUN) -m danet.evaluate $(DEMO)/train/weights.safetensors $(DEMO)/data/heldout.json \
 	  --tune $(DEMO)/data/tune.json --out $(DEMO)/evaluate
 	@$(RUN) -m danet.report $(DEMO)/evaluate --quiet
-	@echo "== 4/4  detection in a video and in pictures"
+	@echo "== 4/4  detection in a video and in images"
 	@$(RUN) -m danet.detect $(DEMO)/data/video.mp4 $(DEMO)/data/val \
 	  --weights $(DEMO)/train/weights.safetensors --out $(DEMO)/detect --upscale 2
 	@echo
-	@echo "The demo's results:"
+	@echo "Results of the demo:"
 	@echo "  $(DEMO)/detect/video.mp4                      the video with boxes"
-	@echo "  $(DEMO)/detect/val/                           pictures with boxes"
-	@echo "  $(DEMO)/evaluate/report.html                  its figures, curves and mistakes on one page"
-	@echo "  $(DEMO)/evaluate/pr_curve.png                 precision over recall"
+	@echo "  $(DEMO)/detect/val/                           images with boxes"
+	@echo "  $(DEMO)/evaluate/report.html                  metrics, curves and mistakes on one page"
+	@echo "  $(DEMO)/evaluate/pr_curve.png                 the precision-recall curve"
 	@echo "  $(DEMO)/evaluate/misses_and_false_alarms.png  the worst mistakes"
 	@echo "  $(DEMO)/train/weights.safetensors             the detector"
-	@echo "Next, with your own pictures and labels:"
+	@echo "Next, with your own images and labels:"
 	@echo "  $(RUN) -m danet.detect YOUR_VIDEO.mp4 --weights $(DEMO)/train/weights.safetensors"
-	@echo "  $(RUN) -m danet.data import --help            bring COCO, YOLO, VOC, masks or the Svanstrom videos"
+	@echo "  $(RUN) -m danet.data import --help            import COCO, YOLO, VOC, masks or the Svanstrom videos"
 	@echo "  $(RUN) -m danet.train --help                  train on them"
 
 REAL := runs/real
@@ -108,22 +108,22 @@ DATA ?=
 real: $(KERNELS)  ## train and evaluate on real frames (docs/results.md): make real DATA=FOLDER with svanstrom-ir/ and sirst/
 	@[ -d "$(DATA)/svanstrom-ir" ] && [ -d "$(DATA)/sirst" ] \
 	  || { echo "make real DATA=FOLDER: the folder must hold svanstrom-ir/ and sirst/"; exit 2; }
-	@echo "== 1/5  frames of the Svanstrom videos; a tenth of the training recordings tunes"
+	@echo "== 1/5  import of the Svanstrom videos; a tenth of the training recordings is kept for tuning"
 	@$(MAKE) $(REAL)/tune.json $(REAL)/val.json $(REAL)/sirst/val.json
-	@echo "== 2/5  training danet_s: on crops, then on whole frames; under an hour on two cores"
+	@echo "== 2/5  training danet_s on crops, then on whole frames; under an hour on two cores"
 	@$(RUN) -m danet.train --preset svanstrom --data $(REAL)/fit.json --out $(REAL)/crops --overwrite
 	@$(RUN) -m danet.train --preset svanstrom_frames --data $(REAL)/fit.json \
 	  --weights $(REAL)/crops/weights.safetensors --out $(REAL)/train --overwrite
-	@echo "== 3/5  every third frame of the validation videos"
+	@echo "== 3/5  evaluation on every third frame of the validation videos"
 	@$(RUN) -m danet.evaluate $(REAL)/train/weights.safetensors $(REAL)/val.json --target drone \
 	  --tune $(REAL)/tune.json --criterion iou30 --out $(REAL)/evaluate
-	@echo "== 4/5  training on SIRST from the package's weights, half an hour"
+	@echo "== 4/5  fine-tuning of the shipped weights on SIRST, half an hour"
 	@$(RUN) -m danet.train --preset sirst --data $(REAL)/sirst/train.json --out $(REAL)/train-sirst --overwrite
-	@echo "== 5/5  SIRST's validation list"
+	@echo "== 5/5  evaluation on the validation list of SIRST"
 	@$(RUN) -m danet.evaluate $(REAL)/train-sirst/weights.safetensors $(REAL)/sirst/val.json --input_size 320x400 \
 	  --out $(REAL)/evaluate-sirst
 
-# The imported sets are kept: a second run trains at once.
+# The imported data sets are kept, so that a second run starts with the training.
 $(REAL)/train.json:
 	@$(RUN) -m danet.data import svanstrom "$(DATA)/svanstrom-ir" $(REAL) --split train \
 	  --stride 6 --class_stride '{bird: 10, airplane: 12, helicopter: 12}'
@@ -137,27 +137,27 @@ $(REAL)/tune.json: $(REAL)/train.json
 $(REAL)/sirst/val.json:
 	@$(RUN) -m danet.data import masks "$(DATA)/sirst" $(REAL)/sirst --lists idx_427/train.txt idx_427/val.txt
 
-# A file's tests run in one process, in which what they share is made once.
+# --dist loadfile runs the tests of a file in one process, so that their shared fixtures are built once.
 PYTEST = $(RUN) -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test: $(KERNELS)  ## the test suite, under 6 minutes on two cores
 	@$(PYTEST) -m "not long"
 
 test-all: lint $(KERNELS)  ## the linters, the whole test suite with its long grids, the sanitizers; an hour, more with nvcc
-	@$(RUN) -m pytest -q  # in one process: the long tests measure memory, and some use all cores
+	@$(RUN) -m pytest -q  # in one process: the long tests measure memory, and some of them use all cores
 	@$(MAKE) sanitize emulation
 
-wheel: $(KERNELS)  ## dist/danet-*.whl for every Python, with the manylinux tag that it is worth
+wheel: $(KERNELS)  ## build dist/danet-*.whl for every Python, with the manylinux tag that auditwheel computes
 	@mkdir -p build dist
 	@rm -f dist/danet-*.whl
 	@$(RUN) -m pip wheel . --no-deps --no-build-isolation --wheel-dir dist --disable-pip-version-check >$(BUILD) 2>&1 \
 	  || { cat $(BUILD); exit 1; }
 	@$(RUN) build_tools/manylinux.py dist/danet-*.whl
 
-hub: $(KERNELS)  ## build/hub, the operators as the kernels hub loads them
+hub: $(KERNELS)  ## lay out the operators in build/hub as the kernels hub loads them
 	@$(RUN) build_tools/hub.py build/hub
 
-gpu: $(READY)  ## on a machine with a CUDA device: build for it, test, compute-sanitizer, measure; under 8 minutes
+gpu: $(READY)  ## on a machine with a CUDA device: build, test, check with compute-sanitizer, measure; under 8 minutes
 	@PYTHON=$(RUN) bash benchmarks/gpu.sh
 
 FORMATTED = $(shell find csrc examples include -name '*.[ch]*' -o -name '*.cu*')
@@ -173,6 +173,6 @@ docs: $(READY)  ## the documentation as a site in build/site; fails on a broken 
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 	@echo "build/site/index.html"
 
-clean:  ## remove .venv, the demo's results and caches; other runs stay
+clean:  ## remove .venv, builds, caches and the results of the demo; other runs are kept
 	rm -rf .venv $(DEMO) build dist *.egg-info $(KERNELS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
