@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from danet.boxes import area, centres, clip, inside, intersection
 from danet.data.normalize import intensity_range
 from danet.utils.errors import UserError
 
@@ -212,9 +213,9 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.nda
     fill = median(image)
     if scale < 0.9:  # low-pass filter: bilinear sampling alone would skip pixels, and so parts of small targets
         image = cv2.GaussianBlur(image, (0, 0), 0.5 * math.sqrt(1.0 / scale**2 - 1.0), borderType=cv2.BORDER_REPLICATE)
-    centres = matrix.astype(np.float64).copy()  # OpenCV's origin is the centre of pixel 0
-    centres[:, 2] += 0.5 * centres[:, :2].sum(axis=1) - 0.5
-    return cv2.warpAffine(image, centres, size[::-1], flags=cv2.INTER_LINEAR, borderValue=fill)
+    shifted = matrix.astype(np.float64).copy()  # OpenCV's origin is the centre of pixel 0
+    shifted[:, 2] += 0.5 * shifted[:, :2].sum(axis=1) - 0.5
+    return cv2.warpAffine(image, shifted, size[::-1], flags=cv2.INTER_LINEAR, borderValue=fill)
 
 
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -256,14 +257,10 @@ def _clip(
     boxes: np.ndarray, ignore: np.ndarray, size: tuple[int, int], options: Augmentation
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Clips boxes to the image; returns them, which of them to keep, and which become ignore regions."""
-    limits = np.array([size[1], size[0]], np.float32)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    clipped = np.concatenate([np.clip(boxes[:, :2], 0, limits), np.clip(boxes[:, 2:], 0, limits)], axis=1)
-    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    visible = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1)
-    inside = ((centres >= 0) & (centres < limits)).all(axis=1)
-    kept = (visible > 0) & (inside | ignore)
-    return clipped, kept, (visible < options.min_visible * area) | (area < options.min_size**2)
+    clipped = clip(boxes, *size)
+    whole, visible = area(boxes), area(clipped)
+    kept = (visible > 0) & (inside(centres(boxes), np.array([0, 0, size[1], size[0]])) | ignore)
+    return clipped, kept, (visible < options.min_visible * whole) | (whole < options.min_size**2)
 
 
 # --- brightness ---
@@ -400,8 +397,8 @@ def paste_object(sample: Annotated, donor: Annotated, rng: np.random.Generator) 
         place = rng.integers(0, np.array([width, height]) - after + 1)
         (x, y), (right, bottom) = place, place + after
         region = sample.image[y:bottom, x:right]
-        overlap = np.minimum(sample.boxes[:, 2:], place + after) > np.maximum(sample.boxes[:, :2], place)
-        if overlap.all(axis=1).any() or np.abs(patch).max() < 3 * region.std():
+        shared = intersection(sample.boxes, np.array([x, y, right, bottom]))
+        if shared.any() or np.abs(patch).max() < 3 * region.std():
             continue
         image = sample.image.copy()
         limits = np.iinfo(image.dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from danet.boxes import area
+from danet.boxes import size
 from danet.data.loader import Batch
 from danet.data.scales import EDGES, SCALES
 from danet.distill.eadm import EADM
@@ -128,6 +128,6 @@ def route(
     routes = torch.zeros(len(SCALES), len(boxes), dtype=torch.bool, device=boxes[0].device)
     bounds = torch.tensor(edges, device=boxes[0].device)
     for image, (box, label, skip) in enumerate(zip(boxes, labels, ignore, strict=True)):
-        sizes = area(box[(label == target) & ~skip]).sqrt()
+        sizes = size(box[(label == target) & ~skip])
         routes[torch.bucketize(sizes, bounds, right=True), image] = True
     return routes

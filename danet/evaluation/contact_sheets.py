@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from danet.boxes import centres, overlaps
 from danet.evaluation.mistakes import (
     HIT_CAUSE,
     SHOWN_PER_SIZE,
@@ -76,10 +77,9 @@ class ContactSheets:
         image = to_display(read_image(record.path))
         height, width = image.shape[:2]
         side = int(np.clip(4 * max(box[2:] - box[:2]), MIN_CROP_PIXELS, max(height, width)))
-        centre = 0.5 * (box[:2] + box[2:])
         x, y = (
-            int(np.clip(c - side / 2, 0, max(limit - side, 0)))
-            for c, limit in zip(centre, (width, height), strict=True)
+            int(np.clip(centre - side / 2, 0, max(limit - side, 0)))
+            for centre, limit in zip(centres(box), (width, height), strict=True)
         )
         crop = image[y : y + side, x : x + side]
         factor = TILE_PIXELS / side
@@ -87,7 +87,7 @@ class ContactSheets:
 
         def visible_boxes(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             moved = corners - np.array([x, y, x, y])
-            visible = (moved[:, 2:] > 0).all(1) & (moved[:, :2] < np.array(crop.shape[1::-1])).all(1)
+            visible = overlaps(moved, np.array([0, 0, *crop.shape[1::-1]]))
             return moved[visible] * factor, visible
 
         truths, visible = visible_boxes(np.asarray(record.boxes))

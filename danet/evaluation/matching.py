@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from danet.boxes import centre_distance, centres, inside, iop, iou, size
 from danet.data.class_map import IGNORE
 
 HIT, FALSE_ALARM, IGNORED = 1, 0, -1
@@ -23,9 +24,10 @@ _CHUNK = 1 << 19
 class Criterion:
     """When a detection may be matched to a ground-truth box, and which of several pairs is preferred.
 
-    ``quality(detections [P, 4], truths [P, 4]) -> [P]`` is higher for a better fit. A pair is accepted if its quality
-    is at least ``threshold``, or above it if ``strict``. ``region_quality`` is the same for ignore regions, which are
-    usually larger than the objects inside.
+    ``quality`` and ``region_quality`` take detections and ground-truth boxes that broadcast against each other, as
+    float64 ``[..., 4]``, and return ``[...]``; a better fit has a higher quality. A pair is accepted if its quality is
+    at least ``threshold``, or above it if ``strict``. ``region_quality`` is used for ignore regions, which are usually
+    larger than the objects inside.
     """
 
     name: str
@@ -39,36 +41,12 @@ class Criterion:
         return quality > self.threshold if self.strict else quality >= self.threshold
 
 
-# Box geometry on NumPy arrays, float [P, 4] (x0, y0, x1, y1) in pixels.
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of the pairs ``a[i], b[i]``: ``[P, 4], [P, 4] -> [P]``."""
-    shared = _intersection(a, b)
-    return shared / np.maximum(_area(a) + _area(b) - shared, np.finfo(float).tiny)
-
-
-def iop(detections: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """Intersection over the predicted box's area: ``[P, 4], [P, 4] -> [P]``."""
-    return _intersection(detections, truths) / np.maximum(_area(detections), np.finfo(float).tiny)
-
-
-def negative_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Negative distance between the centres, in pixels: ``[P, 4], [P, 4] -> [P]``."""
-    return -np.hypot(*(0.5 * (a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:])).T)
+def _negative_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return -centre_distance(a, b)
 
 
 def _negative_distance_to_region(detections: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    centre = 0.5 * (detections[:, :2] + detections[:, 2:])
-    inside = np.all((centre >= regions[:, :2]) & (centre < regions[:, 2:]), axis=1)
-    return np.where(inside, 0.0, -np.inf)
-
-
-def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    return np.maximum(sides[:, 0], 0.0) * np.maximum(sides[:, 1], 0.0)
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return np.where(inside(centres(detections), regions), 0.0, -np.inf)
 
 
 CRITERIA = {
@@ -77,7 +55,7 @@ CRITERIA = {
         Criterion("iou50", "IoU ≥ 0.5", iou, iop, 0.5),
         Criterion("iou30", "IoU ≥ 0.3", iou, iop, 0.3),
         Criterion("iop50", "IoP ≥ 0.5", iop, iop, 0.5),
-        Criterion("center3", "centre < 3 px", negative_distance, _negative_distance_to_region, -3.0, strict=True),
+        Criterion("center3", "centre < 3 px", _negative_distance, _negative_distance_to_region, -3.0, strict=True),
     )
 }
 """The criteria by name. Ignore regions use COCO's rule for crowd regions: intersection over the detection's area."""
@@ -185,8 +163,8 @@ def match(data: ClassData, criterion: Criterion, size_range: tuple[float, float]
 
 def in_range(boxes: np.ndarray, size_range: tuple[float, float]) -> np.ndarray:
     """Mask ``[M]`` of the boxes ``[M, 4]`` with low <= sqrt(area) < high, in pixels."""
-    size = np.sqrt(np.maximum(_area(boxes), 0.0))
-    return (size >= size_range[0]) & (size < size_range[1])
+    low, high = size_range
+    return (size(boxes) >= low) & (size(boxes) < high)
 
 
 def _accepted_pairs(data: ClassData, criterion: Criterion, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from danet.boxes import iou, size
 from danet.data.coco_dataset import ImageRecord
-from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, Criterion, flatten, iou, match
+from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, Criterion, flatten, match
 from danet.evaluation.metrics import size_ranges
 
 MAX_PER_VIDEO = 2
@@ -74,7 +75,7 @@ def find_mistakes(
         cause = _cause_of_miss(data.truths[index], data.boxes[near], kept[near], rule)
         misses.append(Mistake(int(data.truth_image[index]), data.truths[index], None, cause))
     far_first = ("not found", "low score", "misplaced")
-    misses.sort(key=lambda m: (far_first.index(m.cause), -_size(m.box)))
+    misses.sort(key=lambda m: (far_first.index(m.cause), -size(m.box)))
 
     false_alarms = []
     for index in np.flatnonzero(kept & (matches.outcome == FALSE_ALARM)):
@@ -100,7 +101,7 @@ def choose_by_size(
     sizes = []
     for _, title, (low, high) in size_ranges(edges):
         hits, misses, false = (
-            [m for m in found if low <= _size(m.box) < high]
+            [m for m in found if low <= size(m.box) < high]
             for found in (mistakes.hits, mistakes.misses, mistakes.false_alarms)
         )
         middle = float(np.median([hit.score or 0.0 for hit in hits])) if hits else 0.0
@@ -131,22 +132,20 @@ def limit_per_video(
 
 
 def _cause_of_miss(truth: np.ndarray, boxes: np.ndarray, kept: np.ndarray, rule: Criterion) -> str:
-    repeated = np.broadcast_to(truth, boxes.shape)
-    if (iou(boxes, repeated)[kept] > 0).any():
+    if (iou(boxes[kept], truth) > 0).any():
         return "misplaced"
-    return "low score" if rule.accepts(rule.quality(boxes, repeated)).any() else "not found"
+    return "low score" if rule.accepts(rule.quality(boxes, truth)).any() else "not found"
 
 
 def _cause_of_false_alarm(
     box: np.ndarray, truths: np.ndarray, record: ImageRecord, target: str, rule: Criterion
 ) -> str:
-    repeated = np.broadcast_to(box, truths.shape)
-    if rule.accepts(rule.quality(repeated, truths)).any():
+    if rule.accepts(rule.quality(box, truths)).any():
         return "duplicate"
-    if (iou(repeated, truths) > 0).any():
+    if (iou(box, truths) > 0).any():
         return "misplaced"
     others = np.array([name != target for name in record.names], bool)
-    overlap = iou(np.broadcast_to(box, record.boxes.shape), record.boxes.astype(np.float64)) * others
+    overlap = iou(box, record.boxes.astype(np.float64)) * others
     return record.names[int(overlap.argmax())] if (overlap > 0).any() else "background"
 
 
@@ -154,7 +153,3 @@ def _indices_by_image(image: np.ndarray, images: int) -> list[np.ndarray]:
     """Indices of the detections or truths of each image."""
     order = np.argsort(image, kind="stable")
     return np.split(order, np.searchsorted(image[order], np.arange(1, images)))
-
-
-def _size(box: np.ndarray) -> float:
-    return float(np.sqrt(max((box[2] - box[0]) * (box[3] - box[1]), 0.0)))

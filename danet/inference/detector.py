@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from danet.boxes import Detections
+from danet.boxes import Detections, area, clip
 from danet.config import ModelConfig
 from danet.data.normalize import intensity_range, normalize
 from danet.data.transforms import letterbox
@@ -167,10 +167,8 @@ class Detector:
             if len(detections.scores) == 0:
                 results.append(Detections(*(values.cpu() for values in detections)))
                 continue
-            boxes = (detections.boxes.cpu() - torch.tensor([x, y, x, y])) / scale
-            limits = torch.tensor([width, height, width, height], dtype=boxes.dtype)
-            boxes = torch.minimum(boxes.clamp(min=0), limits)
-            inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)  # drop boxes that lie in the padding
+            boxes = clip((detections.boxes.cpu() - torch.tensor([x, y, x, y])) / scale, height, width)
+            inside = area(boxes) > 0  # drop boxes that lie in the padding
             kept = (boxes, detections.scores.cpu(), detections.labels.cpu())
             results.append(Detections(*(values[inside] for values in kept)))
         return results

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from danet.boxes import Detections, nms
+from danet.boxes import Detections, centred_boxes, clip, nms
 from danet.data.coco_dataset import ImageRecord
 from danet.data.normalize import normalize
 from danet.losses.local_contrast import find_peaks, local_contrast, significance
@@ -90,10 +90,8 @@ class LocalContrastDetector:
             scores = values / (values + HALF_SCORE_SIGNIFICANCE)
             kept = scores > self.score_threshold
             cell = side[image, y, x][kept]
-            centre = torch.stack([x, y], dim=1)[kept] + 0.5
-            half = cell[:, None] * torch.tensor(self.box_size, device=cell.device) / 2
-            limits = torch.tensor(geometry[image][::-1], device=cell.device)
-            boxes = torch.cat([(centre - half).clamp(min=0), torch.minimum(centre + half, limits)], dim=1)
+            sizes = cell[:, None] * torch.tensor(self.box_size, device=cell.device)
+            boxes = clip(centred_boxes(torch.stack([x, y], dim=1)[kept] + 0.5, sizes), *geometry[image])
             best = nms(boxes, scores[kept], self.iou_threshold)[: self.max_detections]
             labels = torch.zeros(len(best), dtype=torch.int64)
             results.append(Detections(boxes[best].cpu(), scores[kept][best].cpu(), labels))
