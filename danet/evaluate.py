@@ -1,10 +1,5 @@
 """``danet evaluate``: measures a detector on annotated images, with 95 % intervals, curves and its worst mistakes."""
 
-from danet.utils.cli import prepare_opencv
-
-if __name__ == "__main__":
-    prepare_opencv()  # before the imports below, which need OpenCV
-
 import sys
 from collections.abc import Sequence
 

@@ -1,36 +1,33 @@
 """``danet train``: trains a detector and resumes interrupted runs."""
 
-from danet.utils.cli import prepare_opencv
-
-if __name__ == "__main__":
-    prepare_opencv()  # before the imports below, which need OpenCV
-
 import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from danet import training
-from danet.training.options import PRESETS, TrainOptions
-from danet.training.run_folder import CONFIG
 from danet.utils import cli
 from danet.utils.files import write_json
+
+if TYPE_CHECKING:
+    from danet.training import TrainOptions
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM; shells use it for SIGINT."""
 
 
-def train(options: TrainOptions) -> int:
+def train(options: "TrainOptions") -> int:
     """Trains a detector on COCO datasets.
 
     Ctrl-C saves the state and exits with code 130; `--resume RUN_DIR` resumes the run, also after a kill.
     """
+    from danet import training
+
     result = training.train(options)
     if result.rank == 0:
         if not result.finished:
-            print(
-                f"stopped after step {result.steps}; resume with: danet train --resume {options.out}", file=sys.stderr
-            )
+            command = f"danet train --resume {options.out}"
+            print(f"stopped after step {result.steps}; resume with: {command}", file=sys.stderr)
         elif not options.quiet:
             best = result.best
             shown = f": epoch {best['epoch']}, AP50 {best['ap50']:.3f}, F1 {best['f1']:.3f}" if best else ""
@@ -42,12 +39,18 @@ def train(options: TrainOptions) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    cli.prepare_opencv()  # before the import below, which needs OpenCV
+    from danet.training.options import PRESETS, TrainOptions
+
     argv = list(sys.argv[1:] if argv is None else argv)
     return cli.run(train, TrainOptions, prog="danet train", presets=PRESETS, argv=_expand_resume(argv))
 
 
 def _expand_resume(argv: list[str]) -> list[str]:
     """Rewrites ``--resume [RUN_DIR]``: the options of the saved run are read first, typed options override them."""
+    from danet.training.options import TrainOptions
+    from danet.training.run_folder import CONFIG
+
     pairs = (token.split("=", 1) if token.startswith(("--resume=", "--out=")) else [token] for token in argv)
     argv = list(itertools.chain.from_iterable(pairs))
     if "--resume" not in argv:

@@ -1,5 +1,6 @@
 """``danet export``: writes a trained detector as a file for another runtime."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -7,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from danet.utils import cli
-from danet.utils.errors import UserError
-from danet.utils.files import atomic_path, check_folder, write_json
+from danet.utils.errors import UserError, check_values
+from danet.utils.files import check_folder, write_json
 from danet.utils.progress import track, working
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def export(options: ExportOptions) -> None:
     scores, and a description of the classes, the preprocessing and the thresholds. The file is compared with PyTorch
     before it is written: boxes must agree within 0.1 pixel and scores within 0.001.
     """
-    _check(options)
+    check_values(options, ["score", "iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
+    check_values(options, ["max_detections"], "be at least 1", lambda value: value >= 1, prefix="--")
     from danet.checkpoint import load_weights
     from danet.export import verify
     from danet.export.formats import FORMATS, check_packages
@@ -101,33 +103,25 @@ def export(options: ExportOptions) -> None:
         "max_detections": options.max_detections,
     }
     description = describe(
-        model.config,
-        thresholds=thresholds,
-        input_size=input_size,
-        minimum_size=chosen.minimum_size,
-        training=training,
+        model.config, thresholds=thresholds, input_size=input_size, minimum_size=chosen.minimum_size, training=training
     )
     network = BoxesAndScores(model, chosen.sample)
-    with atomic_path(out) as temporary:
-        second = None if chosen.second_suffix is None else temporary.with_suffix(chosen.second_suffix)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent) as folder:
+        temporary = Path(folder) / out.name
+        with working(f"writing {options.format}", quiet=options.quiet):
+            nms = {"nms": True} if options.nms else {}
+            chosen.write(network, example_images(model), temporary, description, **nms)
+            run, stored = chosen.open(temporary)
+        if stored != description:
+            raise UserError(f"{out}: not written, {chosen.runtime} reads another description than was written")
+        compared = track(batches, "comparing with PyTorch", quiet=options.quiet)
         try:
-            with working(f"writing {options.format}", quiet=options.quiet):
-                chosen.write(
-                    network, example_images(model), temporary, description, **({"nms": True} if options.nms else {})
-                )
-                run, stored = chosen.open(temporary)
-            if stored != description:
-                raise UserError(f"{out}: not written, {chosen.runtime} reads another description than was written")
-            compared = track(batches, "comparing with PyTorch", quiet=options.quiet)
-            try:
-                differences = verify.compare(run, model, compared, input_size=input_size, thresholds=thresholds)
-            except UserError as error:
-                raise UserError(f"{out}: not written, the results of {chosen.runtime} differ: {error}") from None
-            if second is not None:
-                second.replace(out.with_suffix(second.suffix))
-        finally:
-            if second is not None:
-                second.unlink(missing_ok=True)
+            differences = verify.compare(run, model, compared, input_size=input_size, thresholds=thresholds)
+        except UserError as error:
+            raise UserError(f"{out}: not written, the results of {chosen.runtime} differ: {error}") from None
+        for file in _files(temporary, chosen):
+            file.replace(out.parent / file.name)
     if options.json is not None:
         compared_on = {"format": options.format, "images": differences.images}
         write_json(options.json, {**compared_on, "boxes_pixels": differences.boxes, "scores": differences.scores})
@@ -167,15 +161,6 @@ def _frames(sources: Sequence[str]) -> Iterator[tuple[str, list["np.ndarray"]]]:
         for frame in islice(open_source(source), COMPARED_FRAMES):
             name = frame.name if frame.index == 0 else f"{frame.name}, frame {frame.index}"
             yield name, [frame.image]
-
-
-def _check(options: ExportOptions) -> None:
-    """Raises UserError for a value outside its range."""
-    for name in ("score", "iou"):
-        if not 0.0 <= getattr(options, name) <= 1.0:
-            raise UserError(f"--{name} must lie between 0 and 1, got {getattr(options, name)}")
-    if options.max_detections < 1:
-        raise UserError(f"--max_detections must be at least 1, got {options.max_detections}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,8 +30,6 @@ class Format:
     """Computes ``sdc`` in the exported network."""
     packages: tuple[str, ...] = ()
     """Packages that writing and running need besides torch."""
-    extra: str = ""
-    """The optional dependency group of danet that installs the packages."""
     nms: bool = False
     """Whether non-maximum suppression can be part of the file."""
     second_suffix: str | None = None
@@ -41,27 +39,18 @@ class Format:
 
 
 # At stride 32, images of 32 pixels have feature maps of size 1, which torch.export treats as a constant.
-TORCH_EXPORT_MINIMUM_SIZE = MINIMUM_SIZE + 1
+TRACED_MINIMUM = MINIMUM_SIZE + 1
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 FORMATS = {
-    "onnx": Format(
-        ".onnx",
-        "ONNX Runtime",
-        onnx_file.write,
-        onnx_file.open_file,
-        deform_conv,
-        ONNX_PACKAGES,
-        extra="onnx",
-        nms=True,
-    ),
+    "onnx": Format(".onnx", "ONNX Runtime", onnx_file.write, onnx_file.open_file, deform_conv, ONNX_PACKAGES, nms=True),
     "torch-export": Format(
         ".pt2",
         "torch.export",
         torch_file.write_program,
         torch_file.open_program,
         sample_grid,
-        minimum_size=TORCH_EXPORT_MINIMUM_SIZE,
+        minimum_size=TRACED_MINIMUM,
     ),
     "aoti": Format(
         ".aoti.pt2",
@@ -69,7 +58,7 @@ FORMATS = {
         torch_file.write_compiled,
         torch_file.open_compiled,
         sample_corners,
-        minimum_size=TORCH_EXPORT_MINIMUM_SIZE,
+        minimum_size=TRACED_MINIMUM,
     ),
     "openvino": Format(
         ".xml",
@@ -77,8 +66,7 @@ FORMATS = {
         openvino_file.write,
         openvino_file.open_file,
         sample_grid,
-        (*ONNX_PACKAGES[:2], "openvino"),
-        extra="openvino",
+        packages=(*ONNX_PACKAGES[:2], "openvino"),
         nms=True,
         second_suffix=".bin",
     ),
@@ -87,8 +75,7 @@ FORMATS = {
 
 def check_packages(name: str) -> None:
     """Raises UserError if packages that a format needs are not installed."""
-    chosen = FORMATS[name]
-    missing = [package for package in chosen.packages if importlib.util.find_spec(package) is None]
+    missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(
             f"--format {name}: needs {' and '.join(missing)}, not installed here; pip install {' '.join(missing)}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from danet.export.network import trace
 from danet.inference import export_description
-from danet.inference.onnx_network import open_session
+from danet.inference.onnx_network import OnnxNetwork
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +37,7 @@ def export_onnx(network: nn.Module, images: Tensor, path: str | os.PathLike, *, 
 
     Example:
         >>> import tempfile
+        >>> from danet.inference.onnx_network import open_session
         >>> network, images = nn.Conv2d(1, 2, 3).eval(), torch.zeros(2, 1, 32, 48)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     export_onnx(network, images, f"{folder}/a.onnx", names=["features"])
@@ -111,11 +112,9 @@ def add_nms(model: "onnx.ModelProto", thresholds: dict) -> None:
 
 def open_file(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], dict]:
     """Returns the file as a function from images to its outputs, and its description."""
-    session = open_session(path)
-    description = export_description.parse(
-        session.get_modelmeta().custom_metadata_map.get(export_description.KEY), path
-    )
-    return lambda images: [torch.from_numpy(out) for out in session.run(None, {"images": images.numpy()})], description
+    network = OnnxNetwork(path)
+    run = network.session.run
+    return lambda images: [torch.from_numpy(out) for out in run(None, {"images": images.numpy()})], network.description
 
 
 def _name_dimensions(value: "onnx.ValueInfoProto") -> None:

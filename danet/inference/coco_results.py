@@ -18,9 +18,7 @@ def to_coco_results(
 
     A class that the file does not have gets an id above the largest of the file.
     """
-    content = read_json(data.path)
-    image_ids = _image_ids(data, content)
-    category_ids = _category_ids(content, classes)
+    image_ids, category_ids = _ids(data, classes)
     results = []
     for record, (boxes, scores, labels) in zip(records, predictions, strict=True):
         for (x0, y0, x1, y1), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
@@ -43,9 +41,7 @@ def read_coco_results(
     Raises:
         UserError: the file is no COCO result file, or names an image or a category that ``data`` does not have.
     """
-    content = read_json(data.path)
-    image_ids = _image_ids(data, content)
-    category_ids = _category_ids(content, classes)
+    image_ids, category_ids = _ids(data, classes)
     labels = {category_ids[name]: label for label, name in enumerate(classes)}
     found: dict[object, list[tuple]] = {image_ids[record.path]: [] for record in records}
     try:
@@ -63,16 +59,11 @@ def _to_detections(items: list[tuple]) -> Detections:
     return Detections(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.tensor(labels, dtype=torch.int64))
 
 
-def _image_ids(data: CocoDataset, content: dict) -> dict[object, object]:
-    return {record.path: image["id"] for record, image in zip(data.records, content["images"], strict=True)}
-
-
-def _category_ids(content: dict, classes: Sequence[str]) -> dict[str, object]:
-    """Ids by name: those of the COCO file, and for classes that it does not have, integers above the largest."""
+def _ids(data: CocoDataset, classes: Sequence[str]) -> tuple[dict, dict]:
+    """Image ids by path and category ids by name; a class that the file lacks gets an id above the largest."""
+    content = read_json(data.path)
+    image_ids = {record.path: image["id"] for record, image in zip(data.records, content["images"], strict=True)}
     ids = {category["name"]: category["id"] for category in content["categories"]}
     largest = max((key for key in ids.values() if isinstance(key, int)), default=0)
-    for name in classes:
-        if name not in ids:
-            largest += 1
-            ids[name] = largest
-    return ids
+    new = [name for name in classes if name not in ids]
+    return image_ids, ids | {name: number for number, name in enumerate(new, largest + 1)}

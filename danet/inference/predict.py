@@ -2,9 +2,9 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -12,6 +12,8 @@ from danet.boxes import Detections
 from danet.data.coco_dataset import ImageRecord
 from danet.utils.errors import UserError
 from danet.utils.progress import track
+
+T = TypeVar("T")
 
 
 class DatasetDetector(Protocol):
@@ -63,7 +65,7 @@ def predict(
     """
     predictions: list[Detections] = []
     speed = Speed()
-    batches = list(_batches(records, batch))
+    batches = list(batches_of_equal_size(records, batch, lambda record: (record.height, record.width)))
     for number, part in enumerate(track(batches, "detecting", quiet=quiet)):
         started = time.perf_counter()
         tensor, geometry = detector.preprocess([record.path for record in part])
@@ -85,8 +87,13 @@ def predict(
     return predictions, speed
 
 
-def _batches(records: Sequence[ImageRecord], size: int) -> Iterator[list[ImageRecord]]:
-    """Up to ``size`` successive images of equal size: padding would make a result depend on the other images."""
-    for _, group in itertools.groupby(records, key=lambda record: (record.height, record.width)):
-        while part := list(itertools.islice(group, size)):
+def batches_of_equal_size(items: Iterable[T], batch: int, size: Callable[[T], tuple]) -> Iterator[list[T]]:
+    """Up to ``batch`` successive images of equal ``size``: padding would make a result depend on the other images.
+
+    Example:
+        >>> list(batches_of_equal_size(["a", "b", "c", "de"], 2, size=lambda text: (len(text),)))
+        [['a', 'b'], ['c'], ['de']]
+    """
+    for _, group in itertools.groupby(items, key=size):
+        while part := list(itertools.islice(group, batch)):
             yield part

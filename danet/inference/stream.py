@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from danet.boxes import Detections
 from danet.data.video import Frame, ImageFiles, Video
 from danet.inference.detector import Detector
 from danet.inference.pipeline import GroupPrefetcher, Prefetcher
+from danet.inference.predict import batches_of_equal_size
 
 PREFETCHED_BATCHES = 2
 """Batches that are read and preprocessed ahead of the network."""
@@ -87,7 +88,7 @@ class DetectionStream:
 
     def _preprocess(self, source: ImageFiles | Video, batch: int) -> Iterator[tuple[list[Frame], Tensor, list]]:
         started = time.perf_counter()
-        for frames in _batches(source, batch):
+        for frames in batches_of_equal_size(source, batch, lambda frame: frame.image.shape[:2]):
             prepared = frames, *self.detector.preprocess([frame.image for frame in frames])
             self.reading_seconds += time.perf_counter() - started
             yield prepared
@@ -98,10 +99,3 @@ class DetectionStream:
         detections = self.detector.postprocess(*self.detector.forward(tensor, geometry))
         self.network_seconds += time.perf_counter() - started
         return list(zip(frames, detections, strict=True))
-
-
-def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    """Up to ``size`` successive frames of equal size: padding would make a result depend on the other frames."""
-    for _, group in itertools.groupby(frames, key=lambda frame: frame.image.shape[:2]):
-        while batch := list(itertools.islice(group, size)):
-            yield batch

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import typing
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,10 @@ import yaml
 
 from danet.utils.errors import UserError
 from danet.utils.files import check_folder, read_text
-from danet.utils.typed_options import Option, OptionValues, convert, parse_yaml, sequence_type, suggestion, type_name
+from danet.utils.typed_options import Option, OptionValues, convert, members, sequence_type, suggestion, type_name
 
 Options = typing.TypeVar("Options")
+Names = Sequence[str]
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -31,12 +32,12 @@ SIZE = re.compile(r"\d+x\d+")
 
 def run(
     command: Callable,
-    options: type[Options],
+    options: Any,
     *,
     prog: str,
-    positionals: Sequence[str] = (),
-    presets: Sequence[str] = (),
-    argv: Sequence[str] | None = None,
+    positionals: Names = (),
+    presets: Names = (),
+    argv: Names | None = None,
 ) -> int:
     """Parses ``argv`` into an ``options`` dataclass, calls ``command(options)`` and returns the exit code.
 
@@ -62,11 +63,11 @@ def run(
         8
         0
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
     about = (command.__doc__ or "").strip().split("\n\n")[0]
     try:
-        parsed = parse(options, argv, prog=prog, about=about, positionals=positionals, presets=presets)
         prepare_opencv()
+        parsed = parse(options, argv, prog=prog, about=about, positionals=positionals, presets=presets)
         if (report := getattr(parsed, "json", None)) is not None:  # it is written last, perhaps hours later
             check_folder(Path(report).parent)
         return command(parsed) or 0
@@ -84,7 +85,7 @@ def run(
 def prepare_opencv() -> None:
     """Silences OpenCV's own messages in this process; without OpenCV, prints one line and raises SystemExit(2).
 
-    ``run`` calls it, and so does a command that imports OpenCV before its ``main``. A library must not.
+    ``run`` calls it, and so does a command before it imports modules that import OpenCV. A library must not.
     """
     try:
         from danet.utils.image_io import quiet_opencv
@@ -96,12 +97,12 @@ def prepare_opencv() -> None:
 
 def parse(
     options: type[Options],
-    argv: Sequence[str],
+    argv: Names,
     *,
     prog: str = "danet",
     about: str = "",
-    positionals: Sequence[str] = (),
-    presets: Sequence[str] = (),
+    positionals: Names = (),
+    presets: Names = (),
 ) -> Options:
     """Parses ``argv`` into an ``options`` dataclass, see ``run``.
 
@@ -139,15 +140,13 @@ def parse(
     # Typed options override files and files override presets, wherever they stand.
     for name, words in sorted(typed, key=lambda item: {"preset": 0, "config": 1}.get(item[0], 2)):
         try:
-            value = _join(words, known[name].hint)
-            if name == "preset":
-                _read_file(PRESETS / f"{convert(value, known[name].hint)}.yaml", values, control)
-            elif name not in control:
-                values.set(name, value)
+            value = convert(words[0], known[name].hint) if name in control else _join(words, known[name].hint)
         except ValueError as error:
-            raise UserError(f"--{name}: {str(error).removeprefix(f'{name}: ')}") from error
-        if name == "config":
-            _read_file(Path(words[0]), values, control)
+            raise UserError(f"--{name}: {error}") from error
+        if name in ("preset", "config"):
+            _read_file(PRESETS / f"{value}.yaml" if name == "preset" else Path(value), values, control)
+        elif name not in control:
+            values.set(name, value)
     if "print_config" in requested:
         for option in values.known.values():
             if option.default is dataclasses.MISSING and "." not in option.name:
@@ -186,7 +185,7 @@ def dump(options: Any) -> str:
     return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
 
 
-def _split(argv: Sequence[str], known: dict[str, Option]) -> tuple[list[tuple[str, list[str]]], list[str]]:
+def _split(argv: Names, known: dict[str, Option]) -> tuple[list[tuple[str, list[str]]], list[str]]:
     """Splits ``argv`` into options with their words, and words that belong to no option.
 
     An option takes one word, a list all words up to the next option, a tuple as many as it has elements, a switch only
@@ -199,13 +198,17 @@ def _split(argv: Sequence[str], known: dict[str, Option]) -> tuple[list[tuple[st
             loose.append(option + equals + value)
             continue
         name = "help" if option == "-h" else option.removeprefix("--")
-        positive = known.get(name.removeprefix("no-"))
-        if name not in known and positive is not None and positive.hint is bool and not equals:
-            typed.append((positive.name, ["false"]))
-            continue
+        positive = name.removeprefix("no-")
+        if name not in known and positive in known and known[positive].hint is bool and not equals:
+            name, equals, value = positive, "=", "false"
         if name not in known:
             raise UserError(f"unknown option {option}{suggestion(name, known)}")
-        words = [value] if equals else _take_words(rest, known[name].hint)
+        following = list(itertools.takewhile(lambda word: not _is_option(word), rest))
+        words = [value] if equals else following[: _count_words(following, known[name].hint)]
+        if not equals:
+            del rest[: len(words)]
+            if known[name].hint is bool and not words:
+                words = ["true"]
         if not words:
             raise UserError(f"--{name}: a value is missing")
         typed.append((name, words))
@@ -216,45 +219,57 @@ def _is_option(word: str) -> bool:
     return word.startswith("-") and not re.match(r"-$|-\.?\d", word)
 
 
-def _take_words(rest: list[str], hint: Any) -> list[str]:
-    """Removes the words of an option of type ``hint`` from the front of ``rest``."""
-    following = list(itertools.takewhile(lambda word: not _is_option(word), rest))
+def _count_words(following: list[str], hint: Any) -> int:
+    """How many of the words that follow an option of type ``hint`` are its value."""
+    first = following[0] if following else ""
     if hint is bool:
-        return [rest.pop(0)] if following and following[0].lower() in ("true", "false") else ["true"]
-    count, sequence = 1, sequence_type(hint)
-    if sequence is not None and following and not YAML_LIST.fullmatch(following[0]):
-        if typing.get_origin(sequence) is list:
-            count = len(following)
-        elif not SIZE.fullmatch(following[0]):
-            count = len(typing.get_args(sequence))
-    words = following[:count]
-    del rest[: len(words)]
-    return words
+        return int(first.lower() in ("true", "false"))
+    sequence = sequence_type(hint)
+    if sequence is None or YAML_LIST.fullmatch(first):
+        return 1
+    if typing.get_origin(sequence) is list:
+        return len(following)
+    return 1 if SIZE.fullmatch(first) else len(typing.get_args(sequence))
 
 
 def _join(words: list[str], hint: Any) -> Any:
     """The value that the words of an option stand for; in lists and tuples of int, 192x256 stands for two values."""
     sequence = sequence_type(hint)
     if sequence is None:
-        return words[0]
+        return _parse_mapping(words[0], hint)
     if len(words) == 1 and YAML_LIST.fullmatch(words[0]):
-        return parse_yaml(words[0])
-    has_sizes = typing.get_args(sequence)[0] is int
-    return [part for word in words for part in (word.split("x") if has_sizes and SIZE.fullmatch(word) else [word])]
+        return _parse_yaml(words[0], words[0])
+    item = typing.get_args(sequence)[0]
+    if item is int:
+        return [part for word in words for part in (word.split("x") if SIZE.fullmatch(word) else [word])]
+    return [_parse_mapping(word, item) for word in words]
 
 
-def _read_file(path: Path, values: OptionValues, control: Container[str]) -> None:
-    """Sets the options of a YAML file. Raises UserError naming the file and what is wrong in it."""
-    text = read_text(path)
+def _parse_mapping(word: str, hint: Any) -> Any:
+    """The mapping that a word such as ``{"path": "a"}`` stands for, where the type allows one."""
+    allowed = any(dataclasses.is_dataclass(each) or typing.get_origin(each) is dict for each in members(hint))
+    return _parse_yaml(word, word) if allowed and word.startswith("{") else word
+
+
+def _parse_yaml(text: str, source: object) -> Any:
+    """Parses YAML or JSON. Raises UserError of one line that starts with ``source`` if it is not valid."""
     try:
-        content = parse_yaml(text)
-        if not isinstance(content, dict):
-            raise ValueError("must hold options, one per line, such as 'quiet: true'")
-        for name in content:
-            if name in control:
-                raise ValueError(f"{name} can only be typed, not given in a file")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def _read_file(path: Path, values: OptionValues, control: Iterable[str]) -> None:
+    """Sets the options of a YAML file. Raises UserError naming the file and what is wrong in it."""
+    content = _parse_yaml(read_text(path), path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold options, one per line, such as 'quiet: true'")
+    for name in control:
+        if name in content:
+            raise UserError(f"{path}: {name} can only be typed, not given in a file")
+    try:
         values.update(content)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 

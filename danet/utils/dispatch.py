@@ -34,9 +34,5 @@ def dispatch(prog: str, commands: dict[str, tuple[str, str]], argv: Sequence[str
         problem = f"unknown name {argv[0]!r}" if argv else "a name is missing"
         print(f"{prog}: error: {problem}; choose from {', '.join(commands)}", file=sys.stderr)
         return 2
-    try:
-        module = importlib.import_module(commands[argv[0]][0])
-    except ImportError:
-        prepare_opencv()  # ends the process in one line if OpenCV is what is missing
-        raise
-    return module.main(argv[1:])
+    prepare_opencv()  # most modules import OpenCV; if it is missing, this ends the process in one line
+    return importlib.import_module(commands[argv[0]][0]).main(argv[1:])

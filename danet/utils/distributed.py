@@ -66,10 +66,7 @@ def world_size() -> int:
 
 def mean(values: Tensor) -> Tensor:
     """Averages ``values`` over the processes, in place."""
-    if _active():
-        dist.all_reduce(values)
-        values /= world_size()
-    return values
+    return total(values).div_(world_size()) if _active() else values
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:

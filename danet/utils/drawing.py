@@ -167,15 +167,9 @@ def _font_scale(shape: tuple[int, ...]) -> float:
 def _outline(box: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """The rectangle of pixels (x0, y0, x1, y1, all inclusive) around ``box``, clipped to the image."""
     height, width = shape[:2]
-    x0, y0, x1, y1 = (float(v) for v in box)
-    left, top = int(np.floor(x0)) - 1 - OUTLINE_GAP_PIXELS, int(np.floor(y0)) - 1 - OUTLINE_GAP_PIXELS
-    right, bottom = int(np.ceil(x1)) + OUTLINE_GAP_PIXELS, int(np.ceil(y1)) + OUTLINE_GAP_PIXELS
-    return (
-        min(max(left, 0), width - 1),
-        min(max(top, 0), height - 1),
-        min(max(right, 0), width - 1),
-        min(max(bottom, 0), height - 1),
-    )
+    corners = [*(np.floor(box[:2]) - 1 - OUTLINE_GAP_PIXELS), *(np.ceil(box[2:]) + OUTLINE_GAP_PIXELS)]
+    x0, y0, x1, y1 = np.clip(corners, 0, [width - 1, height - 1] * 2).astype(int).tolist()
+    return x0, y0, x1, y1
 
 
 def _label(

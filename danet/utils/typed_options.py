@@ -13,9 +13,9 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
-import yaml
-
 from danet.utils.errors import UserError
+
+UNIONS = (typing.Union, types.UnionType)
 
 
 class Option(NamedTuple):
@@ -43,8 +43,8 @@ def list_options(options: Any, prefix: str = "") -> Iterator[Option]:
         hint, name = hints[field.name], prefix + field.name
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         yield Option(name, hint, helps.get(field.name, ""), default)
-        if dataclasses.is_dataclass(inner := mapping_type(hint)):
-            yield from list_options(inner, f"{name}.")
+        if nested := dataclass_type(hint):
+            yield from list_options(nested, f"{name}.")
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def _field_docstrings(options: type) -> dict[str, str]:
 class OptionValues:
     """Values of a dataclass's options, collected from several sources; a later value replaces an earlier one.
 
-    All methods raise UserError; its text starts with the name of the option that is wrong.
+    All methods raise UserError, whose text names the option.
 
     Example:
         >>> from danet.config import ModelConfig
@@ -83,27 +83,24 @@ class OptionValues:
     def update(self, content: dict, prefix: str = "") -> None:
         """Sets the options that a mapping, for example of a YAML file, names."""
         for key, value in content.items():
-            if f"{prefix}{key}" not in self.known:
-                raise UserError(f"unknown option {prefix}{key}{suggestion(f'{prefix}{key}', self.known)}")
             self.set(f"{prefix}{key}", value)
 
     def set(self, name: str, value: object) -> None:
         """Sets one option to a word or a YAML value; a mapping sets only what it names of a nested dataclass."""
+        if name not in self.known:
+            raise UserError(f"unknown option {name}{suggestion(name, self.known)}")
         hint = self.known[name].hint
+        if isinstance(value, dict) and dataclass_type(hint):
+            self.values.pop(name, None)
+            self.update(value, f"{name}.")
+            return
         try:
-            value = _parse_mapping(value, hint)
-            if isinstance(value, dict) and dataclasses.is_dataclass(mapping_type(hint)):
-                self.values.pop(name, None)
-                self.update(value, f"{name}.")
-                return
             value = convert(value, hint)
-        except UserError:
-            raise
         except ValueError as error:
-            raise UserError(f"{name}: {error}") from error
-        related = [key for key in self.values if key.startswith(f"{name}.") or name.startswith(f"{key}.")]
-        for key in related:
-            del self.values[key]
+            raise UserError(f"--{name}: {error}") from error
+        for key in list(self.values):
+            if key.startswith(f"{name}.") or name.startswith(f"{key}."):
+                del self.values[key]
         self.values[name] = value
 
     def build(self, prefix: str = "", options: Any = None) -> Any:
@@ -115,9 +112,9 @@ class OptionValues:
             if option.name in self.values:
                 arguments[field.name] = self.values[option.name]
             elif any(key.startswith(f"{option.name}.") for key in self.values):
-                arguments[field.name] = self.build(f"{option.name}.", mapping_type(option.hint))
+                arguments[field.name] = self.build(f"{option.name}.", dataclass_type(option.hint))
             elif option.default is dataclasses.MISSING:
-                raise UserError(f"{option.name}: a value is required")
+                raise UserError(f"--{option.name}: a value is required")
         return options(**arguments)
 
 
@@ -125,7 +122,7 @@ def convert(value: object, hint: Any) -> Any:
     """Returns ``value``, a word or a YAML value, in the type ``hint``.
 
     ``hint`` is int, float, bool, str, Literal, Optional, Union, list, tuple, dict or a dataclass. The word ``null`` is
-    None where the type allows it. A mapping may be a word in YAML or JSON, such as ``{"path": "a"}``.
+    None where the type allows it.
 
     Raises:
         ValueError: ``value`` does not fit; the text says what is expected.
@@ -138,8 +135,7 @@ def convert(value: object, hint: Any) -> Any:
         ValueError: expected int, got 'x'
     """
     kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
-    value = _parse_mapping(value, hint)
-    if _is_union(hint):
+    if kind in UNIONS:
         if type(None) in parts and (value is None or value == "null"):
             return None
         for part in parts:
@@ -147,7 +143,7 @@ def convert(value: object, hint: Any) -> Any:
                 return convert(value, part)
     elif kind is Literal:
         for allowed in parts:
-            if value == allowed or value == str(allowed):
+            if value in (allowed, str(allowed)):
                 return allowed
     elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
         item = OptionValues(kind)
@@ -163,46 +159,27 @@ def convert(value: object, hint: Any) -> Any:
         return str(value).lower() == "true"
     elif kind is str and isinstance(value, str):
         return value
-    elif kind in (int, float) and isinstance(value, (int, kind)) and not isinstance(value, bool):
-        return kind(value)
-    elif kind in (int, float) and isinstance(value, str) and any(map(str.isdigit, value)):  # not "nan" or "inf"
-        with contextlib.suppress(ValueError):
-            return kind(value)
+    elif kind in (int, float):
+        is_numeral = isinstance(value, str) and any(map(str.isdigit, value))  # not "nan" or "inf"
+        if is_numeral or type(value) in (int, kind):
+            with contextlib.suppress(ValueError):
+                return kind(value)
     raise ValueError(f"expected {type_name(hint)}, got {value!r}")
 
 
-def parse_yaml(text: str) -> Any:
-    """Parses YAML or JSON. Raises ValueError of one line if it is not valid."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not valid YAML ({' '.join(str(error).split())})") from error
+def members(hint: Any) -> tuple:
+    """The members of a union, or the type itself if it is none."""
+    return typing.get_args(hint) if typing.get_origin(hint) in UNIONS else (hint,)
 
 
-def _parse_mapping(value: object, hint: Any) -> object:
-    """A word such as ``{"path": "a"}`` as a mapping, where the type allows one."""
-    if not isinstance(value, str) or not value.startswith("{") or mapping_type(hint) is None:
-        return value
-    try:
-        return parse_yaml(value)
-    except ValueError as error:
-        raise ValueError(f"{value}: {error}") from error
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def mapping_type(hint: Any) -> Any:
-    """The dict or dataclass that is ``hint`` or a member of the union ``hint``, else None."""
-    members = typing.get_args(hint) if _is_union(hint) else (hint,)
-    return next((each for each in members if dataclasses.is_dataclass(each) or typing.get_origin(each) is dict), None)
+def dataclass_type(hint: Any) -> Any:
+    """The dataclass that is ``hint`` or a member of the union ``hint``, else None."""
+    return next(filter(dataclasses.is_dataclass, members(hint)), None)
 
 
 def sequence_type(hint: Any) -> Any:
     """The list or tuple type that is ``hint`` or a member of the union ``hint``, else None."""
-    members = typing.get_args(hint) if _is_union(hint) else (hint,)
-    return next((each for each in members if typing.get_origin(each) in (list, tuple)), None)
+    return next((each for each in members(hint) if typing.get_origin(each) in (list, tuple)), None)
 
 
 def type_name(hint: Any) -> str:
@@ -212,13 +189,13 @@ def type_name(hint: Any) -> str:
         >>> type_name(list[int] | None), type_name(Literal["a", "b"])
         ('list[int] or null', 'one of a, b')
     """
-    parts = typing.get_args(hint)
-    if _is_union(hint):
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind in UNIONS:
         return " or ".join(map(type_name, parts))
-    if typing.get_origin(hint) is Literal:
+    if kind is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if parts:
-        return f"{typing.get_origin(hint).__name__}[{', '.join(map(type_name, parts))}]"
+        return f"{kind.__name__}[{', '.join(map(type_name, parts))}]"
     return "null" if hint is type(None) else hint.__name__
 
 
