@@ -85,12 +85,7 @@ class DANet(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self,
-        output: Output,
-        *,
-        score_threshold: float = 0.05,
-        iou_threshold: float = 0.5,
-        max_detections: int = 300,
+        self, output: Output, *, score_threshold: float = 0.05, iou_threshold: float = 0.5, max_detections: int = 300
     ) -> list[Detections]:
         """Detections of every image of the batch.
 

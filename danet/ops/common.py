@@ -36,13 +36,13 @@ def memoize_check(check: Callable[..., Result]) -> Callable[..., Result]:
 
     # One list per combination of arguments, filled after the check has passed. Unless `typed`, True would equal 1.
     @functools.lru_cache(maxsize=4096, typed=True)
-    def cache(*facts: Any, **options: Any) -> list[Result]:
+    def cache(*facts: Any) -> list[Result]:
         return []
 
     @functools.wraps(check)
-    def memoized(*arguments: Any, **options: Any) -> Result:
+    def memoized(*arguments: Any) -> Result:
         if torch.compiler.is_compiling():
-            return check(*arguments, **options)
+            return check(*arguments)
         facts: list = []
         for value in arguments:
             if isinstance(value, Tensor):
@@ -50,11 +50,11 @@ def memoize_check(check: Callable[..., Result]) -> Callable[..., Result]:
             else:
                 facts.append(value)
         try:
-            passed = cache(*facts, **options)
+            passed = cache(*facts)
         except TypeError:  # not hashable: a list, or a symbolic size
-            return check(*arguments, **options)
+            return check(*arguments)
         if not passed:
-            passed.append(check(*arguments, **options))
+            passed.append(check(*arguments))
         return passed[0]
 
     return memoized

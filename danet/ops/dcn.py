@@ -8,15 +8,12 @@ take any number of channels and images, all floating dtypes and CPU tensors, and
 torch.compile.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from danet.ops import library
 from danet.ops.common import autocast, check_image, check_like_input, check_shape, check_tensor, memoize_check
-from danet.ops.sdc import SdcOptions, SdcSizes, gather_reference, has_sdc_kernel
+from danet.ops.sdc import SdcOptions, SdcSizes, check_images, gather_reference, register, run
 
 
 def dcnv3(
@@ -71,26 +68,11 @@ def dcnv3(
         torch.Size([1, 6, 7, 8])
     """
     input, offset, mask = autocast(input, offset, mask)
-    sizes, options = _check_dcnv3(
-        input,
-        offset,
-        mask,
-        group_channels,
-        groups=group,
-        kernel_size=(kernel_h, kernel_w),
-        stride=(stride_h, stride_w),
-        padding=(pad_h, pad_w),
-        dilation=(dilation_h, dilation_w),
-        offset_scale=offset_scale,
-        softmax=softmax,
-        remove_center=bool(remove_center),
-    )
+    pairs = (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    arguments = group, *pairs, offset_scale, softmax, bool(remove_center)
+    sizes, options = _check_dcnv3(input, offset, mask, group_channels, *arguments)
     images = [value.permute(0, 3, 1, 2) for value in (input, offset, mask)]
-    if has_sdc_kernel(input, sizes):
-        out = library.call("dcnv3", *images, *options.to_schema())
-    else:
-        out = _dcnv3_reference(images[0], images[1], images[2], sizes, options)
-    return out.permute(0, 2, 3, 1)
+    return run("dcnv3", _dcnv3_reference, images, sizes, options).permute(0, 2, 3, 1)
 
 
 def dcnv4(
@@ -138,25 +120,11 @@ def dcnv4(
         torch.Size([1, 6, 7, 8])
     """
     input, offset_mask = autocast(input, offset_mask)
-    sizes, options = _check_dcnv4(
-        input,
-        offset_mask,
-        group_channels,
-        groups=group,
-        kernel_size=(kernel_h, kernel_w),
-        stride=(stride_h, stride_w),
-        padding=(pad_h, pad_w),
-        dilation=(dilation_h, dilation_w),
-        offset_scale=offset_scale,
-        softmax=softmax,
-        remove_center=bool(remove_center),
-    )
+    pairs = (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    arguments = group, *pairs, offset_scale, softmax, bool(remove_center)
+    sizes, options = _check_dcnv4(input, offset_mask, group_channels, *arguments)
     images = [value.permute(0, 3, 1, 2) for value in (input, offset_mask)]
-    if has_sdc_kernel(input, sizes):
-        out = library.call("dcnv4", *images, *options.to_schema())
-    else:
-        out = _dcnv4_reference(images[0], images[1], sizes, options)
-    return out.permute(0, 2, 3, 1)
+    return run("dcnv4", _dcnv4_reference, images, sizes, options).permute(0, 2, 3, 1)
 
 
 class DCNv3Function:
@@ -187,23 +155,21 @@ class DCNv4Function:
     apply = staticmethod(dcnv4)
 
 
-def _check_input(op: str, input: Any, group_channels: Any, options: SdcOptions) -> SdcSizes:
+def _check_input(op: str, input: Any, group_channels: Any, *options: Any) -> tuple[SdcSizes, SdcOptions]:
+    validated = SdcOptions.validate(op, *options)
     check_tensor(op, "input", input)
     if input.ndim != 4 or 0 in input.shape[1:]:
         raise ValueError(f"{op}: input must be [N, H, W, C] with H, W, C >= 1, got {list(input.shape)}")
     N, H, W, C = input.shape
-    sizes = options.sizes(op, (N, C, H, W))
+    sizes = validated.sizes(op, (N, C, H, W))
     if group_channels * sizes.G != C:
         raise ValueError(f"{op}: group * group_channels must be C = {C}, got {sizes.G} * {group_channels}")
-    return sizes
+    return sizes, validated
 
 
 @memoize_check
-def _check_dcnv3(
-    input: Any, offset: Any, mask: Any, group_channels: Any, **options: Any
-) -> tuple[SdcSizes, SdcOptions]:
-    validated = SdcOptions.validate("dcnv3", **options)
-    sizes = _check_input("dcnv3", input, group_channels, validated)
+def _check_dcnv3(input: Any, offset: Any, mask: Any, group_channels: Any, *options: Any) -> tuple[SdcSizes, SdcOptions]:
+    sizes, validated = _check_input("dcnv3", input, group_channels, *options)
     check_like_input("dcnv3", "offset", offset, input)
     check_like_input("dcnv3", "mask", mask, input)
     N, G, K, H_out, W_out = sizes.N, sizes.G, sizes.K, sizes.H_out, sizes.W_out
@@ -213,9 +179,8 @@ def _check_dcnv3(
 
 
 @memoize_check
-def _check_dcnv4(input: Any, offset_mask: Any, group_channels: Any, **options: Any) -> tuple[SdcSizes, SdcOptions]:
-    validated = SdcOptions.validate("dcnv4", **options)
-    sizes = _check_input("dcnv4", input, group_channels, validated)
+def _check_dcnv4(input: Any, offset_mask: Any, group_channels: Any, *options: Any) -> tuple[SdcSizes, SdcOptions]:
+    sizes, validated = _check_input("dcnv4", input, group_channels, *options)
     check_like_input("dcnv4", "offset_mask", offset_mask, input)
     expected = [sizes.N, sizes.H_out, sizes.W_out, 3 * sizes.G * sizes.K]
     shape = list(offset_mask.shape)
@@ -250,29 +215,10 @@ def _dcnv4_reference(input: Tensor, offset_mask: Tensor, sizes: SdcSizes, option
     return _dcnv3_reference(input, offset, mask, sizes, options)
 
 
-def _register(op: str, tensors: int, reference: Callable[..., Tensor]) -> None:
-    """Register the Python side of an operator that takes `tensors` images [N, C, H, W] and then SDC's options."""
-
-    def fake(*arguments: Any) -> Tensor:
-        input = arguments[0]
-        check_image(op, "input", input)
-        sizes = SdcOptions.from_schema(op, *arguments[tensors:]).sizes(op, input.shape)
-        shape = (sizes.N, sizes.C, sizes.H_out, sizes.W_out)
-        return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
-
-    def schema_reference(*arguments: Any) -> Tensor:
-        images, options = arguments[:tensors], SdcOptions.from_schema(op, *arguments[tensors:])
-        return reference(*images, options.sizes(op, images[0].shape), options)
-
-    library.register(op, fake=fake, vmap=library.folding(op, tensors))
-    library.register_gradient(
-        op,
-        tensors,
-        reference=schema_reference,
-        vmap=library.folding(f"{op}_backward", tensors + 1),
-        backward_options=lambda: (torch.are_deterministic_algorithms_enabled(),),
-    )
+def _check_dcnv4_images(op: str, input: Tensor, offset_mask: Tensor, options: SdcOptions) -> SdcSizes:
+    check_image(op, "input", input)
+    return options.sizes(op, input.shape)
 
 
-_register("dcnv3", 3, _dcnv3_reference)
-_register("dcnv4", 2, _dcnv4_reference)
+register("dcnv3", 3, _dcnv3_reference, check_images)
+register("dcnv4", 2, _dcnv4_reference, _check_dcnv4_images)

@@ -114,12 +114,7 @@ def prepare_safem(
 
 
 def safem(
-    input: Tensor,
-    weights: PreparedSafem,
-    *,
-    up: Tensor | None = None,
-    weight: Tensor | None = None,
-    scale: float = 1.0,
+    input: Tensor, weights: PreparedSafem, *, up: Tensor | None = None, weight: Tensor | None = None, scale: float = 1.0
 ) -> Tensor:
     """SaFEM: the input times its own channel attention; with `up` and `weight`, ACFA's sum of two levels.
 
@@ -160,12 +155,7 @@ def safem(
 
 
 def safem_reference(
-    input: Tensor,
-    weights: PreparedSafem,
-    *,
-    up: Tensor | None = None,
-    weight: Tensor | None = None,
-    scale: float = 1.0,
+    input: Tensor, weights: PreparedSafem, *, up: Tensor | None = None, weight: Tensor | None = None, scale: float = 1.0
 ) -> Tensor:
     """`safem` in plain PyTorch, for any device and any order of derivatives. Arguments and errors are those of `safem`.
 
@@ -291,13 +281,7 @@ def _fake_mean(input: Tensor, packed: Tensor, groups: int) -> Tensor:
 
 
 def _vmap(
-    info: Any,
-    in_dims: tuple,
-    input: Tensor,
-    packed: Tensor,
-    up: Tensor | None,
-    weight: Tensor | None,
-    *options: Any,
+    info: Any, in_dims: tuple, input: Tensor, packed: Tensor, up: Tensor | None, weight: Tensor | None, *options: Any
 ) -> tuple:
     if in_dims[1] is not None:
         calls = library.unbatch(info.batch_size, in_dims, input, packed, up, weight)

@@ -81,12 +81,7 @@ def prepare_rep_conv(weight: Tensor, *, stride: int = 1) -> PreparedRepConv:
 
 
 def rep_conv(
-    input: Tensor,
-    weight: Tensor | PreparedRepConv,
-    bias: Tensor | None = None,
-    *,
-    stride: int = 1,
-    relu: bool = True,
+    input: Tensor, weight: Tensor | PreparedRepConv, bias: Tensor | None = None, *, stride: int = 1, relu: bool = True
 ) -> Tensor:
     """A 3x3 convolution with padding 1, bias and an optional ReLU; forward only.
 
@@ -143,12 +138,7 @@ def _allows_tf32() -> bool:
 
 
 def rep_conv_reference(
-    input: Tensor,
-    weight: Tensor | PreparedRepConv,
-    bias: Tensor | None = None,
-    *,
-    stride: int = 1,
-    relu: bool = True,
+    input: Tensor, weight: Tensor | PreparedRepConv, bias: Tensor | None = None, *, stride: int = 1, relu: bool = True
 ) -> Tensor:
     """`rep_conv` in plain PyTorch, for any device and with gradients; half types accumulate in float32.
 

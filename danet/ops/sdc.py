@@ -24,8 +24,8 @@ https://arxiv.org/abs/2401.06197.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -78,6 +78,7 @@ class SdcOptions:
     """The options of a call of `sdc`, `dcnv3` or `dcnv4`, validated; PAIRS are (y, x).
 
     The fields are in the order of the operators' schemas (csrc/sdc/sdc_schema.h), in which a pair is two arguments.
+    Functions that take `*options` take them in this order too.
     """
 
     groups: int
@@ -90,12 +91,13 @@ class SdcOptions:
     remove_center: bool
 
     @classmethod
-    def validate(cls, op: str, **options: Any) -> "SdcOptions":
+    def validate(cls, op: str, *options: Any) -> "SdcOptions":
         """The options from a user's arguments; TypeError or ValueError, naming the argument, if one is invalid."""
-        options["groups"] = integer(op, "groups", options["groups"], minimum=1)
-        for name in PAIRS:
-            options[name] = pair(op, name, options[name], minimum=0 if name == "padding" else 1)
-        self = cls(**options)
+        groups, *pairs, offset_scale, softmax, remove_center = options
+        groups = integer(op, "groups", groups, minimum=1)
+        for i, name in enumerate(PAIRS):
+            pairs[i] = pair(op, name, pairs[i], minimum=0 if name == "padding" else 1)
+        self = cls(groups, *pairs, offset_scale, softmax, remove_center)  # type: ignore[call-arg]  # four pairs
         if isinstance(self.offset_scale, bool) or not isinstance(self.offset_scale, (int, float)):
             raise TypeError(f"{op}: offset_scale must be a number, got {self.offset_scale!r}")
         if not -math.inf < self.offset_scale < math.inf:
@@ -110,9 +112,9 @@ class SdcOptions:
     @classmethod
     def from_schema(cls, op: str, *arguments: Any) -> "SdcOptions":
         """The options from the arguments that torch.ops.danet.<op> takes after its tensors."""
-        values = iter(arguments)
-        names = [field.name for field in fields(cls)]
-        return cls.validate(op, **{n: (next(values), next(values)) if n in PAIRS else next(values) for n in names})
+        groups, *windows, offset_scale, softmax, remove_center = arguments
+        pairs = zip(windows[0::2], windows[1::2], strict=True)
+        return cls.validate(op, groups, *pairs, offset_scale, softmax, remove_center)
 
     def to_schema(self) -> tuple[int | float | bool, ...]:
         """The arguments that `from_schema` takes after `op`."""
@@ -184,22 +186,9 @@ def sdc(
         torch.Size([1, 8, 32, 40])
     """
     input, offset, mask = autocast(input, offset, mask)
-    sizes, options = check_sdc(
-        input,
-        offset,
-        mask,
-        groups=groups,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        offset_scale=offset_scale,
-        softmax=softmax,
-        remove_center=remove_center,
-    )
-    if has_sdc_kernel(input, sizes):
-        return library.call("sdc", input, offset, mask, *options.to_schema())
-    return gather_reference(input, offset, mask, sizes, options)
+    arguments = groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center
+    sizes, options = check_sdc(input, offset, mask, *arguments)
+    return run("sdc", gather_reference, (input, offset, mask), sizes, options)
 
 
 def sdc_reference(
@@ -227,19 +216,8 @@ def sdc_reference(
         >>> torch.allclose(sdc(*tensors), sdc_reference(*tensors), atol=1e-5)
         True
     """
-    sizes, options = check_sdc(
-        input,
-        offset,
-        mask,
-        groups=groups,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        offset_scale=offset_scale,
-        softmax=softmax,
-        remove_center=remove_center,
-    )
+    arguments = groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center
+    sizes, options = check_sdc(input, offset, mask, *arguments)
     return gather_reference(input, offset, mask, sizes, options)
 
 
@@ -304,49 +282,65 @@ def _tap_positions(
 
 
 @memoize_check
-def check_sdc(input: Any, offset: Any, mask: Any, **options: Any) -> tuple[SdcSizes, SdcOptions]:
+def check_sdc(input: Any, offset: Any, mask: Any, *options: Any) -> tuple[SdcSizes, SdcOptions]:
     """The sizes and options of a call of `sdc`; TypeError or ValueError if an argument is invalid."""
-    validated = SdcOptions.validate("sdc", **options)
-    return _check_tensors(input, offset, mask, validated), validated
+    validated = SdcOptions.validate("sdc", *options)
+    return check_images("sdc", input, offset, mask, validated), validated
 
 
-def _check_tensors(input: Any, offset: Any, mask: Any, options: SdcOptions) -> SdcSizes:
-    check_tensor("sdc", "input", input)
-    check_image("sdc", "input", input)
-    check_like_input("sdc", "offset", offset, input)
-    check_like_input("sdc", "mask", mask, input)
-    sizes = options.sizes("sdc", input.shape)
+def check_images(op: str, input: Any, offset: Any, mask: Any, options: SdcOptions) -> SdcSizes:
+    """The sizes of a call with these images [N, C, H, W]; TypeError or ValueError if one is invalid."""
+    check_tensor(op, "input", input)
+    check_image(op, "input", input)
+    check_like_input(op, "offset", offset, input)
+    check_like_input(op, "mask", mask, input)
+    sizes = options.sizes(op, input.shape)
     N, G, K, H_out, W_out = sizes.N, sizes.G, sizes.K, sizes.H_out, sizes.W_out
-    check_shape("sdc", "offset", offset, "[N, 2*G*K, H_out, W_out]", (N, 2 * G * K, H_out, W_out))
-    check_shape("sdc", "mask", mask, "[N, G*K, H_out, W_out]", (N, G * K, H_out, W_out))
+    check_shape(op, "offset", offset, "[N, 2*G*K, H_out, W_out]", (N, 2 * G * K, H_out, W_out))
+    check_shape(op, "mask", mask, "[N, G*K, H_out, W_out]", (N, G * K, H_out, W_out))
     return sizes
 
 
-def has_sdc_kernel(input: Tensor, sizes: SdcSizes) -> bool:
-    """Whether the compiled kernels take this call: they exist on its device, and the call is within their limits."""
+def run(
+    op: str, reference: Callable[..., Tensor], images: Sequence[Tensor], sizes: SdcSizes, options: SdcOptions
+) -> Tensor:
+    """Run operator `op` on checked images [N, C, H, W]: compiled, if its kernels take this call, or as `reference`."""
+    input = images[0]
     count = (sizes.H + 4) * (sizes.W + 4) * (1 if input.is_cuda else sizes.C)
-    return library.has_kernel(input) and sizes.K <= MAX_TAPS and count < MAX_ELEMENTS
+    if library.has_kernel(input) and sizes.K <= MAX_TAPS and count < MAX_ELEMENTS:
+        return library.call(op, *images, *options.to_schema())
+    return reference(*images, sizes, options)
 
 
-def _fake(input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any) -> Tensor:
-    sizes = _check_tensors(input, offset, mask, SdcOptions.from_schema("sdc", *arguments))
-    shape = (sizes.N, sizes.C, sizes.H_out, sizes.W_out)
-    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+def register(op: str, tensors: int, reference: Callable[..., Tensor], check: Callable[..., SdcSizes]) -> None:
+    """Register the Python side of an operator that takes `tensors` images [N, C, H, W] and then SDC's options.
+
+    reference: takes the images, sizes and options.
+    check: takes `op`, the images and the options; returns the sizes or raises.
+    """
+
+    def fake(*arguments: Any) -> Tensor:
+        images, options = arguments[:tensors], SdcOptions.from_schema(op, *arguments[tensors:])
+        sizes = check(op, *images, options)
+        shape = (sizes.N, sizes.C, sizes.H_out, sizes.W_out)
+        input = images[0]
+        return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+    def schema_reference(*arguments: Any) -> Tensor:
+        images, options = arguments[:tensors], SdcOptions.from_schema(op, *arguments[tensors:])
+        return reference(*images, options.sizes(op, images[0].shape), options)
+
+    library.register(op, fake=fake, vmap=library.folding(op, tensors))
+    library.register_gradient(
+        op,
+        tensors,
+        reference=schema_reference,
+        vmap=library.folding(f"{op}_backward", tensors + 1),
+        backward_options=lambda: (torch.are_deterministic_algorithms_enabled(),),
+    )
 
 
-def _schema_reference(input: Tensor, offset: Tensor, mask: Tensor, *arguments: Any) -> Tensor:
-    options = SdcOptions.from_schema("sdc", *arguments)
-    return gather_reference(input, offset, mask, options.sizes("sdc", input.shape), options)
-
-
-library.register("sdc", fake=_fake, vmap=library.folding("sdc", 3))
-library.register_gradient(
-    "sdc",
-    3,
-    reference=_schema_reference,
-    vmap=library.folding("sdc_backward", 4),
-    backward_options=lambda: (torch.are_deterministic_algorithms_enabled(),),
-)
+register("sdc", 3, gather_reference, check_images)
 
 
 class SDC(nn.Module):
@@ -383,8 +377,7 @@ class SDC(nn.Module):
         operators, `deform_conv2d(input, offset, torch.ones(C, 1, k, k), mask=m)` equals `sdc(input, offset, m,
         groups=offset_groups, softmax=False)`: offset and mask have the same channels in the same order. In torchvision
         m is usually a sigmoid; in SDC it is a softmax over the taps, which the operator computes. sdc has no weights
-        per
-        tap: multiply them into m, if all channels of a group share them.
+        per tap: multiply them into m, if all channels of a group share them.
     """
 
     def __init__(self, channels: int, *, groups: int = 4, kernel_size: int = 3) -> None:
