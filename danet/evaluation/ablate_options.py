@@ -8,10 +8,7 @@ from danet.utils.errors import UserError
 
 COMPONENTS = ("safem", "acfa", "adcr", "sskd")
 BASELINE = "baseline"
-TABLE_2 = (
-    *(BASELINE, *COMPONENTS, "safem+acfa"),
-    *("safem+acfa+adcr", "safem+acfa+sskd", "safem+acfa+adcr+sskd"),
-)
+TABLE_2 = (BASELINE, *COMPONENTS, "safem+acfa", "safem+acfa+adcr", "safem+acfa+sskd", "safem+acfa+adcr+sskd")
 """The rows of Table 2 of the paper (https://doi.org/10.1145/3581783.3612146)."""
 
 

@@ -17,7 +17,8 @@ CROSS_VALIDATED = (
     "Cross-validation: {} folds, each evaluated with runs trained on the others, at a score threshold chosen on a "
     "tenth of their images; AP50 and frames/s are means over the folds."
 )
-METRICS = ("precision", "recall", "f1", "ap50", "frames_per_second")
+RATIOS = ("precision", "recall", "f1")
+METRICS = (*RATIOS, "ap50", "frames_per_second")
 
 
 @dataclass(frozen=True)
@@ -195,17 +196,11 @@ def ablation_tables(summary: dict) -> list[Table]:
     Args:
         summary: the content of ``ablation.json``.
     """
-    rows = [
-        Row(
-            row["name"],
-            (
-                str(len(row["seeds"])),
-                *(spread(row["figures"][name], 1 if name == "frames_per_second" else 3) for name in METRICS),
-                *(f"{row['parameters'] / 1e6:.2f} M", str(row["steps"]), f"{row['seconds'] / 60:.1f}"),
-            ),
-        )
-        for row in summary["rows"]
-    ]
+    rows = []
+    for row in summary["rows"]:
+        means = (spread(row["figures"][name], 1 if name == "frames_per_second" else 3) for name in METRICS)
+        cost = (f"{row['parameters'] / 1e6:.2f} M", str(row["steps"]), f"{row['seconds'] / 60:.1f}")
+        rows.append(Row(row["name"], (str(len(row["seeds"])), *means, *cost)))
     head = ("row", "seeds", "P", "R", "F1", "AP50", "frames/s", "parameters", "steps", "minutes")
     tables = [Table("Ablation", head, rows)]
     if summary["distractors"]:
@@ -236,10 +231,9 @@ def _differences(summary: dict) -> Table:
     for each in summary["differences"]:
         comparison = each["comparison"]
         change = comparison.get("false_alarms_change", {"value": None})  # absent in files of older versions
-        cells = (each["against"], difference(comparison["f1"]), f"{comparison['recall']:.3f}")
-        rows.append(
-            Row(each["row"], (*cells, difference(comparison["false_alarms"]), difference(change, percent=True)))
-        )
+        f1, recall = difference(comparison["f1"]), f"{comparison['recall']:.3f}"
+        alarms = (difference(comparison["false_alarms"]), difference(change, percent=True))
+        rows.append(Row(each["row"], (each["against"], f1, recall, *alarms)))
     note = (
         f"Row minus compared row, with 95 % intervals of a paired bootstrap over {summary['groups']} "
         f"{summary['resampled']}. False alarms are counted on all images without a {summary['target']} at the given "

@@ -84,13 +84,7 @@ class Outcome:
 
 
 def detection_outcome(
-    records: Sequence,
-    predictions: Sequence,
-    classes: Sequence[str],
-    *,
-    target: str,
-    criterion: str,
-    threshold: float,
+    records: Sequence, predictions: Sequence, classes: Sequence[str], *, target: str, criterion: str, threshold: float
 ) -> Outcome:
     """Matches predictions and keeps what comparisons need; arguments as for ``evaluate_predictions``."""
     data = flatten(records, predictions, classes)[target]
@@ -136,16 +130,14 @@ def compare(
         reached = [rate for rate in rates if rate is not None]
         values.append(float(np.mean(reached)) if len(reached) == len(rates) else math.nan)
         samples.append(np.mean([run.resampled_false_alarms(recall, images, draws) for run in runs], axis=0))
-    groups = len(np.unique(draws.groups))
-    contributing = len(np.unique(draws.groups[images]))
+    groups, contributing = len(np.unique(draws.groups)), len(np.unique(draws.groups[images]))
+    fewer = samples[0] - samples[1]
     change = safe_divide(np.float64(values[0] - values[1]), np.float64(values[1]))
     return Comparison(
         f1=draws.estimate(f1_a[0] - f1_b[0], f1_a[1] - f1_b[1], groups),
         recall=recall,
-        false_alarms=draws.estimate(values[0] - values[1], samples[0] - samples[1], contributing),
-        false_alarms_change=draws.estimate(
-            float(change), safe_divide(samples[0] - samples[1], samples[1]), contributing
-        ),
+        false_alarms=draws.estimate(values[0] - values[1], fewer, contributing),
+        false_alarms_change=draws.estimate(float(change), safe_divide(fewer, samples[1]), contributing),
     )
 
 

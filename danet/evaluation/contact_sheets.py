@@ -5,14 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from danet.boxes import centres, overlaps
-from danet.evaluation.mistakes import (
-    HIT_CAUSE,
-    SHOWN_PER_SIZE,
-    Mistake,
-    Mistakes,
-    choose_by_size,
-    limit_per_video,
-)
+from danet.evaluation.mistakes import HIT_CAUSE, SHOWN_PER_SIZE, Mistake, Mistakes, choose_by_size, limit_per_video
 from danet.utils.drawing import PALETTE, contact_sheet, draw_boxes, enlarge
 from danet.utils.image_io import read_image, to_display
 
@@ -77,10 +70,8 @@ class ContactSheets:
         image = to_display(read_image(record.path))
         height, width = image.shape[:2]
         side = int(np.clip(4 * max(box[2:] - box[:2]), MIN_CROP_PIXELS, max(height, width)))
-        x, y = (
-            int(np.clip(centre - side / 2, 0, max(limit - side, 0)))
-            for centre, limit in zip(centres(box), (width, height), strict=True)
-        )
+        corner = np.clip(centres(box) - side / 2, 0, np.maximum(np.array([width, height]) - side, 0))
+        x, y = corner.astype(int).tolist()
         crop = image[y : y + side, x : x + side]
         factor = TILE_PIXELS / side
         tile = enlarge(crop, factor)

@@ -10,7 +10,7 @@ import numpy as np
 
 from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
 from danet.data.recording_split import split_by_recording
-from danet.evaluation.ablation import RunResult
+from danet.evaluation.ablation import RATIOS, RunResult
 from danet.evaluation.comparison import Outcome
 from danet.utils.errors import UserError
 
@@ -95,9 +95,7 @@ def join_folds(results: Sequence[RunResult]) -> RunResult:
         results[0],
         threshold=0.5,
         thresholds=[result.threshold for result in results],
-        precision=point.precision.value,
-        recall=point.recall.value,
-        f1=point.f1.value,
+        **{ratio: getattr(point, ratio).value for ratio in RATIOS},
         ap50=_mean([result.ap50 for result in results]),
         frames_per_second=_mean([result.frames_per_second for result in results]),
         steps=round(statistics.mean(result.steps for result in results)),
@@ -111,10 +109,9 @@ def _join(outcomes: Sequence[Outcome]) -> Outcome:
     starts = np.cumsum([0, *(len(outcome.objects) for outcome in outcomes)])[:-1]
 
     def joined(kind: str) -> tuple[np.ndarray, np.ndarray]:
-        scores = np.concatenate([_shifted(getattr(each, f"{kind}_scores"), each.threshold) for each in outcomes])
-        images = np.concatenate(
-            [getattr(each, f"{kind}_image") + start for each, start in zip(outcomes, starts, strict=True)]
-        )
+        shifted = [_shifted(getattr(each, f"{kind}_scores"), each.threshold) for each in outcomes]
+        moved = [getattr(each, f"{kind}_image") + start for each, start in zip(outcomes, starts, strict=True)]
+        scores, images = np.concatenate(shifted), np.concatenate(moved)
         order = np.argsort(-scores, kind="stable")
         return scores[order], images[order]
 

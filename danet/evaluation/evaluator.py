@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from danet.boxes import Detections
 from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
 from danet.evaluation.contact_sheets import ContactSheets
@@ -17,6 +18,7 @@ from danet.evaluation.metrics import Metrics, choose_threshold, evaluate_predict
 from danet.evaluation.mistakes import find_mistakes
 from danet.evaluation.plots import PLOTS, write_png
 from danet.inference.coco_results import to_coco_results
+from danet.inference.detector import Detector
 from danet.inference.loading import choose_device, load, parse_size
 from danet.inference.local_contrast_detector import LocalContrastDetector
 from danet.inference.predict import predict
@@ -25,10 +27,6 @@ from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import write_json, write_text
 from danet.utils.image_io import write_image
-
-if TYPE_CHECKING:
-    from danet.boxes import Detections
-    from danet.inference.detector import Detector
 
 WORST_SHEET, SIZE_SHEET = "misses_and_false_alarms.png", "by_size.png"
 
@@ -51,11 +49,8 @@ class TunedThreshold:
 class Evaluation:
     """The results of ``Evaluator.evaluate``."""
 
-    options: EvaluateOptions
-    data: CocoDataset
-    records: list[ImageRecord]
-    predictions: list["Detections"]
-    classes: list[str]
+    evaluator: "Evaluator"
+    predictions: list[Detections]
     metrics: Metrics
     content: dict
     """The content of ``metrics.json``."""
@@ -66,11 +61,13 @@ class Evaluation:
 
     def write(self) -> list[Path]:
         """Writes all files into the folder ``options.out`` and the metrics to ``options.json``; returns the paths."""
-        out, curves = Path(self.options.out), thin_curves(self.metrics)
-        write_text(out / "config.yaml", cli.dump(self.options))
+        source, options, curves = self.evaluator, self.evaluator.options, thin_curves(self.metrics)
+        out = Path(options.out)
+        write_text(out / "config.yaml", cli.dump(options))
         written = [out / name for name in ("metrics.json", "predictions.json", "curves.csv")]
         write_json(written[0], self.content)
-        write_json(written[1], to_coco_results(self.data, self.records, self.predictions, self.classes), indent=None)
+        results = to_coco_results(source.data, source.records, self.predictions, source.classes)
+        write_json(written[1], results, indent=None)
         write_curves(written[2], curves)
         for plot in PLOTS:
             written.append(out / plot.file)
@@ -80,8 +77,8 @@ class Evaluation:
             if sheet is not None:
                 written.append(out / name)
                 write_image(written[-1], sheet)
-        if self.options.json is not None:
-            written.append(Path(self.options.json))
+        if options.json is not None:
+            written.append(Path(options.json))
             write_json(written[-1], self.content)
         return written
 
@@ -120,9 +117,8 @@ class Evaluator:
         if tune is None:
             return None
         found, _ = predict(self.detector, self.tune_records, self.options.batch, quiet=self.options.quiet)
-        threshold, f1 = choose_threshold(
-            self.tune_records, found, self.classes, target=self.target, criterion=criterion
-        )
+        records, classes = self.tune_records, self.classes
+        threshold, f1 = choose_threshold(records, found, classes, target=self.target, criterion=criterion)
         if threshold is None:
             raise NoDetectionsError(f"{tune}: no threshold can be chosen, no {self.target!r} is found there")
         return TunedThreshold(tune, len(self.tune_records), f1, threshold)
@@ -132,22 +128,12 @@ class Evaluator:
         options, records, classes, target = self.options, self.records, self.classes, self.target
         threshold = options.threshold if tuned is None else tuned.threshold
         predictions, speed = predict(self.detector, records, options.batch, quiet=options.quiet)
-        metrics = evaluate_predictions(
-            records,
-            predictions,
-            classes,
-            target=target,
-            threshold=threshold,
-            fixed=options.fixed,
-            criterion=options.criterion,
-            scale_edges=options.scale_edges,
-            resamples=options.resamples,
-            seed=options.seed,
-        )
+        names = ("fixed", "criterion", "scale_edges", "resamples", "seed")
+        settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+        found = records, predictions, classes
+        metrics = evaluate_predictions(*found, target=target, threshold=threshold, **settings)
         shown_at = options.fixed if threshold is None else threshold
-        mistakes = find_mistakes(
-            records, predictions, classes, target=target, threshold=shown_at, criterion=options.criterion
-        )
+        mistakes = find_mistakes(*found, target=target, threshold=shown_at, criterion=options.criterion)
         method = (
             f"{self.device}, {torch.get_num_threads()} threads, batches of up to {options.batch} images of equal size, "
             f"scores from {MIN_SCORE}; measured one after the other: reading and preprocessing, network, decoding and "
@@ -161,31 +147,22 @@ class Evaluator:
             "environment": info(),
             "options": asdict(options),
         }
-        draw = ContactSheets(records, predictions, classes, target=target, threshold=shown_at)
+        draw = ContactSheets(*found, target=target, threshold=shown_at)
         sheets = {WORST_SHEET: draw.worst(mistakes), SIZE_SHEET: draw.by_size(mistakes, options.scale_edges)}
-        return Evaluation(options, self.data, records, predictions, classes, metrics, content, shown_at, sheets)
+        return Evaluation(self, predictions, metrics, content, shown_at, sheets)
 
-    def _load_detector(self) -> "Detector | LocalContrastDetector":
+    def _load_detector(self) -> Detector | LocalContrastDetector:
         options = self.options
-        limits: dict[str, Any] = {
-            "score_threshold": MIN_SCORE,
-            "iou_threshold": options.iou,
-            "max_detections": options.max_detections,
-        }
+        limits: dict[str, Any] = {"score_threshold": MIN_SCORE, "iou_threshold": options.iou}
+        limits["max_detections"] = options.max_detections
         if options.weights == LOCAL_CONTRAST:
             if options.target is None:
                 raise UserError(f"--target: name the class that {LOCAL_CONTRAST} is to find")
             detector = LocalContrastDetector(options.target, self.device, **limits)
             detector.calibrate(self.tune_records)
             return detector
-        return load(
-            options.weights,
-            self.device,
-            **limits,
-            input_size=parse_size(options.input_size),
-            dtype=getattr(torch, options.dtype),
-            deploy=options.deploy,
-        )
+        size, dtype = parse_size(options.input_size), getattr(torch, options.dtype)
+        return load(options.weights, self.device, **limits, input_size=size, dtype=dtype, deploy=options.deploy)
 
     def _check_disjoint(self) -> None:
         """A threshold must not be chosen on the reported images, and should not be chosen on their neighbours."""
@@ -199,9 +176,8 @@ class Evaluator:
         for name in ("recording", "video"):
             both = {getattr(record, name) for record in records} & {getattr(record, name) for record in tune} - {None}
             if both:
-                self.warnings.append(
-                    f"{options.tune} and {options.data} share {len(both)} {name}s, such as {min(both)}"
-                )
+                where = f"{options.tune} and {options.data}"
+                self.warnings.append(f"{where} share {len(both)} {name}s, such as {min(both)}")
                 return
 
     def _choose_target(self) -> str:

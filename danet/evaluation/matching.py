@@ -94,9 +94,8 @@ def flatten(records: Sequence, predictions: Sequence, classes: Sequence[str]) ->
     Raises ValueError if ``records`` and ``predictions`` differ in length.
     """
     if len(records) != len(predictions):
-        raise ValueError(
-            f"predictions: must have one entry per image, got {len(records)} images, {len(predictions)} entries"
-        )
+        counts = f"{len(records)} images, {len(predictions)} entries"
+        raise ValueError(f"predictions: must have one entry per image, got {counts}")
     boxes = _stack([np.asarray(boxes, np.float64).reshape(-1, 4) for boxes, _, _ in predictions], (0, 4))
     scores = _stack([np.asarray(scores, np.float64) for _, scores, _ in predictions], (0,))
     labels = _stack([np.asarray(labels, np.int64) for _, _, labels in predictions], (0,))
@@ -113,15 +112,8 @@ def flatten(records: Sequence, predictions: Sequence, classes: Sequence[str]) ->
     for label, name in enumerate(classes):
         detected = labels == label
         annotated = (names == name) | ((names == IGNORE) & crowd)
-        result[name] = ClassData(
-            boxes[detected],
-            scores[detected],
-            image[detected],
-            truths[annotated],
-            truth_image[annotated],
-            crowd[annotated],
-            len(records),
-        )
+        found = (boxes[detected], scores[detected], image[detected])
+        result[name] = ClassData(*found, truths[annotated], truth_image[annotated], crowd[annotated], len(records))
     return result
 
 

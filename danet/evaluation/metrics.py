@@ -4,11 +4,10 @@ Score thresholds are never chosen on the reported data: ``choose_threshold`` run
 argument of ``evaluate_predictions``.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,7 +69,7 @@ class Curve(NamedTuple):
         if not self.tp.any():
             return None, 0.0 if self.objects else math.nan
         best = int(np.argmax(self.f1))
-        lower = self.thresholds[best + 1] if best + 1 < len(self.thresholds) else 0.0
+        lower = np.append(self.thresholds, 0.0)[best + 1]
         return float(0.5 * (self.thresholds[best] + lower)), float(self.f1[best])
 
     def middle_of_best(self, tolerance: float = 0.01) -> tuple[float | None, float]:
@@ -83,10 +82,9 @@ class Curve(NamedTuple):
             return None, 0.0 if self.objects else math.nan
         best = int(np.argmax(self.f1))
         worse = np.flatnonzero(self.f1 < self.f1[best] - tolerance)
-        position = int(np.searchsorted(worse, best))
-        first = int(worse[position - 1]) + 1 if position > 0 else 0
-        end = int(worse[position]) if position < len(worse) else len(self.f1)
-        lower = self.thresholds[end] if end < len(self.f1) else 0.0
+        first = max(worse[worse < best] + 1, default=0)
+        end = min(worse[worse > best], default=len(self.f1))
+        lower = np.append(self.thresholds, 0.0)[end]
         threshold = float(0.5 * (self.thresholds[first] + lower))
         return threshold, self.at(threshold)[2]
 
@@ -135,7 +133,7 @@ class SubsetMetrics:
     ap: Estimate
     fixed: OperatingPoint
     tuned: OperatingPoint | None
-    curve: Curve = field(repr=False, metadata={"json": False})
+    curve: Curve = field(repr=False)  # not in metrics.json
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ class Metrics:
     other_classes: list[SubsetMetrics]
 
     def to_json(self) -> dict:
-        return _plain(self)
+        return asdict(self, dict_factory=lambda items: {name: value for name, value in items if name != "curve"})
 
 
 def evaluate_predictions(
@@ -224,7 +222,14 @@ def evaluate_predictions(
     draws = resample([record.video for record in records], resamples, seed)
 
     def result(name: str, title: str, data: ClassData, matches: Matches) -> SubsetMetrics:
-        return _result(name, title, data, matches, fixed, threshold, draws)
+        line = _curve(data, matches)
+        at_fixed = _counts(data, matches, fixed)
+        valid = matches.outcome != IGNORED
+        ap = draws.average_precision(
+            line.average_precision(), matches.outcome[valid] == HIT, data.image[valid], at_fixed.objects
+        )
+        tuned = None if threshold is None else _counts(data, matches, threshold).operating(draws)
+        return SubsetMetrics(name, title, line.objects, ap, at_fixed.operating(draws), tuned, line)
 
     data, main = by_class[target], CRITERIA[criterion]
     matches = {key: match(data, each) for key, each in CRITERIA.items()}
@@ -351,25 +356,6 @@ def _curve(data: ClassData, matches: Matches) -> Curve:
     return curve(data.scores, matches.outcome, int(matches.counted.sum()))
 
 
-def _result(
-    name: str,
-    title: str,
-    data: ClassData,
-    matches: Matches,
-    fixed: float,
-    threshold: float | None,
-    draws: Resampling,
-) -> SubsetMetrics:
-    line = _curve(data, matches)
-    at_fixed = _counts(data, matches, fixed)
-    valid = matches.outcome != IGNORED
-    ap = draws.average_precision(
-        line.average_precision(), matches.outcome[valid] == HIT, data.image[valid], at_fixed.objects
-    )
-    tuned = None if threshold is None else _counts(data, matches, threshold).operating(draws)
-    return SubsetMetrics(name, title, line.objects, ap, at_fixed.operating(draws), tuned, line)
-
-
 def size_ranges(edges: Sequence[float]) -> list[tuple[str, str, tuple[float, float]]]:
     """Name, title and range ``(low, high)`` in pixels of each size range.
 
@@ -424,13 +410,3 @@ def _false_alarms(
         rates = {key: draws.ratio(counts[key].fp * inside, inside) if key in counts else None for key in thresholds}
         result.append(FalseAlarms(name, int(inside.sum()), rates))
     return result
-
-
-def _plain(value: Any) -> Any:
-    """Converts dataclasses to dictionaries, without the fields whose metadata say so."""
-    if dataclasses.is_dataclass(value):
-        fields = [item for item in dataclasses.fields(value) if item.metadata.get("json", True)]
-        return {item.name: _plain(getattr(value, item.name)) for item in fields}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value

@@ -83,10 +83,10 @@ def find_mistakes(
         truths = data.truths[truths_of_image[image]]
         cause = _cause_of_false_alarm(data.boxes[index], truths, records[image], target, rule)
         false_alarms.append(Mistake(image, data.boxes[index], float(data.scores[index]), cause))
-    hits = [
-        Mistake(int(data.image[i]), data.truths[matches.truth[i]], float(data.scores[i]), HIT_CAUSE)
-        for i in hit_indices
-    ]
+    hits = []
+    for index in hit_indices:
+        truth, score = data.truths[matches.truth[index]], float(data.scores[index])
+        hits.append(Mistake(int(data.image[index]), truth, score, HIT_CAUSE))
     return Mistakes(misses, false_alarms, hits)
 
 
@@ -98,22 +98,16 @@ def choose_by_size(
     The size is that of the object, or of a false alarm's box. Hits are those nearest to the median score; misses and
     false alarms are the worst ones. All of one kind are from different videos.
     """
+    kinds = {"hit": mistakes.hits, "miss": mistakes.misses, "false alarm": mistakes.false_alarms}
     sizes = []
     for _, title, (low, high) in size_ranges(edges):
-        hits, misses, false = (
-            [m for m in found if low <= size(m.box) < high]
-            for found in (mistakes.hits, mistakes.misses, mistakes.false_alarms)
-        )
+        chosen = {what: [m for m in found if low <= size(m.box) < high] for what, found in kinds.items()}
+        hits = chosen["hit"]
         middle = float(np.median([hit.score or 0.0 for hit in hits])) if hits else 0.0
-        hits = sorted(hits, key=lambda hit: abs((hit.score or 0.0) - middle))
-        chosen = {"hit": hits, "miss": misses, "false alarm": false}
+        hits.sort(key=lambda hit: abs((hit.score or 0.0) - middle))
         name = title.replace("≥", "from")  # pictures are labeled in ASCII
-        sizes.append(
-            (
-                name,
-                {what: limit_per_video(found, records, SHOWN_PER_SIZE, per_video=1) for what, found in chosen.items()},
-            )
-        )
+        shown = {what: limit_per_video(found, records, SHOWN_PER_SIZE, per_video=1) for what, found in chosen.items()}
+        sizes.append((name, shown))
     return sizes
 
 

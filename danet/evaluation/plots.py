@@ -4,14 +4,13 @@ Every ``..._figure`` function returns a matplotlib ``Figure``; ``write_png`` and
 a page show the same picture. Nothing here uses pyplot, which keeps global state and looks for a display.
 """
 
-import functools
 import io
 import math
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -52,7 +51,8 @@ STYLE: Any = {
     "svg.fonttype": "none",  # letters stay text: small files that can be searched and read aloud
     "text.parse_math": False,  # a dollar sign in the name of a class is a dollar sign
 }
-Arguments = ParamSpec("Arguments")
+
+Limits = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,7 @@ class Line:
     tips: Sequence[str] = ()
 
 
-def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    @functools.wraps(draw)
-    def styled(*args: Arguments.args, **options: Arguments.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **options)
-
-    return styled
-
-
-@_styled
+@matplotlib.rc_context(STYLE)
 def precision_recall_figure(metrics: dict, curves: Curves) -> Figure:
     """Precision over recall under every criterion, with markers at the reported operating points.
 
@@ -108,13 +99,13 @@ def precision_recall_figure(metrics: dict, curves: Curves) -> Figure:
             if point is not None and None not in (point["precision"]["value"], point["recall"]["value"]):
                 _mark(axes, marker, point["recall"]["value"], point["precision"]["value"], COLORS[index])
     for name, marker in MARKERS.items():
-        if metrics["thresholds"][name] is not None:
-            label = f"{name} score {metrics['thresholds'][name]:.3f}"
-            _mark(axes, marker, math.nan, math.nan, HOLLOW, label=label)
+        value = metrics["thresholds"][name]
+        if value is not None:
+            _mark(axes, marker, math.nan, math.nan, HOLLOW, label=f"{name} score {value:.3f}")
     return _finish(figure, axes, metrics)
 
 
-@_styled
+@matplotlib.rc_context(STYLE)
 def f1_figure(metrics: dict, curves: Curves) -> Figure:
     """F1 over the score threshold under every criterion, with vertical lines at the reported thresholds.
 
@@ -138,7 +129,7 @@ PLOTS = (
 """The figures that ``danet evaluate`` writes and ``danet report`` shows."""
 
 
-@_styled
+@matplotlib.rc_context(STYLE)
 def ablation_figure(summary: dict) -> Figure:
     """F1, AP50 and false alarms of every row: a dot per run, a tick at the mean, a line of one standard deviation.
 
@@ -150,8 +141,9 @@ def ablation_figure(summary: dict) -> Figure:
     rows = summary["rows"]
     panels = {}
     for title, name in (("F1", "f1"), ("AP50", "ap50")):
-        dots = [[run[name] for run in summary["runs"] if run["row"] == row["name"]] for row in rows]
-        panels[title] = [row["figures"][name] for row in rows], [[v for v in each if v is not None] for each in dots]
+        runs = [run for run in summary["runs"] if run[name] is not None]
+        dots = [[run[name] for run in runs if run["row"] == row["name"]] for row in rows]
+        panels[title] = [row["figures"][name] for row in rows], dots
     if summary["distractors"]:
         all_images = ALL if ALL in summary["distractors"] else next(iter(summary["distractors"]))
         rates = [row["false_alarms_at_common_recall"][all_images]["rate"] for row in rows]
@@ -178,14 +170,14 @@ def ablation_figure(summary: dict) -> Figure:
     return figure
 
 
-@_styled
+@matplotlib.rc_context(STYLE)
 def line_figure(
     lines: Sequence[Line],
     x: str,
     y: str,
     *,
-    xlim: tuple[float, float] | None = None,
-    ylim: tuple[float, float] | None = None,
+    xlim: Limits = None,
+    ylim: Limits = None,
     log: str = "",
     count: bool = False,
     height: float = HEIGHT,
@@ -262,11 +254,7 @@ def to_svg(figure: Figure, title: str) -> str:
 
 
 def _new_figure(
-    x: str,
-    y: str,
-    xlim: tuple[float, float] | None = (0, 1),
-    ylim: tuple[float, float] | None = (0, 1.02),
-    height: float = HEIGHT,
+    x: str, y: str, xlim: Limits = (0, 1), ylim: Limits = (0, 1.02), height: float = HEIGHT
 ) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_subplot(xlabel=x, ylabel=y)

@@ -12,10 +12,8 @@ from danet.evaluation.metrics import RECALLS, recall_point
 
 MAX_RECORDINGS = 40
 """Recordings listed in the terminal; metrics.json and the report have all of them."""
-RATIOS, COUNTS = (
-    {"precision": "precision", "recall": "recall", "f1": "F1"},
-    {"tp": "hits", "fp": "false", "fn": "missed"},
-)
+RATIOS = {"precision": "precision", "recall": "recall", "f1": "F1"}
+COUNTS = {"tp": "hits", "fp": "false", "fn": "missed"}
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from danet.evaluation.ablation import ablation_tables, describe
 from danet.evaluation.curves import read_curves
 from danet.evaluation.formatting import spread
 from danet.evaluation.matching import CRITERIA
-from danet.evaluation.plots import COLORS, Line, ablation_figure, line_figure, to_svg
+from danet.evaluation.plots import COLORS, Line, ablation_figure, line_figure
 from danet.report.evaluation_page import CURVES
 from danet.report.page import Block, Chart, Grid, Page, Section, Table
-from danet.report.reproduce import command_line, configuration, read_config, saved_options
+from danet.report.reproduce import command_line, configuration, saved_options
 from danet.report.training_page import VALIDATIONS, read_columns
 from danet.utils.files import read_json
 
@@ -30,13 +30,13 @@ def ablation_report(folder: Path) -> Page:
         for name, title in METRICS.items()
     ]
     tables = [Table.of(table, (1,) if table.head[1] == "against" else ()) for table in ablation_tables(summary)]
-    figure = Chart("Rows of the ablation", to_svg(ablation_figure(summary), "Rows of the ablation"), wide=True)
+    figure = Chart.of("Rows of the ablation", ablation_figure(summary), wide=True)
     command = command_line("danet ablate", options, ("val",), words="train")
     note = "With the same --out the command runs only what is missing; with another --out it starts from scratch:"
     sections = [
         Section("Results", [figure, *tables]),
         Section("Curves", _curves(folder, summary)),
-        Section("Configuration", configuration(command, read_config(folder / "config.yaml"), note)),
+        Section("Configuration", configuration(command, folder / "config.yaml", note)),
     ]
     return Page("Ablation", folder.resolve().name, f"{options.val}: {describe(summary)}", tiles, sections)
 
@@ -55,11 +55,10 @@ def _curves(folder: Path, summary: dict) -> list[Block]:
             validations.append(Line(row["name"], columns["epoch"], columns["ap50"], color))
     charts: list[Block] = []
     if precision_recall:
-        title = "Precision over recall"
         figure = line_figure(precision_recall, "recall", "precision", xlim=(0, 1), ylim=(0, 1.02))
-        charts.append(Chart(title, to_svg(figure, title), f"{which}; {CRITERIA[summary['criterion']].title}."))
+        note = f"{which}; {CRITERIA[summary['criterion']].title}."
+        charts.append(Chart.of("Precision over recall", figure, note))
     if validations:
-        title = "AP50 on the validation images"
         figure = line_figure(validations, "epoch", "AP50", ylim=(0, 1.02), count=True)
-        charts.append(Chart(title, to_svg(figure, title), f"{which}."))
+        charts.append(Chart.of("AP50 on the validation images", figure, f"{which}."))
     return [Grid(charts)] if charts else []

@@ -6,7 +6,7 @@ The keys read here are those that benchmarks/ops.py and benchmarks/detector.py w
 from pathlib import Path
 
 from danet.evaluation.formatting import number
-from danet.evaluation.plots import HEIGHT, Line, line_figure, to_svg
+from danet.evaluation.plots import HEIGHT, Line, line_figure
 from danet.report.page import Bars, Block, Chart, Code, Facts, Fold, Grid, Page, Paragraph, Section, Table
 
 OPERATORS = ("sdc", "lcdc", "rep_conv", "softmax_gate")
@@ -27,15 +27,10 @@ def benchmark_report(path: Path, content: dict) -> Page:
     facts = [(name.replace("_", " "), value) for name, value in machine.items()]
     facts.append(("large copy", f"{ceilings['GB/s']:.1f} GB/s, read and written"))
     facts.append(("large float32 product", f"{ceilings['GFLOP/s']:.1f} GFLOP/s"))
+    repeat = Code(command, "Command that repeats the benchmark")
     sections += [
         Section("Machine", [Facts(facts)]),
-        Section(
-            "Reproduce",
-            [
-                Paragraph("In a checkout of danet, on the same machine:"),
-                Code(command, "Command that repeats the benchmark"),
-            ],
-        ),
+        Section("Reproduce", [Paragraph("In a checkout of danet, on the same machine:"), repeat]),
     ]
     return Page("Benchmark", path.stem, lead, tiles, sections)
 
@@ -43,9 +38,8 @@ def benchmark_report(path: Path, content: dict) -> Page:
 def _operators(path: Path, content: dict) -> tuple[list, list[Section], str]:
     cases = [case for case in content["cases"] if case["seconds"].get("ours")]
     failed = [case for case in content["cases"] if case not in cases]
-    present = list({case["operator"]: 0 for case in content["cases"]})
-    names = [name for name in OPERATORS if name in present]
-    names += [name for name in present if name not in names]
+    present = dict.fromkeys(case["operator"] for case in content["cases"])
+    names = list(dict.fromkeys([*(name for name in OPERATORS if name in present), *present]))
     by_name = {name: [case for case in cases if case["operator"] == name] for name in names}
     ceilings, machine = content["ceilings"], content["machine"]
     means = sorted(content["geometric_means"].items(), key=lambda item: -item[1])
@@ -91,17 +85,15 @@ def _roofline(cases: dict[str, list[dict]], ceilings: dict[str, float]) -> Chart
     intensities = [knee, *(x for line in lines for x in line.x)]
     corners = [min(intensities) / 1.5, knee, max(intensities) * 1.5]
     ceiling = Line("ceiling", corners, [min(bandwidth * x, peak) for x in corners], color=-1)
-    title = "Speed over arithmetic intensity"
-    figure = line_figure(
-        [ceiling, *lines], "arithmetic intensity, FLOP per byte", "GFLOP/s", log="xy", height=1.3 * HEIGHT
-    )
+    x_label = "arithmetic intensity, FLOP per byte"
+    figure = line_figure([ceiling, *lines], x_label, "GFLOP/s", log="xy", height=1.3 * HEIGHT)
     note = (
         f"Ceiling: a large copy, {bandwidth:.1f} GB/s, and a large float32 product, {peak:.0f} GFLOP/s, measured in "
         "the same run. Points can lie above it: bytes are counted as if each tensor went through memory once, but "
         "caches are faster; and FLOP of rep_conv are those of a direct convolution, while Winograd's algorithm needs "
         "fewer."
     )
-    return Chart(title, to_svg(figure, title), note)
+    return Chart.of("Speed over arithmetic intensity", figure, note)
 
 
 def _range(cases: list[dict]) -> str:
@@ -111,7 +103,7 @@ def _range(cases: list[dict]) -> str:
 
 
 def _cases_table(name: str, cases: list[dict], ceilings: dict[str, float]) -> Table:
-    baselines = list({baseline: 0 for case in cases for baseline in case["times_as_fast_as"]})
+    baselines = list(dict.fromkeys(baseline for case in cases for baseline in case["times_as_fast_as"]))
     rows = []
     for case in cases:
         time = case["seconds"]["ours"]
@@ -129,27 +121,21 @@ def _speedups(case: dict, baselines: list[str]) -> list[str]:
 
 
 def _goals(goals: list[dict]) -> list[Block]:
-    rows = [
-        (
-            f"{goal['case']}, {goal['pass']}",
-            goal["figure"],
-            *(_optional(goal[key]) for key in ("must", "aim", "measured")),
-        )
-        for goal in goals
-    ]
+    rows = []
+    for goal in goals:
+        values = (_optional(goal[key]) for key in ("must", "aim", "measured"))
+        rows.append((f"{goal['case']}, {goal['pass']}", goal["figure"], *values))
     return [Table("Goals", ("case", "metric", "must", "aim", "measured"), rows, text_columns=(1,))] if rows else []
 
 
 def _detector(path: Path, content: dict) -> tuple[list, list[Section], str]:
     cases, machine = content["cases"], content["machine"]
     tiles = [(case["case"], f"{case['frames_per_second']:.1f}", "frames/s, network only") for case in cases]
-    times: list[Block] = [
-        Bars(
-            f"{case['case']}, {case['GFLOP']:.2f} GFLOP",
-            [(name, each["p50"], f"{each['p50']:.1f} ms") for name, each in case["milliseconds"].items()],
-        )
-        for case in cases
-    ]
+    times: list[Block] = []
+    for case in cases:
+        medians = {name: each["p50"] for name, each in case["milliseconds"].items()}
+        bars = [(name, median, f"{median:.1f} ms") for name, median in medians.items()]
+        times.append(Bars(f"{case['case']}, {case['GFLOP']:.2f} GFLOP", bars))
     layers = [case for case in cases if case.get("layers")]
     sections = [
         Section("Milliseconds per call", [Paragraph("Medians; shorter is better."), Grid(times)]),
@@ -177,24 +163,16 @@ def _parts(name: str) -> tuple[str, str, str]:
 
 
 def _networks_table(cases: list[dict]) -> Table:
-    baselines = list({baseline: 0 for case in cases for baseline in case["times_as_fast_as"]})
+    baselines = list(dict.fromkeys(baseline for case in cases for baseline in case["times_as_fast_as"]))
     rows = []
     for case in cases:
-        ours, end_to_end = case["milliseconds"]["deployed"], case.get("end_to_end")
-        rows.append(
-            (
-                case["case"],
-                *(f"{ours[name]:.1f}" for name in ("p50", "p95", "p99")),
-                *_speedups(case, baselines),
-                _optional(case.get("times_peak")),
-                _optional(case.get("resident_MB"), 0),
-                "" if end_to_end is None else f"{end_to_end['frames_per_second']:.1f} ({end_to_end['share']:.0%})",
-            )
-        )
-    head = (
-        *("case", "p50 ms", "p95 ms", "p99 ms", *(f"vs {baseline}" for baseline in baselines)),
-        *("× FMA peak", "MB", "danet detect, frames/s"),
-    )
+        ours, video = case["milliseconds"]["deployed"], case.get("end_to_end")
+        times = (f"{ours[name]:.1f}" for name in ("p50", "p95", "p99"))
+        measured = (_optional(case.get("times_peak")), _optional(case.get("resident_MB"), 0))
+        speed = "" if video is None else f"{video['frames_per_second']:.1f} ({video['share']:.0%})"
+        rows.append((case["case"], *times, *_speedups(case, baselines), *measured, speed))
+    compared = (f"vs {baseline}" for baseline in baselines)
+    head = ("case", "p50 ms", "p95 ms", "p99 ms", *compared, "× FMA peak", "MB", "danet detect, frames/s")
     note = (
         "FMA peak: speed of the large float32 product. MB: resident memory, beyond weights and Python. danet detect "
         "reads, detects and writes a video; in parentheses its speed relative to the network only."
@@ -210,14 +188,11 @@ def _layers(cases: list[dict], peak: float) -> list[Block]:
         layers = sorted(case["layers"], key=lambda layer: -layer["milliseconds"])[:LISTED_LAYERS]
         bars = [(layer["layer"], layer["milliseconds"], f"{layer['milliseconds']:.2f} ms") for layer in layers]
         slowest.append(Bars(f"{case['case']}: the slowest layers", bars))
-        rows = [
-            (
-                layer["layer"],
-                *(f"{layer['milliseconds']:.3f}", f"{layer['MFLOP']:.1f}"),
-                *(f"{layer['times_peak'] * peak:.0f}", f"{layer['times_peak']:.2f}"),
-            )
-            for layer in case["layers"]
-        ]
+        rows = []
+        for layer in case["layers"]:
+            share = layer["times_peak"]
+            cost = (f"{layer['milliseconds']:.3f}", f"{layer['MFLOP']:.1f}")
+            rows.append((layer["layer"], *cost, f"{share * peak:.0f}", f"{share:.2f}"))
         head = ("layer", "ms", "MFLOP", "GFLOP/s", "× FMA peak")
         tables.append(Fold(f"All layers of {case['case']}", [Table(f"Layers of {case['case']}", head, rows)]))
     return [Grid(slowest), *tables] if cases else []

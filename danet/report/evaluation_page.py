@@ -8,12 +8,12 @@ from danet.evaluation.evaluate_options import EvaluateOptions
 from danet.evaluation.evaluator import SIZE_SHEET, WORST_SHEET, select_images
 from danet.evaluation.formatting import interval, number
 from danet.evaluation.matching import CRITERIA
-from danet.evaluation.plots import PLOTS, to_svg
+from danet.evaluation.plots import PLOTS
 from danet.evaluation.tables import metric_tables
 from danet.inference.coco_results import read_coco_results
 from danet.report import pictures
 from danet.report.page import Bars, Block, Chart, Facts, Fold, Grid, Page, Paragraph, Pictures, Section, Table
-from danet.report.reproduce import command_line, configuration, read_config, saved_options
+from danet.report.reproduce import command_line, configuration, saved_options
 from danet.utils.errors import UserError
 from danet.utils.files import read_json
 
@@ -35,7 +35,7 @@ def evaluation_report(folder: Path, count: int) -> Page:
         *evaluation_sections(folder, metrics),
         Section("Frames", _frames(folder, metrics, point["threshold"], count)),
         Section("Speed and software", _speed(metrics)),
-        Section("Configuration", configuration(evaluation_command(folder), read_config(folder / "config.yaml"), note)),
+        Section("Configuration", configuration(evaluation_command(folder), folder / "config.yaml", note)),
     ]
     return Page("Evaluation", folder.resolve().name, evaluation_lead(folder, metrics), tiles, sections)
 
@@ -80,7 +80,7 @@ def _curves(folder: Path, metrics: dict) -> list[Block]:
     curves = read_curves(folder / CURVES)
     if not curves:
         return [Paragraph("There are no detections and therefore no curves.")]
-    return [Grid([Chart(plot.title, to_svg(plot.draw(metrics, curves), plot.title)) for plot in PLOTS])]
+    return [Grid([Chart.of(plot.title, plot.draw(metrics, curves)) for plot in PLOTS])]
 
 
 def _tables(metrics: dict) -> list[Block]:
@@ -94,27 +94,20 @@ def _tables(metrics: dict) -> list[Block]:
 
 def _mistakes(folder: Path, metrics: dict) -> list[Block]:
     _, point = main_result(metrics)
-    target = metrics["target"]
     at = f"at score {point['threshold']:.3f}, {CRITERIA[metrics['criterion']].title}"
-    bars: list[Block] = [
-        Bars(f"{title} by cause, {at}", [(cause, count, str(count)) for cause, count in causes.items()])
-        for title, causes in (
-            ("Misses", metrics["mistakes"]["misses"]),
-            ("False alarms", metrics["mistakes"]["false_alarms"]),
-        )
-        if causes
-    ]
+    bars: list[Block] = []
+    for kind, causes in metrics["mistakes"].items():
+        rows = [(cause, count, str(count)) for cause, count in causes.items()]
+        bars += [Bars(f"{kind.replace('_', ' ').capitalize()} by cause, {at}", rows)] if rows else []
     blocks: list[Block] = [Grid(bars)] if bars else [Paragraph(f"There are no mistakes {at}.")]
-    colors = f"Annotated {target} objects are blue, other objects grey, detections orange with their scores."
+    colors = f"Annotated {metrics['target']} objects are blue, other objects grey, detections orange with their scores."
     sheets = {
         WORST_SHEET: f"The worst misses, then the false alarms with the highest scores, {at}. {colors}",
         SIZE_SHEET: "By size: hits with a median score, the worst misses, the false alarms with the highest scores, "
         f"{at}. {colors}",
     }
-    return [
-        *blocks,
-        *(pictures.sheet(folder / name, caption) for name, caption in sheets.items() if (folder / name).is_file()),
-    ]
+    found = {folder / name: caption for name, caption in sheets.items() if (folder / name).is_file()}
+    return [*blocks, *(pictures.sheet(path, caption) for path, caption in found.items())]
 
 
 def _frames(folder: Path, metrics: dict, threshold: float, count: int) -> list[Block]:
@@ -127,10 +120,8 @@ def _frames(folder: Path, metrics: dict, threshold: float, count: int) -> list[B
         records = select_images(data, options.stride, options.class_map)
         classes = [metrics["target"], *(other["name"] for other in metrics["other_classes"])]
         found = read_coco_results(folder / "predictions.json", data, records, classes)
-        shown = [
-            pictures.frame(records[index], found[index], classes, threshold)
-            for index in pictures.choose_frames(records, count)
-        ]
+        chosen = pictures.choose_frames(records, count)
+        shown = [pictures.frame(records[index], found[index], classes, threshold) for index in chosen]
     except UserError as error:
         return [pictures.missing(error)]
     about = f"Annotated boxes are blue; detections of all classes with a score of at least {threshold:.3f} are orange."

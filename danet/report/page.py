@@ -4,20 +4,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
 from danet.evaluation import tables
+from danet.evaluation.plots import to_svg
 
 
 @dataclass
 class Block:
     """A part of a section; its macro in ``templates/blocks.html.j2`` has the name of the class in lower case."""
-
-    @property
-    def macro(self) -> str:
-        return type(self).__name__.lower()
 
 
 @dataclass
@@ -38,12 +36,16 @@ class Facts(Block):
 
 @dataclass
 class Chart(Block):
-    """A figure: an ``<svg>`` element of ``danet.evaluation.plots.to_svg``; a ``wide`` one scrolls on a phone."""
+    """A figure as an ``<svg>`` element; a ``wide`` one scrolls on a phone."""
 
     title: str
     svg: str
     note: str = ""
     wide: bool = False
+
+    @classmethod
+    def of(cls, title: str, figure: Figure, note: str = "", wide: bool = False) -> "Chart":
+        return cls(title, to_svg(figure, title), note, wide)
 
 
 @dataclass
@@ -137,10 +139,7 @@ class Page:
 
     def html(self, footer: str) -> str:
         """The page as HTML that needs no other file."""
-        content: dict[str, Any] = {
-            "page": self,
-            "sections": [section for section in self.sections if section.blocks],
-            "style": files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
-            "footer": footer,
-        }
-        return self.environment.get_template("page.html.j2").render(content)
+        sections = [section for section in self.sections if section.blocks]
+        style = files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+        template = self.environment.get_template("page.html.j2")
+        return template.render(page=self, sections=sections, style=style, footer=footer)

@@ -41,17 +41,14 @@ def command_line(command: str, options: object, positionals: Sequence[str] = (),
     return " \\\n  ".join(lines)
 
 
-def configuration(command: str, config: str, note: str) -> list[Block]:
-    """The blocks of a section: the command, and all options with their values."""
+def configuration(command: str, path: Path, note: str) -> list[Block]:
+    """The blocks of a section: the command, and all options with their values from the config.yaml at ``path``."""
+    config = read_text(path).rstrip("\n")
     return [
         Paragraph(note),
         Code(command, "Command that reproduces the run"),
         Fold("All options, including those at their defaults", [Code(config, "config.yaml")]),
     ]
-
-
-def read_config(path: Path) -> str:
-    return read_text(path).rstrip("\n")
 
 
 def _changed(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from danet.data.loader import load_source
-from danet.evaluation.plots import Line, line_figure, to_svg
+from danet.evaluation.plots import Line, line_figure
 from danet.inference.loading import load
 from danet.inference.predict import predict
 from danet.report import pictures
 from danet.report.evaluation_page import METRICS, evaluation_command, evaluation_lead, evaluation_sections
 from danet.report.page import Block, Chart, Code, Grid, Page, Paragraph, Pictures, Section, Table
-from danet.report.reproduce import command_line, configuration, read_config, saved_options
+from danet.report.reproduce import command_line, configuration, saved_options
 from danet.training.options import TrainOptions
 from danet.training.run_folder import BEST, CONFIG, WEIGHTS
 from danet.utils.errors import UserError
@@ -33,10 +33,8 @@ def training_report(folder: Path, count: int) -> Page:
     """The report of a training's folder, with ``count`` validation frames if weights and data are still there."""
     options = saved_options(folder / CONFIG, TrainOptions)
     steps, validations = read_columns(folder / STEPS), read_columns(folder / VALIDATIONS)
-    done = int(steps["step"][-1]) if steps else 0
-    epoch = int(steps["epoch"][-1]) if steps else 0
-    finished = (folder / WEIGHTS).is_file()
-    state = "Finished" if finished else f"In epoch {epoch} of {options.epochs}, not finished"
+    done, epoch = (int(steps[name][-1]) if steps else 0 for name in ("step", "epoch"))
+    state = "Finished" if (folder / WEIGHTS).is_file() else f"In epoch {epoch} of {options.epochs}, not finished"
     data = ", ".join(each if isinstance(each, str) else each.path for each in options.data)
     classes = ", ".join(options.model.classes)
     lead = f"{options.model.name} with classes {classes}, trained on {data}. {state}, after {done:,} steps."
@@ -54,13 +52,13 @@ def training_report(folder: Path, count: int) -> Page:
         Section("Validation", _validation(validations)),
         Section("Frames", _frames(folder, options, count)),
     ]
-    config = configuration(command_line("danet train", options), read_config(folder / CONFIG), note)
+    config = configuration(command_line("danet train", options), folder / CONFIG, note)
     for inner in sorted(path.parent for path in folder.glob(f"*/{METRICS}")):
         metrics = read_json(inner / METRICS)
         sections.append(Section(f"{inner.name}: evaluation", [Paragraph(evaluation_lead(inner, metrics))]))
         sections += evaluation_sections(inner, metrics, f"{inner.name}: ")
-        config.append(Paragraph(f"The evaluation {inner.name}:"))
-        config.append(Code(evaluation_command(inner), "Command that evaluates"))
+        command = Code(evaluation_command(inner), "Command that evaluates")
+        config += [Paragraph(f"The evaluation {inner.name}:"), command]
     sections.append(Section("Configuration", config))
     return Page("Training", folder.resolve().name, lead, tiles, sections)
 
@@ -104,8 +102,7 @@ def _validation(validations: dict[str, list[float]]) -> list[Block]:
     epochs, best = validations["epoch"], _best_row(validations)
     names = [name for name in TITLES if name in validations]
     lines = [_line(TITLES[name], epochs, validations[name], index) for index, name in enumerate(names)]
-    for index, name in enumerate(names):
-        lines.append(Line("", [epochs[best]], [validations[name][best]], index))
+    lines += [Line("", [epochs[best]], [validations[name][best]], index) for index, name in enumerate(names)]
     note = f"At score {SCORE} and IoU 0.5; AP50 over all scores. Dots mark the best epoch, whose weights are kept."
     columns = [name for name in validations if name not in ("step", "epoch")]
     rows = [
@@ -126,10 +123,8 @@ def _frames(folder: Path, options: TrainOptions, count: int) -> list[Block]:
         records = load_source(options.val)
         shown = [records[index] for index in pictures.choose_frames(records, count)]
         found, _ = predict(load(weights, "cpu", score_threshold=SCORE), shown, 1, quiet=True)
-        frames = [
-            pictures.frame(record, each, options.model.classes, SCORE)
-            for record, each in zip(shown, found, strict=True)
-        ]
+        classes = options.model.classes
+        frames = [pictures.frame(*each, classes, SCORE) for each in zip(shown, found, strict=True)]
     except UserError as error:
         return [pictures.missing(error)]
     about = f"Validation images: annotated boxes are blue, detections of {weights.name} at score {SCORE} are orange."
@@ -137,7 +132,7 @@ def _frames(folder: Path, options: TrainOptions, count: int) -> list[Block]:
 
 
 def _chart(title: str, lines: list[Line], x: str, y: str, *, note: str = "", **options: Any) -> Chart:
-    return Chart(title, to_svg(line_figure(lines, x, y, count=True, **options), title), note)
+    return Chart.of(title, line_figure(lines, x, y, count=True, **options), note)
 
 
 def _best_row(validations: dict[str, list[float]]) -> int:

@@ -16,7 +16,7 @@ from danet.checkpoint import load_weights
 from danet.data.coco_dataset import ImageRecord, load_coco
 from danet.data.loader import DataSource, load_source
 from danet.evaluation.ablate_options import AblateOptions
-from danet.evaluation.ablation import RunResult, Summary, summarize, to_markdown
+from danet.evaluation.ablation import RATIOS, RunResult, summarize, to_markdown
 from danet.evaluation.comparison import detection_outcome
 from danet.evaluation.cross_validation import divide_into_folds, join_folds, write_folds
 from danet.evaluation.evaluate_options import EvaluateOptions
@@ -65,14 +65,8 @@ class AblationStudy:
     def _write(self) -> None:
         out, options = Path(self.options.out), self.options
         records = [record for part in self.parts for record in part.records]
-        summary: Summary = summarize(
-            self.results,
-            records,
-            criterion=options.criterion,
-            recall=options.recall,
-            resamples=options.resamples,
-            folds=options.folds,
-        )
+        settings: dict[str, Any] = {key: getattr(options, key) for key in ("criterion", "recall", "resamples", "folds")}
+        summary = summarize(self.results, records, **settings)
         content = summary.to_json()
         write_text(out / "ablation.md", to_markdown(summary))
         write_png(out / "ablation.png", ablation_figure(content))
@@ -86,8 +80,7 @@ class _Part:
 
     def __init__(self, options: AblateOptions) -> None:
         variants = {name: _train_options(options, words) for name, words in options.row_arguments().items()}
-        self.data = load_coco(options.val)
-        self.records = select_images(self.data, options.stride, options.class_map)
+        self.records = select_images(load_coco(options.val), options.stride, options.class_map)
         for variant in variants.values():
             target = options.target or variant.model.classes[0]
             if not any(target in record.names for record in self.records):
@@ -133,11 +126,11 @@ class Run:
         """Raises UserError if the folder holds a run with other options."""
         if not (self.folder / CONFIG).is_file():
             return
-        saved = cli.parse(TrainOptions, ["--config", str(self.folder / CONFIG)], prog="danet train")
+        saved = asdict(cli.parse(TrainOptions, ["--config", str(self.folder / CONFIG)], prog="danet train"))
         free = MAY_CHANGE_ON_RESUME - {"data", "val", "weights", "epochs", "val_every"}
         for name, value in asdict(self.options).items():
-            if name not in free and getattr(saved, name) != getattr(self.options, name):
-                there = yaml.safe_dump(asdict(saved)[name], default_flow_style=True).split("\n")[0]
+            if name not in free and saved[name] != value:
+                there = yaml.safe_dump(saved[name], default_flow_style=True).split("\n")[0]
                 here = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
                 raise UserError(f"{self.folder}: holds a run with {name} {there}, not {here}; give another --out")
 
@@ -175,32 +168,21 @@ class Run:
         metrics, training = read_json(self.folder / EVALUATED), read_json(self.folder / TRAINED)
         classes, criterion = model.config.classes, self.evaluation.criterion
         point = metrics["criteria"][criterion]["tuned"] or metrics["criteria"][criterion]["fixed"]
-        predictions = read_coco_results(
-            self.folder / "evaluate" / "predictions.json", load_coco(self.evaluation.data), self.records, classes
-        )
-        outcome = detection_outcome(
-            self.records,
-            predictions,
-            classes,
-            target=metrics["target"],
-            criterion=criterion,
-            threshold=point["threshold"],
-        )
+        data, path = load_coco(self.evaluation.data), self.folder / "evaluate" / "predictions.json"
+        predictions = read_coco_results(path, data, self.records, classes)
+        found: dict[str, Any] = {"target": metrics["target"], "threshold": point["threshold"]}
         return RunResult(
             row=self.name,
             seed=self.options.seed,
-            target=metrics["target"],
-            threshold=point["threshold"],
-            precision=point["precision"]["value"],
-            recall=point["recall"]["value"],
-            f1=point["f1"]["value"],
+            **found,
+            **{ratio: point[ratio]["value"] for ratio in RATIOS},
             ap50=metrics["criteria"]["iou50"]["ap"]["value"],
             frames_per_second=metrics["speed"].get("fps"),
             parameters=count_parameters(model),
             steps=training["steps"],
             seconds=training["seconds"],
             operators=metrics["environment"]["operators"],
-            outcome=outcome,
+            outcome=detection_outcome(self.records, predictions, classes, criterion=criterion, **found),
         )
 
 
@@ -215,18 +197,11 @@ def _divide(options: AblateOptions, count: int) -> list[AblateOptions]:
     if not any(target in record.names for record in records):
         raise UserError(f"{options.val} and the training data show no {target!r}; see --target and --class_map")
     folds = divide_into_folds(records, count, Path(options.out), common.model.classes, target)
-    parts = [
-        dataclasses.replace(
-            options,
-            val=fold.path("val"),
-            tune=fold.path("tune"),
-            folds=None,
-            class_map={},
-            out=str(fold.folder),
-            train=[*options.train, f"--data={json.dumps([fold.path('train')])}"],
-        )
-        for fold in folds
-    ]
+    parts = []
+    for fold in folds:
+        val, tune, out = fold.path("val"), fold.path("tune"), str(fold.folder)
+        words = [*options.train, f"--data={json.dumps([fold.path('train')])}"]
+        parts.append(dataclasses.replace(options, val=val, tune=tune, folds=None, class_map={}, out=out, train=words))
     for name, words in options.row_arguments().items():
         variant = _train_options(parts[0], words)
         if variant.data != [folds[0].path("train")]:

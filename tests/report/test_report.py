@@ -194,7 +194,7 @@ def test_operator_benchmark_page_content(reports):
     assert (
         page.text.count(" FLOP per byte") == len(content["cases"]) + 1
     )  # a text under the mouse per dot, and the axis
-    assert "python -m benchmarks.ops --json ops-cpu-2026-11-24.json" in page.text
+    assert "python -m benchmarks.ops --json operators.json" in page.text
 
 
 def test_detector_benchmark_page_content(reports):
