@@ -80,7 +80,7 @@ struct SharedRowsLaunch {
 
 Tensor lcdc(const Tensor& input, const Tensor& weight, bool gate) {
   const LcdcParams sizes = check_lcdc(input, weight, gate);
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image x(input), out(empty_image(input, input.sizes()));
   if (sizes.N * sizes.P * sizes.C == 0) return out.tensor;
   const Tensor weights = torch::stable::contiguous(weight);
@@ -95,14 +95,14 @@ Tensor lcdc(const Tensor& input, const Tensor& weight, bool gate) {
       constexpr bool kJoined = decltype(joined)::value;
       const unsigned blocks = blocks_for("lcdc", p.N * p.P, kWarps * pixels_per_warp<T, kRows, kJoined>(p));
       gpu::launch(
-          "lcdc", lcdc_forward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, here.stream()}, p, x.view, taps,
-          out.view);
+          "lcdc", lcdc_forward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, device_guard.stream()}, p,
+          x.view, taps, out.view);
     });
     if (launched) return;
     const SharedRowsLaunch<T, false> call(p, input);
     gpu::launch(
-        "lcdc", lcdc_shared_rows<T, false>, {call.blocks, kThreads, call.shared, here.stream()}, p, call.pixels, x.view,
-        x.view, taps, out.view, call.workspace, call.size, static_cast<A*>(nullptr), static_cast<T*>(nullptr));
+        "lcdc", lcdc_shared_rows<T, false>, {call.blocks, kThreads, call.shared, device_guard.stream()}, p, call.pixels,
+        x.view, x.view, taps, out.view, call.workspace, call.size, static_cast<A*>(nullptr), static_cast<T*>(nullptr));
   });
   return out.tensor;
 }
@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor> lcdc_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool gate) {
   const LcdcParams sizes = check_lcdc(input, weight, gate);
   check_like("lcdc", "grad_output", grad_output, input, input.sizes());
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image grad(grad_output), x(input), grad_input(empty_image(input, input.sizes()));
   Tensor grad_weight = torch::stable::empty(
       weight.sizes(), weight.scalar_type(), std::nullopt, weight.device(), std::nullopt, std::nullopt);
@@ -139,27 +139,27 @@ std::tuple<Tensor, Tensor> lcdc_backward(
         blocks =
             std::min(blocks_for("lcdc", p.N * p.P, block_pixels), unsigned(kBlocksPerSm * gpu::multiprocessor_count()));
         return gpu::launch(
-            "lcdc", lcdc_backward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, here.stream()}, p, grad.view,
-            x.view, taps, grad_input.view, partial());
+            "lcdc", lcdc_backward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, device_guard.stream()}, p,
+            grad.view, x.view, taps, grad_input.view, partial());
       }
       int slices = 1;
       while (slices < kWarps && 2 * slices <= p.N) slices *= 2;
       const int block_positions = kWarps / slices * pixels_per_warp<T, kRows, kJoined>(p);
       gpu::launch(
           "lcdc", lcdc_backward_positions<T, kTaps, kRows, kJoined>,
-          {blocks_for("lcdc", p.P, block_positions), kThreads, 0, here.stream()}, p, slices, grad.view, x.view, taps,
-          grad_input.view, result);
+          {blocks_for("lcdc", p.P, block_positions), kThreads, 0, device_guard.stream()}, p, slices, grad.view, x.view,
+          taps, grad_input.view, result);
     });
     if (!launched) {
       const SharedRowsLaunch<T, true> call(p, input);
       blocks = call.blocks;
       gpu::launch(
-          "lcdc", lcdc_shared_rows<T, true>, {blocks, kThreads, call.shared, here.stream()}, p, call.pixels, grad.view,
-          x.view, taps, grad_input.view, call.workspace, call.size, partial(), result);
+          "lcdc", lcdc_shared_rows<T, true>, {blocks, kThreads, call.shared, device_guard.stream()}, p, call.pixels,
+          grad.view, x.view, taps, grad_input.view, call.workspace, call.size, partial(), result);
     }
     if (p.shared)
       gpu::launch(
-          "lcdc", lcdc_sum_parts<T>, {blocks_for("lcdc", p.k, 1), kThreads, 0, here.stream()},
+          "lcdc", lcdc_sum_parts<T>, {blocks_for("lcdc", p.k, 1), kThreads, 0, device_guard.stream()},
           static_cast<const A*>(parts.const_data_ptr()), int(blocks), result);
   });
   return {grad_input.tensor, grad_weight};

@@ -411,15 +411,16 @@ Tensor rep_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>&, const std::optional<Tensor>& bias,
     int64_t stride, bool relu, bool tf32) {
   const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu);
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Tensor rows = torch::stable::contiguous(weight, MemoryFormat::ChannelsLast);  // [C_out, 3, 3, C] in memory
   if (use_torch_convolution(p, stride, input.scalar_type(), tf32))
     return torch::stable::contiguous(
         call_torch_convolution(torch::stable::contiguous(input, MemoryFormat::ChannelsLast), rows, bias, stride, relu),
         MemoryFormat::ChannelsLast);
   Tensor out;
-  with_type(
-      input, [&](auto t) { out = run_implicit_gemm<decltype(t)>(p, input, rows, bias, stride, tf32, here.stream()); });
+  with_type(input, [&](auto t) {
+    out = run_implicit_gemm<decltype(t)>(p, input, rows, bias, stride, tf32, device_guard.stream());
+  });
   return out;
 }
 

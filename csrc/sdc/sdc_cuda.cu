@@ -48,7 +48,7 @@ void specialise(
 
 Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
   check_sdc_limits<std::runtime_error>("sdc", p, 1);
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image x(input), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
   const int64_t items = p.N * p.H_out * p.W_out * p.G;
   if (items == 0) return out.tensor;
@@ -61,8 +61,9 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
       gpu::launch(
           "sdc",
           forward_kernel<T, decltype(index), decltype(vector)::value, decltype(taps)::value, decltype(x_first)::value>,
-          {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)), here.stream()}, p,
-          x.view, offset, mask, static_cast<T*>(out.view.data), items, block_items);
+          {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)),
+           device_guard.stream()},
+          p, x.view, offset, mask, static_cast<T*>(out.view.data), items, block_items);
     });
   });
   return out.tensor;
@@ -80,7 +81,7 @@ Tensor run_backward(
     const ImageView& grad_offset, const ImageView& grad_mask, bool deterministic) {
   check_sdc_limits<std::runtime_error>("sdc", p, 1);
   check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image grad_out(grad_output), x(input);
   const bool is_double = input.scalar_type() == ScalarType::Double;
   Tensor grad_input = torch::stable::empty(
@@ -103,8 +104,9 @@ Tensor run_backward(
             "sdc",
             deterministic ? backward_kernel<T, Index, kVector, kTaps, kXFirst, false>
                           : backward_kernel<T, Index, kVector, kTaps, kXFirst, true>,
-            {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)), here.stream()}, p,
-            grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, items, block_items,
+            {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)),
+             device_guard.stream()},
+            p, grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, items, block_items,
             lanes_of(p.C / p.G / kVector));
         if (!deterministic) return;
         // Deterministic: sum grad_input in a second kernel, from the rows that each output row samples.
@@ -113,11 +115,11 @@ Tensor run_backward(
         int32_t* rows = static_cast<int32_t*>(row_ranges.mutable_data_ptr());
         const int pixels = std::min(32, block_items);
         gpu::launch(
-            "sdc", find_row_ranges<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, here.stream()}, p, offset,
-            rows);
+            "sdc", find_row_ranges<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, device_guard.stream()}, p,
+            offset, rows);
         gpu::launch(
             "sdc", backward_in_order<T, kVector>,
-            {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(pixels * item_bytes<A>(p)), here.stream()}, p,
+            {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(pixels * item_bytes<A>(p)), device_guard.stream()}, p,
             grad_out.view, offset, mask, rows, sums, pixels);
       });
     });

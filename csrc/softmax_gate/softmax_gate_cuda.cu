@@ -227,20 +227,22 @@ void dispatch(const Tensor& input, SoftmaxGateParams p, const SoftmaxGateViews& 
 
 Tensor softmax_gate(const Tensor& input, const Tensor& logits) {
   const SoftmaxGateParams p = check_softmax_gate(input, logits);
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image x(input), weights(logits), out(empty_image(input, input.sizes()));
-  if (p.N * p.P * p.C > 0) dispatch<false>(input, p, {x.view, x.view, weights.view, out.view, out.view}, here.stream());
+  if (p.N * p.P * p.C > 0)
+    dispatch<false>(input, p, {x.view, x.view, weights.view, out.view, out.view}, device_guard.stream());
   return out.tensor;
 }
 
 std::tuple<Tensor, Tensor> softmax_gate_backward(const Tensor& grad_output, const Tensor& input, const Tensor& logits) {
   const SoftmaxGateParams p = check_softmax_gate(input, logits);
   check_like("softmax_gate", "grad_output", grad_output, input, input.sizes());
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image grad(grad_output), x(input), weights(logits);
   const Image grad_input(empty_image(input, input.sizes())), grad_logits(empty_image(input, input.sizes()));
   if (p.N * p.P * p.C > 0)
-    dispatch<true>(input, p, {grad.view, x.view, weights.view, grad_input.view, grad_logits.view}, here.stream());
+    dispatch<true>(
+        input, p, {grad.view, x.view, weights.view, grad_input.view, grad_logits.view}, device_guard.stream());
   return {grad_input.tensor, grad_logits.tensor};
 }
 
