@@ -18,12 +18,12 @@
 namespace danet {
 
 // RAII guard: makes the tensor's device the current device; stream() is torch's current stream on it.
-class OnDevice {
+class DeviceGuard {
  public:
 #if defined(DANET_EMULATION)
-  explicit OnDevice(const Tensor&) : stream_(guard_.stream()) {}
+  explicit DeviceGuard(const Tensor&) : stream_(guard_.stream()) {}
 #else
-  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+  explicit DeviceGuard(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<gpu::Stream>(stream);

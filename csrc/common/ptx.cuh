@@ -69,7 +69,7 @@ GPU_DEVICE void ldmatrix_x4(uint32_t (&matrices)[4], const void* shared_row) {
 }
 
 // d += a * b on the tensor cores: a [16, 16] and b [16, 8] are Half or BFloat16, d [16, 8] is float32. Elements of a
-// lane, with g = lane / 4 and t = lane % 4:
+// lane, with g = groupID = lane / 4 and t = threadID_in_group = lane % 4, as the PTX manual calls them:
 //   a[0]: row g, columns 2t, 2t + 1        a[1]: row g + 8, same columns
 //   a[2], a[3]: rows as in a[0], a[1], columns 2t + 8, 2t + 9
 //   b[0]: rows 2t, 2t + 1, column g        b[1]: rows 2t + 8, 2t + 9, column g

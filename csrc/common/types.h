@@ -1,5 +1,5 @@
-// Storage types without arithmetic. All kernels convert them to Compute<T> (float, or double for double) and compute in
-// that.
+// Storage types without arithmetic. All kernels convert a storage type T to Compute<T> (float, or double for double)
+// and compute in it; they abbreviate A = Compute<T>.
 #pragma once
 
 #include <cstdint>

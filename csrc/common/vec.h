@@ -327,7 +327,7 @@ DANET_INLINE IntVec<A> floor(Vec<A> v, Vec<A>& whole) {
 #endif
 }
 
-// The maximum of every lane; V is a vector of unsigned integers.
+// The maximum of a and b in every lane. V is a vector of unsigned integers.
 template <typename V>
 DANET_INLINE V unsigned_max(V a, V b) {
   return a > b ? a : b;

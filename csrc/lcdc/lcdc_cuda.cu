@@ -1,5 +1,5 @@
 // The torch operators lcdc and lcdc_backward on CUDA devices: choice of the kernel, grid size and memory. The kernels
-// of lcdc_packets.cuh serve k = 3 and 5 with aligned channels; lcdc_rows.cuh serves all other cases.
+// of lcdc_packets.cuh compute k = 3 and 5 with aligned channels; lcdc_rows.cuh computes all other cases.
 #include <initializer_list>
 #include <tuple>
 
@@ -11,7 +11,7 @@
 namespace danet {
 namespace {
 
-constexpr int kBlocksPerSm = 16;               // for kernels that loop: several waves, so that the tail effect is small
+constexpr int kBlocksPerSm = 16;               // of kernels that loop: several waves, so that the tail effect is small
 constexpr int kTileElements = 2048;            // target size of a tile of lcdc_shared_rows
 constexpr size_t kMaxSharedBytes = 96 * 1024;  // dynamic shared memory per block that all supported devices allow
 
@@ -41,14 +41,14 @@ Tensor empty_array(int64_t count, const Tensor& like) {
   return torch::stable::empty({count}, kType, std::nullopt, like.device(), std::nullopt, std::nullopt);
 }
 
-// PacketLayout::pixels_per_warp on the host.
+// The same as PacketLayout::pixels_per_warp, on the host.
 template <typename T, int kRows, bool kJoined>
 int pixels_per_warp(const LcdcParams& p) {
   return kJoined ? 1 : kRows * int(32 * gpu::Packet<T>::kSize / p.C);
 }
 
-// The launch parameters of lcdc_shared_rows. The rows are in shared memory or, if one does not fit, in device memory,
-// whose size is bounded by launching fewer blocks.
+// The launch parameters of lcdc_shared_rows. The rows are in shared memory or, if one does not fit, in a workspace in
+// device memory. Launching fewer blocks bounds the size of the workspace.
 template <typename T, bool kBackward>
 struct SharedRowsLaunch {
   using A = Compute<T>;
@@ -80,7 +80,7 @@ struct SharedRowsLaunch {
 
 Tensor lcdc(const Tensor& input, const Tensor& weight, bool gate) {
   const LcdcParams sizes = check_lcdc(input, weight, gate);
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image x(input), out(empty_image(input, input.sizes()));
   if (sizes.N * sizes.P * sizes.C == 0) return out.tensor;
   const Tensor weights = torch::stable::contiguous(weight);
@@ -90,19 +90,20 @@ Tensor lcdc(const Tensor& input, const Tensor& weight, bool gate) {
     using T = decltype(type);
     using A = Compute<T>;
     const T* taps = static_cast<const T*>(weights.const_data_ptr());
-    const bool launched = dispatch_packets<T, false>(p, views, [&](auto k, auto rows, auto joined) {
+    const bool launched = dispatch_packets<T, /*kBackward=*/false>(p, views, [&](auto k, auto rows, auto joined) {
       constexpr int kTaps = decltype(k)::value, kRows = decltype(rows)::value;
       constexpr bool kJoined = decltype(joined)::value;
       const unsigned blocks = blocks_for("lcdc", p.N * p.P, kWarps * pixels_per_warp<T, kRows, kJoined>(p));
       gpu::launch(
-          "lcdc", lcdc_forward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, here.stream()}, p, x.view, taps,
-          out.view);
+          "lcdc", lcdc_forward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, device_guard.stream()}, p,
+          x.view, taps, out.view);
     });
     if (launched) return;
-    const SharedRowsLaunch<T, false> call(p, input);
+    const SharedRowsLaunch<T, /*kBackward=*/false> call(p, input);
     gpu::launch(
-        "lcdc", lcdc_shared_rows<T, false>, {call.blocks, kThreads, call.shared, here.stream()}, p, call.pixels, x.view,
-        x.view, taps, out.view, call.workspace, call.size, static_cast<A*>(nullptr), static_cast<T*>(nullptr));
+        "lcdc", lcdc_shared_rows<T, /*kBackward=*/false>, {call.blocks, kThreads, call.shared, device_guard.stream()},
+        p, call.pixels, x.view, x.view, taps, out.view, call.workspace, call.size, static_cast<A*>(nullptr),
+        static_cast<T*>(nullptr));
   });
   return out.tensor;
 }
@@ -111,7 +112,7 @@ std::tuple<Tensor, Tensor> lcdc_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool gate) {
   const LcdcParams sizes = check_lcdc(input, weight, gate);
   check_like("lcdc", "grad_output", grad_output, input, input.sizes());
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image grad(grad_output), x(input), grad_input(empty_image(input, input.sizes()));
   Tensor grad_weight = torch::stable::empty(
       weight.sizes(), weight.scalar_type(), std::nullopt, weight.device(), std::nullopt, std::nullopt);
@@ -131,7 +132,7 @@ std::tuple<Tensor, Tensor> lcdc_backward(
       parts = empty_array<A>(blocks * p.k, input);
       return static_cast<A*>(parts.mutable_data_ptr());
     };
-    const bool launched = dispatch_packets<T, true>(p, views, [&](auto k, auto rows, auto joined) {
+    const bool launched = dispatch_packets<T, /*kBackward=*/true>(p, views, [&](auto k, auto rows, auto joined) {
       constexpr int kTaps = decltype(k)::value, kRows = decltype(rows)::value;
       constexpr bool kJoined = decltype(joined)::value;
       if (p.shared) {
@@ -139,27 +140,27 @@ std::tuple<Tensor, Tensor> lcdc_backward(
         blocks =
             std::min(blocks_for("lcdc", p.N * p.P, block_pixels), unsigned(kBlocksPerSm * gpu::multiprocessor_count()));
         return gpu::launch(
-            "lcdc", lcdc_backward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, here.stream()}, p, grad.view,
-            x.view, taps, grad_input.view, partial());
+            "lcdc", lcdc_backward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, device_guard.stream()}, p,
+            grad.view, x.view, taps, grad_input.view, partial());
       }
       int slices = 1;
       while (slices < kWarps && 2 * slices <= p.N) slices *= 2;
       const int block_positions = kWarps / slices * pixels_per_warp<T, kRows, kJoined>(p);
       gpu::launch(
           "lcdc", lcdc_backward_positions<T, kTaps, kRows, kJoined>,
-          {blocks_for("lcdc", p.P, block_positions), kThreads, 0, here.stream()}, p, slices, grad.view, x.view, taps,
-          grad_input.view, result);
+          {blocks_for("lcdc", p.P, block_positions), kThreads, 0, device_guard.stream()}, p, slices, grad.view, x.view,
+          taps, grad_input.view, result);
     });
     if (!launched) {
-      const SharedRowsLaunch<T, true> call(p, input);
+      const SharedRowsLaunch<T, /*kBackward=*/true> call(p, input);
       blocks = call.blocks;
       gpu::launch(
-          "lcdc", lcdc_shared_rows<T, true>, {blocks, kThreads, call.shared, here.stream()}, p, call.pixels, grad.view,
-          x.view, taps, grad_input.view, call.workspace, call.size, partial(), result);
+          "lcdc", lcdc_shared_rows<T, /*kBackward=*/true>, {blocks, kThreads, call.shared, device_guard.stream()}, p,
+          call.pixels, grad.view, x.view, taps, grad_input.view, call.workspace, call.size, partial(), result);
     }
     if (p.shared)
       gpu::launch(
-          "lcdc", lcdc_sum_parts<T>, {blocks_for("lcdc", p.k, 1), kThreads, 0, here.stream()},
+          "lcdc", lcdc_sum_parts<T>, {blocks_for("lcdc", p.k, 1), kThreads, 0, device_guard.stream()},
           static_cast<const A*>(parts.const_data_ptr()), int(blocks), result);
   });
   return {grad_input.tensor, grad_weight};

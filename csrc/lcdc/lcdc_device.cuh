@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// For half types in two approximate instructions: the relative error of 1e-7 |a| is far below their precision, and the
-// accurate version would make the kernels compute-bound.
+// The sigmoid. Half types use two approximate instructions: their relative error of 1e-7 |a| is far below the precision
+// of half types, and the accurate version would make the kernels compute-bound.
 template <typename T>
 GPU_DEVICE Compute<T> sigmoid(Compute<T> a) {
   if constexpr (sizeof(T) == 2)

@@ -56,8 +56,8 @@ DANET_INLINE V sigmoid(V a) {
   return 1 / (1 + exp(-a));
 }
 
-// sum_j taps[kReversed ? k - 1 - j : j] * row[c + j] for a vector of channels from c on. kTaps: k, or 0 if it is not a
-// compile-time constant.
+// Returns sum_j taps[kReversed ? k - 1 - j : j] * row[c + j] for the vector of channels from c on. kTaps is k, or 0 if
+// k is not a compile-time constant.
 template <int kTaps, bool kReversed, typename A>
 DANET_INLINE Vec<A> convolve_channels(const A* taps, const A* row, int64_t c, int64_t k) {
   if constexpr (kTaps > 0) k = kTaps;
@@ -87,7 +87,7 @@ void forward_taps(
     if (!p.shared) copy_taps(weight + i * p.k, work.taps, p.k);
     // Convolve, apply the gate and write back
     for (int64_t c = 0; c < p.C; c += kLanes<A>) {
-      Vec<A> a = convolve_channels<kTaps, false>(work.taps, x.start, c, p.k);
+      Vec<A> a = convolve_channels<kTaps, /*kReversed=*/false>(work.taps, x.start, c, p.k);
       if (p.gate) a = sigmoid(a) * load(x.channels + c);
       c + kLanes<A> <= p.C ? store(result + c, a) : store_first(result + c, a, p.C - c);
     }
@@ -104,13 +104,14 @@ void backward_taps(
   const LcdcWorkspace<A> work(p, scratch);
   copy_taps(weight, work.taps, k);
   for (int64_t j = 0; j < k * L; ++j) work.sums[j] = 0;
-  for (int64_t unit = begin; unit < end; ++unit) {
+  // A work item is one pixel or, without shared taps, one position of all images.
+  for (int64_t work_index = begin; work_index < end; ++work_index) {
     if (!p.shared) {
-      copy_taps(weight + unit * k, work.taps, k);
+      copy_taps(weight + work_index * k, work.taps, k);
       for (int64_t j = 0; j < k * L; ++j) work.sums[j] = 0;
     }
     for (int64_t image = 0; image < images; ++image) {
-      int64_t n = p.shared ? unit / p.P : image, i = p.shared ? unit % p.P : unit;
+      int64_t n = p.shared ? work_index / p.P : image, i = p.shared ? work_index % p.P : work_index;
       T* result = grad_input.pixel<T>(n, i);
       // Load the pixel's input and gradient
       copy_row(input.pixel<T>(n, i), work.x.channels, p.C);
@@ -118,7 +119,7 @@ void backward_taps(
       // With gate: recompute s, then g * s and d
       if (p.gate)
         for (int64_t c = 0; c < p.C; c += L) {
-          Vec<A> s = sigmoid(convolve_channels<kTaps, false>(work.taps, work.x.start, c, k));
+          Vec<A> s = sigmoid(convolve_channels<kTaps, /*kReversed=*/false>(work.taps, work.x.start, c, k));
           // The padding beyond C stays zero, because d and x are zero there.
           Vec<A> gated = load(work.d.channels + c) * s;
           store(work.gated.channels + c, gated);
@@ -126,7 +127,7 @@ void backward_taps(
         }
       // Write grad_input, and accumulate grad_weight
       for (int64_t c = 0; c < p.C; c += L) {
-        Vec<A> grad = convolve_channels<kTaps, true>(work.taps, work.d.start, c, k);
+        Vec<A> grad = convolve_channels<kTaps, /*kReversed=*/true>(work.taps, work.d.start, c, k);
         if (p.gate) grad += load(work.gated.channels + c);
         Vec<A> d = load(work.d.channels + c);
 #pragma GCC unroll 8
@@ -138,13 +139,13 @@ void backward_taps(
     // Write the position's row of grad_weight
     if (!p.shared)
       for (int64_t j = 0; j < k; ++j)
-        grad_weight[unit * k + j] = from_compute<T>(sum_lanes<A>(load(work.sums + j * L)));
+        grad_weight[work_index * k + j] = from_compute<T>(sum_lanes<A>(load(work.sums + j * L)));
   }
   if (p.shared)
     for (int64_t j = 0; j < k; ++j) partial[j] = double(sum_lanes<A>(load(work.sums + j * L)));
 }
 
-// Calls f with k as a compile-time constant if it is 3 or 5, else with 0.
+// Calls f with k as a compile-time constant if k is 3 or 5, else with 0.
 template <typename F>
 DANET_INLINE void with_taps(int64_t k, const F& f) {
   switch (k) {

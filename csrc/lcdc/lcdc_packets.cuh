@@ -1,5 +1,5 @@
-// LCDC in registers: a warp holds whole pixels, as packets of 16 bytes. Shuffles exchange the halo of each packet, that
-// is the k / 2 channels before and after it.
+// LCDC (lcdc.h) in registers: a warp holds whole pixels, as packets of 16 bytes. Shuffles exchange the halo of each
+// packet, which is the k / 2 channels before and after it.
 #pragma once
 
 #include "lcdc_device.cuh"
@@ -65,7 +65,7 @@ GPU_DEVICE void exchange_halo(float (&windows)[kRows][kWidth], bool is_first, bo
   }
 }
 
-// sum_j taps[kReversed ? kTaps - 1 - j : j] * window[j].
+// Returns sum_j taps[kReversed ? kTaps - 1 - j : j] * window[j].
 template <bool kReversed, int kTaps>
 GPU_DEVICE float convolve_window(const float (&taps)[kTaps], const float* window) {
   float sum = taps[kReversed ? kTaps - 1 : 0] * window[0];
@@ -80,8 +80,9 @@ GPU_DEVICE void load_taps(float (&taps)[kTaps], const T* weight) {
   for (int j = 0; j < kTaps; ++j) taps[j] = gpu::to_compute(weight[j]);
 }
 
-// Computes the warp's pixels from `start` on: out, or (kBackward) grad_input and the thread's part of the sums for
-// grad_weight. Backward without shared taps works on the positions of one image, `image`.
+// Computes the warp's pixels from `start` on. Forward writes out. Backward (kBackward) writes grad_input, and adds to
+// `sums`, the thread's part of grad_weight. Without shared taps, backward computes the positions of the one image
+// `image`.
 template <bool kBackward, typename T, int kTaps, int kRows, bool kJoined>
 GPU_DEVICE void lcdc_warp_step(
     const LcdcParams& p, const PacketLayout<T, kRows, kJoined>& layout, bool shared, int64_t start, int64_t image,
@@ -95,15 +96,15 @@ GPU_DEVICE void lcdc_warp_step(
   // Load the packets and their taps
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    int64_t pixel = start + layout.pixel_of(r);
-    const bool valid = layout.is_valid(r) && pixel < (one_image ? p.P : p.N * p.P);
-    if (!valid) pixel = 0;
-    const gpu::Pixel at = one_image ? gpu::Pixel{image, pixel} : gpu::split_pixel_index(p.N, p.P, pixel);
+    int64_t index = start + layout.pixel_of(r);
+    const bool valid = layout.is_valid(r) && index < (one_image ? p.P : p.N * p.P);
+    if (!valid) index = 0;
+    const gpu::Pixel pixel = one_image ? gpu::Pixel{image, index} : gpu::split_pixel_index(p.N, p.P, index);
     const int channel = layout.channel_of(r);
-    load_packet<kHalo>(x[r], input.pixel<const T>(at.n, at.i) + channel, valid);
-    if constexpr (kBackward) load_packet<kHalo>(d[r], grad_output.pixel<const T>(at.n, at.i) + channel, valid);
-    to[r] = valid ? result.pixel<T>(at.n, at.i) + channel : nullptr;
-    if (r < kPixels) load_taps(taps[r % kPixels], weight + (shared ? 0 : at.i * kTaps));
+    load_packet<kHalo>(x[r], input.pixel<const T>(pixel.n, pixel.i) + channel, valid);
+    if constexpr (kBackward) load_packet<kHalo>(d[r], grad_output.pixel<const T>(pixel.n, pixel.i) + channel, valid);
+    to[r] = valid ? result.pixel<T>(pixel.n, pixel.i) + channel : nullptr;
+    if (r < kPixels) load_taps(taps[r % kPixels], weight + (shared ? 0 : pixel.i * kTaps));
   }
   // Convolve and apply the gate; in backward compute g * s and d
   exchange_halo<kHalo, kJoined>(x, layout.is_first(), layout.is_last());
@@ -112,7 +113,7 @@ GPU_DEVICE void lcdc_warp_step(
 #pragma unroll
     for (int v = 0; v < kSize; ++v) {
       const int c = kHalo + v;
-      const float a = kBackward && !p.gate ? 0 : convolve_window<false>(taps[r % kPixels], x[r] + v);
+      const float a = kBackward && !p.gate ? 0 : convolve_window</*kReversed=*/false>(taps[r % kPixels], x[r] + v);
       if constexpr (!kBackward) {
         gated[r][v] = p.gate ? sigmoid<T>(a) * x[r][c] : a;  // out
       } else if (p.gate) {
@@ -132,7 +133,7 @@ GPU_DEVICE void lcdc_warp_step(
 #pragma unroll
     for (int v = 0; v < kSize; ++v) {
       if constexpr (kBackward) {
-        gated[r][v] += convolve_window<true>(taps[r % kPixels], d[r] + v);
+        gated[r][v] += convolve_window</*kReversed=*/true>(taps[r % kPixels], d[r] + v);
 #pragma unroll
         for (int j = 0; j < kTaps; ++j) sums[r % kPixels][j] += d[r][kHalo + v] * x[r][v + j];
       }
@@ -142,11 +143,11 @@ GPU_DEVICE void lcdc_warp_step(
   }
 }
 
-// Forward. A thread computes kRows packets of out. Every input is read once and every output written once, both
-// coalesced; there is no shared memory and no barrier.
-// Roofline: 2 * s bytes per channel (s = element size; 42e6 channels in float32: 0.34 GB), 2 * k + 10 flops and two
-// special functions. For half types, these instructions use 2/3 of the issue rate. Memory is the bottleneck; expected:
-// 93 % of the copy bandwidth. Not yet measured on a GPU.
+// Forward. A thread computes kRows packets of out. Every input is read once and every output is written once, with
+// coalesced accesses. There is no shared memory and no barrier.
+// Roofline, with s = element size: the kernel moves 2 * s bytes per channel (0.34 GB for 42e6 channels in float32). Per
+// channel it computes 2 * k + 10 flops and two special functions. For half types, these instructions use 2/3 of the
+// issue rate. Memory is the bottleneck; we expect 93 % of the copy bandwidth. Not yet measured on a GPU.
 template <typename T, int kTaps, int kRows, bool kJoined>
 __global__ void __launch_bounds__(kThreads) lcdc_forward_packets(
     LcdcParams p, ImageView input /* [N, P, C] */, const T* __restrict__ weight /* [1 or P, kTaps] */,
@@ -154,21 +155,21 @@ __global__ void __launch_bounds__(kThreads) lcdc_forward_packets(
   const PacketLayout<T, kRows, kJoined> layout(p.C);
   const int64_t start = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * layout.pixels_per_warp();
   float unused_sums[PacketLayout<T, kRows, kJoined>::kPixels][kTaps] = {};
-  lcdc_warp_step<false>(p, layout, p.shared, start, 0, input, input, weight, out, unused_sums);
+  lcdc_warp_step</*kBackward=*/false>(p, layout, p.shared, start, 0, input, input, weight, out, unused_sums);
 }
 
-// Minimum blocks of lcdc_backward_packets per multiprocessor: the largest value that compiles
-// without register spills.
+// The minimum number of blocks of lcdc_backward_packets per multiprocessor: the largest value that compiles without
+// register spills.
 template <typename T, int kTaps, int kRows>
 constexpr int kBackwardBlocks = kRows > 1   ? 1
                                 : kTaps > 3 ? 3
                                             : 4;
 
-// Backward with shared taps, in the layout of lcdc_forward_packets. The blocks loop over the pixels; each writes its
-// part of grad_weight, summed in a fixed order, to `partial`. Shared memory holds the warps' sums.
-// Roofline: 3 * s bytes per channel (float32: 0.50 GB, half types: 0.25 GB) and 6 * k + 20 flops. For half types, these
-// instructions use 4/5 of the issue rate. Memory is the bottleneck; expected: 85 % of the copy bandwidth. Not yet
-// measured on a GPU.
+// Backward with shared taps, in the layout of lcdc_forward_packets. The blocks loop over the pixels. Each block sums
+// its part of grad_weight in a fixed order, and writes it to `partial`. Shared memory holds the warps' sums.
+// Roofline: the kernel moves 3 * s bytes per channel (0.50 GB in float32, 0.25 GB in half types). Per channel it
+// computes 6 * k + 20 flops. For half types, these instructions use 4/5 of the issue rate. Memory is the bottleneck; we
+// expect 85 % of the copy bandwidth. Not yet measured on a GPU.
 template <typename T, int kTaps, int kRows, bool kJoined>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps, kRows>) lcdc_backward_packets(
     LcdcParams p, ImageView grad_output /* [N, P, C] */, ImageView input /* [N, P, C] */,
@@ -182,7 +183,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps, kRows>) lc
   float sums[Layout::kPixels][kTaps] = {};
   // Loop over the pixels
   for (int64_t start = (int64_t(blockIdx.x) * kWarps + warp) * pixels; start < p.N * p.P; start += step)
-    lcdc_warp_step<true>(p, layout, true, start, 0, grad_output, input, weight, grad_input, sums);
+    lcdc_warp_step</*kBackward=*/true>(
+        p, layout, /*shared=*/true, start, 0, grad_output, input, weight, grad_input, sums);
   // Sum over the thread's pixels, then the lanes of the warp, then the warps
 #pragma unroll
   for (int j = 0; j < kTaps; ++j) {
@@ -199,9 +201,9 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps, kRows>) lc
   partial[int64_t(blockIdx.x) * kTaps + threadIdx.x] = sum;
 }
 
-// Backward with one kernel per position. The images of a position are distributed over `slices` warps (a power of two),
-// whose sums, added in order, are grad_weight. Roofline as above; weight and grad_weight add at most k / N of the
-// images' traffic.
+// Backward without shared taps. The images of a position are distributed over `slices` warps (a power of two). Adding
+// their sums in order gives grad_weight. Roofline: as above; weight and grad_weight add at most k / N of the traffic of
+// the images.
 template <typename T, int kTaps, int kRows, bool kJoined>
 __global__ void __launch_bounds__(kThreads, kRows > 1 ? 1 : 3) lcdc_backward_positions(
     LcdcParams p, int slices, ImageView grad_output /* [N, P, C] */, ImageView input /* [N, P, C] */,
@@ -215,8 +217,9 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 ? 1 : 3) lcdc_backward_pos
   float sums[Layout::kPixels][kTaps] = {};
   // Loop over this warp's images
   for (int64_t image = warp % slices; image < p.N; image += slices)
-    lcdc_warp_step<true>(
-        p, layout, false, start + warp / slices * pixels, image, grad_output, input, weight, grad_input, sums);
+    lcdc_warp_step</*kBackward=*/true>(
+        p, layout, /*shared=*/false, start + warp / slices * pixels, image, grad_output, input, weight, grad_input,
+        sums);
   // Sum over the lanes of each pixel
 #pragma unroll
   for (int r = 0; r < Layout::kPixels; ++r)
@@ -233,10 +236,10 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 ? 1 : 3) lcdc_backward_pos
   __syncthreads();
   // Sum over the slices, and write grad_weight
   for (int i = int(threadIdx.x); i < shares * pixels * kTaps; i += kThreads) {
-    const int j = i % kTaps, unit = i / kTaps, share = unit / pixels;
+    const int j = i % kTaps, position = i / kTaps, share = position / pixels;
     float sum = 0;
-    for (int slice = 0; slice < slices; ++slice) sum += warp_sums[share * slices + slice][unit - share * pixels][j];
-    if (start + unit < p.P) grad_weight[(start + unit) * kTaps + j] = gpu::from_compute<T>(sum);
+    for (int slice = 0; slice < slices; ++slice) sum += warp_sums[share * slices + slice][position - share * pixels][j];
+    if (start + position < p.P) grad_weight[(start + position) * kTaps + j] = gpu::from_compute<T>(sum);
   }
 }
 

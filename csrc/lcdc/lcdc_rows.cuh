@@ -1,5 +1,5 @@
-// LCDC with rows of channels in shared memory: the general CUDA kernel, for any number of channels and taps and any
-// strides. Also the kernel that sums the blocks' parts of grad_weight.
+// LCDC (lcdc.h) with rows of channels in shared memory: the general CUDA kernel, for any number of channels and taps
+// and any strides. This file also has the kernel that sums the blocks' parts of grad_weight.
 #pragma once
 
 #include "lcdc_device.cuh"
@@ -21,7 +21,7 @@ struct RowIterator {
   }
 };
 
-// sum_j taps[kReversed ? k - 1 - j : j] * row[j].
+// Returns sum_j taps[kReversed ? k - 1 - j : j] * row[j].
 template <bool kReversed, typename T>
 GPU_DEVICE Compute<T> convolve_row(const T* taps, const Compute<T>* row, int k) {
   Compute<T> sum = 0;
@@ -30,12 +30,12 @@ GPU_DEVICE Compute<T> convolve_row(const T* taps, const Compute<T>* row, int k) 
   return sum;
 }
 
-// Forward, or (kBackward) grad_input and the block's part of grad_weight.
-// A block computes tiles of up to `pixels` pixels; without shared taps, all pixels of a tile have the same position. A
+// Forward writes out. Backward (kBackward) writes grad_input and the block's part of grad_weight.
+// A block computes tiles of up to `pixels` pixels. Without shared taps, all pixels of a tile have the same position. A
 // thread computes every 256th channel of the tile. Shared memory (or `workspace`, if the rows do not fit) holds, for
-// each pixel, its zero-padded row of input and, in backward, of d and of g * s; then k sums for grad_weight, of which
-// each warp computes every eighth.
-// Roofline: device memory is read and written once, but 4 * k shared memory accesses per channel are the bottleneck.
+// each pixel, its zero-padded row of the input. In backward it also holds the rows of d and, with gate, of g * s, and k
+// sums for grad_weight, of which each warp computes every eighth.
+// Roofline: device memory is read and written once. The 4 * k accesses to shared memory per channel are the bottleneck.
 // Not yet measured on a GPU.
 template <typename T, bool kBackward>
 __global__ void __launch_bounds__(kThreads, 4) lcdc_shared_rows(
@@ -50,54 +50,55 @@ __global__ void __launch_bounds__(kThreads, 4) lcdc_shared_rows(
   A* x = workspace ? workspace + blockIdx.x * size : shared;  // [pixels, width]
   A *d = x + pixels * width, *gated = d + pixels * width;     // [pixels, width] each
   A* sums = p.gate ? gated + pixels * width : gated;          // [k]
-  const int64_t all = p.shared ? p.N * p.P : p.N, units = p.shared ? (all + pixels - 1) / pixels : p.P;
+  // A work item is one tile or, without shared taps, one position of all images.
+  const int64_t all = p.shared ? p.N * p.P : p.N, num_work_items = p.shared ? (all + pixels - 1) / pixels : p.P;
 
-  for (int64_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
-    const T* taps = weight + (p.shared ? 0 : unit * k);
-    int64_t first = p.shared ? unit * pixels : 0;  // first pixel of the tile or, without shared taps, first image
+  for (int64_t work_index = blockIdx.x; work_index < num_work_items; work_index += gridDim.x) {
+    const T* taps = weight + (p.shared ? 0 : work_index * k);
+    int64_t first = p.shared ? work_index * pixels : 0;  // first pixel of the tile or, without shared taps, first image
     const int64_t end = p.shared && first + pixels < all ? first + pixels : all;
     for (; first < end; first += pixels) {
       const int count = int(end - first < pixels ? end - first : pixels);
       const auto pixel_of = [&](int row) {
-        return p.shared ? gpu::split_pixel_index(p.N, p.P, first + row) : gpu::Pixel{first + row, unit};
+        return p.shared ? gpu::split_pixel_index(p.N, p.P, first + row) : gpu::Pixel{first + row, work_index};
       };
       // Load the tile's padded rows of the input and the gradient
-      for (RowIterator at(thread, kThreads, width); at.row < count; at.advance()) {
-        const gpu::Pixel pixel = pixel_of(at.row);
-        const int c = at.column - pad, element = at.row * width + at.column;
+      for (RowIterator it(thread, kThreads, width); it.row < count; it.advance()) {
+        const gpu::Pixel pixel = pixel_of(it.row);
+        const int c = it.column - pad, element = it.row * width + it.column;
         const bool inside = c >= 0 && c < C;
         x[element] = inside ? gpu::to_compute(input.pixel<const T>(pixel.n, pixel.i)[c]) : A(0);
         if (kBackward) d[element] = inside ? gpu::to_compute(grad_output.pixel<const T>(pixel.n, pixel.i)[c]) : A(0);
       }
       __syncthreads();
       // Convolve; write the output, or with gate compute g * s and d
-      for (RowIterator at(thread, kThreads, C); at.row < count && (!kBackward || p.gate); at.advance()) {
-        const int row = at.row * width + at.column, element = row + pad;
-        const A a = convolve_row<false>(taps, x + row, k), s = p.gate ? sigmoid<T>(a) : A(0);
+      for (RowIterator it(thread, kThreads, C); it.row < count && (!kBackward || p.gate); it.advance()) {
+        const int row = it.row * width + it.column, element = row + pad;
+        const A a = convolve_row</*kReversed=*/false>(taps, x + row, k), s = p.gate ? sigmoid<T>(a) : A(0);
         if (kBackward) {
           gated[element] = d[element] * s;
           d[element] = gated[element] * x[element] * (1 - s);
         } else {
-          const gpu::Pixel pixel = pixel_of(at.row);
-          result.pixel<T>(pixel.n, pixel.i)[at.column] = gpu::from_compute<T>(p.gate ? s * x[element] : a);
+          const gpu::Pixel pixel = pixel_of(it.row);
+          result.pixel<T>(pixel.n, pixel.i)[it.column] = gpu::from_compute<T>(p.gate ? s * x[element] : a);
         }
       }
       __syncthreads();
       if constexpr (kBackward) {
         // Write grad_input
-        for (RowIterator at(thread, kThreads, C); at.row < count; at.advance()) {
-          const int row = at.row * width + at.column;
-          const gpu::Pixel pixel = pixel_of(at.row);
-          A grad = convolve_row<true>(taps, d + row, k);
+        for (RowIterator it(thread, kThreads, C); it.row < count; it.advance()) {
+          const int row = it.row * width + it.column;
+          const gpu::Pixel pixel = pixel_of(it.row);
+          A grad = convolve_row</*kReversed=*/true>(taps, d + row, k);
           if (p.gate) grad += gated[row + pad];
-          result.pixel<T>(pixel.n, pixel.i)[at.column] = gpu::from_compute<T>(grad);
+          result.pixel<T>(pixel.n, pixel.i)[it.column] = gpu::from_compute<T>(grad);
         }
         // Add the tile to the sums for grad_weight: one warp per tap
-        const bool is_first_tile = p.shared ? unit == blockIdx.x : first == 0;
+        const bool is_first_tile = p.shared ? work_index == blockIdx.x : first == 0;
         for (int j = warp; j < k; j += kWarps) {
           A sum = 0;
-          for (RowIterator at(lane, 32, C); at.row < count; at.advance()) {
-            const int row = at.row * width + at.column;
+          for (RowIterator it(lane, 32, C); it.row < count; it.advance()) {
+            const int row = it.row * width + it.column;
             sum += d[row + pad] * x[row + j];
           }
           sum = gpu::sum_lanes<32>(sum);
@@ -108,14 +109,14 @@ __global__ void __launch_bounds__(kThreads, 4) lcdc_shared_rows(
     }
     // Write grad_weight of the position, or at the end the block's part
     if (kBackward && !p.shared && lane == 0)
-      for (int j = warp; j < k; j += kWarps) grad_weight[unit * k + j] = gpu::from_compute<T>(sums[j]);
+      for (int j = warp; j < k; j += kWarps) grad_weight[work_index * k + j] = gpu::from_compute<T>(sums[j]);
   }
   if (kBackward && p.shared && lane == 0)
     for (int j = warp; j < k; j += kWarps) partial[int64_t(blockIdx.x) * k + j] = sums[j];
 }
 
-// A block sums the parts of one tap, always in the same order. It reads a few hundred KB at most, so that the launch
-// latency dominates.
+// A block sums the parts of one tap, always in the same order. It reads at most a few hundred KB, so that the latency
+// of the launch dominates.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) lcdc_sum_parts(
     const Compute<T>* __restrict__ partial /* [parts, k] */, int parts, T* __restrict__ grad_weight /* [k] */) {

@@ -26,7 +26,7 @@ constexpr DType kType<Half> = DType::kHalf;
 template <>
 constexpr DType kType<BFloat16> = DType::kBFloat16;
 
-// A dense image. Kernels do not write to the views of their inputs.
+// A contiguous image. Kernels do not write to the views of their inputs.
 ImageView view(const void* data, int64_t pixels, int64_t channels) {
   return {const_cast<void*>(data), pixels * channels, channels};
 }

@@ -1,4 +1,5 @@
-// rep_conv: a 3x3 convolution with padding 1, bias and an optional ReLU in one pass.
+// rep_conv, the re-parameterized 3x3 convolution of RepVGG (https://arxiv.org/abs/2101.03697): padding 1, bias and an
+// optional ReLU in one pass.
 //
 //   out[n, o, y, x] = relu(bias[o] + sum_{c, i, j < 3} weight[o, c, i, j] * input[n, c, y*s - 1 + i, x*s - 1 + j])
 //
@@ -25,9 +26,9 @@ struct RepConvParams {
   int64_t W_out() const { return (W - 1) / stride + 1; }
 };
 
-// Below kFewChannels input or output channels, special kernels are used. The few_outputs kernel supports up to
-// kFewOutputsMaxChannels input channels: that is the size of its row of zeros, which it reads for pixels outside the
-// image.
+// Special kernels compute layers with fewer than kFewChannels input or output channels. The few_outputs kernel supports
+// up to kFewOutputsMaxChannels input channels: that is the size of its row of zeros, which it reads for pixels outside
+// the image.
 constexpr int64_t kFewChannels = 8, kFewOutputsMaxChannels = 4096;
 
 // Winograd's convolution for one stride. Tiles of 4x4 outputs are numbered row by row, image by image.

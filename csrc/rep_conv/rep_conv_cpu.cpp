@@ -23,7 +23,7 @@ enum class RepConvMethod { kWinograd, kFewOutputs, kFewInputs, kTorch };
 // Chooses the algorithm. torch's convolution (oneDNN) computes float64, bfloat16 on processors with instructions for
 // it, and layers with few output channels at stride 2. Winograd computes layers with enough channels to amortize its
 // transforms.
-RepConvMethod method_of(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
+RepConvMethod choose_method(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
   if (type == ScalarType::Double || (type == ScalarType::BFloat16 && has_avx512_bf16())) return RepConvMethod::kTorch;
   if (C < kFewChannels) return RepConvMethod::kFewInputs;
   if (C_out < kFewChannels && stride != 1) return RepConvMethod::kTorch;
@@ -35,14 +35,14 @@ RepConvMethod method_of(ScalarType type, int64_t C, int64_t C_out, int64_t strid
 Tensor convolve_with_torch(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu) {
   const ScalarType type = input.scalar_type();
-  const bool widen = type == ScalarType::Half || (type == ScalarType::BFloat16 && !has_avx512_bf16());
-  auto widened = [&](const Tensor& t) { return widen ? torch::stable::to(t, ScalarType::Float) : t; };
-  std::optional<Tensor> wide_bias;
-  if (bias) wide_bias = widened(*bias);
+  const bool is_converted = type == ScalarType::Half || (type == ScalarType::BFloat16 && !has_avx512_bf16());
+  auto to_float32 = [&](const Tensor& t) { return is_converted ? torch::stable::to(t, ScalarType::Float) : t; };
+  std::optional<Tensor> float32_bias;
+  if (bias) float32_bias = to_float32(*bias);
   const Tensor out = call_torch_convolution(
-      torch::stable::contiguous(widened(input), MemoryFormat::ChannelsLast),
-      torch::stable::contiguous(widened(weight), MemoryFormat::ChannelsLast), wide_bias, stride, relu);
-  return torch::stable::contiguous(widen ? torch::stable::to(out, type) : out, MemoryFormat::ChannelsLast);
+      torch::stable::contiguous(to_float32(input), MemoryFormat::ChannelsLast),
+      torch::stable::contiguous(to_float32(weight), MemoryFormat::ChannelsLast), float32_bias, stride, relu);
+  return torch::stable::contiguous(is_converted ? torch::stable::to(out, type) : out, MemoryFormat::ChannelsLast);
 }
 
 // The sizes of the prepared weight (layouts: rep_conv.h). Never four-dimensional:
@@ -65,12 +65,12 @@ Tensor prepare_rep_conv(const Tensor& weight, int64_t stride) {
       "rep_conv: weight must be [C_out, C, 3, 3] on the CPU");
   const RepConvParams p{0, weight.size(1), weight.size(0), 0, 0, false, stride};
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(weight));
-  const RepConvMethod method = method_of(weight.scalar_type(), p.C, p.C_out, stride);
+  const RepConvMethod method = choose_method(weight.scalar_type(), p.C, p.C_out, stride);
   const Tensor prepared = torch::stable::empty(prepared_sizes(kernels, p, method), ScalarType::Float);
   if (method == RepConvMethod::kTorch) return prepared;
   float* to = static_cast<float*>(prepared.mutable_data_ptr());
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
-  const float* w = static_cast<const float*>(wide.const_data_ptr());
+  const Tensor float32_weight = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
+  const float* w = static_cast<const float*>(float32_weight.const_data_ptr());
   const auto value = [&](int64_t o, int64_t k, int64_t c) { return o < p.C_out ? w[(o * p.C + c) * 9 + k] : 0; };
   const int64_t lanes = method == RepConvMethod::kFewOutputs ? 1 : kernels.panel;
   for (int64_t o = 0; o < (p.C_out + lanes - 1) / lanes * lanes; ++o)
@@ -81,9 +81,9 @@ Tensor prepare_rep_conv(const Tensor& weight, int64_t stride) {
 
 Tensor rep_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& prepared, const std::optional<Tensor>& bias,
-    int64_t stride, bool relu, bool) {
+    int64_t stride, bool relu, bool /* tf32 */) {
   const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu);
-  const RepConvMethod method = method_of(input.scalar_type(), p.C, p.C_out, stride);
+  const RepConvMethod method = choose_method(input.scalar_type(), p.C, p.C_out, stride);
   // NOTE: a weight that is not prepared must be laid out in every call. At stride 2 that costs more than Winograd
   // saves.
   const bool is_unprepared = !prepared && stride == 2 && method == RepConvMethod::kWinograd;
@@ -99,9 +99,9 @@ Tensor rep_conv(
       "rep_conv: prepared does not match the weight and stride");
   const float* weights = static_cast<const float*>(packed.const_data_ptr());
   const Image x(input), out(empty_image(input, {p.N, p.C_out, p.H_out(), p.W_out()}));
-  std::optional<Tensor> dense_bias;
-  if (bias) dense_bias = torch::stable::contiguous(*bias);
-  const void* b = dense_bias ? dense_bias->const_data_ptr() : nullptr;
+  std::optional<Tensor> contiguous_bias;
+  if (bias) contiguous_bias = torch::stable::contiguous(*bias);
+  const void* b = contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr;
   if (method == RepConvMethod::kFewOutputs) {
     parallel_for(p.N * p.H, p.W * p.C * p.C_out, [&](int64_t begin, int64_t end) {
       kernels.few_outputs(p, x.view, weights, b, out.view, begin, end);
@@ -133,8 +133,8 @@ Tensor rep_conv(
   const int64_t largest = (tiles + blocks - 1) / blocks;
   torch::stable::parallel_for(0, blocks * parts, 1, [&](int64_t begin, int64_t end) {
     Scratch scratch(winograd.scratch_size(p, largest));
-    for (int64_t unit = begin; unit < end; ++unit) {
-      int64_t block = unit / parts, part = unit % parts;
+    for (int64_t work_index = begin; work_index < end; ++work_index) {
+      int64_t block = work_index / parts, part = work_index % parts;
       winograd.forward(
           p, x.view, weights, b, out.view, tiles * block / blocks, tiles * (block + 1) / blocks, panels * part / parts,
           panels * (part + 1) / parts, scratch.get());

@@ -1,15 +1,17 @@
-// rep_conv on CUDA devices: an implicit GEMM, followed by bias and ReLU.
+// rep_conv, the re-parameterized 3x3 convolution of RepVGG (rep_conv.h), on CUDA devices: an implicit GEMM, followed by
+// bias and ReLU.
 //
 //   out[m, n] = sum_k window[m, k] * weight[n, k],   m < M, n < N, k = tap * C + c < K
 //
-// with M = pixels (batch size * H_out * W_out), N = C_out and K = 9 * C. The matrix `window` (im2col) is gathered on
-// the way into shared memory and never stored.
+// Here M = batch * H_out * W_out (the output pixels), N = C_out and K = 9 * C. The matrix `window` (im2col) is gathered
+// on the way into shared memory and never stored in global memory.
 //
-// Roofline, computed, for C = C_out = 256, 16x20 pixels, float16, on an H200 (790 TFLOP/s, 4.3 TB/s):
-//   Batch size 1: 0.38 GFLOP (0.5 us), 1.5 MB (0.35 us). Both are less than the time of a launch: latency is the
-//   bottleneck, so K is split over the device.
-//   Batch size 32: 12 GFLOP (15 us), 11.7 MB (2.7 us). The tensor cores are the bottleneck. mma.sync reaches at most
-//   about 60 % of their peak rate on sm_90, and all of it on sm_80 to sm_89; expected: 45 % and 70 %.
+// Roofline, computed for C = C_out = 256, 16x20 pixels and float16 on an H200 (790 TFLOP/s, 4.3 TB/s):
+//   Batch size 1: The tensor cores compute 0.38 GFLOP in 0.5 us. Device memory moves 1.5 MB in 0.35 us. Both take less
+//   time than a launch. Latency is the bottleneck, so K is split over the multiprocessors.
+//   Batch size 32: The tensor cores compute 12 GFLOP in 15 us. Device memory moves 11.7 MB in 2.7 us. The tensor cores
+//   are the bottleneck. mma.sync reaches at most about 60 % of their peak rate on sm_90, and all of it on sm_80 to
+//   sm_89. We expect 45 % of the peak rate on sm_90, and 70 % on sm_80 to sm_89.
 // Not yet measured on a GPU.
 #include "../common/device.h"
 #include "../common/ptx.cuh"
@@ -21,21 +23,21 @@ namespace {
 
 template <typename T>
 struct RepConvGemm {
-  const T* input;       // [N, H, W, C] with image_stride and pixel_stride
+  const T* input;       // [batch, H, W, C] with image_stride and pixel_stride
   const T* weight;      // [C_out, 3, 3, C]
   const T* bias;        // [C_out] or null
-  T* out;               // [N, H_out, W_out, C_out]
-  Compute<T>* partial;  // [num_splits, N, H_out, W_out, C_out]: sums over parts of K; null if num_splits is 1
-  int64_t image_stride, pixel_stride, pixels;  // pixels: N * H_out * W_out
+  T* out;               // [batch, H_out, W_out, C_out]
+  Compute<T>* partial;  // [num_splits, batch, H_out, W_out, C_out]: sums over parts of K; null if num_splits is 1
+  int64_t image_stride, pixel_stride, pixels;  // pixels: batch * H_out * W_out
   int C, C_out, H, W, H_out, W_out, stride, num_splits;
   bool relu;
 };
 
 // --- device: from global to shared memory ----------------------------------------------------------------------------
 
-// The tile of a block: BLOCK_M pixels x BLOCK_N channels, computed by kWarpsM x kWarpsN warps of kMmaM x kMmaN MMA
-// tiles (16 x 8) each. A pipeline stage holds BLOCK_K_BYTES of K of both matrices. The rows are padded, so that eight
-// consecutive rows are in different banks.
+// The tile of the output that a thread block computes: BLOCK_M pixels x BLOCK_N channels. kWarpsM x kWarpsN warps share
+// it. Each warp computes kMmaM x kMmaN MMA tiles of 16 x 8. A pipeline stage holds, of each row of both matrices,
+// BLOCK_K_BYTES of the K dimension. The rows are padded, so that eight consecutive rows are in different banks.
 template <int kWarpsM, int kWarpsN_, int kMmaM_, int kMmaN_, int BLOCK_K_BYTES_, int kNumStages_>
 struct GemmTile {
   static constexpr int kWarpsN = kWarpsN_, kMmaM = kMmaM_, kMmaN = kMmaN_;
@@ -52,13 +54,13 @@ struct GemmTile {
 };
 
 // The 3x3 input window of an output pixel: the offset of its first tap (which may be outside the input), and a bit mask
-// of the taps that are inside.
+// of the taps inside the input. Bit 3 * i + j is the tap in row i and column j of the window.
 struct InputWindow {
   int64_t offset;
   unsigned valid_taps;
 };
 
-// The window of pixel first + row. Pixels past the end have no valid taps.
+// Returns the window of output pixel first + row. Pixels past the last one have no valid taps.
 template <typename T>
 GPU_DEVICE InputWindow input_window(const RepConvGemm<T>& p, int64_t first, int row) {
   if (first + row >= p.pixels) return {0, 0};
@@ -66,12 +68,13 @@ GPU_DEVICE InputWindow input_window(const RepConvGemm<T>& p, int64_t first, int 
   const unsigned i = unsigned(first % size) + row, rest = i % size;
   const int64_t n = first / size + i / size;
   const int y = int(rest / p.W_out) * p.stride - 1, x = int(rest % p.W_out) * p.stride - 1;
-  const unsigned columns = (x >= 0 ? 1u : 0u) + 2u + (x + 2 < p.W ? 4u : 0u);
-  const unsigned rows = (y >= 0 ? 1u : 0u) + 8u + (y + 2 < p.H ? 64u : 0u);
-  return {n * p.image_stride + (int64_t(y) * p.W + x) * p.pixel_stride, columns * rows};
+  const unsigned valid_columns = (x >= 0 ? 1u : 0u) + 2u + (x + 2 < p.W ? 4u : 0u);  // bit j: column j is inside
+  const unsigned valid_rows = (y >= 0 ? 1u : 0u) + 8u + (y + 2 < p.H ? 64u : 0u);    // bit 3 * i: row i is inside
+  return {n * p.image_stride + (int64_t(y) * p.W + x) * p.pixel_stride, valid_columns * valid_rows};
 }
 
-// Copies kBytes to shared memory, asynchronously from 4 bytes on (cp.async has no 2-byte form); zeros if !valid.
+// Copies kBytes to shared memory; writes zeros if !valid. Copies of 4 bytes or more are asynchronous. cp.async has no
+// 2-byte form, so that copies of 2 bytes are synchronous.
 template <int kBytes>
 GPU_DEVICE void copy_to_shared(void* shared, const void* global, bool valid) {
   if constexpr (kBytes == 2)
@@ -80,7 +83,8 @@ GPU_DEVICE void copy_to_shared(void* shared, const void* global, bool valid) {
     gpu::cp_async<kBytes>(shared, global, valid);
 }
 
-// Loads the stages of a block, K block after K block. A thread copies kBytes at the same column of every kRows-th row.
+// Loads the pipeline stages of a thread block, one K block after the other. A thread copies kBytes of every kRows-th
+// row, always at the same column.
 template <typename T, typename Tile, int kBytes>
 struct StageLoader {
   static constexpr int kColumns = Tile::BLOCK_K_BYTES / kBytes, kRows = Tile::kNumThreads / kColumns;
@@ -89,7 +93,7 @@ struct StageLoader {
 
   const RepConvGemm<T>& p;
   const int row = int(threadIdx.x) / kColumns, byte = int(threadIdx.x) % kColumns * kBytes;
-  int tap, c;  // of this thread's column of K
+  int tap, c;  // the position k = tap * C + c of this thread's column in K
   InputWindow windows[Tile::BLOCK_M / kRows];
   int64_t weight_offsets[Tile::BLOCK_N / kRows];
 
@@ -103,26 +107,27 @@ struct StageLoader {
       weight_offsets[i] = int64_t(channel < p.C_out ? channel : p.C_out - 1) * 9 * p.C;
     }
   }
-  // The channel of the tile that a row of smem_b holds.
-  // NOTE: an MMA gives a lane the columns 2t and 2t + 1 of every 8 columns. The rows are permuted, so that the
-  // 2 * kMmaN channels of a lane are contiguous in memory.
+  // Returns the channel of the tile that a row of smem_b holds.
+  // NOTE: with t = threadID_in_group (ptx.cuh), an MMA gives a lane the columns 2t and 2t + 1 of every 8 columns. The
+  // rows are permuted, so that the 2 * kMmaN channels of a lane are contiguous in memory.
   static GPU_DEVICE int channel_of(int row) {
-    const int warp = row / Tile::WARP_N, n = row % Tile::WARP_N / 8, t = row % 8 / 2;
-    return warp * Tile::WARP_N + t * 2 * Tile::kMmaN + n * 2 + row % 2;
+    const int warp = row / Tile::WARP_N, mma_n = row % Tile::WARP_N / 8, thread_in_group = row % 8 / 2;
+    return warp * Tile::WARP_N + thread_in_group * 2 * Tile::kMmaN + mma_n * 2 + row % 2;
   }
   // Starts the copies of the next K block.
   GPU_DEVICE void load_next(typename Tile::Stage& stage) {
     const bool exists = tap < 9;
-    const int64_t in_window = (int64_t(tap / 3) * p.W + tap % 3) * p.pixel_stride + c, in_weight = tap * p.C + c;
+    const int64_t window_offset = (int64_t(tap / 3) * p.W + tap % 3) * p.pixel_stride + c;
+    const int64_t weight_offset = tap * p.C + c;
     // Gather A: taps outside the input are zeros
     for (int i = 0; i < Tile::BLOCK_M / kRows; ++i) {
       const bool inside = exists && (windows[i].valid_taps >> tap & 1);
-      const T* from = p.input + (inside ? windows[i].offset + in_window : 0);
+      const T* from = p.input + (inside ? windows[i].offset + window_offset : 0);
       copy_to_shared<kBytes>(&stage.smem_a[row + i * kRows][byte], from, inside);
     }
     // Copy B
     for (int i = 0; i < Tile::BLOCK_N / kRows; ++i) {
-      const T* from = p.weight + (exists ? weight_offsets[i] + in_weight : 0);
+      const T* from = p.weight + (exists ? weight_offsets[i] + weight_offset : 0);
       copy_to_shared<kBytes>(&stage.smem_b[row + i * kRows][byte], from, exists);
     }
     // Advance along K
@@ -135,7 +140,7 @@ struct StageLoader {
 // Loads four 8x8 fragments from shared memory (float32: four 8x4 fragments, rounded to tf32).
 template <typename T>
 GPU_DEVICE void load_fragments(uint32_t (&fragments)[4], const void* shared_row) {
-  gpu::ldmatrix_x4<false>(fragments, shared_row);
+  gpu::ldmatrix_x4</*kTransposed=*/false>(fragments, shared_row);
   if constexpr (std::is_same_v<T, float>)
     for (uint32_t& fragment : fragments) fragment = gpu::to_tf32(__uint_as_float(fragment));
 }
@@ -177,18 +182,18 @@ template <typename T, typename Tile>
 GPU_DEVICE void multiply_exact(
     T (&accum)[Tile::kMmaM][Tile::kMmaN][4], const typename Tile::Stage& stage, int warp_m, int warp_n) {
   using Packet = gpu::Packet<T>;
-  const int g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
+  const int group_id = int(threadIdx.x) % 32 / 4, thread_in_group = int(threadIdx.x) % 4;
 #pragma unroll 2
   for (int byte = 0; byte < Tile::BLOCK_K_BYTES; byte += 16) {
     // Load 16 bytes of each of the lane's rows of A
     Packet a[2 * Tile::kMmaM];
 #pragma unroll
     for (int m = 0; m < 2 * Tile::kMmaM; ++m)
-      a[m] = *reinterpret_cast<const Packet*>(&stage.smem_a[warp_m + m * 8 + g][byte]);
+      a[m] = *reinterpret_cast<const Packet*>(&stage.smem_a[warp_m + m * 8 + group_id][byte]);
 #pragma unroll
     for (int n = 0; n < 2 * Tile::kMmaN; ++n) {
       // Load the same bytes of one row of B, and multiply
-      const int row = warp_n + n / 2 * 8 + 2 * t + n % 2;
+      const int row = warp_n + n / 2 * 8 + 2 * thread_in_group + n % 2;
       const Packet b = *reinterpret_cast<const Packet*>(&stage.smem_b[row][byte]);
 #pragma unroll
       for (int i = 0; i < Packet::kSize; ++i)
@@ -199,8 +204,8 @@ GPU_DEVICE void multiply_exact(
   }
 }
 
-// Writes the first `valid` of kCount values into a row of row_size elements, in vectors of up to 16 bytes if row_size
-// keeps them aligned.
+// Writes the first `valid` of kCount values into a row of row_size elements. Uses vectors of up to 16 bytes if row_size
+// is a multiple of their size, so that they are aligned in every row.
 template <typename Out, int kCount>
 GPU_DEVICE void write_row(Out* to, const Out (&values)[kCount], int valid, int row_size) {
   constexpr int kVector = kCount * sizeof(Out) <= 16 ? kCount : int(16 / sizeof(Out));
@@ -221,11 +226,11 @@ GPU_DEVICE T add_bias_relu(Compute<T> sum, Compute<T> bias, bool relu) {
   return gpu::from_compute<T>(relu && value < 0 ? Compute<T>(0) : value);  // keeps NaN
 }
 
-// A block computes one tile over one split of K. Consecutive blocks have the same pixels and different channels: they
-// share the input in the L2 cache, which also holds the small weight. Dynamic shared memory is a ring of kNumStages
-// stages, of which all but one are being loaded. A lane accumulates 2 * kMmaN contiguous channels of 2 * kMmaM pixels
-// and writes them to global memory directly. kBytes: the size of a copy; 16 if C, the strides and the addresses are
-// multiples of it. Tensor cores compute half types, and float32 as tf32.
+// A thread block computes one tile over one split of K. Consecutive blocks have the same pixels and different channels:
+// they share the input in the L2 cache, which also holds the small weight. Dynamic shared memory is a ring buffer of
+// kNumStages pipeline stages. While one stage is multiplied, the others are being loaded. A lane accumulates 2 * kMmaN
+// contiguous channels of 2 * kMmaM pixels and writes them to global memory directly. kBytes is the size of a copy: 16
+// if C, the strides and the addresses are multiples of 16 bytes. Tensor cores compute half types, and float32 as tf32.
 template <typename T, bool kTensorCores, typename Tile, int kBytes>
 __global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T> p) {
   GPU_DYNAMIC_SHARED(typename Tile::Stage, stages);
@@ -241,9 +246,9 @@ __global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T
 
   // Prologue: start loading the first K blocks of this split
   using Loader = StageLoader<T, Tile, kBytes>;
-  const int64_t all_k_blocks = (9 * p.C + Loader::BLOCK_K - 1) / Loader::BLOCK_K;
-  const int begin = int(all_k_blocks * split_idx / p.num_splits);
-  const int num_k_blocks = int(all_k_blocks * (split_idx + 1) / p.num_splits) - begin;
+  const int64_t total_k_blocks = (9 * p.C + Loader::BLOCK_K - 1) / Loader::BLOCK_K;
+  const int begin = int(total_k_blocks * split_idx / p.num_splits);
+  const int num_k_blocks = int(total_k_blocks * (split_idx + 1) / p.num_splits) - begin;
   Loader loader(p, block_m, block_n, begin);
   for (int k_block = 0; k_block < kPrefetch; ++k_block) {
     if (k_block < num_k_blocks) loader.load_next(stages[k_block]);
@@ -286,8 +291,8 @@ __global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T
   }
 }
 
-// Sums the splits of K in order, and adds bias and ReLU; one output element per thread. The L2 cache, which still holds
-// the partial sums, is the bottleneck.
+// Sums the splits of K in order, adds the bias and applies ReLU. A thread computes one output element. The L2 cache,
+// which still holds the partial sums, is the bottleneck.
 template <typename T>
 __global__ void __launch_bounds__(128) rep_conv_reduce_splits(RepConvGemm<T> p) {
   const int64_t count = p.pixels * p.C_out, i = int64_t(blockIdx.x) * 128 + threadIdx.x;
@@ -310,17 +315,19 @@ using Tile64x32Unaligned = GemmTile<2, 2, 2, 2, 64, 4>;  // for copies of less t
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls use(tile) with the largest tile that gives every multiprocessor at least two blocks.
-template <typename Use>
-void with_tile(int64_t pixels, int64_t C_out, Use use) {
+// Calls body(tile) with the largest tile that gives every multiprocessor at least two blocks, or Tile64x64 if none
+// does. Up to 32 output channels always use Tile64x32.
+template <typename Body>
+void with_tile(int64_t pixels, int64_t C_out, Body body) {
   const int64_t min_blocks = 2 * gpu::multiprocessor_count();
-  if (C_out <= 32) return use(Tile64x32{});
-  if (C_out > 64 && ceil_div(pixels, 128) * ceil_div(C_out, 128) >= min_blocks) return use(Tile128x128{});
-  if (ceil_div(pixels, 128) * ceil_div(C_out, 64) >= min_blocks) return use(Tile128x64{});
-  use(Tile64x64{});
+  if (C_out <= 32) return body(Tile64x32{});
+  if (C_out > 64 && ceil_div(pixels, 128) * ceil_div(C_out, 128) >= min_blocks) return body(Tile128x128{});
+  if (ceil_div(pixels, 128) * ceil_div(C_out, 64) >= min_blocks) return body(Tile128x64{});
+  body(Tile64x64{});
 }
 
-// Launches rep_conv_gemm. K is split until every multiprocessor has a block, into splits of at least four K blocks.
+// Launches rep_conv_gemm. If there are at least twice as many multiprocessors as tiles, splits K so that more of them
+// get a block. Every split has at least four K blocks.
 template <typename T, bool kTensorCores, typename Tile, int kBytes>
 void launch_gemm(RepConvGemm<T> p, const Tensor& out, gpu::Stream stream) {
   const int64_t tiles = ceil_div(p.pixels, Tile::BLOCK_M) * ceil_div(p.C_out, Tile::BLOCK_N);
@@ -352,13 +359,15 @@ void dispatch_kernel(const RepConvGemm<T>& p, bool tf32, const Tensor& out, gpu:
   constexpr bool kHalf = sizeof(T) == 2, kDouble = sizeof(T) == 8;
   if constexpr (!kHalf)
     if (kDouble || !tf32)
-      return aligned(p, 16) ? launch_gemm<T, false, Tile64x64, 16>(p, out, stream)
-                            : launch_gemm<T, false, Tile64x32Unaligned, sizeof(T)>(p, out, stream);
+      return aligned(p, 16) ? launch_gemm<T, /*kTensorCores=*/false, Tile64x64, 16>(p, out, stream)
+                            : launch_gemm<T, /*kTensorCores=*/false, Tile64x32Unaligned, sizeof(T)>(p, out, stream);
   if constexpr (!kDouble) {
     if (aligned(p, 16))
-      return with_tile(p.pixels, p.C_out, [&](auto tile) { launch_gemm<T, true, decltype(tile), 16>(p, out, stream); });
-    if (aligned(p, 4)) return launch_gemm<T, true, Tile64x32Unaligned, 4>(p, out, stream);
-    launch_gemm<T, true, Tile64x32Unaligned, kHalf ? 2 : 4>(p, out, stream);
+      return with_tile(p.pixels, p.C_out, [&](auto tile) {
+        launch_gemm<T, /*kTensorCores=*/true, decltype(tile), 16>(p, out, stream);
+      });
+    if (aligned(p, 4)) return launch_gemm<T, /*kTensorCores=*/true, Tile64x32Unaligned, 4>(p, out, stream);
+    launch_gemm<T, /*kTensorCores=*/true, Tile64x32Unaligned, kHalf ? 2 : 4>(p, out, stream);
   }
 }
 
@@ -383,12 +392,12 @@ Tensor run_implicit_gemm(
   const Tensor out = empty_image(input, {p.N, p.C_out, H_out, W_out});
   if (p.N == 0) return out;
   const Image x(input);
-  std::optional<Tensor> dense;
-  if (bias) dense = torch::stable::contiguous(*bias);
+  std::optional<Tensor> contiguous_bias;
+  if (bias) contiguous_bias = torch::stable::contiguous(*bias);
   const RepConvGemm<T> gemm{
       static_cast<const T*>(x.view.data),
       static_cast<const T*>(weight.const_data_ptr()),
-      static_cast<const T*>(dense ? dense->const_data_ptr() : nullptr),
+      static_cast<const T*>(contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr),
       static_cast<T*>(out.mutable_data_ptr()),
       nullptr,
       x.view.image_stride,
@@ -408,23 +417,26 @@ Tensor run_implicit_gemm(
 }
 
 Tensor rep_conv(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>&, const std::optional<Tensor>& bias,
-    int64_t stride, bool relu, bool tf32) {
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& /* prepared */,
+    const std::optional<Tensor>& bias, int64_t stride, bool relu, bool tf32) {
   const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu);
-  const OnDevice here(input);
-  const Tensor rows = torch::stable::contiguous(weight, MemoryFormat::ChannelsLast);  // [C_out, 3, 3, C] in memory
+  const DeviceGuard device_guard(input);
+  // [C_out, 3, 3, C] in memory
+  const Tensor weight_rows = torch::stable::contiguous(weight, MemoryFormat::ChannelsLast);
   if (use_torch_convolution(p, stride, input.scalar_type(), tf32))
     return torch::stable::contiguous(
-        call_torch_convolution(torch::stable::contiguous(input, MemoryFormat::ChannelsLast), rows, bias, stride, relu),
+        call_torch_convolution(
+            torch::stable::contiguous(input, MemoryFormat::ChannelsLast), weight_rows, bias, stride, relu),
         MemoryFormat::ChannelsLast);
   Tensor out;
-  with_type(
-      input, [&](auto t) { out = run_implicit_gemm<decltype(t)>(p, input, rows, bias, stride, tf32, here.stream()); });
+  with_type(input, [&](auto type) {
+    out = run_implicit_gemm<decltype(type)>(p, input, weight_rows, bias, stride, tf32, device_guard.stream());
+  });
   return out;
 }
 
 // The CUDA kernels read the weight in its own layout: there is nothing to prepare.
-Tensor prepare_rep_conv(const Tensor& weight, int64_t) {
+Tensor prepare_rep_conv(const Tensor& weight, int64_t /* stride */) {
   return torch::stable::empty({0}, weight.scalar_type(), std::nullopt, weight.device());
 }
 

@@ -9,7 +9,7 @@
 namespace danet {
 namespace {
 
-// Pointers to the nine input pixels of an output pixel's window; `outside` stands for pixels outside the image.
+// Pointers to the nine input pixels of an output pixel's window. Pixels outside the image have the pointer `outside`.
 template <typename T>
 struct WindowPixels {
   const T* pixels[9];
@@ -99,20 +99,20 @@ void few_outputs(
     const RepConvParams& p, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
     int64_t end) {
   alignas(64) T zeros[kFewOutputsMaxChannels] = {};
-  auto with = [&](auto count) { few_outputs_of<count()>(p, input, weight, bias, out, zeros, begin, end); };
+  auto run = [&](auto count) { few_outputs_of<count()>(p, input, weight, bias, out, zeros, begin, end); };
   switch (p.C_out) {
-    case 1: return with(std::integral_constant<int, 1>{});
-    case 2: return with(std::integral_constant<int, 2>{});
-    case 3: return with(std::integral_constant<int, 3>{});
-    case 4: return with(std::integral_constant<int, 4>{});
-    case 5: return with(std::integral_constant<int, 5>{});
-    case 6: return with(std::integral_constant<int, 6>{});
-    default: return with(std::integral_constant<int, 7>{});
+    case 1: return run(std::integral_constant<int, 1>{});
+    case 2: return run(std::integral_constant<int, 2>{});
+    case 3: return run(std::integral_constant<int, 3>{});
+    case 4: return run(std::integral_constant<int, 4>{});
+    case 5: return run(std::integral_constant<int, 5>{});
+    case 6: return run(std::integral_constant<int, 6>{});
+    default: return run(std::integral_constant<int, 7>{});
   }
 }
 
-// Calls finish(r, low, high) with the sums over the windows of kMaxRows pixels. The values of tap k are at taps[k] for
-// the first pixel, and `step` elements further for each next pixel.
+// Calls finish(r, low, high) with the sums over the windows of kMaxRows pixels. taps[k] points to the values of tap k
+// of the first pixel; those of the next pixel are `step` elements later.
 template <typename Finish>
 DANET_INLINE void multiply_windows(
     const float* const (&taps)[9], int64_t step, const float* weight, int64_t C, const Finish& finish) {
@@ -145,7 +145,7 @@ void few_inputs(
     for (int64_t x = 0; x < W_out; x += kMaxRows) {
       const int64_t count = W_out - x < kMaxRows ? W_out - x : kMaxRows, left = x * p.stride - 1;
       const bool inside = top >= 0 && top + 2 < p.H && left >= 0 && left + (kMaxRows - 1) * p.stride + 2 < p.W;
-      // Locate the windows: float32 inside the image is read in place, otherwise the windows are copied
+      // Locate the windows: read float32 inside the image in place, otherwise copy the windows
       const float* taps[9];
       int64_t step = K;
       if (std::is_same<T, float>::value && inside) {

@@ -1,10 +1,10 @@
 // Winograd's convolution on the CPU: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016),
 // https://arxiv.org/abs/1509.09308.
 //
-// A block of input tiles is transformed into the L2 cache. Then, for each panel of output channels: small matrix
-// products with the transformed weights, and the inverse transform of their results while these are still in the L2
-// cache. The weights of a panel are transformed in every call. NOTE: transformed weights take four times the memory,
-// and reading them from memory is slower than computing them.
+// A call transforms a block of input tiles into the L2 cache. Then, for each panel of output channels, it multiplies
+// small matrices with the transformed weights, and applies the inverse transform to the products while they are still
+// in the L2 cache. It transforms the weights of a panel in every call. NOTE: transformed weights take four times the
+// memory, and reading them from memory is slower than computing them.
 //
 // A tile of 4x4 outputs reads kSide^2 input pixels and needs kSide^2 products per channel instead of 144: 36 at stride
 // 1, 81 at stride 2. All transforms are separable: the same 1-D transform is applied to both axes.
@@ -17,7 +17,7 @@ namespace danet {
 namespace {
 
 constexpr int L = kLanes<float>;
-constexpr int64_t kBlockBytes = 640 << 10;  // of transformed tiles per block; the L2 cache has 1 MiB or more
+constexpr int64_t kBlockBytes = 640 << 10;  // transformed tiles of a block; an L2 cache of 1 MiB has room for them
 
 // F(4, 3): four outputs from six inputs, with the interpolation points 0, 1, -1, 2, -2 and infinity.
 struct WinogradStride1 {
@@ -42,8 +42,8 @@ struct WinogradStride1 {
     y[2] = sum1 + 4.0f * sum2;
     y[3] = difference1 + 8.0f * difference2 + m[5];
   }
-  // The index of the transformed weight that multiplies the transformed input i.
-  static constexpr int weight(int i) { return i; }
+  // The index of the transformed weight that the transformed input i is multiplied with.
+  static constexpr int weight_index(int i) { return i; }
   // G w
   static DANET_INLINE void transform_weight(const F (&w)[3], F (&t)[6]) {
     F outer = (w[0] + w[2]) * (-1.0f / 6), middle = w[1] * (1.0f / 6);
@@ -79,7 +79,7 @@ struct WinogradStride2 {
     y[2] = sum + 4.0f * m[3] + m[7];
     y[3] = difference + 8.0f * m[3] + m[4] + m[8];
   }
-  static constexpr int weight(int i) { return i < 5 ? i : 5; }
+  static constexpr int weight_index(int i) { return i < 5 ? i : 5; }
   static DANET_INLINE void transform_weight(const F (&w)[3], F (&t)[6]) {
     t[0] = w[0] * 0.5f;
     t[1] = (w[0] + w[2]) * -0.5f;
@@ -105,11 +105,13 @@ struct WinogradTile {
   }
 };
 
-// Distances between the planes of transformed tiles and weights, in floats. NOTE: the extra elements avoid powers of
-// two, at which all planes would map to the same cache set.
-inline int64_t input_plane(const RepConvParams& p, int64_t tiles) { return tiles * ((p.C + L - 1) / L * L) + 16; }
-inline int64_t output_plane(int64_t tiles) { return tiles * kPanel + 16; }
-inline int64_t weight_plane(int64_t C) { return C * kPanel + 32; }
+// Strides between the planes of transformed tiles, products and weights, in floats. NOTE: the extra elements avoid
+// powers of two, at which all planes would map to the same cache set.
+inline int64_t input_plane_stride(const RepConvParams& p, int64_t tiles) {
+  return tiles * ((p.C + L - 1) / L * L) + 16;
+}
+inline int64_t output_plane_stride(int64_t tiles) { return tiles * kPanel + 16; }
+inline int64_t weight_plane_stride(int64_t C) { return C * kPanel + 32; }
 // Floats for a pixel of zeros, rounded up to whole cache lines.
 inline int64_t zeros_size(const RepConvParams& p) { return (p.C + 15) / 16 * 16; }
 
@@ -123,15 +125,15 @@ int64_t tiles_per_block(const RepConvParams& p) {
 // the panel's 36 transformed weights, and the positions of the tiles.
 template <typename Scheme>
 int64_t scratch_size(const RepConvParams& p, int64_t tiles) {
-  const int64_t planes = kPlanes<Scheme> * (input_plane(p, tiles) + output_plane(tiles));
-  return 4 * (zeros_size(p) + planes + 12 * weight_plane(p.C)) + tiles * int64_t(sizeof(WinogradTile));
+  const int64_t planes = kPlanes<Scheme> * (input_plane_stride(p, tiles) + output_plane_stride(tiles));
+  return 4 * (zeros_size(p) + planes + 12 * weight_plane_stride(p.C)) + tiles * int64_t(sizeof(WinogradTile));
 }
 
 // The rows of the transformed weights that are computed together, because they share subexpressions.
 constexpr int kPairs[3][2] = {{0, 5}, {1, 2}, {3, 4}};
 
 // Transforms one panel of weights [9][C][kPanel] to two rows of G w G^T: transformed[12][C][kPanel], planes
-// weight_plane() apart.
+// weight_plane_stride() apart.
 template <typename Scheme, int kPair>
 void transform_weights(const float* weight, int64_t C, float* transformed) {
   for (int64_t c = 0; c < C; ++c)
@@ -152,7 +154,7 @@ void transform_weights(const float* weight, int64_t C, float* transformed) {
         F t[6];
         Scheme::transform_weight(rows[i], t);
 #pragma GCC unroll 6
-        for (int j = 0; j < 6; ++j) store(transformed + (6 * i + j) * weight_plane(C) + c * kPanel + lane, t[j]);
+        for (int j = 0; j < 6; ++j) store(transformed + (6 * i + j) * weight_plane_stride(C) + c * kPanel + lane, t[j]);
       }
     }
 }
@@ -254,18 +256,20 @@ void multiply_panel(
   constexpr int S = Scheme::kSide;
   constexpr decltype(&transform_weights<Scheme, 0>) transforms[3] = {
       transform_weights<Scheme, 0>, transform_weights<Scheme, 1>, transform_weights<Scheme, 2>};
-  const int64_t C_pad = (C + L - 1) / L * L, plane_in = tiles * C_pad + 16, plane_out = output_plane(tiles);
+  const int64_t C_pad = (C + L - 1) / L * L, input_stride = tiles * C_pad + 16,
+                output_stride = output_plane_stride(tiles);
   int count = 0;
   for (int pair = 0; pair < 3; ++pair) {
     // Transform two rows of the weights, then multiply the planes that use them
     transforms[pair](weight, C, weights);
     for (int i = 0; i < S; ++i) {
-      const int row = Scheme::weight(i), slot = row == kPairs[pair][0] ? 0 : row == kPairs[pair][1] ? 1 : -1;
+      const int row = Scheme::weight_index(i), slot = row == kPairs[pair][0] ? 0 : row == kPairs[pair][1] ? 1 : -1;
       for (int j = 0; slot >= 0 && j < S; ++j) {
         const int64_t k = S * i + j;
         multiply_plane(
-            transformed + k * plane_in, tiles, C_pad, weights + (6 * slot + Scheme::weight(j)) * weight_plane(C), C,
-            PanelPrefetch(weight, count++, C), products + k * plane_out);
+            transformed + k * input_stride, tiles, C_pad,
+            weights + (6 * slot + Scheme::weight_index(j)) * weight_plane_stride(C), C,
+            PanelPrefetch(weight, count++, C), products + k * output_stride);
       }
     }
   }
@@ -276,17 +280,17 @@ void forward(
     const RepConvParams& p, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
     int64_t end, int64_t first, int64_t last, char* scratch) {
   const int64_t tiles = end - begin, C_pad = (p.C + L - 1) / L * L;
-  const int64_t plane_in = input_plane(p, tiles), plane_out = output_plane(tiles);
+  const int64_t input_stride = input_plane_stride(p, tiles), output_stride = output_plane_stride(tiles);
   T* zeros = reinterpret_cast<T*>(scratch);
   float* transformed = reinterpret_cast<float*>(scratch) + zeros_size(p);
-  float* products = transformed + kPlanes<Scheme> * plane_in;
-  float* weights = products + kPlanes<Scheme> * plane_out;
-  WinogradTile* const positions = reinterpret_cast<WinogradTile*>(weights + 12 * weight_plane(p.C));
+  float* products = transformed + kPlanes<Scheme> * input_stride;
+  float* weights = products + kPlanes<Scheme> * output_stride;
+  WinogradTile* const positions = reinterpret_cast<WinogradTile*>(weights + 12 * weight_plane_stride(p.C));
   // Transform the input tiles
   std::memset(scratch, 0, size_t(p.C) * sizeof(T));
   for (int64_t t = 0; t < tiles; ++t) {
     positions[t] = WinogradTile(p, begin + t);
-    transform_input<Scheme>(p, input, positions[t], zeros, transformed + t * C_pad, plane_in);
+    transform_input<Scheme>(p, input, positions[t], zeros, transformed + t * C_pad, input_stride);
   }
 
   for (int64_t panel = first; panel < last; ++panel) {
@@ -300,7 +304,7 @@ void forward(
         b = o + L <= p.C_out ? load(values) : load_first(values, p.C_out - o);
       }
       for (int64_t t = 0; t < tiles; ++t)
-        transform_output<Scheme, T>(p, products + t * kPanel + o % kPanel, plane_out, b, positions[t], out, o);
+        transform_output<Scheme, T>(p, products + t * kPanel + o % kPanel, output_stride, b, positions[t], out, o);
     }
   }
 }

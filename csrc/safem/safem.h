@@ -5,7 +5,7 @@
 //   offset, mask = predictor d + predictor_bias                   2*G*9 offsets, then G*9 mask logits, see sdc.h
 //   z = sdc(x, offset, mask)                                      3x3, G groups
 //   s = softmax over c of (reduce gelu(expand z + expand_bias) + reduce_bias)
-//   out[c] = scale * C * s[c] * x[c]                              alone, or, as ACFA combines two levels,
+//   out[c] = scale * C * s[c] * x[c]                              for one level, or, as ACFA combines two levels,
 //   out[c] = scale * C * s[c] * up[c] + weight[n, c] * x[c]
 //
 // up[n, c, y, x] is channel ((y % 2) * 2 + x % 2) * C + c of pixel (y / 2, x / 2) of a feature map of half the size:
@@ -40,7 +40,7 @@ DANET_HOST_DEVICE SdcParams sdc_params(const SafemParams& p) { return SdcParams(
 
 }  // namespace
 
-// The dense weights before packing: [C, 9], [C], [27G, C], [27G], [2C, C], [2C], [C, 2C], [C].
+// The contiguous weights before packing: [C, 9], [C], [27G, C], [27G], [2C, C], [2C], [C, 2C], [C].
 struct SafemWeights {
   const float *depthwise, *depthwise_bias, *predictor, *predictor_bias, *expand, *expand_bias, *reduce, *reduce_bias;
 };
@@ -51,7 +51,7 @@ struct SafemKernels {
   int64_t (*prepared_size)(const SafemParams&);
   // Packs the weights for the instruction set.
   void (*prepare)(const SafemParams&, const SafemWeights&, float* prepared);
-  // The bytes of scratch memory for so many pixels.
+  // The scratch memory for this number of pixels, in bytes.
   int64_t (*scratch_size)(const SafemParams&, int64_t pixels);
   // Computes pixels [begin, end) of image n. up.data may be null; weight [C] belongs to the image.
   void (*forward)(

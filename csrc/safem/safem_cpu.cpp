@@ -8,7 +8,7 @@
 namespace danet {
 namespace {
 
-// The data of a weight tensor, which must be dense float32 on the CPU with `count` elements.
+// The data of a weight tensor, which must be contiguous float32 on the CPU with `count` elements.
 const float* floats(const char* op, const char* name, const Tensor& t, int64_t count) {
   DANET_CHECK(
       t.is_cpu() && t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == count, op, ": ", name,
@@ -59,9 +59,9 @@ Tensor prepare_safem(
 // themselves.
 int64_t block_pixels(const SafemParams& p) { return p.C <= 128 ? 96 : 48; }
 
-// Splits each image into blocks of pixels of about the same size, as many for each thread, and calls
-// body(unit, n, begin, end, scratch) for block `unit`, pixels [begin, end) of image n. Returns the number of blocks per
-// image through `blocks`, before the first call of body.
+// Splits each image into blocks of pixels of about the same size, so that every thread gets about the same number of
+// blocks. Calls body(block_index, n, begin, end, scratch) for every block: pixels [begin, end) of image n. Before the
+// first call, sets `blocks` to the number of blocks per image.
 template <typename Body>
 void for_blocks(const SafemParams& p, const SafemKernels& kernels, int64_t& blocks, const Body& body) {
   const int64_t P = p.H * p.W, threads = torch::stable::get_num_threads();
@@ -70,9 +70,9 @@ void for_blocks(const SafemParams& p, const SafemKernels& kernels, int64_t& bloc
   const int64_t largest = (P + blocks - 1) / blocks;
   torch::stable::parallel_for(0, p.N * blocks, 1, [&](int64_t first, int64_t last) {
     Scratch scratch(kernels.scratch_size(p, largest));
-    for (int64_t unit = first; unit < last; ++unit) {
-      const int64_t block = unit % blocks;
-      body(unit, unit / blocks, P * block / blocks, P * (block + 1) / blocks, scratch.get());
+    for (int64_t block_index = first; block_index < last; ++block_index) {
+      const int64_t block = block_index % blocks;
+      body(block_index, block_index / blocks, P * block / blocks, P * (block + 1) / blocks, scratch.get());
     }
   });
 }
@@ -95,7 +95,7 @@ Tensor safem(
   const ImageView none{nullptr, 0, 0};
   int64_t blocks;
   if (p.N == 0) return out.tensor;
-  for_blocks(p, kernels, blocks, [&](int64_t, int64_t n, int64_t begin, int64_t end, char* scratch) {
+  for_blocks(p, kernels, blocks, [&](int64_t /* block_index */, int64_t n, int64_t begin, int64_t end, char* scratch) {
     kernels.forward(
         p, x.view, weights, deep ? deep->view : none, own ? own + n * p.C : nullptr, out.view, n, begin, end, scratch);
   });
@@ -111,8 +111,8 @@ Tensor sdc_mean(const Tensor& input, const Tensor& prepared, int64_t groups) {
   const Scratch sums(std::max<int64_t>(1, p.N * p.H * p.W * p.C) * int64_t(sizeof(float)));
   float* sum = reinterpret_cast<float*>(sums.get());
   int64_t blocks = 0;
-  for_blocks(p, kernels, blocks, [&](int64_t unit, int64_t n, int64_t begin, int64_t end, char* scratch) {
-    kernels.sum(p, x.view, weights, sum + unit * p.C, n, begin, end, scratch);
+  for_blocks(p, kernels, blocks, [&](int64_t block_index, int64_t n, int64_t begin, int64_t end, char* scratch) {
+    kernels.sum(p, x.view, weights, sum + block_index * p.C, n, begin, end, scratch);
   });
   // Add up the blocks in their order, so that the result does not depend on the threads.
   float* result = static_cast<float*>(mean.mutable_data_ptr());

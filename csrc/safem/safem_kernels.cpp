@@ -1,4 +1,4 @@
-// The CPU kernels of SaFEM. A block of pixels goes through all steps while it is in the second-level cache, so that
+// The CPU kernels of SaFEM (safem.h). A block of pixels goes through all steps while it is in the L2 cache, so that
 // intermediate results never reach memory.
 #include "safem.h"
 
@@ -34,20 +34,20 @@ struct WeightLayout {
 int64_t prepared_size(const SafemParams& p) { return WeightLayout(p).size; }
 
 void prepare(const SafemParams& p, const SafemWeights& weights, float* prepared) {
-  const WeightLayout at(p);
+  const WeightLayout layout(p);
   const int64_t predicted = 3 * kSafemTaps * p.G;
-  std::memset(prepared, 0, size_t(at.size) * sizeof(float));
+  std::memset(prepared, 0, size_t(layout.size) * sizeof(float));
   for (int64_t c = 0; c < p.C; ++c)
     for (int64_t k = 0; k < kSafemTaps; ++k)
-      prepared[at.depthwise + k * padded(p.C) + c] = weights.depthwise[c * kSafemTaps + k];
-  std::memcpy(prepared + at.depthwise_bias, weights.depthwise_bias, size_t(p.C) * sizeof(float));
-  pack_panels(weights.predictor, predicted, p.C, prepared + at.predictor);
-  std::memcpy(prepared + at.predictor_bias, weights.predictor_bias, size_t(predicted) * sizeof(float));
+      prepared[layout.depthwise + k * padded(p.C) + c] = weights.depthwise[c * kSafemTaps + k];
+  std::memcpy(prepared + layout.depthwise_bias, weights.depthwise_bias, size_t(p.C) * sizeof(float));
+  pack_panels(weights.predictor, predicted, p.C, prepared + layout.predictor);
+  std::memcpy(prepared + layout.predictor_bias, weights.predictor_bias, size_t(predicted) * sizeof(float));
   if (!p.has_attention) return;
-  pack_panels(weights.expand, 2 * p.C, p.C, prepared + at.expand);
-  std::memcpy(prepared + at.expand_bias, weights.expand_bias, size_t(2 * p.C) * sizeof(float));
-  pack_panels(weights.reduce, p.C, 2 * p.C, prepared + at.reduce);
-  std::memcpy(prepared + at.reduce_bias, weights.reduce_bias, size_t(p.C) * sizeof(float));
+  pack_panels(weights.expand, 2 * p.C, p.C, prepared + layout.expand);
+  std::memcpy(prepared + layout.expand_bias, weights.expand_bias, size_t(2 * p.C) * sizeof(float));
+  pack_panels(weights.reduce, p.C, 2 * p.C, prepared + layout.reduce);
+  std::memcpy(prepared + layout.reduce_bias, weights.reduce_bias, size_t(p.C) * sizeof(float));
 }
 
 // The scratch memory of a block, one row per pixel in each array.
@@ -103,7 +103,7 @@ DANET_INLINE void depthwise_relu(
     const SafemParams& p, const ImageView& input, const float* weight, const float* bias, int64_t n, int64_t i,
     float* out) {
   const int64_t y = i / p.W, x = i - y * p.W, C_pad = padded(p.C);
-  // List the taps inside the image.
+  // Collect the taps inside the image.
   const float *pixels[kSafemTaps], *weights[kSafemTaps];
   int count = 0;
   for (int64_t k = 0; k < kSafemTaps; ++k) {
@@ -120,24 +120,25 @@ DANET_INLINE void depthwise_relu(
   });
 }
 
-// Computes z of pixels [begin, end) in rows.features.
+// Computes z of the pixels [begin, end) of image n, and stores it in rows.features.
 void sample(
     const SafemParams& p, const ImageView& input, const float* prepared, int64_t n, int64_t begin, int64_t end,
     BlockRows& rows) {
-  const WeightLayout at(p);
-  const int64_t count = end - begin, J = kSafemTaps * p.G, D = p.C / p.G;
+  const WeightLayout layout(p);
+  const int64_t count = end - begin, num_taps = kSafemTaps * p.G, group_channels = p.C / p.G;
   // Predict the offsets and the mask.
   for (int64_t i = begin; i < end; ++i)
     depthwise_relu(
-        p, input, prepared + at.depthwise, prepared + at.depthwise_bias, n, i, rows.features + (i - begin) * rows.C);
+        p, input, prepared + layout.depthwise, prepared + layout.depthwise_bias, n, i,
+        rows.features + (i - begin) * rows.C);
   apply_layer(
-      rows.features, count, rows.C, prepared + at.predictor, prepared + at.predictor_bias, p.C, 3 * J, rows.predictions,
-      rows.predicted, [](F v) { return v; });
+      rows.features, count, rows.C, prepared + layout.predictor, prepared + layout.predictor_bias, p.C, 3 * num_taps,
+      rows.predictions, rows.predicted, [](F v) { return v; });
 
   // Sample with SDC.
   const SdcParams sdc = sdc_params(p);
   TapTable<float> taps(sdc);
-  const CellBounds corners(sdc, input, 0, p.H);
+  const CellBounds bounds(sdc, input, 0, p.H);
   for (int64_t i = begin; i < end; ++i) {
     const float* predicted = rows.predictions + (i - begin) * rows.predicted;
     const int64_t y = i / p.W, x = i - y * p.W;
@@ -145,15 +146,15 @@ void sample(
       const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
       const TapInputs<float, float> source{
           predicted + 2 * g * kSafemTaps,
-          predicted + 2 * J + g * kSafemTaps,
+          predicted + 2 * num_taps + g * kSafemTaps,
           float(sdc_start(sdc, 0) + double(y)),
           float(sdc_start(sdc, 1) + double(x)),
           groups * kSafemTaps,
           uint32_t(input.pixel_stride),
           0};
       sum_taps(
-          sdc, taps, source, corners, input.pixel<float>(n, 0) + g * D, rows.features + (i - begin) * rows.C + g * D,
-          D);
+          sdc, taps, source, bounds, input.pixel<float>(n, 0) + g * group_channels,
+          rows.features + (i - begin) * rows.C + g * group_channels, group_channels);
     }
   }
 }
@@ -161,17 +162,17 @@ void sample(
 void forward(
     const SafemParams& p, ImageView input, const float* prepared, ImageView up, const float* weight, ImageView out,
     int64_t n, int64_t begin, int64_t end, char* scratch) {
-  const WeightLayout at(p);
+  const WeightLayout layout(p);
   const int64_t count = end - begin;
   BlockRows rows(p, count, scratch);
   sample(p, input, prepared, n, begin, end, rows);
   // Apply the FFN.
   apply_layer(
-      rows.features, count, rows.C, prepared + at.expand, prepared + at.expand_bias, p.C, 2 * p.C, rows.hiddens,
+      rows.features, count, rows.C, prepared + layout.expand, prepared + layout.expand_bias, p.C, 2 * p.C, rows.hiddens,
       rows.hidden, [](F v) { return gelu(v); });
   apply_layer(
-      rows.hiddens, count, rows.hidden, prepared + at.reduce, prepared + at.reduce_bias, 2 * p.C, p.C, rows.features,
-      rows.C, [](F v) { return v; });
+      rows.hiddens, count, rows.hidden, prepared + layout.reduce, prepared + layout.reduce_bias, 2 * p.C, p.C,
+      rows.features, rows.C, [](F v) { return v; });
 
   // Apply the channel softmax gate, and write back.
   const int64_t up_W = (p.W + 1) / 2;
@@ -213,6 +214,6 @@ constexpr SafemKernels kKernels = {prepared_size, prepare, scratch_size, forward
 
 }  // namespace
 
-const SafemKernels& DANET_ISA::safem_kernels(DType) { return kKernels; }
+const SafemKernels& DANET_ISA::safem_kernels(DType /* dtype */) { return kKernels; }
 
 }  // namespace danet

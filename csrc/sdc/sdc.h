@@ -1,4 +1,5 @@
-// SDC: every output pixel of every group of channels samples its own K positions of the input.
+// SDC, the sampling of DANet's Separable Deformable Convolution: every output pixel of every group of channels samples
+// its own K positions of the input. The 1x1 convolution that follows in the paper is not part of this operator.
 //
 //   out[n, c, y, x] = sum_{k < K} m[n, g, k, y, x] * input[n, c, Y, X],   g = c / (C / G)
 //   Y = y*s_y - p_y + h_y + scale * (k_y*d_y - h_y + offset[n, g, k, 0, y, x])
@@ -34,17 +35,18 @@ namespace danet {
 // Where the offsets and the mask of a call are, and in which order: see SdcParams.
 enum class SdcLayout { kSdc, kDcnv3, kDcnv4 };
 
-// The options of a call, checked by check_sdc (sdc_check.h), and what follows from them.
+// The options of a call, checked by check_sdc (sdc_check.h), and the sizes and strides derived from them.
 struct SdcParams : SdcOptions {
   int64_t G, K, H_out, W_out;
-  bool x_first;                      // DCNv3's order of taps and pairs
-  int64_t offset_group, mask_group;  // elements from group to group: 2 K and K, or 3 K in DCNv4's joint tensor
+  bool x_first;  // DCNv3's order of taps and pairs
+  // Elements from one group to the next: 2 K and K, or 3 K in DCNv4's joint tensor.
+  int64_t offset_group_stride, mask_group_stride;
 
   DANET_HOST_DEVICE SdcParams(const SdcOptions& options, SdcLayout layout)
       : SdcOptions(options), G(groups), K(kernel_size[0] * kernel_size[1] - (remove_center ? 1 : 0)),
         H_out(output_size(H, 0)), W_out(output_size(W, 1)), x_first(layout != SdcLayout::kSdc),
-        offset_group(layout == SdcLayout::kDcnv4 ? 3 * K : 2 * K), mask_group(layout == SdcLayout::kDcnv4 ? 3 * K : K) {
-  }
+        offset_group_stride(layout == SdcLayout::kDcnv4 ? 3 * K : 2 * K),
+        mask_group_stride(layout == SdcLayout::kDcnv4 ? 3 * K : K) {}
 
  private:
   DANET_HOST_DEVICE int64_t output_size(int64_t size, int axis) const {
@@ -54,15 +56,17 @@ struct SdcParams : SdcOptions {
 
 namespace {
 
-// For axis 0 (1), Y (X) = start + index of the output row (column) * stride + tap + offset_scale * offset.
+// The coordinates that a tap samples (see the formula at the top):
+//   Y = sdc_start(p, 0) + y * stride + sdc_tap(p, 0, k) + offset_scale * offset
+// X likewise, with axis 1 and x.
 DANET_HOST_DEVICE int64_t sdc_start(const SdcParams& p, int axis) {
   return p.dilation[axis] * (p.kernel_size[axis] - 1) / 2 - p.padding[axis];
 }
 DANET_HOST_DEVICE double sdc_tap(const SdcParams& p, int axis, int64_t k) {
   if (p.remove_center && k >= p.K / 2) ++k;
-  const int inner = p.x_first ? 0 : 1;
-  const int64_t side = axis == inner ? k % p.kernel_size[inner] : k / p.kernel_size[inner];
-  return p.offset_scale * double(side * p.dilation[axis] - p.dilation[axis] * (p.kernel_size[axis] - 1) / 2);
+  const int inner_axis = p.x_first ? 0 : 1;  // the axis on which consecutive taps are neighbors
+  const int64_t inner_size = p.kernel_size[inner_axis], k_axis = axis == inner_axis ? k % inner_size : k / inner_size;
+  return p.offset_scale * double(k_axis * p.dilation[axis] - p.dilation[axis] * (p.kernel_size[axis] - 1) / 2);
 }
 
 // The bilinear weights of a cell's corners (top left, top right, bottom left, bottom right), times m. (y, x) is the
@@ -76,7 +80,8 @@ DANET_HOST_DEVICE void bilinear(V y, V x, V m, V (&weight)[4]) {
   weight[2] = bottom - weight[3];
 }
 
-// The derivatives of the loss by m, Y and X, from dot[corner] = sum_c grad_output[c] * input[c] at that corner.
+// The derivatives of the loss with respect to m, Y and X. dot[corner] is the sum over the channels c of grad_output[c]
+// * input[c] at that corner.
 template <typename V>
 DANET_HOST_DEVICE void bilinear_gradients(V y, V x, V m, const V (&dot)[4], V& grad_m, V& grad_y, V& grad_x) {
   V top = dot[0] + x * (dot[1] - dot[0]), bottom = dot[2] + x * (dot[3] - dot[2]);
@@ -88,7 +93,7 @@ DANET_HOST_DEVICE void bilinear_gradients(V y, V x, V m, const V (&dot)[4], V& g
 
 }  // namespace
 
-// The largest K that the kernels take; the Python reference serves larger windows.
+// The largest K that the kernels support. The Python reference computes larger windows.
 constexpr int64_t kMaxTaps = 256;
 
 // The CPU kernels of one dtype. A row is one output row of one image: row = n * H_out + y.
@@ -96,8 +101,8 @@ struct SdcKernels {
   // Computes rows [begin, end) of out.
   void (*forward)(
       const SdcParams&, ImageView input, ImageView offset, ImageView mask, ImageView out, int64_t begin, int64_t end);
-  // Finds the first and last input row that each of the rows [begin, end) samples, clipped to the image:
-  // row_ranges[row]. First > last if there is none.
+  // For each output row in [begin, end): writes the first and the last input row that it samples, clipped to the image,
+  // to row_ranges[row]. If it samples none, the first is greater than the last.
   void (*find_row_ranges)(const SdcParams&, ImageView offset, int64_t begin, int64_t end, int32_t (*row_ranges)[2]);
   // Computes grad_offset and grad_mask of output rows [begin, end) of image n, and adds to rows [first, last) of its
   // grad_input, which must hold zeros and has the compute dtype (float32 for half dtypes). row_ranges may be null: then

@@ -1,4 +1,5 @@
-// SDC backward on CUDA devices. grad_input is summed with atomic additions, or, if deterministic, in a fixed order.
+// The backward pass of SDC (sdc.h) on CUDA devices. It sums grad_input with atomic additions or, if deterministic, in a
+// fixed order.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -7,11 +8,11 @@
 namespace danet {
 namespace {
 
-// A prepared tap: the position in its cell, m, and the pixel as in SamplePixel.
+// A prepared tap: the position in its cell, m, and top_left as in SampledCell.
 template <typename A>
 struct alignas(4 * sizeof(A)) BackwardTap {
   A y, x, m;
-  int32_t pixel;
+  int32_t top_left;
 };
 
 // Adds atomically to global memory.
@@ -27,35 +28,37 @@ GPU_DEVICE void atomic_add(float* p, const float (&v)[8]) {
 // Computes grad_offset and grad_mask; with kScatter also grad_input, by atomic additions to global memory. `lanes`
 // neighboring lanes of a warp share an item. Each lane takes one packet of channels; shuffles sum the dot products, so
 // that grad_offset and grad_mask need no atomics and the gradient of the softmax no second pass over the image. A lane
-// reads 4 K packets of input and one of grad_output, and with kScatter adds 4 K packets of float32. Shared memory:
-// items * K taps of 24 bytes (float).
-// Computed roofline of the case in sdc_forward.cuh, 3.4 GFLOP: bfloat16 155 MB, 36 us; compiled for sm_90 344
-// instructions per tap and packet, 131 us; 380e6 additions of a float, for which the second-level cache takes 290 us at
-// 1.3e12 per second (assumed). These additions are the bottleneck: 12 % of the copy bandwidth, 10 % expected. Not yet
-// measured on a GPU.
+// reads 4 * K packets of input and one of grad_output, and with kScatter adds 4 * K packets of float32. Shared memory
+// holds, per item, K taps of 24 bytes (float).
+// Roofline, computed for the case of sdc_forward.cuh (here 3.4 GFLOP) in bfloat16: Device memory moves 155 MB in 36 us.
+// Compiled for sm_90, a lane issues 344 instructions per tap and packet, which take 131 us. The L2 cache adds 380e6
+// floats atomically, which take 290 us if it adds 1.3e12 per second (assumed). These additions are the bottleneck. At
+// this rate the kernel would reach 12 % of the copy bandwidth; we expect 10 %.
+// Not yet measured on a GPU.
 template <typename T, typename Index, int kVector, int kTaps, bool kXFirst, bool kScatter>
 __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
     SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView input /* [N, H*W, C] */,
     ImageView offset /* [N, H_out*W_out, G, K, 2] */, ImageView mask /* [N, H_out*W_out, G, K] */,
     Compute<T>* __restrict__ grad_input /* [N, H*W, C] */, ImageView grad_offset /* as offset */,
-    ImageView grad_mask /* as mask */, int64_t items, int block_items, int lanes) {
+    ImageView grad_mask /* as mask */, int64_t num_items, int items_per_block, int lanes) {
   using A = Compute<T>;
   using Packet = gpu::AlignedArray<T, kVector>;
-  const int K = kTaps > 0 ? kTaps : int(p.K), D = int(p.C / p.G), packets = D / kVector;
-  const Index first = Index(blockIdx.x) * block_items;
-  const int count = int(Index(items) - first < block_items ? Index(items) - first : block_items);
-  GPU_DYNAMIC_SHARED(BackwardTap<A>, taps);                                       // [block_items, K]
-  A* grads_m = reinterpret_cast<A*>(taps + block_items * K);                      // [block_items, K]
-  uint32_t* present_of = reinterpret_cast<uint32_t*>(grads_m + block_items * K);  // [block_items, K]
+  const int K = kTaps > 0 ? kTaps : int(p.K), group_channels = int(p.C / p.G), packets = group_channels / kVector;
+  const Index first = Index(blockIdx.x) * items_per_block;
+  const int count = int(Index(num_items) - first < items_per_block ? Index(num_items) - first : items_per_block);
+  GPU_DYNAMIC_SHARED(BackwardTap<A>, taps);                                               // [items_per_block, K]
+  A* grads_m = reinterpret_cast<A*>(taps + items_per_block * K);                          // [items_per_block, K]
+  uint32_t* corners_inside = reinterpret_cast<uint32_t*>(grads_m + items_per_block * K);  // [items_per_block, K]
 
   // Prepare the taps, one item per thread.
   if (const int item = int(threadIdx.x); item < count) {
-    const OutputItem<Index> at(p, first + item);
+    const OutputItem<Index> output(p, first + item);
     prepare_taps<kTaps, kXFirst>(
-        p, offset.pixel<const T>(at.n, at.i) + at.g * p.offset_group,
-        mask.pixel<const T>(at.n, at.i) + at.g * p.mask_group, at.y, at.x, [&](int k, const Sample<A>& sample, A m) {
-          taps[item * K + k] = {sample.y, sample.x, m, sample.at.pixel};
-          present_of[item * K + k] = sample.at.present;
+        p, offset.pixel<const T>(output.n, output.i) + output.g * p.offset_group_stride,
+        mask.pixel<const T>(output.n, output.i) + output.g * p.mask_group_stride, output.y, output.x,
+        [&](int k, const Sample<A>& sample, A m) {
+          taps[item * K + k] = {sample.y, sample.x, m, sample.cell.top_left};
+          corners_inside[item * K + k] = sample.cell.corners_inside;
         });
   }
   __syncthreads();
@@ -68,38 +71,38 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
   for (int pass = 0; pass < passes; ++pass) {
     const int item = pass * items_per_pass + int(threadIdx.x) / lanes;
     const bool active = item < count;
-    const OutputItem<Index> at(p, first + (active ? item : 0));
-    const T* grad = grad_output.pixel<const T>(at.n, at.i) + at.g * D;
-    const T* image = input.pixel<const T>(at.n, 0) + at.g * D;
-    A* grad_image = grad_input + int64_t(at.n) * p.H * p.W * p.C + at.g * D;
+    const OutputItem<Index> output(p, first + (active ? item : 0));
+    const T* grad = grad_output.pixel<const T>(output.n, output.i) + output.g * group_channels;
+    const T* image = input.pixel<const T>(output.n, 0) + output.g * group_channels;
+    A* grad_image = grad_input + int64_t(output.n) * p.H * p.W * p.C + output.g * group_channels;
     const Packet own = gpu::load<kVector>(grad + lane * kVector, active && lane < packets);
     A mean = 0;  // sum_k m_k * grad_m_k, for the gradient of the softmax
 #pragma unroll 1
     for (int k = 0; k < K; ++k) {
       // Load the tap, and compute the weights of its corners.
       BackwardTap<A> tap{};
-      uint32_t present = 0;
-      if (active) tap = taps[item * K + k], present = present_of[item * K + k];
+      uint32_t tap_corners_inside = 0;
+      if (active) tap = taps[item * K + k], tap_corners_inside = corners_inside[item * K + k];
       A weight[4], dot[4] = {};
       bilinear(tap.y, tap.x, tap.m, weight);
       for (int packet = lane; active && packet < packets; packet += lanes) {
         const auto g = gpu::to_compute(packet == lane ? own : gpu::load<kVector>(grad + packet * kVector));
-        const T* cell = image + Index(tap.pixel) * stride + packet * kVector;
-        A* grad_cell = grad_image + Index(tap.pixel) * grad_stride + packet * kVector;
+        const T* top_left = image + Index(tap.top_left) * stride + packet * kVector;
+        A* grad_top_left = grad_image + Index(tap.top_left) * grad_stride + packet * kVector;
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
           // Load the corner, add to its dot product, and scatter grad_output to it.
-          const bool here = present >> corner & 1;
-          const auto x =
-              gpu::to_compute(gpu::load<kVector>(cell + (corner / 2 * row_stride + corner % 2 * stride), here));
+          const bool is_inside = tap_corners_inside >> corner & 1;
+          const auto x = gpu::to_compute(
+              gpu::load<kVector>(top_left + (corner / 2 * row_stride + corner % 2 * stride), is_inside));
           A added[kVector];
 #pragma unroll
           for (int v = 0; v < kVector; ++v) {
             dot[corner] += g.values[v] * x.values[v];
             added[v] = weight[corner] * g.values[v];
           }
-          if (kScatter && here)
-            atomic_add(grad_cell + (corner / 2 * grad_row_stride + corner % 2 * grad_stride), added);
+          if (kScatter && is_inside)
+            atomic_add(grad_top_left + (corner / 2 * grad_row_stride + corner % 2 * grad_stride), added);
         }
       }
       // Compute the gradients of m, y and x, and reduce them over the lanes of the item.
@@ -114,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
       // Write grad_offset back, and keep grad_m until the mean is complete.
       if (active && lane == k % lanes) {
         grads_m[item * K + k] = grad_m;
-        T* pair = grad_offset.pixel<T>(at.n, at.i) + at.g * p.offset_group + 2 * k;
+        T* pair = grad_offset.pixel<T>(output.n, output.i) + output.g * p.offset_group_stride + 2 * k;
         pair[p.x_first ? 1 : 0] = gpu::from_compute<T>(A(p.offset_scale) * grad_y);
         pair[p.x_first ? 0 : 1] = gpu::from_compute<T>(A(p.offset_scale) * grad_x);
       }
@@ -122,14 +125,15 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
     // Write grad_mask back. The lane that stored grad_m of a tap reads it here.
     for (int k = lane; active && k < K; k += lanes) {
       const A grad_m = grads_m[item * K + k];
-      grad_mask.pixel<T>(at.n, at.i)[at.g * p.mask_group + k] =
+      grad_mask.pixel<T>(output.n, output.i)[output.g * p.mask_group_stride + k] =
           gpu::from_compute<T>(p.softmax ? taps[item * K + k].m * (grad_m - mean) : grad_m);
     }
   }
 }
 
-// row_ranges [N * H_out, 2] = the first and last input row that each output row samples, clipped to the image; first >
-// last if there is none. One block per output row. Only the deterministic path needs it.
+// Writes to row_ranges [N * H_out, 2] the first and the last input row that each output row samples, clipped to the
+// image. If it samples none, the first is greater than the last. One block per output row. Only the deterministic path
+// needs it.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) find_row_ranges(
     SdcParams p, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
@@ -144,13 +148,15 @@ __global__ void __launch_bounds__(kThreads) find_row_ranges(
   int32_t first = int32_t(p.H), last = -1;
   for (int64_t i = threadIdx.x; i < p.W_out * p.G * p.K; i += kThreads) {
     const int64_t x = i / (p.G * p.K), j = i - x * (p.G * p.K), k = j % p.K;
-    const int tap = int(k) + (p.remove_center && k >= p.K / 2 ? 1 : 0), inner = int(p.kernel_size[p.x_first ? 0 : 1]);
-    const T* pair = offset.pixel<const T>(n, y * p.W_out + x) + j / p.K * p.offset_group + 2 * k;
+    const int tap = int(k) + (p.remove_center && k >= p.K / 2 ? 1 : 0),
+              inner_size = int(p.kernel_size[p.x_first ? 0 : 1]);
+    const T* pair = offset.pixel<const T>(n, y * p.W_out + x) + j / p.K * p.offset_group_stride + 2 * k;
     const Sample<A> sample = locate_sample<A>(
-        p, p.x_first, tap / inner, tap % inner, start_y, start_x + A(x * p.stride[1]), gpu::to_compute(pair[0]),
-        gpu::to_compute(pair[1]));
-    if (sample.at.present & 3) first = min(first, sample.row), last = max(last, sample.row);
-    if (sample.at.present & 12) first = min(first, sample.row + 1), last = max(last, sample.row + 1);
+        p, p.x_first, tap / inner_size, tap % inner_size, start_y, start_x + A(x * p.stride[1]),
+        gpu::to_compute(pair[0]), gpu::to_compute(pair[1]));
+    const uint32_t corners_inside = sample.cell.corners_inside;
+    if (corners_inside & kTopCorners) first = min(first, sample.row), last = max(last, sample.row);
+    if (corners_inside & kBottomCorners) first = min(first, sample.row + 1), last = max(last, sample.row + 1);
   }
   // Reduce over the block, and write back.
   atomicMin(&ends[0], first);
@@ -159,22 +165,22 @@ __global__ void __launch_bounds__(kThreads) find_row_ranges(
   if (threadIdx.x < 2) row_ranges[2 * int64_t(blockIdx.x) + threadIdx.x] = ends[threadIdx.x];
 }
 
-// grad_input without atomics, with the same bits in every run. A warp owns one group of one input row, and adds all
-// contributions to it in the order of the output pixels. It visits the output rows that sample its row, and prepares
-// the taps of up to 32 pixels at a time, one pixel per lane. The price is more reading: an output row is prepared once
-// for each input row that it samples.
+// Computes grad_input without atomics, with the same bits in every run. A warp owns one group of one input row, and
+// adds all contributions to it in the order of the output pixels. It visits the output rows that sample its row, and
+// prepares the taps of up to 32 pixels at a time, one pixel per lane. This reads more than backward_kernel, because an
+// output row is prepared once for each input row that it samples.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(32, 16) backward_in_order(
     SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
     ImageView mask /* [N, H_out*W_out, G, K] */, const int32_t* __restrict__ row_ranges /* [N * H_out, 2] */,
     Compute<T>* __restrict__ grad_input /* [N, H*W, C], zeros */, int pixels) {
   using A = Compute<T>;
-  const int K = int(p.K), D = int(p.C / p.G), packets = D / kVector, lane = int(threadIdx.x);
-  GPU_DYNAMIC_SHARED(CornerWeights<A>, corners);                                // [pixels, K]
-  SamplePixel* sampled = reinterpret_cast<SamplePixel*>(corners + pixels * K);  // [pixels, K]
+  const int K = int(p.K), group_channels = int(p.C / p.G), packets = group_channels / kVector, lane = int(threadIdx.x);
+  GPU_DYNAMIC_SHARED(CornerWeights<A>, corner_weights);                              // [pixels, K]
+  SampledCell* cells = reinterpret_cast<SampledCell*>(corner_weights + pixels * K);  // [pixels, K]
   const int64_t row_index = blockIdx.x / p.G, n = row_index / p.H;
   const int g = int(blockIdx.x - row_index * p.G), row = int(row_index - n * p.H), W = int(p.W);
-  A* grad_row = grad_input + row_index * p.W * p.C + g * D;
+  A* grad_row = grad_input + row_index * p.W * p.C + g * group_channels;
   for (int64_t y = 0; y < p.H_out; ++y) {
     // Skip output rows that do not sample this row.
     const int32_t* ends = row_ranges + 2 * (n * p.H_out + y);
@@ -184,26 +190,27 @@ __global__ void __launch_bounds__(32, 16) backward_in_order(
       const int count = int(p.W_out - x < pixels ? p.W_out - x : pixels);
       const int64_t i = y * p.W_out + x + lane;
       if (lane < count)
-        prepare_taps<0, false>(
-            p, offset.pixel<const T>(n, i) + g * p.offset_group, mask.pixel<const T>(n, i) + g * p.mask_group, int(y),
-            int(x) + lane, [&](int k, const Sample<A>& sample, A m) {
-              bilinear(sample.y, sample.x, m, corners[lane * K + k].weight);
-              sampled[lane * K + k] = sample.at;
+        prepare_taps</*kTaps=*/0, /*kXFirst=*/false>(
+            p, offset.pixel<const T>(n, i) + g * p.offset_group_stride,
+            mask.pixel<const T>(n, i) + g * p.mask_group_stride, int(y), int(x) + lane,
+            [&](int k, const Sample<A>& sample, A m) {
+              bilinear(sample.y, sample.x, m, corner_weights[lane * K + k].weight);
+              cells[lane * K + k] = sample.cell;
             });
       __syncwarp();
       // Add grad_output to the corners that lie in this row.
       for (int j = 0; j < count * K; ++j) {
-        const SamplePixel at = sampled[j];
+        const SampledCell cell = cells[j];
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
-          const int pixel = at.pixel + corner / 2 * W + corner % 2, column = pixel - row * W;
-          if (!(at.present >> corner & 1) || column < 0 || column >= W) continue;
-          const T* grad = grad_output.pixel<const T>(n, i - lane + j / K) + g * D;
+          const int pixel = cell.top_left + corner / 2 * W + corner % 2, column = pixel - row * W;
+          if (!(cell.corners_inside >> corner & 1) || column < 0 || column >= W) continue;
+          const T* grad = grad_output.pixel<const T>(n, i - lane + j / K) + g * group_channels;
           for (int packet = lane; packet < packets; packet += 32) {
             const auto values = gpu::to_compute(gpu::load<kVector>(grad + packet * kVector));
             A* to = grad_row + column * p.C + packet * kVector;
 #pragma unroll
-            for (int v = 0; v < kVector; ++v) to[v] += corners[j].weight[corner] * values.values[v];
+            for (int v = 0; v < kVector; ++v) to[v] += corner_weights[j].weight[corner] * values.values[v];
           }
         }
       }

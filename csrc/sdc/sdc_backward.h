@@ -1,5 +1,5 @@
-// SDC backward on the CPU. grad_output is projected on the corners of each tap, for the gradients of offset and mask,
-// and scattered to the same corners, for the gradient of the input.
+// The backward pass of SDC (sdc.h) on the CPU. For the gradients of offset and mask, it computes the dot products of
+// grad_output with the corners of each tap. For the gradient of the input, it scatters grad_output to the same corners.
 #pragma once
 
 #include "sdc_taps.h"
@@ -12,20 +12,20 @@ namespace {
 // both rows outside the bounds are skipped.
 template <bool kAll, typename T, typename A>
 DANET_INLINE void scatter(
-    const TapTable<A>& taps, int64_t groups, int64_t K, const CellBounds& corners, const T* grad_output, A* grad_image,
-    int64_t C) {
+    const TapTable<A>& taps, int64_t groups, int64_t K, const CellBounds& bounds, const T* grad_output, A* grad_image,
+    int64_t group_channels) {
   constexpr int L = kLanes<A>;
-  for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
+  for_channels<A>(group_channels, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
     constexpr int V = decltype(block)::vectors;
-    const CornerPointers<A> to(grad_image + c, corners);
+    const CornerPointers<A> to(grad_image + c, bounds);
     for (int64_t k = 0; k < K; ++k)
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t j = g * K + k, cell = taps.grad_cell[j];
-        if (!kAll && (taps.y[j] < corners.first - 1 || taps.y[j] >= corners.last)) continue;
+        if (!kAll && (taps.y[j] < bounds.first - 1 || taps.y[j] >= bounds.last)) continue;
         // Load grad_output.
         Vec<A> grad[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + g * C + c + v * L, count);
+        for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + g * group_channels + c + v * L, count);
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
           // Load all corners before storing: rows are often a multiple of 4096 bytes apart, and the loads would hit 4K
@@ -43,18 +43,18 @@ DANET_INLINE void scatter(
   });
 }
 
-// The same with a bounds check of every corner: the slow path for all cells and values.
+// The same with a bounds check of every corner. This slow path is correct for all cells and values.
 template <typename T, typename A>
 __attribute__((noinline)) void scatter_checked(
-    const TapTable<A>& taps, int64_t groups, int64_t K, const CellBounds& corners, const T* grad_output, A* grad_image,
-    int64_t C) {
+    const TapTable<A>& taps, int64_t groups, int64_t K, const CellBounds& bounds, const T* grad_output, A* grad_image,
+    int64_t group_channels) {
   for (int64_t k = 0; k < K; ++k)
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t j = g * K + k;
-      corners.visit(taps.y[j], taps.x[j], [&](int corner, int64_t element) {
-        A* pixel = grad_image + element + g * C;
-        for_vectors_of<A>(C, [&](int64_t c, int count) {
-          const Vec<A> grad = load_channels(grad_output + g * C + c, count);
+      bounds.visit(taps.y[j], taps.x[j], [&](int corner, int64_t element) {
+        A* pixel = grad_image + element + g * group_channels;
+        for_vectors_of<A>(group_channels, [&](int64_t c, int count) {
+          const Vec<A> grad = load_channels(grad_output + g * group_channels + c, count);
           const Vec<A> weight = broadcast(taps.weight[corner][j]);
           store_channels(pixel + c, multiply_add<A>(weight, grad, load_channels(pixel + c, count)), count);
         });
@@ -66,21 +66,23 @@ __attribute__((noinline)) void scatter_checked(
 template <typename A>
 constexpr int kProjectedTaps = kLanes<A> >= 4 ? kLanes<A> / 4 : 1;
 
-// dot[corner] = sum_c grad_output[c] * input[c] at the corners of cells inside. Written to taps.dot: for each
-// kProjectedTaps taps first those of corner 0, then those of corner 1, and so on.
+// Computes dot[corner] = sum_c grad_output[c] * input[c] at the corners of every tap, whose cells must lie inside the
+// image. Writes to taps.dot, for each kProjectedTaps taps, first their dots of corner 0, then those of corner 1, and so
+// on.
 template <typename T, typename A>
 DANET_INLINE void project(
-    TapTable<A>& taps, int64_t J, const CellBounds& corners, const T* grad_output, const T* image, int64_t C) {
+    TapTable<A>& taps, int64_t num_taps, const CellBounds& bounds, const T* grad_output, const T* image,
+    int64_t group_channels) {
   constexpr int L = kLanes<A>, B = kProjectedTaps<A>;
-  for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
+  for_channels<A>(group_channels, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
     constexpr int V = decltype(block)::vectors;
-    const CornerPointers<const T> from(image + c, corners);
-    for (int64_t first = 0; first < J; first += B) {
+    const CornerPointers<const T> from(image + c, bounds);
+    for (int64_t first = 0; first < num_taps; first += B) {
       // Multiply grad_output with the corners of kProjectedTaps taps, lane by lane.
       Vec<A> product[B][4];
 #pragma GCC unroll 4
       for (int b = 0; b < B; ++b) {
-        const int64_t j = first + b < J ? first + b : J - 1, cell = taps.cell[j];
+        const int64_t j = first + b < num_taps ? first + b : num_taps - 1, cell = taps.cell[j];
         const T* grad_at = grad_output + taps.channel[j] + c;
         Vec<A> grad[V];
 #pragma GCC unroll 4
@@ -88,7 +90,7 @@ DANET_INLINE void project(
 #pragma GCC unroll 4
         for (int corner = 0; corner < 4; ++corner) {
           const T* p = from.corner[corner] + cell;
-          if (V > 1) p = opaque_pointer(p);
+          if (V > 1) p = opaque_pointer(p);  // one register for the V addresses
           product[b][corner] = grad[0] * load_channels(p, count);
 #pragma GCC unroll 4
           for (int v = 1; v < V; ++v) product[b][corner] += grad[v] * load_channels(p + v * L, count);
@@ -103,14 +105,14 @@ DANET_INLINE void project(
   });
 }
 
-// Computes grad_offset and grad_mask of the prepared groups from taps.dot. inside: clamp_cells has not moved their
-// cells.
+// Computes grad_offset and grad_mask of the prepared groups from taps.dot. `inside` tells that all cells lie inside the
+// image, so that clamp_cells has moved none of them.
 template <typename T, typename A>
 DANET_INLINE void write_gradients(
-    const SdcParams& p, TapTable<A>& taps, int64_t J, bool inside, T* grad_offset, T* grad_mask) {
+    const SdcParams& p, TapTable<A>& taps, int64_t num_taps, bool inside, T* grad_offset, T* grad_mask) {
   constexpr int L = kLanes<A>;
   const A scale = A(p.offset_scale);
-  for (int64_t j = 0; j < J; j += L) {
+  for (int64_t j = 0; j < num_taps; j += L) {
     // Load the dot products of a vector of taps.
     const A* d = taps.dot + 4 * j;
     Vec<A> dot[4];
@@ -132,20 +134,20 @@ DANET_INLINE void write_gradients(
     grad_y *= scale;
     grad_x *= scale;
     const Vec<A> one = p.x_first ? grad_x : grad_y, two = p.x_first ? grad_y : grad_x;
-    store_up_to(grad_offset + 2 * j, pick<InterleavedLow>(one, two), 2 * (J - j));
-    store_up_to(grad_offset + 2 * j + L, pick<InterleavedHigh>(one, two), 2 * (J - j) - L);
+    store_up_to(grad_offset + 2 * j, pick<InterleavedLow>(one, two), 2 * (num_taps - j));
+    store_up_to(grad_offset + 2 * j + L, pick<InterleavedHigh>(one, two), 2 * (num_taps - j) - L);
   }
   // Apply the gradient of the softmax, and write grad_mask back.
   if (p.softmax)
-    fill_per_group(taps, J, p.K, [&](int64_t first) {
+    fill_per_group(taps, num_taps, p.K, [&](int64_t first) {
       A mean = 0;
       for (int64_t j = first; j < first + p.K; ++j) mean += taps.m[j] * taps.grad_m[j];
       return mean;
     });
-  for (int64_t j = 0; j < J; j += L) {
+  for (int64_t j = 0; j < num_taps; j += L) {
     Vec<A> grad = load(taps.grad_m + j);
     if (p.softmax) grad = load(taps.m + j) * (grad - load(taps.group_value + j));
-    store_up_to(grad_mask + j, grad, J - j);
+    store_up_to(grad_mask + j, grad, num_taps - j);
   }
 }
 
@@ -157,8 +159,8 @@ void backward(
     const int32_t (*row_ranges)[2]) {
   using A = Compute<T>;
   TapTable<A> taps(p);
-  const CellBounds corners(p, input, 0, p.H), grad_corners(p, grad_input, first, last);
-  const int64_t C = p.C / p.G;
+  const CellBounds bounds(p, input, 0, p.H), grad_bounds(p, grad_input, first, last);
+  const int64_t group_channels = p.C / p.G;
   for (int64_t y = 0; y < p.H_out; ++y) {
     // Skip output rows that neither belong to [begin, end) nor sample rows [first, last).
     bool own = y >= begin && y < end, within = true, touched = true;
@@ -172,26 +174,28 @@ void backward(
         p, taps, offset, mask, input.pixel_stride, grad_input.pixel_stride, n, y,
         [&](int64_t x, int64_t g, const TapInputs<A, T>& source) {
           const int64_t i = y * p.W_out + x;
-          const int64_t groups = source.J / p.K;
-          const bool inside = prepare_taps<true>(p, taps, source);
-          const T* grad = grad_output.pixel<T>(n, i) + g * C;
+          const int64_t groups = source.num_taps / p.K;
+          const bool inside = prepare_taps</*kBackward=*/true>(p, taps, source);
+          const T* grad = grad_output.pixel<T>(n, i) + g * group_channels;
           // Compute grad_offset and grad_mask.
           if (own) {
-            if (!inside) clamp_cells<false>(p, taps, source.J, 0, p.H, source.stride, taps.cell);
-            project(taps, source.J, corners, grad, input.pixel<T>(n, 0) + g * C, C);
+            if (!inside) clamp_cells</*kWeights=*/false>(p, taps, source.num_taps, 0, p.H, source.stride, taps.cell);
+            project(taps, source.num_taps, bounds, grad, input.pixel<T>(n, 0) + g * group_channels, group_channels);
             write_gradients(
-                p, taps, source.J, inside, grad_offset.pixel<T>(n, i) + g * p.offset_group,
-                grad_mask.pixel<T>(n, i) + g * p.mask_group);
+                p, taps, source.num_taps, inside, grad_offset.pixel<T>(n, i) + g * p.offset_group_stride,
+                grad_mask.pixel<T>(n, i) + g * p.mask_group_stride);
           }
           // Add to grad_input.
           if (touched) {
-            A* grad_image = grad_input.pixel<A>(n, 0) + g * C;
-            if (inside && within) return scatter<true>(taps, groups, p.K, grad_corners, grad, grad_image, C);
+            A* grad_image = grad_input.pixel<A>(n, 0) + g * group_channels;
+            if (inside && within)
+              return scatter</*kAll=*/true>(taps, groups, p.K, grad_bounds, grad, grad_image, group_channels);
             // 0 * Inf = NaN, and corners in the same pixel cannot be loaded together: take the bounds-checked path.
-            if (!grad_corners.has_four_pixels() || !all_finite(grad, groups * C) || !all_finite(taps.m, source.J))
-              return scatter_checked(taps, groups, p.K, grad_corners, grad, grad_image, C);
-            clamp_cells<true>(p, taps, source.J, first, last, source.grad_stride, taps.grad_cell);
-            scatter<false>(taps, groups, p.K, grad_corners, grad, grad_image, C);
+            if (!grad_bounds.has_four_pixels() || !all_finite(grad, groups * group_channels) ||
+                !all_finite(taps.m, source.num_taps))
+              return scatter_checked(taps, groups, p.K, grad_bounds, grad, grad_image, group_channels);
+            clamp_cells</*kWeights=*/true>(p, taps, source.num_taps, first, last, source.grad_stride, taps.grad_cell);
+            scatter</*kAll=*/false>(taps, groups, p.K, grad_bounds, grad, grad_image, group_channels);
           }
         });
   }

@@ -20,10 +20,10 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
   return out.tensor;
 }
 
-// Always deterministic.
+// The result is always deterministic.
 Tensor run_backward(
     const SdcParams& p, const Tensor& grad_output, const Tensor& input, const ImageView& offset, const ImageView& mask,
-    const ImageView& grad_offset, const ImageView& grad_mask, bool) {
+    const ImageView& grad_offset, const ImageView& grad_mask, bool /* deterministic */) {
   check_sdc_limits<std::runtime_error>("sdc", p, p.C);
   check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
   const SdcKernels& kernels = DANET_KERNELS(sdc_kernels, dtype_of(input));

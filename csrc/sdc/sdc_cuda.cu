@@ -10,32 +10,33 @@ namespace {
 
 constexpr int kSharedBytes = 48 * 1024;  // what a block may use on every device without opting in
 
-// Bytes of shared memory per item, at most. Forward: CornerWeights and SamplePixel of each tap, and the item's offset
-// in the input. Backward: BackwardTap, grad_m and the present corners of each tap.
+// The maximum of shared memory per item, in bytes. Forward: CornerWeights and SampledCell of each tap, and the item's
+// offset in the input. Backward: BackwardTap, grad_m and the corners inside the image of each tap.
 template <typename A>
-int item_bytes(const SdcParams& p) {
+int shared_bytes_per_item(const SdcParams& p) {
   return int(p.K) * int(5 * sizeof(A) + sizeof(uint32_t)) + int(sizeof(int64_t));
 }
 
 template <typename A>
-int items_of_a_block(const SdcParams& p) {
-  return std::max(1, std::min(kItems, kSharedBytes / item_bytes<A>(p)));
+int choose_items_per_block(const SdcParams& p) {
+  return std::max(1, std::min(kMaxItems, kSharedBytes / shared_bytes_per_item<A>(p)));
 }
 
 // Whether int32_t holds the number of every item and the offset of every pixel in its image.
 bool fits_int32_index(const SdcParams& p, const ImageView& input) {
   const int64_t end = int64_t(1) << 31, stride = std::max(input.pixel_stride, p.C);
-  return p.N * p.H_out * p.W_out * p.G < end - kItems && (p.H + 4) * (p.W + 4) < end / stride;
+  return p.N * p.H_out * p.W_out * p.G < end - kMaxItems && (p.H + 4) * (p.W + 4) < end / stride;
 }
 
-// Calls body(index, vector, taps, x_first) with the template arguments of the kernels: 32-bit indices, packets of 16
-// bytes (not for float64), 3x3 windows in either order. Rare cases share a kernel with more general ones.
+// Calls body(index, vector, taps, x_first) with the template arguments of the kernels. Common cases get kernels with
+// 32-bit indices, packets of 16 bytes (not for float64), and 3x3 windows in either order. Rare cases use more general
+// kernels.
 template <typename T, typename Body>
 void specialise(
     const SdcParams& p, const ImageView& input, const ImageView& offset, bool packets_fit, const Body& body) {
   constexpr Constant<gpu::Packet<T>::kSize> packet{};
   // Pairs of offsets must be aligned. Those of DCNv4 with K = 9 are not: a group has 27 elements.
-  const bool pairs = is_aligned<T>(offset, 2) && p.offset_group % 2 == 0;
+  const bool pairs = is_aligned<T>(offset, 2) && p.offset_group_stride % 2 == 0;
   const bool is_3x3 = p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && pairs;
   if constexpr (sizeof(T) < 8) {
     if (packets_fit && !fits_int32_index(p, input)) return body(int64_t{}, packet, Constant<0>{}, std::false_type{});
@@ -48,28 +49,29 @@ void specialise(
 
 Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
   check_sdc_limits<std::runtime_error>("sdc", p, 1);
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image x(input), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
-  const int64_t items = p.N * p.H_out * p.W_out * p.G;
-  if (items == 0) return out.tensor;
+  const int64_t num_items = p.N * p.H_out * p.W_out * p.G;
+  if (num_items == 0) return out.tensor;
   with_type(input, [&](auto type) {
     using T = decltype(type);
     using A = Compute<T>;
-    const int block_items = items_of_a_block<A>(p);
+    const int items_per_block = choose_items_per_block<A>(p);
     const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view});
     specialise<T>(p, x.view, offset, packets_fit, [&](auto index, auto vector, auto taps, auto x_first) {
       gpu::launch(
           "sdc",
           forward_kernel<T, decltype(index), decltype(vector)::value, decltype(taps)::value, decltype(x_first)::value>,
-          {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)), here.stream()}, p,
-          x.view, offset, mask, static_cast<T*>(out.view.data), items, block_items);
+          {blocks_for("sdc", num_items, items_per_block), kThreads,
+           size_t(items_per_block * shared_bytes_per_item<A>(p)), device_guard.stream()},
+          p, x.view, offset, mask, static_cast<T*>(out.view.data), num_items, items_per_block);
     });
   });
   return out.tensor;
 }
 
 // Lanes of a warp per item: a power of two that covers its packets, at most 32.
-int lanes_of(int64_t packets) {
+int lanes_per_item(int64_t packets) {
   int lanes = 1;
   while (lanes < 32 && lanes < packets) lanes *= 2;
   return lanes;
@@ -80,20 +82,20 @@ Tensor run_backward(
     const ImageView& grad_offset, const ImageView& grad_mask, bool deterministic) {
   check_sdc_limits<std::runtime_error>("sdc", p, 1);
   check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image grad_out(grad_output), x(input);
   const bool is_double = input.scalar_type() == ScalarType::Double;
   Tensor grad_input = torch::stable::empty(
       input.sizes(), is_double ? ScalarType::Double : ScalarType::Float, std::nullopt, input.device(), std::nullopt,
       MemoryFormat::ChannelsLast);
   torch::stable::zero_(grad_input);
-  const int64_t items = p.N * p.H_out * p.W_out * p.G;
-  if (items > 0)
+  const int64_t num_items = p.N * p.H_out * p.W_out * p.G;
+  if (num_items > 0)
     with_type(input, [&](auto type) {
       using T = decltype(type);
       using A = Compute<T>;
       A* sums = static_cast<A*>(grad_input.mutable_data_ptr());
-      const int block_items = items_of_a_block<A>(p);
+      const int items_per_block = choose_items_per_block<A>(p);
       const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view, grad_out.view});
       specialise<T>(p, x.view, offset, packets_fit, [&](auto index, auto vector, auto taps, auto x_first) {
         using Index = decltype(index);
@@ -101,24 +103,26 @@ Tensor run_backward(
         constexpr bool kXFirst = decltype(x_first)::value;
         gpu::launch(
             "sdc",
-            deterministic ? backward_kernel<T, Index, kVector, kTaps, kXFirst, false>
-                          : backward_kernel<T, Index, kVector, kTaps, kXFirst, true>,
-            {blocks_for("sdc", items, block_items), kThreads, size_t(block_items * item_bytes<A>(p)), here.stream()}, p,
-            grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, items, block_items,
-            lanes_of(p.C / p.G / kVector));
+            deterministic ? backward_kernel<T, Index, kVector, kTaps, kXFirst, /*kScatter=*/false>
+                          : backward_kernel<T, Index, kVector, kTaps, kXFirst, /*kScatter=*/true>,
+            {blocks_for("sdc", num_items, items_per_block), kThreads,
+             size_t(items_per_block * shared_bytes_per_item<A>(p)), device_guard.stream()},
+            p, grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, num_items, items_per_block,
+            lanes_per_item(p.C / p.G / kVector));
         if (!deterministic) return;
         // Deterministic: sum grad_input in a second kernel, from the rows that each output row samples.
         Tensor row_ranges = torch::stable::empty(
             {p.N * p.H_out, 2}, ScalarType::Int, std::nullopt, input.device(), std::nullopt, std::nullopt);
         int32_t* rows = static_cast<int32_t*>(row_ranges.mutable_data_ptr());
-        const int pixels = std::min(32, block_items);
+        const int pixels = std::min(32, items_per_block);
         gpu::launch(
-            "sdc", find_row_ranges<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, here.stream()}, p, offset,
-            rows);
+            "sdc", find_row_ranges<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, device_guard.stream()}, p,
+            offset, rows);
         gpu::launch(
             "sdc", backward_in_order<T, kVector>,
-            {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(pixels * item_bytes<A>(p)), here.stream()}, p,
-            grad_out.view, offset, mask, rows, sums, pixels);
+            {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(pixels * shared_bytes_per_item<A>(p)),
+             device_guard.stream()},
+            p, grad_out.view, offset, mask, rows, sums, pixels);
       });
     });
   return grad_input.scalar_type() == input.scalar_type() ? grad_input

@@ -1,5 +1,5 @@
-// SDC forward on the CPU. The taps of a pixel are prepared (sdc_taps.h); then, one group at a time, whole vectors of
-// channels are gathered from the four corners of each tap and summed.
+// The forward pass of SDC (sdc.h) on the CPU. It prepares the taps of a pixel (sdc_taps.h). Then, one group at a time,
+// it gathers whole vectors of channels from the four corners of each tap, and sums them.
 #pragma once
 
 #include "sdc_taps.h"
@@ -7,16 +7,18 @@
 namespace danet {
 namespace {
 
-// The corner weights of one group's taps: of(corner, k) is one weight in all lanes of a vector. Here read from memory.
+// The corner weights of one group's taps. broadcast_weight(corner, k) returns one of them in all lanes of a vector.
+// This version reads it from memory.
 template <typename A>
 struct WeightsInMemory {
   const A* weight[4];
   WeightsInMemory(const TapTable<A>& taps, int64_t first)
       : weight{taps.weight[0] + first, taps.weight[1] + first, taps.weight[2] + first, taps.weight[3] + first} {}
-  DANET_INLINE Vec<A> of(int corner, int64_t k) const { return broadcast<A>(weight[corner][k]); }
+  DANET_INLINE Vec<A> broadcast_weight(int corner, int64_t k) const { return broadcast<A>(weight[corner][k]); }
 };
 #if defined(__AVX512F__)
-// The same in registers, for at most as many taps as lanes: permuting a register costs less than a load.
+// The same with the weights in registers, for at most as many taps as a vector has lanes: permuting a register costs
+// less than a load.
 template <typename A>
 struct WeightsInRegisters {
   Vec<A> weight[4];
@@ -24,28 +26,29 @@ struct WeightsInRegisters {
       : weight{
             load(taps.weight[0] + first), load(taps.weight[1] + first), load(taps.weight[2] + first),
             load(taps.weight[3] + first)} {}
-  DANET_INLINE Vec<A> of(int corner, int64_t k) const {
+  DANET_INLINE Vec<A> broadcast_weight(int corner, int64_t k) const {
     return broadcast_lane(weight[corner], IntVec<A>{} + int32_t(k));
   }
 };
 #endif
 
-// Computes out[0..C) of each group in J taps: the sums over its K taps, whose cells lie inside the image. kTaps is K if
-// known at compile time, else 0. Not inlined, because it needs all registers.
+// Computes out [groups, group_channels] from the num_taps = groups * K taps of the table: for each group, the sum over
+// its K taps. All cells must lie inside the image. kTaps is K if it is known at compile time, else 0; runtime_K is K in
+// both cases. Not inlined, because the loop needs all registers.
 template <typename Weights, int kTaps, typename T, typename A>
 __attribute__((noinline)) void gather_groups(
-    const TapTable<A>& taps, int64_t J, int64_t any_K, bool softmax, const CellBounds& corners, const T* image, T* out,
-    int64_t C) {
+    const TapTable<A>& taps, int64_t num_taps, int64_t runtime_K, bool softmax, const CellBounds& bounds,
+    const T* image, T* out, int64_t group_channels) {
   constexpr int L = kLanes<A>;
-  const int64_t K = kTaps > 0 ? kTaps : any_K;
-  for (int64_t first = 0; first < J; first += K, out += C) {
+  const int64_t K = kTaps > 0 ? kTaps : runtime_K;
+  for (int64_t first = 0; first < num_taps; first += K, out += group_channels) {
     const Vec<A> factor = broadcast<A>(softmax ? 1 / sum_values<kTaps>(taps.m + first, K) : A(1));
-    for_channels<A>(C, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
+    for_channels<A>(group_channels, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
       constexpr int V = decltype(block)::vectors;
       constexpr int kChains = V >= 4 ? 1 : 4 / V;  // independent sums, to hide the latency of additions
       Vec<A> total[kChains][V] = {};
       const Weights weights(taps, first);
-      const CornerPointers<const T> from(image + c, corners);
+      const CornerPointers<const T> from(image + c, bounds);
       const int32_t* cell = taps.cell + first;
 #pragma GCC unroll 9
       for (int64_t k = 0; k < K; ++k) {
@@ -53,9 +56,9 @@ __attribute__((noinline)) void gather_groups(
         const int64_t element = cell[k];
 #pragma GCC unroll 4
         for (int corner = 0; corner < 4; ++corner) {
-          const Vec<A> weight = weights.of(corner, k);
+          const Vec<A> weight = weights.broadcast_weight(corner, k);
           const T* p = from.corner[corner] + element;
-          if (V > 1) p = opaque_pointer(p);
+          if (V > 1) p = opaque_pointer(p);  // one register for the V addresses
 #pragma GCC unroll 4
           for (int v = 0; v < V; ++v) total[corner % kChains][v] += weight * load_channels(p + v * L, count);
         }
@@ -75,32 +78,35 @@ __attribute__((noinline)) void gather_groups(
 // Chooses the instance of gather_groups.
 template <typename T, typename A>
 DANET_INLINE void gather(
-    const TapTable<A>& taps, int64_t J, int64_t K, bool softmax, const CellBounds& corners, const T* image, T* out,
-    int64_t C) {
+    const TapTable<A>& taps, int64_t num_taps, int64_t K, bool softmax, const CellBounds& bounds, const T* image,
+    T* out, int64_t group_channels) {
 #if defined(__AVX512F__)
   if constexpr (kHasBroadcastLane<A>) {
-    if (K == 9) return gather_groups<WeightsInRegisters<A>, 9>(taps, J, K, softmax, corners, image, out, C);
-    if (K <= kLanes<A>) return gather_groups<WeightsInRegisters<A>, 0>(taps, J, K, softmax, corners, image, out, C);
+    if (K == 9)
+      return gather_groups<WeightsInRegisters<A>, 9>(taps, num_taps, K, softmax, bounds, image, out, group_channels);
+    if (K <= kLanes<A>)
+      return gather_groups<WeightsInRegisters<A>, 0>(taps, num_taps, K, softmax, bounds, image, out, group_channels);
   }
 #endif
   // Unrolling nine taps is slower than a loop if vectors are short.
   if constexpr (kLanes<A> > 4 && !kHasBroadcastLane<A>)
-    if (K == 9) return gather_groups<WeightsInMemory<A>, 9>(taps, J, K, softmax, corners, image, out, C);
-  gather_groups<WeightsInMemory<A>, 0>(taps, J, K, softmax, corners, image, out, C);
+    if (K == 9)
+      return gather_groups<WeightsInMemory<A>, 9>(taps, num_taps, K, softmax, bounds, image, out, group_channels);
+  gather_groups<WeightsInMemory<A>, 0>(taps, num_taps, K, softmax, bounds, image, out, group_channels);
 }
 
-// Computes out[0..C) of the group in `source` with a bounds check of every corner: the slow path for all cells and
-// values.
+// Computes out [group_channels] of the one group in `source`, with a bounds check of every corner. This slow path is
+// correct for all cells and values.
 template <typename T, typename A>
 __attribute__((noinline)) void sum_taps_checked(
-    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, const CellBounds& corners, const T* image,
-    T* out, int64_t C) {
-  prepare_taps<false>(p, taps, source);
+    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, const CellBounds& bounds, const T* image,
+    T* out, int64_t group_channels) {
+  prepare_taps</*kBackward=*/false>(p, taps, source);
   const Vec<A> factor = broadcast<A>(p.softmax ? 1 / sum_values<0>(taps.m, p.K) : A(1));
-  for_vectors_of<A>(C, [&](int64_t c, int count) {
+  for_vectors_of<A>(group_channels, [&](int64_t c, int count) {
     Vec<A> total{};
     for (int64_t k = 0; k < p.K; ++k) {
-      corners.visit(taps.y[k], taps.x[k], [&](int corner, int64_t element) {
+      bounds.visit(taps.y[k], taps.x[k], [&](int corner, int64_t element) {
         total += taps.weight[corner][k] * load_channels(image + element + c, count);
       });
       if (taps.weight[0][k] != taps.weight[0][k]) total += taps.weight[0][k];  // a NaN coordinate
@@ -109,22 +115,22 @@ __attribute__((noinline)) void sum_taps_checked(
   });
 }
 
-// Computes out of the groups in `source`.
+// Computes out [groups, group_channels] of the groups in `source`.
 template <typename T, typename A>
 DANET_INLINE void sum_taps(
-    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, const CellBounds& corners, const T* image,
-    T* out, int64_t C) {
+    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, const CellBounds& bounds, const T* image,
+    T* out, int64_t group_channels) {
   // Prepare the taps, gather and sum.
-  const bool inside = prepare_taps<false>(p, taps, source);
-  if (!inside) clamp_cells<true>(p, taps, source.J, 0, p.H, source.stride, taps.cell);
-  gather(taps, source.J, p.K, p.softmax, corners, image, out, C);
-  if (inside || !any_nan(out, source.J / p.K * C)) return;
+  const bool inside = prepare_taps</*kBackward=*/false>(p, taps, source);
+  if (!inside) clamp_cells</*kWeights=*/true>(p, taps, source.num_taps, 0, p.H, source.stride, taps.cell);
+  gather(taps, source.num_taps, p.K, p.softmax, bounds, image, out, group_channels);
+  if (inside || !any_nan(out, source.num_taps / p.K * group_channels)) return;
   // 0 * Inf = NaN: if a clamped cell may have read a non-finite pixel, take the bounds-checked path.
   TapInputs<A, T> group = source;
-  group.J = p.K;
-  for (int64_t j = 0; j < source.J;
-       j += p.K, group.offset += p.offset_group, group.mask += p.mask_group, image += C, out += C)
-    if (any_nan(out, C)) sum_taps_checked(p, taps, group, corners, image, out, C);
+  group.num_taps = p.K;
+  for (int64_t j = 0; j < source.num_taps; j += p.K, group.offset += p.offset_group_stride,
+               group.mask += p.mask_group_stride, image += group_channels, out += group_channels)
+    if (any_nan(out, group_channels)) sum_taps_checked(p, taps, group, bounds, image, out, group_channels);
 }
 
 // SdcKernels::forward.
@@ -132,8 +138,8 @@ template <typename T>
 void forward(
     const SdcParams& p, ImageView input, ImageView offset, ImageView mask, ImageView out, int64_t begin, int64_t end) {
   TapTable<Compute<T>> taps(p);
-  const CellBounds corners(p, input, 0, p.H);
-  const int64_t C = p.C / p.G;
+  const CellBounds bounds(p, input, 0, p.H);
+  const int64_t group_channels = p.C / p.G;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / p.H_out;
     const T* image = input.pixel<T>(n, 0);
@@ -141,7 +147,9 @@ void forward(
     for_row<T>(
         p, taps, offset, mask, input.pixel_stride, 0, n, row % p.H_out,
         [&](int64_t x, int64_t g, const TapInputs<Compute<T>, T>& source) __attribute__((always_inline)) {
-          sum_taps(p, taps, source, corners, image + g * C, out_row + x * out.pixel_stride + g * C, C);
+          sum_taps(
+              p, taps, source, bounds, image + g * group_channels, out_row + x * out.pixel_stride + g * group_channels,
+              group_channels);
         });
   }
 }

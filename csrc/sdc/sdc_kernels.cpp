@@ -19,9 +19,9 @@ void find_row_ranges(const SdcParams& p, ImageView offset, int64_t begin, int64_
     Vec<A> lowest = broadcast<A>(H), highest = broadcast<A>(-2);
     for (int64_t x = 0; x < p.W_out; ++x)
       for (int64_t g = 0; g < p.G; g += taps.groups) {
-        int64_t J = (g + taps.groups <= p.G ? taps.groups : p.G - g) * p.K;
-        PaddedValues<T, 2 * L> offsets(offset.pixel<T>(n, y * p.W_out + x) + g * p.offset_group, 2 * J);
-        for_vectors<L>(J < L ? L : J, [&](int64_t j) {
+        int64_t num_taps = (g + taps.groups <= p.G ? taps.groups : p.G - g) * p.K;
+        PaddedValues<T, 2 * L> offsets(offset.pixel<T>(n, y * p.W_out + x) + g * p.offset_group_stride, 2 * num_taps);
+        for_vectors<L>(num_taps < L ? L : num_taps, [&](int64_t j) {
           Vec<A> dy, dx;
           load_offsets<A>(p, offsets.values, j, dy, dx);
           Vec<A> y_sample = (load(taps.tap_y + j) + start) + scale * dy;

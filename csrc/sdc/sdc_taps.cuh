@@ -1,8 +1,10 @@
-// The taps of SDC on CUDA devices. One thread prepares all taps of an item in shared memory; then the threads of the
-// block share the channels.
+// Prepares the taps of SDC (sdc.h) on CUDA devices. The work is divided into items: an item is one group of channels of
+// one output pixel. One thread prepares all taps of an item in shared memory; then the threads of the block share its
+// channels.
 //
-// An item is a group of channels of one output pixel. Items are numbered pixel * G + g, so that out is [items, D] with
-// D = C / G.
+// Items are numbered pixel * G + g, so that out is [num_items, group_channels] with group_channels = C / G.
+//
+// In the templates, T is the dtype of the tensors, and A = Compute<T> is the type of the arithmetic.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -12,33 +14,37 @@ namespace danet {
 namespace {
 
 constexpr int kThreads = 128;
-// Items per block, each prepared by one thread; fewer if their taps exceed the shared memory.
-constexpr int kItems = 64;
+// The maximum number of items per block, each of which one thread prepares. A block has fewer items if their taps
+// exceed the shared memory.
+constexpr int kMaxItems = 64;
 
-// The pixels that one tap samples: the top left corner of its cell, and which corners lie inside the image.
-struct SamplePixel {
-  int32_t pixel;     // y * W + x, which may lie outside; 0 if all corners do
-  uint32_t present;  // bit `corner` is set if that corner lies inside
+// Sets of a cell's corners, as bit masks: bit 0 is the top left corner, then top right, bottom left, bottom right.
+constexpr uint32_t kTopCorners = 3, kBottomCorners = 12, kLeftCorners = 5, kRightCorners = 10, kAllCorners = 15;
+
+// The cell that one tap samples.
+struct SampledCell {
+  int32_t top_left;         // y * W + x of the top left corner, which may lie outside; 0 if all corners lie outside
+  uint32_t corners_inside;  // the set of corners inside the image
 };
 
 // One sample of the image.
 template <typename A>
 struct Sample {
   A y, x;  // position in the cell, 0 to 1
-  SamplePixel at;
-  int32_t row;
+  SampledCell cell;
+  int32_t row;  // of the top left corner
   bool is_nan;
 };
 
-// The sample of tap (outer, inner) with offsets (first, second), for an output pixel whose window starts at (start_y,
-// start_x). Both pairs are (y, x), or (x, y) if x_first. See the formula in sdc.h.
+// Locates the sample of tap (outer, inner) with the offsets (first, second), for an output pixel whose window starts at
+// (start_y, start_x); see the formula in sdc.h. The tap and the offsets are (y, x), or (x, y) if x_first.
 template <typename A>
 GPU_DEVICE Sample<A> locate_sample(
     const SdcParams& p, bool x_first, int outer, int inner, A start_y, A start_x, A first, A second) {
   const A scale = A(p.offset_scale);
-  const auto coordinate = [&](int axis, int side, A start, A offset) {
+  const auto coordinate = [&](int axis, int k_axis, A start, A offset) {
     const int d = int(p.dilation[axis]), centre = d * int(p.kernel_size[axis] - 1) / 2;
-    return (scale * A(side * d - centre) + start) + scale * offset;
+    return (scale * A(k_axis * d - centre) + start) + scale * offset;
   };
   const A y = x_first ? coordinate(0, inner, start_y, second) : coordinate(0, outer, start_y, first);
   const A x = x_first ? coordinate(1, outer, start_x, first) : coordinate(1, inner, start_x, second);
@@ -50,11 +56,11 @@ GPU_DEVICE Sample<A> locate_sample(
   sample.y = gpu::saturate(y - A(row)), sample.x = gpu::saturate(x - A(column));
   // Find the corners inside the image. As unsigned integers, negative indices lie outside.
   const uint32_t top = uint32_t(row), left = uint32_t(column), H = uint32_t(p.H), W = uint32_t(p.W);
-  const uint32_t rows = (top < H ? 3 : 0) | (top + 1 < H ? 12 : 0);
-  const uint32_t columns = (left < W ? 5 : 0) | (left + 1 < W ? 10 : 0);
-  const uint32_t present = sample.is_nan ? 0 : rows & columns;
+  const uint32_t in_valid_rows = (top < H ? kTopCorners : 0) | (top + 1 < H ? kBottomCorners : 0);
+  const uint32_t in_valid_columns = (left < W ? kLeftCorners : 0) | (left + 1 < W ? kRightCorners : 0);
+  const uint32_t corners_inside = sample.is_nan ? 0 : in_valid_rows & in_valid_columns;
   sample.row = row;
-  sample.at = {present > 0 ? int32_t(top * W + left) : 0, present};
+  sample.cell = {corners_inside > 0 ? int32_t(top * W + left) : 0, corners_inside};
   return sample;
 }
 
@@ -68,8 +74,8 @@ GPU_DEVICE Compute<T> exponential(Compute<T> a) {
 }
 
 // Calls store(k, sample, m) for the taps of one item at output pixel (y, x), with offset [K, 2] and mask [K] of the
-// item. kTaps == 9: fully unrolled 3x3 fast path, for aligned pairs of offsets. Its tap order is a template parameter,
-// because a run-time branch would spill registers. kTaps == 0: any window.
+// item. kTaps == 9 selects the fully unrolled fast path for 3x3 windows with aligned pairs of offsets. Its tap order
+// kXFirst is a template parameter, because a run-time branch would spill registers. kTaps == 0 computes any window.
 template <int kTaps, bool kXFirst, typename T, typename Store>
 GPU_DEVICE void prepare_taps(
     const SdcParams& p, const T* __restrict__ offset, const T* __restrict__ mask, int y, int x, const Store& store) {
@@ -104,7 +110,7 @@ GPU_DEVICE void prepare_taps(
           m[k] * factor);
     }
   } else {
-    const int K = int(p.K), inner = int(p.kernel_size[p.x_first ? 0 : 1]);
+    const int K = int(p.K), inner_size = int(p.kernel_size[p.x_first ? 0 : 1]);
     // Compute the maximum of the logits and the reciprocal of the softmax's denominator.
     A top = 0, factor = 1;
     if (p.softmax) {
@@ -121,26 +127,27 @@ GPU_DEVICE void prepare_taps(
       store(
           k,
           locate_sample<A>(
-              p, p.x_first, tap / inner, tap % inner, start_y, start_x, gpu::to_compute(offset[2 * k]),
+              p, p.x_first, tap / inner_size, tap % inner_size, start_y, start_x, gpu::to_compute(offset[2 * k]),
               gpu::to_compute(offset[2 * k + 1])),
           p.softmax ? exponential<T>(m - top) * factor : m);
     }
   }
 }
 
-// Image, pixel and group of the item with this number. Index is int32_t where all of them fit, because its divisions
-// and products are far cheaper.
+// The position of an item in out. Index is int32_t if all indices fit, because its divisions and products are far
+// cheaper than those of int64_t.
 template <typename Index>
 struct OutputItem {
-  Index n, i, g;  // i = y * W_out + x
+  Index n, i, g;  // image, pixel i = y * W_out + x, and group
   int y, x;
 
   GPU_DEVICE OutputItem(const SdcParams& p, Index item) {
-    using Number = std::make_unsigned_t<Index>;  // unsigned division is shorter
-    const Number G = Number(p.G), P = Number(p.H_out * p.W_out), W = Number(p.W_out), pixel = Number(item) / G;
-    g = Index(Number(item) - pixel * G);
-    n = Index(pixel / P), i = Index(pixel - Number(n) * P);
-    y = int(Number(i) / W), x = int(Number(i) - Number(y) * W);
+    using Unsigned = std::make_unsigned_t<Index>;  // unsigned division is shorter
+    const Unsigned G = Unsigned(p.G), P = Unsigned(p.H_out * p.W_out), W = Unsigned(p.W_out),
+                   pixel = Unsigned(item) / G;
+    g = Index(Unsigned(item) - pixel * G);
+    n = Index(pixel / P), i = Index(pixel - Unsigned(n) * P);
+    y = int(Unsigned(i) / W), x = int(Unsigned(i) - Unsigned(y) * W);
   }
 };
 

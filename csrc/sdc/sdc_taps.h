@@ -1,6 +1,8 @@
-// The taps of one output pixel, prepared for the CPU kernels: the softmax, the cell that each tap samples, and the
-// weights of the cell's corners. Each vector lane prepares one tap. The table of all taps stays in the first-level
-// cache.
+// Prepares the taps of one output pixel for the CPU kernels of SDC (sdc.h): computes the softmax, the cell that each
+// tap samples, and the weights of the cell's corners. Each vector lane prepares one tap. The table of all taps stays in
+// the L1 cache.
+//
+// In the templates of this folder, T is the dtype of the tensors, and A = Compute<T> is the type of the arithmetic.
 #pragma once
 
 #include "../common/lanes.h"
@@ -9,7 +11,7 @@
 namespace danet {
 namespace {
 
-// The prepared taps of the groups of one pixel that are computed together, J = groups * K <= kMaxTaps of them. The
+// The prepared taps of the groups of one pixel that are computed together: num_taps = groups * K <= kMaxTaps. The
 // arrays have constant sizes, so that one register addresses all of them. A whole vector may be stored at any tap.
 template <typename A>
 struct TapTable {
@@ -29,7 +31,8 @@ struct TapTable {
   int64_t groups;                          // groups that are computed together
 
   explicit TapTable(const SdcParams& p) : groups(kMaxTaps / p.K < p.G ? kMaxTaps / p.K : p.G) {
-    if (p.offset_group != 2 * p.K || p.mask_group != p.K) groups = 1;  // DCNv4's groups are not contiguous
+    if (p.offset_group_stride != 2 * p.K || p.mask_group_stride != p.K)
+      groups = 1;  // DCNv4's groups are not contiguous
     // Fill the constant columns for the taps that can occur, rounded up to whole vectors.
     for (int64_t j = 0; j < groups * p.K + kLanes<A>; ++j) {
       const int64_t g = j / p.K, k = j - g * p.K;
@@ -40,10 +43,11 @@ struct TapTable {
   }
 };
 
-// Calls body(j) for vectors of L taps that cover [0, J), J >= L. The last vector may overlap the one before.
+// Calls body(j) for vectors of L taps that cover [0, num_taps), where num_taps >= L. The last vector may overlap the
+// one before.
 template <int L, typename Body>
-DANET_INLINE void for_vectors(int64_t J, const Body& body) {
-  for (int64_t j = 0; j < J; j += L) body(j + L <= J ? j : J - L);
+DANET_INLINE void for_vectors(int64_t num_taps, const Body& body) {
+  for (int64_t j = 0; j < num_taps; j += L) body(j + L <= num_taps ? j : num_taps - L);
 }
 
 // A row of values that can be read in whole vectors of kCount: the row itself, or a padded copy if it is shorter.
@@ -59,7 +63,7 @@ struct PaddedValues {
   }
 };
 
-// The offsets of a vector of taps.
+// Loads the offsets of a vector of taps, the first of which is tap j.
 template <typename A, typename T>
 DANET_INLINE void load_offsets(const SdcParams& p, const T* offset, int64_t j, Vec<A>& y, Vec<A>& x) {
   const Vec<A> low = load(offset + 2 * j), high = load(offset + 2 * j + kLanes<A>);
@@ -98,12 +102,12 @@ void exp_shifted(A* m, int64_t groups, int64_t K) {
   }
 }
 
-// The offsets and the mask of J taps at one output pixel, and where its window starts in the input.
+// The offsets and the mask of the taps at one output pixel, and where its window starts in the input.
 template <typename A, typename T>
 struct TapInputs {
   const T *offset, *mask;
   A start_y, start_x;
-  int64_t J;
+  int64_t num_taps;
   uint32_t stride, grad_stride;  // pixel strides of input and grad_input, in elements
 };
 
@@ -113,14 +117,14 @@ template <bool kBackward, bool kExp, typename A, typename T>
 DANET_INLINE bool fill_table(
     const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, bool* in_range = nullptr) {
   constexpr int L = kLanes<A>;
-  const PaddedValues<T, L> masks(source.mask, source.J);
-  const PaddedValues<T, 2 * L> offsets(source.offset, 2 * source.J);
+  const PaddedValues<T, L> masks(source.mask, source.num_taps);
+  const PaddedValues<T, 2 * L> offsets(source.offset, 2 * source.num_taps);
   const A scale = A(p.offset_scale);
   const uint32_t W = uint32_t(p.W);
   // Maxima over the taps. As unsigned integers, negative indices and the bits of a NaN exceed all valid values.
   UIntVec<A> last_row{}, last_column{};
   Bits<A> largest{};
-  for_vectors<L>(source.J < L ? L : source.J, [&](int64_t j) __attribute__((always_inline)) {
+  for_vectors<L>(source.num_taps < L ? L : source.num_taps, [&](int64_t j) __attribute__((always_inline)) {
     // Compute the numerators of the softmax.
     Vec<A> m;
     if (kExp) {
@@ -172,23 +176,23 @@ DANET_INLINE bool fill_table(
 template <typename A, typename T>
 DANET_INLINE void fill_weights(const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source) {
   constexpr int L = kLanes<A>;
-  const PaddedValues<T, L> masks(source.mask, source.J);
+  const PaddedValues<T, L> masks(source.mask, source.num_taps);
   Bits<A> largest{};
-  for_vectors<L>(source.J < L ? L : source.J, [&](int64_t j) __attribute__((always_inline)) {
+  for_vectors<L>(source.num_taps < L ? L : source.num_taps, [&](int64_t j) __attribute__((always_inline)) {
     Vec<A> m = load(masks.values + j);
     largest = unsigned_max(largest, (Bits<A>)m & ~(Bits<A>)broadcast<A>(A(-0.0)));
     store(taps.m + j, p.softmax ? exp(m) : m);
   });
   if (p.softmax && any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kMaxUnshiftedLogit)))) {
-    for (int64_t j = 0; j < source.J; ++j) taps.m[j] = to_compute(source.mask[j]);
-    exp_shifted(taps.m, source.J / p.K, p.K);
+    for (int64_t j = 0; j < source.num_taps; ++j) taps.m[j] = to_compute(source.mask[j]);
+    exp_shifted(taps.m, source.num_taps / p.K, p.K);
   }
 }
 
 // taps.group_value[j] = value(first) for every tap j of the group whose taps begin at `first`.
 template <typename A, typename Value>
-DANET_INLINE void fill_per_group(TapTable<A>& taps, int64_t J, int64_t K, const Value& value) {
-  for (int64_t first = 0; first < J; first += K) {
+DANET_INLINE void fill_per_group(TapTable<A>& taps, int64_t num_taps, int64_t K, const Value& value) {
+  for (int64_t first = 0; first < num_taps; first += K) {
     const Vec<A> v = broadcast<A>(value(first));
     for (int64_t k = 0; k < K; k += kLanes<A>)
       store(taps.group_value + first + k, v);  // may overwrite the start of the next group, which follows
@@ -200,22 +204,23 @@ DANET_INLINE void fill_per_group(TapTable<A>& taps, int64_t J, int64_t K, const 
 template <bool kBackward, typename A, typename T>
 DANET_INLINE bool prepare_taps(const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source) {
   if (!kBackward && p.softmax) {
-    bool in_range, inside = fill_table<false, true>(p, taps, source, &in_range);
+    bool in_range, inside = fill_table</*kBackward=*/false, /*kExp=*/true>(p, taps, source, &in_range);
     if (in_range) return inside;
   }
   fill_weights(p, taps, source);
   if (kBackward && p.softmax) {
-    fill_per_group(taps, source.J, p.K, [&](int64_t first) { return 1 / sum_values<0>(taps.m + first, p.K); });
-    for (int64_t j = 0; j < source.J; j += kLanes<A>) store(taps.m + j, load(taps.m + j) * load(taps.group_value + j));
+    fill_per_group(taps, source.num_taps, p.K, [&](int64_t first) { return 1 / sum_values<0>(taps.m + first, p.K); });
+    for (int64_t j = 0; j < source.num_taps; j += kLanes<A>)
+      store(taps.m + j, load(taps.m + j) * load(taps.group_value + j));
   }
-  return fill_table<kBackward, false>(p, taps, source);
+  return fill_table<kBackward, /*kExp=*/false>(p, taps, source);
 }
 
-// Which cells lie partly or wholly outside [first, last), along one axis, from the index of their first corner: its
-// valid values, for which both corners are inside, are first to last - 2.
+// Tells, for a vector of cells and along one axis, which of them lie partly or wholly outside [first, last). `index` is
+// the row or column of a cell's first corner. If it is from first to last - 2, both corners are inside.
 template <typename A>
 struct BorderMasks {
-  Mask<A> before, behind, near;  // below the valid values; above them; at least one corner is inside
+  Mask<A> before, behind, near;  // index < first; index > last - 2; a corner is inside
 
   BorderMasks(IntVec<A> index, int32_t first, int32_t last)
       : before(lanes(index < first)), behind(lanes(index > last - 2)),
@@ -239,12 +244,13 @@ struct BorderMasks {
 // weight zero, or NaN if the weight was not finite.
 template <bool kWeights, typename A>
 DANET_INLINE void clamp_cells(
-    const SdcParams& p, TapTable<A>& taps, int64_t J, int64_t first, int64_t last, uint32_t stride, int32_t* cells) {
+    const SdcParams& p, TapTable<A>& taps, int64_t num_taps, int64_t first, int64_t last, uint32_t stride,
+    int32_t* cells) {
   auto nearest = [](IntVec<A> index, int64_t first, int64_t last) __attribute__((always_inline)) {
     index = index > int32_t(last - 2) ? int32_t(last - 2) - IntVec<A>{} : index;
     return (UIntVec<A>)(index < int32_t(first) ? int32_t(first) - IntVec<A>{} : index);
   };
-  for (int64_t j = 0; j < J; j += kLanes<A>) {
+  for (int64_t j = 0; j < num_taps; j += kLanes<A>) {
     const IntVec<A> y = bits_as<IntVec<A>>(taps.y + j), x = bits_as<IntVec<A>>(taps.x + j);
     // Move the weights along with their pixels.
     if (kWeights) {
@@ -278,8 +284,8 @@ DANET_INLINE void for_row(
     for (int64_t g = 0; g < p.G; g += taps.groups) {
       const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
       const TapInputs<A, T> source{
-          offsets + g * p.offset_group,
-          masks + g * p.mask_group,
+          offsets + g * p.offset_group_stride,
+          masks + g * p.mask_group_stride,
           start_y,
           start_x + A(x * p.stride[1]),
           groups * p.K,
@@ -289,7 +295,7 @@ DANET_INLINE void for_row(
     }
 }
 
-// The image, or its rows [first, last), in which the corners of cells lie.
+// The rows [first, last) of the image, within which corners are read or written.
 struct CellBounds {
   int32_t first, last, W;
   int64_t stride;
@@ -300,7 +306,8 @@ struct CellBounds {
   // Whether there are two rows and two columns, so that the corners of a cell are four different pixels.
   bool has_four_pixels() const { return last - first > 1 && W > 1; }
 
-  // Calls body(corner, element) for those corners of the cell (y, x) that lie inside. element: the offset of the pixel.
+  // Calls body(corner, element) for those corners of the cell (y, x) that lie inside; element is the offset of the
+  // corner's pixel.
   template <typename Body>
   DANET_INLINE void visit(int32_t y, int32_t x, const Body& body) const {
     for (int corner = 0; corner < 4; ++corner) {
@@ -311,20 +318,20 @@ struct CellBounds {
   }
 };
 
-// One pointer per corner, to which the offset of a cell inside is added. If there is only one row or column, both
-// corners are in it, and only one of them has a weight.
+// One pointer per corner. Adding the offset of a cell inside gives the address of its corner. If there is only one row
+// or column, both corners lie in it, and only one of them has a weight.
 template <typename T>
 struct CornerPointers {
   T* corner[4];
-  CornerPointers(T* image, const CellBounds& corners) {
-    const int64_t right = corners.W > 1 ? corners.stride : 0;
-    const int64_t below = corners.last - corners.first > 1 ? corners.W * corners.stride : 0;
+  CornerPointers(T* image, const CellBounds& bounds) {
+    const int64_t right = bounds.W > 1 ? bounds.stride : 0;
+    const int64_t below = bounds.last - bounds.first > 1 ? bounds.W * bounds.stride : 0;
     for (int i = 0; i < 4; ++i) corner[i] = image + i / 2 * below + i % 2 * right;
   }
 };
 
-// Splits C channels into blocks of 4, 2 and 1 vectors and a rest of `count` channels: body(VectorBlock<V>, c, count),
-// where count is 0 for whole vectors.
+// Splits C channels into blocks of 4, 2 and 1 vectors, and calls body(VectorBlock<V>, c, count) for each block. count
+// is 0 for whole vectors, else the number of remaining channels.
 template <int V>
 struct VectorBlock {
   static constexpr int vectors = V;

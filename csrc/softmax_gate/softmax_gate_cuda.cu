@@ -13,7 +13,8 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// The tensors of a call, each [N, P, C]. Forward uses three; its grad_output is `input` and its grad_logits is `out`.
+// The tensors of a call, each [N, P, C]. Forward uses only input, logits and result; it passes `input` as grad_output
+// and `out` as grad_logits.
 struct SoftmaxGateViews {
   ImageView grad_output, input, logits, result /* out or grad_input */, grad_logits;
 };
@@ -40,7 +41,7 @@ GPU_DEVICE A reduce_lanes(int lanes, A value, const Combine& combine) {
   return value;
 }
 
-// Reduces over the block. `parts` is shared memory that is used by this call only.
+// Reduces over the thread block. `parts` is shared memory that no other call uses.
 template <typename A, typename Combine>
 GPU_DEVICE A reduce_block(A (&parts)[kWarps], A value, const Combine& combine) {
   value = reduce_lanes(32, value, combine);
@@ -52,6 +53,7 @@ GPU_DEVICE A reduce_block(A (&parts)[kWarps], A value, const Combine& combine) {
   return value;
 }
 
+// Returns the sum of exps * grad * x over kSize channels.
 template <typename T, int kSize>
 GPU_DEVICE Compute<T> sum_products(
     const Compute<T> (&exps)[kSize], const gpu::AlignedArray<T, kSize>& grad, const gpu::AlignedArray<T, kSize>& x) {
@@ -62,10 +64,11 @@ GPU_DEVICE Compute<T> sum_products(
   return sum;
 }
 
-// Writes the results of kSize channels from c on; C * s = exps * factor, and mean is the sum of s * g * x.
+// Writes the results of kSize channels from channel c on. exps * factor is C * s, where s is the softmax; mean is the
+// sum of s * grad * x over all channels.
 template <bool kBackward, typename T, int kSize>
 GPU_DEVICE void write_results(
-    const SoftmaxGateViews& t, gpu::Pixel at, int c, const Compute<T> (&exps)[kSize], Compute<T> factor,
+    const SoftmaxGateViews& t, gpu::Pixel pixel, int c, const Compute<T> (&exps)[kSize], Compute<T> factor,
     Compute<T> mean, const gpu::AlignedArray<T, kSize>& grad, const gpu::AlignedArray<T, kSize>& x) {
   gpu::AlignedArray<T, kSize> result, grad_logits;
   const auto grads = gpu::to_compute(grad), values = gpu::to_compute(x);
@@ -80,25 +83,26 @@ GPU_DEVICE void write_results(
       result.values[v] = gpu::from_compute<T>(value * weight);
     }
   }
-  *reinterpret_cast<gpu::AlignedArray<T, kSize>*>(t.result.pixel<T>(at.n, at.i) + c) = result;
+  *reinterpret_cast<gpu::AlignedArray<T, kSize>*>(t.result.pixel<T>(pixel.n, pixel.i) + c) = result;
   if constexpr (kBackward)
-    *reinterpret_cast<gpu::AlignedArray<T, kSize>*>(t.grad_logits.pixel<T>(at.n, at.i) + c) = grad_logits;
+    *reinterpret_cast<gpu::AlignedArray<T, kSize>*>(t.grad_logits.pixel<T>(pixel.n, pixel.i) + c) = grad_logits;
 }
 
-// `lanes` neighbouring threads compute one pixel: each holds kRows vectors of kSize channels, `lanes` vectors apart.
-// Every input is read once and every output written once, both coalesced; a pixel stays in registers, and shuffles
-// reduce.
-// Roofline: 3 * s (backward 5 * s) bytes per channel, s = element size, and 15 (25) flops with one exponential (N32 C64
-// 128x160 float32: 0.50 and 0.84 GB). Memory is the bottleneck; expected: over 90 % of the copy bandwidth. Not yet
-// measured on a GPU.
+// `lanes` neighbouring threads compute one pixel. Each holds kRows vectors of kSize channels, which are `lanes` vectors
+// apart. Every input is read once and every output is written once, with coalesced accesses. The values of a pixel stay
+// in registers, and shuffles reduce them.
+// Roofline, with s = element size: Forward moves 3 * s bytes per channel and computes 15 flops, one exponential
+// included. Backward moves 5 * s bytes and computes 25 flops. For N = 32, C = 64, 128x160 pixels and float32, they move
+// 0.50 GB and 0.84 GB. Memory is the bottleneck; we expect more than 90 % of the copy bandwidth. Not yet measured on a
+// GPU.
 template <bool kBackward, typename T, int kSize, int kRows>
 __global__ void __launch_bounds__(kThreads)
     softmax_gate_in_registers(SoftmaxGateParams p, int lanes, SoftmaxGateViews t /* each [N, P, C] */) {
   using A = Compute<T>;
   const int lane = int(threadIdx.x) % lanes, C = int(p.C);
-  const int64_t pixel = int64_t(blockIdx.x) * (kThreads / lanes) + int(threadIdx.x) / lanes;
-  const bool exists = pixel < p.N * p.P;
-  const gpu::Pixel at = gpu::split_pixel_index(p.N, p.P, exists ? pixel : 0);
+  const int64_t pixel_index = int64_t(blockIdx.x) * (kThreads / lanes) + int(threadIdx.x) / lanes;
+  const bool exists = pixel_index < p.N * p.P;
+  const gpu::Pixel pixel = gpu::split_pixel_index(p.N, p.P, exists ? pixel_index : 0);
   // Load the pixel
   gpu::AlignedArray<T, kSize> x[kRows], grad[kRows], logits[kRows];
   bool valid[kRows];
@@ -106,9 +110,9 @@ __global__ void __launch_bounds__(kThreads)
   for (int r = 0; r < kRows; ++r) {
     const int c = (r * lanes + lane) * kSize;
     valid[r] = exists && c < C;
-    logits[r] = gpu::load<kSize>(t.logits.pixel<const T>(at.n, at.i) + c, valid[r]);
-    x[r] = gpu::load<kSize>(t.input.pixel<const T>(at.n, at.i) + c, valid[r]);
-    if constexpr (kBackward) grad[r] = gpu::load<kSize>(t.grad_output.pixel<const T>(at.n, at.i) + c, valid[r]);
+    logits[r] = gpu::load<kSize>(t.logits.pixel<const T>(pixel.n, pixel.i) + c, valid[r]);
+    x[r] = gpu::load<kSize>(t.input.pixel<const T>(pixel.n, pixel.i) + c, valid[r]);
+    if constexpr (kBackward) grad[r] = gpu::load<kSize>(t.grad_output.pixel<const T>(pixel.n, pixel.i) + c, valid[r]);
   }
 
   // Reduce the maximum of the logits
@@ -137,23 +141,23 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
     if (valid[r])
-      write_results<kBackward>(t, at, (r * lanes + lane) * kSize, exps[r], factor, products / sum, grad[r], x[r]);
+      write_results<kBackward>(t, pixel, (r * lanes + lane) * kSize, exps[r], factor, products / sum, grad[r], x[r]);
 }
 
-// For pixels with more channels than registers: a block computes one pixel, a thread every 256th vector of kSize
-// channels. It reads the logits three times and, in backward, the other inputs twice. The caches hold the pixel between
-// the passes (24 KB per tensor for 6144 channels, 3 to 8 blocks per multiprocessor). Shared memory holds the warps'
-// parts of three reductions.
-// Roofline as above, minus cache misses; expected: 75 % of the copy bandwidth. Not yet measured on a GPU.
+// For pixels with more channels than the registers of a warp hold. A thread block computes one pixel, and a thread
+// every 256th vector of kSize channels. It reads the logits three times and, in backward, the other inputs twice. The
+// caches hold the pixel between the passes (24 KB per tensor for 6144 float32 channels, 3 to 8 blocks per
+// multiprocessor). Shared memory holds the warps' parts of three reductions.
+// Roofline: as above, but cache misses add traffic; we expect 75 % of the copy bandwidth. Not yet measured on a GPU.
 template <bool kBackward, typename T, int kSize>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
     softmax_gate_multipass(SoftmaxGateParams p, SoftmaxGateViews t /* each [N, P, C] */) {
   using A = Compute<T>;
   GPU_SHARED(parts, A[3][kWarps]);
-  const gpu::Pixel at = gpu::split_pixel_index(p.N, p.P, blockIdx.x);
+  const gpu::Pixel pixel = gpu::split_pixel_index(p.N, p.P, blockIdx.x);
   const int C = int(p.C), first = int(threadIdx.x) * kSize, step = kThreads * kSize;
-  const T *logits = t.logits.pixel<const T>(at.n, at.i), *x = t.input.pixel<const T>(at.n, at.i);
-  const T* grad = kBackward ? t.grad_output.pixel<const T>(at.n, at.i) : x;
+  const T *logits = t.logits.pixel<const T>(pixel.n, pixel.i), *x = t.input.pixel<const T>(pixel.n, pixel.i);
+  const T* grad = kBackward ? t.grad_output.pixel<const T>(pixel.n, pixel.i) : x;
   A top = -A(INFINITY), sum = 0, products = 0;
   // Pass 1: reduce the maximum of the logits
 #pragma unroll 4
@@ -187,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
     A exps[kSize];
     exponentials(exps, c);
     write_results<kBackward>(
-        t, at, c, exps, factor, products / sum, gpu::load<kSize>(grad + c), gpu::load<kSize>(x + c));
+        t, pixel, c, exps, factor, products / sum, gpu::load<kSize>(grad + c), gpu::load<kSize>(x + c));
   }
 }
 
@@ -227,20 +231,22 @@ void dispatch(const Tensor& input, SoftmaxGateParams p, const SoftmaxGateViews& 
 
 Tensor softmax_gate(const Tensor& input, const Tensor& logits) {
   const SoftmaxGateParams p = check_softmax_gate(input, logits);
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image x(input), weights(logits), out(empty_image(input, input.sizes()));
-  if (p.N * p.P * p.C > 0) dispatch<false>(input, p, {x.view, x.view, weights.view, out.view, out.view}, here.stream());
+  if (p.N * p.P * p.C > 0)
+    dispatch</*kBackward=*/false>(input, p, {x.view, x.view, weights.view, out.view, out.view}, device_guard.stream());
   return out.tensor;
 }
 
 std::tuple<Tensor, Tensor> softmax_gate_backward(const Tensor& grad_output, const Tensor& input, const Tensor& logits) {
   const SoftmaxGateParams p = check_softmax_gate(input, logits);
   check_like("softmax_gate", "grad_output", grad_output, input, input.sizes());
-  const OnDevice here(input);
+  const DeviceGuard device_guard(input);
   const Image grad(grad_output), x(input), weights(logits);
   const Image grad_input(empty_image(input, input.sizes())), grad_logits(empty_image(input, input.sizes()));
   if (p.N * p.P * p.C > 0)
-    dispatch<true>(input, p, {grad.view, x.view, weights.view, grad_input.view, grad_logits.view}, here.stream());
+    dispatch</*kBackward=*/true>(
+        input, p, {grad.view, x.view, weights.view, grad_input.view, grad_logits.view}, device_guard.stream());
   return {grad_input.tensor, grad_logits.tensor};
 }
 
