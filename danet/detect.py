@@ -8,17 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from danet.utils import cli
-from danet.utils.errors import UserError
+from danet.utils.errors import UserError, check_values
 from danet.utils.files import write_json, write_text
 from danet.utils.progress import count_items
-
-if TYPE_CHECKING:
-    from danet.inference.annotated_output import AnnotatedOutput
-    from danet.inference.box_files import BoxFiles
-    from danet.inference.stream import DetectionStream
 
 
 @dataclass
@@ -96,7 +91,12 @@ def detect(options: DetectOptions) -> int:
     Exit code: 0; 1 if frames of a source are missing or a file could not be written; 2 for invalid input; 130 after
     Ctrl-C.
     """
-    _check(options)
+    check_values(options, ["score", "iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
+    counts = ["max_detections", "batch", "threads"]
+    check_values(options, counts, "be at least 1", lambda value: value >= 1, prefix="--")
+    check_values(options, ["upscale"], "lie between 0.1 and 16", lambda value: 0.1 <= value <= 16, prefix="--")
+    if not options.sources:
+        raise UserError("sources: none given; name images, folders, videos, or the number of a webcam")
     cli.check_out(options)
     import torch
 
@@ -147,18 +147,12 @@ def detect(options: DetectOptions) -> int:
         "iou_threshold": detector.iou_threshold,
         "sources": options.sources,
     }
-    boxes = BoxFiles(
-        out / "boxes.csv" if options.save_csv else None,
-        out / "boxes.json" if options.save_json else None,
-        header,
-        detector.classes,
-    )
+    csv = out / "boxes.csv" if options.save_csv else None
+    json = out / "boxes.json" if options.save_json else None
+    boxes = BoxFiles(csv, json, header, detector.classes)
     stream = DetectionStream(detector, batch=options.batch)
     output = AnnotatedOutput(
-        detector.classes,
-        show_scores=options.show_scores,
-        upscale=options.upscale,
-        background=stream.has_free_core,
+        detector.classes, show_scores=options.show_scores, upscale=options.upscale, background=stream.has_free_core
     )
     totals = [source.total for source in sources]
     total = None if None in totals else sum(count or 0 for count in totals)
@@ -183,14 +177,23 @@ def detect(options: DetectOptions) -> int:
         boxes.footer = {"dropped": stream.dropped} if stream.dropped else {}
     elapsed = time.perf_counter() - started
 
-    hardware = {"device": str(device), "threads": torch.get_num_threads(), "batch": options.batch}
-    figures = _figures(boxes, stream, output, elapsed)
+    figures = {  # the times of the parts may overlap
+        "frames": boxes.frames,
+        "frames_with_boxes": boxes.frames_with_boxes,
+        "boxes": dict(boxes.counts),
+        "dropped": stream.dropped,
+        "seconds": elapsed,
+        "reading_seconds": stream.reading_seconds,
+        "network_seconds": stream.network_seconds,
+        "writing_seconds": output.seconds,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "batch": options.batch,
+    }
     if not options.quiet:
-        _print_summary(
-            figures, output.paths, boxes.paths, "{device}, threads {threads}, batch {batch}".format(**hardware)
-        )
+        _print_summary(figures, output.paths, boxes.paths)
     if options.json is not None:
-        write_json(options.json, {**figures, **hardware})
+        write_json(options.json, figures)
     if write_error is not None:
         print(f"danet detect: error: {write_error}; {boxes.frames} frames were processed", file=sys.stderr)
         return 1
@@ -200,21 +203,7 @@ def detect(options: DetectOptions) -> int:
     return int(any(isinstance(source, Video) and source.trouble is not None for source in sources))
 
 
-def _figures(boxes: "BoxFiles", stream: "DetectionStream", output: "AnnotatedOutput", elapsed: float) -> dict[str, Any]:
-    """Counts and times of a run; the times of its parts may overlap."""
-    return {
-        "frames": boxes.frames,
-        "frames_with_boxes": boxes.frames_with_boxes,
-        "boxes": dict(boxes.counts),
-        "dropped": stream.dropped,
-        "seconds": elapsed,
-        "reading_seconds": stream.reading_seconds,
-        "network_seconds": stream.network_seconds,
-        "writing_seconds": output.seconds,
-    }
-
-
-def _print_summary(figures: dict[str, Any], annotated: Sequence[Path], tables: Sequence[Path], hardware: str) -> None:
+def _print_summary(figures: dict[str, Any], annotated: Sequence[Path], tables: Sequence[Path]) -> None:
     frames = figures["frames"]
     by_class = ", ".join(f"{name} {count}" for name, count in Counter(figures["boxes"]).most_common())
     where = f" ({by_class}) in {figures['frames_with_boxes']} frames" if by_class else ""
@@ -222,6 +211,7 @@ def _print_summary(figures: dict[str, Any], annotated: Sequence[Path], tables: S
     if figures["dropped"]:
         print(f"{figures['dropped']} more frames were dropped because a live source does not wait")
     if frames:
+        hardware = "{device}, threads {threads}, batch {batch}".format(**figures)
         print(
             f"{frames / figures['seconds']:.1f} frames/s from reading to writing, "
             f"{frames / figures['network_seconds']:.1f} in the network and decoding alone ({hardware})"
@@ -235,22 +225,6 @@ def _print_summary(figures: dict[str, Any], annotated: Sequence[Path], tables: S
             print(f"  {line}")
     for path in tables:
         print(f"  {path}")
-
-
-def _check(options: DetectOptions) -> None:
-    """Raises UserError for a value outside its range."""
-    for name in ("score", "iou"):
-        value = getattr(options, name)
-        if value is not None and not 0.0 <= value <= 1.0:
-            raise UserError(f"--{name} must lie between 0 and 1, got {value}")
-    for name in ("max_detections", "batch", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}")
-    if not 0.1 <= options.upscale <= 16.0:
-        raise UserError(f"--upscale must lie between 0.1 and 16, got {options.upscale}")
-    if not options.sources:
-        raise UserError("sources: none given; name images, folders, videos, or the number of a webcam")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

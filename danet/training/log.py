@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from danet.training.options import TrainOptions
+from danet.training.state import Progress as TrainingProgress
 from danet.utils.errors import UserError
 from danet.utils.files import atomic_path
 
@@ -52,44 +54,32 @@ class CsvLog:
 
 
 class TrainingLog:
-    """The log of a training run; use it as a context manager.
+    """The log of a training run in the folder ``options.out``; use it as a context manager.
 
     Writes a row per step to ``metrics.csv``, a row per validation to ``validation.csv``, and a line per epoch to
     standard output. On a terminal, a progress bar shows the loss terms.
 
     Args:
-        folder: folder of the run.
-        step: steps done before, see ``danet.training.state.Progress``; later rows of ``metrics.csv`` are removed.
-        finished_epoch_at: steps at the end of the last finished epoch; later rows of ``validation.csv`` are removed.
+        options: options of the run.
+        progress: what was done before; rows of later steps and epochs are removed from the files.
         total_steps: steps of the whole run.
         steps_per_epoch: steps of an epoch.
-        batch: global batch size, for the speed in images per second.
-        quiet: print nothing.
-        tensorboard: write TensorBoard files as well.
 
     Raises:
-        UserError: ``tensorboard`` is asked for, but not installed.
+        UserError: ``options.tensorboard`` is set, but TensorBoard is not installed.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        step: int,
-        finished_epoch_at: int,
-        total_steps: int,
-        steps_per_epoch: int,
-        batch: int,
-        quiet: bool = False,
-        tensorboard: bool = False,
+        self, options: TrainOptions, progress: TrainingProgress, *, total_steps: int, steps_per_epoch: int
     ) -> None:
-        self.quiet = quiet
-        self.batch = batch
+        folder = Path(options.out)
+        self.quiet = options.quiet
+        self.batch = options.batch
         self.steps_per_epoch = steps_per_epoch
         self.epochs = total_steps // steps_per_epoch
-        self._tensorboard = _tensorboard_writer(folder, step) if tensorboard else None
-        self._steps = CsvLog(folder / "metrics.csv", step)
-        self._validations = CsvLog(folder / "validation.csv", finished_epoch_at)
+        self._tensorboard = _tensorboard_writer(folder, progress.step) if options.tensorboard else None
+        self._steps = CsvLog(folder / "metrics.csv", progress.step)
+        self._validations = CsvLog(folder / "validation.csv", progress.finished_epoch_at)
         console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/" + str(self.epochs)),
@@ -99,9 +89,9 @@ class TrainingLog:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            disable=quiet or not console.is_terminal,
+            disable=self.quiet or not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total_steps, completed=step, epoch=1, terms="", speed=0.0)
+        self._task = self._bar.add_task("", total=total_steps, completed=progress.step, epoch=1, terms="", speed=0.0)
         self._sums: dict[str, float] = {}
         self._count, self._speed, self._started = 0, 0.0, time.monotonic()
 

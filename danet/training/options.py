@@ -1,20 +1,19 @@
 """Options of a training run, which ``danet train`` reads from presets, YAML files and the command line."""
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from torch import nn
 
 from danet.config import Assignment, ModelConfig
 from danet.data.loader import DataSource
 from danet.data.scales import EDGES, SCALES, Scale, check_scale_edges
 from danet.data.transforms import Augmentation
-from danet.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from danet.distill import Distiller
-    from danet.losses import ADCR
-    from danet.models import DANet
+from danet.distill import Distiller, load_teacher
+from danet.losses import ADCR
+from danet.models import DANet
+from danet.utils.errors import UserError, check_values
 
 PRESETS = (
     *("default", "paper", "demo", "svanstrom", "svanstrom_frames", "sirst"),
@@ -28,6 +27,14 @@ MAY_CHANGE_ON_RESUME = {
 }
 """Options that may differ from those of the run that is resumed. They do not affect the training steps, or may be
 raised (``epochs``); for ``data`` and the teachers the content is compared instead."""
+
+
+def _is_positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _is_not_negative(value: float) -> bool:
+    return 0 <= value < math.inf
 
 
 @dataclass(frozen=True)
@@ -57,20 +64,14 @@ class AdcrOptions:
     positive."""
 
     def __post_init__(self) -> None:
-        for name in ("weight", "negatives"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"adcr.{name} must be 0 or more, got {getattr(self, name)}")
-        if not 1 <= self.levels <= 4:
-            raise UserError(f"adcr.levels must be 1 to 4, got {self.levels}")
-        if not 0 < self.temperature < float("inf"):
-            raise UserError(f"adcr.temperature must be positive, got {self.temperature}")
+        check_values(self, ["weight", "negatives"], "be 0 or more", _is_not_negative, prefix="adcr.")
+        check_values(self, ["levels"], "be 1 to 4", lambda value: 1 <= value <= 4, prefix="adcr.")
+        check_values(self, ["temperature"], "be positive", _is_positive, prefix="adcr.")
 
-    def build(self, model: "DANet", options: "TrainOptions") -> "ADCR | None":
+    def build(self, model: DANet, options: "TrainOptions") -> ADCR | None:
         """The loss term for a model, or None if ``weight`` is 0."""
         if not self.weight:
             return None
-        from danet.losses import ADCR
-
         return ADCR(
             model.widths[: self.levels],
             model.backbone.strides[: self.levels],
@@ -111,33 +112,24 @@ class DistillOptions:
     drops (see docs/paper.md)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise UserError(f"distill.weight must be 0 or more, got {self.weight}")
-        if self.batch is not None and self.batch < 1:
-            raise UserError(f"distill.batch must be positive, got {self.batch}")
+        check_values(self, ["weight"], "be 0 or more", _is_not_negative, prefix="distill.")
+        check_values(self, ["batch"], "be positive", _is_positive, prefix="distill.")
 
     def files(self) -> dict[Scale, str]:
         """The given weights files by scale."""
         return {scale: getattr(self, scale) for scale in SCALES if getattr(self, scale) is not None}
 
-    def build(self, model: "DANet", options: "TrainOptions") -> "Distiller | None":
+    def build(self, model: DANet, options: "TrainOptions") -> Distiller | None:
         """The loss term for a model, with the teachers on the model's device, or None if no teacher is given."""
         if not self.files():
             return None
-        from danet.distill import Distiller, Teacher, load_teacher
-
         device = next(model.parameters()).device
-        teachers: dict[str, Teacher] = {
-            scale: load_teacher(path, channels=options.model.input_channels, device=device)
-            for scale, path in self.files().items()
+        channels, target = options.model.input_channels, options.target_label
+        teachers = {
+            str(scale): load_teacher(path, channels=channels, device=device) for scale, path in self.files().items()
         }
         return Distiller(
-            model.widths,
-            teachers,
-            weight=self.weight,
-            edges=options.scale_edges,
-            target=options.target_label,
-            literal=self.literal,
+            model.widths, teachers, weight=self.weight, edges=options.scale_edges, target=target, literal=self.literal
         )
 
 
@@ -281,19 +273,13 @@ class TrainOptions:
     """Print only errors."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "lr", "val_every"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "clip", "cache_mb", "save_every_minutes", "save_every_steps"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must lie between 0 and 2^63, got {self.seed}")
-        for name in ("momentum", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
-        if not 0 <= self.final_lr <= 1:
-            raise UserError(f"final_lr must lie between 0 and 1, got {self.final_lr}")
+        check_values(self, ["epochs", "batch", "lr", "val_every", "threads"], "be positive", _is_positive)
+        not_negative = ["weight_decay", "warmup_steps", "clip", "cache_mb", "workers"]
+        not_negative += ["save_every_minutes", "save_every_steps"]
+        check_values(self, not_negative, "be 0 or more", lambda value: value >= 0)
+        check_values(self, ["seed"], "lie between 0 and 2^63", lambda value: 0 <= value < 2**63)
+        check_values(self, ["momentum", "ema"], "be at least 0 and less than 1", lambda value: 0 <= value < 1)
+        check_values(self, ["final_lr"], "lie between 0 and 1", lambda value: 0 <= value <= 1)
         check_scale_edges(self.scale_edges)
         if self.target is not None and self.target not in self.model.classes:
             raise UserError(f"target {self.target}: not a class of the model ({', '.join(self.model.classes)})")
@@ -301,10 +287,6 @@ class TrainOptions:
             raise UserError(f"assignment {self.assignment}: needs model.head default, got {self.model.head}")
         if self.nesterov and self.momentum == 0:
             raise UserError("nesterov: needs a momentum above 0, got 0; give --momentum")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads must be positive, got {self.threads}")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"workers must be 0 or more, got {self.workers}")
 
     @property
     def target_name(self) -> str:
@@ -316,7 +298,7 @@ class TrainOptions:
         """Index of the target class in the model's classes."""
         return self.model.classes.index(self.target_name)
 
-    def build_losses(self, model: "DANet") -> "dict[str, nn.Module]":
+    def build_losses(self, model: DANet) -> dict[str, nn.Module]:
         """The enabled loss terms other than detection, by name, on the model's device.
 
         Every term is an ``nn.Module`` that follows ``danet.losses.LossTerm``. A term that was built from files also has

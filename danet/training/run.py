@@ -3,26 +3,21 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
+from danet import ops
 from danet.data.coco_dataset import ImageRecord
-from danet.data.loader import (
-    MINIMUM_SIZE,
-    DetectionDataset,
-    EpochSampler,
-    collate,
-    default_workers,
-    load_source,
-)
+from danet.data.loader import MINIMUM_SIZE, DetectionDataset, EpochSampler, collate, default_workers, load_source
 from danet.data.scales import ScaleBucket
+from danet.models import build_model, summary
 from danet.training.options import TrainOptions
 from danet.training.run_folder import STATE, WEIGHTS, check_run_folder, prepare_run_folder
+from danet.training.start import start_from
+from danet.training.trainer import Trainer
+from danet.utils import distributed
 from danet.utils.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-
-    from danet.training.trainer import Trainer
 
 CALIBRATION_IMAGES = 16
 """Training images from which the batch-norm statistics of compact weights are estimated."""
@@ -80,8 +75,6 @@ def train(options: TrainOptions) -> TrainingResult:
         >>> train(options).steps
         1
     """
-    from danet.utils import distributed
-
     check_run_folder(options)
     if not options.data:
         raise UserError("--data: no training dataset given; give a COCO json or a folder that contains one")
@@ -94,30 +87,16 @@ def train(options: TrainOptions) -> TrainingResult:
             if not options.quiet:
                 print(_header(trainer, new_classes))
         finished = trainer.run()
-        progress = trainer.state.progress
-        return TrainingResult(
-            finished=finished,
-            steps=progress.step,
-            seconds=progress.seconds,
-            best=progress.best,
-            weights=trainer.folder / WEIGHTS,
-            rank=distributed.rank(),
-        )
+        progress, weights = trainer.state.progress, trainer.folder / WEIGHTS
+        return TrainingResult(finished, progress.step, progress.seconds, progress.best, weights, distributed.rank())
 
 
-def build_trainer(options: TrainOptions, device: "torch.device") -> tuple["Trainer", list[str]]:
+def build_trainer(options: TrainOptions, device: torch.device) -> tuple[Trainer, list[str]]:
     """Builds the trainer of a run.
 
     Returns:
         The trainer, and the classes that ``options.weights`` do not have.
     """
-    import torch
-
-    from danet.models import build_model
-    from danet.training.start import start_from
-    from danet.training.trainer import Trainer
-    from danet.utils import distributed
-
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.workers is None:
@@ -156,17 +135,13 @@ def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecor
     return dataset, validation
 
 
-def _calibration_images(dataset: DetectionDataset, seed: int) -> "torch.Tensor":
+def _calibration_images(dataset: DetectionDataset, seed: int) -> Tensor:
     """Images of the first epoch, the same in every process."""
     sampler = EpochSampler(dataset.sizes, dataset.weights, batch=CALIBRATION_IMAGES, epochs=1, seed=seed)
     return collate([dataset[key] for key in next(iter(sampler))]).images
 
 
-def _header(trainer: "Trainer", new_classes: list[str]) -> str:
-    from danet import ops
-    from danet.models import summary
-    from danet.utils import distributed
-
+def _header(trainer: Trainer, new_classes: list[str]) -> str:
     options, dataset = trainer.options, trainer.dataset
     processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
     scale = f" for targets of scale {dataset.bucket}" if dataset.bucket else ""

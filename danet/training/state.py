@@ -89,10 +89,11 @@ class TrainingState:
             raise UserError(f"{path}: does not fit this model ({str(error).splitlines()[0]})") from error
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        if self.average is not None:
-            tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        tensors |= {f"extras.{name}": value for name, value in self.extra_losses.state_dict().items()}
+        tensors = {
+            f"{prefix}.{name}": value
+            for prefix, module in self._modules().items()
+            for name, value in module.state_dict().items()
+        }
         for name, parameter in self._parameters().items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
@@ -109,10 +110,13 @@ class TrainingState:
                 self.optimizer.state[parameters[owner]][key] = _like(parameters[owner], value)
             else:
                 parts[part][rest] = value
-        self.model.load_state_dict(parts["model"])
-        if self.average is not None:
-            self.average.load_state_dict(parts["average"])
-        self.extra_losses.load_state_dict(parts["extras"])
+        for prefix, module in self._modules().items():
+            module.load_state_dict(parts[prefix])
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """The modules whose tensors are saved, by their prefix in the file."""
+        modules = {"model": self.model, "average": self.average, "extras": self.extra_losses}
+        return {prefix: module for prefix, module in modules.items() if module is not None}
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters by their names in the optimizer's part of the state."""

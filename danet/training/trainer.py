@@ -1,7 +1,9 @@
 """The training loop: steps, validation, and saving."""
 
+import contextlib
 import math
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +27,6 @@ from danet.training.log import TrainingLog
 from danet.training.optimizer import average_weights, build_optimizer, freeze_norms, learning_rate
 from danet.training.options import TrainOptions
 from danet.training.run_folder import BEST, STATE, WEIGHTS
-from danet.training.signals import stop_on_signals
 from danet.training.state import TrainingState, fixed_options
 from danet.utils import distributed
 from danet.utils.errors import UserError
@@ -131,20 +132,11 @@ class Trainer:
         if distributed.world_size() > 1:
             device_ids = [self.device] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.model, device_ids=device_ids)
-        if distributed.rank() != 0:
-            with stop_on_signals(self.stop):
-                return self._loop()
-        self.log = TrainingLog(
-            self.folder,
-            step=self.state.progress.step,
-            finished_epoch_at=self.state.progress.finished_epoch_at,
-            total_steps=self.sampler.total_steps,
-            steps_per_epoch=self.sampler.steps_per_epoch,
-            batch=self.options.batch,
-            quiet=self.options.quiet,
-            tensorboard=self.options.tensorboard,
-        )
-        with self.log, stop_on_signals(self.stop):
+        with contextlib.ExitStack() as stack:
+            if distributed.rank() == 0:
+                steps = {"total_steps": self.sampler.total_steps, "steps_per_epoch": self.sampler.steps_per_epoch}
+                self.log = stack.enter_context(TrainingLog(self.options, self.state.progress, **steps))
+            stack.enter_context(_stop_on_signals(self.stop))
             self._save()
             return self._loop()
 
@@ -289,6 +281,30 @@ class Trainer:
     def _identity(self) -> dict:
         """What must be the same when the run is resumed."""
         return {"data": self.dataset.fingerprint(), **self.fingerprints, **fixed_options(self.options)}
+
+
+@contextlib.contextmanager
+def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Sets ``stop`` on Ctrl-C (SIGINT) and on SIGTERM, so that the current step is finished first.
+
+    A second signal raises KeyboardInterrupt at once. Outside of the main thread, where Python allows no signal
+    handlers, nothing is installed. The previous handlers are restored at the end.
+    """
+
+    def handle(number: int, _: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _next_batch(batches: Iterator[Batch]) -> Batch:

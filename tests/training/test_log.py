@@ -3,6 +3,8 @@ import sys
 import pytest
 
 from danet.training.log import CsvLog, TrainingLog
+from danet.training.options import TrainOptions
+from danet.training.state import Progress
 from danet.utils.errors import UserError
 
 
@@ -29,4 +31,4 @@ def test_tensorboard_not_installed(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"--tensorboard: the package is not installed; run .* -m pip install tensorboard"
     ):
-        TrainingLog(tmp_path, step=0, finished_epoch_at=0, total_steps=1, steps_per_epoch=1, batch=1, tensorboard=True)
+        TrainingLog(TrainOptions(out=str(tmp_path), tensorboard=True), Progress(), total_steps=1, steps_per_epoch=1)
