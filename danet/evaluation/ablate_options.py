@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from danet.utils.errors import UserError
+from danet.utils.errors import UserError, check_values
 
 COMPONENTS = ("safem", "acfa", "adcr", "sskd")
 BASELINE = "baseline"
@@ -96,23 +96,18 @@ class AblateOptions:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise UserError(f"--seeds must be one or more distinct integers from 0 on, got {self.seeds}")
-        for name in ("adcr_weight", "sskd_weight"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"--{name} must be positive, got {getattr(self, name)}")
+        weights = ["adcr_weight", "sskd_weight"]
+        check_values(self, weights, "be positive", lambda value: 0 < value < float("inf"), prefix="--")
+        check_values(self, ["folds"], "be 2 or more", lambda value: value >= 2, prefix="--")
         if self.folds is not None:
-            if self.folds < 2:
-                raise UserError(f"--folds must be 2 or more, got {self.folds}")
             if self.tune is not None:
                 raise UserError(
                     f"--tune {self.tune}: cannot be used with --folds (tuning images come from the training folds)"
                 )
             if self.teachers():
                 raise UserError("--folds: cannot be used with teachers, which were trained on evaluated recordings")
-        if not 0 < self.recall <= 1:
-            raise UserError(f"--recall must lie between 0 and 1, got {self.recall}")
-        for name in ("resamples", "stride"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        check_values(self, ["recall"], "lie between 0 and 1", lambda value: 0 < value <= 1, prefix="--")
+        check_values(self, ["resamples", "stride"], "be at least 1", lambda value: value >= 1, prefix="--")
 
     def teachers(self) -> dict[str, str]:
         """Weights files of the teachers by size."""

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from danet.utils.errors import UserError
+from danet.utils.errors import UserError, check_values
 
 MIN_SCORE = 0.02
 """Lowest score of a detection; precision-recall curves end here. Every useful threshold lies above it."""
@@ -101,18 +101,14 @@ class EvaluateOptions:
     """Print only errors and warnings."""
 
     def __post_init__(self) -> None:
-        for name, lowest in (("fixed", MIN_SCORE), ("threshold", MIN_SCORE), ("iou", 0.0)):
-            value = getattr(self, name)
-            if value is not None and not lowest <= value <= 1.0:
-                raise UserError(f"--{name} must lie between {lowest:g} and 1, got {value}")
-        for name in ("stride", "batch", "max_detections", "threads", "resamples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1, got {value}")
+        scores = f"lie between {MIN_SCORE:g} and 1"
+        check_values(self, ["fixed", "threshold"], scores, lambda value: MIN_SCORE <= value <= 1, prefix="--")
+        check_values(self, ["iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
+        counts = ["stride", "batch", "max_detections", "threads", "resamples"]
+        check_values(self, counts, "be at least 1", lambda value: value >= 1, prefix="--")
+        check_values(self, ["seed"], "be 0 or more", lambda value: value >= 0, prefix="--")
         if self.tune is not None and self.threshold is not None:
             raise UserError("--tune and --threshold exclude each other; give one of them")
-        if self.seed < 0:
-            raise UserError(f"--seed must be 0 or more, got {self.seed}")
         edges = [0.0, *self.scale_edges, math.inf]
         if not all(low < high for low, high in itertools.pairwise(edges)):
             raise UserError(f"--scale_edges must be positive and ascending, got {self.scale_edges}")
