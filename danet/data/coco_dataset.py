@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from danet.utils.files import read_json, write_json
 
 CLIP_TOLERANCE_PIXELS = 0.01
 """A box that is clipped by at most this much gives no warning: rounded coordinates cause such differences."""
+
+EXTRAS = {"video": str, "frame": int, "recording": str}
+"""Optional keys of an image in addition to the standard ones of COCO, and their types; see ``ImageRecord``."""
 
 
 @dataclass(eq=False)
@@ -155,7 +159,7 @@ def write_coco(path: str | os.PathLike, records: Sequence[ImageRecord], categori
     for image_id, record in enumerate(records, 1):
         relative = os.path.relpath(record.path, folder)
         image = {"id": image_id, "file_name": Path(relative).as_posix(), "width": record.width, "height": record.height}
-        extras = {"video": record.video, "frame": record.frame, "recording": record.recording}
+        extras = {extra: getattr(record, extra) for extra in EXTRAS}
         images.append(image | {key: value for key, value in extras.items() if value is not None})
         for box, name, ignore in zip(record.boxes.tolist(), record.names, record.ignore, strict=True):
             if name not in ids:
@@ -221,23 +225,15 @@ def _read_images(path: Path, items: list[dict], folder: Path) -> dict[object, Im
         for side in ("width", "height"):
             if isinstance(item.get(side), bool) or not isinstance(item.get(side), int) or item[side] <= 0:
                 raise UserError(f"{place}: {side} must be a positive integer, got {item.get(side)!r}")
-        for extra, kind in (("video", str), ("frame", int), ("recording", str)):
+        for extra, kind in EXTRAS.items():
             if item.get(extra) is not None and not isinstance(item[extra], kind):
                 raise UserError(f"{place}: {extra} must be {kind.__name__}, got {item[extra]!r}")
         file = Path(os.path.normpath(folder / name))
         if not file.is_file():
             raise UserError(f"{place}: there is no file {file}")
-        images[key] = ImageRecord(
-            file,
-            item["width"],
-            item["height"],
-            boxes=np.zeros((0, 4), np.float32),
-            names=[],
-            ignore=np.zeros(0, bool),
-            video=item.get("video"),
-            frame=item.get("frame"),
-            recording=item.get("recording"),
-        )
+        nothing: tuple = np.zeros((0, 4), np.float32), [], np.zeros(0, bool)  # boxes, names, ignore
+        extras: dict[str, Any] = {extra: item.get(extra) for extra in EXTRAS}
+        images[key] = ImageRecord(file, item["width"], item["height"], *nothing, **extras)
     return images
 
 

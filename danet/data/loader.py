@@ -106,16 +106,12 @@ def load_source(source: DataSource | str) -> list[ImageRecord]:
     return [apply_class_map(record, source.class_map) for record in dataset.records]
 
 
-def _select(
-    source: DataSource | str, records: Sequence[ImageRecord], bucket: ScaleBucket, augmentation: Augmentation
-) -> list[ImageRecord]:
-    """Selects the images that the bucket accepts."""
-    accepted = [record for record in records if bucket.accepts(record, augmentation.scale)]
+def _select(source: DataSource, bucket: ScaleBucket, augmentation: Augmentation) -> list[ImageRecord]:
+    """Reads a dataset and selects the images that the bucket accepts."""
+    accepted = [record for record in load_source(source) if bucket.accepts(record, augmentation.scale)]
     if not accepted:
-        path = source if isinstance(source, str) else source.path
-        raise UserError(
-            f"{path}: no image has a {bucket.target} of scale {bucket}; choose another scale or other edges"
-        )
+        problem = f"no image has a {bucket.target} of scale {bucket}"
+        raise UserError(f"{source.path}: {problem}; choose another scale or other edges")
     return accepted
 
 
@@ -165,12 +161,10 @@ class DetectionDataset(Dataset):
         self.channels = channels
         self.augmentation = augmentation or Augmentation.off()
         self.bucket = bucket
-        loaded = [load_source(source) for source in sources]
-        if bucket is not None:
-            pairs = zip(sources, loaded, strict=True)
-            loaded = [_select(source, records, bucket, self.augmentation) for source, records in pairs]
+        parts = [DataSource(source) if isinstance(source, str) else source for source in sources]
+        loaded = [_select(part, bucket, self.augmentation) if bucket else load_source(part) for part in parts]
         self.sizes = [len(records) for records in loaded]
-        self.weights = [1.0 if isinstance(source, str) else source.weight for source in sources]
+        self.weights = [part.weight for part in parts]
         self.seed = seed
         self.cache_bytes = cache_bytes
         self._cache: dict[int, np.ndarray] = {}
@@ -194,12 +188,8 @@ class DetectionDataset(Dataset):
         donor = self._annotated(int(rng.choice(self._shown))) if self.augmentation.copy_paste else None
         frame = vary_frame(self._annotated(index % len(self)), rng, self.augmentation, donor)
         image, boxes, labels, ignore = self._cut(frame, rng)
-        return Sample(
-            torch.from_numpy(normalize(image, self.channels, intensity_range(frame.image))),
-            torch.from_numpy(boxes),
-            torch.from_numpy(labels),
-            torch.from_numpy(ignore),
-        )
+        normalized = normalize(image, self.channels, intensity_range(frame.image))
+        return Sample(*map(torch.from_numpy, (normalized, boxes, labels, ignore)))
 
     def fingerprint(self) -> str:
         """Returns a text that changes with the names, order, annotations and weights of the images."""

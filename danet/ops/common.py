@@ -71,8 +71,9 @@ def check_like_input(op: str, name: str, value: Any, input: Tensor) -> None:
         raise ValueError(f"{op}: {name} must be on input's device {input.device}, got {value.device}")
 
 
-def check_image(op: str, name: str, value: Tensor) -> None:
-    """ValueError unless `value` is [N, C, H, W]; only N may be 0."""
+def check_image(op: str, name: str, value: Any) -> None:
+    """TypeError unless `check_tensor` accepts `value`, ValueError unless it is [N, C, H, W]; only N may be 0."""
+    check_tensor(op, name, value)
     if value.ndim != 4:
         raise ValueError(f"{op}: {name} must be [N, C, H, W], got {list(value.shape)}")
     if 0 in value.shape[1:]:

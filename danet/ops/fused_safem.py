@@ -125,8 +125,7 @@ def safem(
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
         weights: from `prepare_safem`, of input's dtype.
         up: [N, 4*C, ceil(H / 2), ceil(W / 2)], the deeper level after a 2x2 transposed convolution of stride 2, before
-            its
-            pixels are moved to their places: 4 output pixels of C channels per input pixel, in row-major order.
+            its pixels are moved to their places: 4 output pixels of C channels per input pixel, in row-major order.
         weight: [N, C] of input's dtype, the channel weights of `input`; required with `up`.
         scale: factor of the attention.
 
@@ -247,7 +246,6 @@ def _safem_in_steps(
 
 
 def _check_input(input: Any, weights: Any) -> None:
-    check_tensor("safem", "input", input)
     check_image("safem", "input", input)
     if not isinstance(weights, PreparedSafem):
         raise TypeError(f"safem: weights must be what prepare_safem returns, got {type(weights).__name__}")
@@ -280,28 +278,6 @@ def _fake_mean(input: Tensor, packed: Tensor, groups: int) -> Tensor:
     return input.new_empty((input.shape[0], input.shape[1], 1, 1))
 
 
-def _vmap(
-    info: Any, in_dims: tuple, input: Tensor, packed: Tensor, up: Tensor | None, weight: Tensor | None, *options: Any
-) -> tuple:
-    if in_dims[1] is not None:
-        calls = library.unbatch(info.batch_size, in_dims, input, packed, up, weight)
-        return torch.stack([torch.ops.danet.safem(*tensors, *options) for tensors in calls]), 0
-    pairs = ((input, in_dims[0]), (up, in_dims[2]), (weight, in_dims[3]))
-    image, up, weight = (
-        None if value is None else library.fold_batch(value, dim, info.batch_size) for value, dim in pairs
-    )
-    out = torch.ops.danet.safem(image, packed, up, weight, *options)
-    return out.unflatten(0, (info.batch_size, -1)), 0
-
-
-def _vmap_mean(info: Any, in_dims: tuple, input: Tensor, packed: Tensor, groups: int) -> tuple:
-    if in_dims[1] is not None:
-        calls = library.unbatch(info.batch_size, in_dims, input, packed)
-        return torch.stack([torch.ops.danet.sdc_mean(*tensors, groups) for tensors in calls]), 0
-    folded = library.fold_batch(input, in_dims[0], info.batch_size)
-    return torch.ops.danet.sdc_mean(folded, packed, groups).unflatten(0, (info.batch_size, -1)), 0
-
-
 def _flops(input: Any, packed: Any, up: Any, weight: Any, groups: int, scale: float, **_: Any) -> int:
     """FLOPs of the convolutions; a multiply-add counts as two."""
     N, C, H, W = input
@@ -313,5 +289,5 @@ def _flops_mean(input: Any, packed: Any, groups: int, **_: Any) -> int:
     return 2 * N * H * W * C * (9 + 27 * groups)
 
 
-library.register("safem", fake=_fake, vmap=_vmap, flops=_flops)
-library.register("sdc_mean", fake=_fake_mean, vmap=_vmap_mean, flops=_flops_mean)
+library.register("safem", 4, fake=_fake, batched=[0, 2, 3], flops=_flops)
+library.register("sdc_mean", 2, fake=_fake_mean, batched=[0], flops=_flops_mean)

@@ -23,7 +23,6 @@ from danet.ops.common import (
     check_bool,
     check_image,
     check_like_input,
-    check_tensor,
     compute_dtype,
     integer,
     memoize_check,
@@ -119,7 +118,6 @@ def lcdc_kernel_size(channels: int, tau: float = 2) -> int:
 @memoize_check
 def check_lcdc(input: Any, weight: Any, gate: Any) -> None:
     """Raises the errors that `lcdc` documents."""
-    check_tensor("lcdc", "input", input)
     check_image("lcdc", "input", input)
     check_like_input("lcdc", "weight", weight, input)
     H, W = input.shape[2:]
@@ -135,19 +133,5 @@ def _fake(input: Tensor, weight: Tensor, gate: bool) -> Tensor:
     return torch.empty_like(input, memory_format=torch.channels_last)
 
 
-def _vmap(info: Any, in_dims: tuple, input: Tensor, weight: Tensor, gate: bool) -> tuple:
-    if in_dims[1] is None:
-        out = torch.ops.danet.lcdc(library.fold_batch(input, in_dims[0], info.batch_size), weight, gate)
-        return out.unflatten(0, (info.batch_size, -1)), 0
-    calls = library.unbatch(info.batch_size, in_dims, input, weight)
-    return torch.stack([torch.ops.danet.lcdc(*tensors, gate) for tensors in calls]), 0
-
-
-def _vmap_backward(info: Any, in_dims: tuple, grad_output: Tensor, input: Tensor, weight: Tensor, gate: bool) -> tuple:
-    calls = library.unbatch(info.batch_size, in_dims, grad_output, input, weight)
-    grads = [torch.ops.danet.lcdc_backward(*tensors, gate) for tensors in calls]
-    return tuple(torch.stack(each) for each in zip(*grads, strict=True)), (0, 0)
-
-
-library.register("lcdc", fake=_fake, vmap=_vmap)
-library.register_gradient("lcdc", 2, reference=lambda *t: lcdc_reference(*t[:2], gate=t[2]), vmap=_vmap_backward)
+library.register("lcdc", 2, fake=_fake, batched=[0])
+library.register_gradient("lcdc", 2, reference=lambda *t: lcdc_reference(*t[:2], gate=t[2]), batched=[])

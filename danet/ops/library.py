@@ -10,7 +10,7 @@ import ctypes
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,23 +124,34 @@ def call(name: str, *arguments: Any) -> Tensor:
         raise
 
 
-def register(name: str, *, fake: Callable, vmap: Callable, flops: Callable | None = None) -> None:
-    """Register fake kernel, vmap rule and FLOP formula of torch.ops.danet.<name>, if it is compiled."""
+def register(
+    name: str, tensors: int, *, fake: Callable, batched: Sequence[int] | None = None, flops: Callable | None = None
+) -> None:
+    """Register fake kernel, vmap rule and FLOP formula of torch.ops.danet.<name>, if it is compiled.
+
+    tensors: number of tensor arguments, which come before all others.
+    batched: indices of the tensor arguments that have a batch dimension N; None: all.
+    """
     if WHY_NOT is not None:
         return
     torch.library.register_fake(f"danet::{name}", fake)
-    torch.library.register_vmap(f"danet::{name}", vmap)
+    torch.library.register_vmap(f"danet::{name}", _vmap_rule(name, tensors, batched))
     if flops is not None:
         register_flop_formula(getattr(torch.ops.danet, name))(flops)
 
 
 def register_gradient(
-    name: str, tensors: int, *, reference: Callable, vmap: Callable, backward_options: Callable[[], tuple] = tuple
+    name: str,
+    tensors: int,
+    *,
+    reference: Callable,
+    batched: Sequence[int] | None = None,
+    backward_options: Callable[[], tuple] = tuple,
 ) -> None:
     """Register <name>_backward as the gradient of <name>, whose first `tensors` arguments are differentiable.
 
     reference: takes the arguments of <name>; serves second derivatives.
-    vmap: the vmap rule of <name>_backward.
+    batched: indices of the tensor arguments of <name>_backward that have a batch dimension N; None: all.
     backward_options: returns the current values of the options that only <name>_backward has, after all others.
     """
     if WHY_NOT is not None:
@@ -164,7 +175,7 @@ def register_gradient(
     def fake(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(value, memory_format=_memory_format(value)) for value in arguments[:tensors])
 
-    register(f"{name}_backward", fake=fake, vmap=vmap)
+    register(f"{name}_backward", tensors + 1, fake=fake, batched=batched)
     for operator, rule, count in ((name, backward, tensors), (f"{name}_backward", backward_of_backward, tensors + 1)):
         torch.library.register_autograd(
             f"danet::{operator}", rule, setup_context=lambda ctx, inputs, output, n=count: save(ctx, inputs, n)
@@ -176,33 +187,38 @@ def _memory_format(value: Tensor) -> torch.memory_format:
     return torch.channels_last if value.ndim == 4 else torch.contiguous_format
 
 
-def fold_batch(value: Tensor, dim: int | None, size: int) -> Tensor:
+def _vmap_rule(name: str, tensors: int, batched: Sequence[int] | None) -> Callable:
+    """The vmap rule of an operator, see `register`.
+
+    The vmap dimension B becomes part of the batch, in one call with B*N. If a tensor without a batch dimension, such as
+    a weight, has a vmap dimension, the rule makes B calls.
+    """
+    foldable = range(tensors) if batched is None else batched
+
+    def rule(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        size, pairs = info.batch_size, list(zip(arguments[:tensors], in_dims[:tensors], strict=True))
+
+        def call(values: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+            results = getattr(torch.ops.danet, name)(*values, *arguments[tensors:])
+            return (results,) if isinstance(results, Tensor) else results
+
+        if all(dim is None for i, dim in enumerate(in_dims[:tensors]) if i not in foldable):
+            folded = [_fold(*pair, size) if i in foldable else pair[0] for i, pair in enumerate(pairs)]
+            results = [value.unflatten(0, (size, -1)) for value in call(folded)]
+        else:
+            calls = [call([v if dim is None else v.select(dim, i) for v, dim in pairs]) for i in range(size)]
+            results = [torch.stack(values) for values in zip(*calls, strict=True)]
+        return (results[0], 0) if len(results) == 1 else (tuple(results), (0,) * len(results))
+
+    return rule
+
+
+def _fold(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
     """Fold a vmap dimension into the batch: B = size at `dim` (None: repeat the value) and [N, ...] -> [B*N, ...]."""
+    if value is None:
+        return None
     value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
     return value.flatten(0, 1)
-
-
-def folding(name: str, tensors: int) -> Callable:
-    """The vmap rule of an operator whose first `tensors` arguments all have batch dimension N: one call with B*N."""
-
-    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
-        pairs = zip(arguments[:tensors], in_dims, strict=False)
-        folded = [fold_batch(value, dim, info.batch_size) for value, dim in pairs]
-        results = getattr(torch.ops.danet, name)(*folded, *arguments[tensors:])
-        if isinstance(results, Tensor):
-            return results.unflatten(0, (info.batch_size, -1)), 0
-        return tuple(value.unflatten(0, (info.batch_size, -1)) for value in results), (0,) * len(results)
-
-    return vmap
-
-
-def unbatch(size: int, dims: Sequence[int | None], *values: Tensor | None) -> Iterator[list[Tensor | None]]:
-    """Split values, batched at `dims` (None: not batched), into the arguments of `size` calls."""
-    for i in range(size):
-        yield [
-            value if value is None or dim is None else value.select(dim, i)
-            for value, dim in zip(values, dims, strict=False)
-        ]
 
 
 def _double_backward(reference: Callable, tensors: list[Tensor], grad_output: Tensor, grads: tuple) -> tuple:

@@ -168,7 +168,6 @@ def rep_conv_reference(
 @memoize_check
 def check_rep_conv(input: Any, weight: Any, bias: Any, stride: Any, relu: Any) -> None:
     """Raises the errors that `rep_conv` documents."""
-    check_tensor("rep_conv", "input", input)
     check_image("rep_conv", "input", input)
     _check_weight(weight)
     check_like_input("rep_conv", "weight", weight, input)
@@ -196,10 +195,8 @@ class _ForwardOnly(torch.autograd.Function):
     """Raises a clear error in backward. The operator itself has no autograd rule, which saves time in every call."""
 
     @staticmethod
-    def forward(
-        input: Tensor, weight: Tensor, transformed: Tensor | None, bias: Tensor | None, stride: int, relu: bool
-    ) -> Tensor:
-        return _compute(input, weight, transformed, bias, stride, relu)
+    def forward(*arguments: Any) -> Tensor:
+        return _compute(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -221,26 +218,9 @@ def _fake(
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
-def _vmap(
-    info: Any,
-    in_dims: tuple,
-    input: Tensor,
-    weight: Tensor,
-    prepared: Tensor | None,
-    bias: Tensor | None,
-    *options: Any,
-) -> tuple:
-    if in_dims[1:4] == (None, None, None):
-        folded = library.fold_batch(input, in_dims[0], info.batch_size)
-        out = torch.ops.danet.rep_conv(folded, weight, prepared, bias, *options)
-        return out.unflatten(0, (info.batch_size, -1)), 0
-    calls = library.unbatch(info.batch_size, in_dims, input, weight, prepared, bias)
-    return torch.stack([torch.ops.danet.rep_conv(*tensors, *options) for tensors in calls]), 0
-
-
 def _flops(input: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     """FLOPs of a direct convolution, two per multiply-add, as torch counts them for its own convolution."""
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
-library.register("rep_conv", fake=_fake, vmap=_vmap, flops=_flops)
+library.register("rep_conv", 4, fake=_fake, batched=[0], flops=_flops)

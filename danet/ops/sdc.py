@@ -39,7 +39,6 @@ from danet.ops.common import (
     check_image,
     check_like_input,
     check_shape,
-    check_tensor,
     compute_dtype,
     integer,
     memoize_check,
@@ -290,7 +289,6 @@ def check_sdc(input: Any, offset: Any, mask: Any, *options: Any) -> tuple[SdcSiz
 
 def check_images(op: str, input: Any, offset: Any, mask: Any, options: SdcOptions) -> SdcSizes:
     """The sizes of a call with these images [N, C, H, W]; TypeError or ValueError if one is invalid."""
-    check_tensor(op, "input", input)
     check_image(op, "input", input)
     check_like_input(op, "offset", offset, input)
     check_like_input(op, "mask", mask, input)
@@ -330,12 +328,11 @@ def register(op: str, tensors: int, reference: Callable[..., Tensor], check: Cal
         images, options = arguments[:tensors], SdcOptions.from_schema(op, *arguments[tensors:])
         return reference(*images, options.sizes(op, images[0].shape), options)
 
-    library.register(op, fake=fake, vmap=library.folding(op, tensors))
+    library.register(op, tensors, fake=fake)
     library.register_gradient(
         op,
         tensors,
         reference=schema_reference,
-        vmap=library.folding(f"{op}_backward", tensors + 1),
         backward_options=lambda: (torch.are_deterministic_algorithms_enabled(),),
     )
 

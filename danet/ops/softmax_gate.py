@@ -15,15 +15,7 @@ import torch
 from torch import Tensor
 
 from danet.ops import library
-from danet.ops.common import (
-    autocast,
-    check_image,
-    check_like_input,
-    check_shape,
-    check_tensor,
-    compute_dtype,
-    memoize_check,
-)
+from danet.ops.common import autocast, check_image, check_like_input, check_shape, compute_dtype, memoize_check
 
 
 def softmax_gate(input: Tensor, logits: Tensor) -> Tensor:
@@ -79,7 +71,6 @@ def softmax_gate_reference(input: Tensor, logits: Tensor) -> Tensor:
 @memoize_check
 def check_softmax_gate(input: Any, logits: Any) -> None:
     """Raises the errors that `softmax_gate` documents."""
-    check_tensor("softmax_gate", "input", input)
     check_image("softmax_gate", "input", input)
     check_like_input("softmax_gate", "logits", logits, input)
     check_shape("softmax_gate", "logits", logits, "[N, C, H, W]", tuple(input.shape))
@@ -90,7 +81,5 @@ def _fake(input: Tensor, logits: Tensor) -> Tensor:
     return torch.empty_like(input, memory_format=torch.channels_last)
 
 
-library.register("softmax_gate", fake=_fake, vmap=library.folding("softmax_gate", 2))
-library.register_gradient(
-    "softmax_gate", 2, reference=softmax_gate_reference, vmap=library.folding("softmax_gate_backward", 3)
-)
+library.register("softmax_gate", 2, fake=_fake)
+library.register_gradient("softmax_gate", 2, reference=softmax_gate_reference)

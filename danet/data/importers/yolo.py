@@ -4,7 +4,6 @@ The labels of ``images/train/a.png`` are in ``labels/train/a.txt``. Class names 
 or ``obj.names``.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,14 +101,10 @@ def read_label(path: Path, size: Sequence[int], names: Sequence[str]) -> tuple[l
             raise UserError(f"{place}: must be an integer and four numbers, got {line.strip()!r}") from None
         if not 0 <= index < len(names):
             raise UserError(f"{place}: class {index} has no name; there are {len(names)} ({', '.join(names)})")
-        if (
-            not all(math.isfinite(v) and -RELATIVE_TOLERANCE <= v <= 1 + RELATIVE_TOLERANCE for v in (x, y, w, h))
-            or w < 0
-            or h < 0
-        ):
-            raise UserError(
-                f"{place}: coordinates must be between 0 and 1, relative to the image size, got {line.strip()!r}"
-            )
+        in_range = all(-RELATIVE_TOLERANCE <= value <= 1 + RELATIVE_TOLERANCE for value in (x, y, w, h))
+        if not in_range or w < 0 or h < 0:  # also if a number is not finite
+            problem = "coordinates must be between 0 and 1, relative to the image size"
+            raise UserError(f"{place}: {problem}, got {line.strip()!r}")
         boxes.append([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height])
         classes.append(names[index])
     return boxes, classes

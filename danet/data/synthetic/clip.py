@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -129,17 +130,8 @@ def write_video(
             video.write(frame)
             path = folder / "video" / f"{index:06d}.png"
             path.write_bytes(cv2.imencode(".png", frame)[1].tobytes())
-            records.append(
-                ImageRecord(
-                    path,
-                    width,
-                    height,
-                    np.array(boxes, np.float32).reshape(-1, 4),
-                    labels,
-                    np.array(lost, bool),
-                    video="video",
-                    frame=index,
-                    recording=recording,
-                )
-            )
+            ignore = np.array(lost, bool)
+            corners = np.array(boxes, np.float32).reshape(-1, 4)
+            origin: dict[str, Any] = {"video": "video", "frame": index, "recording": recording}
+            records.append(ImageRecord(path, width, height, corners, labels, ignore, **origin))
     return records

@@ -148,12 +148,9 @@ class Head(nn.Module, ABC):
 
     def cell_sizes(self, maps: list[Tensor]) -> Tensor:
         """Strides ``[P]`` of the levels of all predictions, in the order of ``references``."""
-        return torch.cat(
-            [
-                m.new_full((m.shape[2] * m.shape[3] * len(self.reference_sizes(level)),), float(stride))
-                for level, (stride, m) in enumerate(zip(self.strides, maps, strict=True))
-            ]
-        ).float()
+        counts = [m.shape[2] * m.shape[3] * self.predictions_per_position for m in maps]
+        levels = zip(maps, counts, self.strides, strict=True)
+        return torch.cat([m.new_full((count,), float(stride)) for m, count, stride in levels]).float()
 
 
 class FusedTowers(nn.Module):
