@@ -6,6 +6,7 @@ Example:
     >>> from danet.export import Predictions, export_onnx
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,12 +17,7 @@ __all__ = ["Predictions", "export_onnx"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "Predictions":
-        from danet.export.network import Predictions
-
-        return Predictions
-    if name == "export_onnx":
-        from danet.export.onnx_file import export_onnx
-
-        return export_onnx
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "network" if name == "Predictions" else "onnx_file"
+    return getattr(importlib.import_module(f"danet.export.{module}"), name)
