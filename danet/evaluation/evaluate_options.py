@@ -109,5 +109,5 @@ class EvaluateOptions:
         check_values(self, ["seed"], "be 0 or more", lambda value: value >= 0, prefix="--")
         if self.tune is not None and self.threshold is not None:
             raise UserError("--tune and --threshold exclude each other; give one of them")
-        if any(low >= high for low, high in itertools.pairwise([0.0, *self.scale_edges, math.inf])):
+        if not all(low < high for low, high in itertools.pairwise([0.0, *self.scale_edges, math.inf])):
             raise UserError(f"--scale_edges must be positive and ascending, got {self.scale_edges}")

@@ -118,4 +118,4 @@ def test_evaluate_runs_the_local_contrast_detector(data, tmp_path, capsys):
     assert main(["local_contrast", path, "--target", "drone", *out]) == 0
     assert (tmp_path / "out" / "pr_curve.png").exists()
     assert main(["local_contrast", path, *out]) == 2
-    assert "--target: local_contrast has no classes of its own; name the class to find" in capsys.readouterr().err
+    assert "--target: name the class that local_contrast is to find" in capsys.readouterr().err
