@@ -41,7 +41,7 @@ def test_cpp_example_matches_its_loops(tmp_path):
 def test_cpp_unknown_instruction_set_error(tmp_path):
     result = run(find_tool("cmake"), "-S", ROOT, "-B", tmp_path, "-DCPP_LIBRARY=ON", "-DINSTRUCTION_SET=mmx")
     assert result.returncode != 0
-    assert "INSTRUCTION_SET: one of baseline" in result.stderr
+    assert "INSTRUCTION_SET: must be one of baseline" in result.stderr
 
 
 # float: with AVX2, the last bit of double's grad_input depends on the number of threads if the channels of a group do
