@@ -1,11 +1,11 @@
 """Drop-in replacements for the CUDA extensions of DCNv3 and DCNv4, with their signatures.
 
 DCNv3 is the operator of InternImage (https://arxiv.org/abs/2211.05778), DCNv4 its successor
-(https://arxiv.org/abs/2401.06197). Both are SDC without a softmax, on images [N, H, W, C], in another order: each pair
-of offsets is (x, y), and taps are in column-major order. DCNv4 has the offsets and then the mask of each group in one
-tensor. The kernels of SDC read and write this order in place; nothing is copied. Unlike the originals, these operators
-take any number of channels and images, all floating dtypes and CPU tensors, and support second derivatives and
-torch.compile.
+(https://arxiv.org/abs/2401.06197). Both compute SDC (danet/ops/sdc.py) without a softmax, on images [N, H, W, C] and
+with other orders of elements: each pair of offsets is (x, y), and taps are in column-major order. DCNv4 has one tensor
+with the offsets and then the mask of each group. The kernels of SDC read and write these orders directly; nothing is
+copied. Unlike the originals, these operators take any number of channels and images, all floating dtypes and CPU
+tensors, and support second derivatives and torch.compile.
 """
 
 from typing import Any
@@ -45,17 +45,18 @@ def dcnv3(
         mask: [N, H_out, W_out, G*K] of input's dtype: the weights of the taps.
         kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w: as in a convolution.
         group, group_channels: G, and the number of channels of each group.
-        offset_scale: factor of taps and offsets about the center of the window.
+        offset_scale: scales the distance of every sampling point (tap position plus offset) from the center of the
+            window.
         im2col_step: ignored; a batch of any size is one call.
-        remove_center: leave out the middle tap, so that K is one less; needs an odd window.
+        remove_center: leave out the middle tap, so that K is one less; needs an odd kernel size.
         softmax: take mask as logits; the kernel normalizes them over the K taps of a group.
 
     Returns:
         [N, H_out, W_out, C].
 
     Raises:
-        TypeError: if a tensor argument is no dense tensor of a supported dtype, if dtypes differ, or if an option has
-            the wrong type.
+        TypeError: if a tensor argument is not a dense tensor of a supported dtype, if dtypes differ, or if an option
+            has the wrong type.
         ValueError: if a shape or device does not match, if group * group_channels is not C, if an option is out of
             range, or if the window is larger than the padded input.
 
@@ -96,21 +97,12 @@ def dcnv4(
 ) -> Tensor:
     """DCNv4's operator (https://arxiv.org/abs/2401.06197), with the arguments of its `DCNv4Function.apply`.
 
-    All arguments but `offset_mask` are those of `dcnv3`.
+    `offset_mask` replaces offset and mask. All other arguments, the result and the errors are those of `dcnv3`.
 
     Args:
         offset_mask: [N, H_out, W_out, P] of input's dtype. For each group, 2*K channels of offsets and then K channels
             of the mask. P is at least 3*G*K (DCNv4's module pads it to a multiple of 8); further channels are ignored
             and have zero gradients.
-
-    Returns:
-        [N, H_out, W_out, C].
-
-    Raises:
-        TypeError: if a tensor argument is no dense tensor of a supported dtype, if dtypes differ, or if an option has
-            the wrong type.
-        ValueError: if a shape or device does not match, if group * group_channels is not C, if an option is out of
-            range, or if the window is larger than the padded input.
 
     Example:
         >>> import torch

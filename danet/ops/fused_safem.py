@@ -13,6 +13,7 @@ w_g of equation 1 is folded into `expand`, and batch norms into the convolutions
 kernel takes a block of pixels through all steps while it is in the cache; elsewhere each step is a call of its own.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,8 @@ def prepare_safem(
     The shapes are those of `PreparedSafem`. The tensors are detached.
 
     Raises:
-        TypeError: if an argument is no dense tensor of a supported dtype, if dtypes differ, or if groups is no integer.
+        TypeError: if an argument is not a dense tensor of a supported dtype, if dtypes differ, or if groups is not an
+            integer.
         ValueError: if a shape or device does not match, or if groups does not divide C.
 
     Example:
@@ -98,11 +100,9 @@ def prepare_safem(
         "reduce": (reduce, "[C, 2*C, 1, 1]", (C, 2 * C, 1, 1)),
         "reduce_bias": (reduce_bias, "[C]", (C,)),
     }
-    optional = {"expand": expand, "expand_bias": expand_bias, "reduce": reduce, "reduce_bias": reduce_bias}
-    has_attention = any(value is not None for value in optional.values())
-    for name, (value, symbols, shape) in shapes.items():
-        if name in optional and not has_attention:
-            continue
+    # Skip the last four if all of them are None: the weights are then for `sdc_mean` only.
+    has_attention = any(value is not None for value in (expand, expand_bias, reduce, reduce_bias))
+    for name, (value, symbols, shape) in list(shapes.items())[: 8 if has_attention else 4]:
         check_like_input("safem", name, value, depthwise)
         check_shape("safem", name, value, symbols, shape)
     tensors: list[Any] = [None if value is None else value.detach() for value, _, _ in shapes.values()]
@@ -133,8 +133,8 @@ def safem(
         [N, C, H, W] in the memory format channels-last.
 
     Raises:
-        TypeError: if input is no dense tensor of a supported dtype, if weights do not come from `prepare_safem`, or if
-            dtypes differ.
+        TypeError: if input is not a dense tensor of a supported dtype, if weights do not come from `prepare_safem`, or
+            if dtypes differ.
         ValueError: if a shape or device does not match, if weights lack expand and reduce, or if only one of `up` and
             `weight` is given.
 
@@ -175,8 +175,8 @@ def sdc_mean(input: Tensor, weights: PreparedSafem) -> Tensor:
     """GAP(SDC(input)) of ACFA's channel attention (equation 4), without w_g: [N, C, H, W] -> [N, C, 1, 1].
 
     Raises:
-        TypeError: if input is no dense tensor of a supported dtype, if weights do not come from `prepare_safem`, or if
-            their dtypes differ.
+        TypeError: if input is not a dense tensor of a supported dtype, if weights do not come from `prepare_safem`, or
+            if their dtypes differ.
         ValueError: if a shape or device does not match.
 
     Example:
@@ -199,10 +199,11 @@ def sdc_mean_reference(input: Tensor, weights: PreparedSafem) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from danet.ops import prepare_safem, sdc_mean_reference
-        >>> weights = prepare_safem(*map(torch.randn, ((8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,))), groups=2)
-        >>> sdc_mean_reference(torch.randn(3, 8, 5, 6), weights).shape
-        torch.Size([3, 8, 1, 1])
+        >>> from danet.ops import prepare_safem, sdc_mean, sdc_mean_reference
+        >>> input, *tensors = map(torch.randn, ((3, 8, 5, 6), (8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,)))
+        >>> weights = prepare_safem(*tensors, groups=2)
+        >>> torch.allclose(sdc_mean(input, weights), sdc_mean_reference(input, weights), atol=1e-4)
+        True
     """
     _check_input(input, weights)
     return _sample(input, weights, sdc_reference).mean(dim=(2, 3), keepdim=True)
@@ -279,14 +280,13 @@ def _fake_mean(input: Tensor, packed: Tensor, groups: int) -> Tensor:
 
 
 def _flops(input: Any, packed: Any, up: Any, weight: Any, groups: int, scale: float, **_: Any) -> int:
-    """FLOPs of the convolutions; a multiply-add counts as two."""
-    N, C, H, W = input
-    return 2 * N * H * W * C * (9 + 27 * groups + 4 * C)
+    """FLOPs of the convolutions for an input of shape `input`; a multiply-add counts as two."""
+    return 2 * math.prod(input) * (9 + 27 * groups + 4 * input[1])
 
 
 def _flops_mean(input: Any, packed: Any, groups: int, **_: Any) -> int:
-    N, C, H, W = input
-    return 2 * N * H * W * C * (9 + 27 * groups)
+    """FLOPs of `sdc_mean`, counted as for `safem`."""
+    return 2 * math.prod(input) * (9 + 27 * groups)
 
 
 library.register("safem", 4, fake=_fake, batched=[0, 2, 3], flops=_flops)

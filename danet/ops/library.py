@@ -193,7 +193,7 @@ def _vmap_rule(name: str, tensors: int, batched: Sequence[int] | None) -> Callab
     The vmap dimension B becomes part of the batch, in one call with B*N. If a tensor without a batch dimension, such as
     a weight, has a vmap dimension, the rule makes B calls.
     """
-    foldable = range(tensors) if batched is None else batched
+    batch_indices = range(tensors) if batched is None else batched
 
     def rule(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         size, pairs = info.batch_size, list(zip(arguments[:tensors], in_dims[:tensors], strict=True))
@@ -202,9 +202,9 @@ def _vmap_rule(name: str, tensors: int, batched: Sequence[int] | None) -> Callab
             results = getattr(torch.ops.danet, name)(*values, *arguments[tensors:])
             return (results,) if isinstance(results, Tensor) else results
 
-        if all(dim is None for i, dim in enumerate(in_dims[:tensors]) if i not in foldable):
-            folded = [_fold(*pair, size) if i in foldable else pair[0] for i, pair in enumerate(pairs)]
-            results = [value.unflatten(0, (size, -1)) for value in call(folded)]
+        if all(dim is None for i, dim in enumerate(in_dims[:tensors]) if i not in batch_indices):
+            merged = [_merge_into_batch(*pair, size) if i in batch_indices else pair[0] for i, pair in enumerate(pairs)]
+            results = [value.unflatten(0, (size, -1)) for value in call(merged)]
         else:
             calls = [call([v if dim is None else v.select(dim, i) for v, dim in pairs]) for i in range(size)]
             results = [torch.stack(values) for values in zip(*calls, strict=True)]
@@ -213,8 +213,11 @@ def _vmap_rule(name: str, tensors: int, batched: Sequence[int] | None) -> Callab
     return rule
 
 
-def _fold(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """Fold a vmap dimension into the batch: B = size at `dim` (None: repeat the value) and [N, ...] -> [B*N, ...]."""
+def _merge_into_batch(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """Merge the vmap dimension `dim`, of size B, into the batch dimension N: the result is [B*N, ...].
+
+    If dim is None, the value has no vmap dimension and is repeated B times.
+    """
     if value is None:
         return None
     value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)

@@ -8,15 +8,18 @@ output position (y, x) of channel c, in group g = c // (C / G),
     Y = y*s_y - p_y + h_y + scale * (k_y*d_y - h_y + offset[n, g, k, 0, y, x])
     X = x*s_x - p_x + h_x + scale * (k_x*d_x - h_x + offset[n, g, k, 1, y, x])
 
-with stride s, padding p, dilation d, tap k = (k_y, k_x) in row-major order, h = d * (kernel_size - 1) // 2 the center
-of the window, and m the softmax of `mask` over the K taps of a group (or `mask` itself). input[Y, X] is bilinear
-between the four pixels of the cell (floor(Y), floor(X)), and zero outside the image. A sample with a NaN coordinate is
-NaN in the forward pass and zero in the backward pass; a sample with an infinite coordinate is zero in both. The
-gradient of their offsets is zero.
+with stride s, padding p, dilation d and offset_scale `scale`. K is the number of taps, the sampling points of the
+window; k = (k_y, k_x) is one of them, in row-major order. h = d * (kernel_size - 1) // 2 is the center of the window.
+m is the softmax of `mask` over the K taps of a group, or `mask` itself.
 
-The derivative by an offset jumps where a coordinate is a whole number. There it is the derivative in the floor cell,
-the right-sided one. Zero offsets are such coordinates: a layer whose predicted offsets start at zero has one-sided
-gradients at first, as in every deformable convolution.
+input[Y, X] is interpolated bilinearly between the four pixels around (Y, X), and is zero outside the image. A sample
+with a NaN coordinate is NaN in the forward pass; a sample with an infinite coordinate is zero. In the backward pass,
+both count as zero, and the gradients of their offsets are zero.
+
+Bilinear interpolation has a kink at each integer coordinate: the derivatives on its two sides differ. There, the
+gradient of an offset is the right-sided derivative, such as input[Y + 1, X] - input[Y, X]. Offsets of zero give integer
+coordinates (if offset_scale is an integer). A layer whose predicted offsets start at zero therefore starts with
+right-sided derivatives, as every deformable convolution does.
 
 Deformable convolutions: v1 https://arxiv.org/abs/1703.06211, v2 (modulation by a mask)
 https://arxiv.org/abs/1811.11168, v3 (InternImage: groups, softmax, `offset_scale`) https://arxiv.org/abs/2211.05778, v4
@@ -49,15 +52,18 @@ from danet.ops.sampling import gather
 Pair = int | tuple[int, int]
 
 MAX_TAPS = 256
-"""Largest window of the compiled kernels; larger ones run as the reference."""
+"""Maximum number of taps of the compiled kernels; calls with more taps run as the reference."""
 
 MAX_ELEMENTS = 2**31
-"""An image, with a border of two pixels, must have fewer elements than this for the CPU kernels, and fewer pixels for
-the CUDA kernels; larger ones run as the reference. The batch size has no limit."""
+"""Limit of the kernels' 32-bit indices within one image, including a border of two pixels on each side.
+
+The CPU kernels index elements and need C * (H + 4) * (W + 4) < MAX_ELEMENTS; the CUDA kernels index pixels and need
+(H + 4) * (W + 4) < MAX_ELEMENTS. Calls with larger images run as the reference. The batch size has no limit.
+"""
 
 
 class SdcSizes(NamedTuple):
-    """The sizes of one call, as the formula names them."""
+    """The sizes of one call, with the letters of the formula in the docstring of this module."""
 
     N: int
     C: int
@@ -69,12 +75,13 @@ class SdcSizes(NamedTuple):
     W_out: int
 
 
-PAIRS = ("kernel_size", "stride", "padding", "dilation")
+PAIR_OPTIONS = ("kernel_size", "stride", "padding", "dilation")
+"""The options that are (y, x) pairs of integers; a user may pass one integer for both."""
 
 
 @dataclass(frozen=True)
 class SdcOptions:
-    """The options of a call of `sdc`, `dcnv3` or `dcnv4`, validated; PAIRS are (y, x).
+    """The validated options of a call of `sdc`, `dcnv3` or `dcnv4`; PAIR_OPTIONS are (y, x).
 
     The fields are in the order of the operators' schemas (csrc/sdc/sdc_schema.h), in which a pair is two arguments.
     Functions that take `*options` take them in this order too.
@@ -94,7 +101,7 @@ class SdcOptions:
         """The options from a user's arguments; TypeError or ValueError, naming the argument, if one is invalid."""
         groups, *pairs, offset_scale, softmax, remove_center = options
         groups = integer(op, "groups", groups, minimum=1)
-        for i, name in enumerate(PAIRS):
+        for i, name in enumerate(PAIR_OPTIONS):
             pairs[i] = pair(op, name, pairs[i], minimum=0 if name == "padding" else 1)
         self = cls(groups, *pairs, offset_scale, softmax, remove_center)  # type: ignore[call-arg]  # four pairs
         if isinstance(self.offset_scale, bool) or not isinstance(self.offset_scale, (int, float)):
@@ -158,21 +165,22 @@ def sdc(
     Args:
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
         offset: [N, 2*G*K, H_out, W_out] of input's dtype, in pixels of the input. Channels are ordered by group, then
-            by tap, then (y, x). A NaN coordinate makes only those outputs NaN that use it; an infinite coordinate is a
-            zero sample. The gradient of both is zero.
+            by tap, then (y, x). An offset of NaN makes the outputs that use it NaN; an infinite offset gives a sample
+            of zero. The gradients of both are zero.
         mask: [N, G*K, H_out, W_out] of input's dtype: logits of the taps' weights.
         groups: G, must divide C.
         kernel_size, stride, padding, dilation: an integer or a (y, x) pair, as in a convolution.
-        offset_scale: factor of taps and offsets about the center of the window (from DCNv3).
+        offset_scale: scales the distance of every sampling point (tap position plus offset) from the center of the
+            window (from DCNv3).
         softmax: normalize mask over the K taps of a group; if False, mask holds the weights themselves.
-        remove_center: leave out the middle tap, so that K is one less; needs an odd window.
+        remove_center: leave out the middle tap, so that K is one less; needs an odd kernel_size.
 
     Returns:
         [N, C, H_out, W_out] in the memory format channels-last.
 
     Raises:
-        TypeError: if a tensor argument is no dense tensor of a supported dtype, if offset or mask differ from input in
-            dtype, or if an option has the wrong type.
+        TypeError: if a tensor argument is not a dense tensor of a supported dtype, if offset or mask does not have
+            input's dtype, or if an option has the wrong type.
         ValueError: if a shape or device does not match, if groups does not divide C, if an option is out of range, or
             if the window is larger than the padded input.
 
@@ -221,7 +229,10 @@ def sdc_reference(
 
 
 def gather_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSizes, options: SdcOptions) -> Tensor:
-    """The reference on checked arguments; every sample is a weighted sum of rows of a table (danet.ops.sampling)."""
+    """The reference on validated arguments: every sample is a weighted sum of four rows of a table.
+
+    `danet.ops.sampling` describes the table.
+    """
     N, C, H, W, G, K, H_out, W_out = sizes
     dtype = compute_dtype(input.dtype)
     offset = offset.permute(0, 2, 3, 1).to(dtype).contiguous().view(N, H_out, W_out, G, K, 2)
@@ -231,8 +242,8 @@ def gather_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSize
         mask = (mask - mask.detach().amax(-1, keepdim=True)).exp()
         mask = mask / mask.sum(-1, keepdim=True)
 
-    # Compute the coordinates. Clamp samples outside the image to its border of zeros, two pixels wide: their values and
-    # derivatives are zero there. Samples with a NaN coordinate go there too and get their NaN from the mask.
+    # Compute the coordinates. Clamp those outside the image to its border of zeros, which is two pixels wide, so that
+    # values and derivatives are zero. Move NaN coordinates there, too, and let the mask make their samples NaN.
     y_center, x_center = _tap_positions(sizes, options, dtype, input.device)
     dy, dx = offset.unbind(-1)
     y = torch.add(y_center, dy, alpha=options.offset_scale)
@@ -244,21 +255,22 @@ def gather_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSize
 
     # Compute the weights of the four corners.
     y_floor, x_floor = y.detach().floor(), x.detach().floor()
-    bottom, right = y - y_floor, x - x_floor
-    top, left = 1 - bottom, 1 - right
-    top, bottom = mask * top, mask * bottom
-    weight = torch.stack([top * left, top * right, bottom * left, bottom * right])
+    weight_bottom, weight_right = y - y_floor, x - x_floor
+    weight_top, weight_left = 1 - weight_bottom, 1 - weight_right
+    weight_top, weight_bottom = mask * weight_top, mask * weight_bottom
+    vertical, horizontal = (weight_top, weight_bottom), (weight_left, weight_right)
+    weight = torch.stack([v * h for v in vertical for h in horizontal])
 
     # Lay out the padded images as one table, with a row for the channels of each group at each pixel.
     H_pad, W_pad = H + 4, W + 4
     table = F.pad(input.permute(0, 2, 3, 1).to(dtype), (0, 0, 2, 2, 2, 2)).view(N * H_pad * W_pad * G, C // G)
-    index = torch.int32 if 4 * max(table.numel(), mask.numel()) < 2**31 else torch.int64
-    image = torch.arange(N, dtype=index, device=input.device).view(N, 1, 1, 1, 1)
-    group = torch.arange(G, dtype=index, device=input.device).view(G, 1)
-    row = image * H_pad + 2 + y_floor.to(index)
-    base = (row * W_pad + 2 + x_floor.to(index)) * G + group
+    index_dtype = torch.int32 if 4 * max(table.numel(), mask.numel()) < 2**31 else torch.int64
+    image = torch.arange(N, dtype=index_dtype, device=input.device).view(N, 1, 1, 1, 1)
+    group = torch.arange(G, dtype=index_dtype, device=input.device).view(G, 1)
+    row = image * H_pad + 2 + y_floor.to(index_dtype)
+    base = (row * W_pad + 2 + x_floor.to(index_dtype)) * G + group
 
-    # Sum the four rows of every tap.
+    # Sum the table rows of the four corners over all taps of a group.
     out = gather(table, weight.view(4, -1, K), base.view(-1, K), (0, G, W_pad * G, (W_pad + 1) * G))
     return out.view(N, H_out, W_out, C).to(input.dtype).permute(0, 3, 1, 2)
 
@@ -266,7 +278,7 @@ def gather_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSize
 def _tap_positions(
     sizes: SdcSizes, options: SdcOptions, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Y [H_out, 1, 1, K] and X [W_out, 1, K] of the formula for zero offsets."""
+    """The coordinates Y [H_out, 1, 1, K] and X [W_out, 1, K] of all taps for offsets of zero."""
     taps = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in options.kernel_size)).view(-1, 2)
     if options.remove_center:
         taps = torch.cat([taps[: sizes.K // 2], taps[sizes.K // 2 + 1 :]])
@@ -288,7 +300,7 @@ def check_sdc(input: Any, offset: Any, mask: Any, *options: Any) -> tuple[SdcSiz
 
 
 def check_images(op: str, input: Any, offset: Any, mask: Any, options: SdcOptions) -> SdcSizes:
-    """The sizes of a call with these images [N, C, H, W]; TypeError or ValueError if one is invalid."""
+    """The sizes of a call with these tensors; TypeError or ValueError if one is invalid."""
     check_image(op, "input", input)
     check_like_input(op, "offset", offset, input)
     check_like_input(op, "mask", mask, input)
@@ -302,19 +314,23 @@ def check_images(op: str, input: Any, offset: Any, mask: Any, options: SdcOption
 def run(
     op: str, reference: Callable[..., Tensor], images: Sequence[Tensor], sizes: SdcSizes, options: SdcOptions
 ) -> Tensor:
-    """Run operator `op` on checked images [N, C, H, W]: compiled, if its kernels take this call, or as `reference`."""
+    """Run operator `op` on validated tensors: its compiled kernel if that supports this call, otherwise `reference`.
+
+    images: the tensor arguments, [N, channels, height, width] each.
+    """
     input = images[0]
-    count = (sizes.H + 4) * (sizes.W + 4) * (1 if input.is_cuda else sizes.C)
-    if library.has_kernel(input) and sizes.K <= MAX_TAPS and count < MAX_ELEMENTS:
+    indices = (sizes.H + 4) * (sizes.W + 4) * (1 if input.is_cuda else sizes.C)
+    if library.has_kernel(input) and sizes.K <= MAX_TAPS and indices < MAX_ELEMENTS:
         return library.call(op, *images, *options.to_schema())
     return reference(*images, sizes, options)
 
 
 def register(op: str, tensors: int, reference: Callable[..., Tensor], check: Callable[..., SdcSizes]) -> None:
-    """Register the Python side of an operator that takes `tensors` images [N, C, H, W] and then SDC's options.
+    """Register the Python side of an operator: its fake kernel, which infers the shape of the result, and its gradient.
 
-    reference: takes the images, sizes and options.
-    check: takes `op`, the images and the options; returns the sizes or raises.
+    tensors: number of its tensor arguments, [N, channels, height, width] each; SDC's options come after them.
+    reference: takes the tensors, the sizes and the options.
+    check: takes `op`, the tensors and the options, and returns the sizes; TypeError or ValueError if one is invalid.
     """
 
     def fake(*arguments: Any) -> Tensor:
@@ -341,13 +357,15 @@ register("sdc", 3, gather_reference, check_images)
 
 
 class SDC(nn.Module):
-    """SDC, the Separable Deformable Convolution, with its own offsets and mask (DANet, section 3.1.1, equation 1).
+    """Separable Deformable Convolution, which predicts its own offsets and mask (DANet, section 3.1.1, equation 1).
 
     A 3x3 depth-wise convolution, batch norm, ReLU and a 1x1 convolution predict 3*G*K channels: 2*G*K offsets, then
     G*K mask logits. The 1x1 convolution starts at zero (our decision, as in Deformable ConvNets), so that the untrained
-    module takes the mean over an undeformed window and then applies w_g. `projection` is w_g of equation 1 for all
-    groups at once: sum_g w_g z_g is one C x C product of the groups' channels. It has no bias, because the equation has
-    none.
+    module takes the mean over an undeformed window before it applies `projection`.
+
+    `projection` is a 1x1 convolution that computes sum_g w_g z_g of equation 1. z_g are the C / G channels that `sdc`
+    returns for group g, and w_g is a C x (C / G) matrix. The matrices of all groups side by side are one C x C matrix,
+    the weight of `projection`. It has no bias, because the equation has none.
 
     Args:
         channels: C, of input and output.
@@ -368,13 +386,15 @@ class SDC(nn.Module):
         torch.Size([1, 8, 32, 40])
 
     From torchvision's `deform_conv2d`:
-        SDC replaces `DeformConv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)`, the
-        convolution that predicts its offset and mask, and a 1x1 convolution after it. A dense deformable convolution
-        (groups=1) is another function; the depth-wise sum and the 1x1 convolution are used in its place. For the
-        operators, `deform_conv2d(input, offset, torch.ones(C, 1, k, k), mask=m)` equals `sdc(input, offset, m,
-        groups=offset_groups, softmax=False)`: offset and mask have the same channels in the same order. In torchvision
-        m is usually a sigmoid; in SDC it is a softmax over the taps, which the operator computes. sdc has no weights
-        per tap: multiply them into m, if all channels of a group share them.
+        The module SDC replaces three layers: the convolution that predicts offset and mask, `DeformConv2d(channels,
+        channels, kernel_size, padding=kernel_size // 2, groups=channels)`, and a 1x1 convolution after it. A dense
+        DeformConv2d (groups=1) is another function: use an SDC instead, whose 1x1 convolution mixes the channels, and
+        train the network anew.
+
+        The operator `sdc(input, offset, m, groups=offset_groups, softmax=False)` equals `deform_conv2d(input, offset,
+        torch.ones(C, 1, 3, 3), padding=1, mask=m)`: offset and mask have the same channels in the same order. In
+        torchvision, m is usually a sigmoid; in SDC it is a softmax over the taps, which the operator computes. sdc has
+        no weight tensor. Weights of the taps that all channels of a group share can be multiplied into m.
     """
 
     def __init__(self, channels: int, *, groups: int = 4, kernel_size: int = 3) -> None:
