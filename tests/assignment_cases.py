@@ -41,7 +41,7 @@ def assign(method, boxes, labels=None, ignore=None):
     """References, box index and whether a prediction is excluded from classification, for one image of SIZE."""
     model = _cached_model(method)
     maps = empty_maps(model)
-    references = model.head.references(maps)
+    references = model.head.reference_boxes(maps)
     targets = Targets(*ground_truth(boxes, labels, ignore))
     if method == "overlap":
         return references, *assign_by_overlap(references, model.head.cell_sizes(maps), targets)

@@ -1,4 +1,8 @@
-"""The whole network: ``DANet`` and ``build_model``."""
+"""The whole network: ``DANet`` and ``build_model``.
+
+It consists of the paper's modules MBB (Multi-Branch Block), SaFEM (Scale-adaptive Feature Enhancement Mechanism) and
+ACFA (Attention-guided Cross-weighting Feature Aggregator), and of a detection head.
+"""
 
 import copy
 import functools
@@ -15,36 +19,30 @@ from danet.models.deployed import DeployedDANet
 from danet.models.heads import HEADS, Head, Output
 from danet.utils.errors import UserError
 
-# Channels and blocks of the stages at strides 4, 8, 16 and 32. The paper gives no shapes of the teachers (section
-# 3.2.1): each has a quarter to a third more operations than danet_s, mostly at the strides that matter for its scale:
-# 4 and 8 for small targets, 8 and 16 for medium ones, 16 and 32 for large ones.
-WIDTHS = {
-    "danet": (64, 128, 256, 512),
-    "danet_s": (32, 64, 128, 256),
-    "danet_nano": (16, 32, 64, 128),
-    "teacher_small": (48, 96, 128, 256),
-    "teacher_medium": (32, 96, 160, 256),
-    "teacher_large": (32, 64, 160, 320),
+# Channels (widths) and numbers of MBBs (depths) of the four stages, which have strides 4, 8, 16 and 32. The paper does
+# not give those of the teachers (section 3.2.1), so they are our decision: each teacher has a quarter to a third more
+# operations than danet_s. Most of the additional ones are at the strides that matter for its targets: 4 and 8 for small
+# targets, 8 and 16 for medium ones, 16 and 32 for large ones.
+WIDTHS_AND_DEPTHS = {
+    "danet": ((64, 128, 256, 512), (4, 6, 16, 1)),
+    "danet_s": ((32, 64, 128, 256), (4, 6, 16, 1)),
+    "danet_nano": ((16, 32, 64, 128), (1, 2, 2, 1)),
+    "teacher_small": ((48, 96, 128, 256), (6, 8, 8, 1)),
+    "teacher_medium": ((32, 96, 160, 256), (4, 8, 10, 1)),
+    "teacher_large": ((32, 64, 160, 320), (3, 5, 16, 4)),
 }
-DEPTHS = {
-    "danet": (4, 6, 16, 1),
-    "danet_s": (4, 6, 16, 1),
-    "danet_nano": (1, 2, 2, 1),
-    "teacher_small": (6, 8, 8, 1),
-    "teacher_medium": (4, 8, 10, 1),
-    "teacher_large": (3, 5, 16, 4),
-}
-NECK_WIDTH = {"danet_nano": 32}  # 64 for all others
+NECK_WIDTH = {"danet_nano": 32}
+"""Channels of the neck's feature maps; 64 for networks that are not listed."""
 MINIMUM_SIZE = 32
 """Minimum height and width of images in pixels."""
 
 
 class DANet(nn.Module):
-    """Dynamic Attentive Network: a backbone with SaFEMs, a neck with ACFAs, and a detection head.
+    """Dynamic Attentive Network: a backbone of MBBs with SaFEMs, a neck with ACFAs, and a detection head.
 
     Section 3.1 of the paper, https://doi.org/10.1145/3581783.3612146. ``forward`` takes float images
     ``[N, input_channels, H, W]``, normalized by ``danet.data.normalize.normalize``, and returns an ``Output``;
-    ``decode`` turns that into detections. H and W may be any numbers from 32.
+    ``decode`` turns that into detections. H and W are at least 32 and need not be multiples of a stride.
 
     Raises:
         ValueError: the images have another number of channels, or fewer than 32 rows or columns.
@@ -59,9 +57,11 @@ class DANet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        widths = self.widths = list(config.widths or WIDTHS[config.name])
-        depths = list(config.depths or DEPTHS[config.name])
+        default_widths, default_depths = WIDTHS_AND_DEPTHS[config.name]
+        widths = self.widths = list(config.widths or default_widths)
+        depths = list(config.depths or default_depths)
         neck_width = config.neck_width or NECK_WIDTH.get(config.name, 64)
+        # The options literal_* compute an equation exactly as the paper prints it, see danet.config.
         self.backbone = Backbone(
             config.input_channels,
             widths,
@@ -92,21 +92,21 @@ class DANet(nn.Module):
         Args:
             output: of ``forward``.
             score_threshold: detections have higher scores than this.
-            iou_threshold: non-maximum suppression drops boxes with a higher IoU with a better box.
+            iou_threshold: non-maximum suppression drops a box if its IoU with a box of a higher score exceeds this.
             max_detections: maximum number of detections per image.
 
         Returns:
-            For every image its detections by descending score, boxes in pixels of the network's input.
+            For every image its detections, sorted by descending score, with boxes in pixels of the network's input.
         """
         scores = self.head.scores(output.logits)
 
         @functools.cache
         def predictions() -> tuple[Tensor, Tensor]:  # computed only if an image has candidates
-            return self.head.flatten(output.deltas, 4), self.head.references(output.deltas)
+            return self.head.flatten(output.deltas, 4), self.head.reference_boxes(output.deltas)
 
         def boxes(image: int, positions: Tensor) -> Tensor:
-            deltas, references = predictions()
-            return self.head.decode_boxes(deltas[image, positions], references[positions])
+            deltas, reference_boxes = predictions()
+            return self.head.decode_boxes(deltas[image, positions], reference_boxes[positions])
 
         return [
             select(
@@ -125,7 +125,7 @@ class DANet(nn.Module):
         return next(self.parameters()).device
 
     def fused(self) -> "DANet":
-        """A copy for inference, in eval mode, with every MBB as one convolution; ``self`` does not change."""
+        """A copy for inference, in eval mode, in which every MBB is one convolution; ``self`` does not change."""
         model = copy.deepcopy(self).eval()
         for parent in list(model.modules()):
             for name, child in parent.named_children():
@@ -141,11 +141,11 @@ class DANet(nn.Module):
             device: by default that of the weights.
 
         Returns:
-            A module that is called and decodes like this one. In float32, scores differ by at most 1e-3 and boxes by at
-            most 0.05 pixels from those of ``self.eval()``.
+            A module that is called like this one and has the same method ``decode``. In float32, scores differ by at
+            most 1e-3 and boxes by at most 0.05 pixels from those of ``self.eval()``.
         """
         parameter = next(self.parameters())
-        # The tensors of MBBs are not copied: fusing computes new ones from them.
+        # Do not copy the tensors of MBBs: fusing only reads them and makes new ones.
         blocks = [module for module in self.modules() if isinstance(module, MBB)]
         shared = {id(tensor): tensor for block in blocks for tensor in (*block.parameters(), *block.buffers())}
         network = copy.deepcopy(self, shared).eval()
@@ -153,7 +153,7 @@ class DANet(nn.Module):
 
 
 def build_model(config: ModelConfig) -> DANet:
-    """Builds a network with random weights.
+    """Builds a network with random initial weights.
 
     Raises:
         UserError: the class names are missing or repeated, ``input_channels`` is neither 1 nor 3, ``widths`` or
@@ -170,7 +170,8 @@ def build_model(config: ModelConfig) -> DANet:
     for name, values in (("widths", config.widths), ("depths", config.depths)):
         if values is not None and (len(values) != 4 or min(values) < 1):
             raise UserError(f"model.{name} must be four positive numbers, got {values}")
-    for width in [*(config.widths or WIDTHS[config.name]), config.neck_width or NECK_WIDTH.get(config.name, 64)]:
+    widths = config.widths or WIDTHS_AND_DEPTHS[config.name][0]
+    for width in [*widths, config.neck_width or NECK_WIDTH.get(config.name, 64)]:
         if config.groups < 1 or width < 1 or width % config.groups:
             raise UserError(f"model.groups must divide every width, got {config.groups} for a width of {width}")
     return DANet(config)

@@ -49,7 +49,7 @@ def start_from(path: str | os.PathLike, model: DANet, calibration_images: Callab
 
 def _match_classes(loaded: DANet, model: DANet) -> None:
     """Changes the class scores of ``loaded`` to the classes of ``model``, new ones as they are in ``model``."""
-    outputs_before: list[str | None] = [None] * model.head.background_outputs
+    outputs_before: list[str | None] = [None] * model.head.background_channels
     theirs, ours = ([*outputs_before, *network.config.classes] for network in (loaded, model))
     known = [index for index, name in enumerate(ours) if name in theirs]
     parameters = zip(loaded.head.score_parameters(), model.head.score_parameters(), strict=True)

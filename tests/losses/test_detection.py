@@ -20,7 +20,7 @@ def make_batch(boxes, labels=None, ignore=None):
 def perfect_output(method, model, box, label):
     """Logits and deltas of a perfectly trained network for one box."""
     references, box_index, _ = assign(method, [box])
-    outputs = model.head.outputs
+    outputs = model.head.score_channels
     assigned = box_index[0] >= 0
     truth = torch.tensor([box], dtype=torch.float32).expand(int(assigned.sum()), 4)
     flat_logits, flat_deltas = torch.zeros(len(references), outputs), torch.zeros(len(references), 4)

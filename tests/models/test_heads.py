@@ -49,12 +49,12 @@ def test_score_parameters_decide_the_scores_alone(name):
     with torch.no_grad():
         for parameter in head.score_parameters():
             # All outputs of class 1, of every prediction at a position.
-            parameter.unflatten(0, (-1, head.outputs))[:, head.background_outputs + 1].fill_(5.0)
+            parameter.unflatten(0, (-1, head.score_channels))[:, head.background_channels + 1].fill_(5.0)
     logits, same_deltas = head(features)
     for level, changed in enumerate(logits):
         expected = make_head(name, classes=3)(features)[0][level]
-        differs = (changed != expected).unflatten(1, (-1, head.outputs)).amax((0, 1, 3, 4))
-        assert differs.tolist() == [index == head.background_outputs + 1 for index in range(head.outputs)]
+        differs = (changed != expected).unflatten(1, (-1, head.score_channels)).amax((0, 1, 3, 4))
+        assert differs.tolist() == [index == head.background_channels + 1 for index in range(head.score_channels)]
     assert all(torch.equal(a, b) for a, b in zip(deltas, same_deltas, strict=True))
 
 

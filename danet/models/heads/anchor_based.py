@@ -1,4 +1,8 @@
-"""The anchor-based head of the preset ``paper``."""
+"""The anchor-based head of the preset ``paper``.
+
+An anchor is a box of fixed size and shape around the centre of a position of a feature map. Each prediction moves and
+scales its anchor so that it fits a target.
+"""
 
 import math
 from typing import ClassVar
@@ -14,16 +18,16 @@ from danet.models.heads.head import Head, Output, decode_deltas, loss_normalizer
 
 
 class AnchorHead(Head):
-    """Anchor-based head: softmax over background (index 0) and classes, cross-entropy and smooth-L1 loss.
+    """Anchor-based head: softmax over the background (index 0) and the classes, cross-entropy and smooth-L1 loss.
 
     The losses are those of section 3.3 of the DANet paper (https://doi.org/10.1145/3581783.3612146), which gives no
     anchors. Our decision: four anchors per position, of two sizes (2 and 3.2 strides) and two shapes (square, and 1.6
     times as wide as high, since drones seen from the side are wide). Deltas are divided by the variances 0.1 and 0.2
     of SSD (https://arxiv.org/abs/1512.02325).
 
-    The classification loss takes all assigned anchors and, for each of them, the three unassigned anchors of the image
-    with the highest loss (hard negative mining). The paper leaves mining open; ours follows an earlier detector of its
-    authors.
+    The classification loss is computed on all assigned anchors and on hard negatives, which are the unassigned anchors
+    of an image with the highest loss, three for each assigned anchor. The paper does not say how negatives are chosen;
+    we follow an earlier detector of its authors.
 
     Example:
         >>> head = AnchorHead(channels=8, strides=(4, 8), classes=2)
@@ -38,7 +42,7 @@ class AnchorHead(Head):
     NEGATIVES_PER_POSITIVE = 3
 
     predictions_per_position: ClassVar[int] = len(SIZES) * len(ASPECT_RATIOS)
-    background_outputs: ClassVar[int] = 1
+    background_channels: ClassVar[int] = 1
 
     def reference_sizes(self, level: int) -> list[tuple[float, float]]:
         stride = self.strides[level]
@@ -49,38 +53,40 @@ class AnchorHead(Head):
         ]
 
     def scores(self, logits: list[Tensor]) -> Tensor:
-        return self.flatten(logits, self.outputs).softmax(dim=-1)[..., 1:]
+        return self.flatten(logits, self.score_channels).softmax(dim=-1)[..., 1:]
 
-    def decode_boxes(self, deltas: Tensor, references: Tensor) -> Tensor:
-        return decode_deltas(deltas * deltas.new_tensor(self.VARIANCES), references)
+    def decode_boxes(self, deltas: Tensor, reference_boxes: Tensor) -> Tensor:
+        return decode_deltas(deltas * deltas.new_tensor(self.VARIANCES), reference_boxes)
 
-    def encode_boxes(self, boxes: Tensor, references: Tensor) -> Tensor:
-        """Deltas ``[M, 4]`` that decode to ``boxes [M, 4]`` (corners), relative to references (centre and size)."""
+    def encode_boxes(self, boxes: Tensor, reference_boxes: Tensor) -> Tensor:
+        """Deltas ``[M, 4]`` of boxes ``[M, 4]`` (corners) and reference boxes ``[M, 4]``; inverts ``decode_boxes``."""
         sizes = boxes[:, 2:] - boxes[:, :2]
-        offsets = (centres(boxes) - references[:, :2]) / references[:, 2:]
-        deltas = torch.cat([offsets, (sizes / references[:, 2:]).log()], dim=1)
+        offsets = (centres(boxes) - reference_boxes[:, :2]) / reference_boxes[:, 2:]
+        deltas = torch.cat([offsets, (sizes / reference_boxes[:, 2:]).log()], dim=1)
         return deltas / deltas.new_tensor(self.VARIANCES)
 
     def loss(self, output: Output, targets: Targets, assignment: Assignment = "centre") -> dict[str, Tensor]:
-        logits = self.flatten(output.logits, self.outputs)
+        logits = self.flatten(output.logits, self.score_channels)
         deltas = self.flatten(output.deltas, 4)
-        references = self.references(output.logits)
-        box_index, ignored = assign_by_overlap(references, self.cell_sizes(output.logits), targets)
+        reference_boxes = self.reference_boxes(output.logits)
+        box_index, ignored = assign_by_overlap(reference_boxes, self.cell_sizes(output.logits), targets)
 
+        # Cross-entropy of every anchor, whose label is the class of its box + 1, or 0 for the background.
         image, anchor = (box_index >= 0).nonzero(as_tuple=True)
         box = box_index[image, anchor]
-        positives = loss_normalizer(len(image), logits)
+        normalizer = loss_normalizer(len(image), logits)
         labels = torch.zeros_like(box_index)
         labels[image, anchor] = targets.labels[image, box] + 1
         entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(box_index)
 
-        # Mine hard negatives per image, so that the choice does not depend on how processes share a batch. An image
-        # without positives is prone to false positives: it also gives three negatives.
+        # Select the hard negatives of each image separately, so that the selection does not depend on how a batch is
+        # divided among processes. An image without positives also gives three negatives, against false positives.
         hardness = torch.where((box_index >= 0) | ignored, -torch.inf, entropy.detach())
-        quota = self.NEGATIVES_PER_POSITIVE * (box_index >= 0).sum(1, keepdim=True).clamp(min=1)
+        negatives = self.NEGATIVES_PER_POSITIVE * (box_index >= 0).sum(1, keepdim=True).clamp(min=1)
         rank = hardness.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
-        selected = (box_index >= 0) | ((rank < quota) & hardness.isfinite())
+        selected = (box_index >= 0) | ((rank < negatives) & hardness.isfinite())
 
-        wanted = self.encode_boxes(targets.boxes[image, box], references[anchor])
-        distance = F.smooth_l1_loss(deltas[image, anchor], wanted, reduction="sum")
-        return {"cls": entropy[selected].sum() / positives, "reg": distance / positives}
+        # Smooth-L1 loss of the assigned anchors.
+        delta_targets = self.encode_boxes(targets.boxes[image, box], reference_boxes[anchor])
+        distance = F.smooth_l1_loss(deltas[image, anchor], delta_targets, reduction="sum")
+        return {"cls": entropy[selected].sum() / normalizer, "reg": distance / normalizer}

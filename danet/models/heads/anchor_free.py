@@ -1,4 +1,7 @@
-"""The anchor-free head of the preset ``default``."""
+"""The anchor-free head of the preset ``default``: one prediction per cell.
+
+A cell is the square of stride x stride pixels of the input that one position of a feature map stands for.
+"""
 
 from typing import ClassVar
 
@@ -15,13 +18,18 @@ from danet.models.heads.head import Head, Output, decode_deltas, loss_normalizer
 class AnchorFreeHead(Head):
     """Anchor-free head (our decision): one prediction per cell, a sigmoid score per class, focal and GIoU loss.
 
-    A box is (dx, dy, log w, log h) relative to the cell's centre, in strides. Unlike distances to the four sides
-    (FCOS, https://arxiv.org/abs/1904.01355), this also describes a target that lies between two cell centres.
+    A box is encoded as (dx, dy, log w, log h): the offset of its centre from the cell's centre, and its size, in
+    strides. FCOS (https://arxiv.org/abs/1904.01355) predicts the distances from the cell's centre to the four sides
+    instead; these cannot describe a box that does not contain the cell's centre, such as one of a tiny target.
+
+    Label assignment: ``assign_by_centre`` or ``assign_by_atss`` (Adaptive Training Sample Selection).
 
     Classification: focal loss (Lin et al., ICCV 2017, https://arxiv.org/abs/1708.02002) with targets 0 and 1; soft
-    targets gave the same results. Regression: GIoU loss on all assigned cells. Only cells near a box's centre are
-    positive for classification, and the other assigned cells are excluded from it: ground truth is often drawn
-    loosely, so that its border is arbitrary, and positives up to the border keep all scores near 0.5.
+    targets gave the same results. ``assign_by_centre`` makes only the cells near a box's centre positives, and this
+    loss excludes the other cells that are assigned to the box. The reason is that ground-truth boxes are often larger
+    than the object: if the cells near their borders were positives, too, all scores would stay near 0.5.
+
+    Regression: loss of the generalized IoU (GIoU, https://arxiv.org/abs/1902.09630) on all assigned cells.
 
     Example:
         >>> head = AnchorFreeHead(channels=8, strides=(4, 8), classes=2)
@@ -30,7 +38,7 @@ class AnchorFreeHead(Head):
         ([1, 45, 2], [1, 45, 4])
     """
 
-    score_prior: ClassVar[float | None] = 0.01  # of the focal loss paper: almost all cells are background
+    score_prior: ClassVar[float | None] = 0.01  # as in the focal loss paper: almost all cells are background
 
     FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
     BOX_WEIGHT = 2.0
@@ -39,31 +47,31 @@ class AnchorFreeHead(Head):
         return [(self.strides[level], self.strides[level])]
 
     def scores(self, logits: list[Tensor]) -> Tensor:
-        return self.flatten(logits, self.outputs).sigmoid()
+        return self.flatten(logits, self.score_channels).sigmoid()
 
-    def decode_boxes(self, deltas: Tensor, references: Tensor) -> Tensor:
-        return decode_deltas(deltas, references)
+    def decode_boxes(self, deltas: Tensor, reference_boxes: Tensor) -> Tensor:
+        return decode_deltas(deltas, reference_boxes)
 
     def loss(self, output: Output, targets: Targets, assignment: Assignment = "centre") -> dict[str, Tensor]:
-        logits = self.flatten(output.logits, self.outputs)
-        references = self.references(output.logits)
+        logits = self.flatten(output.logits, self.score_channels)
+        reference_boxes = self.reference_boxes(output.logits)
         boxes = self.boxes(output.deltas)
         assign = {"centre": assign_by_centre, "atss": assign_by_atss}[assignment]
-        box_index, positive, ignored = assign(references, targets)
+        box_index, positive, ignored = assign(reference_boxes, targets)
 
-        # Classification: positive and background cells.
+        # Classification loss of the positive and background cells.
         image, cell = positive.nonzero(as_tuple=True)
-        wanted = torch.zeros_like(logits)
-        wanted[image, cell, targets.labels[image, box_index[image, cell]]] = 1.0
-        focal = focal_loss(logits, wanted, self.FOCAL_ALPHA, self.FOCAL_GAMMA).sum(-1)
+        score_targets = torch.zeros_like(logits)
+        score_targets[image, cell, targets.labels[image, box_index[image, cell]]] = 1.0
+        focal = focal_loss(logits, score_targets, self.FOCAL_ALPHA, self.FOCAL_GAMMA).sum(-1)
         focal = torch.where(ignored & ~positive, 0.0, focal)
-        positives = loss_normalizer(len(image), logits)
+        classification = focal.sum() / loss_normalizer(len(image), logits)
 
-        # Regression: all assigned cells.
+        # Regression loss of all assigned cells.
         image, cell = (box_index >= 0).nonzero(as_tuple=True)
         overlap = giou(boxes[image, cell], targets.boxes[image, box_index[image, cell]])
-        assigned = loss_normalizer(len(image), logits)
-        return {"cls": focal.sum() / positives, "reg": self.BOX_WEIGHT * (1.0 - overlap).sum() / assigned}
+        regression = self.BOX_WEIGHT * (1.0 - overlap).sum() / loss_normalizer(len(image), logits)
+        return {"cls": classification, "reg": regression}
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:

@@ -1,4 +1,9 @@
-"""Label assignment: matches predictions (cells or anchors) to ground-truth boxes."""
+"""Label assignment: matches predictions (cells or anchors) to ground-truth boxes.
+
+A cell is the square of stride x stride pixels of the input that one position of a feature map stands for. A prediction
+is assigned to one box, whose coordinates it learns, or to none. It is a positive if it learns the class of this box; it
+is ignored if it is excluded from the classification loss; all others learn the background.
+"""
 
 from typing import NamedTuple
 
@@ -7,23 +12,25 @@ from torch import Tensor
 
 from danet.boxes import centred_boxes, centres, inside, iou, size
 
-# ``assign_by_centre``: box sizes of a level, and distances of cells from a box's centre, all in strides.
+# ``assign_by_centre``: range of the box sizes of a level.
 MIN_SIZE_STRIDES, MAX_SIZE_STRIDES = 2.5, 6.0
+# ``assign_by_centre``: maximum distance of assigned and of positive cells from a box's centre.
 ASSIGNED_RADIUS_STRIDES, POSITIVE_RADIUS_STRIDES = 1.5, 1.0
-# ``assign_by_atss``: candidates per level and side of a cell's square, as in the ATSS paper.
+# ``assign_by_atss``, both as in the ATSS paper: number of candidate cells of a box on each level, and the side of the
+# square that represents a cell when its IoU with a box is computed.
 ATSS_CANDIDATES = 9
 ATSS_SIDE_STRIDES = 8.0
-# ``assign_by_overlap``
+# ``assign_by_overlap``: minimum IoU of an anchor with its box.
 POSITIVE_IOU = 0.5
 
 
 class Targets:
-    """Ground truth of a batch, padded to the same number of boxes per image, for assignment without loops over images.
+    """Ground truth of a batch, padded to the same number of boxes per image so that no loop over images is needed.
 
     Args:
-        boxes: for every image ``[M_i, 4]`` in pixels.
+        boxes: for every image ``[M_i, 4]``, the corners (x0, y0, x1, y1) in pixels.
         labels: for every image int64 ``[M_i]``, the class index, or -1 for a distractor (trained as background).
-        ignore: for every image bool ``[M_i]``, whether the box is an ignore region.
+        ignore: for every image bool ``[M_i]``, whether the box is an ignore region, in which nothing is trained.
 
     Example:
         >>> boxes = [torch.tensor([[4.0, 4, 12, 12], [20, 20, 30, 30]]), torch.zeros(0, 4)]
@@ -34,28 +41,28 @@ class Targets:
     """
 
     boxes: Tensor
-    """Boxes of the classes, float32 ``[N, M, 4]``."""
+    """Boxes of the classes, without distractors and ignore regions, float32 ``[N, M, 4]``."""
     labels: Tensor
-    """int64 ``[N, M]``."""
+    """Class indices of ``boxes``, int64 ``[N, M]``."""
     valid: Tensor
-    """Which of ``boxes`` are no padding, bool ``[N, M]``."""
+    """False where ``boxes`` and ``labels`` are padding, bool ``[N, M]``."""
     ignored: Tensor
     """Ignore regions, float32 ``[N, K, 4]``."""
     ignored_valid: Tensor
-    """Which of ``ignored`` are no padding, bool ``[N, K]``."""
+    """False where ``ignored`` is padding, bool ``[N, K]``."""
 
     def __init__(self, boxes: list[Tensor], labels: list[Tensor], ignore: list[Tensor]) -> None:
-        objects = [(label >= 0) & ~skip for label, skip in zip(labels, ignore, strict=True)]
-        self.boxes, self.valid = _pad([b[o].float() for b, o in zip(boxes, objects, strict=True)])
-        self.labels, _ = _pad([label[o] for label, o in zip(labels, objects, strict=True)])
-        self.ignored, self.ignored_valid = _pad([b[s].float() for b, s in zip(boxes, ignore, strict=True)])
+        is_target = [(label >= 0) & ~skip for label, skip in zip(labels, ignore, strict=True)]
+        self.boxes, self.valid = _pad([box[keep].float() for box, keep in zip(boxes, is_target, strict=True)])
+        self.labels, _ = _pad([label[keep] for label, keep in zip(labels, is_target, strict=True)])
+        self.ignored, self.ignored_valid = _pad([box[skip].float() for box, skip in zip(boxes, ignore, strict=True)])
 
 
 class CellAssignment(NamedTuple):
     """The assignment of the P cells of an anchor-free head, ``[N, P]`` each."""
 
     box_index: Tensor
-    """int64, the box whose coordinates the cell regresses, or -1."""
+    """int64, the index of the box that the cell is assigned to and learns to predict, or -1."""
     positive: Tensor
     """bool, whether the cell is a positive of the classification loss."""
     ignored: Tensor
@@ -63,65 +70,69 @@ class CellAssignment(NamedTuple):
 
 
 @torch.no_grad()
-def assign_by_centre(references: Tensor, targets: Targets) -> CellAssignment:
+def assign_by_centre(reference_boxes: Tensor, targets: Targets) -> CellAssignment:
     """Assigns boxes to the cells around their centres, on the levels that fit their size (our decision).
 
-    A box belongs to the levels where ``sqrt(area)`` is 2.5 to 6 strides; the finest level also takes all smaller boxes,
-    the coarsest all larger ones. On these levels a box is assigned to the cell that contains its centre, so that no box
-    is too small, and to all cells whose centres lie inside the box and within 1.5 strides of its centre. Where boxes
-    compete, the smaller one wins. Assigned cells are positive within 1 stride of the box's centre.
+    A box belongs to the levels where its size ``sqrt(area)`` is 2.5 to 6 strides; the finest level also takes all
+    smaller boxes, the coarsest level all larger ones. On these levels, a box is assigned to the cell that contains its
+    centre, so that even the smallest box has a cell. It is also assigned to all cells whose centres lie inside the box
+    and within 1.5 strides of its centre, horizontally and vertically. A cell that several boxes claim gets the smallest
+    of them. An assigned cell is positive if its centre is within 1 stride of the box's centre, or if the cell contains
+    this centre.
 
     Args:
-        references: ``[P, 4]``, centres and strides of the cells, see ``Head.references``.
+        reference_boxes: ``[P, 4]``, centres and strides of the cells, see ``Head.reference_boxes``.
         targets: the batch's ground truth.
     """
-    ignored = _ignored(references[:, :2], references[:, 2], targets)
+    ignored = _ignored(reference_boxes[:, :2], reference_boxes[:, 2], targets)
     if targets.boxes.shape[1] == 0:
         return _no_boxes(ignored)
-    centre, stride = references[:, None, :2], references[:, None, 2]
+    centre, stride = reference_boxes[:, None, :2], reference_boxes[:, None, 2]
     boxes = targets.boxes[:, None]
 
-    # Levels of each box.
+    # Find the levels of each box.
     sizes = size(boxes)
-    finest, coarsest = references[:, 2].min(), references[:, 2].max()
+    finest, coarsest = reference_boxes[:, 2].min(), reference_boxes[:, 2].max()
     on_level = (sizes < MAX_SIZE_STRIDES * stride) | (stride == coarsest)
     on_level &= (sizes >= MIN_SIZE_STRIDES * stride) | (stride == finest)
 
-    # Cells around its centre.
+    # Find the cells around its centre.
     distance = ((centres(boxes) - centre).abs() / stride[..., None]).amax(-1)
     near = (distance < ASSIGNED_RADIUS_STRIDES) & inside(centre, boxes)
-    holds_centre = _holds_centre(references[:, :2], references[:, 2], targets.boxes)
-    candidate = on_level & (near | holds_centre) & targets.valid[:, None]
+    contains_centre = _contains_centre(reference_boxes[:, :2], reference_boxes[:, 2], targets.boxes)
+    candidate = on_level & (near | contains_centre) & targets.valid[:, None]
 
-    # The smallest candidate box of each cell.
+    # Select the smallest candidate box of each cell.
     smallest, index = torch.where(candidate, sizes, torch.inf).min(dim=-1)
     box_index = torch.where(smallest.isfinite(), index, -1)
-    central = (candidate & ((distance < POSITIVE_RADIUS_STRIDES) | holds_centre)).gather(2, index[..., None])[..., 0]
+    central = (candidate & ((distance < POSITIVE_RADIUS_STRIDES) | contains_centre)).gather(2, index[..., None])[..., 0]
     return CellAssignment(box_index, (box_index >= 0) & central, ignored | (box_index >= 0))
 
 
 @torch.no_grad()
-def assign_by_atss(references: Tensor, targets: Targets) -> CellAssignment:
-    """Adaptive Training Sample Selection in its form for heads without anchors.
+def assign_by_atss(reference_boxes: Tensor, targets: Targets) -> CellAssignment:
+    """Adaptive Training Sample Selection (ATSS), in the form for heads without anchors.
 
     Zhang et al., CVPR 2020, https://arxiv.org/abs/1912.02424. The candidates of a box are the nine cells of every level
-    that are nearest to its centre, each represented by a square of eight strides around the cell's centre. A box is
-    assigned to the candidates whose squares have an IoU with it of at least the mean plus the standard deviation over
-    all its candidates, if the box contains their centres. Where boxes compete, the larger IoU wins. All assigned cells
-    are positive. A box without any such cell is assigned to the cell of the finest level that contains its centre (our
-    decision; the original leaves it out).
+    that are nearest to its centre. The IoU of a candidate with the box is that of a square around the cell's centre,
+    whose side is eight strides. The threshold of a box is the mean plus the standard deviation of the IoUs of all its
+    candidates. The box is assigned to the candidates whose IoU is at least the threshold and whose centres lie inside
+    the box. A cell that several boxes claim gets the one with the largest IoU. All assigned cells are positive.
+
+    A box without any such cell is assigned to the cell of the finest level that contains its centre, with precedence
+    over other boxes (our decision; the original method leaves the box out).
 
     Args:
-        references: ``[P, 4]``, centres and strides of the cells, see ``Head.references``.
+        reference_boxes: ``[P, 4]``, centres and strides of the cells, see ``Head.reference_boxes``.
         targets: the batch's ground truth.
     """
-    cell_centres, strides = references[:, :2], references[:, 2]
+    cell_centres, strides = reference_boxes[:, :2], reference_boxes[:, 2]
     ignored = _ignored(cell_centres, strides, targets)
     images, count = targets.boxes.shape[:2]
     if count == 0:
         return _no_boxes(ignored)
 
-    # Candidates: the nearest cells of every level.
+    # Find the candidates of each box: the nearest cells of every level.
     distance = (cell_centres - centres(targets.boxes)[:, :, None]).square().sum(-1)
     nearest = []
     for stride in strides.unique():
@@ -129,19 +140,19 @@ def assign_by_atss(references: Tensor, targets: Targets) -> CellAssignment:
         nearest.append(level[distance[..., level].topk(min(ATSS_CANDIDATES, len(level)), largest=False).indices])
     candidates = torch.cat(nearest, dim=-1)
 
-    # Select those above the adaptive IoU threshold whose centres are inside the box.
+    # Select the candidates that reach the box's IoU threshold and whose centres are inside the box.
     squares = centred_boxes(cell_centres, ATSS_SIDE_STRIDES * strides[:, None])
     overlap = iou(targets.boxes.flatten(0, 1)[:, None], squares).view(images, count, -1)
-    of_candidates = overlap.gather(-1, candidates)
-    selected = of_candidates >= (of_candidates.mean(-1, keepdim=True) + of_candidates.std(-1, keepdim=True))
+    candidate_iou = overlap.gather(-1, candidates)
+    selected = candidate_iou >= (candidate_iou.mean(-1, keepdim=True) + candidate_iou.std(-1, keepdim=True))
     within = inside(cell_centres[:, None], targets.boxes[:, None]).transpose(1, 2)
     positive = torch.zeros_like(within).scatter_(-1, candidates, selected) & within
 
-    # Give a box without cells the finest cell that contains its centre.
-    home = _holds_centre(cell_centres, strides, targets.boxes).transpose(1, 2) & (strides == strides.min())
-    fallback = home & ~positive.any(-1, keepdim=True)
+    # Assign a box without cells to the cell of the finest level that contains its centre.
+    finest = _contains_centre(cell_centres, strides, targets.boxes).transpose(1, 2) & (strides == strides.min())
+    fallback = finest & ~positive.any(-1, keepdim=True)
 
-    # The best box of each cell.
+    # Select the box of each cell: one without another cell, or else the one with the largest IoU.
     quality = torch.where(fallback, torch.inf, torch.where(positive, overlap, -torch.inf))
     best, index = torch.where(targets.valid[..., None], quality, -torch.inf).max(dim=1)
     box_index = torch.where(best > -torch.inf, index, -1)
@@ -149,28 +160,31 @@ def assign_by_atss(references: Tensor, targets: Targets) -> CellAssignment:
 
 
 @torch.no_grad()
-def assign_by_overlap(references: Tensor, cells: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Assigns every anchor to the box it overlaps most if their IoU is at least 0.5, and every box to its best anchor.
+def assign_by_overlap(reference_boxes: Tensor, cell_sizes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Assigns every anchor to the box with which it has the largest IoU, if that is at least 0.5.
+
+    Every box is also assigned to the anchor that has the largest IoU with it, even if that is lower.
 
     Args:
-        references: ``[P, 4]``, centres and sizes of the anchors, see ``Head.references``.
-        cells: ``[P]``, the strides of their levels.
+        reference_boxes: ``[P, 4]``, centres and sizes of the anchors, see ``Head.reference_boxes``.
+        cell_sizes: ``[P]``, the strides of the anchors' levels in pixels.
         targets: the batch's ground truth.
 
     Returns:
-        The index of each anchor's box or -1, int64 ``[N, P]``, and whether the anchor lies in an ignore region, bool
-        ``[N, P]``.
+        The index of each anchor's box or -1, int64 ``[N, P]``, and whether the anchor's cell lies in an ignore region,
+        bool ``[N, P]``.
     """
-    anchors = centred_boxes(references[:, :2], references[:, 2:])
-    ignored = _ignored(references[:, :2], cells, targets)
-    box_index = torch.full(ignored.shape, -1, device=references.device)
+    anchors = centred_boxes(reference_boxes[:, :2], reference_boxes[:, 2:])
+    ignored = _ignored(reference_boxes[:, :2], cell_sizes, targets)
+    box_index = torch.full(ignored.shape, -1, device=reference_boxes.device)
     for i, count in enumerate(targets.valid.sum(1).tolist()):
         if count == 0:
             continue
         overlap = iou(anchors[:, None], targets.boxes[i, :count])
         best, index = overlap.max(dim=1)
         box_index[i] = torch.where(best >= POSITIVE_IOU, index, -1)
-        # If boxes share their best anchor, the one with the larger IoU takes it and the other its next best.
+        # Assign each box to its best anchor. If boxes share their best anchor, the one with the larger IoU gets it, and
+        # the other one gets its next best anchor.
         for box in overlap.max(dim=0).values.argsort(descending=True, stable=True).tolist():
             anchor = overlap[:, box].argmax()
             box_index[i, anchor] = box
@@ -179,27 +193,37 @@ def assign_by_overlap(references: Tensor, cells: Tensor, targets: Targets) -> tu
 
 
 def _no_boxes(ignored: Tensor) -> CellAssignment:
-    """The assignment of a batch without boxes."""
+    """The assignment of a batch without boxes: no cell is assigned."""
     return CellAssignment(torch.full(ignored.shape, -1, device=ignored.device), torch.zeros_like(ignored), ignored)
 
 
-def _holds_centre(cell_centres: Tensor, cells: Tensor, boxes: Tensor) -> Tensor:
-    """Whether cells (centres ``[P, 2]``, sides ``[P]``) contain the centres of boxes ``[N, M, 4]``: bool ``[N, P, M]``.
+def _contains_centre(cell_centres: Tensor, cell_sizes: Tensor, boxes: Tensor) -> Tensor:
+    """Whether each cell contains the centre of each box.
 
-    Cells are half-open, so that exactly one cell of a level contains a point.
+    Cells contain their left and upper edges, not their right and lower ones, so that exactly one cell of a level
+    contains a point.
+
+    Args:
+        cell_centres: ``[P, 2]``.
+        cell_sizes: ``[P]``.
+        boxes: ``[N, M, 4]``.
+
+    Returns:
+        bool ``[N, P, M]``.
     """
     distance = centres(boxes)[:, None] - cell_centres[:, None]
-    half = cells[:, None, None] / 2
+    half = cell_sizes[:, None, None] / 2
     return ((distance >= -half) & (distance < half)).all(-1)
 
 
-def _ignored(cell_centres: Tensor, cells: Tensor, targets: Targets) -> Tensor:
-    """Whether a cell's centre lies in an ignore region, or the cell contains a region's centre: bool ``[N, P]``.
+def _ignored(cell_centres: Tensor, cell_sizes: Tensor, targets: Targets) -> Tensor:
+    """Whether each cell's centre lies in an ignore region, or the cell contains a region's centre: bool ``[N, P]``.
 
-    The second condition matters because most ignore regions are narrow remains of targets, smaller than a cell.
+    The second condition finds ignore regions that are smaller than a cell and contain no cell centre, such as the
+    narrow strip of a target that remains at the edge of a cropped image.
     """
     covered = inside(cell_centres[:, None], targets.ignored[:, None])
-    covered |= _holds_centre(cell_centres, cells, targets.ignored)
+    covered |= _contains_centre(cell_centres, cell_sizes, targets.ignored)
     return (covered & targets.ignored_valid[:, None]).any(-1)
 
 

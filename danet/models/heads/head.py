@@ -1,4 +1,9 @@
-"""What all detection heads share: the network's ``Output`` and the abstract ``Head``."""
+"""What all detection heads share: the network's ``Output`` and the abstract ``Head``.
+
+The names from the DANet paper in this file: MBB (Multi-Branch Block) and SaFEM (Scale-adaptive Feature Enhancement
+Mechanism) are parts of the network. ADCR (Anti-Distractor Contrastive Regularization) and SSKD (Scale-Specific
+Knowledge Distiller) are parts of the training that read the backbone's features. docs/glossary.md explains them.
+"""
 
 import functools
 import math
@@ -15,7 +20,10 @@ from danet.models.heads.assignment import Targets
 from danet.utils import distributed
 
 MAX_LOG_SIZE = 8.0
-"""Predicted log sizes are clamped to this: exp(8) strides exceed any image, so that only diverging sizes change."""
+"""Upper limit of the predicted log w and log h, which keeps the sizes of a diverging network finite.
+
+Other predictions are far below: a box of exp(8) = 2981 times the size of its reference box is larger than any image.
+"""
 
 
 class Output(NamedTuple):
@@ -32,46 +40,48 @@ class Output(NamedTuple):
     features: list[Tensor]
     """Backbone stage outputs (after SaFEM) ``[N, widths[l], H_l, W_l]``, the inputs of ADCR and SSKD."""
     logits: list[Tensor]
-    """Class scores before sigmoid or softmax, ``[N, A * outputs, H_l, W_l]``, see ``Head``."""
+    """Class scores before sigmoid or softmax, ``[N, A * score_channels, H_l, W_l]``, see ``Head``."""
     deltas: list[Tensor]
     """Encoded boxes ``[N, A * 4, H_l, W_l]``, see ``Head``."""
 
 
 class Head(nn.Module, ABC):
-    """Abstract detection head: predictions, their meaning as scores and boxes, label assignment and loss.
+    """Abstract detection head: predicts scores and boxes, decodes them, and computes the detection loss.
 
-    At every level, one tower classifies and another one regresses boxes; each is an MBB and a 3x3 convolution. The
-    levels share no towers, since their batch-norm statistics differ. Each position has A predictions, each of which
-    is relative to a reference box: a cell or an anchor.
+    At every level l, one tower of layers predicts the scores and another one the boxes. Each tower is an MBB and a 3x3
+    convolution. Every level has its own towers, since the batch-norm statistics of the levels differ. Each position of
+    a feature map has A predictions. The box of a prediction is encoded relative to a reference box: the cell of the
+    position, or one of its anchors.
 
     A new head implements the abstract methods. It may override ``__init__``, ``forward``, ``fuse`` and
     ``score_parameters`` if it has other layers.
 
-    Shapes: maps ``[N, channels, H_l, W_l]`` -> logits ``[N, A * outputs, H_l, W_l]`` and deltas
-    ``[N, A * 4, H_l, W_l]`` for every level.
+    Shapes: feature maps ``[N, channels, H_l, W_l]`` -> logits ``[N, A * score_channels, H_l, W_l]`` and deltas
+    ``[N, A * 4, H_l, W_l]`` for every level. The score channels of a prediction are the background, if the head
+    predicts it, and then the classes.
 
     Args:
-        channels: channels of the maps.
+        channels: channels of the feature maps.
         strides: pixels per position of every level.
         classes: number of classes.
     """
 
     predictions_per_position: ClassVar[int] = 1
-    """A."""
-    background_outputs: ClassVar[int] = 0
-    """Score outputs of a prediction that precede those of the classes."""
+    """A, the number of predictions at each position of a feature map."""
+    background_channels: ClassVar[int] = 0
+    """1 if the first score channel of a prediction is the background, 0 if there are only the classes."""
     score_prior: ClassVar[float | None] = None
     """Initial score of every class, which sets the bias of the last convolution; None leaves the bias at zero."""
 
     def __init__(self, channels: int, strides: tuple[int, ...], classes: int) -> None:
         super().__init__()
         self.strides = strides
-        self.outputs = self.background_outputs + classes
+        self.score_channels = self.background_channels + classes
         self.classify = nn.ModuleList(
-            _tower(channels, self.predictions_per_position * self.outputs, self.score_prior) for _ in strides
+            _tower(channels, self.predictions_per_position * self.score_channels, self.score_prior) for _ in strides
         )
         self.regress = nn.ModuleList(_tower(channels, self.predictions_per_position * 4) for _ in strides)
-        self.towers: nn.ModuleList | None = None  # of a fused head
+        self.towers: nn.ModuleList | None = None  # in a fused head, they replace classify and regress
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         if self.towers is not None:
@@ -84,7 +94,7 @@ class Head(nn.Module, ABC):
     def fuse(self) -> "Head":
         """Converts this head to its form for inference, in place, and returns it.
 
-        Both towers of a level read the same features, so that their MBBs become one convolution.
+        Both towers of a level have the same input, so that their MBBs can become one convolution.
         """
         pairs = zip(self.classify, self.regress, strict=True)
         self.towers = nn.ModuleList(FusedTowers(classify, regress) for classify, regress in pairs)
@@ -94,7 +104,7 @@ class Head(nn.Module, ABC):
     def predict_in_float32(self) -> None:
         """Makes a fused head compute its last convolutions in float32, also after a conversion to 16 bits.
 
-        In bfloat16, the rounded logarithm of a box's size would change the size by 1 %.
+        Rounding log w and log h to bfloat16 would change the size of a box by about 1 %.
         """
         tower: Any  # a FusedTowers, which the type of a ModuleList does not say
         for tower in self.towers or ():
@@ -102,9 +112,10 @@ class Head(nn.Module, ABC):
             tower.regress.float()
 
     def score_parameters(self) -> list[nn.Parameter]:
-        """Weights and biases of the class scores, from which classes are copied by name (``danet train --weights``).
+        """Weights and biases of the convolutions that predict the scores, one pair per level.
 
-        Dimension 0 of each has the outputs of A predictions, those of a prediction in the order background, classes.
+        ``danet train --weights`` copies the rows of known classes from them. Dimension 0 of each parameter is
+        ``A * score_channels``: the score channels of the first prediction, then those of the second one, and so on.
         """
         towers: Any = self.classify
         return [parameter for tower in towers for parameter in tower[-1].parameters()]
@@ -118,7 +129,7 @@ class Head(nn.Module, ABC):
         """Class scores ``[N, P, classes]`` in [0, 1] of all P predictions of all levels."""
 
     @abstractmethod
-    def decode_boxes(self, deltas: Tensor, references: Tensor) -> Tensor:
+    def decode_boxes(self, deltas: Tensor, reference_boxes: Tensor) -> Tensor:
         """Boxes ``[..., P, 4]`` in pixels from deltas ``[..., P, 4]`` and reference boxes ``[P, 4]``."""
 
     @abstractmethod
@@ -132,29 +143,29 @@ class Head(nn.Module, ABC):
         """
 
     def flatten(self, maps: list[Tensor], values: int) -> Tensor:
-        """``[N, A * values, H_l, W_l]`` of all levels -> float32 ``[N, P, values]``, in the order of ``references``."""
+        """``[N, A * values, H_l, W_l]`` of all levels -> float32 ``[N, P, values]``, ordered as ``reference_boxes``."""
         return torch.cat([m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, values) for m in maps], dim=1).float()
 
-    def references(self, maps: list[Tensor]) -> Tensor:
+    def reference_boxes(self, maps: list[Tensor]) -> Tensor:
         """Reference boxes of all predictions, float32 ``[P, 4]``: centre x, y, width, height in pixels."""
         sizes = tuple(tuple(self.reference_sizes(level)) for level in range(len(self.strides)))
         # torch.export uses symbolic sizes, which cannot be keys of a cache.
-        references = _references.__wrapped__ if torch.compiler.is_exporting() else _references
-        return references(self.strides, sizes, tuple(tuple(m.shape[2:]) for m in maps), maps[0].device)
+        compute = _cached_boxes.__wrapped__ if torch.compiler.is_exporting() else _cached_boxes
+        return compute(self.strides, sizes, tuple(tuple(m.shape[2:]) for m in maps), maps[0].device)
 
     def boxes(self, deltas: list[Tensor]) -> Tensor:
         """Boxes ``[N, P, 4]`` (x0, y0, x1, y1) in pixels of the input."""
-        return self.decode_boxes(self.flatten(deltas, 4), self.references(deltas))
+        return self.decode_boxes(self.flatten(deltas, 4), self.reference_boxes(deltas))
 
     def cell_sizes(self, maps: list[Tensor]) -> Tensor:
-        """Strides ``[P]`` of the levels of all predictions, in the order of ``references``."""
+        """Cell sizes ``[P]`` of all predictions in pixels, which are the strides, ordered as ``reference_boxes``."""
         counts = [m.shape[2] * m.shape[3] * self.predictions_per_position for m in maps]
         levels = zip(maps, counts, self.strides, strict=True)
         return torch.cat([m.new_full((count,), float(stride)) for m, count, stride in levels]).float()
 
 
 class FusedTowers(nn.Module):
-    """Both towers of a head at one level, for inference: one convolution in place of their two MBBs."""
+    """Both towers of a head at one level for inference, with one convolution instead of their two MBBs."""
 
     def __init__(self, classify: Any, regress: Any) -> None:
         super().__init__()
@@ -170,45 +181,50 @@ class FusedTowers(nn.Module):
         return self.classify(y[:, : self.channels]), self.regress(y[:, self.channels :])
 
 
-def decode_deltas(deltas: Tensor, references: Tensor) -> Tensor:
+def decode_deltas(deltas: Tensor, reference_boxes: Tensor) -> Tensor:
     """Boxes ``[..., P, 4]`` in pixels from deltas ``[..., P, 4]`` and reference boxes ``[P, 4]`` (centre and size).
 
     Deltas are (dx, dy, log w, log h) in units of the reference box's size.
     """
-    centre = references[:, :2] + deltas[..., :2] * references[:, 2:]
-    return centred_boxes(centre, references[:, 2:] * deltas[..., 2:].clamp(max=MAX_LOG_SIZE).exp())
+    centre = reference_boxes[:, :2] + deltas[..., :2] * reference_boxes[:, 2:]
+    return centred_boxes(centre, reference_boxes[:, 2:] * deltas[..., 2:].clamp(max=MAX_LOG_SIZE).exp())
 
 
 def loss_normalizer(positives: int, like: Tensor) -> Tensor:
-    """Divisor of a loss that is summed over positives: their mean number per process, from a total of at least 1.
+    """Divisor of a loss that is summed over positives: the mean number of positives per process.
 
-    Gradients are averaged over processes. Divided by the mean number, they equal those of one process with the whole
-    batch.
+    Training with several processes averages their gradients. With this divisor, the average equals the gradient of one
+    process that has the whole batch. The total number counts as at least 1, so that the divisor is never zero.
+
+    Args:
+        positives: number of positives of this process.
+        like: tensor whose dtype and device the divisor gets.
     """
     return distributed.total(like.new_tensor(float(positives))).clamp(min=1.0) / distributed.world_size()
 
 
 @functools.lru_cache(maxsize=32)
-def _references(
+def _cached_boxes(
     strides: tuple[int, ...],
     sizes: tuple[tuple[tuple[float, float], ...], ...],
     shapes: tuple[tuple[int, int], ...],
     device: torch.device,
 ) -> Tensor:
-    """``Head.references``, cached because consecutive images mostly have one size."""
+    """``Head.reference_boxes``; cached, because most consecutive batches have the same image size."""
     levels = []
     with torch.inference_mode(False):  # the cached tensor may be used in training after inference
-        for stride, of_level, (height, width) in zip(strides, sizes, shapes, strict=True):
+        for stride, level_sizes, (height, width) in zip(strides, sizes, shapes, strict=True):
             y = (torch.arange(height, device=device) + 0.5) * stride
             x = (torch.arange(width, device=device) + 0.5) * stride
             centres = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).reshape(-1, 1, 2)
-            extents = torch.tensor(of_level, dtype=torch.float32, device=device)
-            levels.append(torch.cat(torch.broadcast_tensors(centres, extents), dim=-1).reshape(-1, 4))
+            widths_heights = torch.tensor(level_sizes, dtype=torch.float32, device=device)
+            levels.append(torch.cat(torch.broadcast_tensors(centres, widths_heights), dim=-1).reshape(-1, 4))
         return torch.cat(levels)
 
 
-def _tower(channels: int, outputs: int, prior: float | None = None) -> nn.Sequential:
-    predict = nn.Conv2d(channels, outputs, 3, padding=1)
+def _tower(channels: int, out_channels: int, prior: float | None = None) -> nn.Sequential:
+    """An MBB and a 3x3 convolution; ``prior`` is the initial value of the sigmoid of its results."""
+    predict = nn.Conv2d(channels, out_channels, 3, padding=1)
     assert predict.bias is not None
     nn.init.normal_(predict.weight, std=0.01)
     nn.init.constant_(predict.bias, 0.0 if prior is None else math.log(prior / (1.0 - prior)))
