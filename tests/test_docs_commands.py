@@ -64,8 +64,8 @@ def project(tmp_path, monkeypatch):
     for number in range(4):
         writer.write(np.random.default_rng(number).integers(60, 90, (64, 96, 3), np.uint8))
     writer.release()
-    for name, count in (("train", 16), ("val", 4)):  # replaces the real videos; tests of the importers read those
-        four_classes(write_scenes(tmp_path / f"data/ir/{name}", count, seed=count), f"data/ir/{name}.json")
+    # Replaces the import of the real videos, which the tests of the importers read.
+    four_classes(write_scenes(tmp_path / "data/scenes_ir", 20, seed=16), "data/ir/annotations.json")
     results = sorted((ROOT / "benchmarks/results").rglob("*.json"))
     shutil.copy(next(path for path in results if '"dispatch_us"' in path.read_text()), "ops.json")
     return tmp_path
