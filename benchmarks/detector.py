@@ -215,7 +215,7 @@ def memory(name: str, size: tuple[int, int], threads: int) -> float | None:
 
 
 def layers(model: DANet, size: tuple[int, int], peak: float) -> list[dict]:
-    """Time, FLOP and fraction of the FMA peak (given in GFLOP/s) of every layer of the deployed network."""
+    """Time, FLOP and fraction of the matmul rate (``peak``, GFLOP/s) of every layer of the deployed network."""
     network = model.deploy().network
     started, seconds = {}, defaultdict(list)
     for name, module in network.named_modules():
@@ -336,7 +336,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if options.device == "cpu":
                     speed = case["GFLOP"] / case["milliseconds"]["deployed"]["p50"] * 1e3
                     case["times_peak"] = speed / case["peak_GFLOP/s"]
-                    say(", {times_peak:.2f} times the FMA peak of {peak_GFLOP/s:.0f} GFLOP/s".format(**case), end="")
+                    say(", {times_peak:.2f} times the matmul rate of {peak_GFLOP/s:.0f} GFLOP/s".format(**case), end="")
                 say()
                 for kind, times in case["milliseconds"].items():
                     ratio = case["times_as_fast_as"].get(kind)
@@ -357,9 +357,9 @@ def main(arguments: list[str] | None = None) -> int:
                     )
                 if batch == 1 and options.layers and options.device == "cpu":
                     case["layers"] = layers(model, size, case["peak_GFLOP/s"])
-                    say(f"  {'layer':<32}{'ms':>8}{'MFLOP':>9}{'x FMA peak':>12}")
+                    say(f"  {'layer':<32}{'ms':>8}{'MFLOP':>9}{'x matmul rate':>15}")
                     for row in case["layers"]:
-                        values = f"{row['milliseconds']:8.3f}{row['MFLOP']:9.1f}{row['times_peak']:12.2f}"
+                        values = f"{row['milliseconds']:8.3f}{row['MFLOP']:9.1f}{row['times_peak']:15.2f}"
                         say(f"  {row['layer']:<32}{values}")
                 results.append(case)
     if options.json is not None:

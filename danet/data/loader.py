@@ -1,8 +1,7 @@
 """Training data: the dataset of samples, the sampler that orders them, and the loader of batches.
 
-A sample depends only on (seed, epoch, index), and the order of an epoch only on (seed, epoch), but not on the worker
-process or on earlier samples. A run therefore sees the same data if it resumes at any step or uses another number of
-processes.
+A sample depends only on the seed, the epoch and its index, and the order of an epoch only on the seed and the epoch. So
+a run sees the same data if it resumes at any step or uses another number of processes.
 """
 
 import hashlib
@@ -22,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import ImageRecord, load_coco
 from danet.data.normalize import intensity_range, normalize
-from danet.data.scales import ScaleBucket
+from danet.data.scales import SizeRange
 from danet.data.shared_records import SharedRecords
-from danet.data.transforms import Annotated, Augmentation, cut, vary_frame
+from danet.data.transforms import AnnotatedImage, Augmentation, vary_frame, warp_and_crop
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
 from danet.utils.malloc import trim_malloc
@@ -32,7 +31,7 @@ from danet.utils.malloc import trim_malloc
 DISTRACTOR = -1
 """Label of a box whose category is not a class of the model."""
 MINIMUM_SIZE = 64
-"""Minimum height and width of a batch in pixels: smaller ones give batch norm too few positions in the last stage."""
+"""Minimum height and width of a batch in pixels, so that batch norm has several cells in the last stage (stride 32)."""
 
 
 @dataclass
@@ -86,7 +85,7 @@ def load_source(source: DataSource | str) -> list[ImageRecord]:
     """Reads a dataset and applies its class map.
 
     Args:
-        source: a path stands for ``DataSource(path)``.
+        source: the dataset; a path means ``DataSource(path)``.
 
     Raises:
         UserError: if the dataset cannot be read or has no images, if the weight is negative or not finite, or if the
@@ -106,11 +105,11 @@ def load_source(source: DataSource | str) -> list[ImageRecord]:
     return [apply_class_map(record, source.class_map) for record in dataset.records]
 
 
-def _select(source: DataSource, bucket: ScaleBucket, augmentation: Augmentation) -> list[ImageRecord]:
-    """Reads a dataset and selects the images that the bucket accepts."""
-    accepted = [record for record in load_source(source) if bucket.accepts(record, augmentation.scale)]
+def _select(source: DataSource, size_range: SizeRange, augmentation: Augmentation) -> list[ImageRecord]:
+    """Reads a dataset and selects the images that are used to train on one size range."""
+    accepted = [record for record in load_source(source) if size_range.accepts(record, augmentation.scale)]
     if not accepted:
-        problem = f"no image has a {bucket.target} of scale {bucket}"
+        problem = f"no image has a {size_range.target} of scale {size_range}"
         raise UserError(f"{source.path}: {problem}; choose another scale or other edges")
     return accepted
 
@@ -118,9 +117,9 @@ def _select(source: DataSource, bucket: ScaleBucket, augmentation: Augmentation)
 class DetectionDataset(Dataset):
     """A map-style dataset of the augmented images of several sources.
 
-    ``dataset[epoch, index]`` is a ``Sample``. The index counts the images of all sources; beyond the last image it
-    starts again at the first one with another augmentation, so that an epoch can repeat images. ``dataset[index]`` is
-    the sample of epoch 0; here, an index beyond the last image raises IndexError.
+    ``dataset[epoch, index]`` is a ``Sample`` of image ``index % len(dataset)``; images are numbered over all sources.
+    Different indices of one image give different augmentations, so that an epoch can contain an image several times.
+    ``dataset[index]`` is the sample of epoch 0. It raises IndexError if there is no image with this number.
 
     Args:
         sources: the datasets. Boxes of a category that is not in ``classes`` get the label DISTRACTOR.
@@ -129,12 +128,11 @@ class DetectionDataset(Dataset):
         augmentation: random changes of the samples; None changes nothing.
         seed: seed of the augmentation.
         cache_bytes: maximum memory for decoded images, which are kept for the next epochs.
-        bucket: use only the images and boxes of one scale; None uses all.
+        size_range: train on targets of one size range only, see ``SizeRange``; None trains on all sizes.
 
     Raises:
-        UserError: if a source cannot be read (see ``load_source``), if no image of a source is in the bucket, or if a
-            class has no box in a source with a weight above 0. From ``dataset[...]``: if an image cannot be read, or
-            its size differs from the json.
+        UserError: if a source cannot be read or has no image for ``size_range``, or if a class has no box in sources
+            with a weight above 0. From ``dataset[...]``: if an image is unreadable or its size differs from the json.
 
     Example:
         >>> from danet.data.coco_dataset import write_coco
@@ -155,23 +153,24 @@ class DetectionDataset(Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         cache_bytes: int = 0,
-        bucket: ScaleBucket | None = None,
+        size_range: SizeRange | None = None,
     ) -> None:
         self.classes = list(classes)
         self.channels = channels
         self.augmentation = augmentation or Augmentation.off()
-        self.bucket = bucket
+        self.size_range = size_range
         parts = [DataSource(source) if isinstance(source, str) else source for source in sources]
-        loaded = [_select(part, bucket, self.augmentation) if bucket else load_source(part) for part in parts]
+        loaded = [_select(part, size_range, self.augmentation) if size_range else load_source(part) for part in parts]
         self.sizes = [len(records) for records in loaded]
         self.weights = [part.weight for part in parts]
         self.seed = seed
-        self.cache_bytes = cache_bytes
+        self.free_cache_bytes = cache_bytes
         self._cache: dict[int, np.ndarray] = {}
 
-        self._shown = np.flatnonzero(np.repeat(np.array(self.weights) > 0, self.sizes))
-        shown = (r for records, weight in zip(loaded, self.weights, strict=True) if weight > 0 for r in records)
-        present = {name for r in shown for name, skip in zip(r.names, r.ignore, strict=True) if not skip}
+        # Images of sources with weight 0 are neither shown nor used as donors of pasted objects.
+        self._used_indices = np.flatnonzero(np.repeat(np.array(self.weights) > 0, self.sizes))
+        used = (r for records, weight in zip(loaded, self.weights, strict=True) if weight > 0 for r in records)
+        present = {name for r in used for name, skip in zip(r.names, r.ignore, strict=True) if not skip}
         self.records = SharedRecords(itertools.chain.from_iterable(loaded))
         missing = [name for name in self.classes if name not in present]
         if missing:
@@ -183,11 +182,11 @@ class DetectionDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        epoch, index = key if isinstance(key, tuple) else (0, self._checked(key))
+        epoch, index = key if isinstance(key, tuple) else (0, self._check_index(key))
         rng = np.random.default_rng([self.seed, epoch, index])
-        donor = self._annotated(int(rng.choice(self._shown))) if self.augmentation.copy_paste else None
-        frame = vary_frame(self._annotated(index % len(self)), rng, self.augmentation, donor)
-        image, boxes, labels, ignore = self._cut(frame, rng)
+        donor = self._load(int(rng.choice(self._used_indices))) if self.augmentation.copy_paste else None
+        frame = vary_frame(self._load(index % len(self)), rng, self.augmentation, donor)
+        image, boxes, labels, ignore = self._crop(frame, rng)
         normalized = normalize(image, self.channels, intensity_range(frame.image))
         return Sample(*map(torch.from_numpy, (normalized, boxes, labels, ignore)))
 
@@ -199,25 +198,27 @@ class DetectionDataset(Dataset):
             digest.update(r.boxes.tobytes() + r.ignore.tobytes())
         return f"{len(self)} images, {digest.hexdigest()[:12]}"
 
-    def _cut(self, frame: Annotated, rng: np.random.Generator) -> Annotated:
-        if self.bucket is None:
-            return cut(frame, rng, self.augmentation)
-        target = self.classes.index(self.bucket.target)
-        sample = cut(frame, rng, self.bucket.limit_scale(frame, frame.labels == target, self.augmentation, rng))
-        other = (sample.labels == target) & ~self.bucket.contains(sample.boxes)
+    def _crop(self, frame: AnnotatedImage, rng: np.random.Generator) -> AnnotatedImage:
+        """Warps and crops a frame; with a size range, targets of other sizes become ignore regions."""
+        if self.size_range is None:
+            return warp_and_crop(frame, rng, self.augmentation)
+        target = self.classes.index(self.size_range.target)
+        augmentation = self.size_range.limit_scale(frame, frame.labels == target, self.augmentation, rng)
+        sample = warp_and_crop(frame, rng, augmentation)
+        other = (sample.labels == target) & ~self.size_range.contains(sample.boxes)
         return sample._replace(ignore=sample.ignore | other)
 
-    def _checked(self, index: int) -> int:
+    def _check_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} in a dataset of {len(self)} images")
         return index % len(self)
 
-    def _annotated(self, index: int) -> Annotated:
+    def _load(self, index: int) -> AnnotatedImage:
         record = self.records[index]
         labels = [self.classes.index(name) if name in self.classes else DISTRACTOR for name in record.names]
-        return Annotated(self._image(index), record.boxes, np.array(labels, np.int64), record.ignore)
+        return AnnotatedImage(self._load_image(index), record.boxes, np.array(labels, np.int64), record.ignore)
 
-    def _image(self, index: int) -> np.ndarray:
+    def _load_image(self, index: int) -> np.ndarray:
         if index in self._cache:
             return self._cache[index]
         record = self.records[index]
@@ -227,8 +228,8 @@ class DetectionDataset(Dataset):
             raise UserError(f"{record.path}: is {stored} pixels, its json says {record.width} x {record.height}")
         if self.channels == 1 and image.ndim == 3:
             image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)  # one channel makes the augmentation three times as fast
-        if self.cache_bytes >= image.nbytes:
-            self.cache_bytes -= image.nbytes
+        if self.free_cache_bytes >= image.nbytes:
+            self.free_cache_bytes -= image.nbytes
             self._cache[index] = image
         return image
 
@@ -236,8 +237,8 @@ class DetectionDataset(Dataset):
 def collate(samples: Sequence[Sample]) -> Batch:
     """Makes a batch: pads images at the right and bottom to the largest height and width, at least MINIMUM_SIZE.
 
-    The padding is 0, the median of a normalized image. In distributed training each process pads its own part of the
-    batch; the result equals that of a single process only if all images have one size, as crops do.
+    The value of the padding is 0, which is the median of a normalized image. In distributed training each process pads
+    its own part of the batch; padding equals that of a single process only if all images have one size, as crops do.
 
     Example:
         >>> empty = torch.zeros(0)
@@ -255,9 +256,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     """A batch sampler for ``DetectionDataset``: yields the batches of all epochs as lists of (epoch, index).
 
     An epoch shows ``round(weight * size)`` images of every source, in a random order that depends only on seed and
-    epoch. Every batch has exactly ``batch`` images: the last incomplete batch of an epoch is left out, and an epoch of
-    fewer images than a batch repeats them. In distributed training, rank r of W takes the images r, r + W, r + 2W, ...
-    of each batch.
+    epoch. Every batch has ``batch`` images: the last incomplete batch of an epoch is left out, and an epoch with fewer
+    images than a batch repeats them. In distributed training, rank r of W takes the images r, r + W, ... of each batch.
 
     Args:
         sizes: number of images of each source.
@@ -269,7 +269,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         start_step: number of batches to skip when a run resumes, counted from the start of epoch 0.
 
     Raises:
-        UserError: if all weights together give no image, or ``batch`` is not a positive multiple of ``world_size``.
+        UserError: if an epoch would have no image, or ``batch`` is not a positive multiple of ``world_size``.
 
     Example:
         >>> list(EpochSampler([4], [1.0], batch=2, epochs=1))
@@ -318,6 +318,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         rng = np.random.default_rng([self.seed, epoch])
         total = sum(self.sizes)
         chosen, offset = [], 0
+        # Repetitions of an image get other indices, and so another augmentation, see ``DetectionDataset``.
         for size, count in zip(self.sizes, self.counts, strict=True):
             for repetition in range(-(-count // size)):
                 permutation = rng.permutation(size)[: count - repetition * size]
@@ -332,7 +333,7 @@ def make_loader(
 ) -> DataLoader:
     """Makes a DataLoader that yields the ``Batch`` of every step; batches do not depend on the number of workers.
 
-    With worker processes, this process is prepared for their fork: OpenCV uses one thread from here on, and free heap
+    If there are workers, this process is prepared for their fork: OpenCV uses one thread from here on, and free heap
     memory is returned to the system.
 
     Args:
@@ -341,8 +342,8 @@ def make_loader(
         pin_memory: put batches into pinned memory for a faster copy to a GPU.
     """
     if workers:
-        cv2.setNumThreads(1)  # a forked process would wait forever for OpenCV's threads, which only its parent has
-        trim_malloc()  # workers inherit the heap
+        cv2.setNumThreads(1)  # a worker would wait forever for threads of OpenCV that exist only in its parent
+        trim_malloc()  # workers inherit the heap, free memory included
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -360,6 +361,6 @@ def _leave_signals_to_parent(_: int) -> None:
 
 
 def default_workers(processes: int = 1) -> int:
-    """Returns the number of loader workers for each of ``processes`` training processes: 0 below 4 cores, at most 8."""
+    """Returns the number of workers for each of the training processes: at most 8, and 0 with fewer than 4 cores."""
     cores = os.cpu_count() or 1
     return 0 if cores < 4 else min(8, cores // 2 // processes)

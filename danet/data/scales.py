@@ -1,4 +1,4 @@
-"""Scale buckets: a target is small, medium or large by the square root of its box's area (our decision)."""
+"""Size ranges of targets: small, medium or large by the square root of the area of the box (our decision)."""
 
 import dataclasses
 import math
@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 
 from danet.data.coco_dataset import ImageRecord
-from danet.data.transforms import Annotated, Augmentation
+from danet.data.transforms import AnnotatedImage, Augmentation
 from danet.utils.errors import UserError
 
 Scale = Literal["small", "medium", "large"]
 SCALES: tuple[Scale, ...] = ("small", "medium", "large")
 EDGES = (14.0, 18.0)
-"""Edges between the scales in pixels; on the Svanstrom videos they give the paper's proportions of the three scales."""
+"""Edges between the scales in pixels. With them, the Svanstrom videos have the paper's proportions of the scales."""
 
 
 def check_scale_edges(edges: Sequence[float]) -> None:
@@ -27,15 +27,13 @@ def check_scale_edges(edges: Sequence[float]) -> None:
         raise UserError(f"scale_edges must be two positive numbers of pixels, the smaller first, got {tuple(edges)}")
 
 
-class ScaleBucket:
-    """The part of a training set on which the teacher of one scale is trained (section 3.2.1 of the paper).
+class SizeRange:
+    """The target sizes of one scale; it selects the training data of the teacher of that scale.
 
-    Our decisions: The size of a target is measured after augmentation, as the network sees it. Targets of other scales
-    become ignore regions, so that they are neither positive nor background. An image is used if it has no target (its
-    distractors help at every scale), or if the augmentation can scale one of its targets into the bucket; it is then
-    scaled accordingly.
-
-    Paper: https://doi.org/10.1145/3581783.3612146
+    Section 3.2.1 of the paper (https://doi.org/10.1145/3581783.3612146). Our decisions: Sizes are measured after
+    augmentation, as the network sees them. Targets of other sizes become ignore regions, so that they are neither
+    positive nor background. An image without targets is used, because its distractors help at every scale. An image
+    with targets is used if the augmentation can scale one of them into the range, and is then scaled accordingly.
 
     Args:
         scale: small (below the first edge), medium, or large (at least the second edge).
@@ -43,11 +41,11 @@ class ScaleBucket:
         target: name of the class that is divided by size; boxes of other classes do not change.
 
     Attributes:
-        low, high: the bucket holds sizes with low <= size < high, in pixels.
+        low, high: sizes with low <= size < high are in the range, in pixels.
 
     Example:
-        >>> bucket = ScaleBucket("medium", EDGES, "drone")
-        >>> str(bucket), bucket.contains(np.array([[0, 0, 15, 15], [0, 0, 40, 40]])).tolist()
+        >>> medium = SizeRange("medium", EDGES, "drone")
+        >>> str(medium), medium.contains(np.array([[0, 0, 15, 15], [0, 0, 40, 40]])).tolist()
         ('medium (from 14 and below 18 pixels)', [True, False])
     """
 
@@ -63,24 +61,23 @@ class ScaleBucket:
         return f"{self.scale} (from {self.low:g}{below} pixels)"
 
     def accepts(self, record: ImageRecord, magnification: tuple[float, float] = (1.0, 1.0)) -> bool:
-        """Returns whether to train on an image; ``magnification`` is the range that the augmentation allows."""
-        targets = _is(record.names, self.target) & ~record.ignore
-        sizes = box_sizes(record.boxes[targets])
-        return not targets.any() or bool(self._reached(sizes, magnification).any())
+        """Returns whether to use an image that the augmentation may scale by ``magnification`` (lowest, highest)."""
+        sizes = box_sizes(record.boxes[_is(record.names, self.target) & ~record.ignore])
+        return not len(sizes) or bool(self._can_reach(sizes, magnification).any())
 
     def ignore_other_scales(self, record: ImageRecord) -> ImageRecord:
-        """Returns the record with its targets of other scales, measured without augmentation, as ignore regions."""
+        """Returns a copy whose targets of other sizes, measured without augmentation, are ignore regions."""
         other = _is(record.names, self.target) & ~self.contains(record.boxes)
         return dataclasses.replace(record, ignore=record.ignore | other)
 
     def contains(self, boxes: np.ndarray) -> np.ndarray:
-        """Returns which boxes ``[M, 4]`` have this scale, bool ``[M]``."""
-        return self._reached(box_sizes(boxes), (1.0, 1.0))
+        """Returns which boxes ``[M, 4]`` have a size in the range, bool ``[M]``."""
+        return self._can_reach(box_sizes(boxes), (1.0, 1.0))
 
     def limit_scale(
-        self, frame: Annotated, targets: np.ndarray, options: Augmentation, rng: np.random.Generator
+        self, frame: AnnotatedImage, targets: np.ndarray, options: Augmentation, rng: np.random.Generator
     ) -> Augmentation:
-        """Limits the magnification to values that scale a randomly chosen target into the bucket.
+        """Limits the magnification to values that scale a randomly chosen target into the range.
 
         Args:
             frame: image with M boxes.
@@ -89,15 +86,15 @@ class ScaleBucket:
             rng: source of randomness.
         """
         sizes = box_sizes(frame.boxes[targets & ~frame.ignore])
-        sizes = sizes[self._reached(sizes, options.scale)]
+        sizes = sizes[self._can_reach(sizes, options.scale)]
         if not sizes.size:
             return options
         size = float(rng.choice(sizes))
         low, high = np.clip([self.low / size, self.high / size], *options.scale).tolist()
         return dataclasses.replace(options, scale=(low, high))
 
-    def _reached(self, sizes: np.ndarray, magnification: tuple[float, float]) -> np.ndarray:
-        """Returns for which sizes some magnification of the range leads into the bucket."""
+    def _can_reach(self, sizes: np.ndarray, magnification: tuple[float, float]) -> np.ndarray:
+        """Returns which sizes some magnification between the given two scales into the range, bool ``[M]``."""
         return (sizes * magnification[0] < self.high) & (sizes * magnification[1] >= self.low)
 
 

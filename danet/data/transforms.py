@@ -2,11 +2,10 @@
 
 ``normalize`` removes gain and offset, so that varying them has little effect. The transforms here vary what remains:
 geometry, gamma, polarity, shading, noise, blur and the contrast of single targets. Strengths are in units of the
-image's span (difference of its 99th and 1st percentile), so that they suit an 8-bit video and a 14-bit sensor alike.
+image's span (difference of its 99th and 1st percentile), so that they suit both an 8-bit video and a 14-bit sensor.
 
-All randomness comes from the generator that is passed in. Images are ``[H, W]`` or ``[H, W, 3]``, uint8 or uint16, and
-are not changed in place unless stated. Boxes are float32 ``[M, 4]`` (x0, y0, x1, y1) in pixels; pixel i covers
-[i, i + 1).
+All randomness comes from the generator that is passed in. Images are ``[H, W]`` or ``[H, W, 3]``, uint8 or uint16. They
+are not changed in place unless stated. Boxes are float32 ``[M, 4]`` (x0, y0, x1, y1) in pixels; pixel i is [i, i + 1).
 """
 
 import math
@@ -68,7 +67,7 @@ class Augmentation:
     """Maximum absolute logarithm of the gamma exponent; 0 is off."""
 
     contrast: tuple[float, float] = (0.6, 1.3)
-    """Range of the gain about the median. Small gains reach the minimum range of normalize, large ones saturate."""
+    """Range of a random gain about the image's median, which can make the contrast very low or saturate pixels."""
 
     shading: float = 0.15
     """Maximum amplitude of added low-frequency shading, in spans; 0 is off."""
@@ -107,7 +106,7 @@ class Augmentation:
         return cls(**{**nothing, "crop": None, "scale": (1.0, 1.0), "contrast": (1.0, 1.0), **changes})
 
 
-class Annotated(NamedTuple):
+class AnnotatedImage(NamedTuple):
     """An image and its boxes: the arguments and the result of ``augment``."""
 
     image: np.ndarray
@@ -127,8 +126,8 @@ def augment(
     ignore: np.ndarray,
     rng: np.random.Generator,
     options: Augmentation,
-    donor: Annotated | None = None,
-) -> Annotated:
+    donor: AnnotatedImage | None = None,
+) -> AnnotatedImage:
     """Returns a random variant of an image and its boxes.
 
     Args:
@@ -147,18 +146,19 @@ def augment(
         >>> augment(*frame, np.random.default_rng(0), Augmentation.off(flip=1.0)).boxes
         array([[298.,  10., 310.,  18.]], dtype=float32)
     """
-    sample = Annotated(image, np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels), np.asarray(ignore))
-    return cut(vary_frame(sample, rng, options, donor), rng, options)
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    frame = AnnotatedImage(image, boxes, np.asarray(labels), np.asarray(ignore))
+    return warp_and_crop(vary_frame(frame, rng, options, donor), rng, options)
 
 
 def vary_frame(
-    sample: Annotated, rng: np.random.Generator, options: Augmentation, donor: Annotated | None = None
-) -> Annotated:
+    frame: AnnotatedImage, rng: np.random.Generator, options: Augmentation, donor: AnnotatedImage | None = None
+) -> AnnotatedImage:
     """First half of ``augment``, on the whole frame: pastes objects and changes the brightness."""
     if rng.random() < options.copy_paste:
         for _ in range(rng.integers(1, 3)):
-            sample = paste_object(sample, sample if donor is None else donor, rng)
-    return sample._replace(image=_photometry(sample, rng, options))
+            frame = paste_object(frame, frame if donor is None else donor, rng)
+    return frame._replace(image=_change_brightness(frame, rng, options))
 
 
 # --- geometry ---
@@ -167,7 +167,7 @@ def vary_frame(
 def letterbox(
     image: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, tuple[float, float]]]:
-    """Scales an image to fit into ``size``, keeps its aspect ratio, and pads both sides with its median.
+    """Scales an image to fit into ``size``, keeping its aspect ratio, and centers it on a background of its median.
 
     Args:
         image: ``[H, W]`` or ``[H, W, 3]``, uint8 or uint16.
@@ -211,7 +211,7 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.nda
     """
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     fill = median(image)
-    if scale < 0.9:  # low-pass filter: bilinear sampling alone would skip pixels, and so parts of small targets
+    if scale < 0.9:  # low-pass filter: bilinear sampling alone skips pixels, which may belong to small targets
         image = cv2.GaussianBlur(image, (0, 0), 0.5 * math.sqrt(1.0 / scale**2 - 1.0), borderType=cv2.BORDER_REPLICATE)
     shifted = matrix.astype(np.float64).copy()  # OpenCV's origin is the centre of pixel 0
     shifted[:, 2] += 0.5 * shifted[:, :2].sum(axis=1) - 0.5
@@ -225,38 +225,38 @@ def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
 
 
-def cut(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> Annotated:
+def warp_and_crop(frame: AnnotatedImage, rng: np.random.Generator, options: Augmentation) -> AnnotatedImage:
     """Second half of ``augment``: scales, flips, rotates and crops the frame in one resampling."""
-    height, width = sample.image.shape[:2]
+    height, width = frame.image.shape[:2]
     size = options.crop or (height, width)
     scale = math.exp(rng.uniform(*np.log(options.scale)))
     mirror = -1.0 if rng.random() < options.flip else 1.0
     angle = math.radians(rng.uniform(-options.rotation, options.rotation))
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
     matrix = np.array([[mirror * cos, -sin, 0.0], [mirror * sin, cos, 0.0]])
-    # Rotate about the centre; the origin is the upper left corner of the scaled image until the shift below.
+    # Rotate about the centre of the image.
     matrix[:, 2] = np.array([width, height]) * scale / 2 - matrix[:, :2] @ (np.array([width, height]) / 2)
 
-    # Choose the position of the crop: anywhere, or so that it contains a random target.
+    # Choose the upper left corner of the crop: anywhere in the scaled image, or so that it contains a random target.
     low = np.minimum(0.0, np.array([width, height]) * scale - size[::-1])
     high = np.maximum(0.0, np.array([width, height]) * scale - size[::-1])
-    targets = np.flatnonzero((sample.labels >= 0) & ~sample.ignore)
+    targets = np.flatnonzero((frame.labels >= 0) & ~frame.ignore)
     if targets.size and rng.random() < options.around_target:
-        box = warp_boxes(sample.boxes[rng.choice(targets)], matrix)[0]
+        box = warp_boxes(frame.boxes[rng.choice(targets)], matrix)[0]
         low, high = (np.clip(bound, low, high) for bound in (box[2:] - size[::-1], box[:2]))
-        low, high = np.minimum(low, high), np.maximum(low, high)
+        low, high = np.minimum(low, high), np.maximum(low, high)  # swapped if the target is larger than the crop
     # Shift by whole pixels, so that an image of magnification 1 is copied exactly.
     matrix[:, 2] -= np.round(rng.uniform(low, high))
 
-    image = warp(sample.image, matrix, size)
-    boxes, kept, lost = _clip(warp_boxes(sample.boxes, matrix), sample.ignore, size, options)
-    return Annotated(image, boxes[kept], sample.labels[kept], (sample.ignore | lost)[kept])
+    image = warp(frame.image, matrix, size)
+    boxes, kept, new_ignore = _clip(warp_boxes(frame.boxes, matrix), frame.ignore, size, options)
+    return AnnotatedImage(image, boxes[kept], frame.labels[kept], (frame.ignore | new_ignore)[kept])
 
 
 def _clip(
     boxes: np.ndarray, ignore: np.ndarray, size: tuple[int, int], options: Augmentation
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Clips boxes to the image; returns them, which of them to keep, and which become ignore regions."""
+    """Clips boxes ``[M, 4]`` to the crop; returns them, and as bool ``[M]`` which to keep and which to ignore."""
     clipped = clip(boxes, *size)
     whole, visible = area(boxes), area(clipped)
     kept = (visible > 0) & (inside(centres(boxes), np.array([0, 0, size[1], size[0]])) | ignore)
@@ -277,12 +277,12 @@ def span(image: np.ndarray) -> float:
     return intensity_range(image[::3, ::3]).span
 
 
-def _photometry(sample: Annotated, rng: np.random.Generator, options: Augmentation) -> np.ndarray:
+def _change_brightness(frame: AnnotatedImage, rng: np.random.Generator, options: Augmentation) -> np.ndarray:
     """Returns a copy of the image, in its dtype, with random brightness changes."""
-    image = sample.image.astype(np.float32)
-    scale = span(sample.image)
+    image = frame.image.astype(np.float32)
+    scale = span(frame.image)
 
-    for box, ignored in zip(sample.boxes, sample.ignore, strict=True):
+    for box, ignored in zip(frame.boxes, frame.ignore, strict=True):
         if rng.random() < options.target_contrast and not ignored:
             change_contrast(image, box, math.exp(rng.uniform(-0.7, 0.3)))
     # Work in place: touching new memory takes as long as the arithmetic.
@@ -302,18 +302,18 @@ def _photometry(sample: Annotated, rng: np.random.Generator, options: Augmentati
     if options.noise and rng.random() < 0.5:
         image += _per_channel(sensor_noise(image.shape[:2], rng, rng.uniform(0, options.noise) * scale), image)
 
-    limits = np.iinfo(sample.image.dtype)
+    limits = np.iinfo(frame.image.dtype)
     np.clip(np.rint(image, out=image), limits.min, limits.max, out=image)
-    return image.astype(sample.image.dtype)
+    return image.astype(frame.image.dtype)
 
 
 def _per_channel(field: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Reshapes ``[H, W]`` to broadcast against the image."""
+    """Reshapes a field ``[H, W]`` so that it broadcasts against the image."""
     return field[..., None] if image.ndim == 3 else field
 
 
 def apply_gamma(image: np.ndarray, exponent: float) -> None:
-    """Applies a gamma curve in place to float32 ``[H, W, ...]``; minimum and maximum of the image stay."""
+    """Applies a gamma curve in place to float32 ``[H, W, ...]``; the image keeps its minimum and maximum."""
     low, high = image.min(), image.max()
     if high > low:
         image -= low
@@ -337,7 +337,7 @@ _QUANTILES /= _QUANTILES.std()
 
 
 def sensor_noise(size: tuple[int, int], rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Returns white noise, float32 ``[H, W]``; 30 % of the images also get column noise, as from read-out circuits."""
+    """Returns white noise, float32 ``[H, W]``; 30 % of the calls add column noise, as read-out circuits do."""
     random_bytes = np.frombuffer(rng.bytes(size[0] * size[1]), np.uint8).reshape(size)
     noise: np.ndarray = cv2.LUT(random_bytes, _QUANTILES * np.float32(sigma))
     if rng.random() < 0.3:
@@ -363,25 +363,25 @@ def change_contrast(image: np.ndarray, box: np.ndarray, factor: float) -> None:
     region += (factor - 1.0) * _per_channel(window, image) * (region - _border_level(region))
 
 
-def paste_object(sample: Annotated, donor: Annotated, rng: np.random.Generator) -> Annotated:
-    """Pastes a random object of ``donor``, randomly flipped and scaled, at a free place of ``sample``.
+def paste_object(frame: AnnotatedImage, donor: AnnotatedImage, rng: np.random.Generator) -> AnnotatedImage:
+    """Pastes a random object of ``donor``, randomly flipped and scaled, at a free place of ``frame``.
 
-    The object's difference from its surroundings is added, in units of the span, with soft edges. The sample is
-    returned unchanged if the donor has no suitable object, or if eight random places are occupied or too cluttered.
+    The object's difference from its surroundings, in units of the span, is added with soft edges. The frame is returned
+    unchanged if the donor has no suitable object, or if eight random places are occupied or too cluttered.
     """
-    height, width = sample.image.shape[:2]
+    height, width = frame.image.shape[:2]
     x0, y0, x1, y1 = (np.array([_surroundings(box) for box in donor.boxes]).reshape(-1, 4)).T
     # Choose an object that lies in the image with its surroundings and is not too large.
     whole = (x0 >= 0) & (y0 >= 0) & (x1 <= donor.image.shape[1]) & (y1 <= donor.image.shape[0])
     fits = whole & ~donor.ignore & ((x1 - x0) * 2 < width) & ((y1 - y0) * 2 < height)
-    if not fits.any() or donor.image.shape[2:] != sample.image.shape[2:]:
-        return sample
+    if not fits.any() or donor.image.shape[2:] != frame.image.shape[2:]:
+        return frame
     index = rng.choice(np.flatnonzero(fits))
     # Cut out its contrast, then flip and scale it.
     left, top = x0[index], y0[index]
     patch = donor.image[top : y1[index], left : x1[index]].astype(np.float32)
     patch = (patch - _border_level(patch)) * _per_channel(_soft_window(*patch.shape[:2]), patch)
-    patch *= span(sample.image) / span(donor.image)
+    patch *= span(frame.image) / span(donor.image)
     box = donor.boxes[index] - np.array([left, top, left, top], np.float32)
     if rng.random() < 0.5:
         patch = patch[:, ::-1]
@@ -396,24 +396,24 @@ def paste_object(sample: Annotated, donor: Annotated, rng: np.random.Generator) 
     for _ in range(8):
         place = rng.integers(0, np.array([width, height]) - after + 1)
         (x, y), (right, bottom) = place, place + after
-        region = sample.image[y:bottom, x:right]
-        shared = intersection(sample.boxes, np.array([x, y, right, bottom]))
-        if shared.any() or np.abs(patch).max() < 3 * region.std():
+        region = frame.image[y:bottom, x:right]
+        occupied = intersection(frame.boxes, np.array([x, y, right, bottom])).any()
+        if occupied or np.abs(patch).max() < 3 * region.std():
             continue
-        image = sample.image.copy()
+        image = frame.image.copy()
         limits = np.iinfo(image.dtype)
         image[y:bottom, x:right] = np.clip(np.rint(region + patch), limits.min, limits.max)
-        return Annotated(
+        return AnnotatedImage(
             image,
-            np.concatenate([sample.boxes, (box + np.tile(place, 2))[None].astype(np.float32)]),
-            np.append(sample.labels, donor.labels[index]),
-            np.append(sample.ignore, False),
+            np.concatenate([frame.boxes, (box + np.tile(place, 2))[None].astype(np.float32)]),
+            np.append(frame.labels, donor.labels[index]),
+            np.append(frame.ignore, False),
         )
-    return sample
+    return frame
 
 
 def _surroundings(box: np.ndarray) -> tuple[int, int, int, int]:
-    """Adds a margin of a quarter of its size, at least two pixels, to a box, and rounds it outwards to whole pixels."""
+    """Returns a box with a margin of a quarter of its sides, at least two pixels, rounded outwards to whole pixels."""
     margin_x, margin_y = (max(2.0, 0.25 * side) for side in (box[2] - box[0], box[3] - box[1]))
     x0, y0 = math.floor(box[0] - margin_x), math.floor(box[1] - margin_y)
     return x0, y0, math.ceil(box[2] + margin_x), math.ceil(box[3] + margin_y)

@@ -8,7 +8,7 @@ from typing import Literal
 from danet.utils.errors import UserError, check_values
 
 MIN_SCORE = 0.02
-"""Lowest score of a detection; precision-recall curves end here. Every useful threshold lies above it."""
+"""Detections with a lower score are dropped, and precision-recall curves end here. Useful thresholds are higher."""
 
 LOCAL_CONTRAST = "local_contrast"
 """Given in place of a weights file, it selects the classical local-contrast detector."""
@@ -18,7 +18,9 @@ LOCAL_CONTRAST = "local_contrast"
 class EvaluateOptions:
     """Options of ``danet evaluate``.
 
-    Raises UserError for a value that is out of range.
+    Metrics are reported at one or two score thresholds. The fixed one is ``fixed``. The tuned one is chosen on the
+    images of ``tune``, or given as ``threshold`` if it was chosen before; without both, there is none. False alarms are
+    also reported at the thresholds that reach the recalls 0.90 and 0.95. Raises UserError for a value out of range.
 
     Example:
         >>> options = EvaluateOptions("weights.safetensors", "val.json", tune="tune.json")
@@ -34,22 +36,23 @@ class EvaluateOptions:
     """COCO json (or a folder with one) to evaluate on; also given as the second argument."""
 
     tune: str | None = None
-    """COCO json of other images to choose the score threshold on: the middle of the thresholds whose F1 is within 0.01
-    of the best."""
+    """COCO json of other images, on which the tuned score threshold is chosen: the middle of the range of thresholds
+    whose F1 under `criterion` is within 0.01 of the best F1."""
 
     threshold: float | None = None
-    """Score threshold (0 to 1) that was chosen elsewhere, reported beside the fixed one; excludes `tune`."""
+    """Tuned score threshold (0.02 to 1) that you have chosen before on other images, instead of `tune`."""
 
     fixed: float = 0.5
-    """Score threshold (0 to 1) that is always reported."""
+    """Fixed score threshold (0.02 to 1). Metrics are always reported at it; mistakes and pictures use it only if there
+    is no tuned threshold."""
 
     target: str | None = None
     """Class to find; by default the model's first class."""
 
     criterion: Literal["iou50", "iou30", "iop50", "center3"] = "iou50"
-    """When a detection matches an object, for tuning and for the metrics by size, recording and distractor: IoU of at
-    least 0.5 or 0.3, intersection over the predicted box's area of at least 0.5, or centres less than 3 pixels apart.
-    Overall metrics are given for all four."""
+    """When a detection is correct: its IoU with an object is at least 0.5 (iou50) or 0.3 (iou30), the object covers at
+    least half of the detected box (iop50), or the centres are less than 3 pixels apart (center3). It is used by `tune`
+    and for mistakes and metrics by size, recording, distractor and class; overall metrics are given for all four."""
 
     class_map: dict[str, str] = field(default_factory=dict)
     """New names for the data's categories, such as '{"Target": "drone"}'; "ignore" makes ignore regions."""
@@ -58,11 +61,10 @@ class EvaluateOptions:
     """Edges between the size ranges, in pixels of sqrt(width * height)."""
 
     stride: int = 1
-    """Use every N-th image of each video (of all images where no video is known), also of `tune`."""
+    """Use every N-th image of each video, also in `tune`; images without a video count as one video."""
 
     out: str = "runs/evaluate"
-    """Folder for config.yaml, metrics.json, predictions.json, curves (.csv, .png) and pictures; existing files of these
-    names are replaced."""
+    """Folder for config.yaml, metrics.json, predictions.json, curves and pictures; replaces files of these names."""
 
     json: str | None = None
     """Also write the metrics to this file."""

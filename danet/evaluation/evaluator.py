@@ -32,12 +32,12 @@ WORST_SHEET, SIZE_SHEET = "misses_and_false_alarms.png", "by_size.png"
 
 
 class NoDetectionsError(UserError):
-    """There are no detections of the target class to choose a threshold from."""
+    """No threshold can be chosen, because no object of the target class is detected."""
 
 
 @dataclass(frozen=True)
 class TunedThreshold:
-    """A score threshold chosen on other images than those that are reported."""
+    """A score threshold that was chosen on the ``images`` images of ``data`` (``options.tune``), and its F1 on them."""
 
     data: str
     images: int
@@ -55,9 +55,10 @@ class Evaluation:
     content: dict
     """The content of ``metrics.json``."""
     threshold: float
-    """Score threshold of the mistakes and pictures: the tuned one if there is one, else the fixed one."""
+    """Score threshold of the mistakes and contact sheets: the one that was passed to ``evaluate`` (chosen on
+    ``options.tune``), or else ``options.threshold`` (chosen before), or else ``options.fixed`` (not chosen on data)."""
     sheets: dict[str, np.ndarray | None]
-    """Contact sheets by file name, None where there is nothing to show."""
+    """Contact sheets by file name; None if there is nothing to show."""
 
     def write(self) -> list[Path]:
         """Writes all files into the folder ``options.out`` and the metrics to ``options.json``; returns the paths."""
@@ -86,10 +87,10 @@ class Evaluation:
 class Evaluator:
     """A detector and the images to evaluate it on.
 
-    ``options.threads`` sets torch's number of threads for the whole process. ``warnings`` holds lines about data that
-    make the result doubtful: recordings that are in both datasets, or no object of the target class.
+    ``options.threads`` sets torch's number of threads for the whole process. ``warnings`` lists problems of the data
+    that make the result doubtful: recordings that are in both ``data`` and ``tune``, or no object of the target class.
 
-    Raises UserError if a file is missing or broken, if images are in both datasets, or if a class is unknown.
+    Raises UserError if a file is missing or broken, if ``data`` and ``tune`` share images, or if a class is unknown.
     """
 
     def __init__(self, options: EvaluateOptions) -> None:
@@ -109,35 +110,35 @@ class Evaluator:
         self.target = self._choose_target()
 
     def choose_threshold(self) -> TunedThreshold | None:
-        """Chooses the score threshold on ``options.tune``; None without it.
+        """Chooses the score threshold on ``options.tune``; returns None if that is None.
 
-        Raises NoDetectionsError if no object of the target class is found there.
+        Raises NoDetectionsError if no object of the target class is detected there.
         """
         tune, criterion = self.options.tune, self.options.criterion
         if tune is None:
             return None
-        found, _ = predict(self.detector, self.tune_records, self.options.batch, quiet=self.options.quiet)
-        records, classes = self.tune_records, self.classes
-        threshold, f1 = choose_threshold(records, found, classes, target=self.target, criterion=criterion)
+        predictions, _ = predict(self.detector, self.tune_records, self.options.batch, quiet=self.options.quiet)
+        inputs = self.tune_records, predictions, self.classes
+        threshold, f1 = choose_threshold(*inputs, target=self.target, criterion=criterion)
         if threshold is None:
             raise NoDetectionsError(f"{tune}: no threshold can be chosen, no {self.target!r} is found there")
         return TunedThreshold(tune, len(self.tune_records), f1, threshold)
 
     def evaluate(self, tuned: TunedThreshold | None = None) -> Evaluation:
-        """Detects in all images and measures the detections."""
+        """Detects in all images and measures the detections; ``tuned`` is what ``choose_threshold`` has returned."""
         options, records, classes, target = self.options, self.records, self.classes, self.target
         threshold = options.threshold if tuned is None else tuned.threshold
         predictions, speed = predict(self.detector, records, options.batch, quiet=options.quiet)
         names = ("fixed", "criterion", "scale_edges", "resamples", "seed")
         settings: dict[str, Any] = {name: getattr(options, name) for name in names}
-        found = records, predictions, classes
-        metrics = evaluate_predictions(*found, target=target, threshold=threshold, **settings)
-        shown_at = options.fixed if threshold is None else threshold
-        mistakes = find_mistakes(*found, target=target, threshold=shown_at, criterion=options.criterion)
+        inputs = records, predictions, classes
+        metrics = evaluate_predictions(*inputs, target=target, threshold=threshold, **settings)
+        display_threshold = options.fixed if threshold is None else threshold
+        mistakes = find_mistakes(*inputs, target=target, threshold=display_threshold, criterion=options.criterion)
         method = (
             f"{self.device}, {torch.get_num_threads()} threads, batches of up to {options.batch} images of equal size, "
-            f"scores from {MIN_SCORE}; measured one after the other: reading and preprocessing, network, decoding and "
-            "suppression; without the first batch"
+            f"scores from {MIN_SCORE}; the steps run one after the other (reading and preprocessing, network, decoding "
+            "and suppression); the first batch is not counted"
         )
         content = {
             **metrics.to_json(),
@@ -147,9 +148,9 @@ class Evaluator:
             "environment": info(),
             "options": asdict(options),
         }
-        draw = ContactSheets(*found, target=target, threshold=shown_at)
+        draw = ContactSheets(*inputs, target=target, threshold=display_threshold)
         sheets = {WORST_SHEET: draw.worst(mistakes), SIZE_SHEET: draw.by_size(mistakes, options.scale_edges)}
-        return Evaluation(self, predictions, metrics, content, shown_at, sheets)
+        return Evaluation(self, predictions, metrics, content, display_threshold, sheets)
 
     def _load_detector(self) -> Detector | LocalContrastDetector:
         options = self.options
@@ -165,7 +166,7 @@ class Evaluator:
         return load(options.weights, self.device, **limits, input_size=size, dtype=dtype, deploy=options.deploy)
 
     def _check_disjoint(self) -> None:
-        """A threshold must not be chosen on the reported images, and should not be chosen on their neighbours."""
+        """Raises UserError if ``tune`` contains an evaluated image; warns if it shares a recording or a video."""
         records, tune, options = self.records, self.tune_records, self.options
         shared = {record.path for record in records} & {record.path for record in tune}
         if shared:
@@ -192,7 +193,7 @@ class Evaluator:
 
 
 def select_images(data: CocoDataset, stride: int = 1, class_map: Mapping[str, str] | None = None) -> list[ImageRecord]:
-    """Every ``stride``-th image of each video, with its categories renamed.
+    """Returns every ``stride``-th image of each video, with categories renamed by ``class_map``.
 
     Raises UserError if the dataset has no images.
     """

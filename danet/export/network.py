@@ -129,7 +129,7 @@ class _SDC(nn.Module):
 
 
 class _SaFEM(nn.Module):
-    """A SaFEM (Scale-aware Feature Enhancement Module) without its fused kernel: the gate times the input."""
+    """A SaFEM (Scale-adaptive Feature Enhancement Mechanism) without its fused kernel: the gate times the input."""
 
     def __init__(self, module: SaFEM) -> None:
         super().__init__()

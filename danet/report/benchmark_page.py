@@ -172,9 +172,9 @@ def _networks_table(cases: list[dict]) -> Table:
         speed = "" if video is None else f"{video['frames_per_second']:.1f} ({video['share']:.0%})"
         rows.append((case["case"], *times, *_speedups(case, baselines), *measured, speed))
     compared = (f"vs {baseline}" for baseline in baselines)
-    head = ("case", "p50 ms", "p95 ms", "p99 ms", *compared, "× FMA peak", "MB", "danet detect, frames/s")
+    head = ("case", "p50 ms", "p95 ms", "p99 ms", *compared, "× matmul rate", "MB", "danet detect, frames/s")
     note = (
-        "FMA peak: speed of the large float32 product. MB: resident memory, beyond weights and Python. danet detect "
+        "matmul rate: GFLOP/s of a large float32 product. MB: resident memory, beyond weights and Python. danet detect "
         "reads, detects and writes a video; in parentheses its speed relative to the network only."
     )
     return Table("The deployed network, and its speed-up over the baselines", head, rows, note)
@@ -193,7 +193,7 @@ def _layers(cases: list[dict], peak: float) -> list[Block]:
             share = layer["times_peak"]
             cost = (f"{layer['milliseconds']:.3f}", f"{layer['MFLOP']:.1f}")
             rows.append((layer["layer"], *cost, f"{share * peak:.0f}", f"{share:.2f}"))
-        head = ("layer", "ms", "MFLOP", "GFLOP/s", "× FMA peak")
+        head = ("layer", "ms", "MFLOP", "GFLOP/s", "× matmul rate")
         tables.append(Fold(f"All layers of {case['case']}", [Table(f"Layers of {case['case']}", head, rows)]))
     return [Grid(slowest), *tables] if cases else []
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from danet import ops
 from danet.data.coco_dataset import ImageRecord
 from danet.data.loader import MINIMUM_SIZE, DetectionDataset, EpochSampler, collate, default_workers, load_source
-from danet.data.scales import ScaleBucket
+from danet.data.scales import SizeRange
 from danet.models import build_model, summary
 from danet.training.options import TrainOptions
 from danet.training.run_folder import STATE, WEIGHTS, check_run_folder, prepare_run_folder
@@ -115,7 +115,7 @@ def build_trainer(options: TrainOptions, device: torch.device) -> tuple[Trainer,
 
 def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecord]]:
     """Loads the training set and the validation images, restricted to targets of ``options.scale`` if it is given."""
-    bucket = ScaleBucket(options.scale, options.scale_edges, options.target_name) if options.scale else None
+    size_range = SizeRange(options.scale, options.scale_edges, options.target_name) if options.scale else None
     dataset = DetectionDataset(
         options.data,
         options.model.classes,
@@ -123,15 +123,14 @@ def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecor
         augmentation=options.augmentation,
         seed=options.seed,
         cache_bytes=options.cache_mb * 2**20 // max(1, options.workers or 0),
-        bucket=bucket,
+        size_range=size_range,
     )
     validation = load_source(options.val) if options.val else []
-    if bucket is not None:
-        validation = [bucket.ignore_other_scales(record) for record in validation if bucket.accepts(record)]
+    if size_range is not None:
+        validation = [size_range.ignore_other_scales(record) for record in validation if size_range.accepts(record)]
         if options.val and not validation:
-            raise UserError(
-                f"--val: no image has a {options.target_name} of scale {bucket}; choose another scale or other edges"
-            )
+            problem = f"no image has a {options.target_name} of scale {size_range}"
+            raise UserError(f"--val: {problem}; choose another scale or other edges")
     return dataset, validation
 
 
@@ -144,13 +143,13 @@ def _calibration_images(dataset: DetectionDataset, seed: int) -> Tensor:
 def _header(trainer: Trainer, new_classes: list[str]) -> str:
     options, dataset = trainer.options, trainer.dataset
     processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
-    scale = f" for targets of scale {dataset.bucket}" if dataset.bucket else ""
+    scale = f" for targets of scale {dataset.size_range}" if dataset.size_range else ""
     teachers = "".join(f", teacher of {scale} targets {path}" for scale, path in options.distill.files().items())
     height, width = options.augmentation.crop or (256, 320)
     size = max(height, MINIMUM_SIZE), max(width, MINIMUM_SIZE)  # smaller crops are padded
     lines = [
         f"{ops.describe()}, {trainer.device}, {processes}{options.workers} loader processes",
-        summary.describe(trainer.result, size),
+        summary.describe(trainer.model_to_save, size),
         f"{len(dataset)} training and {len(trainer.validation)} validation images{scale}, "
         f"classes {', '.join(options.model.classes)}; {options.epochs} epochs of {trainer.sampler.steps_per_epoch} "
         f"steps, batch size {options.batch}; run folder {options.out}{teachers}",

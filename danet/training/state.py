@@ -24,7 +24,7 @@ class Progress:
     step: int = 0
     """Optimizer steps since the start."""
     finished_epoch_at: int = 0
-    """Steps at the end of the last finished epoch; an epoch ends with its validation."""
+    """``step`` at the end of the last epoch that was finished; it is finished when it was validated and logged."""
     best: dict[str, float] = field(default_factory=dict)
     """Epoch and metrics of the best validation so far; empty before the first one."""
     seconds: float = 0.0

@@ -38,7 +38,7 @@ VALIDATION_BATCH = 8
 VALIDATION_CHUNK = 64
 """Validation images between two checks for a stop signal."""
 VALIDATION_SCORE_THRESHOLD = 0.05
-"""Minimum score of the detections that are validated."""
+"""Detections with a lower score are left out of the validation metrics."""
 
 
 class Trainer:
@@ -53,8 +53,8 @@ class Trainer:
         dataset: the training samples.
         validation: the validation images; empty to skip validation.
         device: device of the training.
-        extra_losses: loss terms other than detection by name, on ``device``, see ``TrainOptions.build_losses``. Their
-            parameters are trained as well; they are saved in the state, but not in the weights.
+        extra_losses: loss terms by name that are added to the detection loss, on ``device``, see
+            ``TrainOptions.build_losses``. Their parameters are trained too; the weights file does not contain them.
     """
 
     def __init__(
@@ -82,9 +82,10 @@ class Trainer:
         )
         self.model = channels_last(model).train()
         self.extra_losses = channels_last(nn.ModuleDict(extra_losses or {})).train()
-        self.fingerprints: dict[str, str] = {}
+        # Hashes, by name, of the files that the terms were built from, such as teachers; most terms have none.
+        self.loss_fingerprints: dict[str, str] = {}
         for term in self.extra_losses.values():
-            self.fingerprints |= getattr(term, "fingerprints", dict)()
+            self.loss_fingerprints |= getattr(term, "fingerprints", dict)()
         if options.freeze_norm:
             freeze_norms(self.model)
             freeze_norms(self.extra_losses)
@@ -98,20 +99,20 @@ class Trainer:
             scaler=torch.amp.GradScaler(device.type, enabled=self.autocast == torch.float16),
         )
         self.stop = threading.Event()
-        self._saved = time.monotonic()
-        self.log: TrainingLog | None = None  # only in the process that writes files
+        self._saved_at = time.monotonic()
+        self.log: TrainingLog | None = None  # ``run`` opens it in rank 0, the only process that writes files
 
     @property
-    def result(self) -> DANet:
-        """The model that is validated and saved: the moving average if there is one."""
+    def model_to_save(self) -> DANet:
+        """The model that is validated and saved: the moving average of ``model``, or ``model`` if ``ema`` is 0."""
         return self.model if self.state.average is None else cast(DANet, self.state.average.module)
 
     def resume(self) -> None:
-        """Loads the saved state. Without one (the run was interrupted before its first save), training starts anew.
+        """Loads the saved state; does nothing if the run was interrupted before its first save.
 
         Raises:
-            UserError: the state is unreadable or belongs to a run with other options or data, see
-                ``TrainingState.load``, or it has more epochs than ``options.epochs``.
+            UserError: the state is unreadable, belongs to a run with other options or data (see
+                ``TrainingState.load``), or has more epochs than ``options.epochs``.
         """
         path = self.folder / STATE
         if not path.exists():
@@ -128,7 +129,7 @@ class Trainer:
         Raises:
             UserError: a loss or a gradient is not finite, or an image cannot be read.
         """
-        self.network: DANet | DistributedDataParallel = self.model
+        self.network: DANet | DistributedDataParallel = self.model  # the wrapper averages gradients over processes
         if distributed.world_size() > 1:
             device_ids = [self.device] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.model, device_ids=device_ids)
@@ -143,7 +144,7 @@ class Trainer:
     def _loop(self) -> bool:
         progress = self.state.progress
         if progress.step and progress.step % self.sampler.steps_per_epoch == 0:
-            self._end_epoch()  # the state was saved before the validation of this epoch had ended
+            self._end_epoch()  # needed if the run was interrupted during the validation of this epoch
         pinned = self.device.type == "cuda"
         batches = iter(make_loader(self.dataset, self.sampler, workers=self.options.workers or 0, pin_memory=pinned))
         while progress.step < self.sampler.total_steps:
@@ -165,7 +166,7 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         """Updates the weights once. Raises UserError before the update if a loss or gradient is not finite."""
         options, state, step = self.options, self.state, self.state.progress.step
-        # Seed every step by itself: a resumed run then needs no random state.
+        # Seed torch at every step, so that a resumed run needs no saved random state.
         torch.manual_seed(_combine_seeds(options.seed, step, distributed.rank()))
         lr = learning_rate(step, self.sampler.total_steps, options)
         for group in state.optimizer.param_groups:
@@ -192,7 +193,8 @@ class Trainer:
             for module in (self.model, self.extra_losses)
         )
 
-        # Average the losses over processes: each has its own sum divided by the mean normalizer of all processes.
+        # Average the losses over processes. That gives the loss of the whole batch, because each process divides its
+        # sum by the mean over processes of the normalizer (such as the number of positives), not by its own.
         shared = distributed.mean(torch.stack([loss.detach(), *(term.detach() for term in terms.values())]))
         *values, norm, extra_norm = torch.cat([shared, torch.stack([norm, extra_norm.to(norm.device)])]).tolist()
         losses = dict(zip(["loss", *terms], values, strict=True))
@@ -209,7 +211,7 @@ class Trainer:
 
     def _check_finite(self, losses: dict[str, float], norm: float) -> None:
         problems = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
-        # With float16, the scaler skips steps whose gradients overflow and lowers its scale.
+        # With float16, gradients may overflow: the scaler skips the step and lowers its scale.
         if not problems and not self.state.scaler.is_enabled() and not math.isfinite(norm):
             problems = [f"the gradient norm is {norm}"]
         if problems:
@@ -220,7 +222,7 @@ class Trainer:
             )
 
     def _end_epoch(self) -> None:
-        """Validates if it is due, logs the epoch and saves the state; does nothing if all of this was done before."""
+        """Validates if it is due, logs the epoch and saves the state, all in rank 0; does nothing if already done."""
         progress, options = self.state.progress, self.options
         if self.log is None or progress.finished_epoch_at == progress.step:
             return
@@ -233,7 +235,7 @@ class Trainer:
             progress.seconds += time.monotonic() - started
             if metrics is None:  # stopped by a signal; the resumed run starts with this validation
                 return
-            # Prefer the later of equal epochs: scores keep rising when AP no longer does.
+            # Of epochs with equal AP50, keep the last: the scores of detections still rise when AP50 does not.
             if metrics["ap50"] >= progress.best.get("ap50", 0.0):
                 progress.best = {"epoch": epoch, **metrics}
                 self._save_weights(BEST, progress.best)
@@ -243,8 +245,8 @@ class Trainer:
         self._save()
 
     def _validate(self) -> dict[str, float] | None:
-        """Metrics on the validation images, or None if a stop signal arrived."""
-        detector = Detector(self.result, score_threshold=VALIDATION_SCORE_THRESHOLD)
+        """Returns the metrics on the validation images, or None if a stop signal arrived."""
+        detector = Detector(self.model_to_save, score_threshold=VALIDATION_SCORE_THRESHOLD)
         detections = []
         for start in range(0, len(self.validation), VALIDATION_CHUNK):
             if self.stop.is_set():
@@ -254,22 +256,20 @@ class Trainer:
         return quick_metrics(self.validation, detections, self.dataset.classes)
 
     def _save_due(self) -> bool:
-        options = self.options
-        steps = options.save_every_steps
-        return bool(steps and self.state.progress.step % steps == 0) or (
-            time.monotonic() - self._saved >= options.save_every_minutes * 60
-        )
+        steps, seconds = self.options.save_every_steps, time.monotonic() - self._saved_at
+        due = steps > 0 and self.state.progress.step % steps == 0
+        return due or seconds >= self.options.save_every_minutes * 60
 
     def _save(self) -> None:
         if self.log:
             self.state.save(self.folder / STATE, self._identity())
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def _save_weights(self, name: str, metrics: dict[str, float]) -> None:
-        save_weights(self.folder / name, self.result, {"step": self.state.progress.step, "validation": metrics})
+        save_weights(self.folder / name, self.model_to_save, {"step": self.state.progress.step, "validation": metrics})
 
     def _finish(self) -> None:
-        """Writes the final weights: the best by validation, or the last ones without validation."""
+        """Writes the final weights: those of the best epoch, or the last weights if no epoch was validated."""
         if self.log is None:
             return
         if self.state.progress.best:
@@ -279,16 +279,16 @@ class Trainer:
             self._save_weights(WEIGHTS, {})
 
     def _identity(self) -> dict:
-        """What must be the same when the run is resumed."""
-        return {"data": self.dataset.fingerprint(), **self.fingerprints, **fixed_options(self.options)}
+        """Values by name that must be the same when the run is resumed."""
+        return {"data": self.dataset.fingerprint(), **self.loss_fingerprints, **fixed_options(self.options)}
 
 
 @contextlib.contextmanager
 def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """Sets ``stop`` on Ctrl-C (SIGINT) and on SIGTERM, so that the current step is finished first.
 
-    A second signal raises KeyboardInterrupt at once. Outside of the main thread, where Python allows no signal
-    handlers, nothing is installed. The previous handlers are restored at the end.
+    A second signal raises KeyboardInterrupt at once. The previous handlers are restored at the end. Outside of the
+    main thread this does nothing, because Python allows signal handlers only there.
     """
 
     def handle(number: int, _: object) -> None:
@@ -311,7 +311,7 @@ def _next_batch(batches: Iterator[Batch]) -> Batch:
     try:
         return next(batches)
     except UserError as error:
-        # DataLoader passes on an error of a worker process as the text of its traceback; keep only the message.
+        # The message of an error in a worker process is a whole traceback; keep its last line.
         prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
         raise UserError(str(error).strip().splitlines()[-1].removeprefix(prefix)) from error
 

@@ -8,7 +8,7 @@ from scenes import write_scenes
 
 from danet.data.coco_dataset import ImageRecord, write_coco
 from danet.data.loader import DataSource, DetectionDataset
-from danet.data.scales import SCALES, ScaleBucket, check_scale_edges
+from danet.data.scales import SCALES, SizeRange, check_scale_edges
 from danet.data.transforms import Augmentation
 from danet.utils.errors import UserError
 
@@ -21,54 +21,54 @@ def record(*sides, names=None, ignore=None, path=Path("a.png")):
     return ImageRecord(path, 64, 64, boxes, names, np.array(ignore or [False] * len(sides), bool))
 
 
-def test_bucket_contains_each_size_once():
+def test_size_range_contains_each_size_once():
     boxes = record(0.5, 13.99, 14, 16, 17.99, 18, 400).boxes
-    held = np.array([ScaleBucket(scale, EDGES, "drone").contains(boxes) for scale in SCALES])
+    held = np.array([SizeRange(scale, EDGES, "drone").contains(boxes) for scale in SCALES])
     assert held.sum(0).tolist() == [1] * 7
     assert held.argmax(0).tolist() == [0, 0, 1, 1, 1, 2, 2]
     # sqrt(area): 8 x 24.5 is as large as 14 x 14.
-    assert ScaleBucket("medium", EDGES, "drone").contains(np.array([[0, 0, 8, 24.5]], np.float32)).tolist() == [True]
-    assert str(ScaleBucket("large", EDGES, "drone")) == "large (from 18 pixels)"
+    assert SizeRange("medium", EDGES, "drone").contains(np.array([[0, 0, 8, 24.5]], np.float32)).tolist() == [True]
+    assert str(SizeRange("large", EDGES, "drone")) == "large (from 18 pixels)"
 
 
-def test_bucket_accepts_images_that_can_be_scaled_into_it():
-    bucket = ScaleBucket("medium", EDGES, "drone")
-    assert bucket.accepts(record(15)) and bucket.accepts(record(10, 15, 30)) and not bucket.accepts(record(10, 30))
-    assert bucket.accepts(record(10), (1.0, 1.4)) and not bucket.accepts(record(10), (0.5, 1.39))
-    assert bucket.accepts(record(36), (0.49, 1.0)) and not bucket.accepts(record(36), (0.5, 1.0))
-    assert bucket.accepts(record()) and bucket.accepts(record(30, names=["bird"]))  # no target
-    assert bucket.accepts(record(30, ignore=[True])) and not bucket.accepts(record(30, 15, ignore=[False, True]))
+def test_size_range_accepts_images_that_can_be_scaled_into_it():
+    accepts = SizeRange("medium", EDGES, "drone").accepts
+    assert accepts(record(15)) and accepts(record(10, 15, 30)) and not accepts(record(10, 30))
+    assert accepts(record(10), (1.0, 1.4)) and not accepts(record(10), (0.5, 1.39))
+    assert accepts(record(36), (0.49, 1.0)) and not accepts(record(36), (0.5, 1.0))
+    assert accepts(record()) and accepts(record(30, names=["bird"]))  # no target
+    assert accepts(record(30, ignore=[True])) and not accepts(record(30, 15, ignore=[False, True]))
 
 
-def test_bucket_ignores_targets_of_other_scales():
+def test_size_range_ignores_targets_of_other_scales():
     given = record(10, 15, 30, 30, 15, names=["drone", "drone", "drone", "bird", "drone"], ignore=[False] * 4 + [True])
-    restricted = ScaleBucket("large", EDGES, "drone").ignore_other_scales(given)
+    restricted = SizeRange("large", EDGES, "drone").ignore_other_scales(given)
     assert restricted.ignore.tolist() == [True, True, False, False, True]
     assert given.ignore.tolist() == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_dataset_scales_targets_into_the_bucket(tmp_path, scale):
-    """Targets that remain outside of the bucket are ignored, and birds stay distractors of any size."""
+def test_dataset_scales_targets_into_the_size_range(tmp_path, scale):
+    """Targets that remain outside of the size range are ignored, and birds stay distractors of any size."""
     data = str(write_scenes(tmp_path / "scenes", 12, size=(96, 96)))
     augmentation = Augmentation(crop=(96, 96), scale=(0.5, 3.0), copy_paste=0.5)
-    bucket = ScaleBucket(scale, (9.0, 16.0), "drone")
-    dataset = DetectionDataset([data], ["drone"], augmentation=augmentation, bucket=bucket)
+    size_range = SizeRange(scale, (9.0, 16.0), "drone")
+    dataset = DetectionDataset([data], ["drone"], augmentation=augmentation, size_range=size_range)
     assert len(dataset) == 12
     whole = lost = birds = 0
     for epoch in range(4):
         for index in range(len(dataset)):
             sample = dataset[epoch, index]
             size = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(1).sqrt()
-            inside = (size >= bucket.low) & (size < bucket.high)
+            inside = (size >= size_range.low) & (size < size_range.high)
             drone = sample.labels == 0
             assert not (drone & ~inside & ~sample.ignore).any()
             whole += bool((drone & inside & ~sample.ignore).any())
             lost += bool((drone & ~inside).any())
             birds += int(((sample.labels == -1) & ~inside & ~sample.ignore).sum())
-    assert whole > 36  # of 48: a crop may lose the target that was scaled into the bucket
+    assert whole > 36  # of 48: a crop may lose the target that was scaled into the size range
     assert lost > 0 and birds > 0
-    again = DetectionDataset([data], ["drone"], augmentation=augmentation, bucket=bucket)
+    again = DetectionDataset([data], ["drone"], augmentation=augmentation, size_range=size_range)
     assert np.array_equal(again[2, 5].image, dataset[2, 5].image)
 
 
@@ -82,15 +82,15 @@ def test_dataset_without_magnification_selects_images_of_the_scale(tmp_path):
     write_coco(tmp_path / "annotations.json", records, ["drone", "bird"])
     data = str(tmp_path / "annotations.json")
     for scale, expected in (("small", [0, 3]), ("medium", [1, 3]), ("large", [2, 3])):
-        dataset = DetectionDataset([data], ["drone"], bucket=ScaleBucket(scale, EDGES, "drone"))
+        dataset = DetectionDataset([data], ["drone"], size_range=SizeRange(scale, EDGES, "drone"))
         assert [int(r.path.stem) for r in dataset.records] == expected
         assert dataset.sizes == [2]
         assert [dataset[i].ignore.tolist() for i in range(2)] == [[False], [False]]
     with pytest.raises(UserError, match="no box named 'drone'"):  # only the bird is left
-        DetectionDataset([data], ["drone"], bucket=ScaleBucket("large", (14.0, 40.0), "drone"))
+        DetectionDataset([data], ["drone"], size_range=SizeRange("large", (14.0, 40.0), "drone"))
     drones = DataSource(data, class_map={"bird": "drone"})
     with pytest.raises(UserError, match=r"no image has a drone of scale large \(from 40 pixels\)"):
-        DetectionDataset([drones], ["drone"], bucket=ScaleBucket("large", (14.0, 40.0), "drone"))
+        DetectionDataset([drones], ["drone"], size_range=SizeRange("large", (14.0, 40.0), "drone"))
 
 
 @pytest.mark.parametrize("edges", [(0.0, 5.0), (5.0, 5.0), (9.0, 5.0), (5.0, math.inf), (math.nan, 5.0)])

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from danet.data.transforms import Annotated, Augmentation, augment, letterbox, undo_letterbox
+from danet.data.transforms import AnnotatedImage, Augmentation, augment, letterbox, undo_letterbox
 from danet.utils.errors import UserError
 
 
@@ -17,7 +17,7 @@ def scene(boxes, size=(256, 320), dtype=np.uint8, channels=None, labels=None, ig
         image[y0:y1, x0:x1] = bright
     labels = np.zeros(len(boxes), np.int64) if labels is None else np.array(labels)
     ignore = np.zeros(len(boxes), bool) if ignore is None else np.array(ignore)
-    return Annotated(image, boxes, labels, ignore)
+    return AnnotatedImage(image, boxes, labels, ignore)
 
 
 def extent(image):
