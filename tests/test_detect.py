@@ -364,8 +364,8 @@ with boxes, output.open(source, [out / "clip.mp4"]) as write:
 """
 
 
+@pytest.mark.parametrize("threads", [1, pytest.param(os.cpu_count(), marks=pytest.mark.long)])
 @pytest.mark.parametrize("frames", [1000, pytest.param(20000, marks=pytest.mark.long)])
-@pytest.mark.parametrize("threads", [1, os.cpu_count()])
 def test_memory_is_constant_in_long_runs(tmp_path, frames, threads):
     """Memory is compared with that after a tenth of the run, at least 500 frames; every frame has boxes and an image.
 

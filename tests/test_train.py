@@ -136,7 +136,7 @@ def test_sigterm_saves_state(scenes, tmp_path):
         assert json.loads(file.metadata()["header"])["progress"]["step"] == step == len(losses(tmp_path / "run"))
 
 
-@pytest.mark.parametrize(("head", "adcr"), [("default", "0.5"), ("paper", "0")])
+@pytest.mark.parametrize(("head", "adcr"), [("default", "0.5"), pytest.param("paper", "0", marks=pytest.mark.long)])
 def test_two_processes_match_one(scenes, tmp_path, head, adcr):
     options = [*SMALL, "--data", scenes, "--model.head", head, "--batch", "4", "--epochs", "2", "--freeze_norm", "true"]
     options += ["--adcr.weight", adcr]

@@ -1,4 +1,7 @@
-"""Repeats the tests of the operators on each lower instruction set that this processor supports."""
+"""Repeats the tests of the operators on each lower instruction set that this processor supports.
+
+`make sanitize` runs the same tests on each of them with sanitizers; here they run on the optimized kernels.
+"""
 
 import os
 import subprocess
@@ -12,6 +15,7 @@ from danet.ops import info
 TESTS = [Path(__file__).with_name(f"test_{name}.py") for name in ("sdc", "lcdc", "softmax_gate", "rep_conv")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("capability", "text"), [("default", "baseline"), ("avx2", "AVX2 and FMA")])
 def test_ops_on_lower_instruction_set(capability, text):
     if info()["instruction_set"] == "baseline":

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from scenes import write_scenes
 
 from danet.train import main as train
@@ -17,6 +18,7 @@ def run(*words):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
 
 
+@pytest.mark.long
 def test_adcr_regions_writes_table_and_sheet(tmp_path):
     data = write_scenes(tmp_path / "scenes", 24)
     words = ["--data", str(data), "--out", str(tmp_path / "run"), "--quiet", "true", *NANO, "--batch", "8"]
@@ -42,6 +44,7 @@ def test_adcr_regions_writes_table_and_sheet(tmp_path):
     assert all(np.ptp(row[20:].astype(int)) > 60 for row in rows)
 
 
+@pytest.mark.long
 def test_adcr_regions_rejects_other_folders(tmp_path):
     data = write_scenes(tmp_path / "scenes", 4)
     words = ["--data", str(data), "--out", str(tmp_path / "run"), "--quiet", "true", *NANO, "--batch", "4"]

@@ -30,6 +30,7 @@ def test_sampling_points_draws_targets_by_stages(draw, tmp_path):
     assert all(colourful[:, left : left + 360].any() for left in (4, 368, 732))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("target", "error"),
     [("FRAME", "must be IMAGE:X,Y"), ("FRAME:96,1", "the pixel is outside of the image"), ("no.png:1,1", "no.png")],
