@@ -13,7 +13,7 @@ from torch import Tensor
 from danet.config import ModelConfig
 from danet.models import DANet, build_model
 from danet.models.blocks import MBB
-from danet.utils.errors import UserError
+from danet.utils.errors import FaultError, UserError
 from danet.utils.files import atomic_path
 
 FORMAT = "danet-weights-1"
@@ -88,14 +88,14 @@ def save_tensors(path: str | os.PathLike, kind: str, tensors: dict[str, Tensor],
     """Writes named tensors and a JSON header to a safetensors file of a kind, atomically.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written; FaultError if the disk is full.
     """
     with atomic_path(path) as temporary:
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             save_file(stored, temporary, metadata={"format": kind, "header": json.dumps(header)})
         except SafetensorError as error:  # mostly a full disk
-            raise UserError(f"{path}: cannot be written ({error})") from error
+            raise FaultError(f"{path}: cannot be written ({error})") from error
 
 
 def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict]:

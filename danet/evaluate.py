@@ -1,5 +1,6 @@
 """``danet evaluate``: measures a detector on annotated images, with 95 % intervals, curves and its worst mistakes."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ def evaluate(options: EvaluateOptions) -> None:
         tune_malloc()
     for message in evaluator.warnings:
         print(f"danet evaluate: warning: {message}", file=sys.stderr)
-    console = Console(quiet=options.quiet, highlight=False, width=None if sys.stdout.isatty() else 150)
+    console = Console(quiet=options.quiet, highlight=False, width=_width())
     console.print(f"danet evaluate: {describe()}")
     tuned = evaluator.choose_threshold()
     if tuned is not None:
@@ -41,6 +42,11 @@ def evaluate(options: EvaluateOptions) -> None:
     _print_speed(console, evaluation.content["speed"])
     for path in written:
         console.print(f"  {path}")
+
+
+def _width() -> int | None:
+    """Columns of the output: those of the terminal, or the value of COLUMNS; 150 for a file or a pipe."""
+    return None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else 150
 
 
 def _print_mistakes(console: Console, content: dict, threshold: float) -> None:

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from danet.training import TrainOptions
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM; shells use it for SIGINT."""
+"""Exit code after Ctrl-C, SIGTERM or SIGHUP; shells use it for SIGINT."""
 
 
 def train(options: "TrainOptions") -> int:
     """Trains a detector on COCO datasets.
 
-    Ctrl-C saves the state and exits with code 130; `--resume RUN_DIR` resumes the run, also after a kill.
+    Ctrl-C saves the state and exits with code 130; `--resume RUN_DIR` resumes the run, also after a kill. A full disk,
+    a removed folder or a killed loader process exits with code 1.
     """
     from danet import training
 
@@ -31,7 +32,11 @@ def train(options: "TrainOptions") -> int:
         elif not options.quiet:
             best = result.best
             shown = f": epoch {best['epoch']}, AP50 {best['ap50']:.3f}, F1 {best['f1']:.3f}" if best else ""
+            if result.end_reason:
+                print(f"ended after step {result.steps}: {result.end_reason}")
             print(f"done in {result.seconds / 60:.1f} minutes{shown}; weights: {result.weights}")
+        for message in result.warnings:
+            print(f"danet train: warning: {message}", file=sys.stderr)
         if result.finished and options.json:
             write_json(options.json, {"steps": result.steps, "seconds": result.seconds, "best": result.best})
     return 0 if result.finished else INTERRUPTED

@@ -9,8 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from scenes import write_scenes
 
 from danet.__main__ import main
+from danet.data.coco_dataset import load_coco, write_coco
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -33,6 +35,9 @@ EXAMPLES = [
 def test_docs_python_examples_run(tmp_path):
     """Runs all examples in one new process, outside the repository."""
     cv2.imwrite(str(tmp_path / "frame.png"), np.full((64, 80), 90, np.uint8))
+    for name in ("train", "val"):  # the synthetic scenes of "Getting started"
+        scenes = load_coco(write_scenes(tmp_path / f"data/demo/{name}", 8))
+        write_coco(tmp_path / f"data/demo/{name}.json", scenes.records, ["drone", "bird"])
     code = "\n".join(EXAMPLES)
     result = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],

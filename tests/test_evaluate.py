@@ -15,6 +15,7 @@ from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
 from danet.data.loader import Batch
 from danet.data.normalize import normalize
 from danet.evaluate import main
+from danet.evaluation import EvaluateOptions, evaluate
 from danet.evaluation.metrics import choose_threshold, evaluate_predictions
 from danet.evaluation.mistakes import Mistake, Mistakes, choose_by_size, find_mistakes
 from danet.inference.coco_results import read_coco_results
@@ -23,7 +24,7 @@ from danet.models import build_model
 from danet.utils.errors import UserError
 
 CLASSES = ["drone", "bird"]
-NAMES = ("metrics.json", "predictions.json", "curves.csv", "pr_curve.png", "f1_confidence.png")
+NAMES = ("metrics.json", "predictions.json", "curves.csv", "pr_curve.png", "f1_confidence.png", "confusion_matrix.png")
 SHEET, SIZES = "misses_and_false_alarms.png", "by_size.png"
 
 
@@ -276,6 +277,23 @@ def test_warning_for_missing_target(weights, data, tmp_path, capsys):
     assert main([weights, str(birds), "--out", str(tmp_path), "--threads", "1", "--quiet"]) == 0
     assert "shows no 'drone', only bird" in capsys.readouterr().err
     assert read(tmp_path / "metrics.json")["criteria"]["iou50"]["fixed"]["recall"]["value"] is None
+
+
+def test_evaluate_fits_its_tables_to_80_columns(weights, data, tune, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([weights, data, "--tune", tune, "--out", str(tmp_path), "--threads", "1"]) == 0
+    printed = capsys.readouterr().out
+    tables = printed[: printed.index("misses at score")]
+    assert max(map(len, tables.splitlines())) <= 80
+    for words in ("IoU ≥ 0.5", "centre < 3 px", "recall 0.95, IoU ≥ 0.3", "val-3", "annotated", "(background)"):
+        assert words in tables
+
+
+def test_evaluate_from_python(weights, data, tune, tmp_path):
+    evaluation = evaluate(EvaluateOptions(weights, data, tune=tune, out=str(tmp_path / "val"), threads=1, quiet=True))
+    assert evaluation.content["criteria"]["iou50"]["tuned"]["f1"]["value"] > 0.3
+    assert not (tmp_path / "val").exists()
+    assert tmp_path / "val" / "metrics.json" in evaluation.write()
 
 
 def test_evaluate_runs_as_module():

@@ -4,11 +4,14 @@ A sample depends only on the seed, the epoch and its index, and the order of an 
 a run sees the same data if it resumes at any step or uses another number of processes.
 """
 
+import contextlib
+import functools
 import hashlib
 import itertools
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -328,9 +331,88 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return np.resize(shuffled, (self.steps_per_epoch, self.batch))
 
 
+class LoaderWorkerError(RuntimeError):
+    """A loader process has ended without having loaded its batch, for example because the system has killed it."""
+
+
+class _ErrorsAsValues(Dataset):
+    """Returns a UserError in place of the samples, since DataLoader would pass it on as the text of a traceback."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample] | UserError:
+        try:
+            return [self.dataset[key] for key in keys]
+        except UserError as error:
+            return error
+
+
+def _collate_or_pass(samples: list[Sample] | UserError) -> Batch | UserError:
+    return samples if isinstance(samples, UserError) else collate(samples)
+
+
+class BatchLoader(DataLoader):
+    """A DataLoader of ``Batch`` whose errors are those of the dataset; ``make_loader`` builds it.
+
+    Iteration raises UserError if an image cannot be read, and LoaderWorkerError if a loader process was killed.
+    """
+
+    def __iter__(self) -> Generator[Batch, None, None]:  # type: ignore[override]
+        """Yields the batches; closing the generator ends the loader processes."""
+        batches = super().__iter__()
+        with _no_error_on_child_exit() if self.num_workers else contextlib.nullcontext():
+            try:
+                for batch in _until_worker_is_lost(batches):
+                    if isinstance(batch, UserError):
+                        raise batch
+                    yield batch
+            finally:
+                del batches  # ends the workers before the signal handler is restored
+
+
+def _until_worker_is_lost(batches: Iterator[Batch | UserError]) -> Iterator[Batch | UserError]:
+    """Passes the batches on; raises LoaderWorkerError if a worker was killed."""
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            # torch has no exception class for this. An exception inside of a worker begins with "Caught ...".
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            problem = str(error).splitlines()[0]
+            break
+        yield batch
+    raise LoaderWorkerError(problem)  # not "from error", whose traceback would keep the other workers alive
+
+
+@contextlib.contextmanager
+def _no_error_on_child_exit() -> Iterator[None]:
+    """Disables the signal handler with which torch raises the error of a killed loader process.
+
+    It raises at any place of the program, also in the middle of an optimizer step, which would leave half-updated
+    weights. Without it, torch finds the killed process within five seconds, where the next batch is read.
+    """
+    if threading.current_thread() is not threading.main_thread():  # torch has set no handler there
+        yield
+        return
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
+
+
 def make_loader(
-    dataset: DetectionDataset, sampler: EpochSampler, *, workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
+    dataset: DetectionDataset,
+    sampler: EpochSampler,
+    *,
+    workers: int = 0,
+    pin_memory: bool = False,
+    worker_start: Callable[[], object] | None = None,
+) -> BatchLoader:
     """Makes a DataLoader that yields the ``Batch`` of every step; batches do not depend on the number of workers.
 
     If there are workers, this process is prepared for their fork: OpenCV uses one thread from here on, and free heap
@@ -340,24 +422,28 @@ def make_loader(
         dataset, sampler: the samples and their order.
         workers: number of worker processes; 0 loads in this process.
         pin_memory: put batches into pinned memory for a faster copy to a GPU.
+        worker_start: called in every worker process when it starts.
     """
     if workers:
         cv2.setNumThreads(1)  # a worker would wait forever for threads of OpenCV that exist only in its parent
         trim_malloc()  # workers inherit the heap, free memory included
-    return DataLoader(
-        dataset,
+    return BatchLoader(
+        _ErrorsAsValues(dataset),
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=_collate_or_pass,
         num_workers=workers,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=functools.partial(_start_worker, worker_start),
         pin_memory=pin_memory,
     )
 
 
-def _leave_signals_to_parent(_: int) -> None:
-    """Lets only the parent react to Ctrl-C, which a terminal sends to all processes; it ends its workers itself."""
+def _start_worker(start: Callable[[], object] | None, _: int) -> None:
+    """Lets only the parent react to Ctrl-C and hang-ups, which a terminal sends to all; it ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if start is not None:
+        start()
 
 
 def default_workers(processes: int = 1) -> int:

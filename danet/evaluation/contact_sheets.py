@@ -2,17 +2,27 @@
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from danet.boxes import centres, overlaps
-from danet.evaluation.mistakes import HIT_CAUSE, SHOWN_PER_SIZE, Mistake, Mistakes, choose_by_size, limit_per_video
-from danet.utils.drawing import PALETTE, contact_sheet, draw_boxes, enlarge
+from danet.evaluation.mistakes import (
+    HIT_CAUSE,
+    SHOWN_PER_SIZE,
+    Mistake,
+    Mistakes,
+    choose_by_size,
+    limit_per_video,
+    without_second_tiles,
+)
+from danet.utils.drawing import FONT, PALETTE, UNLABELLED_COLOR, add_legend, contact_sheet, draw_boxes, enlarge
 from danet.utils.image_io import read_image, to_display
 
-TILE_PIXELS = 224
-COLUMNS = 6
+TILE_PIXELS = 288
+COLUMNS = 4
 MIN_CROP_PIXELS = 40
 TRUTH_COLOR, DETECTION_COLOR = PALETTE[1], PALETTE[2]
+CAPTION_SCALE, CAPTION_LINE_PIXELS = 0.45, 17
 
 
 class ContactSheets:
@@ -32,38 +42,51 @@ class ContactSheets:
         self.threshold = threshold
 
     def worst(self, mistakes: Mistakes, each: int = 18) -> np.ndarray | None:
-        """Up to ``each`` misses, then up to ``each`` false alarms."""
-        shown = [
-            m for found in (mistakes.misses, mistakes.false_alarms) for m in limit_per_video(found, self.records, each)
-        ]
-        return contact_sheet([*map(self._tile, shown)], COLUMNS, [*map(self._title, shown)]) if shown else None
+        """Up to ``each`` misses, then up to ``each`` false alarms; a misplaced box is shown once, as a miss."""
+        misses = limit_per_video(mistakes.misses, self.records, each)
+        false_alarms = without_second_tiles(mistakes.false_alarms, misses)
+        shown = [*misses, *limit_per_video(false_alarms, self.records, each)]
+        return self._sheet([self._tile(mistake) for mistake in shown], COLUMNS) if shown else None
 
     def by_size(self, mistakes: Mistakes, edges: Sequence[float]) -> np.ndarray | None:
         """A row per size range: hits, misses and false alarms of ``choose_by_size``; missing ones are labeled so."""
         if not any(mistakes):
             return None
-        tiles, titles = [], []
+        tiles = []
         for size, chosen in choose_by_size(self.records, mistakes, edges):
             for what, shown in chosen.items():
-                missing = SHOWN_PER_SIZE - len(shown)
-                tiles += [*map(self._tile, shown), *[np.full((TILE_PIXELS, TILE_PIXELS, 3), 40, np.uint8)] * missing]
-                titles += [f"{size}: {self._title(mistake)}" for mistake in shown]
-                titles += [f"{size}: no {what}{' elsewhere' * bool(shown)}"] * missing
-        return contact_sheet(tiles, 3 * SHOWN_PER_SIZE, titles)
+                missing = f"{size}: no {what}{' elsewhere' * bool(shown)}"
+                empty = np.full((TILE_PIXELS, TILE_PIXELS, 3), 40, np.uint8)
+                tiles += [self._tile(mistake, f"{size}: ") for mistake in shown]
+                tiles += [_caption(empty, [missing, ""])] * (SHOWN_PER_SIZE - len(shown))
+        return self._sheet(tiles, 3 * SHOWN_PER_SIZE)
 
-    def _title(self, mistake: Mistake) -> str:
+    def _sheet(self, tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
+        """The tiles in a grid below a legend."""
+        legend = [
+            (TRUTH_COLOR, f"annotated {self.target}"),
+            (UNLABELLED_COLOR, "other annotated objects"),
+            (DETECTION_COLOR, f"detected {self.target} with score"),
+        ]
+        return add_legend(contact_sheet(tiles, columns), legend)
+
+    def _lines(self, mistake: Mistake, prefix: str) -> list[str]:
+        """The caption of a tile: what it shows, and where that is."""
         if mistake.cause == HIT_CAUSE:
-            what = f"hit {mistake.score:.2f}"
+            what = f"hit, score {mistake.score:.2f}"
         elif mistake.score is None:
-            what = f"miss {mistake.cause}"
+            what = f"miss: {mistake.cause}"
         else:
-            what = f"false {mistake.score:.2f} {mistake.cause}"
+            what = f"false alarm {mistake.score:.2f}: {mistake.cause}"
         record = self.records[mistake.image]
-        place = record.path.stem if record.video is None else f"{record.video} {record.path.stem}"
-        return f"{what} {place}"
+        if record.video is None:
+            place = record.path.name
+        else:
+            place = f"{record.video} {record.path.stem if record.frame is None else f'frame {record.frame}'}"
+        return [prefix + what, place]
 
-    def _tile(self, mistake: Mistake) -> np.ndarray:
-        """The surroundings of a mistake, enlarged, with ground truth and detections."""
+    def _tile(self, mistake: Mistake, prefix: str = "") -> np.ndarray:
+        """The surroundings of a mistake, enlarged, with ground truth, detections and a caption."""
         record, box = self.records[mistake.image], mistake.box
         found, scores, labels = (np.asarray(values) for values in self.predictions[mistake.image])
         shown = (labels == self.label) & (scores >= self.threshold)
@@ -85,4 +108,18 @@ class ContactSheets:
         colours = [0 if name == self.target else -1 for name in np.array(record.names, object)[visible]]
         tile = draw_boxes(tile, truths, labels=colours, colors=[TRUTH_COLOR])
         detected, visible = visible_boxes(found[shown])
-        return draw_boxes(tile, detected, scores[shown][visible], colors=[DETECTION_COLOR])
+        tile = draw_boxes(tile, detected, scores[shown][visible], colors=[DETECTION_COLOR])
+        return _caption(tile, self._lines(mistake, prefix))
+
+
+def _caption(tile: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """Puts lines of text above a tile; the middle of a line that is too long is left out, for names end in numbers."""
+    bar = np.full((CAPTION_LINE_PIXELS * len(lines) + 4, tile.shape[1], 3), 40, np.uint8)
+    for index, line in enumerate(lines):
+        text, kept = line, len(line)
+        while kept > 4 and cv2.getTextSize(text, FONT, CAPTION_SCALE, 1)[0][0] > tile.shape[1]:
+            kept -= 1
+            text = f"{line[: kept // 2]}..{line[len(line) - (kept - kept // 2) :]}"
+        origin = 0, CAPTION_LINE_PIXELS * (index + 1) - 4
+        cv2.putText(bar, text, origin, FONT, CAPTION_SCALE, (230, 230, 230), 1, cv2.LINE_AA)
+    return np.vstack([bar, tile])

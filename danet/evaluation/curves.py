@@ -62,6 +62,6 @@ def read_curves(path: str | os.PathLike) -> Curves:
             columns = curves.setdefault(row["criterion"], {name: [] for name in COLUMNS})
             for name, values in columns.items():
                 values.append(float(row[name]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not the curves of an evaluation ({error})") from error
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: not the curves of an evaluation ({str(error)[:200]})") from error
     return curves

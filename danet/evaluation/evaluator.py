@@ -192,6 +192,27 @@ class Evaluator:
         return target
 
 
+def evaluate(options: EvaluateOptions) -> Evaluation:
+    """Measures a detector on annotated images; ``Evaluation.write`` writes the files of ``danet evaluate``.
+
+    Raises:
+        UserError: a file is missing or broken, images are in both datasets, or a class is unknown.
+
+    Example:
+        >>> from danet.checkpoint import SHIPPED
+        >>> from danet.data.coco_dataset import write_coco
+        >>> path = getfixture("tmp_path") / "a.png"
+        >>> write_image(path, np.zeros((64, 96), np.uint8))
+        >>> record = ImageRecord(path, 96, 64, np.array([[10, 10, 22, 18]]), ["drone"], np.array([False]))
+        >>> write_coco(path.with_suffix(".json"), [record], ["drone"])
+        >>> options = EvaluateOptions(str(SHIPPED), str(path.with_suffix(".json")), resamples=10, quiet=True)
+        >>> evaluate(options).content["objects"]
+        1
+    """
+    evaluator = Evaluator(options)
+    return evaluator.evaluate(evaluator.choose_threshold())
+
+
 def select_images(data: CocoDataset, stride: int = 1, class_map: Mapping[str, str] | None = None) -> list[ImageRecord]:
     """Returns every ``stride``-th image of each video, with categories renamed by ``class_map``.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from danet.data.class_map import IGNORE
 from danet.evaluation.bootstrap import Estimate, Resampling, resample, safe_divide
+from danet.evaluation.confusion import ConfusionMatrix, confusion_matrix
 from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, IGNORED, ClassData, Matches, flatten, match
 
 RECALLS = (0.90, 0.95)
@@ -179,6 +180,8 @@ class Metrics:
     videos: list[GroupMetrics]
     false_alarms: list[FalseAlarms]
     other_classes: list[SubsetMetrics]
+    confusion: ConfusionMatrix
+    """At the tuned threshold if there is one, else at the fixed one."""
 
     def to_json(self) -> dict:
         return asdict(self, dict_factory=lambda items: {name: value for name, value in items if name != "curve"})
@@ -257,6 +260,13 @@ def evaluate_predictions(
         videos=_groups([record.video for record in records], counts),
         false_alarms=_false_alarms(records, target, counts, thresholds, draws),
         other_classes=others,
+        confusion=confusion_matrix(
+            records,
+            predictions,
+            classes,
+            threshold=fixed if threshold is None else threshold,
+            criterion=criterion,
+        ),
     )
 
 

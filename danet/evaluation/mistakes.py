@@ -15,7 +15,7 @@ MAX_PER_VIDEO = 2
 """Mistakes shown per video; neighboring frames repeat them."""
 SHOWN_PER_SIZE = 2
 """Hits, misses and false alarms shown per size range."""
-HIT_CAUSE = "hit"
+HIT_CAUSE, MISPLACED = "hit", "misplaced"
 
 
 class Mistake(NamedTuple):
@@ -74,7 +74,7 @@ def find_mistakes(
         near = detections_of_image[data.truth_image[index]]
         cause = _cause_of_miss(data.truths[index], data.boxes[near], kept[near], rule)
         misses.append(Mistake(int(data.truth_image[index]), data.truths[index], None, cause))
-    far_first = ("not found", "low score", "misplaced")
+    far_first = ("not found", "low score", MISPLACED)
     misses.sort(key=lambda m: (far_first.index(m.cause), -size(m.box)))
 
     false_alarms = []
@@ -96,7 +96,8 @@ def choose_by_size(
     """The name of each size range with up to SHOWN_PER_SIZE hits, misses and false alarms.
 
     The size is that of the object, or of a false alarm's box. Hits are those nearest to the median score; misses and
-    false alarms are the worst ones. All of one kind are from different videos.
+    false alarms are the worst ones. All of one kind are from different videos. A misplaced box is chosen once, as a
+    miss.
     """
     kinds = {"hit": mistakes.hits, "miss": mistakes.misses, "false alarm": mistakes.false_alarms}
     sizes = []
@@ -107,6 +108,8 @@ def choose_by_size(
         hits.sort(key=lambda hit: abs((hit.score or 0.0) - middle))
         name = title.replace("≥", "from")  # pictures are labeled in ASCII
         shown = {what: limit_per_video(found, records, SHOWN_PER_SIZE, per_video=1) for what, found in chosen.items()}
+        false_alarms = without_second_tiles(chosen["false alarm"], shown["miss"])
+        shown["false alarm"] = limit_per_video(false_alarms, records, SHOWN_PER_SIZE, per_video=1)
         sizes.append((name, shown))
     return sizes
 
@@ -125,9 +128,24 @@ def limit_per_video(
     return chosen[:count]
 
 
+def without_second_tiles(false_alarms: Sequence[Mistake], misses: Sequence[Mistake]) -> list[Mistake]:
+    """The false alarms without misplaced boxes on objects that are among ``misses``: both are one picture."""
+    misplaced: dict[int, list[np.ndarray]] = {}
+    for miss in misses:
+        if miss.cause == MISPLACED:
+            misplaced.setdefault(miss.image, []).append(miss.box)
+    return [
+        alarm
+        for alarm in false_alarms
+        if alarm.cause != MISPLACED
+        or alarm.image not in misplaced
+        or not (iou(np.stack(misplaced[alarm.image]), alarm.box) > 0).any()
+    ]
+
+
 def _cause_of_miss(truth: np.ndarray, boxes: np.ndarray, kept: np.ndarray, rule: Criterion) -> str:
     if (iou(boxes[kept], truth) > 0).any():
-        return "misplaced"
+        return MISPLACED
     return "low score" if rule.accepts(rule.quality(boxes, truth)).any() else "not found"
 
 
@@ -137,7 +155,7 @@ def _cause_of_false_alarm(
     if rule.accepts(rule.quality(box, truths)).any():
         return "duplicate"
     if (iou(box, truths) > 0).any():
-        return "misplaced"
+        return MISPLACED
     others = np.array([name != target for name in record.names], bool)
     overlap = iou(box, record.boxes.astype(np.float64)) * others
     return record.names[int(overlap.argmax())] if (overlap > 0).any() else "background"

@@ -14,7 +14,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -33,6 +35,11 @@ PAGE_COLORS = {
     **{color: f"var(--c{index},{color})" for index, color in enumerate(COLORS)},
     **{INK: "currentColor", HOLLOW: f"var(--card,{HOLLOW})", FAINT: f"var(--soft,{FAINT})"},
 }
+# The shares of a confusion matrix, and its counts on light and on dark cells; these colors are the same on every page.
+SHARES = LinearSegmentedColormap.from_list("shares", ["#f4f7fb", "#0b4f80"])
+DARK_TEXT, HOLLOW_TEXT = "#101418", "#fefefe"
+MAX_WRITTEN_CLASSES = 12
+"""The counts of larger confusion matrices are not written into the figure."""
 MARKERS = {"fixed": "o", "tuned": "D"}
 # Large letters on a small figure: a phone shows the figure at about its own size.
 WIDTH, HEIGHT, DPI = 5.0, 25 / 7, 210
@@ -62,6 +69,8 @@ class Plot:
     file: str
     title: str
     draw: Callable[[dict, Curves], Figure]
+    key: str = "criteria"
+    """The key of ``metrics.json`` that is drawn; files of older versions may lack it."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +131,35 @@ def f1_figure(metrics: dict, curves: Curves) -> Figure:
     return _finish(figure, axes, metrics)
 
 
+@matplotlib.rc_context(STYLE)
+def confusion_figure(metrics: dict, _: Curves) -> Figure:
+    """The confusion matrix: a row per annotated class, colored by the share of the row, with the counts.
+
+    Args:
+        metrics: the content of ``metrics.json``.
+    """
+    matrix = metrics["confusion"]
+    counts = np.array(matrix["counts"], float)
+    figure, axes = _new_figure("detected as", "annotated as", None, None)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap=SHARES, vmin=0, vmax=1, aspect="auto")
+    axes.grid(False)
+    small = max(counts.shape) > MAX_WRITTEN_CLASSES
+    style: dict[str, Any] = {"fontsize": 6} if small else {}
+    axes.set_xticks(range(counts.shape[1]), matrix["detected"], rotation=90 if small else 20, **style)
+    axes.set_yticks(range(counts.shape[0]), matrix["annotated"], **style)
+    if not small:  # more numbers would overlap
+        for row, column in np.ndindex(*counts.shape):
+            color = HOLLOW_TEXT if shares[row, column] > 0.5 else DARK_TEXT
+            axes.text(column, row, f"{counts[row, column]:,.0f}", color=color, ha="center", va="center")
+    axes.set_title(f"score {matrix['threshold']:.3f}, {CRITERIA[matrix['criterion']].title}")
+    return figure
+
+
 PLOTS = (
     Plot("pr_curve.png", "Precision over recall", precision_recall_figure),
     Plot("f1_confidence.png", "F1 over the score threshold", f1_figure),
+    Plot("confusion_matrix.png", "Confusion matrix", confusion_figure, "confusion"),
 )
 """The figures that ``danet evaluate`` writes and ``danet report`` shows."""
 

@@ -11,6 +11,9 @@ from danet.utils.errors import UserError
 from danet.utils.files import read_json, write_json, write_text
 from danet.utils.progress import working
 
+NOT_OUR_FORMAT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What reading and drawing the content of edited or foreign files raises."""
+
 
 @dataclass
 class ReportOptions:
@@ -52,7 +55,7 @@ def report(options: ReportOptions) -> None:
             page = _folder_page(path, options.frames) if path.is_dir() else _file_page(path)
     except UserError:  # a ValueError, too
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # edited or foreign files
+    except NOT_OUR_FORMAT as error:
         raise UserError(f"{path}: not in the format that danet writes ({type(error).__name__}: {error})") from error
     write_text(out, page.html(f"Written by danet report on {datetime.date.today().isoformat()}."))
     if options.json is not None:
@@ -64,7 +67,8 @@ def report(options: ReportOptions) -> None:
 def _folder_page(folder: Path, frames: int) -> Page:
     from danet.report.ablation_page import SUMMARY, ablation_report
     from danet.report.evaluation_page import METRICS, evaluation_report
-    from danet.report.training_page import STEPS, training_report
+    from danet.report.training_page import training_report
+    from danet.training.run_folder import STEPS
 
     if (folder / SUMMARY).is_file():
         return ablation_report(folder)

@@ -11,7 +11,7 @@ from danet.evaluation.plots import COLORS, Line, ablation_figure, line_figure
 from danet.report.evaluation_page import CURVES
 from danet.report.page import Block, Chart, Grid, Page, Section, Table
 from danet.report.reproduce import command_line, configuration, saved_options
-from danet.report.training_page import VALIDATIONS, read_columns
+from danet.training.learning_curves import read_validations
 from danet.utils.files import read_json
 
 SUMMARY = "ablation.json"
@@ -51,7 +51,7 @@ def _curves(folder: Path, summary: dict) -> list[Block]:
         curves = read_curves(run / "evaluate" / CURVES) if (run / "evaluate" / CURVES).is_file() else {}
         if curve := curves.get(summary["criterion"]):
             precision_recall.append(Line(row["name"], curve["recall"], curve["precision"], color))
-        if columns := read_columns(run / VALIDATIONS):
+        if columns := read_validations(run):
             validations.append(Line(row["name"], columns["epoch"], columns["ap50"], color))
     charts: list[Block] = []
     if precision_recall:

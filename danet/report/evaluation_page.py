@@ -80,7 +80,7 @@ def _curves(folder: Path, metrics: dict) -> list[Block]:
     curves = read_curves(folder / CURVES)
     if not curves:
         return [Paragraph("There are no detections and therefore no curves.")]
-    return [Grid([Chart.of(plot.title, plot.draw(metrics, curves)) for plot in PLOTS])]
+    return [Grid([Chart.of(plot.title, plot.draw(metrics, curves)) for plot in PLOTS if plot.key in metrics])]
 
 
 def _tables(metrics: dict) -> list[Block]:

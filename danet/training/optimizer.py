@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +10,13 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from danet.training.options import TrainOptions
+from danet.utils.errors import UserError
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_optimizer(model: nn.Module, options: TrainOptions, *others: nn.Module) -> Optimizer:
-    """SGD or AdamW with two parameter groups, with and without weight decay.
+    """SGD or AdamW with two parameter groups, with and without weight decay; frozen parameters are left out.
 
     Args:
         model: the network to train.
@@ -29,6 +31,8 @@ def build_optimizer(model: nn.Module, options: TrainOptions, *others: nn.Module)
     decayed: list[nn.Parameter] = []
     not_decayed: list[nn.Parameter] = []
     for parameter in itertools.chain.from_iterable(module.parameters() for module in (model, *others)):
+        if not parameter.requires_grad:
+            continue
         # Biases and scales of normalization layers are vectors; weight decay on them does not regularize.
         (not_decayed if parameter.ndim < 2 and not options.decay_norms else decayed).append(parameter)
     groups: list[dict] = [
@@ -90,6 +94,33 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
             torch._foreach_copy_(averaged, current)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True).requires_grad_(False)
+
+
+def freeze_parts(model: nn.Module, names: Sequence[str]) -> None:
+    """Stops the training of parts of a network: their parameters and batch-norm statistics stay as they are.
+
+    Args:
+        model: the network in training mode; ``train()`` undoes the part that concerns batch norms.
+        names: names of modules, such as "backbone" or "backbone.stages.0".
+
+    Raises:
+        UserError: the network has no module of this name, or no parameter is left to train.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> freeze_parts(model, ["0"])
+        >>> [parameter.requires_grad for parameter in model.parameters()]
+        [False, False, True, True]
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if not name or name not in modules:
+            known = ", ".join(each for each in modules if each and each.count(".") < 2)
+            raise UserError(f"freeze: the network has no part {name!r}; it has {known}, and the parts of these")
+        modules[name].requires_grad_(False)
+        freeze_norms(modules[name])
+    if names and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"freeze: no part of the network is left to train, got {', '.join(names)}")
 
 
 def freeze_norms(model: nn.Module) -> None:

@@ -22,7 +22,8 @@ PRESETS = (
 """Names of the files in danet/presets that ``danet train --preset`` offers."""
 MAY_CHANGE_ON_RESUME = {
     *("data", "val", "out", "resume", "overwrite", "weights", "epochs", "device", "threads", "workers", "cache_mb"),
-    *("val_every", "save_every_minutes", "save_every_steps", "tensorboard", "quiet", "json"),
+    *("val_every", "save_every_minutes", "save_every_steps", "tensorboard", "plots", "quiet", "json"),
+    *("patience", "max_minutes"),
     *("distill.small", "distill.medium", "distill.large"),
 }
 """Options that may differ from those of the run that is resumed. They do not affect the training steps, or may be
@@ -153,7 +154,7 @@ class TrainOptions:
 
     out: str = "runs/train"
     """Folder of the run: config.yaml, metrics.csv, validation.csv, last.safetensors (the state to resume from),
-    best.safetensors (best validation so far), weights.safetensors (the result)."""
+    best.safetensors (best validation so far), weights.safetensors (the result), and pictures (see `plots`)."""
 
     resume: bool = False
     """Resume the run in --out, or in RUN_DIR with `--resume RUN_DIR`, from its last saved state and with its own
@@ -194,6 +195,13 @@ class TrainOptions:
 
     epochs: int = 60
     """Passes over the training data."""
+
+    patience: int = 0
+    """Stop after this number of epochs without a better AP50 on `val`. 0 trains all epochs."""
+
+    max_minutes: float | None = None
+    """Stop after this time of training and validation, over all parts of a resumed run; the weights are then validated
+    once more. The learning rate does not adapt to it. Default: no limit."""
 
     batch: int = 8
     """Global batch size (images per optimizer step over all processes)."""
@@ -238,6 +246,10 @@ class TrainOptions:
     freeze_norm: bool = False
     """Keep the running statistics of batch normalization fixed, so that images of a batch do not affect each other."""
 
+    freeze: list[str] = field(default_factory=list)
+    """Parts of the network that are not trained, such as backbone, neck, backbone.stem or backbone.stages.0; their
+    batch norms keep their statistics. Useful with `weights`. Default: everything is trained."""
+
     seed: int = 0
     """Seed of the initial weights, the order of the images and the augmentation."""
 
@@ -269,12 +281,17 @@ class TrainOptions:
     json: str | None = None
     """Write the number of steps, the training time and the best metrics to this JSON file."""
 
+    plots: bool = True
+    """Write pictures into the folder of the run: augmented training images with their boxes, statistics of the labels,
+    and curves of losses and metrics."""
+
     quiet: bool = False
-    """Print only errors."""
+    """Print only errors and warnings."""
 
     def __post_init__(self) -> None:
-        check_values(self, ["epochs", "batch", "lr", "val_every", "threads"], "be positive", _is_positive)
-        not_negative = ["weight_decay", "warmup_steps", "clip", "cache_mb", "workers"]
+        positive = ["epochs", "batch", "lr", "val_every", "threads", "max_minutes"]
+        check_values(self, positive, "be positive", _is_positive)
+        not_negative = ["weight_decay", "warmup_steps", "clip", "cache_mb", "workers", "patience"]
         not_negative += ["save_every_minutes", "save_every_steps"]
         check_values(self, not_negative, "be 0 or more", lambda value: value >= 0)
         check_values(self, ["seed"], "lie between 0 and 2^63", lambda value: 0 <= value < 2**63)
@@ -287,6 +304,8 @@ class TrainOptions:
             raise UserError(f"assignment {self.assignment}: needs model.head default, got {self.model.head}")
         if self.nesterov and self.momentum == 0:
             raise UserError("nesterov: needs a momentum above 0, got 0; give --momentum")
+        if self.patience and self.val is None:
+            raise UserError(f"patience {self.patience}: needs validation images; give --val")
 
     @property
     def target_name(self) -> str:

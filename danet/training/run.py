@@ -1,7 +1,8 @@
 """Runs a training from its options: builds data, model and losses, and trains."""
 
+import contextlib
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,7 +14,15 @@ from danet.data.loader import MINIMUM_SIZE, DetectionDataset, EpochSampler, coll
 from danet.data.scales import SizeRange
 from danet.models import build_model, summary
 from danet.training.options import TrainOptions
-from danet.training.run_folder import STATE, WEIGHTS, check_run_folder, prepare_run_folder
+from danet.training.run_folder import (
+    LABELS,
+    SAMPLES,
+    STATE,
+    WEIGHTS,
+    check_run_folder,
+    lock_run_folder,
+    prepare_run_folder,
+)
 from danet.training.start import start_from
 from danet.training.trainer import Trainer
 from danet.utils import distributed
@@ -21,6 +30,8 @@ from danet.utils.errors import UserError
 
 CALIBRATION_IMAGES = 16
 """Training images from which the batch-norm statistics of compact weights are estimated."""
+MIN_LEARNED_AP50 = 0.01
+"""A best AP50 below this means that the model has learned nothing."""
 
 
 @dataclass
@@ -45,19 +56,26 @@ class TrainingResult:
     """File of the trained weights, which a finished run has written."""
     rank: int
     """Rank of this process; only rank 0 writes files."""
+    end_reason: str = ""
+    """Why a finished run ended before its last epoch: early stopping or a time limit; empty after the last epoch."""
+    warnings: list[str] = field(default_factory=list)
+    """What makes the result doubtful, such as a model that has learned nothing."""
 
 
 def train(options: TrainOptions) -> TrainingResult:
     """Trains a detector as the command ``danet train`` does, and writes the files of the run into ``options.out``.
 
-    Under ``torchrun``, every process calls this function. Ctrl-C and SIGTERM end the run after the current step.
+    Under ``torchrun``, every process calls this function. Ctrl-C, SIGTERM and SIGHUP end the run after the current
+    step.
 
     Args:
         options: options of the run; ``data`` is required.
 
     Raises:
         UserError: a file cannot be read or written, ``options.out`` contains a run that is neither resumed nor
-            overwritten, the options do not fit the data, the weights or the resumed run, or a loss is not finite.
+            overwritten, or into which another training writes, the options do not fit the data, the weights or the
+            resumed run, or a loss is not finite.
+        FaultError: the disk is full, the folder was removed, or a loader process was killed.
 
     Example:
         >>> import json, tempfile, cv2, numpy
@@ -80,15 +98,39 @@ def train(options: TrainOptions) -> TrainingResult:
         raise UserError("--data: no training dataset given; give a COCO json or a folder that contains one")
     with distributed.process_group(options.device) as device:
         trainer, new_classes = build_trainer(options, device)
-        if options.resume:
-            trainer.resume()
-        if distributed.rank() == 0:
-            prepare_run_folder(trainer.options)
-            if not options.quiet:
-                print(_header(trainer, new_classes))
-        finished = trainer.run()
+        with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(lock_run_folder(options.out)) if distributed.rank() == 0 else None
+            if options.resume:
+                trainer.resume()
+            if lock is not None:
+                check_run_folder(options)  # again: a run may have been written before the folder was locked
+                prepare_run_folder(trainer.options)
+                if not options.quiet:
+                    print(_header(trainer, new_classes))
+            finished = trainer.run(lock)
         progress, weights = trainer.state.progress, trainer.folder / WEIGHTS
-        return TrainingResult(finished, progress.step, progress.seconds, progress.best, weights, distributed.rank())
+        return TrainingResult(
+            finished,
+            progress.step,
+            progress.seconds,
+            progress.best,
+            weights,
+            distributed.rank(),
+            end_reason=trainer.end_reason,
+            warnings=_warnings(trainer) if finished else [],
+        )
+
+
+def _warnings(trainer: Trainer) -> list[str]:
+    """Warnings about the result of a finished run."""
+    best, steps = trainer.state.progress.best, trainer.state.progress.step
+    if not best or best["ap50"] >= MIN_LEARNED_AP50:
+        return []
+    pictures = f"look at the boxes in {trainer.folder / SAMPLES} and at {trainer.folder / LABELS}"
+    return [
+        f"the model has learned nothing: its best AP50 is {best['ap50']:.3f} after {steps} steps; "
+        f"{pictures if trainer.options.plots else 'check the labels'}, train longer (--epochs), or lower --lr"
+    ]
 
 
 def build_trainer(options: TrainOptions, device: torch.device) -> tuple[Trainer, list[str]]:

@@ -29,6 +29,41 @@ class Progress:
     """Epoch and metrics of the best validation so far; empty before the first one."""
     seconds: float = 0.0
     """Time spent on training steps and validation."""
+    improved_epoch: float = 0
+    """Epoch of the last validation that was better than all before it, for early stopping."""
+
+    @classmethod
+    def from_json(cls, values: object) -> "Progress":
+        """Reads what ``dataclasses.asdict`` gave; versions before early stopping wrote no ``improved_epoch``.
+
+        Raises ValueError if a value has another type or is out of its range.
+
+        Example:
+            >>> Progress.from_json({"step": 3, "finished_epoch_at": 0, "best": {}, "seconds": 1.5}).step
+            3
+        """
+        known = [item.name for item in dataclasses.fields(cls)]
+        if not isinstance(values, dict) or not {*known[:-1]} <= values.keys() <= {*known}:
+            raise ValueError(f"progress must have the keys {', '.join(known)}")
+        best = values["best"]
+        if not isinstance(best, dict) or not all(_is_number(value, float) for value in best.values()):
+            raise ValueError("progress.best must hold numbers")
+        if best and not {"epoch", "ap50"} <= best.keys():
+            raise ValueError("progress.best must have the keys epoch and ap50")
+        values = {"improved_epoch": best.get("epoch", 0), **values}
+        for name in known:
+            kind = int if name in ("step", "finished_epoch_at") else float
+            if name != "best" and not _is_number(values[name], kind):
+                raise ValueError(f"progress.{name} must be a number of at least 0")
+        if values["finished_epoch_at"] > values["step"]:
+            raise ValueError("progress.finished_epoch_at must be at most progress.step")
+        return cls(**values)
+
+
+def _is_number(value: object, kind: type) -> bool:
+    """Whether a JSON value is a number from 0 to below 2^63; an integer if ``kind`` is int."""
+    accepted = (int,) if kind is int else (int, float)
+    return isinstance(value, accepted) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 @dataclass
@@ -80,13 +115,14 @@ class TrainingState:
                         f"{path}: this run has {name} {value!r}, got {identity[name]!r}; "
                         "resume it with its own options, or start a new run with another --out"
                     )
+            self.progress = Progress.from_json(header["progress"])
             self._restore(tensors)
-            self.scaler.load_state_dict(header["scaler"])
-            self.progress = Progress(**header["progress"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            self._restore_scaler(header["scaler"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{path}: does not fit this model ({str(error).splitlines()[0]})") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{path}: does not fit this model ({reason[:200]})") from error
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {
@@ -105,13 +141,27 @@ class TrainingState:
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "extras": {}}
         for name, value in tensors.items():
             part, rest = name.split(".", 1)
+            # Squared gradients of an optimizer may overflow in a healthy run, weights may not.
+            if part != "optimizer" and value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(f"{name} has values that are not finite")
             if part == "optimizer":
                 key, owner = rest.split(".", 1)
-                self.optimizer.state[parameters[owner]][key] = _like(parameters[owner], value)
+                self.optimizer.state[parameters[owner]][key] = _like(parameters[owner], value, name)
             else:
                 parts[part][rest] = value
         for prefix, module in self._modules().items():
             module.load_state_dict(parts[prefix])
+
+    def _restore_scaler(self, saved: object) -> None:
+        """Restores the gradient scaler, whose state is empty unless it is used (float16)."""
+        if not self.scaler.is_enabled():
+            return
+        current = self.scaler.state_dict()
+        if not isinstance(saved, dict) or saved.keys() != current.keys():
+            raise ValueError(f"scaler must have the keys {', '.join(current)}")
+        if not all(_is_number(value, type(current[name])) for name, value in saved.items()):
+            raise ValueError("scaler must hold positive numbers")
+        self.scaler.load_state_dict(saved)
 
     def _modules(self) -> dict[str, nn.Module]:
         """The modules whose tensors are saved, by their prefix in the file."""
@@ -124,10 +174,12 @@ class TrainingState:
         return dict(self.model.named_parameters()) | extras
 
 
-def _like(parameter: Tensor, value: Tensor) -> Tensor:
+def _like(parameter: Tensor, value: Tensor, name: str) -> Tensor:
     """``value`` with the device and memory format of its parameter, as optimizers expect; counters are only copied."""
-    if value.shape != parameter.shape:
+    if value.ndim == 0:
         return value.clone()
+    if value.shape != parameter.shape:
+        raise ValueError(f"{name} has the shape {[*value.shape]}, its parameter {[*parameter.shape]}")
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

@@ -17,20 +17,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from danet.checkpoint import save_weights
 from danet.data.coco_dataset import ImageRecord
-from danet.data.loader import Batch, DetectionDataset, EpochSampler, make_loader
+from danet.data.loader import Batch, DetectionDataset, EpochSampler, LoaderWorkerError, make_loader
 from danet.evaluation.metrics import quick_metrics
 from danet.inference.detector import Detector
 from danet.inference.predict import predict
 from danet.losses import DetectionLoss
 from danet.models import DANet
-from danet.training.log import TrainingLog
-from danet.training.optimizer import average_weights, build_optimizer, freeze_norms, learning_rate
+from danet.training.learning_curves import write_curve_pictures
+from danet.training.log import TrainingLog, epochs_after
+from danet.training.optimizer import average_weights, build_optimizer, freeze_norms, freeze_parts, learning_rate
 from danet.training.options import TrainOptions
-from danet.training.run_folder import BEST, STATE, WEIGHTS
+from danet.training.previews import write_previews
+from danet.training.run_folder import BEST, STATE, WEIGHTS, RunLock, lock_run_folder
 from danet.training.state import TrainingState, fixed_options
 from danet.utils import distributed
-from danet.utils.errors import UserError
-from danet.utils.files import atomic_path
+from danet.utils.errors import FaultError, UserError
+from danet.utils.files import DISK_FAULTS, atomic_path, write_error
 from danet.utils.memory_format import channels_last
 
 VALIDATION_BATCH = 8
@@ -39,6 +41,10 @@ VALIDATION_CHUNK = 64
 """Validation images between two checks for a stop signal."""
 VALIDATION_SCORE_THRESHOLD = 0.05
 """Detections with a lower score are left out of the validation metrics."""
+MIN_CURVE_INTERVAL_S = 60.0
+"""Seconds between two drawings of the curves."""
+MAX_DRAWING_SHARE = 0.02
+"""Maximum share of the training time that the drawing of the curves takes; a long run draws them less often."""
 
 
 class Trainer:
@@ -89,6 +95,7 @@ class Trainer:
         if options.freeze_norm:
             freeze_norms(self.model)
             freeze_norms(self.extra_losses)
+        freeze_parts(self.model, options.freeze)
         self.criterion = DetectionLoss(self.model, options.assignment)
         self.autocast = _autocast_dtype(options.amp, device)
         self.state = TrainingState(
@@ -99,8 +106,13 @@ class Trainer:
             scaler=torch.amp.GradScaler(device.type, enabled=self.autocast == torch.float16),
         )
         self.stop = threading.Event()
+        self.end_reason = ""
+        """Why a finished run ended before its last epoch, if it did."""
         self._saved_at = time.monotonic()
-        self.log: TrainingLog | None = None  # ``run`` opens it in rank 0, the only process that writes files
+        self._saved_step: int | None = None
+        self._next_curves = 0.0
+        self.log: TrainingLog | None = None  # ``run`` sets these two in rank 0, the only process that writes files
+        self.lock: RunLock | None = None
 
     @property
     def model_to_save(self) -> DANet:
@@ -118,50 +130,113 @@ class Trainer:
         if not path.exists():
             return
         self.state.load(path, self._identity())
+        self._saved_step = self.state.progress.step
         self.sampler.start_step = self.state.progress.step
         if self.sampler.start_step > self.sampler.total_steps:
             epochs = self.sampler.start_step / self.sampler.steps_per_epoch
             raise UserError(f"{path}: has {epochs:g} epochs already, got --epochs {self.options.epochs}; give more")
 
-    def run(self) -> bool:
+    def run(self, lock: RunLock | None = None) -> bool:
         """Trains to the last epoch and returns True; on a stop signal, saves the state and returns False.
 
+        Args:
+            lock: the lock of the run folder, see ``lock_run_folder``; by default the folder is locked here.
+
         Raises:
-            UserError: a loss or a gradient is not finite, or an image cannot be read.
+            UserError: a loss or a gradient is not finite, an image cannot be read, or another training writes into the
+                folder.
+            FaultError: the disk is full, the folder was removed, or a loader process was killed. The last saved state
+                is whole.
         """
         self.network: DANet | DistributedDataParallel = self.model  # the wrapper averages gradients over processes
         if distributed.world_size() > 1:
             device_ids = [self.device] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.model, device_ids=device_ids)
-        with contextlib.ExitStack() as stack:
-            if distributed.rank() == 0:
-                steps = {"total_steps": self.sampler.total_steps, "steps_per_epoch": self.sampler.steps_per_epoch}
-                self.log = stack.enter_context(TrainingLog(self.options, self.state.progress, **steps))
-            stack.enter_context(_stop_on_signals(self.stop))
-            self._save()
-            return self._loop()
+        try:
+            with contextlib.ExitStack() as stack:
+                if distributed.rank() == 0:
+                    self.lock = lock or stack.enter_context(lock_run_folder(self.folder))
+                    steps = {"total_steps": self.sampler.total_steps, "steps_per_epoch": self.sampler.steps_per_epoch}
+                    self.log = stack.enter_context(TrainingLog(self.options, self.state.progress, **steps))
+                stack.enter_context(_stop_on_signals(self.stop))
+                self._next_curves = time.monotonic() + MIN_CURVE_INTERVAL_S
+                self._save()
+                if self.log and self.options.plots:
+                    write_previews(self.dataset, self.sampler, self.folder)
+                return self._loop()
+        except FaultError as error:
+            raise FaultError(f"{error}; {self._what_is_saved()}") from error
+        except OSError as error:  # of TensorBoard's files
+            if error.errno not in DISK_FAULTS:
+                raise
+            raise FaultError(f"{write_error(self.folder, error)}; {self._what_is_saved()}") from error
+
+    def _what_is_saved(self) -> str:
+        stopped = f"training stopped after step {self.state.progress.step}"
+        if self._saved_step is None or not (self.folder / STATE).is_file():
+            return f"{stopped}, no state is saved"
+        return f"{stopped}, the state of step {self._saved_step} is saved; danet train --resume {self.folder} continues"
 
     def _loop(self) -> bool:
         progress = self.state.progress
         if progress.step and progress.step % self.sampler.steps_per_epoch == 0:
             self._end_epoch()  # needed if the run was interrupted during the validation of this epoch
-        pinned = self.device.type == "cuda"
-        batches = iter(make_loader(self.dataset, self.sampler, workers=self.options.workers or 0, pin_memory=pinned))
-        while progress.step < self.sampler.total_steps:
-            if distributed.any_process(self.stop.is_set(), self.device):
-                self._save()
-                return False
-            started = time.monotonic()
-            self._step(_next_batch(batches))
-            progress.seconds += time.monotonic() - started
-            if progress.step % self.sampler.steps_per_epoch == 0:
-                self._end_epoch()
-            elif self._save_due():
-                self._save()
+        loader = make_loader(
+            self.dataset,
+            self.sampler,
+            workers=self.options.workers or 0,
+            pin_memory=self.device.type == "cuda",
+            worker_start=self.lock.close_in_child if self.lock else None,
+        )
+        with contextlib.closing(iter(loader)) as batches:
+            while progress.step < self.sampler.total_steps and not self._is_over():
+                if distributed.any_process(self.stop.is_set(), self.device):
+                    self._save()
+                    self._draw_curves()
+                    return False
+                if self.lock:
+                    self.lock.check()
+                started = time.monotonic()
+                batch = self._next_batch(batches)
+                if batch is None:
+                    continue
+                self._step(batch)
+                progress.seconds += time.monotonic() - started
+                if progress.step % self.sampler.steps_per_epoch == 0:
+                    self._end_epoch()
+                elif self._save_due():
+                    self._save()
         if distributed.any_process(self.stop.is_set(), self.device):
             return False
-        self._finish()
-        return True
+        return self._finish()
+
+    def _is_over(self) -> bool:
+        """Whether early stopping or the time limit ends the run before its last epoch, the same in all processes."""
+        options, progress = self.options, self.state.progress
+        epoch = progress.finished_epoch_at / self.sampler.steps_per_epoch
+        if options.patience and epoch - progress.improved_epoch >= options.patience:
+            self.end_reason = f"AP50 did not rise for {options.patience} epochs (patience)"
+        elif options.max_minutes is not None and progress.seconds >= 60 * options.max_minutes:
+            self.end_reason = f"the time limit of {options.max_minutes:g} minutes is reached (max_minutes)"
+        if not options.patience and options.max_minutes is None:
+            return False
+        return distributed.any_process(bool(self.end_reason), self.device)
+
+    def _next_batch(self, batches: Iterator[Batch]) -> Batch | None:
+        """The next batch, or None after a stop signal that has ended the loader processes, too."""
+        try:
+            return next(batches)
+        except LoaderWorkerError as error:
+            if self.stop.is_set():
+                return None
+            self._save()
+            raise FaultError(
+                f"{error}; the system ends a process when the memory is exhausted: try fewer --workers, a smaller "
+                "--batch or --cache_mb"
+            ) from error
+        except UserError:
+            self._save()
+            raise
 
     def _step(self, batch: Batch) -> None:
         """Updates the weights once. Raises UserError before the update if a loss or gradient is not finite."""
@@ -230,19 +305,31 @@ class Trainer:
         metrics = None
         if self.validation and (epoch % options.val_every == 0 or progress.step == self.sampler.total_steps):
             self._save()
-            started = time.monotonic()
-            metrics = self._validate()
-            progress.seconds += time.monotonic() - started
+            metrics = self._record_validation(self.log)
             if metrics is None:  # stopped by a signal; the resumed run starts with this validation
                 return
-            # Of epochs with equal AP50, keep the last: the scores of detections still rise when AP50 does not.
-            if metrics["ap50"] >= progress.best.get("ap50", 0.0):
-                progress.best = {"epoch": epoch, **metrics}
-                self._save_weights(BEST, progress.best)
-            self.log.validation(progress.step, metrics)
         progress.finished_epoch_at = progress.step
         self.log.end_epoch(epoch, learning_rate(progress.step - 1, self.sampler.total_steps, options), metrics)
         self._save()
+        if time.monotonic() >= self._next_curves:
+            self._draw_curves()
+
+    def _record_validation(self, log: TrainingLog) -> dict[str, float] | None:
+        """Validates and keeps the weights if they are the best so far; None if a stop signal arrived."""
+        progress, started = self.state.progress, time.monotonic()
+        metrics = self._validate()
+        progress.seconds += time.monotonic() - started
+        if metrics is None:
+            return None
+        epoch, best = epochs_after(progress.step, self.sampler.steps_per_epoch), progress.best.get("ap50", -1.0)
+        if metrics["ap50"] > best:
+            progress.improved_epoch = epoch
+        # Of epochs with equal AP50, keep the last: the scores of detections still rise when AP50 does not.
+        if metrics["ap50"] >= best:
+            progress.best = {"epoch": epoch, **metrics}
+            self._save_weights(BEST, progress.best)
+        log.validation(progress.step, metrics)
+        return metrics
 
     def _validate(self) -> dict[str, float] | None:
         """Returns the metrics on the validation images, or None if a stop signal arrived."""
@@ -261,22 +348,44 @@ class Trainer:
         return due or seconds >= self.options.save_every_minutes * 60
 
     def _save(self) -> None:
-        if self.log:
+        if self.log and self.lock:
+            self.lock.check()  # a removed folder would be created again, with this file only
             self.state.save(self.folder / STATE, self._identity())
+            self._saved_step = self.state.progress.step
         self._saved_at = time.monotonic()
 
     def _save_weights(self, name: str, metrics: dict[str, float]) -> None:
         save_weights(self.folder / name, self.model_to_save, {"step": self.state.progress.step, "validation": metrics})
 
-    def _finish(self) -> None:
-        """Writes the final weights: those of the best epoch, or the last weights if no epoch was validated."""
+    def _finish(self) -> bool:
+        """Writes the final weights: those of the best epoch, or the last weights if no epoch was validated.
+
+        A time limit ends a run in the middle of an epoch: its weights are validated first. Returns False if a signal
+        stopped that.
+        """
         if self.log is None:
-            return
-        if self.state.progress.best:
+            return True
+        progress = self.state.progress
+        if progress.step < self.sampler.total_steps:
+            self._save()
+            if self.validation and self.log.validated_step != progress.step and not self._record_validation(self.log):
+                return False
+            self._save()
+        if progress.best:
             with atomic_path(self.folder / WEIGHTS) as temporary:
                 shutil.copyfile(self.folder / BEST, temporary)
         else:
             self._save_weights(WEIGHTS, {})
+        self._draw_curves()
+        return True
+
+    def _draw_curves(self) -> None:
+        """Draws the curves of losses and metrics, unless ``options.plots`` is off."""
+        if self.log and self.options.plots:
+            started = time.monotonic()
+            write_curve_pictures(self.folder)
+            duration = time.monotonic() - started
+            self._next_curves = time.monotonic() + max(MIN_CURVE_INTERVAL_S, duration / MAX_DRAWING_SHARE)
 
     def _identity(self) -> dict:
         """Values by name that must be the same when the run is resumed."""
@@ -285,35 +394,30 @@ class Trainer:
 
 @contextlib.contextmanager
 def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Sets ``stop`` on Ctrl-C (SIGINT) and on SIGTERM, so that the current step is finished first.
+    """Sets ``stop`` on Ctrl-C (SIGINT), SIGTERM and SIGHUP, so that the current step is finished first.
 
-    A second signal raises KeyboardInterrupt at once. The previous handlers are restored at the end. Outside of the
-    main thread this does nothing, because Python allows signal handlers only there.
+    A second Ctrl-C raises KeyboardInterrupt at once. Other signals may come in pairs: systemd sends SIGTERM and SIGHUP.
+    A SIGHUP that is ignored, as after nohup, stays ignored. The previous handlers are restored at the end. Outside of
+    the main thread this does nothing, because Python allows signal handlers only there.
     """
 
     def handle(number: int, _: object) -> None:
-        if stop.is_set():
+        if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        handled.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, handle) for number in handled}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _next_batch(batches: Iterator[Batch]) -> Batch:
-    try:
-        return next(batches)
-    except UserError as error:
-        # The message of an error in a worker process is a whole traceback; keep its last line.
-        prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix(prefix)) from error
 
 
 def _combine_seeds(*seeds: int) -> int:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import yaml
 
-from danet.utils.errors import UserError
-from danet.utils.files import check_folder, read_text
+from danet.utils.errors import FaultError, UserError
+from danet.utils.files import DISK_FAULTS, check_folder, read_text
 from danet.utils.typed_options import Option, OptionValues, convert, members, sequence_type, suggestion, type_name
 
 Options = typing.TypeVar("Options")
@@ -42,7 +42,8 @@ def run(
     """Parses ``argv`` into an ``options`` dataclass, calls ``command(options)`` and returns the exit code.
 
     Values are taken from the defaults, then ``--preset``, then ``--config FILE``, then the command line. An unknown
-    option, an invalid value, and a UserError or OSError of the command print one line and return 2; Ctrl-C returns 130.
+    option, an invalid value, and a UserError or OSError of the command print one line and return 2 (1 after a
+    FaultError, such as a full disk); Ctrl-C returns 130.
 
     Raises:
         SystemExit: after ``--help`` and ``--print_config``, and if OpenCV cannot be loaded.
@@ -72,14 +73,15 @@ def run(
             check_folder(Path(report).parent)
         return command(parsed) or 0
     except UserError as error:
-        message = str(error)
+        message, code = str(error), error.exit_code
     except OSError as error:  # for example a full disk; a traceback would not help
+        code = FaultError.exit_code if error.errno in DISK_FAULTS else UserError.exit_code
         message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     print(f"{prog}: error: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 def prepare_opencv() -> None:

@@ -145,6 +145,38 @@ def contact_sheet(tiles: Sequence[np.ndarray], columns: int, titles: Sequence[st
 
 
 TITLE_SCALE = 0.38
+LEGEND_HEIGHT_PIXELS = 26
+LEGEND_SCALE = 0.5
+
+
+def add_legend(sheet: np.ndarray, entries: Sequence[tuple[tuple[int, int, int], str]]) -> np.ndarray:
+    """Puts a legend above a sheet: a coloured square and a text for each entry, in as many rows as they need.
+
+    Args:
+        sheet: uint8 BGR ``[H, W, 3]``.
+        entries: BGR colour and text.
+
+    Returns:
+        uint8 BGR ``[H + legend, W, 3]``.
+
+    Example:
+        >>> add_legend(np.zeros((100, 200, 3), np.uint8), [((0, 0, 255), "detected")]).shape
+        (126, 200, 3)
+    """
+    width, square, gap = sheet.shape[1], 12, 8
+    places, x, row = [], gap, 0
+    for _, text in entries:
+        length = square + 6 + cv2.getTextSize(text, FONT, LEGEND_SCALE, 1)[0][0] + 2 * gap
+        if x > gap and x + length > width:
+            x, row = gap, row + 1
+        places.append((x, row * LEGEND_HEIGHT_PIXELS))
+        x += length
+    legend = np.full(((row + 1) * LEGEND_HEIGHT_PIXELS, width, 3), 40, np.uint8)
+    for (color, text), (left, top) in zip(entries, places, strict=True):
+        cv2.rectangle(legend, (left, top + 7), (left + square, top + 7 + square), color, -1)
+        place = left + square + 6, top + 18
+        cv2.putText(legend, text, place, FONT, LEGEND_SCALE, (230, 230, 230), 1, cv2.LINE_AA)
+    return np.vstack([legend, sheet])
 
 
 def _shorten(text: str, width: int) -> str:

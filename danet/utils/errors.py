@@ -13,6 +13,20 @@ class UserError(ValueError):
         "train.json: image 'a.png' does not exist"
     """
 
+    exit_code = 2
+    """Exit code of a command that ends with this error."""
+
+
+class FaultError(UserError):
+    """A fault of the machine in the middle of a run, such as a full disk or a killed process; commands exit with 1.
+
+    Example:
+        >>> FaultError("runs/a/metrics.csv: cannot be written (No space left on device)").exit_code
+        1
+    """
+
+    exit_code = 1
+
 
 def check_values(
     options: object, names: Sequence[str], requirement: str, is_valid: Callable[[float], bool], *, prefix: str = ""

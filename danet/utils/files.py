@@ -1,14 +1,19 @@
 """Reads text and JSON files; writes output files atomically."""
 
 import contextlib
+import errno
+import glob
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from danet.utils.errors import UserError
+from danet.utils.errors import FaultError, UserError
+
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Numbers of OSErrors that a full or broken disk causes: the same command succeeds once the disk is in order."""
 
 
 @contextlib.contextmanager
@@ -19,7 +24,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     exception it is removed, and an older file ``path`` is unchanged.
 
     Raises:
-        UserError: the file cannot be written, for example because the disk is full or ``path`` is a folder.
+        UserError: the file cannot be written, for example because ``path`` is a folder; FaultError if the disk is full.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +38,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        raise write_error(path, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -46,9 +51,38 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, name):  # an error of another file
             raise
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_error(path: str | os.PathLike, error: OSError) -> UserError:
+    """The error to raise when a file cannot be written: FaultError for a full or broken disk, otherwise UserError.
+
+    Example:
+        >>> str(write_error("a.csv", OSError(errno.ENOSPC, "No space left on device")))
+        'a.csv: cannot be written (No space left on device)'
+    """
+    kind = FaultError if error.errno in DISK_FAULTS else UserError
+    return kind(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def remove_temporary_files(folder: str | os.PathLike, names: Iterable[str]) -> None:
+    """Removes what ``atomic_path`` leaves in ``folder`` if its process is killed while it writes one of ``names``.
+
+    Call it only when no other process writes these files.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, ".a-k3xb09_q.txt").write_text("incomplete")
+        ...     remove_temporary_files(folder, ["a.txt"])
+        ...     os.listdir(folder)
+        []
+    """
+    for name in names:
+        # mkstemp puts eight random characters between prefix and suffix.
+        for leftover in Path(folder).glob(f".{glob.escape(Path(name).stem)}-{'?' * 8}{glob.escape(Path(name).suffix)}"):
+            leftover.unlink(missing_ok=True)
 
 
 def check_folder(path: str | os.PathLike) -> None:

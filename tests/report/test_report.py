@@ -145,6 +145,8 @@ def test_training_page_content(training, reports):
         "val: Curves",
         "by size",
         "local_contrast on",
+        "first training samples, augmented",
+        "Confusion matrix",
     ):
         assert words in page.text
     assert "Finished, after 4 steps" in page.text and "run <i>1</i>" in page.text
@@ -155,6 +157,55 @@ def test_training_page_content(training, reports):
     words = shlex.split(command.replace("\\\n", " "))[2:]
     saved = cli.parse(TrainOptions, ["--config", str(training / "config.yaml")])
     assert cli.parse(TrainOptions, words) == saved and saved.epochs == 2
+
+
+def test_pictures_are_enlarged_by_a_click(reports):
+    """Without a script: an open <details> element shows its picture in full size."""
+    for kind in ("training", "evaluation"):
+        page = check(reports[kind])
+        zooms = [
+            attributes for name, attributes in page.elements if name == "details" and attributes.get("class") == "zoom"
+        ]
+        assert len(zooms) == len(page.all("img")) > 3
+        assert ".zoom[open] img { width: auto; max-width: none; }" in page.source
+        sheets = [image for image in page.all("img") if "worst misses" in image["alt"]]
+        assert all(int(image["width"]) > 1000 for image in sheets)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.csv", "step,epoch,lr,loss,cls,grad_norm\ninf,1,0.1,2,1,3\n"),
+        ("metrics.csv", "step,epoch,lr,loss,cls,grad_norm\n1,1,0.1\n"),
+        ("metrics.csv", "1,1,0.1,2,1,3\n2,1,0.1,2,1,3\n"),
+        ("metrics.csv", f"step,epoch,lr,loss,grad_norm\n1,1,0.1,2,{'9' * 200_000}\n"),
+        ("validation.csv", "4,2,0.1,0.2,0.3,0.4,0.5,0.6,0.7\n"),
+        ("validation.csv", "step,epoch,ap50\n4,2,0.1\n"),
+        ("config.yaml", "val: " + "[" * 3000),
+        ("val/metrics.json", "[]"),
+        ("val/metrics.json", '{"criterion": []}'),
+        ("val/metrics.json", "[" * 100_000),
+        ("val/curves.csv", f"criterion,score\niou50,{'9' * 200_000}\n"),
+    ],
+)
+def test_report_of_damaged_files_is_one_line(training, tmp_path, capsys, name, text):
+    shutil.copytree(training, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(text)
+    assert main([str(tmp_path / "run"), "--frames", "0", "--quiet"]) == 2
+    error = only_error(capsys)
+    assert str(tmp_path / "run") in error and len(error) < 700
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e-320", "1e308", "-3"])
+def test_report_of_extreme_numbers(training, tmp_path, value):
+    shutil.copytree(training, tmp_path / "run")
+    for name in ("metrics.csv", "validation.csv"):
+        head, *rows = (training / name).read_text().splitlines()
+        rows = [",".join([*row.split(",")[:2], *[value] * (head.count(",") - 1)]) for row in rows]
+        (tmp_path / "run" / name).write_text("\n".join([head, *rows, ""]))
+    assert main([str(tmp_path / "run"), "--frames", "0", "--quiet"]) == 0
+    check(tmp_path / "run" / "report.html")
 
 
 def test_report_json_option(training, tmp_path, capsys):

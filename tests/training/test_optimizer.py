@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from danet.training.optimizer import average_weights, build_optimizer, freeze_norms, learning_rate
+from danet.training.optimizer import average_weights, build_optimizer, freeze_norms, freeze_parts, learning_rate
 from danet.training.options import TrainOptions
 
 
@@ -54,3 +54,15 @@ def test_freeze_norms():
     model(torch.randn(8, 2)).square().sum().backward()
     assert model[1].running_mean.eq(0).all() and model[1].num_batches_tracked == 0
     assert model[1].weight.grad.ne(0).all()
+
+
+def test_freeze_parts_keeps_parameters_and_statistics():
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), nn.Linear(3, 1)).train()
+    freeze_parts(model, ["0"])
+    optimizer = build_optimizer(model, TrainOptions(lr=0.1))
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    assert trained == {*model[1].parameters()}
+    before = {name: value.clone() for name, value in model[0].state_dict().items()}
+    model(torch.randn(8, 2)).square().sum().backward()
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model[0].state_dict().items())

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from danet.utils.errors import UserError
+from danet.utils.errors import FaultError, UserError
 from danet.utils.files import atomic_path, check_folder, read_json, write_json
 
 
@@ -63,14 +63,15 @@ def test_write_json_names_the_file_after_a_system_error(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"a\.json: cannot be written \(File too large\)"):
+        with pytest.raises(FaultError, match=r"a\.json: cannot be written \(File too large\)"):
             write_json(tmp_path / "a.json", "x" * 10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="folder: cannot be written"):
+    with pytest.raises(UserError, match="folder: cannot be written") as error:
         write_json(tmp_path / "folder", 1)
+    assert not isinstance(error.value, FaultError)  # a wrong path, not a fault of the machine
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
