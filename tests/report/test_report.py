@@ -167,9 +167,8 @@ def test_pictures_are_enlarged_by_a_click(reports):
             attributes for name, attributes in page.elements if name == "details" and attributes.get("class") == "zoom"
         ]
         assert len(zooms) == len(page.all("img")) > 3
-        assert ".zoom[open] img { width: auto; max-width: none; }" in page.source
-        sheets = [image for image in page.all("img") if "worst misses" in image["alt"]]
-        assert all(int(image["width"]) > 1000 for image in sheets)
+        assert ".zoom[open] img { width: calc(1.5 * var(--width)); max-width: none; }" in page.source
+        assert all(image["style"] == f"--width: {image['width']}px" for image in page.all("img"))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +196,7 @@ def test_report_of_damaged_files_is_one_line(training, tmp_path, capsys, name, t
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "1e-320", "1e308", "-3"])
+@pytest.mark.parametrize("value", ["1e-320", "1e308"])
 def test_report_of_extreme_numbers(training, tmp_path, value):
     shutil.copytree(training, tmp_path / "run")
     for name in ("metrics.csv", "validation.csv"):
