@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from danet.__main__ import COMMANDS
 
@@ -71,20 +72,9 @@ def test_importing_ops_does_not_load_the_compiler():
     assert [name for name in added if name.startswith(("torch._dynamo", "torch._inductor", "sympy"))] == []
 
 
-COUNT_FLOPS = """
-import torch
-{first}
-{second}
-with FlopCounterMode(display=False) as counter:
-    danet.ops.rep_conv(torch.zeros(1, 4, 8, 8), torch.zeros(6, 4, 3, 3), None)
-print(counter.get_total_flops())
-"""
+def test_constant_of_rep_conv_is_marked_as_torch_marks_it():
+    """`rep_conv` marks it without torch.compiler, which would import the compiler."""
+    from danet.ops.rep_conv import _allows_tf32
 
-
-@pytest.mark.parametrize("order", ["counter first", "operators first"])
-def test_flop_counter_counts_operators(order):
-    imports = ["from torch.utils.flop_counter import FlopCounterMode", "import danet.ops"]
-    first, second = imports if order == "counter first" else imports[::-1]
-    script = COUNT_FLOPS.format(first=first, second=second)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(done.stdout) == 2 * (6 * 8 * 8) * (4 * 3 * 3)
+    marked = torch.compiler.assume_constant_result(lambda: False)
+    assert vars(marked) == vars(_allows_tf32) and vars(marked)

@@ -1,6 +1,7 @@
 """Model size: parameters and floating-point operations (FLOPs) of the deployed network."""
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from danet.models.danet import DANet
 
@@ -35,8 +36,6 @@ def count_flops(model: DANet, size: tuple[int, int] = (256, 320)) -> int:
         >>> count_flops(build_model(ModelConfig(name="danet_nano")), (64, 64)) > 1e6
         True
     """
-    from torch.utils.flop_counter import FlopCounterMode  # it imports torch._dynamo, which takes seconds
-
     fused = model.fused()
     parameter = next(fused.buffers())
     image = torch.zeros(1, model.config.input_channels, *size, device=parameter.device, dtype=parameter.dtype)

@@ -8,19 +8,15 @@ first such call warns.
 
 import ctypes
 import functools
-import importlib.util
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 CPU_LIBRARY = Path(os.environ.get("DANET_LIBRARY") or Path(__file__).with_name("libdanet.so"))
 """The environment variable DANET_LIBRARY selects another build, such as one with sanitizers."""
@@ -128,52 +124,6 @@ def call(name: str, *arguments: Any) -> Tensor:
         raise
 
 
-FLOP_COUNTER = "torch.utils.flop_counter"
-
-
-class FlopFormulas(MetaPathFinder):
-    """FLOP formulas, which torch's counter learns as soon as a program imports it.
-
-    ``torch.utils.flop_counter`` imports torch._dynamo, which takes seconds, so that danet.ops must not import it. The
-    formulas wait here, as a finder in ``sys.meta_path``, until another module does.
-    """
-
-    def __init__(self) -> None:
-        self.waiting: dict[str, Callable] = {}
-
-    def add(self, name: str, formula: Callable) -> None:
-        """Registers the formula of torch.ops.danet.<name> now or when the counter is imported."""
-        self.waiting[name] = formula
-        if FLOP_COUNTER in sys.modules:
-            self._register(sys.modules[FLOP_COUNTER])
-        elif self not in sys.meta_path:
-            sys.meta_path.insert(0, self)
-
-    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Finds only the counter, by the other finders, and appends the registration to its execution."""
-        if name != FLOP_COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                self._register(module)
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
-
-    def _register(self, counter: ModuleType) -> None:
-        while self.waiting:
-            name, formula = self.waiting.popitem()
-            counter.register_flop_formula(getattr(torch.ops.danet, name))(formula)
-
-
-flop_formulas = FlopFormulas()
-
-
 def register(
     name: str, tensors: int, *, fake: Callable, batched: Sequence[int] | None = None, flops: Callable | None = None
 ) -> None:
@@ -187,7 +137,7 @@ def register(
     torch.library.register_fake(f"danet::{name}", fake)
     torch.library.register_vmap(f"danet::{name}", _vmap_rule(name, tensors, batched))
     if flops is not None:
-        flop_formulas.add(name, flops)
+        register_flop_formula(getattr(torch.ops.danet, name))(flops)
 
 
 def register_gradient(

@@ -129,8 +129,8 @@ def check_inputs(options: Any, inputs: Mapping[str, Names]) -> None:
     for name, words in inputs.items():
         value = functools.reduce(getattr, name.split("."), options)
         for each in value if isinstance(value, list) else [value]:
-            path = getattr(each, "path", each)  # of a DataSource
-            is_path = path is not None and path not in words and not path.isdecimal() and "://" not in path
+            path = str(getattr(each, "path", each))  # of a DataSource
+            is_path = each is not None and path not in words and not path.isdecimal() and "://" not in path
             if is_path and not any(sign in path for sign in "*?[") and not os.path.exists(path):
                 raise UserError(f"{path}: no such file or folder")
 
@@ -246,7 +246,9 @@ def _split(argv: Names, known: Mapping[str, Option]) -> tuple[list[tuple[str, li
     has elements, a switch only true or false if it follows; ``--no-switch`` is false. After a lone ``--``, no word is
     an option.
     """
-    typed, loose, rest = [], [], list(argv)
+    typed: list[tuple[str, list[str]]] = []
+    loose: list[str] = []
+    rest = list(argv)
     while rest:
         word = rest.pop(0)
         if word == "--":

@@ -4,11 +4,13 @@ import contextlib
 import errno
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from danet.utils.errors import UserError
 
@@ -26,6 +28,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 OUT_OF_MEMORY = re.compile(r"out of memory|(can't|unable to|failed to) allocate|insufficient memory", re.IGNORECASE)
 MAX_FRAMES = 100
 """Innermost stack frames that are searched for the file that an unexpected error is about."""
+MAX_PATH_CHARACTERS = 4096
 MAX_LINE_CHARACTERS = 1000
 """A longer message, such as one that quotes a file, is cut in its middle."""
 
@@ -102,26 +105,37 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _fail(prog: str, message: str, code: int) -> int:
-    try:
-        print(f"{prog}: {one_line(message)}", file=sys.stderr)
-        sys.stdout.flush()
-    except OSError:  # stdout or stderr is closed, or its disk is full
-        _discard_unread_output()
+    for stream, text in ((sys.stderr, f"{prog}: {one_line(message)}\n"), (sys.stdout, "")):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:  # it is closed, or its disk is full
+            _discard(stream)
     return code
 
 
 def _discard_unread_output() -> bool:
-    """Sends what is left of stdout to nowhere if its reader has ended, so that Python does not fail on exit either."""
+    """Sends what is left of stdout and stderr to nowhere if their reader has ended; returns whether one has."""
+    without_reader = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+    for stream in without_reader:  # otherwise Python prints an error when it flushes the stream on exit
+        _discard(stream)
+    return bool(without_reader)
+
+
+def _has_no_reader(stream: TextIO) -> bool:
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        with contextlib.suppress(OSError):  # stdout is not a file
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
-        return True
-    return False
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except OSError:  # not a file
+        return False
+
+
+def _discard(stream: TextIO) -> None:
+    with contextlib.suppress(OSError):  # not a file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _locate(error: Exception) -> tuple[Path | None, str]:
@@ -143,6 +157,6 @@ def _files(frame: FrameType) -> Iterator[Path]:
     """Existing files that local variables, or their attribute ``path``, name."""
     for value in frame.f_locals.values():
         for candidate in (value, getattr(value, "__dict__", {}).get("path")):
-            is_name = isinstance(candidate, str) and "." in candidate and len(candidate) < 4096
-            if (is_name or isinstance(candidate, Path)) and "\0" not in str(candidate) and os.path.isfile(candidate):
-                yield Path(candidate)
+            is_name = isinstance(candidate, str) and "." in candidate and len(candidate) < MAX_PATH_CHARACTERS
+            if (is_name or isinstance(candidate, Path)) and os.path.isfile(str(candidate)):
+                yield Path(str(candidate))

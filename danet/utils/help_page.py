@@ -93,7 +93,8 @@ def _short_text(option: Option) -> str:
     """The first sentence of an option's help, its choices, and its default if the sentence does not tell it."""
     sentence = re.split(r"(?<=\.) ", option.help, maxsplit=1)[0]
     facts = []
-    if typing.get_origin(option.hint) is Literal and not all(str(c) in sentence for c in typing.get_args(option.hint)):
+    choices = typing.get_args(option.hint) if typing.get_origin(option.hint) is Literal else ()
+    if not all(re.search(rf"\b{re.escape(str(choice))}\b", sentence) for choice in choices):
         facts.append(type_name(option.hint))
     if option.default is dataclasses.MISSING:
         facts.append("required")

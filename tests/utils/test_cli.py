@@ -315,14 +315,16 @@ def shown_help(capsys, word: str) -> str:
     with pytest.raises(SystemExit) as stop:
         cli.run(print, Options, prog="danet test", positionals=["data"], page=PAGE, argv=[word])
     assert stop.value.code == 0
-    return capsys.readouterr().out
+    return capsys.readouterr().out.replace("\n" + 30 * " ", " ")  # joins wrapped lines
 
 
 def test_help_shows_groups_and_examples(capsys):
     text = shown_help(capsys, "--help")
     assert text.startswith("usage: danet test [DATA ...]")
     assert "input:\n  --data" in text and "examples:\n  x --count 1\n      one\n" in text
-    assert "Which letter. (default: a)" in text and "How many. (default: 5)" in text and "(required)" in text
+    assert (
+        "Which letter. (one of a, b; default: a)" in text and "How many. (default: 5)" in text and "(required)" in text
+    )
     assert "--inner.sizes" not in text and "--help-all` explains all" in text
 
 
