@@ -13,17 +13,13 @@ Example:
 
 import importlib
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from danet import ops
     from danet.inference.detector import Detector
 
-try:
-    __version__ = version("danet")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+    __version__: str
 
 __all__ = ["Detector", "__version__", "load", "ops"]
 
@@ -52,8 +48,19 @@ def load(weights: str | os.PathLike | None = None, device: str = "cpu", **option
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _read_version()
     if name == "Detector":
         return importlib.import_module("danet.inference.detector").Detector
     if name == "ops":
         return importlib.import_module("danet.ops")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _read_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("danet")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"

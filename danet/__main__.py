@@ -1,5 +1,6 @@
 """The ``danet`` command, also ``python -m danet``: its first word selects one of COMMANDS."""
 
+import sys
 from collections.abc import Sequence
 
 from danet.utils.dispatch import dispatch
@@ -14,10 +15,35 @@ COMMANDS = {
     "export": ("danet.export.__main__", "write a detector as a file for another runtime"),
 }
 
+ALIASES = {"predict": "detect", "val": "evaluate"}
+"""Names of the commands in Ultralytics."""
+
+SYNONYMS = {
+    **dict.fromkeys(("infer", "inference", "run"), "detect"),
+    **dict.fromkeys(("eval", "test", "validate"), "evaluate"),
+    **dict.fromkeys(("fit", "finetune", "fine-tune", "resume"), "train"),
+    **dict.fromkeys(("convert", "onnx"), "export"),
+    **{name: f"data {name}" for name in ("import", "split", "synthesize", "inspect")},
+}
+"""What is suggested for other names."""
+
+CLOSING = """
+start here:
+  danet detect video.mp4                          find drones with the detector of the package
+  danet train --data train.json --val val.json    train a detector
+
+`danet version` prints the version."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that the first word names; returns its exit code."""
-    return dispatch("danet", COMMANDS, argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] in (["version"], ["--version"], ["-V"]):
+        from danet import __version__
+
+        print(f"danet {__version__}")
+        return 0
+    return dispatch("danet", COMMANDS, argv, aliases=ALIASES, synonyms=SYNONYMS, closing=CLOSING)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,31 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from danet.evaluation.ablate_options import AblateOptions
 from danet.utils import cli
 from danet.utils.files import read_text, write_text
+from danet.utils.help_page import HelpPage
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+
+INPUTS = {"val": (), "tune": (), "teacher_small": (), "teacher_medium": (), "teacher_large": ()}
+
+PAGE = HelpPage(
+    {
+        "data": ["val", "tune", "train", "folds", "stride", "class_map"],
+        "variants": ["rows", "more", "seeds"],
+        "metrics": ["target", "criterion", "recall"],
+        "results": ["out", "quiet", "json"],
+        "more": ["config", "print_config", "help", "help_all", "debug"],
+    },
+    {
+        "danet ablate val.json --rows baseline safem+acfa -- --data train.json --epochs 10": (
+            "compare two variants over three seeds; the options after -- go to danet train"
+        ),
+        "danet ablate val.json --folds 3 -- --data train.json": "cross-validation over recordings",
+    },
+)
 
 
 def ablate(options: AblateOptions) -> int:
@@ -22,6 +39,8 @@ def ablate(options: AblateOptions) -> int:
     point. After every seed ablation.md and ablation.json hold the results so far.
     """
     cli.check_out(options)
+    from rich.console import Console
+
     from danet.training.ablation_study import AblationStudy
 
     study = AblationStudy(options)
@@ -51,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--" in argv:
         at = argv.index("--")
         argv = [*argv[:at], f"--train={json.dumps(argv[at + 1 :])}"]
-    return cli.run(ablate, AblateOptions, prog="danet ablate", positionals=["val"], argv=argv)
+    return cli.run(ablate, AblateOptions, prog="danet ablate", positionals=["val"], inputs=INPUTS, page=PAGE, argv=argv)
 
 
 if __name__ == "__main__":

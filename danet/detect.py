@@ -13,7 +13,24 @@ from typing import Any, Literal
 from danet.utils import cli
 from danet.utils.errors import UserError, check_values
 from danet.utils.files import write_json, write_text
+from danet.utils.help_page import HelpPage
 from danet.utils.progress import count_items
+
+PAGE = HelpPage(
+    {
+        "input": ["sources", "weights", "input_size"],
+        "detections": ["score", "iou", "max_detections"],
+        "results": ["out", "save_images", "save_csv", "save_json", "show_scores", "upscale", "quiet", "json"],
+        "machine": ["device", "dtype", "batch", "threads"],
+        "more": ["config", "print_config", "help", "help_all", "debug"],
+    },
+    {
+        "danet detect video.mp4": "find drones with the detector of the package; the results go to runs/detect",
+        "danet detect pictures/ --score 0.3 --out runs/pictures": "a folder of images, with a lower threshold",
+        "danet detect 0": "the first camera; also rtsp://... and other streams",
+        "danet detect video.mp4 --weights runs/first/weights.safetensors": "a detector of your own",
+    },
+)
 
 
 @dataclass
@@ -228,7 +245,10 @@ def _print_summary(figures: dict[str, Any], annotated: Sequence[Path], tables: S
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(detect, DetectOptions, prog="danet detect", positionals=["sources"], argv=argv)
+    inputs = {"sources": (), "weights": ()}
+    return cli.run(
+        detect, DetectOptions, prog="danet detect", positionals=["sources"], inputs=inputs, page=PAGE, argv=argv
+    )
 
 
 if __name__ == "__main__":

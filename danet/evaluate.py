@@ -3,13 +3,29 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from danet.evaluation.evaluate_options import EvaluateOptions
-from danet.evaluation.matching import CRITERIA
+from danet.evaluation.evaluate_options import LOCAL_CONTRAST, EvaluateOptions
 from danet.utils import cli
-from danet.utils.malloc import tune_malloc
+from danet.utils.help_page import HelpPage
+
+if TYPE_CHECKING:  # imported by `evaluate`, so that help and errors of options appear without delay
+    from rich.console import Console
+
+PAGE = HelpPage(
+    {
+        "input": ["weights", "data", "tune", "class_map", "stride", "input_size"],
+        "detections": ["target", "threshold", "criterion", "iou"],
+        "results": ["out", "quiet", "json"],
+        "machine": ["device", "dtype", "batch", "threads"],
+        "more": ["config", "print_config", "help", "help_all", "debug"],
+    },
+    {
+        "danet evaluate weights.safetensors val.json": "all metrics at score 0.5",
+        "danet evaluate weights.safetensors val.json --tune tune.json": "also at a score chosen on other images",
+        "danet evaluate local_contrast val.json": "the classical filter as a baseline",
+    },
+)
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -21,9 +37,12 @@ def evaluate(options: EvaluateOptions) -> None:
     mistakes by size go to `out`.
     """
     cli.check_out(options)
+    from rich.console import Console
+
     from danet.evaluation.evaluator import Evaluator
     from danet.evaluation.tables import print_metrics
     from danet.ops import describe
+    from danet.utils.malloc import tune_malloc
 
     evaluator = Evaluator(options)
     if evaluator.device == "cpu":
@@ -49,14 +68,16 @@ def _width() -> int | None:
     return None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else 150
 
 
-def _print_mistakes(console: Console, content: dict, threshold: float) -> None:
+def _print_mistakes(console: "Console", content: dict, threshold: float) -> None:
+    from danet.evaluation.matching import CRITERIA
+
     criterion = CRITERIA[content["criterion"]].title
     for name, counts in content["mistakes"].items():
         causes = ", ".join(f"{cause} {count}" for cause, count in counts.items()) or "none"
         console.print(f"{name.replace('_', ' ')} at score {threshold:.3f}, {criterion}: {causes}")
 
 
-def _print_speed(console: Console, speed: dict) -> None:
+def _print_speed(console: "Console", speed: dict) -> None:
     if not speed["images"]:
         console.print("speed: not measured, there was only one batch")
         return
@@ -69,7 +90,15 @@ def _print_speed(console: Console, speed: dict) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return cli.run(evaluate, EvaluateOptions, prog="danet evaluate", positionals=["weights", "data"], argv=argv)
+    return cli.run(
+        evaluate,
+        EvaluateOptions,
+        prog="danet evaluate",
+        positionals=["weights", "data"],
+        inputs={"weights": (LOCAL_CONTRAST,), "data": (), "tune": ()},
+        page=PAGE,
+        argv=argv,
+    )
 
 
 if __name__ == "__main__":

@@ -4,24 +4,50 @@ import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from danet.training.options import PRESETS, TrainOptions
+from danet.training.run_folder import CONFIG, check_run_folder
 from danet.utils import cli
 from danet.utils.files import write_json
-
-if TYPE_CHECKING:
-    from danet.training import TrainOptions
+from danet.utils.help_page import HelpPage
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP; shells use it for SIGINT."""
 
+INPUTS = {
+    "data": (),
+    "val": (),
+    "weights": ("shipped",),
+    "distill.small": (),
+    "distill.medium": (),
+    "distill.large": (),
+}
 
-def train(options: "TrainOptions") -> int:
+PAGE = HelpPage(
+    {
+        "data and results": ["data", "val", "out", "overwrite", "resume", "quiet", "json"],
+        "recipes": ["preset", "config", "print_config"],
+        "network": ["model.name", "model.classes", "weights"],
+        "training": ["epochs", "batch", "lr", "augmentation.crop", "seed"],
+        "machine": ["device", "amp", "workers"],
+        "more": ["help", "help_all", "debug"],
+    },
+    {
+        "danet train --data train.json --val val.json --out runs/first": "train danet_s for 60 epochs",
+        "danet train --data train.json --model.name danet_nano --epochs 20 --batch 16": "train a small network quickly",
+        "danet train --data train.json --weights shipped --lr 0.001": "fine-tune the detector of the package",
+        "danet train --resume runs/first": "resume an interrupted run",
+    },
+)
+
+
+def train(options: TrainOptions) -> int:
     """Trains a detector on COCO datasets.
 
     Ctrl-C saves the state and exits with code 130; `--resume RUN_DIR` resumes the run, also after a kill. A full disk,
     a removed folder or a killed loader process exits with code 1.
     """
+    check_run_folder(options)
     from danet import training
 
     result = training.train(options)
@@ -44,18 +70,20 @@ def train(options: "TrainOptions") -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    cli.prepare_opencv()  # before the import below, which needs OpenCV
-    from danet.training.options import PRESETS, TrainOptions
-
-    argv = list(sys.argv[1:] if argv is None else argv)
-    return cli.run(train, TrainOptions, prog="danet train", presets=PRESETS, argv=_expand_resume(argv))
+    return cli.run(
+        train,
+        TrainOptions,
+        prog="danet train",
+        positionals=["data"],
+        presets=PRESETS,
+        inputs=INPUTS,
+        page=PAGE,
+        argv=_expand_resume(list(sys.argv[1:] if argv is None else argv)),
+    )
 
 
 def _expand_resume(argv: list[str]) -> list[str]:
     """Rewrites ``--resume [RUN_DIR]``: the options of the saved run are read first, typed options override them."""
-    from danet.training.options import TrainOptions
-    from danet.training.run_folder import CONFIG
-
     pairs = (token.split("=", 1) if token.startswith(("--resume=", "--out=")) else [token] for token in argv)
     argv = list(itertools.chain.from_iterable(pairs))
     if "--resume" not in argv:

@@ -12,7 +12,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -23,10 +22,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import ImageRecord, load_coco
+from danet.data.data_options import Augmentation, DataSource
 from danet.data.normalize import intensity_range, normalize
 from danet.data.scales import SizeRange
 from danet.data.shared_records import SharedRecords
-from danet.data.transforms import AnnotatedImage, Augmentation, vary_frame, warp_and_crop
+from danet.data.transforms import AnnotatedImage, vary_frame, warp_and_crop
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
 from danet.utils.malloc import trim_malloc
@@ -35,25 +35,6 @@ DISTRACTOR = -1
 """Label of a box whose category is not a class of the model."""
 MINIMUM_SIZE = 64
 """Minimum height and width of a batch in pixels, so that batch norm has several cells in the last stage (stride 32)."""
-
-
-@dataclass
-class DataSource:
-    """A COCO dataset that is a part of the training set.
-
-    Example:
-        >>> DataSource("train.json", weight=0.5, class_map={"uav": "drone"}).weight
-        0.5
-    """
-
-    path: str
-    """COCO json, or a folder that contains annotations.json or exactly one json."""
-
-    weight: float = 1.0
-    """Average number of times that an epoch shows each image of this dataset: with 0.5, an epoch shows half of them."""
-
-    class_map: dict[str, str] = field(default_factory=dict)
-    """New names of categories; boxes of a category that is renamed to "ignore" become ignore regions."""
 
 
 class Sample(NamedTuple):

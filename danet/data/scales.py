@@ -3,28 +3,17 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from danet.data.coco_dataset import ImageRecord
-from danet.data.transforms import AnnotatedImage, Augmentation
-from danet.utils.errors import UserError
+from danet.data.data_options import EDGES, SCALES, Augmentation, Scale, check_scale_edges
 
-Scale = Literal["small", "medium", "large"]
-SCALES: tuple[Scale, ...] = ("small", "medium", "large")
-EDGES = (14.0, 18.0)
-"""Edges between the scales in pixels. With them, the Svanstrom videos have the paper's proportions of the scales."""
+if TYPE_CHECKING:  # OpenCV and torch are not needed to measure boxes
+    from danet.data.transforms import AnnotatedImage
 
-
-def check_scale_edges(edges: Sequence[float]) -> None:
-    """Checks the edges between small, medium and large.
-
-    Raises:
-        UserError: unless the edges are two positive, finite, ascending numbers of pixels.
-    """
-    if not 0 < edges[0] < edges[1] < math.inf:
-        raise UserError(f"scale_edges must be two positive numbers of pixels, the smaller first, got {tuple(edges)}")
+__all__ = ["EDGES", "SCALES", "Scale", "SizeRange", "box_sizes", "check_scale_edges"]
 
 
 class SizeRange:
@@ -75,7 +64,7 @@ class SizeRange:
         return self._can_reach(box_sizes(boxes), (1.0, 1.0))
 
     def limit_scale(
-        self, frame: AnnotatedImage, targets: np.ndarray, options: Augmentation, rng: np.random.Generator
+        self, frame: "AnnotatedImage", targets: np.ndarray, options: Augmentation, rng: np.random.Generator
     ) -> Augmentation:
         """Limits the magnification to values that scale a randomly chosen target into the range.
 

@@ -9,101 +9,15 @@ are not changed in place unless stated. Boxes are float32 ``[M, 4]`` (x0, y0, x1
 """
 
 import math
-from dataclasses import dataclass, fields
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from danet.boxes import area, centres, clip, inside, intersection
+from danet.data.data_options import Augmentation
 from danet.data.normalize import intensity_range
-from danet.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Options of the augmentation; the defaults suit 320 x 256 frames with targets of 3 to 60 pixels.
-
-    Raises:
-        UserError: if a value is out of its range.
-
-    Example:
-        >>> Augmentation(crop=(128, 160), rotation=10).flip
-        0.5
-    """
-
-    crop: tuple[int, int] | None = (256, 320)
-    """Height and width of the training images in pixels; null keeps the size of each image."""
-
-    around_target: float = 0.7
-    """Probability that the crop contains a target; otherwise its position is uniformly random."""
-
-    scale: tuple[float, float] = (0.6, 1.6)
-    """Minimum and maximum magnification; its logarithm is uniformly distributed."""
-
-    flip: float = 0.5
-    """Probability of a left-right flip."""
-
-    rotation: float = 0.0
-    """Maximum rotation in degrees, at most 45; off by default, because boxes of rotated targets are less tight."""
-
-    min_visible: float = 0.5
-    """A box that keeps less than this fraction of its area in the crop becomes an ignore region."""
-
-    min_size: float = 2.0
-    """A box that is scaled to less than this size, sqrt(width * height) in pixels, becomes an ignore region."""
-
-    copy_paste: float = 0.25
-    """Probability of pasting one or two objects (targets or distractors) of a random training image."""
-
-    target_contrast: float = 0.25
-    """Probability for each box of changing the contrast of its object against its surroundings."""
-
-    polarity: float = 0.05
-    """Probability of swapping black-hot and white-hot."""
-
-    gamma: float = 0.3
-    """Maximum absolute logarithm of the gamma exponent; 0 is off."""
-
-    contrast: tuple[float, float] = (0.6, 1.3)
-    """Range of a random gain about the image's median, which can make the contrast very low or saturate pixels."""
-
-    shading: float = 0.15
-    """Maximum amplitude of added low-frequency shading, in spans; 0 is off."""
-
-    blur: float = 0.2
-    """Probability of a Gaussian blur with a standard deviation of 0.3 to 1 pixel."""
-
-    noise: float = 0.03
-    """Maximum standard deviation of added sensor noise, in spans; half of the images get noise; 0 is off."""
-
-    def __post_init__(self) -> None:
-        if self.crop is not None and min(self.crop) < 1:
-            raise UserError(f"crop must be two positive numbers of pixels, got {self.crop}")
-        for name in ("scale", "contrast"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high < math.inf:
-                raise UserError(f"{name} must be two positive numbers, the smaller first, got {(low, high)}")
-        for name in ("around_target", "flip", "copy_paste", "target_contrast", "polarity", "blur", "min_visible"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        for name in ("gamma", "shading", "noise", "min_size"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.rotation <= 45:
-            raise UserError(f"rotation must lie between 0 and 45 degrees, got {self.rotation}")
-
-    @classmethod
-    def off(cls, **changes: Any) -> "Augmentation":
-        """Returns options that change nothing, except for ``changes``.
-
-        Example:
-            >>> Augmentation.off(flip=1.0).noise
-            0.0
-        """
-        nothing = {item.name: 0.0 for item in fields(cls)}
-        return cls(**{**nothing, "crop": None, "scale": (1.0, 1.0), "contrast": (1.0, 1.0), **changes})
 
 
 class AnnotatedImage(NamedTuple):

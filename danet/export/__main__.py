@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from danet.utils import cli
 from danet.utils.errors import UserError, check_values
 from danet.utils.files import check_folder, write_json
+from danet.utils.help_page import HelpPage
 from danet.utils.progress import track, working
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 COMPARED_FRAMES = 8
 """Number of frames of each source on which a file is compared with PyTorch."""
+
+PAGE = HelpPage(
+    examples={
+        "danet export runs/first/weights.safetensors": "write runs/first/weights.onnx",
+        "danet export weights.safetensors --format openvino --nms": "for OpenVINO, with non-maximum suppression",
+    }
+)
 
 
 @dataclass
@@ -164,7 +172,10 @@ def _frames(sources: Sequence[str]) -> Iterator[tuple[str, list["np.ndarray"]]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(export, ExportOptions, prog="danet export", positionals=["weights"], argv=argv)
+    inputs = {"weights": (), "frames": ()}
+    return cli.run(
+        export, ExportOptions, prog="danet export", positionals=["weights"], inputs=inputs, page=PAGE, argv=argv
+    )
 
 
 if __name__ == "__main__":

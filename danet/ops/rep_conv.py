@@ -131,10 +131,14 @@ def _compute(
     return rep_conv_reference(input, weight, bias, stride=stride, relu=relu)
 
 
-@torch.compiler.assume_constant_result
 def _allows_tf32() -> bool:
     """Whether torch allows tf32 in its own convolutions on CUDA devices."""
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # torch sets it at run time
+
+
+# Let torch.compile take the result as a constant. This is what torch.compiler.assume_constant_result does, but calling
+# it imports torch._dynamo, which takes longer than importing torch.
+_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def rep_conv_reference(

@@ -4,15 +4,25 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from danet.report.page import Page
 from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, write_json, write_text
+from danet.utils.help_page import HelpPage
 from danet.utils.progress import working
 
 NOT_OUR_FORMAT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What reading and drawing the content of edited or foreign files raises."""
+if TYPE_CHECKING:
+    from danet.report.page import Page
+
+PAGE = HelpPage(
+    examples={
+        "danet report runs/first": "write runs/first/report.html about a training, an evaluation or an ablation",
+        "danet report benchmark.json --out benchmark.html": "the results of benchmarks.ops or benchmarks.detector",
+    }
+)
 
 
 @dataclass
@@ -64,7 +74,7 @@ def report(options: ReportOptions) -> None:
         print(out)
 
 
-def _folder_page(folder: Path, frames: int) -> Page:
+def _folder_page(folder: Path, frames: int) -> "Page":
     from danet.report.ablation_page import SUMMARY, ablation_report
     from danet.report.evaluation_page import METRICS, evaluation_report
     from danet.report.training_page import training_report
@@ -80,7 +90,7 @@ def _folder_page(folder: Path, frames: int) -> Page:
     raise UserError(f"{folder}: not a run; has none of the files {written}")
 
 
-def _file_page(path: Path) -> Page:
+def _file_page(path: Path) -> "Page":
     from danet.report.benchmark_page import benchmark_report
 
     content = read_json(path)
@@ -91,7 +101,9 @@ def _file_page(path: Path) -> Page:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return cli.run(report, ReportOptions, prog="danet report", positionals=["run"], argv=argv)
+    return cli.run(
+        report, ReportOptions, prog="danet report", positionals=["run"], inputs={"run": ()}, page=PAGE, argv=argv
+    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
-"""Options of a training run, which ``danet train`` reads from presets, YAML files and the command line."""
+"""Options of a training run, which ``danet train`` reads from presets, YAML files and the command line.
+
+Importing this module loads neither torch nor OpenCV, so that ``danet train`` shows its help and reports an invalid
+option without delay.
+"""
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from danet.config import Assignment, ModelConfig
-from danet.data.loader import DataSource
-from danet.data.scales import EDGES, SCALES, Scale, check_scale_edges
-from danet.data.transforms import Augmentation
-from danet.distill import Distiller, load_teacher
-from danet.losses import ADCR
-from danet.models import DANet
+from danet.data.data_options import EDGES, SCALES, Augmentation, DataSource, Scale, check_scale_edges
 from danet.utils.errors import UserError, check_values
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from danet.distill import Distiller
+    from danet.losses import ADCR
+    from danet.models import DANet
 
 PRESETS = (
     *("default", "paper", "demo", "svanstrom", "svanstrom_frames", "sirst"),
@@ -69,10 +73,12 @@ class AdcrOptions:
         check_values(self, ["levels"], "be 1 to 4", lambda value: 1 <= value <= 4, prefix="adcr.")
         check_values(self, ["temperature"], "be positive", _is_positive, prefix="adcr.")
 
-    def build(self, model: DANet, options: "TrainOptions") -> ADCR | None:
+    def build(self, model: "DANet", options: "TrainOptions") -> "ADCR | None":
         """The loss term for a model, or None if ``weight`` is 0."""
         if not self.weight:
             return None
+        from danet.losses import ADCR
+
         return ADCR(
             model.widths[: self.levels],
             model.backbone.strides[: self.levels],
@@ -120,10 +126,12 @@ class DistillOptions:
         """The given weights files by scale."""
         return {scale: getattr(self, scale) for scale in SCALES if getattr(self, scale) is not None}
 
-    def build(self, model: DANet, options: "TrainOptions") -> Distiller | None:
+    def build(self, model: "DANet", options: "TrainOptions") -> "Distiller | None":
         """The loss term for a model, with the teachers on the model's device, or None if no teacher is given."""
         if not self.files():
             return None
+        from danet.distill import Distiller, load_teacher
+
         device = next(model.parameters()).device
         channels, target = options.model.input_channels, options.target_label
         teachers = {
@@ -317,7 +325,7 @@ class TrainOptions:
         """Index of the target class in the model's classes."""
         return self.model.classes.index(self.target_name)
 
-    def build_losses(self, model: DANet) -> dict[str, nn.Module]:
+    def build_losses(self, model: "DANet") -> dict[str, "nn.Module"]:
         """The enabled loss terms other than detection, by name, on the model's device.
 
         Every term is an ``nn.Module`` that follows ``danet.losses.LossTerm``. A term that was built from files also has

@@ -94,8 +94,6 @@ def train(options: TrainOptions) -> TrainingResult:
         1
     """
     check_run_folder(options)
-    if not options.data:
-        raise UserError("--data: no training dataset given; give a COCO json or a folder that contains one")
     with distributed.process_group(options.device) as device:
         trainer, new_classes = build_trainer(options, device)
         with contextlib.ExitStack() as stack:

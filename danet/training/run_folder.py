@@ -38,13 +38,20 @@ LOCK = ".lock"
 
 
 def check_run_folder(options: TrainOptions) -> None:
-    """Raises UserError if ``options.out`` cannot be written, has no run to resume, or has one not to be replaced."""
+    """Checks what a run needs before anything is loaded.
+
+    Raises:
+        UserError: no data is given; ``options.out`` cannot be written, has no run to resume, or has one not to be
+            replaced.
+    """
     check_folder(options.out)
     config = Path(options.out) / CONFIG
     if options.resume and not config.is_file():
         raise UserError(f"{options.out}: no run to resume ({CONFIG} is missing)")
     if config.exists() and not options.resume and not options.overwrite:
         raise UserError(f"{options.out}: holds a run; give --resume, --overwrite, or another --out")
+    if not options.data:
+        raise UserError("--data: no training dataset given; give a COCO json or a folder that contains one")
 
 
 def prepare_run_folder(options: TrainOptions) -> None:

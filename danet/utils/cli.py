@@ -3,22 +3,26 @@
 Importing this module loads neither torch nor OpenCV.
 """
 
-import argparse
 import dataclasses
+import functools
+import importlib.util
 import itertools
-import json
+import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from danet.utils.errors import FaultError, UserError
-from danet.utils.files import DISK_FAULTS, check_folder, read_text
-from danet.utils.typed_options import Option, OptionValues, convert, members, sequence_type, suggestion, type_name
+from danet.utils.errors import UserError
+from danet.utils.files import check_folder, read_text
+from danet.utils.guard import run_guarded
+from danet.utils.help_page import HelpPage, format_help
+from danet.utils.suggestions import find_spelling, nearest, suggestion
+from danet.utils.typed_options import Option, OptionValues, convert, dataclass_type, members, sequence_type
 
 Options = typing.TypeVar("Options")
 Names = Sequence[str]
@@ -28,6 +32,11 @@ PRESETS = Path(__file__).parents[1] / "presets"
 # A list in one word, such as [1, 2], and a size such as 192x256.
 YAML_LIST = re.compile(r"null|\[.*\]", re.DOTALL)
 SIZE = re.compile(r"\d+x\d+")
+NUMBERS = re.compile(r"[-+.]*\d[-+\d.,xe]*", re.IGNORECASE)
+"""One number, or several joined by commas or x."""
+ASSIGNMENT = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
+"""An option as some other tools take it, such as imgsz=320."""
+WEIGHTS_SUFFIXES = (".safetensors", ".onnx", ".pt", ".pth")
 
 
 def run(
@@ -37,13 +46,17 @@ def run(
     prog: str,
     positionals: Names = (),
     presets: Names = (),
+    inputs: Mapping[str, Names] | None = None,
+    page: HelpPage | None = None,
     argv: Names | None = None,
 ) -> int:
     """Parses ``argv`` into an ``options`` dataclass, calls ``command(options)`` and returns the exit code.
 
     Values are taken from the defaults, then ``--preset``, then ``--config FILE``, then the command line. An unknown
-    option, an invalid value, and a UserError or OSError of the command print one line and return 2 (1 after a
-    FaultError, such as a full disk); Ctrl-C returns 130.
+    option, an invalid value, a missing input file, and a UserError or OSError of the command print one line and return
+    2; Ctrl-C returns 130. Any other exception prints one line and returns 1; ``--debug`` shows its traceback.
+
+    Hyphens and underscores in names are the same, and lists are separated by spaces or commas.
 
     Raises:
         SystemExit: after ``--help`` and ``--print_config``, and if OpenCV cannot be loaded.
@@ -56,6 +69,9 @@ def run(
         positionals: names of fields that may also be given as words without an option, in this order; a list field may
             only be the last and takes all remaining words.
         presets: names of YAML files in ``danet/presets`` that ``--preset NAME`` accepts.
+        inputs: names of options that hold paths, which must exist before the command loads torch, and for each of them
+            the words that stand for something else, such as ``shipped``.
+        page: the groups of options in the help, and examples.
         argv: the words; by default those of the process.
 
     Example:
@@ -64,30 +80,31 @@ def run(
         8
         0
     """
-    argv = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
     about = (command.__doc__ or "").strip().split("\n\n")[0]
-    try:
-        prepare_opencv()
-        parsed = parse(options, argv, prog=prog, about=about, positionals=positionals, presets=presets)
+
+    def work() -> int | None:
+        require_opencv()
+        parsed = parse(options, words, prog=prog, about=about, positionals=positionals, presets=presets, page=page)
+        check_inputs(parsed, inputs or {})
         if (report := getattr(parsed, "json", None)) is not None:  # it is written last, perhaps hours later
             check_folder(Path(report).parent)
-        return command(parsed) or 0
-    except UserError as error:
-        message, code = str(error), error.exit_code
-    except OSError as error:  # for example a full disk; a traceback would not help
-        code = FaultError.exit_code if error.errno in DISK_FAULTS else UserError.exit_code
-        message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return 130
-    print(f"{prog}: error: {message}", file=sys.stderr)
-    return code
+        prepare_opencv()
+        return command(parsed)
+
+    return run_guarded(prog, work, debug="--debug" in words)
+
+
+def require_opencv() -> None:
+    """Prints one line and raises SystemExit(2) if OpenCV is not installed; does not load it, which takes a while."""
+    if importlib.util.find_spec("cv2") is None:
+        prepare_opencv()
 
 
 def prepare_opencv() -> None:
     """Silences OpenCV's own messages in this process; without OpenCV, prints one line and raises SystemExit(2).
 
-    ``run`` calls it, and so does a command before it imports modules that import OpenCV. A library must not.
+    ``run`` calls it before the command. A library must not.
     """
     try:
         from danet.utils.image_io import quiet_opencv
@@ -95,6 +112,27 @@ def prepare_opencv() -> None:
         print(f"danet: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     quiet_opencv()
+
+
+def check_inputs(options: Any, inputs: Mapping[str, Names]) -> None:
+    """Checks that the paths in options exist, see ``run``. Numbers of cameras, URLs and patterns are not checked.
+
+    Raises:
+        UserError: a path does not exist.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> check_inputs(ModelConfig(name="missing.yaml"), {"name": ["danet_s"]})
+        Traceback (most recent call last):
+        danet.utils.errors.UserError: missing.yaml: no such file or folder
+    """
+    for name, words in inputs.items():
+        value = functools.reduce(getattr, name.split("."), options)
+        for each in value if isinstance(value, list) else [value]:
+            path = str(getattr(each, "path", each))  # of a DataSource
+            is_path = each is not None and path not in words and not path.isdecimal() and "://" not in path
+            if is_path and not any(sign in path for sign in "*?[") and not os.path.exists(path):
+                raise UserError(f"{path}: no such file or folder")
 
 
 def parse(
@@ -105,6 +143,7 @@ def parse(
     about: str = "",
     positionals: Names = (),
     presets: Names = (),
+    page: HelpPage | None = None,
 ) -> Options:
     """Parses ``argv`` into an ``options`` dataclass, see ``run``.
 
@@ -116,22 +155,32 @@ def parse(
         >>> from danet.config import ModelConfig
         >>> parse(ModelConfig, ["--name", "danet_nano", "--classes", "drone", "bird"]).classes
         ['drone', 'bird']
+        >>> parse(ModelConfig, ["--neck-width", "32", "--classes", "drone,bird"]).classes
+        ['drone', 'bird']
     """
     values = OptionValues(options)
     control = {
         "help": Option("help", bool, "Show this help and exit.", False),
+        "help_all": Option("help_all", bool, "Show all options and exit.", False),
         "preset": Option("preset", Literal[tuple(presets)], "Use a recipe of the package; may be repeated.", None),
         "config": Option("config", str, "Read options from this YAML file; typed options override it.", None),
         "print_config": Option("print_config", bool, "Print the resulting options as YAML and exit.", False),
+        "debug": Option("debug", bool, "Show the traceback of an error.", False),
     }
     if not presets:
         del control["preset"]
     known = {**control, **values.known}
     typed, loose = _split(argv, known)
     requested = {name for name, _ in typed}
-    if "help" in requested:
-        _print_help(known.values(), prog, about, positionals)
+    if requested & {"help", "help_all"}:
+        everything = "help_all" in requested
+        text = format_help(
+            known.values(), page or HelpPage(), prog=prog, about=about, positionals=positionals, everything=everything
+        )
+        print(text, end="", flush=True)  # a closed pipe raises here, not at exit
         raise SystemExit(0)
+    for word in loose:
+        _refuse_assignment(word, known)
     for name in positionals:
         if loose and name not in requested:
             count = len(loose) if typing.get_origin(sequence_type(known[name].hint)) is list else 1
@@ -148,12 +197,15 @@ def parse(
         if name in ("preset", "config"):
             _read_file(PRESETS / f"{value}.yaml" if name == "preset" else Path(value), values, control)
         elif name not in control:
-            values.set(name, value)
+            try:
+                values.set(name, value)
+            except UserError as error:
+                raise UserError(f"{error}{_group_suggestion(name, words[0], known)}") from error
     if "print_config" in requested:
         for option in values.known.values():
             if option.default is dataclasses.MISSING and "." not in option.name:
                 values.values.setdefault(option.name, None)
-        print(dump(values.build()), end="")
+        print(dump(values.build()), end="", flush=True)
         raise SystemExit(0)
     return values.build()
 
@@ -187,24 +239,30 @@ def dump(options: Any) -> str:
     return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
 
 
-def _split(argv: Names, known: dict[str, Option]) -> tuple[list[tuple[str, list[str]]], list[str]]:
+def _split(argv: Names, known: Mapping[str, Option]) -> tuple[list[tuple[str, list[str]]], list[str]]:
     """Splits ``argv`` into options with their words, and words that belong to no option.
 
-    An option takes one word, a list all words up to the next option, a tuple as many as it has elements, a switch only
-    true or false if it follows; ``--no-switch`` is false.
+    An option takes one word, a list all words up to the next option (of numbers: all numbers), a tuple as many as it
+    has elements, a switch only true or false if it follows; ``--no-switch`` is false. After a lone ``--``, no word is
+    an option.
     """
-    typed, loose, rest = [], [], list(argv)
+    typed: list[tuple[str, list[str]]] = []
+    loose: list[str] = []
+    rest = list(argv)
     while rest:
-        option, equals, value = rest.pop(0).partition("=")
-        if not _is_option(option):
-            loose.append(option + equals + value)
+        word = rest.pop(0)
+        if word == "--":
+            return typed, loose + rest
+        if not _is_option(word):
+            loose.append(word)
             continue
-        name = "help" if option == "-h" else option.removeprefix("--")
-        positive = name.removeprefix("no-")
+        option, equals, value = word.partition("=")
+        name = find_spelling(option.removeprefix("--"), known) if option != "-h" else "help"
+        positive = find_spelling(re.sub("^no[-_]", "", name), known)
         if name not in known and positive in known and known[positive].hint is bool and not equals:
             name, equals, value = positive, "=", "false"
         if name not in known:
-            raise UserError(f"unknown option {option}{suggestion(name, known)}")
+            raise UserError(f"unknown option {option}{suggestion(option.lstrip('-'), known)}")
         following = list(itertools.takewhile(lambda word: not _is_option(word), rest))
         words = [value] if equals else following[: _count_words(following, known[name].hint)]
         if not equals:
@@ -223,28 +281,73 @@ def _is_option(word: str) -> bool:
 
 def _count_words(following: list[str], hint: Any) -> int:
     """How many of the words that follow an option of type ``hint`` are its value."""
-    first = following[0] if following else ""
+    if not following:
+        return 0
+    first = following[0]
     if hint is bool:
         return int(first.lower() in ("true", "false"))
     sequence = sequence_type(hint)
     if sequence is None or YAML_LIST.fullmatch(first):
         return 1
+    if first.startswith("[") and any(word.endswith("]") for word in following):  # [1, 2] without quotes
+        return next(index for index, word in enumerate(following, 1) if word.endswith("]"))
+    items = typing.get_args(sequence)
     if typing.get_origin(sequence) is list:
-        return len(following)
-    return 1 if SIZE.fullmatch(first) else len(typing.get_args(sequence))
+        numbers = sum(1 for _ in itertools.takewhile(NUMBERS.fullmatch, following))
+        return max(1, numbers) if _is_numeric(items[0]) else len(following)
+    counts = itertools.accumulate(len(_split_list(word, items[0])) for word in following)
+    return next((index for index, count in enumerate(counts, 1) if count >= len(items)), len(following))
+
+
+def _is_numeric(hint: Any) -> bool:
+    return set(members(hint)) <= {int, float}
 
 
 def _join(words: list[str], hint: Any) -> Any:
-    """The value that the words of an option stand for; in lists and tuples of int, 192x256 stands for two values."""
+    """The value that the words of an option stand for."""
     sequence = sequence_type(hint)
     if sequence is None:
         return _parse_mapping(words[0], hint)
-    if len(words) == 1 and YAML_LIST.fullmatch(words[0]):
-        return _parse_yaml(words[0], words[0])
+    together = " ".join(words)
+    if YAML_LIST.fullmatch(together):
+        return _parse_yaml(together, together)
     item = typing.get_args(sequence)[0]
-    if item is int:
-        return [part for word in words for part in (word.split("x") if SIZE.fullmatch(word) else [word])]
-    return [_parse_mapping(word, item) for word in words]
+    return [_parse_mapping(part, item) for word in words for part in _split_list(word, item)]
+
+
+def _split_list(word: str, item: Any) -> list[str]:
+    """The items of a list in one word: 1,2 or 192x256 or drone,bird. A comma can also belong to a path or a mapping."""
+    if _is_numeric(item):
+        return [part for part in re.split("[,x]" if item is int and SIZE.fullmatch(word) else ",", word) if part]
+    parts = [part.strip() for part in word.split(",") if part.strip()]
+    is_one = os.path.exists(word) or word.startswith("{") or "://" in word
+    is_path = "." in word or os.sep in word
+    return [word] if is_one or not parts or (is_path and not all(map(os.path.exists, parts))) else parts
+
+
+def _refuse_assignment(word: str, known: Mapping[str, Option]) -> None:
+    """Raises UserError for an option such as conf=0.3, unless it is a file."""
+    found = ASSIGNMENT.fullmatch(word)
+    if found is None or os.path.exists(word):
+        return
+    name = find_spelling(found[1], known)
+    if name not in known:
+        name = nearest(found[1], known) or ""
+    if name:
+        raise UserError(f"{word}: not an option; did you mean --{name} {found[2]}?")
+
+
+def _group_suggestion(name: str, word: str, known: Mapping[str, Option]) -> str:
+    """The end of a message about ``--model danet_s``, where ``model`` is a group of options."""
+    if name not in known or not dataclass_type(known[name].hint) or word.startswith("{"):
+        return ""
+    for option in known.values():
+        is_choice = typing.get_origin(option.hint) is Literal and word in typing.get_args(option.hint)
+        if option.name.startswith(f"{name}.") and is_choice:
+            return f"; did you mean --{option.name} {word}?"
+    if "weights" in known and word.endswith(WEIGHTS_SUFFIXES):
+        return f"; did you mean --weights {word}?"
+    return f"; its options are --{name}.NAME, see --help-all"
 
 
 def _parse_mapping(word: str, hint: Any) -> Any:
@@ -273,20 +376,3 @@ def _read_file(path: Path, values: OptionValues, control: Iterable[str]) -> None
         values.update(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def _print_help(options: Iterable[Option], prog: str, about: str, positionals: Sequence[str]) -> None:
-    """Prints all options with their types and defaults, the options of each nested dataclass in a group."""
-    usage = " ".join([prog, *(f"[{name.upper()}]" for name in positionals), "[--OPTION VALUE ...]"])
-    parser = argparse.ArgumentParser(prog=prog, usage=usage, description=about)
-    groups: dict[str, Any] = {"": parser}
-    for option in options:
-        if dataclasses.is_dataclass(option.hint):
-            groups[option.name] = parser.add_argument_group(f"--{option.name}", option.help)
-        elif (parent := option.name.rpartition(".")[0]) in groups and option.name != "help":
-            is_required = option.default is dataclasses.MISSING
-            default = "required" if is_required else f"default: {json.dumps(option.default)}".replace('"', "")
-            text = f"{option.help} (type: {type_name(option.hint)}, {default})".replace("%", "%%")
-            value = "VALUE ..." if sequence_type(option.hint) else {bool: "[true|false]"}.get(option.hint, "VALUE")
-            groups[parent].add_argument(f"--{option.name}", help=text, metavar=value)
-    parser.print_help()

@@ -4,19 +4,10 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import track as rich_track
+if TYPE_CHECKING:  # rich is imported when the first bar is shown: importing it takes longer than checking the options
+    from rich.progress import Progress, ProgressColumn
 
 T = TypeVar("T")
 
@@ -28,6 +19,9 @@ def track(items: Sequence[T], description: str, *, quiet: bool = False) -> Itera
         >>> list(track([1, 2, 3], "counting"))
         [1, 2, 3]
     """
+    from rich.console import Console
+    from rich.progress import track as rich_track
+
     return rich_track(items, description, console=Console(stderr=True), disable=_is_disabled(quiet), transient=True)
 
 
@@ -39,6 +33,8 @@ def working(description: str, *, quiet: bool = False) -> Iterator[None]:
         >>> with working("compiling"):
         ...     pass
     """
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+
     with _bar(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), quiet=quiet) as bar:
         bar.add_task(description, total=None)
         yield
@@ -56,6 +52,8 @@ def count_items(
         >>> with count_items("detect", 100, "frames") as show_count:
         ...     show_count(1)
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
     rate = TextColumn("{task.fields[rate]:.1f} " + f"{unit}/s")
     started = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
@@ -64,7 +62,10 @@ def count_items(
         yield lambda done: bar.update(task, completed=done, rate=done / (time.perf_counter() - started))
 
 
-def _bar(*columns: ProgressColumn, quiet: bool) -> Progress:
+def _bar(*columns: "ProgressColumn", quiet: bool) -> "Progress":
+    from rich.console import Console
+    from rich.progress import Progress
+
     return Progress(*columns, console=Console(stderr=True), disable=_is_disabled(quiet), transient=True)
 
 

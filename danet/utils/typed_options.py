@@ -3,17 +3,17 @@
 import ast
 import contextlib
 import dataclasses
-import difflib
 import functools
 import inspect
 import itertools
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from danet.utils.errors import UserError
+from danet.utils.suggestions import find_spelling, suggestion
 
 UNIONS = (typing.Union, types.UnionType)
 
@@ -87,6 +87,7 @@ class OptionValues:
 
     def set(self, name: str, value: object) -> None:
         """Sets one option to a word or a YAML value; a mapping sets only what it names of a nested dataclass."""
+        name = find_spelling(name, self.known)
         if name not in self.known:
             raise UserError(f"unknown option {name}{suggestion(name, self.known)}")
         hint = self.known[name].hint
@@ -122,7 +123,7 @@ def convert(value: object, hint: Any) -> Any:
     """Returns ``value``, a word or a YAML value, in the type ``hint``.
 
     ``hint`` is int, float, bool, str, Literal, Optional, Union, list, tuple, dict or a dataclass. The word ``null`` is
-    None where the type allows it.
+    None where the type allows it. Choices of a Literal may differ in case, hyphens and underscores.
 
     Raises:
         ValueError: ``value`` does not fit; the text says what is expected.
@@ -143,7 +144,7 @@ def convert(value: object, hint: Any) -> Any:
                 return convert(value, part)
     elif kind is Literal:
         for allowed in parts:
-            if value in (allowed, str(allowed)):
+            if value == allowed or _fold(value) == _fold(allowed):
                 return allowed
     elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
         item = OptionValues(kind)
@@ -165,6 +166,11 @@ def convert(value: object, hint: Any) -> Any:
             with contextlib.suppress(ValueError):
                 return kind(value)
     raise ValueError(f"expected {type_name(hint)}, got {value!r}")
+
+
+def _fold(value: object) -> str:
+    """A value without the differences that a choice ignores: case, hyphens and underscores; YAML reads off as False."""
+    return "off" if value is False else str(value).lower().replace("-", "_")
 
 
 def members(hint: Any) -> tuple:
@@ -197,14 +203,3 @@ def type_name(hint: Any) -> str:
     if parts:
         return f"{kind.__name__}[{', '.join(map(type_name, parts))}]"
     return "null" if hint is type(None) else hint.__name__
-
-
-def suggestion(wrong: str, names: Iterable[str], prefix: str = "--") -> str:
-    """The end of a message about an unknown name: the nearest of the known ones.
-
-    Example:
-        >>> suggestion("epoch", ["epochs", "batch"])
-        '; did you mean --epochs?'
-    """
-    near = difflib.get_close_matches(wrong, list(names), n=1)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""

@@ -5,10 +5,18 @@ from typing import Literal
 
 import pytest
 
+from danet.__main__ import main
+from danet.detect import DetectOptions
+from danet.evaluation.ablate_options import AblateOptions
+from danet.evaluation.evaluate_options import EvaluateOptions
+from danet.export.__main__ import ExportOptions
+from danet.report.__main__ import ReportOptions
 from danet.training.options import TrainOptions
 from danet.utils import cli
 from danet.utils.errors import UserError
-from danet.utils.typed_options import OptionValues
+from danet.utils.help_page import HelpPage
+from danet.utils.suggestions import SYNONYMS
+from danet.utils.typed_options import OptionValues, list_options
 
 
 @dataclass
@@ -38,6 +46,7 @@ class Options:
     quiet: bool = False
     """Say nothing."""
     inner: Inner = field(default_factory=Inner)
+    is_small: bool = False
 
 
 def run(*argv: str) -> tuple[int, list[Options]]:
@@ -75,10 +84,42 @@ def run(*argv: str) -> tuple[int, list[Options]]:
         (["--data=a.json"], Options(["a.json"])),
         (["--data", "a", '{"path": "b", "weight": 2}'], Options(["a", Source("b", 2.0)])),
         (['--data=["a"]', "--inner.sizes=[4]"], Options(["a"], inner=Inner(sizes=[4]))),
+        (["--data", "a,b", "c"], Options(["a", "b", "c"])),
+        (["--data", "a,", "b"], Options(["a", "b"])),
+        (["a,b"], Options(["a", "b"])),
+        (["--data", "[a,", "b]"], Options(["a", "b"])),
+        (["a", "--inner.sizes", "1,2"], Options(["a"], inner=Inner(sizes=[1, 2]))),
+        (["a", "--inner.sizes=1,2"], Options(["a"], inner=Inner(sizes=[1, 2]))),
+        (["--inner.sizes", "1", "2", "a"], Options(["a"], inner=Inner(sizes=[1, 2]))),
+        (["--inner.sizes", "[1,", "2]", "a"], Options(["a"], inner=Inner(sizes=[1, 2]))),
+        (["--inner.crop", "64,96", "a"], Options(["a"], inner=Inner(crop=(64, 96)))),
+        (["--inner.crop", "64,", "96", "a"], Options(["a"], inner=Inner(crop=(64, 96)))),
+        (["--inner.scale", "0.5,2", "a"], Options(["a"], inner=Inner(scale=(0.5, 2.0)))),
+        (["a", "--is-small"], Options(["a"], is_small=True)),
+        (["a", "--is_small"], Options(["a"], is_small=True)),
+        (["a", "--is-small=true"], Options(["a"], is_small=True)),
+        (["a", "--is-small", "--no-is-small"], Options(["a"])),
+        (["a", "--is-small", "--no_is_small"], Options(["a"])),
+        (["a", "--inner.name", "B"], Options(["a"], inner=Inner("b"))),
+        (["--count", "3", "--", "-odd.mp4"], Options(["-odd.mp4"], 3)),
+        (["rtsp://a?b=1,2"], Options(["rtsp://a?b=1,2"])),
+        (["a.png,b.png"], Options(["a.png,b.png"])),  # neither is a file
     ],
 )
 def test_parse_accepts_words_of_every_type(argv, expected):
     assert run(*argv) == (0, [expected])
+
+
+def test_commas_in_names_of_files_do_not_separate(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b.png", "c.png", "d.png"):
+        (tmp_path / name).touch()
+    assert run("a,b.png", "c.png,d.png") == (0, [Options(["a,b.png", "c.png", "d.png"])])
+
+
+def test_config_accepts_hyphens(tmp_path):
+    (tmp_path / "a.yaml").write_text("is-small: true")
+    assert run("a", "--config", str(tmp_path / "a.yaml")) == (0, [Options(["a"], is_small=True)])
 
 
 @pytest.mark.parametrize(
@@ -203,8 +244,6 @@ def all_commands() -> list[str]:
 
 @pytest.mark.parametrize("command", all_commands())
 def test_every_command_has_quiet_and_json(command, capsys):
-    from danet.__main__ import main
-
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])
     text = capsys.readouterr().out
@@ -230,7 +269,13 @@ def test_nested_dataclass_is_set_by_dots_or_by_a_mapping():
         (["a", "--inner.scale", "nan", "1"], "--inner.scale: expected float, got 'nan'"),
         (["a", "--inner.scale", ".inf", "1"], "--inner.scale: expected float, got '.inf'"),
         (["a", "--quiet=1"], "--quiet: expected bool, got '1'"),
-        (["a", "--inner", "b"], "--inner: expected Inner, got 'b'"),
+        (["a", "--inner", "b"], "--inner: expected Inner, got 'b'; did you mean --inner.name b?"),
+        (["a", "--inner", "c"], "--inner: expected Inner, got 'c'; its options are --inner.NAME, see --help-all"),
+        (["a", "--name", "b"], "unknown option --name; did you mean --inner.name?"),
+        (["a", "--size", "3"], "unknown option --size; did you mean --inner.sizes?"),
+        (["a", "-count", "3"], "unknown option -count; did you mean --count?"),
+        (["a", "count=3"], "count=3: not an option; did you mean --count 3?"),
+        (["a", "inner.name=b"], "inner.name=b: not an option; did you mean --inner.name b?"),
         (["a", "--inner", '{"nmae": "b"}'], "unknown option inner.nmae; did you mean --inner.name?"),
     ],
 )
@@ -259,3 +304,87 @@ def test_help_shows_field_docstrings_types_and_defaults(capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert "How many. (type: int, default: 5)" in text and "Some sizes in pixels." in text and "Does it." in text
+
+
+PAGE = HelpPage(
+    {"input": ["data"], "more": ["inner.name", "count", "is_small", "help", "help_all"]}, {"x --count 1": "one"}
+)
+
+
+def shown_help(capsys, word: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(print, Options, prog="danet test", positionals=["data"], page=PAGE, argv=[word])
+    assert stop.value.code == 0
+    return capsys.readouterr().out.replace("\n" + 30 * " ", " ")  # joins wrapped lines
+
+
+def test_help_shows_groups_and_examples(capsys):
+    text = shown_help(capsys, "--help")
+    assert text.startswith("usage: danet test [DATA ...]")
+    assert "input:\n  --data" in text and "examples:\n  x --count 1\n      one\n" in text
+    assert (
+        "Which letter. (one of a, b; default: a)" in text and "How many. (default: 5)" in text and "(required)" in text
+    )
+    assert "--inner.sizes" not in text and "--help-all` explains all" in text
+
+
+@pytest.mark.parametrize("word", ["--help-all", "--help_all"])
+def test_help_all_shows_every_option(word, capsys):
+    text = shown_help(capsys, word)
+    assert "--inner.sizes" in text and "(type: int, default: 5)" in text and "examples:" in text
+
+
+def test_suggestions_name_options_that_exist():
+    """Each synonym must belong to some command, so that it does not outlive a renamed option."""
+    known = set()
+    for options in (TrainOptions, DetectOptions, EvaluateOptions, ExportOptions, AblateOptions, ReportOptions):
+        known |= {option.name for option in list_options(options)}
+    known |= {"source", "size"}  # of danet data
+    assert {name for names in SYNONYMS.values() for name in names} <= known
+
+
+@pytest.mark.parametrize(
+    ("words", "suggested"),
+    [
+        ("detect --imgsz 640", "--input_size"),
+        ("detect --img-size 640", "--input_size"),
+        ("detect --conf 0.3", "--score"),
+        ("detect --conf-thres 0.3", "--score"),
+        ("detect --source a.mp4", "--sources"),
+        ("detect --model a.pt", "--weights"),
+        ("detect --iou-thres 0.5", "--iou"),
+        ("detect --save-txt", "--save_csv"),
+        ("detect conf=0.3", "--score 0.3"),
+        ("predict --wieghts a", "--weights"),
+        ("evaluate --conf 0.3", "--fixed"),
+        ("val --batch-size 4", "--batch"),
+        ("train --imgsz 640", "--augmentation.crop"),
+        ("train --batch-size 4", "--batch"),
+        ("train --lr0 0.1", "--lr"),
+        ("train --pretrained a", "--weights"),
+        ("train --classes drone", "--model.classes"),
+        ("train --model danet_s", "--model.name danet_s"),
+        ("train --model best.pt", "--weights best.pt"),
+        ("train --project runs", "--out"),
+        ("train --num-workers 2", "--workers"),
+        ("export --half", None),
+    ],
+)
+def test_names_of_other_tools_suggest_ours(words, suggested, capsys):
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.endswith(f"; did you mean {suggested}?\n" if suggested else "unknown option --half\n")
+
+
+@pytest.mark.parametrize("command", ["train", "detect", "evaluate", "ablate"])
+def test_help_of_a_long_command_is_short(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lengths = {}
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main([command, word])
+        text = capsys.readouterr().out
+        lengths[word] = text.count("\n")
+        assert "examples:\n  danet" in text and max(map(len, text.splitlines())) <= 88
+    assert lengths["--help"] <= 110 and lengths["--help"] < lengths["--help-all"]
