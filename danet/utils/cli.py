@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 import yaml
 
-from danet.utils.errors import UserError
+from danet.utils.errors import UserError, one_line
 from danet.utils.files import check_folder, read_text
 from danet.utils.typed_options import Option, OptionValues, convert, members, sequence_type, suggestion, type_name
+from danet.utils.urls import mask_values
 
 Options = typing.TypeVar("Options")
 Names = Sequence[str]
@@ -78,7 +79,7 @@ def run(
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
-    print(f"{prog}: error: {message}", file=sys.stderr)
+    print(f"{prog}: error: {one_line(message)}", file=sys.stderr)
     return 2
 
 
@@ -175,14 +176,14 @@ def check_out(options: Any) -> None:
 
 
 def dump(options: Any) -> str:
-    """Formats the options as YAML that ``--config`` reads back.
+    """Formats the options as YAML that ``--config`` reads back, except passwords in URLs, which are masked.
 
     Example:
         >>> from danet.config import ModelConfig
         >>> dump(ModelConfig()).splitlines()[0]
         'name: danet_s'
     """
-    return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
+    return yaml.safe_dump(mask_values(dataclasses.asdict(options)), sort_keys=False)
 
 
 def _split(argv: Names, known: dict[str, Option]) -> tuple[list[tuple[str, list[str]]], list[str]]:
