@@ -1,12 +1,18 @@
 """The exception that commands report in one line, and a check of options that raises it."""
 
+import re
 from collections.abc import Callable, Sequence
+
+from danet.utils.urls import mask_urls
+
+MAX_MESSAGE_CHARACTERS = 600
+"""A longer message loses its middle, which is usually a value of a file that it quotes."""
 
 
 class UserError(ValueError):
     """An error that the user can correct, such as an invalid file, option or value; commands exit with code 2.
 
-    The message is one line that starts with the name of the file or option.
+    The message is one line that starts with the name of the file or option; ``one_line`` makes any text one.
 
     Example:
         >>> str(UserError("train.json: image 'a.png' does not exist"))
@@ -15,6 +21,9 @@ class UserError(ValueError):
 
     exit_code = 2
     """Exit code of a command that ends with this error."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class FaultError(UserError):
@@ -26,6 +35,23 @@ class FaultError(UserError):
     """
 
     exit_code = 1
+
+
+def one_line(text: str) -> str:
+    """Makes one line of at most MAX_MESSAGE_CHARACTERS that is safe to print.
+
+    Line breaks become spaces, other control characters become escapes, passwords in URLs are masked, and the middle of
+    a long text is replaced by the number of characters left out.
+
+    Example:
+        >>> one_line("http://user:secret@host/x: unknown name 'a\\x1b[0m', expected\\none of 3")
+        "http://***@host/x: unknown name 'a\\\\x1b[0m', expected one of 3"
+    """
+    text = mask_urls(re.sub(r"\s*[\r\n]\s*", " ", text.strip()))
+    if len(text) > MAX_MESSAGE_CHARACTERS:
+        kept = MAX_MESSAGE_CHARACTERS // 2 - 20
+        text = f"{text[:kept]} ... ({len(text) - 2 * kept} characters) ... {text[-kept:]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def check_values(

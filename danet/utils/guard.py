@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from danet.utils.errors import UserError
+from danet.utils.errors import UserError, one_line
 from danet.utils.files import DISK_FAULTS
 
 UNEXPECTED = 1
@@ -26,8 +26,6 @@ OUT_OF_MEMORY = re.compile(r"out of memory|(can't|unable to|failed to) allocate|
 MAX_FRAMES = 100
 """Innermost stack frames that are searched for the file that an unexpected error is about."""
 MAX_PATH_CHARACTERS = 4096
-MAX_LINE_CHARACTERS = 1000
-"""A longer message, such as one that quotes a file, is cut in its middle."""
 
 
 def run_guarded(prog: str, work: Callable[[], int | None], *, debug: bool = False) -> int:
@@ -82,18 +80,6 @@ def explain(error: Exception) -> tuple[int, str]:
     subject = f"{file}: unexpected error" if file else "unexpected error"
     problem = f"{subject} in {operation} ({type(error).__name__}{': ' if text else ''}{_cut(text, 300)})"
     return UNEXPECTED, f"{problem}; this is a bug of DANet, please report it with the output of --debug"
-
-
-def one_line(message: str) -> str:
-    """A message as one printable line of limited length.
-
-    Example:
-        >>> one_line("a\\n  b \\x1b[31m")
-        'a b \\\\x1b[31m'
-    """
-    line = re.sub(r"[\r\n\t\v\f][\s]*", " ", message.strip())
-    printable = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
-    return _cut(printable, MAX_LINE_CHARACTERS)
 
 
 def _cut(text: str, limit: int) -> str:
