@@ -125,7 +125,7 @@ def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecor
         cache_bytes=options.cache_mb * 2**20 // max(1, options.workers or 0),
         bucket=bucket,
     )
-    validation = load_source(options.val) if options.val else []
+    validation = load_source(options.val, "val") if options.val else []
     if bucket is not None:
         validation = [bucket.ignore_other_scales(record) for record in validation if bucket.accepts(record)]
         if options.val and not validation:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,7 +29,9 @@ def track(items: Sequence[T], description: str, *, quiet: bool = False) -> Itera
         >>> list(track([1, 2, 3], "counting"))
         [1, 2, 3]
     """
-    return rich_track(items, description, console=Console(stderr=True), disable=_is_disabled(quiet), transient=True)
+    return rich_track(
+        items, escape(description), console=Console(stderr=True), disable=_is_disabled(quiet), transient=True
+    )
 
 
 @contextlib.contextmanager
@@ -40,7 +43,7 @@ def working(description: str, *, quiet: bool = False) -> Iterator[None]:
         ...     pass
     """
     with _bar(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), quiet=quiet) as bar:
-        bar.add_task(description, total=None)
+        bar.add_task(escape(description), total=None)
         yield
 
 
@@ -60,7 +63,7 @@ def count_items(
     started = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with _bar(*columns, quiet=quiet) as bar:
-        task = bar.add_task(description, total=total, rate=0.0)
+        task = bar.add_task(escape(description), total=total, rate=0.0)
         yield lambda done: bar.update(task, completed=done, rate=done / (time.perf_counter() - started))
 
 

@@ -16,7 +16,7 @@ def make(folder, mask=None, image=None, ending="_pixels0"):
     if mask is None:
         mask = np.zeros((30, 40), np.uint8)
         mask[5, 6] = mask[6, 7] = 255
-        mask[20:23, 30:34] = 1
+        mask[20:23, 30:34] = 255
     image = np.full((30, 40), 9, np.uint8) if image is None else image
     cv2.imwrite(str(folder / "images" / "a.png"), image)
     cv2.imwrite(str(folder / "masks" / f"a{ending}.png"), mask)
