@@ -39,6 +39,7 @@ FLAG = "flags changed: {} is given as text"
 POLYGON = "boxes added: the extent of the polygon"
 SAME_NAME = "categories dropped: unused, with the name of another"
 FOUND_BY_NAME = "images found by their name alone, in another folder"
+SHARED_FILE = "images that are the same file as another image; their boxes stay separate"
 NO_SIZE = "image sizes added: read from the file"
 
 FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True, "": False}
@@ -94,10 +95,8 @@ def load_coco(
     categories = _read_categories(path, content["categories"], content["annotations"], repairs)
     finder = ImageFinder(named, None if images is None else Path(images).absolute())
     records = _read_images(path, content["images"], finder, repairs)
-    warnings = [
-        *_same_files(path, records),
-        *_read_annotations(path, content["annotations"], records, categories, repairs),
-    ]
+    _count_shared_files(records, repairs)
+    warnings = _read_annotations(path, content["annotations"], records, categories, repairs)
     ids = {name: key for key, name in categories.items()}
     return CocoDataset(path, list(records.values()), list(ids), warnings, repairs, ids)
 
@@ -238,19 +237,12 @@ def _read_size(place: str, item: dict, file: Path, repairs: Repairs) -> tuple[in
     return sides[0], sides[1]
 
 
-def _same_files(path: Path, records: dict[int | str, ImageRecord]) -> list[str]:
-    """Returns a warning if several images are the same file, as after an export of several videos into one folder."""
-    ids: dict[Path, list[int | str]] = {}
+def _count_shared_files(records: dict[int | str, ImageRecord], repairs: Repairs) -> None:
+    """Counts images that are the same file as another, as after an export of several videos into one folder."""
+    seen: dict[Path, int | str] = {}
     for key, record in records.items():
-        ids.setdefault(record.path, []).append(key)
-    shared = {file: keys for file, keys in ids.items() if len(keys) > 1}
-    if not shared:
-        return []
-    file, keys = next(iter(shared.items()))
-    listed = f"{file.name} (ids {', '.join(map(quote, keys[:3]))}{', ...' if len(keys) > 3 else ''})"
-    return [
-        f"{path.name}: {len(shared)} files are listed as several images, for example {listed}; their boxes are separate"
-    ]
+        if (first := seen.setdefault(record.path, key)) != key:
+            repairs.add(SHARED_FILE, f"{record.path.name} (ids {quote(first)} and {quote(key)})")
 
 
 def _read_annotations(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from danet.data.coco_dataset import CocoDataset, ImageRecord, list_splits, load_coco
+from danet.data.coco_dataset import SHARED_FILE, CocoDataset, ImageRecord, list_splits, load_coco
 from danet.data.coco_files import split_of
 from danet.data.importers.base import ImportFolder, ImportOptions, run_import
 from danet.utils.errors import UserError
@@ -46,6 +46,7 @@ def import_coco(options: Options) -> None:
             dataset = load_coco(options.source, images=options.images, split=split)
             name = options.name or _json_name(dataset)
             out.repairs.update(dataset.repairs)
+            out.repairs.counts.pop(SHARED_FILE, None)  # these images are merged
             # Jsons in different folders often have images of the same name.
             prefix = "" if name == dataset.path.name else f"{Path(name).stem}/"
             items = track(dataset.records, f"importing {name}", quiet=options.quiet)
