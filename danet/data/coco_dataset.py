@@ -255,9 +255,14 @@ def _read_annotations(
     """Sets the boxes of all records, and returns a warning for each box that was clipped or dropped."""
     boxes: dict[int | str, dict[tuple[tuple[float, ...], str, bool], None]] = {key: {} for key in records}
     warnings: list[str] = []
+    counts = Counter(key for item in annotations if isinstance(key := item.get("image_id"), int | str))
+    for key in records:
+        check_box_count(counts[key], f"{path}: image {quote(key)}")
+    prefix = f"{path}: annotation "
     seen = set()
     for index, annotation in enumerate(annotations):
-        place = f"{path}: annotation {quote(annotation.get('id', f'number {index}')).strip(QUOTES)}"
+        number = annotation.get("id", f"number {index}")
+        place = prefix + (str(number) if type(number) is int else quote(number).strip(QUOTES))
         if "id" in annotation:
             annotation_id = _key(place, annotation, "id")
             if annotation_id in seen:
@@ -283,7 +288,6 @@ def _read_annotations(
             repairs.add(DUPLICATE, place)
         boxes[image_id][entry] = None
     for key, record in records.items():
-        check_box_count(len(boxes[key]), f"{path}: image {record.path.name}")
         record.boxes = np.array([box for box, _, _ in boxes[key]], np.float32).reshape(-1, 4)
         record.names = [name for _, name, _ in boxes[key]]
         record.ignore = np.array([ignore for _, _, ignore in boxes[key]], bool)

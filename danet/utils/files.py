@@ -169,7 +169,8 @@ def parse_yaml(text: str, place: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # PyYAML raises many kinds of errors for invalid dates, numbers and tags
-        raise UserError(f"{place}: not usable YAML ({type(error).__name__})") from error
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise UserError(f"{place}: not usable YAML ({problem})") from error
 
 
 def _check_yaml_size(events: Iterator[yaml.Event], place: str) -> None:

@@ -8,7 +8,7 @@ from danet.utils.errors import UserError
 
 
 def test_make_record_clips_drops_and_counts():
-    boxes = [(1, 2, 5, 6), (-3, 5, 7, 15), (41, 5, 44, 8), (5, 5, 5, 8), (30, 20, 40.005, 30), (1, 2, 5, 6), (1, 2, 5, 6)]
+    boxes = [(1, 2, 5, 6), (-3, 5, 7, 15), (41, 5, 44, 8), (5, 5, 5, 8), (30, 20, 40.005, 30), *[(1, 2, 5, 6)] * 2]
     names = ["drone"] * 6 + ["bird"]
     repairs = Repairs()
     record = make_record(Path("a.png"), (40, 30), boxes, names, repairs=repairs, place="a.txt")

@@ -48,7 +48,7 @@ CVAT_ULTRALYTICS = {
     **pair("images/val", "labels/val"),
 }
 CVAT_YOLO = {
-    "obj.data": "classes = 1\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\nbackup = backup/\n",
+    "obj.data": "classes = 1\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\nbackup = data/\n",
     "obj.names": "drone\n",
     "train.txt": "data/obj_train_data/a.jpg\n",
     "valid.txt": "data/obj_valid_data/a.jpg\n",
@@ -113,7 +113,7 @@ def test_yolo_missing_test_split_is_noted_and_a_missing_val_refused(tmp_path):
     write(tmp_path, pair("images", "labels"))
     assert list_splits(tmp_path) == ["train", "val"]
     (tmp_path / "data.yaml").write_text(ROBOFLOW["data.yaml"].replace("valid", "nowhere"))
-    with pytest.raises(UserError, match="'val' names the folder ../nowhere/images, which does not exist"):
+    with pytest.raises(UserError, match=r"'val' names the folder \.\./nowhere/images, which does not exist"):
         load_coco(tmp_path, split="train")
 
 

@@ -35,7 +35,7 @@ def test_check_name_refuses_what_cannot_be_printed(name, message):
     "name", ["../a", "a/../../b", "/etc/passwd", "..", "..\\a", "C:/a", "", "a\0b", "a/" + "b" * 300, "\ud800.png"]
 )
 def test_join_name_refuses_a_path_outside(tmp_path, name):
-    with pytest.raises(UserError, match="a name must|a file name must"):
+    with pytest.raises(UserError, match=r"a name must|a file name must"):
         join_name(tmp_path, name, "a.json")
 
 

@@ -44,7 +44,7 @@ def import_coco(options: Options) -> None:
     with ImportFolder(options) as out:
         for split in splits:
             dataset = load_coco(options.source, images=options.images, split=split)
-            name = options.name or _json_name(dataset)
+            name = options.name or (_json_name(dataset) if split is None else f"{split}.json")
             out.repairs.update(dataset.repairs)
             out.repairs.counts.pop(SHARED_FILE, None)  # these images are merged
             # Jsons in different folders often have images of the same name.
@@ -65,7 +65,7 @@ def _copy(record: ImageRecord, dataset: CocoDataset, prefix: str, options: Optio
     folder = os.path.abspath(options.images or dataset.path.parent)
     parts = Path(os.path.relpath(record.path, folder)).parts
     name = "/".join(part for part in parts if part != "..").removeprefix("images/")
-    path, width, height = out.copy(record.path, prefix + name)
+    path, width, height = out.copy(record.path, prefix + name.removeprefix(prefix))
     if (width, height) != (record.width, record.height):
         said = f"the image is {width} x {height}, the json says {record.width} x {record.height}"
         raise UserError(f"{record.path}: {said}")

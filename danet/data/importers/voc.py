@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
-from xml.etree import ElementTree
 
 from danet.data.coco_files import split_of
 from danet.data.image_folder import find_images, walk_files
@@ -25,6 +24,7 @@ from danet.utils.names import check_name, quote
 from danet.utils.progress import track
 
 XML_SUFFIXES = frozenset({".xml"})
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 DECIMALS = "boxes with decimal corners: read as positions, so that a box is xmax - xmin wide"
 NO_SIZE = "image sizes of 0 replaced by those of the images"
@@ -180,12 +180,15 @@ def _read(xml: Path) -> Annotation:
         raise UserError(f"{xml}: not Pascal VOC (the root element must be <annotation>, got <{quote(root.tag)[1:-1]}>)")
     size = None
     if root.find("size") is not None:
-        size = [int(_number(xml, root, f"size/{side}")) for side in ("width", "height")]
+        size = [int(_number(xml, root.findtext(key), key)) for key in ("size/width", "size/height")]
     found = Annotation(xml, (root.findtext("filename") or "").strip(), size, [], [], [], 0)
     decimal = 0
-    for item in root.iter("object"):
-        keys = ("xmin", "ymin", "xmax", "ymax")
-        corners = [_number(xml, item, f"bndbox/{key}") for key in keys]
+    objects = list(root.iter("object"))
+    check_box_count(len(objects), str(xml))
+    for item in objects:
+        box = item.find("bndbox")
+        texts = {f"bndbox/{key}": None if box is None else box.findtext(key) for key in CORNERS}
+        corners = [_number(xml, text, key) for key, text in texts.items()]
         if corners[2] < corners[0] or corners[3] < corners[1]:
             raise UserError(f"{xml}: a box has a negative size: {quote(corners)}")
         name = (item.findtext("name") or "").strip()
@@ -194,14 +197,12 @@ def _read(xml: Path) -> Annotation:
         found.names.append(check_name(name, f"{xml}: object"))
         found.corners.append(corners)
         found.ignore.append((item.findtext("difficult") or "0").strip().lower() in ("1", "true"))
-        decimal += any("." in (item.findtext(f"bndbox/{key}") or "") for key in keys)
-    check_box_count(len(found.names), str(xml))
+        decimal += any("." in (text or "") for text in texts.values())
     return found._replace(decimal=decimal)
 
 
-def _number(xml: Path, item: ElementTree.Element, key: str) -> float:
-    """Reads a finite number from a child element."""
-    text = item.findtext(key)
+def _number(xml: Path, text: str | None, key: str) -> float:
+    """Reads a finite number from the text of the element ``key``."""
     try:
         value = float(text or "")
     except ValueError:
