@@ -1,97 +1,73 @@
-"""Reads, checks and writes COCO jsons, the format of all datasets on disk."""
+"""Reads, checks and writes COCO jsons, the format of all datasets on disk; reads YOLO datasets, too."""
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from danet.data.coco_files import ImageFinder, find_json, find_splits, single_json
+from danet.data.image_folder import image_size
+from danet.data.image_record import (
+    CLIPPED,
+    DUPLICATE,
+    EMPTY,
+    MAX_IMAGE_SIDE_PIXELS,
+    OUTSIDE,
+    CocoDataset,
+    ImageRecord,
+    Repairs,
+    check_box_count,
+    check_categories,
+    clip_box,
+)
+from danet.data.yolo_dataset import is_yolo, load_yolo, open_yolo
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, write_json
+from danet.utils.names import MAX_PATH_CHARACTERS, check_name, quote
 
-CLIP_TOLERANCE_PIXELS = 0.01
-"""A box that is clipped by at most this much gives no warning: rounded coordinates cause such differences."""
+__all__ = ["CocoDataset", "ImageRecord", "list_splits", "load_coco", "write_coco"]
 
 EXTRAS = {"video": str, "frame": int, "recording": str}
 """Optional keys of an image in addition to the standard ones of COCO, and their types; see ``ImageRecord``."""
 
+# Kinds of repairs, see ``Repairs``.
+FLAG = "flags changed: {} is given as text"
+POLYGON = "boxes added: the extent of the polygon"
+SAME_NAME = "categories dropped: unused, with the name of another"
+FOUND_BY_NAME = "images found by their name alone, in another folder"
+SHARED_FILE = "images that are the same file as another image; their boxes stay separate"
+NO_SIZE = "image sizes added: read from the file"
 
-@dataclass(eq=False)
-class ImageRecord:
-    """One image with its annotations.
-
-    Attributes:
-        path: the image file.
-        width, height: size of the image in pixels.
-        boxes: float32 ``[M, 4]`` (x0, y0, x1, y1) in pixels; pixel i covers [i, i + 1).
-        names: category of each box.
-        ignore: bool ``[M]``, True for an ignore region, in which detections count neither as true nor as false
-            positives and nothing is trained.
-        video: name of the video that the image is a frame of.
-        frame: frame number in the video, from 0.
-        recording: name of the recording; a split must not divide it, because its images look nearly the same.
-
-    Example:
-        >>> boxes = np.array([[10, 10, 22, 18]], np.float32)
-        >>> record = ImageRecord(Path("a.png"), 64, 48, boxes, ["drone"], np.array([False]), recording="flight 1")
-        >>> record.group
-        'flight 1'
-    """
-
-    path: Path
-    width: int
-    height: int
-    boxes: np.ndarray
-    names: list[str]
-    ignore: np.ndarray
-    video: str | None = None
-    frame: int | None = None
-    recording: str | None = None
-
-    @property
-    def group(self) -> str:
-        """Name of the images that a split keeps together: the recording, else the video, else the image's path."""
-        return self.recording or self.video or str(self.path)
+FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True, "": False}
+"""Texts that some tools write instead of 0 and 1."""
+QUOTES = "'\""
 
 
-@dataclass(eq=False)
-class CocoDataset:
-    """The content of a COCO json.
-
-    Attributes:
-        path: the json, absolute.
-        records: its images in the order of the file.
-        categories: names of all categories in the order of the file.
-        warnings: one line for each box that was dropped or clipped.
-
-    Example:
-        >>> CocoDataset(Path("train.json"), records=[], categories=["drone", "bird"]).warnings
-        []
-    """
-
-    path: Path
-    records: list[ImageRecord]
-    categories: list[str]
-    warnings: list[str] = field(default_factory=list)
-
-
-def load_coco(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> CocoDataset:
-    """Reads a COCO json and checks it.
+def load_coco(
+    path: str | os.PathLike, *, images: str | os.PathLike | None = None, split: str | None = None
+) -> CocoDataset:
+    """Reads a dataset and checks it: a COCO json, a folder with COCO jsons, or a YOLO dataset.
 
     In addition to the standard keys, an image may have ``video``, ``frame`` and ``recording``, see ``ImageRecord``. An
-    annotation with ``iscrowd`` becomes an ignore region. A box without area or outside the image is dropped, and a box
-    partly outside is clipped, each with a line in ``warnings``.
+    annotation with ``iscrowd`` or ``ignore`` becomes an ignore region. A box without area or outside the image is
+    dropped, and a box partly outside is clipped, each with a line in ``warnings``. Exact duplicates of a box are
+    dropped, and a polygon without box gets its extent; these and other repairs are counted in ``repairs``.
 
     Args:
-        path: the json, or a folder that contains ``annotations.json`` or exactly one json.
-        images: folder that ``file_name`` is relative to; by default the folder of the json.
+        path: the json; or a folder that contains ``annotations.json``, exactly one json, or one for each split; or the
+            data.yaml or the folder of a YOLO dataset.
+        images: folder that ``file_name`` is relative to; by default the folder of the json, and folders beside it where
+            tools put images.
+        split: "train", "val" or "test", for a folder or YOLO dataset with several splits.
 
     Raises:
         UserError: if the file is missing or not a COCO json, a value is missing or has the wrong type, a box is not
-            finite or has a negative size, an id is used twice or refers to nothing, or an image file is missing.
+            finite or has a negative size, an id is used twice or refers to nothing, an image file is missing, or there
+            are several splits and none is chosen.
 
     Example:
         >>> path = getfixture("tmp_path") / "a.png"
@@ -101,42 +77,43 @@ def load_coco(path: str | os.PathLike, *, images: str | os.PathLike | None = Non
         >>> load_coco(path.parent).records[0].boxes
         array([[10., 10., 22., 18.]], dtype=float32)
     """
-    path = _find_json(Path(path))
+    path = Path(path)
+    if is_yolo(path):
+        return load_yolo(path, split)
+    named = find_json(path, split).absolute()
+    path = named.resolve()
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a COCO file (the top level must be an object)")
+    if "annotations" not in content and "annotation" in content:  # HIT-UAV
+        content["annotations"] = content["annotation"]
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list) or not all(isinstance(item, dict) for item in content[key]):
             raise UserError(f"{path}: not a COCO file ({key!r} must be a list of objects)")
 
-    categories = _read_categories(path, content["categories"])
-    records = _read_images(path, content["images"], Path(images or path.parent).absolute())
-    boxes: dict[object, list[tuple[list[float], str, bool]]] = {key: [] for key in records}
-    warnings: list[str] = []
-    seen = set()
-    for index, annotation in enumerate(content["annotations"]):
-        place = f"{path}: annotation {annotation.get('id', f'number {index}')}"
-        if "id" in annotation:
-            if _key(place, annotation, "id") in seen:
-                raise UserError(f"{place}: this id is used twice")
-            seen.add(annotation["id"])
-        record = records.get(_key(place, annotation, "image_id"))
-        if record is None:
-            raise UserError(f"{place}: image id {annotation['image_id']!r} is not among the images")
-        category = categories.get(_key(place, annotation, "category_id"))
-        if category is None:
-            raise UserError(f"{place}: category id {annotation['category_id']!r} is not among the categories")
-        box, warning = _read_box(place, annotation.get("bbox"), record)
-        if warning:
-            warnings.append(f"{record.path.name}: {warning}")
-        if box:
-            boxes[annotation["image_id"]].append((box, category, bool(annotation.get("iscrowd", 0))))
+    repairs = Repairs()
+    categories = _read_categories(path, content["categories"], content["annotations"], repairs)
+    finder = ImageFinder(named, None if images is None else Path(images).absolute())
+    records = _read_images(path, content["images"], finder, repairs)
+    _count_shared_files(records, repairs)
+    warnings = _read_annotations(path, content["annotations"], records, categories, repairs)
+    ids = {name: key for key, name in categories.items()}
+    return CocoDataset(path, list(records.values()), list(ids), warnings, repairs, ids)
 
-    for image_id, record in records.items():
-        record.boxes = np.array([box for box, _, _ in boxes[image_id]], np.float32).reshape(-1, 4)
-        record.names = [name for _, name, _ in boxes[image_id]]
-        record.ignore = np.array([ignore for _, _, ignore in boxes[image_id]], bool)
-    return CocoDataset(path, list(records.values()), list(categories.values()), warnings)
+
+def list_splits(path: str | os.PathLike) -> list[str | None]:
+    """Returns the splits of a dataset that ``load_coco`` can read; ``[None]`` for a dataset without splits.
+
+    Example:
+        >>> list_splits("train.json")
+        [None]
+    """
+    path = Path(path)
+    if is_yolo(path):
+        return list(open_yolo(path).splits)
+    if not path.is_dir() or single_json(path) is not None:
+        return [None]
+    return list(find_splits(path)) or [None]
 
 
 def write_coco(path: str | os.PathLike, records: Sequence[ImageRecord], categories: Sequence[str]) -> None:
@@ -179,78 +156,196 @@ def write_coco(path: str | os.PathLike, records: Sequence[ImageRecord], categori
     write_json(path, {"images": images, "annotations": annotations, "categories": named}, indent=None)
 
 
-def _find_json(path: Path) -> Path:
-    """Finds the json of a file or folder; returns an absolute path without symbolic links."""
-    if path.is_dir():
-        found = sorted(path.glob("*.json"))
-        preferred = path / "annotations.json"
-        if preferred not in found and len(found) != 1:
-            names = ", ".join(item.name for item in found[:5]) or "none"
-            raise UserError(f"{path}: a folder must contain annotations.json or exactly one json (found: {names})")
-        path = preferred if preferred in found else found[0]
-    return path.resolve()
-
-
 def _key(place: str, item: dict, name: str) -> int | str:
     """Returns the id ``item[name]``, which must be an integer or a string."""
     value = item.get(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UserError(f"{place}: {name} is {'missing' if value is None else f'{value!r}, not an id'}")
+        raise UserError(f"{place}: {name} is {'missing' if value is None else f'{quote(value)}, not an id'}")
     return value
 
 
-def _read_categories(path: Path, items: list[dict]) -> dict[object, str]:
-    categories: dict[object, str] = {}
+def _read_categories(path: Path, items: list[dict], annotations: list[dict], repairs: Repairs) -> dict[int | str, str]:
+    """Reads the categories: id -> name. Of several with one name, those that no annotation uses are dropped: Roboflow
+    adds one with the name of the project, which may be that of a class."""
+    categories: dict[int | str, str] = {}
     for item in items:
         key = _key(f"{path}: category", item, "id")
         name = item.get("name")
         if not isinstance(name, str) or not name:
-            raise UserError(f"{path}: category {key} has no name")
-        if key in categories or name in categories.values():
-            raise UserError(f"{path}: category {key} ({name}): this id or name is used twice")
-        categories[key] = name
+            raise UserError(f"{path}: category {quote(key)} has no name")
+        if key in categories:
+            raise UserError(f"{path}: category {quote(key)} ({quote(name)}): this id is used twice")
+        categories[key] = check_name(name, f"{path}: category {quote(key)}")
+    counts = Counter(categories.values())
+    if len(counts) < len(categories):
+        ids = (item.get("category_id") for item in annotations)
+        used = {each for each in ids if isinstance(each, int | str)}
+        for key, name in list(categories.items()):
+            if counts[name] > 1 and key not in used:
+                repairs.add(SAME_NAME, f"{path}: category {quote(key)} ({name})")
+                counts[name] -= 1
+                del categories[key]
+        twice = [key for key, name in categories.items() if counts[name] > 1]
+        if twice:
+            raise UserError(f"{path}: category {quote(twice[-1])} ({categories[twice[-1]]}): this name is used twice")
+    check_categories(list(categories.values()), str(path))
     return categories
 
 
-def _read_images(path: Path, items: list[dict], folder: Path) -> dict[object, ImageRecord]:
-    images: dict[object, ImageRecord] = {}
+def _read_images(path: Path, items: list[dict], finder: ImageFinder, repairs: Repairs) -> dict[int | str, ImageRecord]:
+    images: dict[int | str, ImageRecord] = {}
     for index, item in enumerate(items):
-        name = item.get("file_name")
-        place = f"{path}: image {name or item.get('id', f'number {index}')!r}"
+        name = item.get("file_name", item.get("filename"))  # HIT-UAV writes filename
+        place = f"{path}: image {quote(name or item.get('id', f'number {index}'), limit=200)}"
         if not isinstance(name, str) or not name:
             raise UserError(f"{place}: file_name is missing")
+        check_name(name, place, MAX_PATH_CHARACTERS)
         key = _key(place, item, "id")
         if key in images:
-            raise UserError(f"{place}: id {key!r} is used twice")
-        for side in ("width", "height"):
-            if isinstance(item.get(side), bool) or not isinstance(item.get(side), int) or item[side] <= 0:
-                raise UserError(f"{place}: {side} must be a positive integer, got {item.get(side)!r}")
+            raise UserError(f"{place}: id {quote(key)} is used twice")
         for extra, kind in EXTRAS.items():
-            if item.get(extra) is not None and not isinstance(item[extra], kind):
-                raise UserError(f"{place}: {extra} must be {kind.__name__}, got {item[extra]!r}")
-        file = Path(os.path.normpath(folder / name))
-        if not file.is_file():
-            raise UserError(f"{place}: there is no file {file}")
+            value = item.get(extra)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise UserError(f"{place}: {extra} must be {kind.__name__}, got {quote(value)}")
+            if value and isinstance(value, str):
+                check_name(value, f"{place}: {extra}")
+        file, by_name = finder.find(name, place)
+        if by_name:
+            repairs.add(FOUND_BY_NAME, f"{name} is {file}")
+        width, height = _read_size(place, item, file, repairs)
         nothing: tuple = np.zeros((0, 4), np.float32), [], np.zeros(0, bool)  # boxes, names, ignore
-        extras: dict[str, Any] = {extra: item.get(extra) for extra in EXTRAS}
-        images[key] = ImageRecord(file, item["width"], item["height"], *nothing, **extras)
+        extras: dict[str, Any] = {extra: item.get(extra) for extra in EXTRAS} | {"image_id": key}
+        images[key] = ImageRecord(file, width, height, *nothing, **extras)
     return images
 
 
-def _read_box(place: str, bbox: object, record: ImageRecord) -> tuple[list[float] | None, str | None]:
+def _read_size(place: str, item: dict, file: Path, repairs: Repairs) -> tuple[int, int]:
+    """Returns the width and height that the json states, or else those of the file."""
+    if item.get("width") is None and item.get("height") is None:
+        repairs.add(NO_SIZE, place)
+        return image_size(file)
+    sides = []
+    for side in ("width", "height"):
+        value = item.get(side)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_IMAGE_SIDE_PIXELS:
+            raise UserError(f"{place}: {side} must be a positive integer, got {quote(item.get(side))}")
+        sides.append(value)
+    return sides[0], sides[1]
+
+
+def _count_shared_files(records: dict[int | str, ImageRecord], repairs: Repairs) -> None:
+    """Counts images that are the same file as another, as after an export of several videos into one folder."""
+    seen: dict[Path, int | str] = {}
+    for key, record in records.items():
+        if (first := seen.setdefault(record.path, key)) != key:
+            repairs.add(SHARED_FILE, f"{record.path.name} (ids {quote(first)} and {quote(key)})")
+
+
+def _read_annotations(
+    path: Path,
+    annotations: list[dict],
+    records: dict[int | str, ImageRecord],
+    categories: dict[int | str, str],
+    repairs: Repairs,
+) -> list[str]:
+    """Sets the boxes of all records, and returns a warning for each box that was clipped or dropped."""
+    boxes: dict[int | str, dict[tuple[tuple[float, ...], str, bool], None]] = {key: {} for key in records}
+    warnings: list[str] = []
+    counts = Counter(key for item in annotations if isinstance(key := item.get("image_id"), int | str))
+    for key in records:
+        check_box_count(counts[key], f"{path}: image {quote(key)}")
+    prefix = f"{path}: annotation "
+    seen = set()
+    for index, annotation in enumerate(annotations):
+        number = annotation.get("id", f"number {index}")
+        place = prefix + (str(number) if type(number) is int else quote(number).strip(QUOTES))
+        if "id" in annotation:
+            annotation_id = _key(place, annotation, "id")
+            if annotation_id in seen:
+                raise UserError(f"{place}: this id is used twice")
+            seen.add(annotation_id)
+        image_id = _key(place, annotation, "image_id")
+        record = records.get(image_id)
+        if record is None:
+            raise UserError(f"{place}: image id {quote(image_id)} is not among the images")
+        category_id = _key(place, annotation, "category_id")
+        category = categories.get(category_id)
+        if category is None:
+            raise UserError(f"{place}: category id {quote(category_id)} is not among the categories")
+        is_crowd, is_ignored = (_read_flag(place, annotation, key, repairs) for key in ("iscrowd", "ignore"))
+        ignore = is_crowd or is_ignored
+        box, warning = _read_box(place, annotation, record, repairs)
+        if warning:
+            warnings.append(f"{record.path.name}: {warning}")
+        if box is None:
+            continue
+        entry = (tuple(box), category, ignore)
+        if entry in boxes[image_id]:
+            repairs.add(DUPLICATE, place)
+        boxes[image_id][entry] = None
+    for key, record in records.items():
+        record.boxes = np.array([box for box, _, _ in boxes[key]], np.float32).reshape(-1, 4)
+        record.names = [name for _, name, _ in boxes[key]]
+        record.ignore = np.array([ignore for _, _, ignore in boxes[key]], bool)
+    return warnings
+
+
+def _read_flag(place: str, annotation: dict, key: str, repairs: Repairs) -> bool:
+    """Reads ``iscrowd`` or ``ignore``: 0 or 1, false or true; some tools write them as text."""
+    value = annotation.get(key)
+    if isinstance(value, str) and value.strip().lower() in FLAGS:
+        repairs.add(FLAG.format(key), place)
+        return FLAGS[value.strip().lower()]
+    if value is None:
+        return False
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        raise UserError(f"{place}: {key} must be 0 or 1, got {quote(value)}")
+    return bool(value)
+
+
+def _read_box(
+    place: str, annotation: dict, record: ImageRecord, repairs: Repairs
+) -> tuple[list[float] | None, str | None]:
     """Converts x, y, width, height to corners (None: dropped) and clips them; the warning says what was changed."""
+    bbox = annotation.get("bbox")
+    if not bbox or bbox == [0, 0, 0, 0]:
+        extent = _polygon_extent(annotation.get("segmentation"))
+        if extent is not None:
+            repairs.add(POLYGON, place)
+            bbox = extent
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(v) in (int, float) for v in bbox):
-        raise UserError(f"{place}: bbox must be four numbers, got {bbox!r}")
+        raise UserError(f"{place}: bbox must be four numbers, got {quote(bbox)}")
     x, y, w, h = bbox
     # Compare with the largest float: math.isfinite fails on integers of hundreds of digits, which JSON allows.
     if not all(abs(v) <= sys.float_info.max for v in bbox) or w < 0 or h < 0:
         problem = "a negative size" if w < 0 or h < 0 else "a number that is not finite"
-        raise UserError(f"{place}: bbox {bbox} has {problem} ({record.path.name})")
-    if w == 0 or h == 0:
-        return None, f"box {bbox} has no area, dropped"
-    corners = [max(x, 0), max(y, 0), min(x + w, record.width), min(y + h, record.height)]
-    if corners[0] >= corners[2] or corners[1] >= corners[3]:
-        return None, f"box {bbox} is outside the image ({record.width} x {record.height}), dropped"
-    moved = max(abs(a - b) for a, b in zip(corners, (x, y, x + w, y + h), strict=True))
-    warning = f"box {bbox} reaches outside the image ({record.width} x {record.height}), clipped"
-    return corners, warning if moved > CLIP_TOLERANCE_PIXELS else None
+        raise UserError(f"{place}: bbox {quote(bbox)} has {problem} ({record.path.name})")
+    corners, kind = clip_box((x, y, x + w, y + h), record.width, record.height)
+    if kind is None:
+        return corners, None
+    size = f"({record.width} x {record.height})"
+    warning = {
+        EMPTY: f"box {quote(bbox)} has no area, dropped",
+        OUTSIDE: f"box {quote(bbox)} is outside the image {size}, dropped",
+        CLIPPED: f"box {quote(bbox)} reaches outside the image {size}, clipped",
+    }[kind]
+    repairs.add(kind, f"{record.path.name}: {warning}")
+    return corners, warning
+
+
+def _polygon_extent(segmentation: object) -> list[float] | None:
+    """The bounding box (x, y, width, height) of the polygons of an annotation; None if it has none with finite area."""
+    if not isinstance(segmentation, list) or not all(isinstance(part, list) for part in segmentation):
+        return None
+    values = [value for part in segmentation for value in part]
+    if len(values) < 6 or not all(type(v) in (int, float) and abs(v) <= sys.float_info.max for v in values):
+        return None
+    if any(len(part) % 2 for part in segmentation):
+        return None
+    xs = [value for part in segmentation for value in part[::2]]
+    ys = [value for part in segmentation for value in part[1::2]]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]

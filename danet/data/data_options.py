@@ -36,7 +36,8 @@ class DataSource:
     """
 
     path: str
-    """COCO json, or a folder that contains annotations.json or exactly one json."""
+    """COCO json; a folder that contains annotations.json, exactly one json, or one for each split; or the data.yaml of
+    a YOLO dataset."""
 
     weight: float = 1.0
     """Average number of times that an epoch shows each image of this dataset: with 0.5, an epoch shows half of them."""

@@ -8,7 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
+from danet.data.coco_dataset import CocoDataset, ImageRecord, list_splits, load_coco
+from danet.data.image_record import CLIPPED, EMPTY, OUTSIDE
 from danet.data.leakage import HASH_BITS, average_hash, find_leakage
 from danet.data.scales import EDGES, SCALES, box_sizes
 from danet.utils import cli
@@ -16,9 +17,12 @@ from danet.utils.drawing import contact_sheet, draw_boxes
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, write_json
 from danet.utils.image_io import read_image, write_image
+from danet.utils.names import quote
 from danet.utils.progress import track
 
 QUANTILES = {0.0: "min", 0.05: "5%", 0.25: "25%", 0.5: "50%", 0.75: "75%", 0.95: "95%", 1.0: "max"}
+WARNED = frozenset({CLIPPED, EMPTY, OUTSIDE})
+"""Kinds of repairs that ``load_coco`` also reports in one warning for each box."""
 
 
 @dataclass
@@ -26,7 +30,8 @@ class Options:
     """Options of ``danet data inspect``."""
 
     data: list[str]
-    """COCO jsons, or folders that contain one; several of them are searched for leakage."""
+    """COCO jsons, folders that contain one or one for each split, or YOLO datasets (data.yaml); several datasets are
+    searched for leakage."""
 
     edges: list[float] = field(default_factory=lambda: list(EDGES))
     """Two edges between small, medium and large boxes, in pixels of sqrt(width * height)."""
@@ -67,6 +72,7 @@ class Summary:
     size_quantiles: dict[str, dict[str, float]]
     scale_buckets: dict[str, dict[str, int]]
     warnings: list[str]
+    repairs: list[str]
 
 
 def inspect(options: Options) -> None:
@@ -79,7 +85,7 @@ def inspect(options: Options) -> None:
         raise UserError(f"--seed must be 0 or more, got {options.seed}")
     if options.pictures < 1:
         raise UserError(f"--pictures must be 1 or more, got {options.pictures}")
-    datasets = [load_coco(path) for path in options.data]
+    datasets = [load_coco(path, split=split) for path in options.data for split in list_splits(path)]
     summaries = [summarize(dataset, options.edges) for dataset in datasets]
     hashes = None
     if options.images:
@@ -113,6 +119,9 @@ def summarize(dataset: CocoDataset, edges: Sequence[float]) -> Summary:
         for name, size, ignore in zip(item.names, box_sizes(item.boxes).tolist(), item.ignore, strict=True):
             if not ignore:
                 sizes[name].append(size)
+    # Clipped and dropped boxes have warnings of their own.
+    counts = dataset.repairs.counts
+    repaired = [line for kind, line in zip(counts, dataset.repairs.lines(), strict=True) if kind not in WARNED]
     present = {name: np.array(values) for name, values in sizes.items() if values}
     quantiles = {
         name: {title: round(float(np.quantile(values, q)), 2) for q, title in QUANTILES.items()}
@@ -133,29 +142,33 @@ def summarize(dataset: CocoDataset, edges: Sequence[float]) -> Summary:
         size_quantiles=quantiles,
         scale_buckets=buckets,
         warnings=[*dataset.warnings, *check_masks(dataset)],
+        repairs=repaired,
     )
 
 
 def check_masks(dataset: CocoDataset) -> list[str]:
     """Returns a warning for each COCO ``segmentation`` that does not fit its image: an RLE mask of another size, or a
     polygon that leaves the image by more than a pixel."""
+    if dataset.path.suffix != ".json":  # YOLO
+        return []
     content = read_json(dataset.path)
-    images = {item["id"]: item for item in content["images"]}
+    images = dict(zip((item["id"] for item in content["images"]), dataset.records, strict=True))
+    names = {item["id"]: item.get("file_name", item.get("filename")) for item in content["images"]}
     warnings = []
-    for index, annotation in enumerate(content["annotations"]):
+    for index, annotation in enumerate(content.get("annotations", content.get("annotation"))):
         mask, image = annotation.get("segmentation"), images[annotation["image_id"]]
-        width, height = image["width"], image["height"]
-        place = f"{image['file_name']}: mask of annotation {annotation.get('id', f'number {index}')}"
+        width, height = image.width, image.height
+        place = f"{names[annotation['image_id']]}: mask of annotation {annotation.get('id', f'number {index}')}"
         try:
             if isinstance(mask, dict):
                 rows, columns = mask["size"]
                 if (rows, columns) != (height, width):
-                    warnings.append(f"{place} is {columns} x {rows}, the image {width} x {height}")
+                    warnings.append(f"{place} is {quote(columns)} x {quote(rows)}, the image {width} x {height}")
             elif mask:
                 points = np.concatenate([np.array(polygon, float).reshape(-1, 2) for polygon in mask])
                 if not ((points >= -1) & (points <= [width + 1, height + 1])).all():
                     warnings.append(f"{place} reaches outside the image ({width} x {height})")
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, OverflowError, TypeError, ValueError):
             warnings.append(f"{place} is neither RLE nor polygons")
     return warnings
 
@@ -216,10 +229,15 @@ def choose(dataset: CocoDataset, count: int, rng: np.random.Generator) -> list[I
     If the dataset has no boxes, images without boxes are chosen.
     """
     shuffled = [dataset.records[index] for index in rng.permutation(len(dataset.records))]
-    queues = [[item for item in shuffled if name in item.names] for name in dataset.categories]
-    queues = [queue for queue in queues if queue] or [shuffled]
+    by_name: dict[str, list[ImageRecord]] = {}
+    for item in shuffled:
+        for name in set(item.names):
+            by_name.setdefault(name, []).append(item)
+    queues = [by_name[name] for name in dataset.categories if name in by_name] or [shuffled]
     chosen: dict[int, ImageRecord] = {}
     for turn in range(len(shuffled)):
+        if len(chosen) >= count:
+            break
         for queue in queues:
             if turn < len(queue) and len(chosen) < count:
                 chosen[id(queue[turn])] = queue[turn]
@@ -227,7 +245,7 @@ def choose(dataset: CocoDataset, count: int, rng: np.random.Generator) -> list[I
 
 
 def _print(summaries: Sequence[Summary], leakage: Sequence[str], edges: Sequence[float]) -> None:
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names of categories and files are printed as they are
     for summary in summaries:
         console.print(summary.path, style="bold", highlight=False, soft_wrap=True)
         console.print(
@@ -236,7 +254,7 @@ def _print(summaries: Sequence[Summary], leakage: Sequence[str], edges: Sequence
             highlight=False,
         )
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("category")
+        table.add_column("category", min_width=8, overflow="fold")
         low, high = (f"{edge:g}" for edge in edges)
         for title in ("boxes", f"<{low}", f"{low}-{high}", f">={high}", *QUANTILES.values()):
             table.add_column(title, justify="right", no_wrap=True)
@@ -246,6 +264,8 @@ def _print(summaries: Sequence[Summary], leakage: Sequence[str], edges: Sequence
             table.add_row(name, str(count), *map(str, buckets), *(f"{size:.1f}" for size in sizes))
         console.print(table)
         _print_warnings(console, summary.warnings)
+        for line in summary.repairs:
+            console.print(f"repaired: {line}", style="yellow", highlight=False, soft_wrap=True)
     console.print("scale buckets and quantiles of sqrt(width * height) in pixels", style="dim", highlight=False)
     _print_warnings(console, leakage)
     if len(summaries) > 1 and not leakage:
@@ -254,7 +274,7 @@ def _print(summaries: Sequence[Summary], leakage: Sequence[str], edges: Sequence
 
 def _print_warnings(console: Console, warnings: Sequence[str], limit: int = 10) -> None:
     for warning in warnings[:limit]:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
     if len(warnings) > limit:
         console.print(f"warning: and {len(warnings) - limit} more (--json writes all of them)", style="yellow")
 

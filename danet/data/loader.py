@@ -65,11 +65,12 @@ class Batch(NamedTuple):
         return Batch(self.images.to(device, non_blocking=True), *rest)
 
 
-def load_source(source: DataSource | str) -> list[ImageRecord]:
+def load_source(source: DataSource | str, split: str = "train") -> list[ImageRecord]:
     """Reads a dataset and applies its class map.
 
     Args:
         source: the dataset; a path means ``DataSource(path)``.
+        split: which part of a folder or a YOLO dataset with several splits, see ``load_coco``.
 
     Raises:
         UserError: if the dataset cannot be read or has no images, if the weight is negative or not finite, or if the
@@ -79,7 +80,7 @@ def load_source(source: DataSource | str) -> list[ImageRecord]:
         source = DataSource(source)
     if not 0 <= source.weight < float("inf"):
         raise UserError(f"{source.path}: weight must be 0 or more, got {source.weight}")
-    dataset = load_coco(source.path)
+    dataset = load_coco(source.path, split=split)
     if not dataset.records:
         raise UserError(f"{dataset.path}: no images")
     unknown = [name for name in source.class_map if name not in dataset.categories]

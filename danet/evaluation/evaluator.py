@@ -96,8 +96,8 @@ class Evaluator:
     def __init__(self, options: EvaluateOptions) -> None:
         self.options = options
         self.warnings: list[str] = []
-        self.data = load_coco(options.data)
-        tune = None if options.tune is None else load_coco(options.tune)
+        self.data = load_coco(options.data, split="val")
+        tune = None if options.tune is None else load_coco(options.tune, split="val")
         _check_class_map(options.class_map, [*self.data.categories, *(tune.categories if tune else [])])
         self.records = select_images(self.data, options.stride, options.class_map)
         self.tune_records = select_images(tune, options.stride, options.class_map) if tune else []

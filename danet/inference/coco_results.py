@@ -18,13 +18,13 @@ def to_coco_results(
 
     A class that the file does not have gets an id above the largest of the file.
     """
-    image_ids, category_ids = _ids(data, classes)
+    category_ids = _category_ids(data, classes)
     results = []
     for record, (boxes, scores, labels) in zip(records, predictions, strict=True):
         for (x0, y0, x1, y1), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
             results.append(
                 {
-                    "image_id": image_ids[record.path],
+                    "image_id": record.image_id,
                     "category_id": category_ids[classes[label]],
                     "bbox": [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)],
                     "score": round(score, 6),
@@ -41,9 +41,9 @@ def read_coco_results(
     Raises:
         UserError: the file is no COCO result file, or names an image or a category that ``data`` does not have.
     """
-    image_ids, category_ids = _ids(data, classes)
+    category_ids = _category_ids(data, classes)
     labels = {category_ids[name]: label for label, name in enumerate(classes)}
-    found: dict[object, list[tuple]] = {image_ids[record.path]: [] for record in records}
+    found: dict[object, list[tuple]] = {record.image_id: [] for record in records}
     try:
         for item in read_json(path):
             x, y, width, height = item["bbox"]
@@ -51,7 +51,7 @@ def read_coco_results(
             found[item["image_id"]].append((box, item["score"], labels[item["category_id"]]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not the detections of {data.path} ({error})") from error
-    return [_to_detections(found[image_ids[record.path]]) for record in records]
+    return [_to_detections(found[record.image_id]) for record in records]
 
 
 def _to_detections(items: list[tuple]) -> Detections:
@@ -59,11 +59,8 @@ def _to_detections(items: list[tuple]) -> Detections:
     return Detections(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.tensor(labels, dtype=torch.int64))
 
 
-def _ids(data: CocoDataset, classes: Sequence[str]) -> tuple[dict, dict]:
-    """Image ids by path and category ids by name; a class that the file lacks gets an id above the largest."""
-    content = read_json(data.path)
-    image_ids = {record.path: image["id"] for record, image in zip(data.records, content["images"], strict=True)}
-    ids = {category["name"]: category["id"] for category in content["categories"]}
-    largest = max((key for key in ids.values() if isinstance(key, int)), default=0)
-    new = [name for name in classes if name not in ids]
-    return image_ids, ids | {name: number for number, name in enumerate(new, largest + 1)}
+def _category_ids(data: CocoDataset, classes: Sequence[str]) -> dict[str, int | str]:
+    """Category ids by name; a class that the file lacks gets an id above the largest."""
+    largest = max((key for key in data.category_ids.values() if isinstance(key, int)), default=0)
+    new = [name for name in classes if name not in data.category_ids]
+    return data.category_ids | {name: number for number, name in enumerate(new, largest + 1)}

@@ -116,7 +116,7 @@ def _frames(folder: Path, metrics: dict, threshold: float, count: int) -> list[B
         return []
     options = _options(folder)
     try:
-        data = load_coco(options.data)
+        data = load_coco(options.data, split="val")
         records = select_images(data, options.stride, options.class_map)
         classes = [metrics["target"], *(other["name"] for other in metrics["other_classes"])]
         found = read_coco_results(folder / "predictions.json", data, records, classes)

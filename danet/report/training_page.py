@@ -115,7 +115,7 @@ def _frames(folder: Path, options: TrainOptions, count: int) -> list[Block]:
     if count == 0 or options.val is None or weights is None:
         return []
     try:
-        records = load_source(options.val)
+        records = load_source(options.val, "val")
         shown = [records[index] for index in pictures.choose_frames(records, count)]
         found, _ = predict(load(weights, "cpu", score_threshold=SCORE), shown, 1, quiet=True)
         classes = options.model.classes

@@ -80,7 +80,7 @@ class _Part:
 
     def __init__(self, options: AblateOptions) -> None:
         variants = {name: _train_options(options, words) for name, words in options.row_arguments().items()}
-        self.records = select_images(load_coco(options.val), options.stride, options.class_map)
+        self.records = select_images(load_coco(options.val, split="val"), options.stride, options.class_map)
         for variant in variants.values():
             target = options.target or variant.model.classes[0]
             if not any(target in record.names for record in self.records):
@@ -168,7 +168,7 @@ class Run:
         metrics, training = read_json(self.folder / EVALUATED), read_json(self.folder / TRAINED)
         classes, criterion = model.config.classes, self.evaluation.criterion
         point = metrics["criteria"][criterion]["tuned"] or metrics["criteria"][criterion]["fixed"]
-        data, path = load_coco(self.evaluation.data), self.folder / "evaluate" / "predictions.json"
+        data, path = load_coco(self.evaluation.data, split="val"), self.folder / "evaluate" / "predictions.json"
         predictions = read_coco_results(path, data, self.records, classes)
         found: dict[str, Any] = {"target": metrics["target"], "threshold": point["threshold"]}
         return RunResult(
@@ -192,7 +192,8 @@ def _divide(options: AblateOptions, count: int) -> list[AblateOptions]:
     if any(source.weight != 1.0 for source in common.data if not isinstance(source, str)):
         raise UserError("--data: cannot have weights with --folds; every image counts once")
     sources = [DataSource(options.val, class_map=options.class_map), *common.data]
-    records = [record for source in sources for record in load_source(source)]
+    splits = ["val", *["train"] * len(common.data)]
+    records = [record for source, split in zip(sources, splits, strict=True) for record in load_source(source, split)]
     target = options.target or common.model.classes[0]
     if not any(target in record.names for record in records):
         raise UserError(f"{options.val} and the training data show no {target!r}; see --target and --class_map")

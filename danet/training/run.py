@@ -165,7 +165,7 @@ def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecor
         cache_bytes=options.cache_mb * 2**20 // max(1, options.workers or 0),
         size_range=size_range,
     )
-    validation = load_source(options.val) if options.val else []
+    validation = load_source(options.val, "val") if options.val else []
     if size_range is not None:
         validation = [size_range.ignore_other_scales(record) for record in validation if size_range.accepts(record)]
         if options.val and not validation:

@@ -20,9 +20,11 @@ def track(items: Sequence[T], description: str, *, quiet: bool = False) -> Itera
         [1, 2, 3]
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track as rich_track
 
-    return rich_track(items, description, console=Console(stderr=True), disable=_is_disabled(quiet), transient=True)
+    console = Console(stderr=True)
+    return rich_track(items, escape(description), console=console, disable=_is_disabled(quiet), transient=True)
 
 
 @contextlib.contextmanager
@@ -33,10 +35,11 @@ def working(description: str, *, quiet: bool = False) -> Iterator[None]:
         >>> with working("compiling"):
         ...     pass
     """
+    from rich.markup import escape
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
     with _bar(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), quiet=quiet) as bar:
-        bar.add_task(description, total=None)
+        bar.add_task(escape(description), total=None)
         yield
 
 
@@ -58,7 +61,7 @@ def count_items(
     started = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with _bar(*columns, quiet=quiet) as bar:
-        task = bar.add_task(description, total=total, rate=0.0)
+        task = bar.add_task(escape(description), total=total, rate=0.0)
         yield lambda done: bar.update(task, completed=done, rate=done / (time.perf_counter() - started))
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,11 +16,13 @@ import numpy as np
 
 from danet.data.coco_dataset import ImageRecord, write_coco
 from danet.data.dataset_summary import write_summary
+from danet.data.image_record import Repairs, make_record
 from danet.data.video import IMAGE_SUFFIXES
 from danet.utils import cli
 from danet.utils.errors import UserError
-from danet.utils.files import atomic_path, read_text
+from danet.utils.files import atomic_path, read_json, read_text
 from danet.utils.image_io import read_image
+from danet.utils.names import MAX_PATH_CHARACTERS, check_name, join_name
 
 
 @dataclass
@@ -50,10 +52,14 @@ class ImportFolder:
     """The output folder of an import: images in ``OUT/images``, annotation files in ``OUT``.
 
     It is a context manager. The annotation files are written when the ``with`` block succeeds. If the block fails, all
-    files that this import added are removed. An image of an earlier import is replaced only by one of the same name.
+    files that this import added are removed. Several imports may write to one folder, but none replaces an image or an
+    annotation file of another dataset.
 
     Args:
-        options: of the importer; ``out``, ``json`` and ``quiet`` are used.
+        options: of the importer; ``source``, ``out``, ``json`` and ``quiet`` are used.
+
+    Attributes:
+        repairs: counts what the importer changes in the dataset; one line for each kind is printed at the end.
 
     Raises:
         UserError: if ``options.out`` is a file.
@@ -62,6 +68,7 @@ class ImportFolder:
     def __init__(self, options: ImportOptions) -> None:
         self.folder = Path(options.out)
         self.options = options
+        self.repairs = Repairs()
         self._sources: dict[Path, Path | None] = {}
         self._added: list[Path] = []
         self._annotations: list[tuple[Path, Sequence[ImageRecord], Sequence[str]]] = []
@@ -80,6 +87,8 @@ class ImportFolder:
                     write_coco(path, records, categories)
                 written = {path: records for path, records, _ in self._annotations}
                 write_summary(written, json=self.options.json, quiet=self.options.quiet)
+                for line in self.repairs.lines():
+                    self.note(f"{self.options.source}: {line}")
         except BaseException as failure:
             error = failure
             raise
@@ -95,8 +104,8 @@ class ImportFolder:
             name: path below ``images``; by default the name of the file.
 
         Raises:
-            UserError: if the file cannot be decoded, if it lies in the output folder, or if this import has stored
-                another image at the same place.
+            UserError: if the file cannot be decoded, if it lies in the output folder, or if another image is stored at
+                the same place.
         """
         target = self._target(name or source.name)
         if self._sources.get(target, source) != source:
@@ -109,8 +118,23 @@ class ImportFolder:
             self._sources[target] = source
         return target, width, height
 
+    def record(
+        self,
+        path: Path,
+        size: Sequence[int],
+        boxes: Sequence[Sequence[float]] | np.ndarray,
+        names: Sequence[str],
+        **options: Any,
+    ) -> ImageRecord:
+        """Makes the record of an image and counts repairs, see ``make_record``."""
+        return make_record(path, size, boxes, names, repairs=self.repairs, **options)
+
     def save_png(self, image: np.ndarray, name: str) -> Path:
-        """Stores an image ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16, as PNG; returns its path."""
+        """Stores an image ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16, as PNG; returns its path.
+
+        Raises:
+            UserError: if another image is stored at the same place.
+        """
         target = self._target(name)
         self._store(target, cv2.imencode(".png", image)[1].tobytes())
         return target
@@ -119,26 +143,46 @@ class ImportFolder:
         """Registers an annotation file, which is written at the end of the ``with`` block.
 
         Raises:
-            UserError: if there are no records.
+            UserError: if there are no records, or the file has images of an earlier import that are not among them.
         """
         if not records:
             raise UserError(f"{name}: no images to import")
-        self._annotations.append((self.folder / name, records, categories))
+        if not any(record.names for record in records):
+            self.note(f"warning: {name}: none of the {len(records)} images has a box")
+        path = join_name(self.folder, name, f"{self.options.source}: annotation file")
+        if path.exists():
+            self._check_earlier(path, records)
+        self._annotations.append((path, records, categories))
 
     def note(self, text: str) -> None:
         """Prints a line on stderr about something that is not an error, unless the import is quiet."""
         if not self.options.quiet:
             print(text, file=sys.stderr)
 
+    def _check_earlier(self, path: Path, records: Sequence[ImageRecord]) -> None:
+        """Raises UserError if an existing annotation file names images that are not among ``records``."""
+        content = read_json(path)
+        images = content.get("images") if isinstance(content, dict) else None
+        folder = os.path.realpath(self.folder)
+        new = {Path(os.path.relpath(record.path, folder)).as_posix() for record in records}
+        earlier = [item.get("file_name") for item in images or [] if isinstance(item, dict)]
+        lost = sum(name not in new for name in map(str, earlier))
+        if images is None or lost:
+            what = "is another file" if images is None else f"holds {lost} images of an earlier import"
+            raise UserError(f"{path}: {what}, which would be lost; import into another folder")
+
     def _target(self, name: str) -> Path:
-        parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..", ".")]
-        return self.folder.joinpath("images", *parts)
+        return join_name(self.folder / "images", name, f"{self.options.source}: image")
 
     def _store(self, target: Path, content: bytes) -> None:
-        if not target.exists():
-            self._added.append(target)
+        """Writes a file unless it is there already. Raises UserError if its content differs."""
+        if target.exists():
+            if not target.is_file() or target.read_bytes() != content:
+                raise UserError(f"{target}: is another image, of an earlier import; import into another folder")
+            return
         with atomic_path(target) as temporary:
             temporary.write_bytes(content)
+        self._added.append(target)
 
     def _remove_added(self) -> None:
         """Removes the files that this import added, and the folders that become empty."""
@@ -150,28 +194,6 @@ class ImportFolder:
                     folder.rmdir()
                 except OSError:
                     continue
-
-
-def make_record(
-    path: Path,
-    size: Sequence[int],
-    boxes: Sequence[Sequence[float]] | np.ndarray,
-    names: Sequence[str],
-    ignore: Sequence[bool] | None = None,
-    **extras: Any,
-) -> ImageRecord:
-    """Makes an ImageRecord from lists.
-
-    Args:
-        size: (width, height) in pixels.
-        boxes: M boxes (x0, y0, x1, y1) in pixels.
-        names: category of each box.
-        ignore: whether each box is an ignore region; by default none is.
-        extras: ``video``, ``frame`` and ``recording`` of the image.
-    """
-    flags = np.zeros(len(names), bool) if ignore is None else np.array(ignore, bool)
-    corners = np.array(boxes, np.float32).reshape(-1, 4)
-    return ImageRecord(path, size[0], size[1], boxes=corners, names=list(names), ignore=flags, **extras)
 
 
 def read_names(path: str | os.PathLike, below: Path) -> list[str]:
@@ -190,24 +212,6 @@ def read_names(path: str | os.PathLike, below: Path) -> list[str]:
     names = [line.strip() for line in read_text(found).splitlines() if line.strip()]
     if not names:
         raise UserError(f"{found}: this list is empty")
+    for name in names:
+        check_name(name, f"{found}: image", MAX_PATH_CHARACTERS)
     return [name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in IMAGE_SUFFIXES else name for name in names]
-
-
-def find_images(folder: Path) -> dict[str, Path]:
-    """Finds all images in ``folder`` and its subfolders: relative path without suffix -> path, sorted.
-
-    Raises:
-        UserError: if there is no such folder, it contains no image, or two images differ only in their suffix.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    images: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in images:
-                raise UserError(f"{path}: another image has this name ({images[name].name})")
-            images[name] = path
-    if not images:
-        raise UserError(f"{folder}: no images in this folder")
-    return images

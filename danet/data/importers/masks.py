@@ -11,13 +11,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from danet.data.importers.base import ImportFolder, ImportOptions, find_images, make_record, read_names, run_import
+from danet.data.image_folder import find_images
+from danet.data.importers.base import ImportFolder, ImportOptions, read_names, run_import
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
+from danet.utils.names import check_name
 from danet.utils.progress import track
 
 # Endings of a mask's name after the name of its image.
 MASK_ENDINGS = ("", "_pixels0", "_mask")
+
+MAX_INSTANCES = 15
+"""A mask whose maximum is at most this numbers its objects 1, 2, 3, ...; a larger maximum is a brightness."""
+SOFT = "masks with values between 0 and their maximum: pixels count from half of the maximum on"
 
 
 @dataclass
@@ -47,6 +53,7 @@ class Options(ImportOptions):
 def import_masks(options: Options) -> None:
     """Imports images with masks: every 8-connected component of a mask becomes a box."""
     source = Path(options.source)
+    check_name(options.category, "--category")
     images = find_images(source / options.images)
     masks = find_images(source / options.masks)
     lists = {f"{Path(name).stem}.json": read_names(name, source) for name in options.lists}
@@ -60,28 +67,46 @@ def import_masks(options: Options) -> None:
                 if mask is None:
                     raise UserError(f"{images[name]}: no mask in {source / options.masks}")
                 path, *size = out.copy(images[name], name + images[name].suffix)
-                boxes = mask_boxes(mask, size)
-                records.append(make_record(path, size, boxes, [options.category] * len(boxes)))
+                boxes, is_soft = mask_boxes(mask, size)
+                if is_soft:
+                    out.repairs.add(SOFT, str(mask))
+                records.append(out.record(path, size, boxes, [options.category] * len(boxes)))
             out.write(json, records, [options.category])
 
 
-def mask_boxes(path: Path, size: Sequence[int]) -> np.ndarray:
-    """Returns the bounding boxes of the 8-connected components of a mask, int ``[M, 4]`` (x0, y0, x1, y1) in pixels.
+def mask_boxes(path: Path, size: Sequence[int]) -> tuple[np.ndarray, bool]:
+    """Finds the bounding boxes of the 8-connected components of a mask.
+
+    Masks with smooth edges, and masks saved as JPEG, have values between 0 and their maximum: a pixel belongs to a
+    target from half of the maximum on. In a mask with a maximum of at most MAX_INSTANCES, every value but 0 does.
 
     Args:
         path: the mask; its background is 0 in all channels.
         size: (width, height) of the image that the mask belongs to.
 
+    Returns:
+        int ``[M, 4]`` boxes (x0, y0, x1, y1) in pixels, and whether half of the maximum made a difference.
+
     Raises:
         UserError: if the mask cannot be read or has another size.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "a.png"
+        >>> _ = cv2.imwrite(str(path), np.array([[0, 0, 0, 0], [0, 255, 255, 64]], np.uint8))
+        >>> mask_boxes(path, (4, 2))
+        (array([[1, 1, 3, 2]], dtype=int32), True)
     """
     mask = read_image(path)
     mask = mask.max(axis=2) if mask.ndim == 3 else mask
     if mask.shape != (size[1], size[0]):
         raise UserError(f"{path}: the mask is {mask.shape[1]} x {mask.shape[0]}, its image {size[0]} x {size[1]}")
-    _, _, components, _ = cv2.connectedComponentsWithStats((mask != 0).astype(np.uint8), connectivity=8)
+    maximum = int(mask.max())
+    threshold = 1 if maximum <= MAX_INSTANCES else -(-maximum // 2)
+    target = mask >= threshold
+    _, _, components, _ = cv2.connectedComponentsWithStats(target.astype(np.uint8), connectivity=8)
     x, y, w, h = components[1:, :4].T  # component 0 is the background
-    return np.stack([x, y, x + w, y + h], axis=1)
+    is_soft = threshold > 1 and bool((mask[mask > 0] < maximum).any())
+    return np.stack([x, y, x + w, y + h], axis=1), is_soft
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,31 +2,52 @@
 
 The labels of ``IR_DRONE_001.mp4`` are in ``IR_DRONE_001_LABELS.mat``, a ``groundTruth`` object of MATLAB's Computer
 Vision Toolbox: a table with one row per frame and one column per class. Each cell is an n x 4 matrix of x, y, width and
-height in pixels, in which the first pixel is 1. The optional ``splits.json`` assigns the videos to splits by recording
-and states counts that the import checks.
+height in pixels, in which the first pixel is 1. Reading them needs ``pip install mat-io``.
+
+The optional ``splits.json`` assigns the videos to splits by recording and states counts that the import checks. The
+original dataset has no such file. The import then makes the splits (our decision):
+
+1. Clips that continue one another are one recording: many clips are cut from a longer video, so that the first frame
+   of a clip shows the same scene as the last frame of the clip before, by number, of its class. Clips continue one
+   another if the average hashes of these two frames differ by at most MAX_CUT_DISTANCE_BITS.
+2. Recordings are divided by ``split_by_recording``, as in ``danet data split``: VAL_FRACTION of the frames and of the
+   boxes of each class go into val.json, and the rest into train.json. The result is the same every time.
 """
 
+import math
 import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 
 from danet.data.coco_dataset import ImageRecord
-from danet.data.importers.base import ImportFolder, ImportOptions, make_record, run_import
+from danet.data.importers.base import ImportFolder, ImportOptions, run_import
+from danet.data.leakage import HASH_BITS, average_hash
+from danet.data.recording_split import split_by_recording
 from danet.data.scales import SCALES, box_sizes
 from danet.utils.errors import UserError
 from danet.utils.files import read_json
 from danet.utils.image_io import squeeze_grey
+from danet.utils.names import check_name, join_name, quote
 from danet.utils.progress import track
 
 CLASSES = ("drone", "bird", "airplane", "helicopter")
+
+VAL_FRACTION = 0.15
+"""Fraction of the frames that goes into val.json without a splits.json."""
+MAX_CUT_DISTANCE_BITS = 112
+"""Largest distance, of 1024 bits, between the average hashes of two frames between which a recording was only cut. On
+255 videos whose recordings are known, 160 of 163 such pairs differ by at most 106 bits, and 85 of 88 others by at least
+119; the other 3 make the recordings larger, which is harmless."""
+ORIGINAL_FOLDER = Path("Data", "Video_IR")
+"""Folder of the infrared videos in the original repository, Drone-detection-dataset."""
 
 Labels = list[dict[str, np.ndarray]]
 """For each frame: class -> its boxes, float64 ``[n, 4]`` (x0, y0, x1, y1) in pixels; only classes that have boxes."""
@@ -37,14 +58,15 @@ class Options(ImportOptions):
     """Options of ``danet data import svanstrom``."""
 
     source: str
-    """Folder with the videos, their label files and, optionally, splits.json."""
+    """Folder with the videos, their label files and, optionally, splits.json; or the original repository, which has
+    them in Data/Video_IR. Reading the labels needs `pip install mat-io`."""
 
     out: str
-    """Output folder; the import writes images/VIDEO/FRAME.png and one json per split (annotations.json without
-    splits.json)."""
+    """Output folder; the import writes images/VIDEO/FRAME.png, train.json and val.json. Without splits.json, the
+    recordings are divided at 85 : 15; a folder with a single recording gives annotations.json."""
 
     split: Literal["train", "val", "all"] = "all"
-    """Split of splits.json to import."""
+    """Split to import."""
 
     stride: int = 1
     """Imports the frames 0, N, 2N, ... of each video."""
@@ -62,7 +84,7 @@ class Video:
         name: its name without suffix.
         category: class of the objects that the video was recorded for.
         split: name of the annotation file that it belongs to, without suffix.
-        recording: name of its recording; None without splits.json.
+        recording: name of its recording.
         expected: its entry of splits.json, with counts to check; None without splits.json.
         size_edges: edges between small, medium and large boxes in pixels, from splits.json.
     """
@@ -71,7 +93,7 @@ class Video:
     name: str
     category: str
     split: str
-    recording: str | None
+    recording: str
     expected: dict | None
     size_edges: tuple[float, ...] = ()
 
@@ -84,7 +106,7 @@ def import_svanstrom(options: Options) -> None:
     for name in options.class_stride:
         if name not in CLASSES:
             raise UserError(f"--class_stride: unknown class {name!r}; choose from {', '.join(CLASSES)}")
-    videos = find_videos(Path(options.source), options.split)
+    videos = find_videos(Path(options.source), options.split, quiet=options.quiet)
     records: dict[str, list[ImageRecord]] = {}
     with ImportFolder(options) as out:
         for video in track(videos, "importing videos", quiet=options.quiet):
@@ -92,29 +114,107 @@ def import_svanstrom(options: Options) -> None:
             records.setdefault(video.split, []).extend(import_video(video, out, stride))
         for split, items in records.items():
             out.write(f"{split}.json", items, CLASSES)
+        if videos[0].expected is None:
+            recordings = len({video.recording for video in videos})
+            out.note(f"{options.source}: no splits.json; {len(videos)} videos of {recordings} recordings were divided")
 
 
-def find_videos(folder: Path, split: str = "all") -> list[Video]:
+def find_videos(folder: Path, split: str = "all", *, quiet: bool = False) -> list[Video]:
     """Finds the videos of a folder, or of one split, sorted by name.
 
     Raises:
-        UserError: if there is no such folder or no video in it, splits.json is invalid, a split is requested without
-            splits.json, or a file name does not contain a class.
+        UserError: if there is no such folder or no video in it, splits.json is invalid, a split is requested that the
+            folder does not have, or a file name does not contain a class.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
+    if not _mp4s(folder) and (folder / ORIGINAL_FOLDER).is_dir():
+        folder = folder / ORIGINAL_FOLDER
     listing = folder / "splits.json"
     if listing.is_file():
         entries, edges = _read_listing(listing)
         videos = [_listed(listing, item, edges) for item in entries]
-        videos = [video for video in videos if split in ("all", video.split)]
-    elif split != "all":
-        raise UserError(f"{listing}: no such file; without it only --split all is possible")
+        twice = [name for name, count in Counter(video.name for video in videos).items() if count > 1]
+        if twice:
+            raise UserError(f"{listing}: video {quote(twice[0])} is listed twice")
     else:
-        videos = [Video(path, path.stem, _class_of(path), "annotations", None, None) for path in folder.glob("*.mp4")]
+        videos = assign_splits(_mp4s(folder), quiet=quiet)
+    videos = [video for video in videos if split in ("all", video.split)]
     if not videos:
-        raise UserError(f"{folder}: no videos to import (IR_<CLASS>_<NUMBER>.mp4)")
+        raise UserError(f"{folder}: no videos to import (IR_<CLASS>_<NUMBER>.mp4, --split {split})")
     return sorted(videos, key=lambda video: video.name)
+
+
+def assign_splits(paths: Sequence[Path], *, quiet: bool = False) -> list[Video]:
+    """Finds the recordings of videos and divides them into "train" and "val"; "annotations" if there is only one.
+
+    The rule is in the description of this module.
+
+    Args:
+        paths: the videos.
+        quiet: show no progress.
+
+    Raises:
+        UserError: if a video or its labels cannot be read, or a file name does not contain a class.
+    """
+    recordings = find_recordings(paths, quiet=quiet)
+    records = []
+    for path in track(paths, "reading labels", quiet=quiet):
+        labels = read_labels(path.with_name(f"{path.stem}_LABELS.mat"))
+        names = [name for frame in labels for name, boxes in frame.items() for _ in boxes]
+        # The first frame stands for the boxes of all frames; only their numbers count.
+        boxes, ignore = np.zeros((len(names), 4), np.float32), np.zeros(len(names), bool)
+        first = ImageRecord(path, 1, 1, boxes, names, ignore, recording=recordings[path])
+        records += [first, *[replace(first, boxes=boxes[:0], names=[], ignore=ignore[:0])] * (len(labels) - 1)]
+    if len(set(recordings.values())) < 2:
+        return [Video(path, path.stem, _class_of(path), "annotations", recordings[path], None) for path in paths]
+    _, val = split_by_recording(records, [1 - VAL_FRACTION, VAL_FRACTION], seed=0)
+    held_out = {record.recording for record in val}
+    return [
+        Video(
+            path, path.stem, _class_of(path), "val" if recordings[path] in held_out else "train", recordings[path], None
+        )
+        for path in paths
+    ]
+
+
+def find_recordings(paths: Sequence[Path], *, quiet: bool = False) -> dict[Path, str]:
+    """Finds the recording of each video: video -> name of the first clip of its recording.
+
+    Raises:
+        UserError: if a video cannot be read, or its name does not contain a class.
+    """
+    recordings: dict[Path, str] = {}
+    last: tuple[str, np.ndarray] | None = None  # class and hash of the last frame of the clip before
+    for path in track(sorted(paths), "finding recordings", quiet=quiet):
+        category = _class_of(path)
+        begin, end = (average_hash(image) for image in _end_frames(path))
+        differing = HASH_BITS if last is None or last[0] != category else (HASH_BITS - int(last[1] @ begin)) // 2
+        if differing > MAX_CUT_DISTANCE_BITS:
+            name = path.stem
+        recordings[path] = name
+        last = category, end.astype(int)
+    return recordings
+
+
+def _end_frames(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last frame of a video, found by seeking; without a frame count, all frames are decoded."""
+    first = next((image for _, image in decode(path, 1)), None)
+    capture = cv2.VideoCapture(str(path))
+    capture.set(cv2.CAP_PROP_POS_FRAMES, capture.get(cv2.CAP_PROP_FRAME_COUNT) - 1)
+    decoded, found = capture.read()
+    capture.release()
+    last = found if decoded else None
+    if last is None:
+        for _, image in decode(path, 1):
+            last = image
+    if first is None or last is None:
+        raise UserError(f"{path}: not a readable video")
+    return first, last
+
+
+def _mp4s(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.mp4") if not path.name.startswith("._"))
 
 
 def import_video(video: Video, out: ImportFolder, stride: int) -> list[ImageRecord]:
@@ -137,8 +237,8 @@ def import_video(video: Video, out: ImportFolder, stride: int) -> list[ImageReco
         boxes = [box for found in labels[index].values() for box in found]
         names = [name for name, found in labels[index].items() for _ in found]
         size = image.shape[1], image.shape[0]
-        extras: dict[str, Any] = {"video": video.name, "frame": index, "recording": video.recording or video.name}
-        records.append(make_record(path, size, boxes, names, **extras))
+        extras = {"video": video.name, "frame": index, "recording": video.recording}
+        records.append(out.record(path, size, boxes, names, place=f"{video.name} frame {index}", **extras))
     if decoded != len(labels):
         raise UserError(f"{video.path}: {decoded} frames can be decoded, but {len(labels)} are labelled")
     return records
@@ -191,24 +291,27 @@ def read_labels(path: str | os.PathLike) -> Labels:
             warnings.simplefilter("error", category=UserWarning)
             content = matio.load_from_mat(str(path))
         table = content["gTruth"].properties["any"][0, 0]["LabelData"][:, 0]
-        columns = {name: name.lower() for name in table.dtype.names if name != "Time"}
+        columns = {str(name): str(name).lower() for name in table.dtype.names if name != "Time"}
+        rows = [{column: np.asarray(row[column]) for column in columns} for row in table]
     except Exception as error:  # matio raises many kinds of errors on broken files
-        raise UserError(f"{path}: no readable groundTruth labels ({type(error).__name__}: {error})") from error
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path}: no readable groundTruth labels ({problem})") from error
     for name in columns.values():
         if name not in CLASSES:
-            raise UserError(f"{path}: unknown class {name!r}; known are {', '.join(CLASSES)}")
+            raise UserError(f"{path}: unknown class {quote(name)}; known are {', '.join(CLASSES)}")
 
     labels: Labels = []
-    for index, row in enumerate(table):
+    for index, row in enumerate(rows):
         found = {}
         for column, name in columns.items():
             cell = row[column]
             if not cell.size:
                 continue
-            if cell.ndim != 2 or cell.shape[1] != 4:
-                raise UserError(f"{path}: frame {index}: boxes of {name} must be n x 4, got {cell.shape}")
+            if cell.ndim != 2 or cell.shape[1] != 4 or cell.dtype.kind not in "fiu":
+                raise UserError(f"{path}: frame {index}: boxes of {name} must be n x 4 numbers, got {cell.shape}")
             if not np.isfinite(cell).all() or (cell[:, 2:] <= 0).any():
-                raise UserError(f"{path}: frame {index}: a box of {name} is not finite or has no area: {cell.tolist()}")
+                values = quote(cell.tolist())
+                raise UserError(f"{path}: frame {index}: a box of {name} is not finite or has no area: {values}")
             corner = cell[:, :2].astype(float) - 1.0  # MATLAB's first pixel is 1
             found[name] = np.concatenate([corner, corner + cell[:, 2:]], axis=1)
         labels.append(found)
@@ -242,7 +345,7 @@ def check_counts(video: Video, labels: Labels) -> None:
         if key not in expected:
             raise UserError(f"{place}: splits.json has no {key!r} of this video to compare with")
         if expected[key] != value:
-            said = f"read {value}, but splits.json says {expected[key]}"
+            said = f"read {value}, but splits.json says {quote(expected[key])}"
             raise UserError(f"{place}: {key.replace('_', ' ')}: {said}")
 
 
@@ -258,17 +361,27 @@ def _read_listing(path: Path) -> tuple[list[dict], tuple[float, ...]]:
     found = [re.fullmatch(r"sqrt\(w\*h\) (?:<|>=) (\d+(?:\.\d+)?)", str(text)) for text in texts]
     edges = [edge for edge in found if edge is not None]
     if len(edges) < len(found):
-        raise UserError(f"{path}: 'size_buckets_px' must give edges such as 'sqrt(w*h) < 14', got {buckets}")
-    return entries, tuple(float(edge[1]) for edge in edges)
+        raise UserError(f"{path}: 'size_buckets_px' must give edges such as 'sqrt(w*h) < 14', got {quote(buckets)}")
+    values = tuple(float(edge[1]) for edge in edges)
+    if not 0 < values[0] <= values[1] < math.inf:
+        raise UserError(f"{path}: the edges of 'size_buckets_px' must ascend, got {quote(buckets)}")
+    return entries, values
 
 
 def _listed(path: Path, item: dict, size_edges: tuple[float, ...]) -> Video:
-    """Makes a Video of an entry of splits.json."""
-    name = str(item.get("video"))
+    """Makes a Video of an entry of splits.json; its names become names of files, which must lie in one folder."""
+    place = f"{path}: video {quote(item.get('video'))[1:-1]}"
     for key in ("video", "split", "class", "recording"):
         if not isinstance(item.get(key), str):
-            raise UserError(f"{path}: video {name}: {key!r} is missing")
-    return Video(path.parent / f"{name}.mp4", name, item["class"], item["split"], item["recording"], item, size_edges)
+            raise UserError(f"{place}: {key!r} is missing")
+        check_name(item[key], f"{place}: {key}")
+    for key in ("video", "split"):
+        if len(join_name(path.parent, item[key], f"{place}: {key}").relative_to(path.parent).parts) != 1:
+            raise UserError(f"{place}: {key} must be a name without folders, got {quote(item[key])}")
+    if item["class"] not in CLASSES:
+        raise UserError(f"{place}: class must be one of {', '.join(CLASSES)}, got {quote(item['class'])}")
+    file = path.parent / f"{item['video']}.mp4"
+    return Video(file, item["video"], item["class"], item["split"], item["recording"], item, size_edges)
 
 
 def _class_of(path: Path) -> str:

@@ -16,7 +16,7 @@ def make(folder, mask=None, image=None, ending="_pixels0"):
     if mask is None:
         mask = np.zeros((30, 40), np.uint8)
         mask[5, 6] = mask[6, 7] = 255
-        mask[20:23, 30:34] = 1
+        mask[20:23, 30:34] = 255
     image = np.full((30, 40), 9, np.uint8) if image is None else image
     cv2.imwrite(str(folder / "images" / "a.png"), image)
     cv2.imwrite(str(folder / "masks" / f"a{ending}.png"), mask)
@@ -135,3 +135,59 @@ def test_masks_sirst_has_its_published_counts(real_data, tmp_path):
         sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
         assert (len(records), len(boxes)) == (images, targets)
         assert tuple(Counter(np.digitize(sides, [4, 8]).tolist())[bucket] for bucket in range(3)) == buckets
+
+
+def soft_mask(kind):
+    """One target of 5 x 5 with the soft edges that editors, scaling and JPEG make."""
+    mask = np.zeros((30, 40), np.uint8)
+    mask[8:13, 18:23] = 255
+    if kind == "rim":  # as in IRSTD-1k
+        mask[7, 17:24] = mask[13, 17:24] = 64
+        mask[20, 30], mask[25:27, 2] = 1, 7
+    elif kind == "levels":
+        mask[8:13, 23] = 120
+    elif kind == "16 bits":
+        mask = mask.astype(np.uint16) * 257
+        mask[7, 17:24] = 20_000
+    elif kind == "instances":
+        mask[8:13, 18:23] = 2
+        mask[20:23, 30:34] = 1
+    return mask
+
+
+@pytest.mark.parametrize("kind", ["binary", "rim", "levels", "16 bits", "jpeg", "instances"])
+def test_masks_threshold_soft_masks_at_half_and_name_them(tmp_path, capsys, kind):
+    source = make(tmp_path / "in", soft_mask(kind))
+    if kind == "jpeg":
+        (source / "masks/a_pixels0.png").unlink()
+        cv2.imwrite(str(source / "masks/a_pixels0.jpg"), soft_mask(kind), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    assert run(source) == 0
+    boxes = load_coco(tmp_path / "out").records[0].boxes
+    others = [[30, 20, 34, 23]] if kind == "instances" else []
+    np.testing.assert_array_equal(boxes, [[18, 8, 23, 13], *others])
+    error = capsys.readouterr().err
+    assert ("1 masks with values between 0 and their maximum" in error) == (kind not in ("binary", "instances"))
+    assert ("a_pixels0" in error) == (kind not in ("binary", "instances"))
+
+
+def test_masks_without_any_target_give_a_warning(tmp_path, capsys):
+    assert run(make(tmp_path / "in", np.zeros((30, 40), np.uint8))) == 0
+    assert "warning: annotations.json: none of the 2 images has a box" in capsys.readouterr().err
+
+
+def test_masks_follow_links(tmp_path):
+    source = make(tmp_path / "in")
+    (source / "images").rename(tmp_path / "raw")
+    (source / "images").symlink_to(tmp_path / "raw")
+    (source / "masks").rename(tmp_path / "drawn")
+    (source / "masks").mkdir()
+    (source / "masks/person1").symlink_to(tmp_path / "drawn")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/person1").symlink_to(tmp_path / "raw")
+    assert run(source, "--images", "../images") == 0
+    assert len(load_coco(tmp_path / "out").records[0].boxes) == 2
+
+
+def test_masks_check_the_category(tmp_path, capsys):
+    assert run(make(tmp_path / "in"), "--category", "a\nb") == 2
+    assert "--category: a name must not contain control characters" in capsys.readouterr().err

@@ -215,7 +215,7 @@ def test_svanstrom_reads_size_buckets_from_splits_json(videos, tmp_path, capsys)
         (["--class_stride", "{bird: 0}"], "bird: a stride must be 1 or more"),
         (["--class_stride", "{brid: 3}"], "unknown class 'brid'"),
         (["--split", "test"], "--split"),
-        (["--split", "val"], "without it only --split all is possible"),
+        (["--split", "val"], "no videos to import (IR_<CLASS>_<NUMBER>.mp4, --split val)"),
         ([], "no videos to import"),
     ],
 )
