@@ -55,6 +55,7 @@ def count_items(
         >>> with count_items("detect", 100, "frames") as show_count:
         ...     show_count(1)
     """
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     rate = TextColumn("{task.fields[rate]:.1f} " + f"{unit}/s")
