@@ -90,7 +90,9 @@ def area(boxes: Array) -> Array:
 
 
 def size(boxes: Array) -> Array:
-    """Sizes ``[...]`` in pixels: ``sqrt(width * height)``, by which targets are small, medium or large.
+    """One size per box, ``[...]`` in pixels: ``sqrt(width * height)``, by which targets are small, medium or large.
+
+    In ``centred_boxes`` and ``xyxy_to_xywh``, sizes are width and height instead.
 
     Example:
         >>> size(np.array([0.0, 0.0, 9.0, 4.0])).item()
@@ -177,9 +179,10 @@ def inside(points: Array, boxes: Array) -> Array:
 
 
 def overlaps(a: Array, b: Array) -> Array:
-    """Whether boxes share any point, bool ``[...]``; they broadcast against each other.
+    """Whether boxes overlap, bool ``[...]``; they broadcast against each other.
 
-    Boxes that only touch do not overlap. A box without area overlaps a box that it lies strictly inside.
+    Boxes that only share an edge or a corner do not overlap. A box without area overlaps a box if it lies strictly
+    inside it.
 
     Example:
         >>> overlaps(np.array([0, 0, 4, 4.0]), np.array([[4, 0, 8, 4], [3, 3, 8, 8.0]])).tolist()
@@ -201,7 +204,7 @@ def clip(boxes: Array, height: float, width: float) -> Array:
 
 
 def _library(array: Tensor | np.ndarray) -> Any:
-    """The module whose functions take the array: torch or numpy."""
+    """The array namespace, which the array API standard calls xp: torch or numpy, whose functions take the array."""
     return torch if isinstance(array, Tensor) else np
 
 
@@ -216,8 +219,9 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None = Non
 
     A box is dropped if a kept box with a higher score has IoU > ``threshold`` with it. Boxes are processed in blocks,
     best scores first: suppression within the block, then of all remaining boxes by the kept boxes of the block. Within
-    a block, the kept boxes are the fixed point of "kept unless a kept box with a higher score suppresses it". Iterating
-    from "all kept" reaches it in as many rounds as the longest chain of overlapping boxes has boxes, usually 2 to 4.
+    a block, the rule "a box is dropped if a kept box with a higher score suppresses it" is applied to all boxes at
+    once, starting with all boxes kept, until nothing changes. This takes at most one round per box of the longest chain
+    of overlapping boxes, usually 2 to 4 rounds.
 
     Args:
         boxes: ``[M, 4]`` in pixels.
@@ -248,7 +252,10 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None = Non
 
 
 def _unsuppressed(suppresses: Tensor) -> Tensor:
-    """Which boxes no kept box suppresses, bool ``[M]``, from "box i suppresses box j", bool ``[M, M]``."""
+    """Mask ``[M]`` of the boxes to keep.
+
+    ``suppresses[i, j]``: box i has a higher score than box j, and their IoU exceeds the threshold.
+    """
     kept = torch.ones_like(suppresses[0])
     while True:
         updated = ~(suppresses & kept[:, None]).any(0)
@@ -265,14 +272,14 @@ def select(
     iou_threshold: float,
     max_detections: int,
 ) -> Detections:
-    """Turns the dense predictions of a head for one image into detections.
+    """Postprocessing: turns the dense predictions of a head for one image into detections, by thresholds and ``nms``.
 
-    Each position predicts its best class only, and suppression runs over all classes together: objects of different
-    classes rarely overlap in the sky, while one object often gets scores of two classes (our decision).
+    Each of the P predictions counts for its best class only, and suppression runs over all classes together: objects of
+    different classes rarely overlap in the sky, while one object often gets scores of two classes (our decision).
 
     Args:
-        boxes: function from int64 positions ``[M]`` to their boxes ``[M, 4]``. Only boxes whose scores exceed the
-            threshold are computed.
+        boxes: function that decodes boxes ``[M, 4]`` from int64 indices ``[M]`` among the P predictions. Only boxes
+            whose scores exceed the threshold are decoded.
         scores: ``[P, classes]`` in [0, 1].
         score_threshold: detections have higher scores than this.
         iou_threshold: see ``nms``.

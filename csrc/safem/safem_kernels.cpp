@@ -147,8 +147,8 @@ void sample(
       const TapInputs<float, float> source{
           predicted + 2 * g * kSafemTaps,
           predicted + 2 * num_taps + g * kSafemTaps,
-          float(sdc_start(sdc, 0) + double(y)),
-          float(sdc_start(sdc, 1) + double(x)),
+          float(sdc_center(sdc, 0) + double(y)),
+          float(sdc_center(sdc, 1) + double(x)),
           groups * kSafemTaps,
           uint32_t(input.pixel_stride),
           0};

@@ -12,9 +12,10 @@
 // the middle tap if remove_center. DCNv3 and DCNv4 count taps in column-major order and store X before Y in each pair
 // of offsets.
 //
-// input[Y, X] is bilinear between the four pixels of the cell (floor(Y), floor(X)), and zero outside the image. A
-// sample with a NaN coordinate is NaN in forward and zero in backward; a sample with an infinite coordinate is zero.
-// The gradient of their offsets is zero.
+// input[Y, X] is interpolated bilinearly between four pixels, the corners of its cell: rows floor(Y) and floor(Y) + 1,
+// columns floor(X) and floor(X) + 1. It is zero outside the image. A sample with a NaN coordinate is NaN in the forward
+// pass and zero in the backward pass; a sample with an infinite coordinate is zero. The gradients of their offsets are
+// zero.
 //
 // The files of this folder:
 //   sdc_schema.h, sdc_torch.h                        all devices: options in the schemas; operators that torch calls
@@ -56,10 +57,10 @@ struct SdcParams : SdcOptions {
 
 namespace {
 
-// The coordinates that a tap samples (see the formula at the top):
-//   Y = sdc_start(p, 0) + y * stride + sdc_tap(p, 0, k) + offset_scale * offset
+// The coordinates that a tap samples (see the formula at the top), from sdc_center, the center of the first window:
+//   Y = sdc_center(p, 0) + y * stride + sdc_tap(p, 0, k) + offset_scale * offset
 // X likewise, with axis 1 and x.
-DANET_HOST_DEVICE int64_t sdc_start(const SdcParams& p, int axis) {
+DANET_HOST_DEVICE int64_t sdc_center(const SdcParams& p, int axis) {
   return p.dilation[axis] * (p.kernel_size[axis] - 1) / 2 - p.padding[axis];
 }
 DANET_HOST_DEVICE double sdc_tap(const SdcParams& p, int axis, int64_t k) {
@@ -80,8 +81,7 @@ DANET_HOST_DEVICE void bilinear(V y, V x, V m, V (&weight)[4]) {
   weight[2] = bottom - weight[3];
 }
 
-// The derivatives of the loss with respect to m, Y and X. dot[corner] is the sum over the channels c of grad_output[c]
-// * input[c] at that corner.
+// The derivatives of the loss with respect to m, Y and X. dot[corner] = sum_c grad_output[c] * input[c] at that corner.
 template <typename V>
 DANET_HOST_DEVICE void bilinear_gradients(V y, V x, V m, const V (&dot)[4], V& grad_m, V& grad_y, V& grad_x) {
   V top = dot[0] + x * (dot[1] - dot[0]), bottom = dot[2] + x * (dot[3] - dot[2]);
@@ -101,12 +101,14 @@ struct SdcKernels {
   // Computes rows [begin, end) of out.
   void (*forward)(
       const SdcParams&, ImageView input, ImageView offset, ImageView mask, ImageView out, int64_t begin, int64_t end);
-  // For each output row in [begin, end): writes the first and the last input row that it samples, clipped to the image,
-  // to row_ranges[row]. If it samples none, the first is greater than the last.
+  // For each output row in [begin, end): writes to row_ranges[row] the first and the last row of a range, clipped to
+  // the image, that contains all input rows that it samples. The range spans the smallest to the largest Y of the
+  // samples, also of those outside the image. If it is empty, its first row is greater than its last row.
   void (*find_row_ranges)(const SdcParams&, ImageView offset, int64_t begin, int64_t end, int32_t (*row_ranges)[2]);
-  // Computes grad_offset and grad_mask of output rows [begin, end) of image n, and adds to rows [first, last) of its
-  // grad_input, which must hold zeros and has the compute dtype (float32 for half dtypes). row_ranges may be null: then
-  // all output rows are scanned.
+  // Computes grad_offset and grad_mask of output rows [begin, end) of image n. Adds the contributions of all output
+  // rows of the image to rows [first, last) of grad_input, which must hold zeros and has the compute dtype (float32 for
+  // half dtypes). row_ranges lets it skip output rows that do not sample these rows; if it is null, it visits all of
+  // them.
   void (*backward)(
       const SdcParams&, ImageView grad_output, ImageView input, ImageView offset, ImageView mask, ImageView grad_input,
       ImageView grad_offset, ImageView grad_mask, int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last,

@@ -11,7 +11,7 @@ namespace {
 // A prepared tap: the position in its cell, m, and top_left as in SampledCell.
 template <typename A>
 struct alignas(4 * sizeof(A)) BackwardTap {
-  A y, x, m;
+  A fraction_y, fraction_x, m;
   int32_t top_left;
 };
 
@@ -26,24 +26,24 @@ GPU_DEVICE void atomic_add(float* p, const float (&v)[8]) {
 }
 
 // Computes grad_offset and grad_mask; with kScatter also grad_input, by atomic additions to global memory. `lanes`
-// neighboring lanes of a warp share an item. Each lane takes one packet of channels; shuffles sum the dot products, so
-// that grad_offset and grad_mask need no atomics and the gradient of the softmax no second pass over the image. A lane
-// reads 4 * K packets of input and one of grad_output, and with kScatter adds 4 * K packets of float32. Shared memory
-// holds, per item, K taps of 24 bytes (float).
+// neighboring lanes of a warp share an item. Each lane takes one packet of channels and computes its part of the
+// gradients of m, y and x; shuffles sum these parts. So grad_offset and grad_mask need no atomics, and the gradient of
+// the softmax needs no second pass over the image. A lane reads 4 * K packets of input and one of grad_output, and with
+// kScatter adds 4 * K packets of float32. Shared memory holds, per item, K taps of 24 bytes (float).
 // Roofline, computed for the case of sdc_forward.cuh (here 3.4 GFLOP) in bfloat16: Device memory moves 155 MB in 36 us.
 // Compiled for sm_90, a lane issues 344 instructions per tap and packet, which take 131 us. The L2 cache adds 380e6
 // floats atomically, which take 290 us if it adds 1.3e12 per second (assumed). These additions are the bottleneck. At
 // this rate the kernel would reach 12 % of the copy bandwidth; we expect 10 %.
 // Not yet measured on a GPU.
-template <typename T, typename Index, int kVector, int kTaps, bool kXFirst, bool kScatter>
+template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst, bool kScatter>
 __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
     SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView input /* [N, H*W, C] */,
     ImageView offset /* [N, H_out*W_out, G, K, 2] */, ImageView mask /* [N, H_out*W_out, G, K] */,
     Compute<T>* __restrict__ grad_input /* [N, H*W, C] */, ImageView grad_offset /* as offset */,
     ImageView grad_mask /* as mask */, int64_t num_items, int items_per_block, int lanes) {
   using A = Compute<T>;
-  using Packet = gpu::AlignedArray<T, kVector>;
-  const int K = kTaps > 0 ? kTaps : int(p.K), group_channels = int(p.C / p.G), packets = group_channels / kVector;
+  using Packet = gpu::AlignedArray<T, kPacketSize>;
+  const int K = kTaps > 0 ? kTaps : int(p.K), group_channels = int(p.C / p.G), packets = group_channels / kPacketSize;
   const Index first = Index(blockIdx.x) * items_per_block;
   const int count = int(Index(num_items) - first < items_per_block ? Index(num_items) - first : items_per_block);
   GPU_DYNAMIC_SHARED(BackwardTap<A>, taps);                                               // [items_per_block, K]
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
         p, offset.pixel<const T>(output.n, output.i) + output.g * p.offset_group_stride,
         mask.pixel<const T>(output.n, output.i) + output.g * p.mask_group_stride, output.y, output.x,
         [&](int k, const Sample<A>& sample, A m) {
-          taps[item * K + k] = {sample.y, sample.x, m, sample.cell.top_left};
+          taps[item * K + k] = {sample.fraction_y, sample.fraction_x, m, sample.cell.top_left};
           corners_inside[item * K + k] = sample.cell.corners_inside;
         });
   }
@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
   const Index stride = Index(input.pixel_stride), row_stride = Index(p.W) * stride;
   const Index grad_stride = Index(p.C), grad_row_stride = Index(p.W) * grad_stride;
   const int lane = int(threadIdx.x) % lanes, items_per_pass = kThreads / lanes;
-  const int passes =
-      (count + items_per_pass - 1) / items_per_pass;  // the same for all threads, because the shuffles need every lane
+  // All threads run the same number of passes, because the shuffles need every lane.
+  const int passes = (count + items_per_pass - 1) / items_per_pass;
   for (int pass = 0; pass < passes; ++pass) {
     const int item = pass * items_per_pass + int(threadIdx.x) / lanes;
     const bool active = item < count;
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
     const T* grad = grad_output.pixel<const T>(output.n, output.i) + output.g * group_channels;
     const T* image = input.pixel<const T>(output.n, 0) + output.g * group_channels;
     A* grad_image = grad_input + int64_t(output.n) * p.H * p.W * p.C + output.g * group_channels;
-    const Packet own = gpu::load<kVector>(grad + lane * kVector, active && lane < packets);
+    const Packet own = gpu::load<kPacketSize>(grad + lane * kPacketSize, active && lane < packets);
     A mean = 0;  // sum_k m_k * grad_m_k, for the gradient of the softmax
 #pragma unroll 1
     for (int k = 0; k < K; ++k) {
@@ -84,20 +84,20 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
       uint32_t tap_corners_inside = 0;
       if (active) tap = taps[item * K + k], tap_corners_inside = corners_inside[item * K + k];
       A weight[4], dot[4] = {};
-      bilinear(tap.y, tap.x, tap.m, weight);
+      bilinear(tap.fraction_y, tap.fraction_x, tap.m, weight);
       for (int packet = lane; active && packet < packets; packet += lanes) {
-        const auto g = gpu::to_compute(packet == lane ? own : gpu::load<kVector>(grad + packet * kVector));
-        const T* top_left = image + Index(tap.top_left) * stride + packet * kVector;
-        A* grad_top_left = grad_image + Index(tap.top_left) * grad_stride + packet * kVector;
+        const auto g = gpu::to_compute(packet == lane ? own : gpu::load<kPacketSize>(grad + packet * kPacketSize));
+        const T* top_left = image + Index(tap.top_left) * stride + packet * kPacketSize;
+        A* grad_top_left = grad_image + Index(tap.top_left) * grad_stride + packet * kPacketSize;
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
           // Load the corner, add to its dot product, and scatter grad_output to it.
           const bool is_inside = tap_corners_inside >> corner & 1;
           const auto x = gpu::to_compute(
-              gpu::load<kVector>(top_left + (corner / 2 * row_stride + corner % 2 * stride), is_inside));
-          A added[kVector];
+              gpu::load<kPacketSize>(top_left + (corner / 2 * row_stride + corner % 2 * stride), is_inside));
+          A added[kPacketSize];
 #pragma unroll
-          for (int v = 0; v < kVector; ++v) {
+          for (int v = 0; v < kPacketSize; ++v) {
             dot[corner] += g.values[v] * x.values[v];
             added[v] = weight[corner] * g.values[v];
           }
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
       }
       // Compute the gradients of m, y and x, and reduce them over the lanes of the item.
       A grad_m, grad_y, grad_x;
-      bilinear_gradients(tap.y, tap.x, tap.m, dot, grad_m, grad_y, grad_x);
+      bilinear_gradients(tap.fraction_y, tap.fraction_x, tap.m, dot, grad_m, grad_y, grad_x);
       for (int step = lanes / 2; step > 0; step /= 2) {
         grad_m += __shfl_xor_sync(~0u, grad_m, step);
         grad_y += __shfl_xor_sync(~0u, grad_y, step);
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) find_row_ranges(
   __syncthreads();
   // Find the range of the taps of each thread.
   const int64_t n = blockIdx.x / p.H_out, y = blockIdx.x - n * p.H_out;
-  const A start_y = A(sdc_start(p, 0)) + A(y * p.stride[0]), start_x = A(sdc_start(p, 1));
+  const A center_y = A(sdc_center(p, 0)) + A(y * p.stride[0]), center_x = A(sdc_center(p, 1));
   int32_t first = int32_t(p.H), last = -1;
   for (int64_t i = threadIdx.x; i < p.W_out * p.G * p.K; i += kThreads) {
     const int64_t x = i / (p.G * p.K), j = i - x * (p.G * p.K), k = j % p.K;
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) find_row_ranges(
               inner_size = int(p.kernel_size[p.x_first ? 0 : 1]);
     const T* pair = offset.pixel<const T>(n, y * p.W_out + x) + j / p.K * p.offset_group_stride + 2 * k;
     const Sample<A> sample = locate_sample<A>(
-        p, p.x_first, tap / inner_size, tap % inner_size, start_y, start_x + A(x * p.stride[1]),
+        p, p.x_first, tap / inner_size, tap % inner_size, center_y, center_x + A(x * p.stride[1]),
         gpu::to_compute(pair[0]), gpu::to_compute(pair[1]));
     const uint32_t corners_inside = sample.cell.corners_inside;
     if (corners_inside & kTopCorners) first = min(first, sample.row), last = max(last, sample.row);
@@ -169,13 +169,14 @@ __global__ void __launch_bounds__(kThreads) find_row_ranges(
 // adds all contributions to it in the order of the output pixels. It visits the output rows that sample its row, and
 // prepares the taps of up to 32 pixels at a time, one pixel per lane. This reads more than backward_kernel, because an
 // output row is prepared once for each input row that it samples.
-template <typename T, int kVector>
+template <typename T, int kPacketSize>
 __global__ void __launch_bounds__(32, 16) backward_in_order(
     SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
     ImageView mask /* [N, H_out*W_out, G, K] */, const int32_t* __restrict__ row_ranges /* [N * H_out, 2] */,
     Compute<T>* __restrict__ grad_input /* [N, H*W, C], zeros */, int pixels) {
   using A = Compute<T>;
-  const int K = int(p.K), group_channels = int(p.C / p.G), packets = group_channels / kVector, lane = int(threadIdx.x);
+  const int K = int(p.K), group_channels = int(p.C / p.G), packets = group_channels / kPacketSize,
+            lane = int(threadIdx.x);
   GPU_DYNAMIC_SHARED(CornerWeights<A>, corner_weights);                              // [pixels, K]
   SampledCell* cells = reinterpret_cast<SampledCell*>(corner_weights + pixels * K);  // [pixels, K]
   const int64_t row_index = blockIdx.x / p.G, n = row_index / p.H;
@@ -194,7 +195,7 @@ __global__ void __launch_bounds__(32, 16) backward_in_order(
             p, offset.pixel<const T>(n, i) + g * p.offset_group_stride,
             mask.pixel<const T>(n, i) + g * p.mask_group_stride, int(y), int(x) + lane,
             [&](int k, const Sample<A>& sample, A m) {
-              bilinear(sample.y, sample.x, m, corner_weights[lane * K + k].weight);
+              bilinear(sample.fraction_y, sample.fraction_x, m, corner_weights[lane * K + k].weight);
               cells[lane * K + k] = sample.cell;
             });
       __syncwarp();
@@ -207,10 +208,10 @@ __global__ void __launch_bounds__(32, 16) backward_in_order(
           if (!(cell.corners_inside >> corner & 1) || column < 0 || column >= W) continue;
           const T* grad = grad_output.pixel<const T>(n, i - lane + j / K) + g * group_channels;
           for (int packet = lane; packet < packets; packet += 32) {
-            const auto values = gpu::to_compute(gpu::load<kVector>(grad + packet * kVector));
-            A* to = grad_row + column * p.C + packet * kVector;
+            const auto values = gpu::to_compute(gpu::load<kPacketSize>(grad + packet * kPacketSize));
+            A* to = grad_row + column * p.C + packet * kPacketSize;
 #pragma unroll
-            for (int v = 0; v < kVector; ++v) to[v] += corner_weights[j].weight[corner] * values.values[v];
+            for (int v = 0; v < kPacketSize; ++v) to[v] += corner_weights[j].weight[corner] * values.values[v];
           }
         }
       }

@@ -21,7 +21,7 @@ DANET_INLINE void scatter(
     for (int64_t k = 0; k < K; ++k)
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t j = g * K + k, cell = taps.grad_cell[j];
-        if (!kAll && (taps.y[j] < bounds.first - 1 || taps.y[j] >= bounds.last)) continue;
+        if (!kAll && (taps.row[j] < bounds.first - 1 || taps.row[j] >= bounds.last)) continue;
         // Load grad_output.
         Vec<A> grad[V];
 #pragma GCC unroll 4
@@ -51,7 +51,7 @@ __attribute__((noinline)) void scatter_checked(
   for (int64_t k = 0; k < K; ++k)
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t j = g * K + k;
-      bounds.visit(taps.y[j], taps.x[j], [&](int corner, int64_t element) {
+      bounds.visit(taps.row[j], taps.column[j], [&](int corner, int64_t element) {
         A* pixel = grad_image + element + g * group_channels;
         for_vectors_of<A>(group_channels, [&](int64_t c, int count) {
           const Vec<A> grad = load_channels(grad_output + g * group_channels + c, count);
@@ -64,21 +64,21 @@ __attribute__((noinline)) void scatter_checked(
 
 // The number of taps whose four dot products fill a vector.
 template <typename A>
-constexpr int kProjectedTaps = kLanes<A> >= 4 ? kLanes<A> / 4 : 1;
+constexpr int kTapsPerVector = kLanes<A> >= 4 ? kLanes<A> / 4 : 1;
 
 // Computes dot[corner] = sum_c grad_output[c] * input[c] at the corners of every tap, whose cells must lie inside the
-// image. Writes to taps.dot, for each kProjectedTaps taps, first their dots of corner 0, then those of corner 1, and so
+// image. Writes to taps.dot, for each kTapsPerVector taps, first their dots of corner 0, then those of corner 1, and so
 // on.
 template <typename T, typename A>
-DANET_INLINE void project(
+DANET_INLINE void corner_dots(
     TapTable<A>& taps, int64_t num_taps, const CellBounds& bounds, const T* grad_output, const T* image,
     int64_t group_channels) {
-  constexpr int L = kLanes<A>, B = kProjectedTaps<A>;
+  constexpr int L = kLanes<A>, B = kTapsPerVector<A>;
   for_channels<A>(group_channels, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
     constexpr int V = decltype(block)::vectors;
     const CornerPointers<const T> from(image + c, bounds);
     for (int64_t first = 0; first < num_taps; first += B) {
-      // Multiply grad_output with the corners of kProjectedTaps taps, lane by lane.
+      // Multiply grad_output with the corners of kTapsPerVector taps, lane by lane.
       Vec<A> product[B][4];
 #pragma GCC unroll 4
       for (int b = 0; b < B; ++b) {
@@ -96,7 +96,7 @@ DANET_INLINE void project(
           for (int v = 1; v < V; ++v) product[b][corner] += grad[v] * load_channels(p + v * L, count);
         }
       }
-      // Reduce over the lanes, and add the channels before these.
+      // Reduce over the lanes, and add the dot products of the previous channels.
       const auto dot = sum_lanes<A>(product);
       A* to = taps.dot + 4 * first;
       const auto sum = c > 0 ? dot + bits_as<decltype(dot + dot)>(to) : dot;
@@ -119,8 +119,8 @@ DANET_INLINE void write_gradients(
     transpose_quarters(load(d), load(d + L), load(d + 2 * L), load(d + 3 * L), dot);
     // Move them back to the corners of the original cells; corners outside the image have a dot product of zero.
     if (!inside) {
-      const BorderMasks<A> rows(bits_as<IntVec<A>>(taps.y + j), 0, int32_t(p.H));
-      const BorderMasks<A> columns(bits_as<IntVec<A>>(taps.x + j), 0, int32_t(p.W));
+      const BorderMasks<A> rows(bits_as<IntVec<A>>(taps.row + j), 0, int32_t(p.H));
+      const BorderMasks<A> columns(bits_as<IntVec<A>>(taps.column + j), 0, int32_t(p.W));
       columns.unshift_values(dot[0], dot[1]);
       columns.unshift_values(dot[2], dot[3]);
       rows.unshift_values(dot[0], dot[2]);
@@ -129,7 +129,8 @@ DANET_INLINE void write_gradients(
     }
     // Compute the gradients, and write grad_offset back.
     Vec<A> grad_m, grad_y, grad_x;
-    bilinear_gradients(load(taps.cell_y + j), load(taps.cell_x + j), load(taps.m + j), dot, grad_m, grad_y, grad_x);
+    bilinear_gradients(
+        load(taps.fraction_y + j), load(taps.fraction_x + j), load(taps.m + j), dot, grad_m, grad_y, grad_x);
     store(taps.grad_m + j, grad_m);
     grad_y *= scale;
     grad_x *= scale;
@@ -180,7 +181,7 @@ void backward(
           // Compute grad_offset and grad_mask.
           if (own) {
             if (!inside) clamp_cells</*kWeights=*/false>(p, taps, source.num_taps, 0, p.H, source.stride, taps.cell);
-            project(taps, source.num_taps, bounds, grad, input.pixel<T>(n, 0) + g * group_channels, group_channels);
+            corner_dots(taps, source.num_taps, bounds, grad, input.pixel<T>(n, 0) + g * group_channels, group_channels);
             write_gradients(
                 p, taps, source.num_taps, inside, grad_offset.pixel<T>(n, i) + g * p.offset_group_stride,
                 grad_mask.pixel<T>(n, i) + g * p.mask_group_stride);
@@ -190,7 +191,8 @@ void backward(
             A* grad_image = grad_input.pixel<A>(n, 0) + g * group_channels;
             if (inside && within)
               return scatter</*kAll=*/true>(taps, groups, p.K, grad_bounds, grad, grad_image, group_channels);
-            // 0 * Inf = NaN, and corners in the same pixel cannot be loaded together: take the bounds-checked path.
+            // Take the bounds-checked path if corners may be the same pixel (`scatter` loads all corners before it
+            // stores any, and would lose an addition), or if a value is not finite (0 * Inf = NaN).
             if (!grad_bounds.has_four_pixels() || !all_finite(grad, groups * group_channels) ||
                 !all_finite(taps.m, source.num_taps))
               return scatter_checked(taps, groups, p.K, grad_bounds, grad, grad_image, group_channels);

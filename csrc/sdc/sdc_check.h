@@ -1,5 +1,6 @@
 // The check of SDC's sizes and options. Every entry point calls it: torch on the CPU and on CUDA devices, SaFEM, and
-// the C++ library. It needs no torch. Kernels do not include it: they are compiled once per instruction set.
+// the C++ library. It needs no torch. The kernel files, which are compiled once per instruction set, must not include
+// it: the linker could merge <sstream> code that was compiled for AVX-512 into code for older processors.
 #pragma once
 
 #include <sstream>
@@ -42,28 +43,29 @@ SdcParams check_sdc(const char* op, const SdcOptions& o, SdcLayout layout) {
     const int64_t size = (axis == 0 ? o.H : o.W) + 2 * o.padding[axis];
     const int64_t window = o.dilation[axis] * (o.kernel_size[axis] - 1) + 1;
     require<Error>(
-        size >= window, op, "input must be at least as large as the window, got ", size,
-        " padded pixels and a window of ", window);
+        size >= window, op, "the dilated window must fit into the padded input, got a window of ", window,
+        " pixels and an input of ", size);
   }
   const int64_t taps = o.kernel_size[0] * o.kernel_size[1];
   require<Error>(
-      !o.remove_center || (taps % 2 == 1 && taps > 1), op, "remove_center needs an odd kernel_size above 1, got [",
-      o.kernel_size[0], ", ", o.kernel_size[1], "]");
+      !o.remove_center || (taps % 2 == 1 && taps > 1), op, "remove_center needs an odd number of taps above 1, got ",
+      o.kernel_size[0], " * ", o.kernel_size[1], " taps");
   return SdcParams(o, layout);
 }
 
-// Whether 32 bits count the elements of one image, with a border of two pixels around it, at this pixel stride.
+// Whether element offsets within one image, including a border of two pixels, fit into int32_t at this pixel stride.
 inline bool fits_32_bits(const SdcParams& p, int64_t pixel_stride) {
   return double(p.H + 4) * double(p.W + 4) * double(pixel_stride) < 0x1p31;
 }
 
-// Throws Error if the call exceeds what kernels take that count `elements` elements per pixel: C on the CPU, 1 on CUDA
-// devices. Larger calls are left to the Python reference.
+// Throws Error if the call exceeds the limits of the kernels: kMaxTaps, and 32-bit indices within one image.
+// `indices_per_pixel` is C on the CPU, whose kernels index elements, and 1 on CUDA devices, whose kernels index pixels.
+// The Python functions compute larger calls by their reference implementation.
 template <typename Error>
-void check_sdc_limits(const char* op, const SdcParams& p, int64_t elements) {
+void check_sdc_limits(const char* op, const SdcParams& p, int64_t indices_per_pixel) {
   require<Error>(
-      fits_32_bits(p, elements), op, "an image must have (H + 4) * (W + 4) * ", elements, " < 2^31, got H = ", p.H,
-      ", W = ", p.W);
+      fits_32_bits(p, indices_per_pixel), op, "an image must have (H + 4) * (W + 4) * ", indices_per_pixel,
+      " < 2^31, got H = ", p.H, ", W = ", p.W);
   require<Error>(p.K <= kMaxTaps, op, "a window must have at most ", kMaxTaps, " taps, got ", p.K);
 }
 

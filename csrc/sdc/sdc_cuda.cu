@@ -10,8 +10,8 @@ namespace {
 
 constexpr int kSharedBytes = 48 * 1024;  // what a block may use on every device without opting in
 
-// The maximum of shared memory per item, in bytes. Forward: CornerWeights and SampledCell of each tap, and the item's
-// offset in the input. Backward: BackwardTap, grad_m and the corners inside the image of each tap.
+// Shared memory per item in bytes, enough for both kernels. Forward: CornerWeights and SampledCell of each tap, and the
+// item's offset in the input. Backward: BackwardTap, grad_m and the corners inside the image of each tap.
 template <typename A>
 int shared_bytes_per_item(const SdcParams& p) {
   return int(p.K) * int(5 * sizeof(A) + sizeof(uint32_t)) + int(sizeof(int64_t));
@@ -22,18 +22,17 @@ int choose_items_per_block(const SdcParams& p) {
   return std::max(1, std::min(kMaxItems, kSharedBytes / shared_bytes_per_item<A>(p)));
 }
 
-// Whether int32_t holds the number of every item and the offset of every pixel in its image.
+// Whether the index of every item, and the element offset of every pixel within its image, fit into int32_t.
 bool fits_int32_index(const SdcParams& p, const ImageView& input) {
   const int64_t end = int64_t(1) << 31, stride = std::max(input.pixel_stride, p.C);
   return p.N * p.H_out * p.W_out * p.G < end - kMaxItems && (p.H + 4) * (p.W + 4) < end / stride;
 }
 
-// Calls body(index, vector, taps, x_first) with the template arguments of the kernels. Common cases get kernels with
-// 32-bit indices, packets of 16 bytes (not for float64), and 3x3 windows in either order. Rare cases use more general
-// kernels.
+// Calls body(index, packet, taps, x_first) with the template arguments of the kernels; packet is the number of channels
+// per packet. Common cases get kernels with 32-bit indices, packets of 16 bytes (not for float64), and 3x3 windows in
+// either order. Rare cases use more general kernels.
 template <typename T, typename Body>
-void specialise(
-    const SdcParams& p, const ImageView& input, const ImageView& offset, bool packets_fit, const Body& body) {
+void dispatch(const SdcParams& p, const ImageView& input, const ImageView& offset, bool packets_fit, const Body& body) {
   constexpr Constant<gpu::Packet<T>::kSize> packet{};
   // Pairs of offsets must be aligned. Those of DCNv4 with K = 9 are not: a group has 27 elements.
   const bool pairs = is_aligned<T>(offset, 2) && p.offset_group_stride % 2 == 0;
@@ -58,10 +57,10 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
     using A = Compute<T>;
     const int items_per_block = choose_items_per_block<A>(p);
     const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view});
-    specialise<T>(p, x.view, offset, packets_fit, [&](auto index, auto vector, auto taps, auto x_first) {
+    dispatch<T>(p, x.view, offset, packets_fit, [&](auto index, auto packet, auto taps, auto x_first) {
       gpu::launch(
           "sdc",
-          forward_kernel<T, decltype(index), decltype(vector)::value, decltype(taps)::value, decltype(x_first)::value>,
+          forward_kernel<T, decltype(index), decltype(packet)::value, decltype(taps)::value, decltype(x_first)::value>,
           {blocks_for("sdc", num_items, items_per_block), kThreads,
            size_t(items_per_block * shared_bytes_per_item<A>(p)), device_guard.stream()},
           p, x.view, offset, mask, static_cast<T*>(out.view.data), num_items, items_per_block);
@@ -97,20 +96,21 @@ Tensor run_backward(
       A* sums = static_cast<A*>(grad_input.mutable_data_ptr());
       const int items_per_block = choose_items_per_block<A>(p);
       const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view, grad_out.view});
-      specialise<T>(p, x.view, offset, packets_fit, [&](auto index, auto vector, auto taps, auto x_first) {
+      dispatch<T>(p, x.view, offset, packets_fit, [&](auto index, auto packet, auto taps, auto x_first) {
         using Index = decltype(index);
-        constexpr int kVector = decltype(vector)::value, kTaps = decltype(taps)::value;
+        constexpr int kPacketSize = decltype(packet)::value, kTaps = decltype(taps)::value;
         constexpr bool kXFirst = decltype(x_first)::value;
         gpu::launch(
             "sdc",
-            deterministic ? backward_kernel<T, Index, kVector, kTaps, kXFirst, /*kScatter=*/false>
-                          : backward_kernel<T, Index, kVector, kTaps, kXFirst, /*kScatter=*/true>,
+            deterministic ? backward_kernel<T, Index, kPacketSize, kTaps, kXFirst, /*kScatter=*/false>
+                          : backward_kernel<T, Index, kPacketSize, kTaps, kXFirst, /*kScatter=*/true>,
             {blocks_for("sdc", num_items, items_per_block), kThreads,
              size_t(items_per_block * shared_bytes_per_item<A>(p)), device_guard.stream()},
             p, grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, num_items, items_per_block,
-            lanes_per_item(p.C / p.G / kVector));
+            lanes_per_item(p.C / p.G / kPacketSize));
         if (!deterministic) return;
-        // Deterministic: sum grad_input in a second kernel, from the rows that each output row samples.
+        // Deterministic: a second kernel finds the range of input rows that each output row samples; with these ranges,
+        // a third kernel sums grad_input in a fixed order.
         Tensor row_ranges = torch::stable::empty(
             {p.N * p.H_out, 2}, ScalarType::Int, std::nullopt, input.device(), std::nullopt, std::nullopt);
         int32_t* rows = static_cast<int32_t*>(row_ranges.mutable_data_ptr());
@@ -119,7 +119,7 @@ Tensor run_backward(
             "sdc", find_row_ranges<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, device_guard.stream()}, p,
             offset, rows);
         gpu::launch(
-            "sdc", backward_in_order<T, kVector>,
+            "sdc", backward_in_order<T, kPacketSize>,
             {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(pixels * shared_bytes_per_item<A>(p)),
              device_guard.stream()},
             p, grad_out.view, offset, mask, rows, sums, pixels);

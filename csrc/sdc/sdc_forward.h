@@ -63,7 +63,7 @@ __attribute__((noinline)) void gather_groups(
           for (int v = 0; v < V; ++v) total[corner % kChains][v] += weight * load_channels(p + v * L, count);
         }
       }
-      // Add up the chains, divide by the sum of the softmax, and write back.
+      // Add up the chains, divide by the denominator of the softmax, and write back.
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
         Vec<A> result = total[0][v];
@@ -106,10 +106,10 @@ __attribute__((noinline)) void sum_taps_checked(
   for_vectors_of<A>(group_channels, [&](int64_t c, int count) {
     Vec<A> total{};
     for (int64_t k = 0; k < p.K; ++k) {
-      bounds.visit(taps.y[k], taps.x[k], [&](int corner, int64_t element) {
+      bounds.visit(taps.row[k], taps.column[k], [&](int corner, int64_t element) {
         total += taps.weight[corner][k] * load_channels(image + element + c, count);
       });
-      if (taps.weight[0][k] != taps.weight[0][k]) total += taps.weight[0][k];  // a NaN coordinate
+      if (taps.weight[0][k] != taps.weight[0][k]) total += taps.weight[0][k];  // a NaN coordinate or mask
     }
     store_channels(out + c, total * factor, count);
   });

@@ -1,4 +1,4 @@
-// The input of the CPU kernels as they can address it.
+// Copies the input of the CPU kernels if its pixel stride is too large for their 32-bit indices.
 #pragma once
 
 #include "../common/tensor.h"
@@ -7,7 +7,8 @@
 namespace danet {
 namespace {
 
-// The image, copied if it is a slice of pixels so wide that 32 bits do not count their elements.
+// Returns the input as an Image. If the input is a slice of the channels of a wider tensor, and its pixel stride is so
+// large that element offsets within one image do not fit into 32 bits, it is first copied to a dense tensor.
 inline Image compact_image(const Tensor& input, const SdcParams& p) {
   Image image(input);
   if (fits_32_bits(p, image.view.pixel_stride)) return image;

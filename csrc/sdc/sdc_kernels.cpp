@@ -14,7 +14,7 @@ void find_row_ranges(const SdcParams& p, ImageView offset, int64_t begin, int64_
   const A scale = A(p.offset_scale), H = A(p.H);
   for (int64_t row = begin; row < end; ++row) {
     int64_t n = row / p.H_out, y = row % p.H_out;
-    const A start = A(sdc_start(p, 0)) + A(y * p.stride[0]);
+    const A center = A(sdc_center(p, 0)) + A(y * p.stride[0]);
     // Find the smallest and the largest Y of the row's taps, in each lane.
     Vec<A> lowest = broadcast<A>(H), highest = broadcast<A>(-2);
     for (int64_t x = 0; x < p.W_out; ++x)
@@ -24,7 +24,7 @@ void find_row_ranges(const SdcParams& p, ImageView offset, int64_t begin, int64_
         for_vectors<L>(num_taps < L ? L : num_taps, [&](int64_t j) {
           Vec<A> dy, dx;
           load_offsets<A>(p, offsets.values, j, dy, dx);
-          Vec<A> y_sample = (load(taps.tap_y + j) + start) + scale * dy;
+          Vec<A> y_sample = (load(taps.tap_y + j) + center) + scale * dy;
           lowest = y_sample < lowest ? y_sample : lowest;
           highest = y_sample > highest ? y_sample : highest;
         });
@@ -35,7 +35,7 @@ void find_row_ranges(const SdcParams& p, ImageView offset, int64_t begin, int64_
       low = lowest[i] < low ? lowest[i] : low;
       high = highest[i] > high ? highest[i] : high;
     }
-    // Clip to the image, and convert to rows: those of floor(Y) and one more.
+    // Clip to the image, and convert to rows. A sample at Y reads rows floor(Y) and floor(Y) + 1.
     low = low < 0 ? 0 : low;
     high = high > H - 1 ? H - 1 : high;
     row_ranges[row][0] = int32_t(low);

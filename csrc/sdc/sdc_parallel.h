@@ -17,8 +17,9 @@ namespace {
 // element_bytes. parallel(count, cost, body) must run body(begin, end) for parts that cover [0, count), on up to
 // `threads` threads; cost is the number of elementary operations per index.
 //
-// Every row of grad_input has one owner. It adds the contributions in the order of the output pixels, so that the
-// result does not depend on the number of threads. The owner also writes its share of grad_offset and grad_mask.
+// Only one thread writes to a given row of grad_input. It adds the contributions in the order of the output pixels, so
+// the result does not depend on the number of threads. The same thread writes grad_offset and grad_mask of its share of
+// the output rows.
 template <typename Parallel>
 void backward_in_bands(
     const SdcParams& p, const SdcKernels& kernels, const ImageView& grad_output, const ImageView& input,
@@ -34,7 +35,7 @@ void backward_in_bands(
       kernels.find_row_ranges(p, offset, begin, end, row_ranges.get());
     });
   }
-  // Clear and fill each band. The cost makes every band worth a thread of its own.
+  // Clear and fill each band. The maximum cost tells `parallel` that each band may run on its own thread.
   parallel(p.N * bands, std::numeric_limits<int64_t>::max(), [&](int64_t begin, int64_t end) {
     for (int64_t band_index = begin; band_index < end; ++band_index) {
       const int64_t n = band_index / bands, band = band_index % bands;

@@ -1,10 +1,10 @@
 // The options that sdc, dcnv3, dcnv4 and their backward operators take after their tensors, in the order of their
-// schemas. This list is their only definition in C++: library.cpp builds the schemas from it, sdc_torch.h the
-// functions.
+// schemas. library.cpp builds the schemas from this list, and sdc_torch.h the functions. A new option also needs a
+// member of struct SdcOptions (include/danet/sdc_options.h).
 #pragma once
 
-// OPTION(C++ type, schema type, name in the schema, member of SdcOptions). Pairs are two integers, because a list costs
-// a call more than a microsecond.
+// OPTION(C++ type, schema type, name in the schema, member of SdcOptions). Each pair is two integer arguments, because
+// a list argument makes every call more than a microsecond slower.
 #define DANET_SDC_OPTIONS(OPTION) \
   OPTION(int64_t, int, groups, groups) \
   OPTION(int64_t, int, kernel_h, kernel_size[0]) \

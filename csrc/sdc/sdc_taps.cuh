@@ -30,30 +30,30 @@ struct SampledCell {
 // One sample of the image.
 template <typename A>
 struct Sample {
-  A y, x;  // position in the cell, 0 to 1
+  A fraction_y, fraction_x;  // position in the cell, 0 to 1
   SampledCell cell;
   int32_t row;  // of the top left corner
   bool is_nan;
 };
 
-// Locates the sample of tap (outer, inner) with the offsets (first, second), for an output pixel whose window starts at
-// (start_y, start_x); see the formula in sdc.h. The tap and the offsets are (y, x), or (x, y) if x_first.
+// Locates the sample of tap (outer, inner) with the offsets (first, second), for an output pixel whose window has its
+// center at (center_y, center_x); see the formula in sdc.h. The tap and the offsets are (y, x), or (x, y) if x_first.
 template <typename A>
 GPU_DEVICE Sample<A> locate_sample(
-    const SdcParams& p, bool x_first, int outer, int inner, A start_y, A start_x, A first, A second) {
+    const SdcParams& p, bool x_first, int outer, int inner, A center_y, A center_x, A first, A second) {
   const A scale = A(p.offset_scale);
-  const auto coordinate = [&](int axis, int k_axis, A start, A offset) {
-    const int d = int(p.dilation[axis]), centre = d * int(p.kernel_size[axis] - 1) / 2;
-    return (scale * A(k_axis * d - centre) + start) + scale * offset;
+  const auto coordinate = [&](int axis, int k_axis, A center, A offset) {
+    const int d = int(p.dilation[axis]), half = d * int(p.kernel_size[axis] - 1) / 2;
+    return (scale * A(k_axis * d - half) + center) + scale * offset;
   };
-  const A y = x_first ? coordinate(0, inner, start_y, second) : coordinate(0, outer, start_y, first);
-  const A x = x_first ? coordinate(1, outer, start_x, first) : coordinate(1, inner, start_x, second);
+  const A y = x_first ? coordinate(0, inner, center_y, second) : coordinate(0, outer, center_y, first);
+  const A x = x_first ? coordinate(1, outer, center_x, first) : coordinate(1, inner, center_x, second);
   Sample<A> sample;
   sample.is_nan = y != y || x != x;
   // floor_to_int saturates, so that far coordinates stay outside; clamp the fractions so that unused weights stay
   // finite.
   const int row = gpu::floor_to_int(y), column = gpu::floor_to_int(x);
-  sample.y = gpu::saturate(y - A(row)), sample.x = gpu::saturate(x - A(column));
+  sample.fraction_y = gpu::saturate(y - A(row)), sample.fraction_x = gpu::saturate(x - A(column));
   // Find the corners inside the image. As unsigned integers, negative indices lie outside.
   const uint32_t top = uint32_t(row), left = uint32_t(column), H = uint32_t(p.H), W = uint32_t(p.W);
   const uint32_t in_valid_rows = (top < H ? kTopCorners : 0) | (top + 1 < H ? kBottomCorners : 0);
@@ -80,8 +80,8 @@ template <int kTaps, bool kXFirst, typename T, typename Store>
 GPU_DEVICE void prepare_taps(
     const SdcParams& p, const T* __restrict__ offset, const T* __restrict__ mask, int y, int x, const Store& store) {
   using A = Compute<T>;
-  const A start_y = A(sdc_start(p, 0)) + A(y * int(p.stride[0]));
-  const A start_x = A(sdc_start(p, 1)) + A(x * int(p.stride[1]));
+  const A center_y = A(sdc_center(p, 0)) + A(y * int(p.stride[0]));
+  const A center_x = A(sdc_center(p, 1)) + A(x * int(p.stride[1]));
   // The maximum skips NaN logits; exp carries them into the sum.
   if constexpr (kTaps > 0) {
     static_assert(kTaps == 9);
@@ -106,7 +106,7 @@ GPU_DEVICE void prepare_taps(
     for (int k = 0; k < kTaps; ++k) {
       const auto pair = gpu::to_compute(pairs[k]);
       store(
-          k, locate_sample<A>(p, kXFirst, k / 3, k % 3, start_y, start_x, pair.values[0], pair.values[1]),
+          k, locate_sample<A>(p, kXFirst, k / 3, k % 3, center_y, center_x, pair.values[0], pair.values[1]),
           m[k] * factor);
     }
   } else {
@@ -127,7 +127,7 @@ GPU_DEVICE void prepare_taps(
       store(
           k,
           locate_sample<A>(
-              p, p.x_first, tap / inner_size, tap % inner_size, start_y, start_x, gpu::to_compute(offset[2 * k]),
+              p, p.x_first, tap / inner_size, tap % inner_size, center_y, center_x, gpu::to_compute(offset[2 * k]),
               gpu::to_compute(offset[2 * k + 1])),
           p.softmax ? exponential<T>(m - top) * factor : m);
     }

@@ -12,23 +12,26 @@ namespace danet {
 namespace {
 
 // The prepared taps of the groups of one pixel that are computed together: num_taps = groups * K <= kMaxTaps. The
-// arrays have constant sizes, so that one register addresses all of them. A whole vector may be stored at any tap.
+// arrays have constant sizes, so that one register addresses all of them. Their 16 extra elements allow a whole vector
+// to be stored at any tap.
 template <typename A>
 struct TapTable {
   static constexpr int kCapacity = kMaxTaps + 16;
   alignas(64) A tap_y[kCapacity];  // sdc_tap of each tap
   A tap_x[kCapacity];
-  A weight[4][kCapacity];                  // weights of the corners, times m
-  A m[kCapacity];                          // the mask, or its softmax (in forward only the numerators)
-  A cell_y[kCapacity], cell_x[kCapacity];  // position in the cell, 0 to 1
-  int32_t y[kCapacity], x[kCapacity];      // top left corner of the cell, from -2 to H and -2 to W
-  int32_t channel[kCapacity];              // first channel of the tap's group
-  int32_t cell[kCapacity];                 // element offset in the image of that channel at the top left corner
-  int32_t grad_cell[kCapacity];            // backward: the same in grad_input
-  A dot[4 * kCapacity];                    // backward: dot products of grad_output and the corners, see `project`
-  A grad_m[kCapacity];                     // backward: gradient of m
-  A group_value[kCapacity];                // backward: a value of the tap's group
-  int64_t groups;                          // groups that are computed together
+  A weight[4][kCapacity];                          // weights of the corners, times m
+  A m[kCapacity];                                  // the mask, or its softmax (in forward only the numerators)
+  A fraction_y[kCapacity], fraction_x[kCapacity];  // backward: position in the cell, 0 to 1
+  int32_t row[kCapacity], column[kCapacity];       // top left corner of the cell, from -2 to H and -2 to W
+  int32_t channel[kCapacity];                      // first channel of the tap's group
+  int32_t cell[kCapacity];                         // element offset in the image of that channel at the top left corner
+  int32_t grad_cell[kCapacity];                    // backward: the same in grad_input
+  A dot[4 * kCapacity];                            // backward: dot products of grad_output and the corners
+  A grad_m[kCapacity];                             // backward: gradient of m
+  // Backward: scratch, one value per group, repeated for its taps: 1 / (sum of the softmax's numerators), later
+  // sum_k m_k * grad_m_k.
+  A group_value[kCapacity];
+  int64_t groups;  // groups that are computed together
 
   explicit TapTable(const SdcParams& p) : groups(kMaxTaps / p.K < p.G ? kMaxTaps / p.K : p.G) {
     if (p.offset_group_stride != 2 * p.K || p.mask_group_stride != p.K)
@@ -102,17 +105,18 @@ void exp_shifted(A* m, int64_t groups, int64_t K) {
   }
 }
 
-// The offsets and the mask of the taps at one output pixel, and where its window starts in the input.
+// The offsets and the mask of the taps at one output pixel, and the center of its window in the input.
 template <typename A, typename T>
 struct TapInputs {
   const T *offset, *mask;
-  A start_y, start_x;
+  A center_y, center_x;
   int64_t num_taps;
   uint32_t stride, grad_stride;  // pixel strides of input and grad_input, in elements
 };
 
-// Fills the cells and weights of the table from taps.m. Returns whether all cells lie inside the image. With kExp,
-// first fills taps.m with exp(mask); the result is valid only if it sets *in_range, that is, if all logits are small.
+// Fills the cells of the table from the offsets, and the corner weights from the cells and taps.m. Returns whether all
+// cells lie inside the image. With kExp, first fills taps.m with exp(mask), and sets *in_range to whether all logits
+// are small enough for that; if they are not, the table is invalid.
 template <bool kBackward, bool kExp, typename A, typename T>
 DANET_INLINE bool fill_table(
     const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, bool* in_range = nullptr) {
@@ -138,19 +142,19 @@ DANET_INLINE bool fill_table(
     // Compute the coordinates. Put a NaN into the weights, and clamp coordinates far outside to just outside.
     Vec<A> dy, dx;
     load_offsets<A>(p, offsets.values, j, dy, dx);
-    Vec<A> y = (load(taps.tap_y + j) + source.start_y) + scale * dy;
-    Vec<A> x = (load(taps.tap_x + j) + source.start_x) + scale * dx;
+    Vec<A> y = (load(taps.tap_y + j) + source.center_y) + scale * dy;
+    Vec<A> x = (load(taps.tap_x + j) + source.center_x) + scale * dx;
     if (!kBackward) m = (y != y) | (x != x) ? y + x : m;
     y = clamp<A>(y, -2, A(p.H));
     x = clamp<A>(x, -2, A(p.W));
     // Find the cell.
-    Vec<A> cell_y, cell_x;
-    IntVec<A> row = floor<A>(y, cell_y), column = floor<A>(x, cell_x);
+    Vec<A> floor_y, floor_x;
+    IntVec<A> row = floor<A>(y, floor_y), column = floor<A>(x, floor_x);
     last_row = unsigned_max(last_row, (UIntVec<A>)row);
     last_column = unsigned_max(last_column, (UIntVec<A>)column);
     // Compute the weights of the corners.
-    y -= cell_y;
-    x -= cell_x;
+    y -= floor_y;
+    x -= floor_x;
     Vec<A> weight[4];
     bilinear(y, x, m, weight);
     for (int corner = 0; corner < 4; ++corner) store(taps.weight[corner] + j, weight[corner]);
@@ -158,13 +162,13 @@ DANET_INLINE bool fill_table(
     const UIntVec<A> pixel = (UIntVec<A>)row * W + (UIntVec<A>)column;
     const UIntVec<A> channel = bits_as<UIntVec<A>>(taps.channel + j), cell = pixel * source.stride + channel;
     std::memcpy(taps.cell + j, &cell, sizeof cell);
-    std::memcpy(taps.y + j, &row, sizeof row);
-    std::memcpy(taps.x + j, &column, sizeof column);
+    std::memcpy(taps.row + j, &row, sizeof row);
+    std::memcpy(taps.column + j, &column, sizeof column);
     if (kBackward) {
       const UIntVec<A> grad_cell = pixel * source.grad_stride + channel;
       std::memcpy(taps.grad_cell + j, &grad_cell, sizeof grad_cell);
-      store(taps.cell_y + j, y);
-      store(taps.cell_x + j, x);
+      store(taps.fraction_y + j, y);
+      store(taps.fraction_x + j, x);
     }
   });
   if (kExp) *in_range = !any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kMaxUnshiftedLogit)));
@@ -174,7 +178,7 @@ DANET_INLINE bool fill_table(
 
 // Fills taps.m with the mask, or with the numerators of its softmax over the taps of each group.
 template <typename A, typename T>
-DANET_INLINE void fill_weights(const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source) {
+DANET_INLINE void fill_mask(const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source) {
   constexpr int L = kLanes<A>;
   const PaddedValues<T, L> masks(source.mask, source.num_taps);
   Bits<A> largest{};
@@ -195,19 +199,20 @@ DANET_INLINE void fill_per_group(TapTable<A>& taps, int64_t num_taps, int64_t K,
   for (int64_t first = 0; first < num_taps; first += K) {
     const Vec<A> v = broadcast<A>(value(first));
     for (int64_t k = 0; k < K; k += kLanes<A>)
-      store(taps.group_value + first + k, v);  // may overwrite the start of the next group, which follows
+      store(taps.group_value + first + k, v);  // may overwrite the next group, which the next iteration writes
   }
 }
 
-// Fills the table from `source`. Returns whether all cells lie inside the image. Forward applies the division of the
-// softmax to the sums over the taps; backward needs the quotients themselves.
+// Fills the table from `source`. Returns whether all cells lie inside the image. The forward pass divides the sums over
+// the taps by the denominator of the softmax, so taps.m holds only the numerators; the backward pass needs the softmax
+// itself.
 template <bool kBackward, typename A, typename T>
 DANET_INLINE bool prepare_taps(const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source) {
   if (!kBackward && p.softmax) {
     bool in_range, inside = fill_table</*kBackward=*/false, /*kExp=*/true>(p, taps, source, &in_range);
     if (in_range) return inside;
   }
-  fill_weights(p, taps, source);
+  fill_mask(p, taps, source);
   if (kBackward && p.softmax) {
     fill_per_group(taps, source.num_taps, p.K, [&](int64_t first) { return 1 / sum_values<0>(taps.m + first, p.K); });
     for (int64_t j = 0; j < source.num_taps; j += kLanes<A>)
@@ -220,15 +225,15 @@ DANET_INLINE bool prepare_taps(const SdcParams& p, TapTable<A>& taps, const TapI
 // the row or column of a cell's first corner. If it is from first to last - 2, both corners are inside.
 template <typename A>
 struct BorderMasks {
-  Mask<A> before, behind, near;  // index < first; index > last - 2; a corner is inside
+  Mask<A> before, after, near;  // index < first; index > last - 2; a corner is inside
 
   BorderMasks(IntVec<A> index, int32_t first, int32_t last)
-      : before(lanes(index < first)), behind(lanes(index > last - 2)),
+      : before(lanes(index < first)), after(lanes(index > last - 2)),
         near(lanes((index >= first - 1) & (index < last))) {}
 
   // Moves the values of the two corners to the nearest pair of corners inside, and back.
-  DANET_INLINE void shift_values(Vec<A>& one, Vec<A>& two) const { exchange(before, behind, one, two); }
-  DANET_INLINE void unshift_values(Vec<A>& one, Vec<A>& two) const { exchange(behind, before, one, two); }
+  DANET_INLINE void shift_values(Vec<A>& one, Vec<A>& two) const { exchange(before, after, one, two); }
+  DANET_INLINE void unshift_values(Vec<A>& one, Vec<A>& two) const { exchange(after, before, one, two); }
 
  private:
   static DANET_INLINE Mask<A> lanes(IntVec<A> condition) { return __builtin_convertvector(condition, Mask<A>); }
@@ -239,9 +244,9 @@ struct BorderMasks {
   }
 };
 
-// Moves cells that lie partly or wholly outside rows [first, last) of the image to the nearest cell inside, so that all
-// corners can be read. With kWeights, each weight moves along with its pixel. Corners without such a pixel get the
-// weight zero, or NaN if the weight was not finite.
+// Moves cells that lie partly or wholly outside rows [first, last), or outside the columns of the image, to the nearest
+// cell inside, so that all corners can be read. With kWeights, each weight moves with its pixel: corners of the new
+// cell that were not corners of the old cell get the weight zero, or NaN if the weight was not finite.
 template <bool kWeights, typename A>
 DANET_INLINE void clamp_cells(
     const SdcParams& p, TapTable<A>& taps, int64_t num_taps, int64_t first, int64_t last, uint32_t stride,
@@ -251,7 +256,7 @@ DANET_INLINE void clamp_cells(
     return (UIntVec<A>)(index < int32_t(first) ? int32_t(first) - IntVec<A>{} : index);
   };
   for (int64_t j = 0; j < num_taps; j += kLanes<A>) {
-    const IntVec<A> y = bits_as<IntVec<A>>(taps.y + j), x = bits_as<IntVec<A>>(taps.x + j);
+    const IntVec<A> y = bits_as<IntVec<A>>(taps.row + j), x = bits_as<IntVec<A>>(taps.column + j);
     // Move the weights along with their pixels.
     if (kWeights) {
       const BorderMasks<A> rows(y, int32_t(first), int32_t(last)), columns(x, 0, int32_t(p.W));
@@ -271,14 +276,14 @@ DANET_INLINE void clamp_cells(
   }
 }
 
-// Calls body(x, g, source) for the pixels x of output row y of image n, and for the groups from g on that are computed
-// together. `source` holds their offsets and mask.
+// Calls body(x, g, source) for every pixel x of output row y of image n, and for every block of taps.groups groups. g
+// is the first group of the block; `source` holds the offsets and the mask of the block.
 template <typename T, typename Body>
 DANET_INLINE void for_row(
     const SdcParams& p, const TapTable<Compute<T>>& taps, const ImageView& offset, const ImageView& mask,
     int64_t stride, int64_t grad_stride, int64_t n, int64_t y, const Body& body) {
   using A = Compute<T>;
-  const A start_y = A(sdc_start(p, 0)) + A(y * p.stride[0]), start_x = A(sdc_start(p, 1));
+  const A center_y = A(sdc_center(p, 0)) + A(y * p.stride[0]), center_x = A(sdc_center(p, 1));
   const T *offsets = offset.pixel<T>(n, y * p.W_out), *masks = mask.pixel<T>(n, y * p.W_out);
   for (int64_t x = 0; x < p.W_out; ++x, offsets += offset.pixel_stride, masks += mask.pixel_stride)
     for (int64_t g = 0; g < p.G; g += taps.groups) {
@@ -286,8 +291,8 @@ DANET_INLINE void for_row(
       const TapInputs<A, T> source{
           offsets + g * p.offset_group_stride,
           masks + g * p.mask_group_stride,
-          start_y,
-          start_x + A(x * p.stride[1]),
+          center_y,
+          center_x + A(x * p.stride[1]),
           groups * p.K,
           uint32_t(stride),
           uint32_t(grad_stride)};

@@ -62,7 +62,7 @@ class Augmentation:
     """Height and width of the training images in pixels; null keeps the size of each image."""
 
     around_target: float = 0.7
-    """Probability that the crop contains a target; otherwise its position is uniformly random."""
+    """Probability of placing the crop so that it contains a random target; otherwise its position is random."""
 
     scale: tuple[float, float] = (0.6, 1.6)
     """Minimum and maximum magnification; its logarithm is uniformly distributed."""

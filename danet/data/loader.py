@@ -34,7 +34,10 @@ from danet.utils.malloc import trim_malloc
 DISTRACTOR = -1
 """Label of a box whose category is not a class of the model."""
 MINIMUM_SIZE = 64
-"""Minimum height and width of a batch in pixels, so that batch norm has several cells in the last stage (stride 32)."""
+"""Minimum height and width of a training batch in pixels, so that batch norm has several cells in the last stage.
+
+The stride of this stage is 32. In inference, ``danet.models.danet.MINIMUM_SIZE`` = 32 is enough.
+"""
 
 
 class Sample(NamedTuple):
@@ -116,8 +119,9 @@ class DetectionDataset(Dataset):
         size_range: train on targets of one size range only, see ``SizeRange``; None trains on all sizes.
 
     Raises:
-        UserError: if a source cannot be read or has no image for ``size_range``, or if a class has no box in sources
-            with a weight above 0. From ``dataset[...]``: if an image is unreadable or its size differs from the json.
+        UserError: if a source cannot be read or has no image for ``size_range``, or if the sources with a weight above
+            0 have no box of a class (ignore regions do not count). From ``dataset[...]``: if an image is unreadable or
+            its size differs from the json.
 
     Example:
         >>> from danet.data.coco_dataset import write_coco
@@ -278,7 +282,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         if not sum(self.counts):
             raise UserError("data: all weights are 0, or so small that no image is left")
         if batch < 1 or batch % world_size:
-            raise UserError(f"batch must be a positive multiple of the {world_size} processes, got {batch}")
+            raise UserError(f"batch must be a positive multiple of the number of processes ({world_size}), got {batch}")
         self.batch = batch
         self.steps_per_epoch = max(1, sum(self.counts) // batch)
         self.total_steps = epochs * self.steps_per_epoch
@@ -299,7 +303,10 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             first_batch = 0
 
     def order(self, epoch: int) -> np.ndarray:
-        """Returns the image indices of all batches of an epoch, int64 ``[steps_per_epoch, batch]``."""
+        """Returns the sample indices of all batches of an epoch, int64 ``[steps_per_epoch, batch]``.
+
+        The sample with index i shows image ``i % len(dataset)``.
+        """
         rng = np.random.default_rng([self.seed, epoch])
         total = sum(self.sizes)
         chosen, offset = [], 0

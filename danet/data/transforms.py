@@ -53,7 +53,8 @@ def augment(
 
     Returns:
         The image, of ``options.crop`` pixels and the dtype of the input, and its boxes. A box whose centre is outside
-        the crop is dropped; other boxes, and the parts of ignore regions inside the crop, are clipped to it.
+        the crop is dropped, unless it is an ignore region that overlaps the crop. The remaining boxes are clipped to
+        the crop.
 
     Example:
         >>> frame = np.zeros((256, 320), np.uint8), np.array([[10, 10, 22, 18]]), np.array([0]), np.array([False])
@@ -68,11 +69,11 @@ def augment(
 def vary_frame(
     frame: AnnotatedImage, rng: np.random.Generator, options: Augmentation, donor: AnnotatedImage | None = None
 ) -> AnnotatedImage:
-    """First half of ``augment``, on the whole frame: pastes objects and changes the brightness."""
+    """First half of ``augment``, on the whole frame: pastes objects, then applies photometric distortion."""
     if rng.random() < options.copy_paste:
         for _ in range(rng.integers(1, 3)):
             frame = paste_object(frame, frame if donor is None else donor, rng)
-    return frame._replace(image=_change_brightness(frame, rng, options))
+    return frame._replace(image=_photometric_distortion(frame, rng, options))
 
 
 # --- geometry ---
@@ -191,8 +192,8 @@ def span(image: np.ndarray) -> float:
     return intensity_range(image[::3, ::3]).span
 
 
-def _change_brightness(frame: AnnotatedImage, rng: np.random.Generator, options: Augmentation) -> np.ndarray:
-    """Returns a copy of the image, in its dtype, with random brightness changes."""
+def _photometric_distortion(frame: AnnotatedImage, rng: np.random.Generator, options: Augmentation) -> np.ndarray:
+    """Returns a copy of the image, in its dtype, with random intensities, polarity, blur and noise."""
     image = frame.image.astype(np.float32)
     scale = span(frame.image)
 

@@ -22,8 +22,9 @@ class Distiller(nn.Module):
     """Scale-Specific Knowledge Distiller (section 3.2): a loss term, see ``danet.losses``.
 
     An image is assigned to the teachers of the scales of its targets (see ``route``) and to none if it has no target.
-    Teachers without images do not run. The term is the ``EADM`` distance, averaged over the images of a teacher, over
-    the four stages, and over the teachers that have images.
+    Teachers without images do not run. The term is the distance that ``EADM`` (Element-wise Attentive Distillation
+    Module) computes, averaged over the images of a teacher, over the four stages, and over the teachers that have
+    images.
 
     ``parameters()`` and ``state_dict()`` hold the EADMs only, not the teachers.
 
@@ -62,9 +63,8 @@ class Distiller(nn.Module):
         literal: bool = False,
     ) -> None:
         super().__init__()
-        unknown = [scale for scale in teachers if scale not in SCALES]
-        if unknown or not teachers:
-            raise ValueError(f"Distiller: teachers must be some of {', '.join(SCALES)}, got {list(teachers)}")
+        if not teachers or not set(teachers) <= set(SCALES):
+            raise ValueError(f"Distiller: teachers must have keys from {', '.join(SCALES)}, got {list(teachers)}")
         self.teachers = {scale: teachers[scale] for scale in SCALES if scale in teachers}
         self.eadms = nn.ModuleDict(
             {
@@ -84,7 +84,8 @@ class Distiller(nn.Module):
             batch: the images and their ground truth.
         """
         routes = route(batch.boxes, batch.labels, batch.ignore, edges=self.edges, target=self.target)
-        # Gradients are averaged over processes later: dividing by the mean count makes them those of the whole batch.
+        # Gradients are averaged over processes later. Because each process divides by the mean count over processes,
+        # the average is the gradient of the whole batch.
         counts = distributed.mean(routes.sum(1).float())
         rows = {scale: row for row, scale in enumerate(SCALES) if scale in self.teachers and counts[row] > 0}
         total = output.features[0].new_zeros((), dtype=torch.float32)
@@ -94,13 +95,16 @@ class Distiller(nn.Module):
                 continue
             eadms: Any = self.eadms[scale]  # a ModuleList; the type of ModuleDict's values is Module
             maps = self.teachers[scale](batch.images[chosen])
-            for module, feature, target in zip(eadms, output.features, maps, strict=True):
-                distances = module(feature[chosen], target)
+            for module, feature, teacher_feature in zip(eadms, output.features, maps, strict=True):
+                distances = module(feature[chosen], teacher_feature)
                 total = total + distances.sum() / (counts[row] * len(maps) * len(rows))
         return {"sskd": self.weight * total}
 
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of the teachers by their options' names. A run resumes only with the same teachers."""
+        """A hash of each teacher's weights; a run resumes only with the same teachers.
+
+        The keys name the teachers in an error message, such as "distill.small with the content".
+        """
         return {f"distill.{scale} with the content": each.fingerprint() for scale, each in self.teachers.items()}
 
 

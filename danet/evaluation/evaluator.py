@@ -37,7 +37,10 @@ class NoDetectionsError(UserError):
 
 @dataclass(frozen=True)
 class TunedThreshold:
-    """A score threshold that was chosen on the ``images`` images of ``data`` (``options.tune``), and its F1 on them."""
+    """A score threshold, and the F1 that it reaches on the images on which it was chosen.
+
+    ``data`` is the path of these images (``options.tune``), and ``images`` is their number.
+    """
 
     data: str
     images: int
@@ -61,7 +64,10 @@ class Evaluation:
     """Contact sheets by file name; None if there is nothing to show."""
 
     def write(self) -> list[Path]:
-        """Writes all files into the folder ``options.out`` and the metrics to ``options.json``; returns the paths."""
+        """Writes all files into the folder ``options.out`` and the metrics to ``options.json``.
+
+        Returns the paths of all files but config.yaml.
+        """
         source, options, curves = self.evaluator, self.evaluator.options, thin_curves(self.metrics)
         out = Path(options.out)
         write_text(out / "config.yaml", cli.dump(options))
@@ -88,7 +94,8 @@ class Evaluator:
     """A detector and the images to evaluate it on.
 
     ``options.threads`` sets torch's number of threads for the whole process. ``warnings`` lists problems of the data
-    that make the result doubtful: recordings that are in both ``data`` and ``tune``, or no object of the target class.
+    that make the result doubtful: recordings or videos that are in both ``data`` and ``tune``, or no object of the
+    target class.
 
     Raises UserError if a file is missing or broken, if ``data`` and ``tune`` share images, or if a class is unknown.
     """
@@ -125,7 +132,7 @@ class Evaluator:
         return TunedThreshold(tune, len(self.tune_records), f1, threshold)
 
     def evaluate(self, tuned: TunedThreshold | None = None) -> Evaluation:
-        """Detects in all images and measures the detections; ``tuned`` is what ``choose_threshold`` has returned."""
+        """Runs the detector on all images and computes the metrics; ``tuned`` is the result of ``choose_threshold``."""
         options, records, classes, target = self.options, self.records, self.classes, self.target
         threshold = options.threshold if tuned is None else tuned.threshold
         predictions, speed = predict(self.detector, records, options.batch, quiet=options.quiet)

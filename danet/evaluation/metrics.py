@@ -1,7 +1,8 @@
 """Precision, recall, F1, average precision and false alarms of a detector's predictions.
 
-Score thresholds are never chosen on the reported data: ``choose_threshold`` runs on other images, and its result is an
-argument of ``evaluate_predictions``.
+The threshold "tuned" is never chosen on the reported images: ``choose_threshold`` runs on other images, and its result
+is an argument of ``evaluate_predictions``. Only the thresholds that reach the recalls in RECALLS, and the
+``best_threshold`` of ``quick_metrics``, are found on the evaluated images themselves.
 """
 
 import math
@@ -20,7 +21,10 @@ RECALLS = (0.90, 0.95)
 """False alarms are reported at the thresholds that reach these recalls."""
 
 NOTHING, ALL = "(nothing)", "(all)"
-"""Groups of images in the false alarms, beside the distractor classes: without any object, and all of them."""
+"""Groups of images for which false alarms are reported, in addition to one group per distractor class.
+
+NOTHING: images that show no object (boxes named "ignore" do not count). ALL: all images without the target.
+"""
 
 
 def recall_point(recall: float, criterion: str) -> str:
@@ -29,11 +33,11 @@ def recall_point(recall: float, criterion: str) -> str:
 
 
 class Curve(NamedTuple):
-    """True and false positives at each of the K distinct scores.
+    """Precision-recall curve: true and false positives at each of the K distinct scores.
 
     Example:
-        >>> line = curve(np.array([0.9, 0.8, 0.3]), np.array([HIT, FALSE_ALARM, HIT]), objects=2)
-        >>> line.precision.round(2).tolist(), line.recall.tolist()
+        >>> pr_curve = curve(np.array([0.9, 0.8, 0.3]), np.array([HIT, FALSE_ALARM, HIT]), objects=2)
+        >>> pr_curve.precision.round(2).tolist(), pr_curve.recall.tolist()
         ([1.0, 0.5, 0.67], [0.5, 0.5, 1.0])
     """
 
@@ -126,7 +130,11 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class SubsetMetrics:
-    """Metrics of one class under one criterion, of all sizes or of one range; ``tuned`` needs a chosen threshold."""
+    """Metrics of one class under one criterion, for all sizes or for one size range.
+
+    ``fixed`` and ``tuned`` are the operating points at the two thresholds; ``tuned`` is None if no threshold was
+    chosen.
+    """
 
     name: str
     title: str
@@ -152,7 +160,8 @@ class GroupMetrics:
 class FalseAlarms:
     """False alarms per image, on images that show ``distractor`` but no object of the target class.
 
-    ``rates`` has one entry per operating point, None where the point does not exist (a recall that is not reached).
+    ``distractor`` can also be the group NOTHING or ALL. ``rates`` has one entry per operating point. It is None where
+    the point does not exist: for "tuned" if no threshold was chosen, and for a recall that is not reached.
     """
 
     distractor: str
@@ -164,7 +173,7 @@ class FalseAlarms:
 class Metrics:
     """The results of ``evaluate_predictions``; fields are keys of ``metrics.json``.
 
-    ``resampled`` and ``groups`` name the units of the bootstrap ("videos" or "images") and their number.
+    ``resampled`` is the unit of the bootstrap ("videos" or "images"), and ``groups`` is the number of these units.
     """
 
     target: str
@@ -207,8 +216,8 @@ def evaluate_predictions(
         target: the class to find; by default the first of ``classes``.
         threshold: a score threshold chosen on other images (``choose_threshold``), reported as "tuned".
         fixed: a score threshold that is always reported.
-        criterion: key of ``CRITERIA`` for the metrics by size, recording and video. Overall metrics and the thresholds
-            that reach the recalls are given for every criterion.
+        criterion: key of ``CRITERIA`` for the metrics by size, recording and video, the false alarms and the other
+            classes. Overall metrics and the thresholds that reach the recalls are given for every criterion.
         scale_edges: edges of the size ranges, in pixels of sqrt(box area), ascending.
         resamples, seed: of the bootstrap by video (by image if no videos are known).
 
@@ -222,17 +231,18 @@ def evaluate_predictions(
     """
     target = classes[0] if target is None else target
     by_class = flatten(records, predictions, classes)
+    # The bootstrap resamples, from which the intervals are estimated.
     draws = resample([record.video for record in records], resamples, seed)
 
     def result(name: str, title: str, data: ClassData, matches: Matches) -> SubsetMetrics:
-        line = _curve(data, matches)
+        pr_curve = _curve(data, matches)
         at_fixed = _counts(data, matches, fixed)
         valid = matches.outcome != IGNORED
         ap = draws.average_precision(
-            line.average_precision(), matches.outcome[valid] == HIT, data.image[valid], at_fixed.objects
+            pr_curve.average_precision(), matches.outcome[valid] == HIT, data.image[valid], at_fixed.objects
         )
         tuned = None if threshold is None else _counts(data, matches, threshold).operating(draws)
-        return SubsetMetrics(name, title, line.objects, ap, at_fixed.operating(draws), tuned, line)
+        return SubsetMetrics(name, title, pr_curve.objects, ap, at_fixed.operating(draws), tuned, pr_curve)
 
     data, main = by_class[target], CRITERIA[criterion]
     matches = {key: match(data, each) for key, each in CRITERIA.items()}
@@ -278,9 +288,10 @@ def choose_threshold(
     target: str | None = None,
     criterion: str = "iou50",
 ) -> tuple[float | None, float]:
-    """The middle of the score thresholds whose F1 is within 0.01 of the best one, and its F1; (None, 0) without hits.
+    """The middle of the score thresholds whose F1 is within 0.01 of the best one, and its F1.
 
-    Use other images than those on which metrics are reported. Arguments as for ``evaluate_predictions``.
+    Without hits they are (None, 0), without objects (None, NaN). Use other images than those on which metrics are
+    reported. Arguments as for ``evaluate_predictions``.
 
     Example:
         >>> from types import SimpleNamespace
@@ -338,7 +349,7 @@ class Counts(NamedTuple):
         return Counts(self.threshold, self.tp[images], self.fp[images], self.objects[images])
 
     def operating(self, draws: Resampling | None) -> OperatingPoint:
-        """The metrics over all images, with intervals if ``draws`` are given."""
+        """The operating point over all images, with intervals if bootstrap resamples (``draws``) are given."""
         tp, fp, objects = (int(values.sum()) for values in self[1:])
         ratios = {
             "precision": (self.tp, self.tp + self.fp),
@@ -416,7 +427,7 @@ def _false_alarms(
 ) -> list[FalseAlarms]:
     result = []
     for name, images in images_by_distractor(records, target).items():
-        inside = images.astype(np.int64)
-        rates = {key: draws.ratio(counts[key].fp * inside, inside) if key in counts else None for key in thresholds}
-        result.append(FalseAlarms(name, int(inside.sum()), rates))
+        in_group = images.astype(np.int64)
+        rates = {key: draws.ratio(counts[key].fp * in_group, in_group) if key in counts else None for key in thresholds}
+        result.append(FalseAlarms(name, int(in_group.sum()), rates))
     return result

@@ -42,13 +42,13 @@ class Detector:
 
     Args:
         model: a trained DANet or an OnnxNetwork. The detector runs ``model.deploy()``; the model does not change.
-        score_threshold: detections with a lower score are dropped.
-        iou_threshold: non-maximum suppression drops a detection whose IoU with a better one is larger.
+        score_threshold: detections have higher scores than this.
+        iou_threshold: non-maximum suppression drops a detection if its IoU with one of a higher score exceeds this.
         max_detections: maximum number of detections per image.
         input_size: (height, width) in pixels that every image is letterboxed to, or one number for a square; None
             keeps the size of each image.
         metadata: what the weights file stores beside the weights.
-        dtype: of the network: torch.float32, bfloat16 or float16.
+        dtype: dtype of the network: torch.float32, torch.bfloat16 or torch.float16.
         deploy: False runs a copy of the DANet that is not fused, for comparison.
 
     Raises:
@@ -134,7 +134,7 @@ class Detector:
             if channels == 1 and array.ndim == 3:
                 array = cv2.cvtColor(array, cv2.COLOR_BGR2GRAY)
             height, width = array.shape[:2]
-            frame = intensity_range(array)  # before the letterbox, whose padding must not count
+            frame = intensity_range(array)  # range of the frame's intensities, without the padding of the letterbox
             scale, offset = 1.0, (0.0, 0.0)
             if self.input_size is not None and (height, width) != tuple(self.input_size):
                 array, _, (scale, offset) = letterbox(array, np.zeros((0, 4), np.float32), self.input_size)

@@ -18,12 +18,12 @@ class ADCR(nn.Module):
 
     Section 3.1.3, eqs. 6 and 7 of the DANet paper (https://doi.org/10.1145/3581783.3612146). Regions of targets
     (positives) and distractors (negatives), see ``choose_regions``, are sampled from the maps at 7 x 7 positions,
-    projected by one ``UFP`` per level, flattened without pooling and compared by cosine similarity. Everything is
-    computed in float32, also under autocast.
+    projected by one ``UFP`` (Uncompressed Feature Projector) per level, flattened without pooling and compared by
+    cosine similarity. Everything is computed in float32, also under autocast.
 
-    With several processes, the samples of all of them are compared. Every process computes the same loss, and the
-    gradient of its own samples times the number of processes. Averaged over processes (as DistributedDataParallel
-    does), gradients equal those of one process with the whole batch.
+    With several processes, the samples of all of them are compared. Every process computes the same loss, but only the
+    gradient of its own samples. This gradient is multiplied by the number of processes, so that the average over the
+    processes (as DistributedDataParallel computes it) equals the gradient of one process with the whole batch.
 
     Args:
         widths: channels of the maps that are compared, finest level first.
@@ -31,9 +31,9 @@ class ADCR(nn.Module):
         target: label of the class to distinguish from all others.
         weight: weight of the term, lambda_1 of eq. 10.
         temperature: mu of eq. 7.
-        negatives: negatives per positive.
-        literal: eq. 6 as printed: sums over anchors and levels instead of means, and each anchor also is a positive of
-            its own.
+        negatives: number of negatives per positive.
+        literal: eq. 6 as printed: sums over anchors and levels instead of means, and each anchor (here: a positive
+            region that is compared with all others) also counts as its own positive.
 
     Example:
         >>> from danet.config import ModelConfig
@@ -115,12 +115,13 @@ def contrastive_terms(positives: Tensor, negatives: Tensor, temperature: float, 
         positives: unit vectors ``[P, D]``.
         negatives: unit vectors ``[Q, D]``.
         temperature: mu.
-        literal: eq. 6 as printed; its value is the sum of the terms, otherwise the mean is used.
+        literal: count each anchor also as its own positive, as eq. 6 is printed. ``ADCR.loss`` adds up the terms if
+            literal, and averages them otherwise.
     """
     count = len(positives)
     similarity = positives @ positives.T / temperature
     pairs = torch.ones_like(similarity, dtype=torch.bool)
     if count > 1 and not literal:
         pairs.fill_diagonal_(False)
-    against = torch.cat([similarity.masked_fill(~pairs, -torch.inf), positives @ negatives.T / temperature], dim=1)
-    return against.logsumexp(dim=1) - (similarity * pairs).sum(1) / pairs.sum(1)
+    logits = torch.cat([similarity.masked_fill(~pairs, -torch.inf), positives @ negatives.T / temperature], dim=1)
+    return logits.logsumexp(dim=1) - (similarity * pairs).sum(1) / pairs.sum(1)

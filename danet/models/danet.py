@@ -90,7 +90,7 @@ class DANet(nn.Module):
         """Detections of every image of the batch.
 
         Args:
-            output: of ``forward``.
+            output: the result of ``forward``.
             score_threshold: detections have higher scores than this.
             iou_threshold: non-maximum suppression drops a box if its IoU with a box of a higher score exceeds this.
             max_detections: maximum number of detections per image.
@@ -101,12 +101,12 @@ class DANet(nn.Module):
         scores = self.head.scores(output.logits)
 
         @functools.cache
-        def predictions() -> tuple[Tensor, Tensor]:  # computed only if an image has candidates
+        def deltas_and_reference_boxes() -> tuple[Tensor, Tensor]:  # computed only if an image has candidates
             return self.head.flatten(output.deltas, 4), self.head.reference_boxes(output.deltas)
 
-        def boxes(image: int, positions: Tensor) -> Tensor:
-            deltas, reference_boxes = predictions()
-            return self.head.decode_boxes(deltas[image, positions], reference_boxes[positions])
+        def boxes(image: int, indices: Tensor) -> Tensor:
+            deltas, reference_boxes = deltas_and_reference_boxes()
+            return self.head.decode_boxes(deltas[image, indices], reference_boxes[indices])
 
         return [
             select(

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from danet.ops.common import autocast, check_image, check_like_input, check_shape, check_tensor, memoize_check
-from danet.ops.sdc import SdcOptions, SdcSizes, check_images, gather_reference, register, run
+from danet.ops.sdc import SdcOptions, SdcSizes, check_images, register, run, unchecked_reference
 
 
 def dcnv3(
@@ -198,7 +198,7 @@ def _dcnv3_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSize
     taps = _row_major_taps(options)
     offset = offset.unflatten(1, (sizes.G, sizes.K, 2))[:, :, taps].flip(3).flatten(1, 3)
     mask = mask.unflatten(1, (sizes.G, sizes.K))[:, :, taps].flatten(1, 2)
-    return gather_reference(input, offset, mask, sizes, options)
+    return unchecked_reference(input, offset, mask, sizes, options)
 
 
 def _dcnv4_reference(input: Tensor, offset_mask: Tensor, sizes: SdcSizes, options: SdcOptions) -> Tensor:

@@ -22,8 +22,11 @@ Steps = tuple[int, int, int, int]
 PROJECT_CHUNK_BAGS = 8192  # number of bags whose rows `project` copies at once
 
 
-def gather(table: Tensor, weight: Tensor, base: Tensor, steps: Steps) -> Tensor:
-    """table [R, D], weight [4, B, J], base [B, J] (int32 or int64), steps in ascending order from 0 -> [B, D]."""
+def weighted_gather(table: Tensor, weight: Tensor, base: Tensor, steps: Steps) -> Tensor:
+    """The contraction `gather`: table [R, D], weight [4, B, J], base [B, J] (int32 or int64) -> [B, D].
+
+    The steps are in ascending order, and the first one is 0.
+    """
     return _Gather.apply(table, weight, base, steps)
 
 

@@ -47,23 +47,24 @@ from danet.ops.common import (
     memoize_check,
     pair,
 )
-from danet.ops.sampling import gather
+from danet.ops.sampling import weighted_gather
 
 Pair = int | tuple[int, int]
 
 MAX_TAPS = 256
-"""Maximum number of taps of the compiled kernels; calls with more taps run as the reference."""
+"""Maximum number of taps of the compiled kernels. The reference implementation computes calls with more taps."""
 
 MAX_ELEMENTS = 2**31
 """Limit of the kernels' 32-bit indices within one image, including a border of two pixels on each side.
 
 The CPU kernels index elements and need C * (H + 4) * (W + 4) < MAX_ELEMENTS; the CUDA kernels index pixels and need
-(H + 4) * (W + 4) < MAX_ELEMENTS. Calls with larger images run as the reference. The batch size has no limit.
+(H + 4) * (W + 4) < MAX_ELEMENTS. The reference implementation computes calls with larger images. The batch size has no
+limit.
 """
 
 
 class SdcSizes(NamedTuple):
-    """The sizes of one call, with the letters of the formula in the docstring of this module."""
+    """The sizes of one call: input [N, C, H, W], G groups of channels, K taps, output [N, C, H_out, W_out]."""
 
     N: int
     C: int
@@ -110,22 +111,22 @@ class SdcOptions:
             raise ValueError(f"{op}: offset_scale must be finite, got {self.offset_scale!r}")
         check_bool(op, "softmax", self.softmax)
         check_bool(op, "remove_center", self.remove_center)
-        taps = self.kernel_size[0] * self.kernel_size[1]
-        if self.remove_center and (taps % 2 == 0 or taps == 1):
-            raise ValueError(f"{op}: remove_center needs an odd kernel_size above 1, got {list(self.kernel_size)}")
+        height, width = self.kernel_size
+        if self.remove_center and (height * width % 2 == 0 or height * width == 1):
+            raise ValueError(f"{op}: remove_center needs an odd number of taps above 1, got {height} * {width} taps")
         return self
 
     @classmethod
     def from_schema(cls, op: str, *arguments: Any) -> "SdcOptions":
         """The options from the arguments that torch.ops.danet.<op> takes after its tensors."""
-        groups, *windows, offset_scale, softmax, remove_center = arguments
-        pairs = zip(windows[0::2], windows[1::2], strict=True)
+        groups, *flat_pairs, offset_scale, softmax, remove_center = arguments
+        pairs = zip(flat_pairs[0::2], flat_pairs[1::2], strict=True)
         return cls.validate(op, groups, *pairs, offset_scale, softmax, remove_center)
 
     def to_schema(self) -> tuple[int | float | bool, ...]:
         """The arguments that `from_schema` takes after `op`."""
-        windows = (*self.kernel_size, *self.stride, *self.padding, *self.dilation)
-        return (self.groups, *windows, self.offset_scale, self.softmax, self.remove_center)
+        flat_pairs = (*self.kernel_size, *self.stride, *self.padding, *self.dilation)
+        return (self.groups, *flat_pairs, self.offset_scale, self.softmax, self.remove_center)
 
     def sizes(self, op: str, shape: Sequence[int]) -> SdcSizes:
         """The sizes of a call with an input of this shape [N, C, H, W]; ValueError if the options do not fit it."""
@@ -139,7 +140,7 @@ class SdcOptions:
         )
         if H_out < 1 or W_out < 1:
             raise ValueError(
-                f"{op}: input must be at least as large as the window, got [H_out, W_out] = {[H_out, W_out]}"
+                f"{op}: the dilated window must fit into the padded input, got [H_out, W_out] = {[H_out, W_out]}"
             )
         return SdcSizes(N, C, H, W, self.groups, K, H_out, W_out)
 
@@ -173,7 +174,8 @@ def sdc(
         offset_scale: scales the distance of every sampling point (tap position plus offset) from the center of the
             window (from DCNv3).
         softmax: normalize mask over the K taps of a group; if False, mask holds the weights themselves.
-        remove_center: leave out the middle tap, so that K is one less; needs an odd kernel_size.
+        remove_center: leave out the middle tap, which makes K one less; the number of taps, kernel height * kernel
+            width, must be odd and above 1.
 
     Returns:
         [N, C, H_out, W_out] in the memory format channels-last.
@@ -182,7 +184,8 @@ def sdc(
         TypeError: if a tensor argument is not a dense tensor of a supported dtype, if offset or mask does not have
             input's dtype, or if an option has the wrong type.
         ValueError: if a shape or device does not match, if groups does not divide C, if an option is out of range, or
-            if the window is larger than the padded input.
+            if the window, with its dilation, is larger than the padded input.
+        RuntimeError: from the compiled kernels, if a stride, padding or dilation is 2**24 or more.
 
     Example:
         >>> import torch
@@ -195,7 +198,7 @@ def sdc(
     input, offset, mask = autocast(input, offset, mask)
     arguments = groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center
     sizes, options = check_sdc(input, offset, mask, *arguments)
-    return run("sdc", gather_reference, (input, offset, mask), sizes, options)
+    return run("sdc", unchecked_reference, (input, offset, mask), sizes, options)
 
 
 def sdc_reference(
@@ -214,7 +217,8 @@ def sdc_reference(
 ) -> Tensor:
     """`sdc` in plain PyTorch, for any device and any order of derivatives; half dtypes accumulate in float32.
 
-    Arguments, result and errors are those of `sdc`.
+    Arguments, result and errors are those of `sdc`, except that autocast does not cast the arguments: they must have
+    one dtype, which is the dtype of the result.
 
     Example:
         >>> import torch
@@ -225,13 +229,14 @@ def sdc_reference(
     """
     arguments = groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center
     sizes, options = check_sdc(input, offset, mask, *arguments)
-    return gather_reference(input, offset, mask, sizes, options)
+    return unchecked_reference(input, offset, mask, sizes, options)
 
 
-def gather_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSizes, options: SdcOptions) -> Tensor:
-    """The reference on validated arguments: every sample is a weighted sum of four rows of a table.
+def unchecked_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSizes, options: SdcOptions) -> Tensor:
+    """`sdc_reference` on validated arguments.
 
-    `danet.ops.sampling` describes the table.
+    It lays out the padded images as a table with one row per pixel and group. Every sample is a weighted sum of four
+    rows, those of the pixels around it (see `danet.ops.sampling`).
     """
     N, C, H, W, G, K, H_out, W_out = sizes
     dtype = compute_dtype(input.dtype)
@@ -244,10 +249,10 @@ def gather_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSize
 
     # Compute the coordinates. Clamp those outside the image to its border of zeros, which is two pixels wide, so that
     # values and derivatives are zero. Move NaN coordinates there, too, and let the mask make their samples NaN.
-    y_center, x_center = _tap_positions(sizes, options, dtype, input.device)
+    tap_y, tap_x = _tap_positions(sizes, options, dtype, input.device)
     dy, dx = offset.unbind(-1)
-    y = torch.add(y_center, dy, alpha=options.offset_scale)
-    x = torch.add(x_center, dx, alpha=options.offset_scale)
+    y = torch.add(tap_y, dy, alpha=options.offset_scale)
+    x = torch.add(tap_x, dx, alpha=options.offset_scale)
     nan = y.isnan() | x.isnan()
     mask = mask.masked_fill(nan, math.nan)
     y = y.masked_fill(nan, -2).clamp(-2, H)
@@ -271,7 +276,7 @@ def gather_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSize
     base = (row * W_pad + 2 + x_floor.to(index_dtype)) * G + group
 
     # Sum the table rows of the four corners over all taps of a group.
-    out = gather(table, weight.view(4, -1, K), base.view(-1, K), (0, G, W_pad * G, (W_pad + 1) * G))
+    out = weighted_gather(table, weight.view(4, -1, K), base.view(-1, K), (0, G, W_pad * G, (W_pad + 1) * G))
     return out.view(N, H_out, W_out, C).to(input.dtype).permute(0, 3, 1, 2)
 
 
@@ -312,48 +317,48 @@ def check_images(op: str, input: Any, offset: Any, mask: Any, options: SdcOption
 
 
 def run(
-    op: str, reference: Callable[..., Tensor], images: Sequence[Tensor], sizes: SdcSizes, options: SdcOptions
+    op: str, reference: Callable[..., Tensor], tensors: Sequence[Tensor], sizes: SdcSizes, options: SdcOptions
 ) -> Tensor:
-    """Run operator `op` on validated tensors: its compiled kernel if that supports this call, otherwise `reference`.
+    """Run operator `op` on validated arguments: its compiled kernel if that supports this call, otherwise `reference`.
 
-    images: the tensor arguments, [N, channels, height, width] each.
+    tensors: the tensor arguments, [N, channels, height, width] each.
     """
-    input = images[0]
+    input = tensors[0]
     indices = (sizes.H + 4) * (sizes.W + 4) * (1 if input.is_cuda else sizes.C)
     if library.has_kernel(input) and sizes.K <= MAX_TAPS and indices < MAX_ELEMENTS:
-        return library.call(op, *images, *options.to_schema())
-    return reference(*images, sizes, options)
+        return library.call(op, *tensors, *options.to_schema())
+    return reference(*tensors, sizes, options)
 
 
-def register(op: str, tensors: int, reference: Callable[..., Tensor], check: Callable[..., SdcSizes]) -> None:
+def register(op: str, num_tensors: int, reference: Callable[..., Tensor], check: Callable[..., SdcSizes]) -> None:
     """Register the Python side of an operator: its fake kernel, which infers the shape of the result, and its gradient.
 
-    tensors: number of its tensor arguments, [N, channels, height, width] each; SDC's options come after them.
+    num_tensors: number of its tensor arguments, [N, channels, height, width] each; SDC's options come after them.
     reference: takes the tensors, the sizes and the options.
     check: takes `op`, the tensors and the options, and returns the sizes; TypeError or ValueError if one is invalid.
     """
 
     def fake(*arguments: Any) -> Tensor:
-        images, options = arguments[:tensors], SdcOptions.from_schema(op, *arguments[tensors:])
-        sizes = check(op, *images, options)
+        tensors, options = arguments[:num_tensors], SdcOptions.from_schema(op, *arguments[num_tensors:])
+        sizes = check(op, *tensors, options)
         shape = (sizes.N, sizes.C, sizes.H_out, sizes.W_out)
-        input = images[0]
+        input = tensors[0]
         return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
     def schema_reference(*arguments: Any) -> Tensor:
-        images, options = arguments[:tensors], SdcOptions.from_schema(op, *arguments[tensors:])
-        return reference(*images, options.sizes(op, images[0].shape), options)
+        tensors, options = arguments[:num_tensors], SdcOptions.from_schema(op, *arguments[num_tensors:])
+        return reference(*tensors, options.sizes(op, tensors[0].shape), options)
 
-    library.register(op, tensors, fake=fake)
+    library.register(op, num_tensors, fake=fake)
     library.register_gradient(
         op,
-        tensors,
+        num_tensors,
         reference=schema_reference,
         backward_options=lambda: (torch.are_deterministic_algorithms_enabled(),),
     )
 
 
-register("sdc", 3, gather_reference, check_images)
+register("sdc", 3, unchecked_reference, check_images)
 
 
 class SDC(nn.Module):
@@ -385,16 +390,16 @@ class SDC(nn.Module):
         >>> SDC(8, groups=2)(torch.randn(1, 8, 32, 40)).shape
         torch.Size([1, 8, 32, 40])
 
-    From torchvision's `deform_conv2d`:
+    Migration from torchvision's `deform_conv2d`:
         The module SDC replaces three layers: the convolution that predicts offset and mask, `DeformConv2d(channels,
         channels, kernel_size, padding=kernel_size // 2, groups=channels)`, and a 1x1 convolution after it. A dense
-        DeformConv2d (groups=1) is another function: use an SDC instead, whose 1x1 convolution mixes the channels, and
-        train the network anew.
+        DeformConv2d (groups=1) computes something different. To replace it, use an SDC, whose 1x1 convolution mixes the
+        channels, and train the network again.
 
         The operator `sdc(input, offset, m, groups=offset_groups, softmax=False)` equals `deform_conv2d(input, offset,
         torch.ones(C, 1, 3, 3), padding=1, mask=m)`: offset and mask have the same channels in the same order. In
         torchvision, m is usually a sigmoid; in SDC it is a softmax over the taps, which the operator computes. sdc has
-        no weight tensor. Weights of the taps that all channels of a group share can be multiplied into m.
+        no weight tensor. If all channels of a group have the same weight at each tap, multiply m by these weights.
     """
 
     def __init__(self, channels: int, *, groups: int = 4, kernel_size: int = 3) -> None:

@@ -40,7 +40,7 @@ VALIDATION_BATCH = 8
 VALIDATION_CHUNK = 64
 """Validation images between two checks for a stop signal."""
 VALIDATION_SCORE_THRESHOLD = 0.05
-"""Detections with a lower score are left out of the validation metrics."""
+"""Only detections with a higher score enter the validation metrics."""
 MIN_CURVE_INTERVAL_S = 60.0
 """Seconds between two drawings of the curves."""
 MAX_DRAWING_SHARE = 0.02
@@ -88,7 +88,7 @@ class Trainer:
         )
         self.model = channels_last(model).train()
         self.extra_losses = channels_last(nn.ModuleDict(extra_losses or {})).train()
-        # Hashes, by name, of the files that the terms were built from, such as teachers; most terms have none.
+        # Hashes by name, such as of the weights of teachers, that a resumed run compares; most terms have none.
         self.loss_fingerprints: dict[str, str] = {}
         for term in self.extra_losses.values():
             self.loss_fingerprints |= getattr(term, "fingerprints", dict)()
@@ -100,7 +100,7 @@ class Trainer:
         self.autocast = _autocast_dtype(options.amp, device)
         self.state = TrainingState(
             model=self.model,
-            average=average_weights(self.model, options.ema) if options.ema else None,
+            average=average_weights(self.model, options.ema) if options.ema else None,  # the EMA model
             optimizer=build_optimizer(self.model, options, self.extra_losses),
             extra_losses=self.extra_losses,
             scaler=torch.amp.GradScaler(device.type, enabled=self.autocast == torch.float16),
@@ -143,8 +143,8 @@ class Trainer:
             lock: the lock of the run folder, see ``lock_run_folder``; by default the folder is locked here.
 
         Raises:
-            UserError: a loss or a gradient is not finite, an image cannot be read, or another training writes into the
-                folder.
+            UserError: a loss or (except with float16) a gradient is not finite, an image cannot be read, or another
+                training writes into the folder.
             FaultError: the disk is full, the folder was removed, or a loader process was killed. The last saved state
                 is whole.
         """
@@ -239,7 +239,10 @@ class Trainer:
             raise
 
     def _step(self, batch: Batch) -> None:
-        """Updates the weights once. Raises UserError before the update if a loss or gradient is not finite."""
+        """Updates the weights once. Raises UserError before the update if a loss or gradient is not finite.
+
+        With float16, a gradient that is not finite raises no error; the scaler skips the update.
+        """
         options, state, step = self.options, self.state, self.state.progress.step
         # Seed torch at every step, so that a resumed run needs no saved random state.
         torch.manual_seed(_combine_seeds(options.seed, step, distributed.rank()))
@@ -269,7 +272,8 @@ class Trainer:
         )
 
         # Average the losses over processes. That gives the loss of the whole batch, because each process divides its
-        # sum by the mean over processes of the normalizer (such as the number of positives), not by its own.
+        # sum by the mean of the normalizers of all processes (such as the number of positives), not by its own
+        # normalizer.
         shared = distributed.mean(torch.stack([loss.detach(), *(term.detach() for term in terms.values())]))
         *values, norm, extra_norm = torch.cat([shared, torch.stack([norm, extra_norm.to(norm.device)])]).tolist()
         losses = dict(zip(["loss", *terms], values, strict=True))
@@ -388,7 +392,7 @@ class Trainer:
             self._next_curves = time.monotonic() + max(MIN_CURVE_INTERVAL_S, duration / MAX_DRAWING_SHARE)
 
     def _identity(self) -> dict:
-        """Values by name that must be the same when the run is resumed."""
+        """The fingerprint of the run: values by name that ``TrainingState.load`` compares when the run is resumed."""
         return {"data": self.dataset.fingerprint(), **self.loss_fingerprints, **fixed_options(self.options)}
 
 

@@ -177,7 +177,7 @@ def test_sampler_ranks_share_a_batch_and_resume_at_any_step(size):
 
 
 def test_sampler_refuses_an_impossible_batch():
-    with pytest.raises(UserError, match="positive multiple of the 2 processes, got 3"):
+    with pytest.raises(UserError, match=r"positive multiple of the number of processes \(2\), got 3"):
         EpochSampler([4], [1.0], batch=3, epochs=1, world_size=2)
     with pytest.raises(UserError, match="no image is left"):
         EpochSampler([4], [0.0], batch=1, epochs=1)

@@ -153,5 +153,5 @@ def test_distiller_bfloat16(student):
 
 def test_distiller_rejects_teachers(student):
     for scales in ((), ("small", "huge")):
-        with pytest.raises(ValueError, match="Distiller: teachers must be some of small, medium, large, got"):
+        with pytest.raises(ValueError, match="Distiller: teachers must have keys from small, medium, large, got"):
             make(student, scales=scales)

@@ -356,7 +356,7 @@ DIRECT_ERRORS = {
     "sdc offset": ("sdc", "sdc: offset has the wrong shape", {1: (2, 18, 5, 6)}),
     "sdc mask": ("sdc", "sdc: mask must have input's dtype", {2: torch.float64}),
     "sdc groups": ("sdc", "sdc: groups must divide C", {3: 3}),
-    "sdc kernel_size": ("sdc", "sdc: input must be at least as large as the window", {4: 9}),
+    "sdc kernel_size": ("sdc", "sdc: the dilated window must fit into the padded input", {4: 9}),
     "sdc dtype": ("sdc", "danet: dtype must be float64, float32, float16 or bfloat16", {0: torch.int32}),
     "lcdc weight": ("lcdc", "lcdc: weight must be", {1: (2, 3)}),
     "softmax_gate logits": ("softmax_gate", "softmax_gate: logits has the wrong shape", {1: (2, 8, 5, 7)}),

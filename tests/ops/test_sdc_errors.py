@@ -90,7 +90,7 @@ ERRORS = [
     (
         {"dilation": 30},
         ValueError,
-        "sdc: input must be at least as large as the window, got [H_out, W_out] = [-18, -18]",
+        "sdc: the dilated window must fit into the padded input, got [H_out, W_out] = [-18, -18]",
     ),
     ({"offset_scale": "1"}, TypeError, "sdc: offset_scale must be a number, got '1'"),
     ({"offset_scale": math.nan}, ValueError, "sdc: offset_scale must be finite, got nan"),
@@ -99,12 +99,12 @@ ERRORS = [
     (
         {"remove_center": True, "kernel_size": (3, 2)},
         ValueError,
-        "sdc: remove_center needs an odd kernel_size above 1, got [3, 2]",
+        "sdc: remove_center needs an odd number of taps above 1, got 3 * 2 taps",
     ),
     (
         {"remove_center": True, "kernel_size": 1},
         ValueError,
-        "sdc: remove_center needs an odd kernel_size above 1, got [1, 1]",
+        "sdc: remove_center needs an odd number of taps above 1, got 1 * 1 taps",
     ),
 ]
 

@@ -30,7 +30,7 @@ class AnchorHead(Head):
     we follow an earlier detector of its authors.
 
     Example:
-        >>> head = AnchorHead(channels=8, strides=(4, 8), classes=2)
+        >>> head = AnchorHead(channels=8, strides=(4, 8), num_classes=2)
         >>> logits, deltas = head([torch.zeros(1, 8, 6, 6), torch.zeros(1, 8, 3, 3)])
         >>> list(head.scores(logits).shape), list(head.boxes(deltas).shape)
         ([1, 180, 2], [1, 180, 4])

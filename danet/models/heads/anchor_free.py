@@ -1,4 +1,4 @@
-"""The anchor-free head of the preset ``default``: one prediction per cell.
+"""The anchor-free head (option ``model.head: default``): one prediction per cell.
 
 A cell is the square of stride x stride pixels of the input that one position of a feature map stands for.
 """
@@ -32,7 +32,7 @@ class AnchorFreeHead(Head):
     Regression: loss of the generalized IoU (GIoU, https://arxiv.org/abs/1902.09630) on all assigned cells.
 
     Example:
-        >>> head = AnchorFreeHead(channels=8, strides=(4, 8), classes=2)
+        >>> head = AnchorFreeHead(channels=8, strides=(4, 8), num_classes=2)
         >>> logits, deltas = head([torch.zeros(1, 8, 6, 6), torch.zeros(1, 8, 3, 3)])
         >>> list(head.scores(logits).shape), list(head.boxes(deltas).shape)
         ([1, 45, 2], [1, 45, 4])
@@ -75,9 +75,9 @@ class AnchorFreeHead(Head):
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of every element (Lin et al., ICCV 2017, https://arxiv.org/abs/1708.02002)."""
+    """Focal loss of every element (Lin et al., ICCV 2017, https://arxiv.org/abs/1708.02002, eqs. 1 to 5)."""
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     probability = logits.sigmoid()
-    error = probability * (1 - targets) + (1 - probability) * targets
-    balance = alpha * targets + (1 - alpha) * (1 - targets)
-    return balance * error**gamma * entropy
+    one_minus_p_t = probability * (1 - targets) + (1 - probability) * targets
+    alpha_t = alpha * targets + (1 - alpha) * (1 - targets)
+    return alpha_t * one_minus_p_t**gamma * entropy

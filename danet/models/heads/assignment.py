@@ -25,7 +25,9 @@ POSITIVE_IOU = 0.5
 
 
 class Targets:
-    """Ground truth of a batch, padded to the same number of boxes per image so that no loop over images is needed.
+    """Ground truth of a batch, padded to the same number of boxes per image.
+
+    Because of the padding, `assign_by_centre` and `assign_by_atss` need no loop over the images.
 
     Args:
         boxes: for every image ``[M_i, 4]``, the corners (x0, y0, x1, y1) in pixels.
@@ -35,7 +37,7 @@ class Targets:
     Example:
         >>> boxes = [torch.tensor([[4.0, 4, 12, 12], [20, 20, 30, 30]]), torch.zeros(0, 4)]
         >>> labels = [torch.tensor([0, -1]), torch.zeros(0, dtype=torch.int64)]
-        >>> targets = Targets(boxes, labels, ignore=[label == 7 for label in labels])
+        >>> targets = Targets(boxes, labels, ignore=[torch.zeros(len(label), dtype=torch.bool) for label in labels])
         >>> targets.boxes.shape, targets.valid.tolist()
         (torch.Size([2, 1, 4]), [[True], [False]])
     """
@@ -46,16 +48,17 @@ class Targets:
     """Class indices of ``boxes``, int64 ``[N, M]``."""
     valid: Tensor
     """False where ``boxes`` and ``labels`` are padding, bool ``[N, M]``."""
-    ignored: Tensor
+    ignore_regions: Tensor
     """Ignore regions, float32 ``[N, K, 4]``."""
-    ignored_valid: Tensor
-    """False where ``ignored`` is padding, bool ``[N, K]``."""
+    ignore_regions_valid: Tensor
+    """False where ``ignore_regions`` is padding, bool ``[N, K]``."""
 
     def __init__(self, boxes: list[Tensor], labels: list[Tensor], ignore: list[Tensor]) -> None:
         is_target = [(label >= 0) & ~skip for label, skip in zip(labels, ignore, strict=True)]
         self.boxes, self.valid = _pad([box[keep].float() for box, keep in zip(boxes, is_target, strict=True)])
         self.labels, _ = _pad([label[keep] for label, keep in zip(labels, is_target, strict=True)])
-        self.ignored, self.ignored_valid = _pad([box[skip].float() for box, skip in zip(boxes, ignore, strict=True)])
+        regions = [box[skip].float() for box, skip in zip(boxes, ignore, strict=True)]
+        self.ignore_regions, self.ignore_regions_valid = _pad(regions)
 
 
 class CellAssignment(NamedTuple):
@@ -77,8 +80,8 @@ def assign_by_centre(reference_boxes: Tensor, targets: Targets) -> CellAssignmen
     smaller boxes, the coarsest level all larger ones. On these levels, a box is assigned to the cell that contains its
     centre, so that even the smallest box has a cell. It is also assigned to all cells whose centres lie inside the box
     and within 1.5 strides of its centre, horizontally and vertically. A cell that several boxes claim gets the smallest
-    of them. An assigned cell is positive if its centre is within 1 stride of the box's centre, or if the cell contains
-    this centre.
+    of them. An assigned cell is positive if its centre is within 1 stride of the box's centre, horizontally and
+    vertically. The cell that contains the box's centre always is: its centre is at most half a stride away.
 
     Args:
         reference_boxes: ``[P, 4]``, centres and strides of the cells, see ``Head.reference_boxes``.
@@ -105,7 +108,7 @@ def assign_by_centre(reference_boxes: Tensor, targets: Targets) -> CellAssignmen
     # Select the smallest candidate box of each cell.
     smallest, index = torch.where(candidate, sizes, torch.inf).min(dim=-1)
     box_index = torch.where(smallest.isfinite(), index, -1)
-    central = (candidate & ((distance < POSITIVE_RADIUS_STRIDES) | contains_centre)).gather(2, index[..., None])[..., 0]
+    central = (candidate & (distance < POSITIVE_RADIUS_STRIDES)).gather(2, index[..., None])[..., 0]
     return CellAssignment(box_index, (box_index >= 0) & central, ignored | (box_index >= 0))
 
 
@@ -152,7 +155,7 @@ def assign_by_atss(reference_boxes: Tensor, targets: Targets) -> CellAssignment:
     finest = _contains_centre(cell_centres, strides, targets.boxes).transpose(1, 2) & (strides == strides.min())
     fallback = finest & ~positive.any(-1, keepdim=True)
 
-    # Select the box of each cell: one without another cell, or else the one with the largest IoU.
+    # Select the box of each cell: a box that has no other cell comes first, then the box with the largest IoU.
     quality = torch.where(fallback, torch.inf, torch.where(positive, overlap, -torch.inf))
     best, index = torch.where(targets.valid[..., None], quality, -torch.inf).max(dim=1)
     box_index = torch.where(best > -torch.inf, index, -1)
@@ -163,7 +166,8 @@ def assign_by_atss(reference_boxes: Tensor, targets: Targets) -> CellAssignment:
 def assign_by_overlap(reference_boxes: Tensor, cell_sizes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     """Assigns every anchor to the box with which it has the largest IoU, if that is at least 0.5.
 
-    Every box is also assigned to the anchor that has the largest IoU with it, even if that is lower.
+    Every box is also assigned to the anchor that has the largest IoU with it, even if that is lower. If several boxes
+    have the same best anchor, the box with the larger IoU gets it, and the others get their next best anchors.
 
     Args:
         reference_boxes: ``[P, 4]``, centres and sizes of the anchors, see ``Head.reference_boxes``.
@@ -171,8 +175,8 @@ def assign_by_overlap(reference_boxes: Tensor, cell_sizes: Tensor, targets: Targ
         targets: the batch's ground truth.
 
     Returns:
-        The index of each anchor's box or -1, int64 ``[N, P]``, and whether the anchor's cell lies in an ignore region,
-        bool ``[N, P]``.
+        The index of each anchor's box or -1, int64 ``[N, P]``, and whether an ignore region contains the centre of the
+        anchor's cell, or the cell contains the centre of an ignore region, bool ``[N, P]``.
     """
     anchors = centred_boxes(reference_boxes[:, :2], reference_boxes[:, 2:])
     ignored = _ignored(reference_boxes[:, :2], cell_sizes, targets)
@@ -222,16 +226,15 @@ def _ignored(cell_centres: Tensor, cell_sizes: Tensor, targets: Targets) -> Tens
     The second condition finds ignore regions that are smaller than a cell and contain no cell centre, such as the
     narrow strip of a target that remains at the edge of a cropped image.
     """
-    covered = inside(cell_centres[:, None], targets.ignored[:, None])
-    covered |= _contains_centre(cell_centres, cell_sizes, targets.ignored)
-    return (covered & targets.ignored_valid[:, None]).any(-1)
+    covered = inside(cell_centres[:, None], targets.ignore_regions[:, None])
+    covered |= _contains_centre(cell_centres, cell_sizes, targets.ignore_regions)
+    return (covered & targets.ignore_regions_valid[:, None]).any(-1)
 
 
 def _pad(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Tensors ``[M_i, ...]`` -> ``[N, max M, ...]`` filled with zeros, and a bool mask ``[N, max M]``."""
-    longest = max(len(t) for t in tensors)
-    padded = tensors[0].new_zeros(len(tensors), longest, *tensors[0].shape[1:])
-    valid = torch.zeros(len(tensors), longest, dtype=torch.bool, device=padded.device)
+    padded = tensors[0].new_zeros(len(tensors), max(map(len, tensors)), *tensors[0].shape[1:])
+    valid = torch.zeros(padded.shape[:2], dtype=torch.bool, device=padded.device)
     for i, t in enumerate(tensors):
         padded[i, : len(t)] = t
         valid[i, : len(t)] = True

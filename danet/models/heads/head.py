@@ -20,9 +20,10 @@ from danet.models.heads.assignment import Targets
 from danet.utils import distributed
 
 MAX_LOG_SIZE = 8.0
-"""Upper limit of the predicted log w and log h, which keeps the sizes of a diverging network finite.
+"""Upper limit of the predicted log w and log h. It keeps the box sizes finite if the training diverges.
 
-Other predictions are far below: a box of exp(8) = 2981 times the size of its reference box is larger than any image.
+Normal predictions are far below it: a box of exp(8) = 2981 times the size of its reference box is larger than any
+image.
 """
 
 
@@ -63,7 +64,7 @@ class Head(nn.Module, ABC):
     Args:
         channels: channels of the feature maps.
         strides: pixels per position of every level.
-        classes: number of classes.
+        num_classes: number of classes.
     """
 
     predictions_per_position: ClassVar[int] = 1
@@ -73,10 +74,10 @@ class Head(nn.Module, ABC):
     score_prior: ClassVar[float | None] = None
     """Initial score of every class, which sets the bias of the last convolution; None leaves the bias at zero."""
 
-    def __init__(self, channels: int, strides: tuple[int, ...], classes: int) -> None:
+    def __init__(self, channels: int, strides: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         self.strides = strides
-        self.score_channels = self.background_channels + classes
+        self.score_channels = self.background_channels + num_classes
         self.classify = nn.ModuleList(
             _tower(channels, self.predictions_per_position * self.score_channels, self.score_prior) for _ in strides
         )
@@ -94,7 +95,7 @@ class Head(nn.Module, ABC):
     def fuse(self) -> "Head":
         """Converts this head to its form for inference, in place, and returns it.
 
-        Both towers of a level have the same input, so that their MBBs can become one convolution.
+        Both towers of a level have the same input, so their MBBs can become one convolution.
         """
         pairs = zip(self.classify, self.regress, strict=True)
         self.towers = nn.ModuleList(FusedTowers(classify, regress) for classify, regress in pairs)
@@ -102,7 +103,7 @@ class Head(nn.Module, ABC):
         return self
 
     def predict_in_float32(self) -> None:
-        """Makes a fused head compute its last convolutions in float32, also after a conversion to 16 bits.
+        """Converts the last convolutions of a fused head to float32; call it after a conversion to a 16-bit dtype.
 
         Rounding log w and log h to bfloat16 would change the size of a box by about 1 %.
         """
@@ -114,8 +115,9 @@ class Head(nn.Module, ABC):
     def score_parameters(self) -> list[nn.Parameter]:
         """Weights and biases of the convolutions that predict the scores, one pair per level.
 
-        ``danet train --weights`` copies the rows of known classes from them. Dimension 0 of each parameter is
-        ``A * score_channels``: the score channels of the first prediction, then those of the second one, and so on.
+        ``danet train --weights`` copies the rows of the classes that the loaded and the new network have in common.
+        Dimension 0 of each parameter is ``A * score_channels``: the score channels of the first prediction, then those
+        of the second one, and so on.
         """
         towers: Any = self.classify
         return [parameter for tower in towers for parameter in tower[-1].parameters()]
@@ -137,14 +139,17 @@ class Head(nn.Module, ABC):
         """The terms ``cls`` and ``reg`` of the overall loss (eq. 10) for a batch.
 
         Args:
-            output: of the network in training mode.
+            output: the output of the network in training mode.
             targets: the batch's ground truth.
             assignment: label assignment, for heads that have a choice.
         """
 
-    def flatten(self, maps: list[Tensor], values: int) -> Tensor:
-        """``[N, A * values, H_l, W_l]`` of all levels -> float32 ``[N, P, values]``, ordered as ``reference_boxes``."""
-        return torch.cat([m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, values) for m in maps], dim=1).float()
+    def flatten(self, maps: list[Tensor], channels: int) -> Tensor:
+        """``[N, A * channels, H_l, W_l]`` of all levels -> float32 ``[N, P, channels]``, prediction by prediction.
+
+        ``channels`` is the number of channels of one prediction. ``reference_boxes`` has the same order.
+        """
+        return torch.cat([m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, channels) for m in maps], dim=1).float()
 
     def reference_boxes(self, maps: list[Tensor]) -> Tensor:
         """Reference boxes of all predictions, float32 ``[P, 4]``: centre x, y, width, height in pixels."""
