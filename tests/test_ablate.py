@@ -21,7 +21,7 @@ def scenes(tmp_path):
 def command(scenes, tmp_path):
     """Arguments of a small ablation: one seed, two steps of danet_nano."""
     fit, val, tune = scenes
-    small = ["--model.name", "danet_nano", "--augmentation.crop", "64x64", "--threads", "1"]
+    small = ["--model.name", "danet_nano", "--augmentation.crop", "64x64", "--threads", "1", "--no-plots"]
     words = [val, "--tune", tune, "--out", str(tmp_path / "out"), "--seeds", "0", "--resamples", "20", "--quiet"]
     return [*words, "--", *small, "--data", fit, "--epochs", "1", "--batch", "4"]
 

@@ -45,7 +45,8 @@ class Options:
     """Seed of the moments."""
 
     longest: float = 4.0
-    """A process is killed at a uniformly random moment, at most this time in seconds after it has locked the folder."""
+    """A process is killed at a uniformly random moment, after at most this CPU time in seconds since it has locked the
+    folder. CPU time does not depend on the load of the machine."""
 
     workers: int = 0
     """Loader processes of the trainings."""
@@ -90,11 +91,11 @@ def run(options: Options) -> int:
         _wait(_start(_command(folder, whole, options)))
         while campaign.kills < options.kills:
             killed = folder / f"killed{campaign.trainings}"
-            if _train_with_kills(folder, killed, options, moments, campaign):
-                campaign.trainings += 1
-                different = differences(whole, killed)
-                campaign.exact += not different
-                campaign.differences += different
+            _train_with_kills(folder, killed, options, moments, campaign)
+            different = differences(whole, killed)
+            campaign.trainings += 1
+            campaign.exact += not different
+            campaign.differences += different
             if not options.quiet:
                 print(f"{campaign.kills} kills, {campaign.trainings} trainings, {campaign.exact} exact", flush=True)
     table = asdict(campaign)
@@ -105,31 +106,21 @@ def run(options: Options) -> int:
     return 0 if campaign.exact == campaign.trainings > 0 and not campaign.broken_files else 1
 
 
-def _train_with_kills(folder: Path, out: Path, options: Options, moments: random.Random, campaign: Campaign) -> bool:
+def _train_with_kills(folder: Path, out: Path, options: Options, moments: random.Random, campaign: Campaign) -> None:
     """Starts and kills one training until it has finished; after the last kill it runs to its end."""
     while True:
         resume = (out / CONFIG).is_file()
         command = _command(folder, out, options) if not resume else [*PROGRAM, "--resume", str(out)]
         process = _start(command)
-        try:
-            while not _holds_lock(out, process.pid) and process.poll() is None:
-                time.sleep(0.002)
-            if campaign.kills < options.kills:
-                process.wait(timeout=moments.uniform(0, options.longest))
-            else:
-                process.wait(timeout=TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            if campaign.kills >= options.kills:
-                raise
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            campaign.kills += 1
-            campaign.moments[_moment(out)] += 1
-            campaign.temporary_files += any(path.name != LOCK for path in out.glob(".*"))
-            campaign.broken_files += [f"kill {campaign.kills}: {problem}" for problem in broken_files(out)]
-            continue
-        _wait(process)
-        return True
+        if campaign.kills >= options.kills or not _runs_for(process, out, moments.uniform(0, options.longest)):
+            _wait(process)
+            return
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        campaign.kills += 1
+        campaign.moments[_moment(out)] += 1
+        campaign.temporary_files += any(path.name != LOCK for path in out.glob(".*"))
+        campaign.broken_files += [f"kill {campaign.kills}: {problem}" for problem in broken_files(out)]
 
 
 PROGRAM = [sys.executable, "-W", "ignore", "-m", "danet.train"]
@@ -150,6 +141,25 @@ def _start(command: list[str]) -> subprocess.Popen:
 def _wait(process: subprocess.Popen) -> None:
     if process.wait(timeout=TIMEOUT_S):
         raise RuntimeError(f"{process.args} ended with code {process.returncode}")
+
+
+def _runs_for(process: subprocess.Popen, out: Path, seconds: float) -> bool:
+    """Waits until a training has used this CPU time since it locked its folder; False if it ended before."""
+    locked_at = None
+    while process.poll() is None:
+        used = _cpu_seconds(process.pid)
+        if locked_at is None and _holds_lock(out, process.pid):
+            locked_at = used
+        if locked_at is not None and used - locked_at >= seconds:
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def _cpu_seconds(process: int) -> float:
+    """CPU time of a process and its threads, in hundredths of a second."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _holds_lock(out: Path, process: int) -> bool:

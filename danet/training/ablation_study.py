@@ -150,7 +150,7 @@ class Run:
         """
         path = self.folder / EVALUATED
         untuned = dataclasses.replace(self.evaluation, tune=None)
-        if path.is_file() and read_json(path)["options"] in (asdict(self.evaluation), asdict(untuned)):
+        if path.is_file() and _saved_options(path) in (asdict(self.evaluation), asdict(untuned)):
             return []
         cli.check_out(self.evaluation)
         evaluator = Evaluator(self.evaluation)
@@ -163,7 +163,16 @@ class Run:
         return evaluator.warnings
 
     def result(self) -> RunResult:
-        """Reads the metrics and detections of the evaluated run."""
+        """Reads the metrics and detections of the evaluated run. Raises UserError if its files were changed."""
+        try:
+            return self._read_result()
+        except (AttributeError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{self.folder}: {TRAINED} or {EVALUATED} is not as danet writes it ({type(error).__name__}: "
+                f"{str(error)[:200]}); remove the folder, so that the run is repeated"
+            ) from error
+
+    def _read_result(self) -> RunResult:
         model, _ = load_weights(self.evaluation.weights)
         metrics, training = read_json(self.folder / EVALUATED), read_json(self.folder / TRAINED)
         classes, criterion = model.config.classes, self.evaluation.criterion
@@ -184,6 +193,12 @@ class Run:
             operators=metrics["environment"]["operators"],
             outcome=detection_outcome(self.records, predictions, classes, criterion=criterion, **found),
         )
+
+
+def _saved_options(path: Path) -> object:
+    """The options in the results of an evaluation; None if they have none, so that it is repeated."""
+    content = read_json(path)
+    return content.get("options") if isinstance(content, dict) else None
 
 
 def _divide(options: AblateOptions, count: int) -> list[AblateOptions]:
