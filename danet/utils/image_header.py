@@ -210,7 +210,7 @@ def _jpeg_2000(data: np.ndarray) -> tuple[int, int]:
     if (position := head.find(b"ihdr")) > 0:
         height, width = _unpack(data, position + 4, ">II", 2)
         return width, height
-    right, bottom, left, top = _unpack(data, 8, ">IIII", 4)  # the SIZ segment of a bare codestream
+    right, bottom, left, top = _unpack(data, 8, ">IIII", 4)  # the first segment of a bare codestream
     return right - left, bottom - top
 
 
