@@ -14,6 +14,7 @@ from danet.utils import cli
 from danet.utils.errors import UserError, check_values
 from danet.utils.files import write_json, write_text
 from danet.utils.progress import count_items
+from danet.utils.urls import mask_url
 
 
 @dataclass
@@ -21,8 +22,8 @@ class DetectOptions:
     """Options of ``danet detect``."""
 
     sources: list[str]
-    """Images, folders of images, videos, stream URLs, or the number of a webcam; may be given without the option's
-    name."""
+    """Images, videos, folders of images and videos, patterns such as 'clips/*.mp4', URLs of streams and files, or the
+    number of a webcam; may be given without the option's name."""
 
     weights: str | None = None
     """Weights file (.safetensors) written by danet train, or an .onnx file written by danet export; by default the
@@ -75,6 +76,9 @@ class DetectOptions:
     upscale: float = 1.0
     """Enlargement of annotated images and videos, so that small frames and their text are easier to read."""
 
+    max_pixels: int = 1 << 26
+    """Maximum number of pixels of an image: larger ones are refused before they are decoded."""
+
     quiet: bool = False
     """Print only errors and warnings."""
 
@@ -83,7 +87,7 @@ class DetectOptions:
 
 
 def detect(options: DetectOptions) -> int:
-    """Finds targets in images, folders of images, videos, streams or the picture of a webcam.
+    """Finds targets in images, videos, folders of both, streams or the picture of a webcam.
 
     Annotated files and the boxes (``boxes.csv``, ``boxes.json``; corners in pixels of the source) are written to
     ``options.out``. After Ctrl-C, and when the disk is full, the files are complete up to that frame.
@@ -92,7 +96,7 @@ def detect(options: DetectOptions) -> int:
     Ctrl-C.
     """
     check_values(options, ["score", "iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
-    counts = ["max_detections", "batch", "threads"]
+    counts = ["max_detections", "batch", "threads", "max_pixels"]
     check_values(options, counts, "be at least 1", lambda value: value >= 1, prefix="--")
     check_values(options, ["upscale"], "lie between 0.1 and 16", lambda value: 0.1 <= value <= 16, prefix="--")
     if not options.sources:
@@ -101,7 +105,7 @@ def detect(options: DetectOptions) -> int:
     import torch
 
     import danet
-    from danet.data.video import ImageFiles, Video, open_source
+    from danet.data.video import ImageFiles, open_sources
     from danet.inference.annotated_output import AnnotatedOutput, output_paths
     from danet.inference.box_files import BoxFiles
     from danet.inference.loading import choose_device, parse_size
@@ -131,7 +135,7 @@ def detect(options: DetectOptions) -> int:
         tune_malloc()
 
     # Find invalid sources before anything is written.
-    sources = [open_source(source) for source in options.sources]
+    sources = open_sources(options.sources, max_pixels=options.max_pixels)
     for source in sources:
         if isinstance(source, ImageFiles):
             source.check()
@@ -145,7 +149,7 @@ def detect(options: DetectOptions) -> int:
         "classes": detector.classes,
         "score_threshold": detector.score_threshold,
         "iou_threshold": detector.iou_threshold,
-        "sources": options.sources,
+        "sources": [mask_url(source) for source in options.sources],
     }
     csv = out / "boxes.csv" if options.save_csv else None
     json = out / "boxes.json" if options.save_json else None
@@ -200,7 +204,7 @@ def detect(options: DetectOptions) -> int:
     if interrupted:
         print(f"danet detect: interrupted after {boxes.frames} frames; all files are complete", file=sys.stderr)
         return 130
-    return int(any(isinstance(source, Video) and source.trouble is not None for source in sources))
+    return int(any(source.trouble is not None for source in sources))
 
 
 def _print_summary(figures: dict[str, Any], annotated: Sequence[Path], tables: Sequence[Path]) -> None:

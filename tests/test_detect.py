@@ -1,16 +1,20 @@
 import csv
+import functools
+import http.server
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from tiff_files import encode_tiff
 
 import danet
 from danet.checkpoint import save_weights
@@ -74,6 +78,7 @@ def test_folder_results_match_the_python_interface(weights, images, tmp_path, ca
 
     content = json.loads((out / "boxes.json").read_text())
     assert content["frames"] == 5 and content["classes"] == ["drone", "bird"]
+    assert {row.pop("time") for row in content["boxes"]} == {None} and {row.pop("time") for row in table} == {""}
     assert [{key: str(value) for key, value in row.items()} for row in content["boxes"]] == table
     picture = cv2.imread(str(out / "frames" / "0.png"))
     assert picture.shape == (96, 128, 3) and not np.array_equal(picture[..., 0], picture[..., 2]), "boxes are drawn"
@@ -115,6 +120,76 @@ def test_video_gives_an_annotated_video(weights, tmp_path, capsys):
     assert "18 boxes" in capsys.readouterr().out
     # Boxes are in pixels of the source, not of the enlarged video.
     assert max(float(row["x1"]) for row in rows(out / "boxes.csv")) <= 128
+
+
+def test_folder_of_images_and_videos_and_a_pattern(weights, images, tmp_path, capfd):
+    with VideoWriter(images / "clip.mp4", fps=20) as writer:
+        for index in range(3):
+            writer.write(scene(index))
+    (images / "1.png").write_bytes((images / "1.png").read_bytes()[:900])
+    (images / "stack.tif").write_bytes(encode_tiff([scene(index, dtype=np.uint16) for index in range(2)]))
+    common = ["--weights", weights, "--score", "0.001", "--max_detections", "3", "--quiet"]
+    out = tmp_path / "out"
+    assert main([str(images), "--out", str(out), *common]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == f"{images}/1.png: not a readable image; it is skipped"
+    pictures = [f"frames/{index}.png" for index in (0, 2, 3, 4)]
+    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4", "config.yaml", *pictures, "stack.mp4"]
+    # The picture of an image is that of the same name, although one in the middle is left out.
+    for index in (2, 3, 4):
+        shown = cv2.imread(str(out / "frames" / f"{index}.png"))
+        assert np.mean(shown[..., 0] == scene(index)) > 0.5
+    table = rows(out / "boxes.csv")
+    assert len(table) == 3 * (4 + 3 + 2)
+    assert {row["time"] for row in table if row["file"].endswith("clip.mp4")} == {"0.0", "0.05", "0.1"}
+    assert {row["frame"] for row in table if row["file"].endswith("stack.tif")} == {"0", "1"}
+    quoted = tmp_path / "quoted"
+    assert main([str(images / "*.mp4"), "--out", str(quoted), *common]) == 0
+    assert files(quoted) == ["boxes.csv", "boxes.json", "clip.mp4", "config.yaml"]
+    assert capfd.readouterr().err == ""
+
+
+def test_passwords_of_urls_are_neither_printed_nor_stored(weights, tmp_path, capfd):
+    with VideoWriter(tmp_path / "clip.mp4") as writer:
+        for index in range(3):
+            writer.write(scene(index))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.func.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://user:s3cret@127.0.0.1:{server.server_port}/clip.mp4?token=s3cret"
+    out = tmp_path / "out"
+    common = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "3"]
+    assert main([url, *common]) == 0
+    assert main([url.replace("clip", "none"), *common]) == 2
+    assert main([url, *common, "--print_config", "--unknown", url]) == 2
+    with pytest.raises(SystemExit):
+        main([url, *common, "--print_config"])
+    server.shutdown()
+    printed = capfd.readouterr()
+    assert "s3cret" not in printed.out + printed.err and "http://***@127.0.0.1" in printed.err
+    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4", "config.yaml"]
+    for name in ("boxes.csv", "boxes.json", "config.yaml"):
+        content = (out / name).read_text()
+        assert "s3cret" not in content and "/clip.mp4?token=***" in content
+
+
+def test_16_bit_video_gives_the_boxes_of_its_frames(tmp_path):
+    """A 14-bit sensor: the target is 600 counts above a sky of +-20, of which 8 bits would leave two levels."""
+    frame = (8000 + np.random.default_rng(0).normal(0, 20, (96, 128))).astype(np.uint16)
+    frame[40:46, 60:68] = 8600
+    parameters = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0]
+    writer = cv2.VideoWriter(
+        str(tmp_path / "clip.mkv"), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"FFV1"), 30.0, (128, 96), parameters
+    )
+    writer.write(frame)
+    writer.release()
+    cv2.imwrite(str(tmp_path / "frame.png"), frame)
+    boxes = []
+    for name in ("frame.png", "clip.mkv"):
+        assert main([str(tmp_path / name), "--out", str(tmp_path / "out"), "--score", "0.05", "--quiet"]) == 0
+        boxes.append([{**row, "file": "", "time": ""} for row in rows(tmp_path / "out" / "boxes.csv")])
+    assert boxes[0] == boxes[1] and len(boxes[0]) > 0
 
 
 def test_truncated_video_is_processed_and_reported(weights, tmp_path, capfd):
@@ -181,7 +256,10 @@ def test_invalid_input_is_one_line_and_writes_nothing(weights, images, tmp_path,
         ([str(images), "--weights", str(tmp_path / "none.safetensors")], "none.safetensors"),
         ([str(tmp_path / "nowhere"), "--weights", weights], "nowhere"),
         ([str(empty), "--weights", weights], "empty: no images"),
-        ([str(broken), "--weights", weights], "b.png"),
+        ([str(broken / "b.png"), "--weights", weights], "b.png"),
+        ([str(tmp_path / "*.mkv"), "--weights", weights], "no file or folder matches"),
+        ([str(images), "--weights", weights, "--max_pixels", "100"], "0.png: the image is too large"),
+        ([str(images), "--weights", weights, "--max_pixels", "0"], "--max_pixels"),
         ([str(tmp_path / "clip.mp4"), "--weights", weights], "clip.mp4"),
         ([str(images), str(tmp_path / "clip.mp4"), "--weights", weights], "clip.mp4"),
         ([str(images), "--weights", weights, "--score", "7"], "--score"),

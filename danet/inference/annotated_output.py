@@ -39,7 +39,7 @@ class AnnotatedOutput:
         >>> detector, image = danet.load(), numpy.zeros((64, 96), numpy.uint8)
         >>> output = AnnotatedOutput(detector.classes)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with output.open(ImageFiles("a.png", []), [Path(folder) / "a.png"]) as write:
+        ...     with output.open(ImageFiles("a.png", [Path("a.png")]), [Path(folder) / "a.png"]) as write:
         ...         write(Frame("a.png", 0, image), detector(image))
         >>> [path.name for path in output.paths]
         ['a.png']
@@ -65,16 +65,17 @@ class AnnotatedOutput:
         Raises:
             UserError: a file cannot be written; DiskFullError if the rest of a video does not fit on the disk.
         """
-        remaining = iter(paths)
+        # Find the file of an image by its name, because images that cannot be read are left out.
+        images = {} if isinstance(source, Video) else dict(zip(map(str, source.paths), paths, strict=True))
         with contextlib.ExitStack() as stack:
             video = None
             if isinstance(source, Video):
-                self.paths.append(next(remaining))
+                self.paths.append(paths[0])
                 video = stack.enter_context(VideoWriter(self.paths[-1], source.fps))
             executor = stack.enter_context(SerialExecutor(depth=self._depth))
 
             def write(frame: Frame, detections: Detections) -> None:
-                executor.submit(self._write, frame, detections, next(remaining) if video is None else video)
+                executor.submit(self._write, frame, detections, images[frame.name] if video is None else video)
 
             yield write
 
@@ -118,7 +119,7 @@ def output_paths(sources: Sequence[ImageFiles | Video], out: Path) -> list[list[
     outputs = []
     for source in sources:
         if isinstance(source, Video):
-            outputs.append([unique(out, Path(source.name).stem, ".mp4")])
+            outputs.append([unique(out, source.stem, ".mp4")])
             continue
         name = Path(source.name)
         folder = out / name.resolve().name if name.is_dir() else out

@@ -12,11 +12,13 @@ from danet.boxes import Detections
 from danet.data.video import Frame
 from danet.utils.files import atomic_path
 
-COLUMNS = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1")
+COLUMNS = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1", "time")
 
 
 class BoxFiles:
     """Writes ``boxes.csv`` and ``boxes.json``: one row per box, corners in pixels of the source.
+
+    ``time`` is in seconds from the start of the video; for an image it is empty in CSV and null in JSON.
 
     The files appear at the end of the ``with`` block. After Ctrl-C or an error they hold what was added before it.
 
@@ -39,7 +41,7 @@ class BoxFiles:
         ...     with BoxFiles(Path(folder) / "boxes.csv", None, {}, ["drone"]) as boxes:
         ...         boxes.add(frame, detections)
         ...     (Path(folder) / "boxes.csv").read_text().splitlines()[1]
-        'a.png,0,drone,0.9,1.0,2.0,9.0,8.0'
+        'a.png,0,drone,0.9,1.0,2.0,9.0,8.0,'
     """
 
     def __init__(self, csv: Path | None, json: Path | None, header: dict, classes: Sequence[str]) -> None:
@@ -64,8 +66,9 @@ class BoxFiles:
 
     def add(self, frame: Frame, detections: Detections) -> None:
         """Adds the boxes of a frame to the files."""
+        seconds = None if frame.time is None else round(frame.time, 4)
         rows = [
-            (frame.name, frame.index, self._classes[label], round(score, 4), *(round(value, 2) for value in box))
+            (frame.name, frame.index, self._classes[label], round(score, 4), *(round(x, 2) for x in box), seconds)
             for box, score, label in zip(
                 detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
             )

@@ -1,15 +1,31 @@
+import functools
+import http.server
 import os
 import signal
+import struct
 import subprocess
 import sys
+import threading
 import time
 
 import cv2
 import numpy as np
 import pytest
+from tiff_files import encode_tiff
+from video_files import write_matroska
 
 from danet.data import video
-from danet.data.video import DiskFullError, VideoWriter, fit_picture, open_source
+from danet.data.video import (
+    DiskFullError,
+    ImageFiles,
+    ImageStack,
+    SourceList,
+    Video,
+    VideoWriter,
+    fit_picture,
+    open_source,
+    open_sources,
+)
 from danet.utils.errors import UserError
 
 
@@ -97,6 +113,188 @@ def test_open_source_missing_file_empty_folder_missing_camera(tmp_path):
         open_source(tmp_path)
     with pytest.raises(UserError, match="97: no such camera"):
         open_source("97")
+
+
+def test_open_source_takes_the_images_and_the_videos_of_a_folder(tmp_path):
+    make_video(tmp_path / "b.mp4")
+    make_video(tmp_path / "a.avi", codec="MJPG", frames=3)
+    cv2.imwrite(str(tmp_path / "z.png"), np.zeros((40, 50), np.uint8))
+    (tmp_path / "stack.tif").write_bytes(encode_tiff([np.full((20, 30), value, np.uint16) for value in (7, 8)]))
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_text("no image")
+    source = open_source(tmp_path)
+    assert isinstance(source, SourceList) and source.total == 1 + 3 + 12 + 2 and source.trouble is None
+    frames = list(source)
+    assert [os.path.basename(frame.name) for frame in frames] == ["z.png"] + 3 * ["a.avi"] + 12 * ["b.mp4"] + 2 * [
+        "stack.tif"
+    ]
+    assert [type(part) for part in open_sources([tmp_path])] == [ImageFiles, Video, Video, ImageStack]
+    (tmp_path / "z.png").unlink()
+    assert [type(part) for part in open_sources([tmp_path])] == [Video, Video, ImageStack]
+
+
+@pytest.mark.parametrize(
+    "pattern, count", [("clips/*.mp4", 2), ("clips/[b]*", 1), ("**/*.mp4", 3), ("*/", 3), ("cl*", 3)]
+)
+def test_open_source_takes_quoted_patterns(tmp_path, monkeypatch, pattern, count):
+    (tmp_path / "clips" / "deep").mkdir(parents=True)
+    for name in ("a.mp4", "b.mp4", "deep/c.mp4"):
+        make_video(tmp_path / "clips" / name, frames=2)
+    cv2.imwrite(str(tmp_path / "clips" / "d.png"), np.zeros((40, 50), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    assert len(open_sources([pattern])) == count
+    with pytest.raises(UserError, match=r"none/\*\.mp4: no file or folder matches this pattern"):
+        open_source("none/*.mp4")
+
+
+def test_open_source_prefers_a_file_whose_name_is_also_a_pattern(tmp_path):
+    cv2.imwrite(str(tmp_path / "a[1].png"), np.zeros((40, 50), np.uint8))
+    assert open_source(tmp_path / "a[1].png").total == 1
+
+
+def test_open_source_skips_and_names_broken_files_of_a_folder(tmp_path, capfd):
+    for index in range(3):
+        cv2.imwrite(
+            str(tmp_path / f"{index}.png"), np.random.default_rng(index).integers(80, 99, (48, 64)).astype(np.uint8)
+        )
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:900])
+    (tmp_path / "clip.mp4").write_bytes(b"not a video")
+    source = open_source(tmp_path)
+    assert [os.path.basename(frame.name) for frame in source] == ["0.png", "2.png"]
+    assert capfd.readouterr().err.splitlines() == [
+        f"{tmp_path / 'clip.mp4'}: not a readable image or video; it is skipped",
+        f"{tmp_path / '1.png'}: not a readable image; it is skipped",
+    ]
+    assert source.trouble is not None
+    source.check()
+    for name in ("0.png", "2.png"):
+        (tmp_path / name).write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"0\.png: not a readable image"):
+        open_source(tmp_path).check()
+
+
+def test_image_stack_yields_its_pages_like_a_video(tmp_path, capfd):
+    pages = [np.full((20, 30), 100 * value, np.uint16) for value in range(4)]
+    content = bytearray(encode_tiff(pages))
+    path = tmp_path / "stack.tif"
+    path.write_bytes(content)
+    stack = open_source(path)
+    assert isinstance(stack, Video) and stack.total == 4 and not stack.live
+    frames = list(stack)
+    assert [frame.index for frame in frames] == [0, 1, 2, 3] and {frame.name for frame in frames} == {str(path)}
+    assert all(np.array_equal(frame.image, page) for frame, page in zip(frames, pages, strict=True))
+    # Damage the third page: its strip lies behind the end of the file.
+    position = content.index(struct.pack("<HHI", 273, 4, 1), content.index(pages[2].tobytes()))
+    struct.pack_into("<I", content, position + 8, len(content) + 1000)
+    path.write_bytes(content)
+    stack = open_source(path)
+    assert [frame.index for frame in stack] == [0, 1]
+    assert stack.trouble == "ends early: page 2 of 4 cannot be decoded"
+    assert capfd.readouterr().err.splitlines() == [
+        f"{path}, page 2: not a readable image; the rest of the file is skipped"
+    ]
+
+
+def test_open_source_applies_the_pixel_limit(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((48, 64), np.uint8))
+    make_video(tmp_path / "clip.mp4")
+    for name in ("a.png", "clip.mp4"):
+        with pytest.raises(UserError, match=rf"{name}: the image is too large, got 64 x 48 pixels, the limit is 3000"):
+            list(open_source(tmp_path / name, max_pixels=3000))
+
+
+@pytest.fixture
+def web_server(tmp_path):
+    """Serves the files of tmp_path; yields the address."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.func.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("name, codec", [("clip.mp4", "mp4v"), ("clip.avi", "MJPG"), ("clip.mkv", "FFV1")])
+def test_video_by_url_ends_with_its_last_frame(tmp_path, web_server, name, codec):
+    make_video(tmp_path / name, codec=codec)
+    for url in (f"http://user:s3cret@{web_server}/{name}?token=s3cret", f"file://{tmp_path}/{name}"):
+        source = open_source(url)
+        assert not source.live and source.total == 12 and source.stem == "clip"
+        frames = list(source)
+        assert len(frames) == 12 and source.trouble is None
+        assert "s3cret" not in frames[0].name + source.name
+    with pytest.raises(UserError, match=r"\*\*\*@.*/none\.mp4: this stream cannot be opened"):
+        open_source(f"http://user:s3cret@{web_server}/none.mp4")
+
+
+@pytest.mark.parametrize(
+    "url, stem",
+    [
+        ("http://***@h:1/a/cam.mjpeg?token=***", "cam"),
+        ("rtsp://***@10.0.0.5:554", "10.0.0.5_554"),
+        ("rtsp://h/../", "stream"),
+        ("rtsp://h/user=***?x", "user"),
+        ("clips/night.1.mkv", "night.1"),
+        ("camera0", "camera0"),
+    ],
+)
+def test_video_stem_is_a_file_name(url, stem):
+    source = Video.__new__(Video)
+    source.name = url
+    assert source.stem == stem
+
+
+def noise(count):
+    return [np.random.default_rng(index).integers(0, 255, (48, 64)).astype(np.uint8) for index in range(count)]
+
+
+STEADY_MS = [round(index * 1000 / 30) for index in range(20)]
+VARIABLE_TIMES_MS = {
+    "a pause of a second, as of a shutter": [time + 1000 * (index >= 10) for index, time in enumerate(STEADY_MS)],
+    "a pause before the last frame": [*STEADY_MS, 2500],
+    "slow": [700 * index for index in range(20)],
+    "irregular": np.cumsum([0, *[20, 60, 33, 100, 5] * 4]).tolist(),
+    "a start after 5 s": [5000 + time for time in STEADY_MS],
+}
+
+
+@pytest.mark.parametrize("times_ms", VARIABLE_TIMES_MS.values(), ids=VARIABLE_TIMES_MS)
+def test_variable_frame_rate_ends_normally_and_has_its_times(tmp_path, capfd, times_ms):
+    """Matroska states a duration, from which OpenCV estimates the number of frames at 30 per second."""
+    path = write_matroska(tmp_path / "clip.mkv", noise(len(times_ms)), times_ms, duration_ms=times_ms[-1] + 33)
+    source = open_source(path)
+    frames = list(source)
+    assert source.total > len(frames) == len(times_ms) and source.trouble is None
+    assert np.allclose([frame.time for frame in frames], (np.array(times_ms) - times_ms[0]) / 1000, atol=0.002)
+    assert capfd.readouterr().err == ""
+
+
+def test_matroska_that_breaks_off_is_reported(tmp_path, capfd):
+    path = write_matroska(tmp_path / "clip.mkv", noise(60), [33 * index for index in range(60)], duration_ms=1980)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    source = open_source(path)
+    count = len(list(source))
+    assert 20 < count < 32 and source.trouble.startswith(f"ends early: frame {count} of ")
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_recording_of_unknown_length_ends_with_its_last_frame(tmp_path, web_server):
+    write_matroska(tmp_path / "clip.mkv", noise(5), STEADY_MS[:5], duration_ms=None)
+    for place in (tmp_path / "clip.mkv", f"http://{web_server}/clip.mkv?user=me"):
+        source = open_source(place)
+        assert source.total is None and not source.live
+        assert len(list(source)) == 5 and source.trouble is None
+
+
+@pytest.mark.parametrize("name, codec", [("a.mp4", "mp4v"), ("a.avi", "MJPG"), ("a.mkv", "FFV1"), ("a.webm", "VP80")])
+def test_video_frames_have_the_times_of_the_container(tmp_path, name, codec):
+    times = [frame.time for frame in open_source(make_video(tmp_path / name, codec=codec))]
+    assert np.allclose(times, np.arange(12) / 30, atol=0.001)
+
+
+def test_images_have_no_time(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((48, 64), np.uint8))
+    assert [frame.time for frame in open_source(tmp_path)] == [None]
 
 
 def test_video_writer_round_trip(tmp_path):
