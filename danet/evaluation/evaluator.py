@@ -87,7 +87,8 @@ class Evaluator:
     """A detector and the images to evaluate it on.
 
     ``options.threads`` sets torch's number of threads for the whole process. ``warnings`` holds lines about data that
-    make the result doubtful: recordings that are in both datasets, or no object of the target class.
+    make the result doubtful: repairs that reading the data made, recordings that are in both datasets, or no object of
+    the target class.
 
     Raises UserError if a file is missing or broken, if images are in both datasets, or if a class is unknown.
     """
@@ -97,6 +98,7 @@ class Evaluator:
         self.warnings: list[str] = []
         self.data = load_coco(options.data, split="val")
         tune = None if options.tune is None else load_coco(options.tune, split="val")
+        self.warnings += [f"{self.data.path}: {line}" for line in self.data.repairs.lines()]
         _check_class_map(options.class_map, [*self.data.categories, *(tune.categories if tune else [])])
         self.records = select_images(self.data, options.stride, options.class_map)
         self.tune_records = select_images(tune, options.stride, options.class_map) if tune else []
