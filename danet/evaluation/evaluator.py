@@ -94,8 +94,8 @@ class Evaluator:
     """A detector and the images to evaluate it on.
 
     ``options.threads`` sets torch's number of threads for the whole process. ``warnings`` lists problems of the data
-    that make the result doubtful: recordings or videos that are in both ``data`` and ``tune``, or no object of the
-    target class.
+    that make the result doubtful: repairs that were made when the data were read, recordings or videos that are in both
+    ``data`` and ``tune``, or no object of the target class.
 
     Raises UserError if a file is missing or broken, if ``data`` and ``tune`` share images, or if a class is unknown.
     """
@@ -105,6 +105,7 @@ class Evaluator:
         self.warnings: list[str] = []
         self.data = load_coco(options.data, split="val")
         tune = None if options.tune is None else load_coco(options.tune, split="val")
+        self.warnings += [f"{self.data.path}: {line}" for line in self.data.repairs.lines()]
         _check_class_map(options.class_map, [*self.data.categories, *(tune.categories if tune else [])])
         self.records = select_images(self.data, options.stride, options.class_map)
         self.tune_records = select_images(tune, options.stride, options.class_map) if tune else []

@@ -152,3 +152,135 @@ def test_load_coco_reads_the_svanstrom_frames(real_data):
         assert len(dataset.records) == images
         assert [names.count(name) for name in ("drone", "bird", "airplane", "helicopter")] == boxes
         assert dataset.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "ignore"),
+    [
+        ({"iscrowd": "0"}, False),
+        ({"iscrowd": "1"}, True),
+        ({"iscrowd": False}, False),
+        ({"iscrowd": True}, True),
+        ({"iscrowd": "false"}, False),
+        ({"iscrowd": "True"}, True),
+        ({"iscrowd": None}, False),
+        ({"iscrowd": 0.0}, False),
+        ({"ignore": 1}, True),
+        ({"ignore": "1", "iscrowd": 0}, True),
+        ({"ignore": 0, "iscrowd": 1}, True),
+        ({"ignore": False}, False),
+    ],
+)
+def test_load_coco_reads_flags_as_tools_write_them(tmp_path, content, keys, ignore):
+    content["annotations"][0] |= keys
+    dataset = load_coco(save(tmp_path, content))
+    assert dataset.records[0].ignore.tolist() == [ignore, True]
+    texts = sum(isinstance(value, str) for value in keys.values())
+    assert sum(dataset.repairs.counts.values()) == texts
+
+
+@pytest.mark.parametrize("value", ["maybe", 2, -1, [], {}, float("nan")])
+def test_load_coco_refuses_other_flags(tmp_path, content, value):
+    content["annotations"][0]["iscrowd"] = value
+    with pytest.raises(UserError, match="annotation 1: iscrowd must be 0 or 1"):
+        load_coco(save(tmp_path, content))
+
+
+def test_load_coco_drops_exact_duplicates(tmp_path, content):
+    first = content["annotations"][0]
+    same, crowd, other = ({**first, "id": i} for i in (10, 11, 12))
+    content["annotations"] += [same, crowd | {"iscrowd": 1}, other | {"category_id": 2}]
+    dataset = load_coco(save(tmp_path, content))
+    assert len(dataset.records[0].boxes) == 4
+    assert dataset.repairs.lines() == [
+        f"1 boxes dropped: exact duplicates of another box, the first: {dataset.path}: annotation 10"
+    ]
+
+
+def test_load_coco_keeps_the_ids_of_images_that_share_a_file(tmp_path, content):
+    content["images"].append(content["images"][0] | {"id": 22})
+    content["annotations"].append({"id": 3, "image_id": 22, "category_id": 4, "bbox": [20, 10, 4, 4]})
+    dataset = load_coco(save(tmp_path, content))
+    assert [record.image_id for record in dataset.records] == [7, 9, 22]
+    assert [len(record.boxes) for record in dataset.records] == [2, 0, 1]
+    assert "1 images that are the same file as another image" in dataset.repairs.lines()[0]
+    assert dataset.category_ids == {"drone": 4, "bird": 2}
+
+
+def test_load_coco_takes_the_extent_of_a_polygon(tmp_path, content):
+    polygons = [[3, 4, 9, 4, 9, 10, 3, 10], [20, 5, 22, 5, 22, 8]]
+    content["annotations"][0] |= {"bbox": [], "segmentation": polygons}
+    content["annotations"].append({"id": 5, "image_id": 9, "category_id": 4, "segmentation": polygons[:1]})
+    dataset = load_coco(save(tmp_path, content))
+    np.testing.assert_array_equal(dataset.records[0].boxes[0], [3, 4, 22, 10])
+    np.testing.assert_array_equal(dataset.records[1].boxes, [[3, 4, 9, 10]])
+    assert dataset.repairs.lines()[0].startswith("2 boxes added: the extent of the polygon")
+
+
+@pytest.mark.parametrize(
+    "segmentation", [[], [[1, 2]], [[1, 2, 3, "x", 5, 6]], {"size": [1, 2]}, [[1, 2, 3, 4, 5, 1e999]]]
+)
+def test_load_coco_refuses_a_missing_box_without_polygon(tmp_path, content, segmentation):
+    content["annotations"][0] |= {"bbox": None, "segmentation": segmentation}
+    with pytest.raises(UserError, match="annotation 1: bbox must be four numbers"):
+        load_coco(save(tmp_path, content))
+
+
+def test_load_coco_drops_the_unused_category_of_roboflow(tmp_path, content):
+    content["categories"].insert(0, {"id": 0, "name": "drone", "supercategory": "none"})
+    dataset = load_coco(save(tmp_path, content))
+    assert dataset.category_ids == {"drone": 4, "bird": 2}
+    assert "1 categories dropped: unused, with the name of another" in dataset.repairs.lines()[0]
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\x1b[31m", "a\nb", "x" * 300, " "])
+@pytest.mark.parametrize("place", ["category", "video", "recording", "file_name"])
+def test_load_coco_refuses_names_that_cannot_be_printed(tmp_path, content, name, place):
+    if place == "file_name" and name[0] in "x ":
+        return
+    item = content["categories" if place == "category" else "images"][0]
+    item["name" if place == "category" else place] = name
+    with pytest.raises(UserError, match="a name must") as caught:
+        load_coco(save(tmp_path, content))
+    str(caught.value).encode()
+    assert str(caught.value).startswith(str(tmp_path.resolve())) and len(str(caught.value)) < 400
+
+
+def test_load_coco_reads_missing_sizes_from_the_files(tmp_path, content):
+    for key in ("width", "height"):
+        del content["images"][0][key]
+        content["images"][1][key] = float(content["images"][1][key])
+    dataset = load_coco(save(tmp_path, content))
+    assert [(record.width, record.height) for record in dataset.records] == [(40, 30)] * 2
+    assert dataset.repairs.lines()[0].startswith("1 image sizes added: read from the file")
+
+
+def test_load_coco_of_a_folder_chooses_the_split(tmp_path, content):
+    for name in ("train.json", "val.json"):
+        save(tmp_path, content | {"annotations": []} if name == "val.json" else content, name)
+    assert load_coco(tmp_path, split="train").path.name == "train.json"
+    assert load_coco(tmp_path, split="val").path.name == "val.json"
+    with pytest.raises(UserError, match=r"has no split 'test' \(it has: train, val\)"):
+        load_coco(tmp_path, split="test")
+    save(tmp_path, content)  # beside the whole dataset, which a split must not be replaced by
+    assert load_coco(tmp_path, split="train").path.name == "train.json"
+    assert load_coco(tmp_path).path.name == "annotations.json"
+
+
+def test_find_splits_refuses_two_jsons_for_one_split(tmp_path, content):
+    for folder in ("images_rgb_train", "images_thermal_train"):
+        (tmp_path / folder).mkdir()
+        save(tmp_path / folder, content, "coco.json")
+    with pytest.raises(UserError, match="two jsons belong to 'train'"):
+        load_coco(tmp_path, split="train")
+
+
+def test_load_coco_limits_categories_and_boxes_per_image(tmp_path, content):
+    start = time.process_time()
+    many = {**content, "categories": [{"id": i, "name": f"c{i}"} for i in range(20_000)]}
+    with pytest.raises(UserError, match="20000 categories; the limit is 10000"):
+        load_coco(save(tmp_path, many))
+    boxes = [{"id": i, "image_id": 7, "category_id": 4, "bbox": [1, 1, 3, 3]} for i in range(100_001)]
+    with pytest.raises(UserError, match="image 7: 100001 boxes in one image; the limit is 100000"):
+        load_coco(save(tmp_path, {**content, "annotations": boxes}))
+    assert time.process_time() - start < 5

@@ -154,3 +154,41 @@ def test_inspect_names_a_missing_file(tmp_path, capsys):
     assert main(["inspect"]) == 2
     assert main(["inspect", str(tmp_path / "none.json")]) == 2
     assert "none.json: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["[/]", "[red]drone", "[link=http://x]y", ":smile:", "[bold]", "\\[x]"])
+def test_inspect_prints_names_as_they_are(tmp_path, capsys, name):
+    path = make(tmp_path, "a", [scene(1)])
+    content = json.loads(path.read_text())
+    content["categories"][0]["name"] = name
+    (tmp_path / "images/a0.png").rename(tmp_path / "images/[b]0.png")
+    content["images"][0]["file_name"] = "images/[b]0.png"
+    content["annotations"][0]["bbox"] = [70, 50, 20, 8]
+    path.write_text(json.dumps(content))
+    assert main(["inspect", str(path), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    output = capsys.readouterr().out
+    assert name in output and "[b]0.png: box" in output
+
+
+def test_inspect_names_a_class_that_cannot_be_drawn(tmp_path, capsys):
+    path = make(tmp_path, "a", [scene(1)])
+    path.write_text(path.read_text().replace('"drone"', '"\\ud800"'))
+    assert main(["inspect", str(path), "--sheet", str(tmp_path / "sheet.png")]) == 2
+    error = capsys.readouterr().err
+    assert "a.json: category 1: a name must not contain control characters" in error and error.count("\n") == 1
+
+
+def test_inspect_reads_all_splits_of_a_folder(tmp_path):
+    for name in ("train", "val"):
+        make(tmp_path, name, [scene(len(name))], name)
+    result = inspect(tmp_path / "images", tmp_path)
+    assert [item["path"].rpartition("/")[2] for item in result["datasets"]] == ["train.json", "val.json"]
+    assert result["leakage"] == []
+
+
+def test_inspect_counts_repairs(tmp_path, capsys):
+    path = make(tmp_path, "a", [scene(1)], boxes=[(10, 10, 22, 18)] * 3)
+    counts = inspect(tmp_path, path)["datasets"][0]
+    assert counts["boxes"]["drone"] == 1
+    assert counts["repairs"][0].startswith("2 boxes dropped: exact duplicates of another box")
+    assert "repaired: 2 boxes dropped" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The Dockerfile: its steps run in plain folders, one for each stage, with a new environment in place of the base image.
+"""The Dockerfile: its steps run in plain folders, one for each stage, with new environments instead of base images.
 
 Steps that install packages of the system are left out: the machine that runs the tests has a compiler.
 """

@@ -24,7 +24,7 @@ def videos(real_data):
 
 def subset(videos, folder, names, **changes):
     """A folder with some of the real videos and their entries of splits.json."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     listing = json.loads((videos / "splits.json").read_text())
     listing["videos"] = [entry | changes for entry in listing["videos"] if entry["video"] in names]
     (folder / "splits.json").write_text(json.dumps(listing))
@@ -237,3 +237,63 @@ def test_read_labels_without_mat_io(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matio", None)
     with pytest.raises(UserError, match="needs mat-io: pip install mat-io"):
         read_labels(Path("x_LABELS.mat"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "../../../escaped"}, "split: a name must not lead out of its folder, got '../../../escaped'"),
+        ({"split": "/tmp/escaped"}, "split: a name must not lead out of its folder"),
+        ({"split": "a/escaped"}, "split must be a name without folders, got 'a/escaped'"),
+        ({"split": "a\0b"}, "split: a name must not contain control characters"),
+        ({"video": "../x"}, "video: a name must not lead out of its folder, got '../x'"),
+        ({"video": "\ud800"}, "video: a name must not contain control characters"),
+        ({"video": "x" * 300}, "video: a name must have at most 200 characters"),
+        ({"recording": "a\nb"}, "recording: a name must not contain control characters"),
+        ({"class": "[/]"}, "class must be one of drone, bird, airplane, helicopter, got '[/]'"),
+        ({"class": ["drone"]}, "'class' is missing"),
+        ({"boxes": "x" * 10_000}, "boxes: read {'drone': 304}, but splits.json says 'xxx"),
+    ],
+)
+def test_svanstrom_writes_nothing_for_invalid_names_in_splits_json(videos, tmp_path, capsys, changes, message):
+    source = subset(videos, tmp_path / "a/b/c/in", ["IR_DRONE_067"], **changes)
+    before = sorted(tmp_path.rglob("*"))
+    assert run(source, "--stride", "100") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and len(error) < 500
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_svanstrom_refuses_a_video_that_is_listed_twice(videos, tmp_path, capsys):
+    source = subset(videos, tmp_path / "in", ["IR_DRONE_067"])
+    listing = json.loads((source / "splits.json").read_text())
+    listing["videos"] *= 2
+    (source / "splits.json").write_text(json.dumps(listing))
+    assert run(source) == 2
+    assert "video 'IR_DRONE_067' is listed twice" in capsys.readouterr().err
+
+
+def test_svanstrom_without_splits_json_divides_recordings(videos, tmp_path, capsys):
+    """The original folder: clips that continue one another, such as DRONE_043 to 045, stay together."""
+    names = [f"IR_DRONE_{number:03d}" for number in (43, 44, 45, 46)] + ["IR_BIRD_011", "IR_BIRD_012", "IR_BIRD_018"]
+    source = subset(videos, tmp_path / "repository" / "in", names)
+    (source / "splits.json").unlink()
+    (source / "._IR_DRONE_043.mp4").touch()
+    (tmp_path / "repository/Data").mkdir()
+    source.rename(tmp_path / "repository/Data/Video_IR")
+    found = {video.name: video for video in find_videos(tmp_path / "repository")}
+    assert {name: video.recording for name, video in found.items()} == {
+        **dict.fromkeys(["IR_DRONE_043", "IR_DRONE_044", "IR_DRONE_045"], "IR_DRONE_043"),
+        **dict.fromkeys(["IR_BIRD_011", "IR_BIRD_012"], "IR_BIRD_011"),
+        "IR_DRONE_046": "IR_DRONE_046",
+        "IR_BIRD_018": "IR_BIRD_018",
+    }
+    assert run(tmp_path / "repository", "--stride", "150") == 0
+    parts = {split: load_coco(tmp_path / f"out/{split}.json").records for split in ("train", "val")}
+    recordings = {split: {record.recording for record in records} for split, records in parts.items()}
+    assert not recordings["train"] & recordings["val"] and all(recordings.values())
+    assert sum(map(len, parts.values())) >= 2 * len(names)
+    assert "no splits.json; 7 videos of 4 recordings were divided" in capsys.readouterr().err
+    before = (tmp_path / "out/train.json").read_bytes()
+    assert run(tmp_path / "repository", "--stride", "150", "--split", "val") == 0
+    assert (tmp_path / "out/train.json").read_bytes() == before
