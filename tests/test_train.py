@@ -30,7 +30,8 @@ from danet.utils.errors import UserError
 
 # One thread, because test processes run in parallel.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-SMALL = ["--no-plots", "--model.name", "danet_nano", "--threads", "1", "--quiet", "true", "--augmentation.crop", "[64, 64]"]
+SMALL = ["--no-plots", "--quiet", "true", "--model.name", "danet_nano", "--threads", "1"]
+SMALL += ["--augmentation.crop", "[64, 64]"]
 
 
 @pytest.fixture(scope="module")
