@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cuda_tools import cuobjdump
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "build_tools"))
@@ -59,14 +60,6 @@ def compile_kernels(file: Path, architecture: str, folder: Path) -> tuple[Path, 
 def demangled(text: str) -> str:
     tool = shutil.which("c++filt")
     return subprocess.run([tool], input=text, capture_output=True, text=True).stdout if tool else text
-
-
-def cuobjdump() -> dict | None:
-    """Arguments for subprocess.run to run cuobjdump, from the CUDA toolkit or from pip packages; None if not found."""
-    packages = [Path(folder) / "nvidia" / "cu13" / "bin" for folder in sys.path]
-    path = os.pathsep.join(map(str, [Path(nvcc() or "/").parent, *packages, os.environ.get("PATH", "")]))
-    found = shutil.which("cuobjdump", path=path)
-    return {"executable": found, "env": {**os.environ, "PATH": path}} if found else None
 
 
 def architectures():

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from cuda_tools import cuobjdump
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "build_tools"))
@@ -111,8 +112,6 @@ def test_cuda_wheel_tag_and_dependencies(cuda_wheel):
 
 @pytest.mark.long
 def test_cuda_wheel_has_every_architecture(cuda_wheel, tmp_path):
-    from test_cuda_build import cuobjdump
-
     if cuobjdump() is None:
         pytest.skip("no cuobjdump")
     library = zipfile.ZipFile(cuda_wheel).extract(CUDA, tmp_path)
