@@ -98,7 +98,9 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
         metadata = dict(header["metadata"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: weights do not fit this version of DANet ({reason[:MAX_REASON_CHARACTERS]})") from error
+        raise UserError(
+            f"{path}: weights do not fit this version of DANet ({reason[:MAX_REASON_CHARACTERS]})"
+        ) from error
     return model.eval().to(device), metadata
 
 

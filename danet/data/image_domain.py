@@ -21,6 +21,12 @@ BOTH_POLARITIES_PROBABILITY = 0.25
 OUTLIERS_PER_END = 0.05
 """Fraction of the training images at either end of the sizes that does not count."""
 
+TRUSTED_PART = 1 / 3
+"""Part of the logarithmic range of magnifications in training at which detection is taken to be as good."""
+
+MIN_SCALE_RANGE = 1.05
+"""Images that are larger or smaller by less than this factor are never scaled: resampling costs more than it gains."""
+
 TrainedPolarity = Literal["white", "any"]
 
 
@@ -32,14 +38,14 @@ class ImageDomain:
     metadata of the weights.
 
     Args:
-        smallest, largest: (height, width) in pixels of the smallest and the largest training images by area, without the
-            twentieth at either end, which may be outliers.
-        pixel_scale: minimum and maximum magnification of the training images, by augmentation.
+        smallest, largest: (height, width) in pixels of the smallest and the largest training images by area, without
+            the twentieth at either end, which may be outliers.
+        pixel_scale: minimum and maximum magnification of such an image at which the network detects as well.
         polarity: "white" if targets have the polarity of the training images, which is taken to be white-hot (hot is
             bright); "any" if training swapped the polarity often.
 
     Example:
-        >>> domain = ImageDomain((256, 320), (256, 320), pixel_scale=(0.85, 1.2))
+        >>> domain = ImageDomain((256, 320), (256, 320), pixel_scale=(0.8, 1.25))
         >>> domain.fitted_size(512, 640), domain.fitted_size(256, 336)
         ((256, 320), None)
     """
@@ -50,16 +56,18 @@ class ImageDomain:
     polarity: TrainedPolarity = "white"
 
     def fitted_size(self, height: int, width: int) -> tuple[int, int] | None:
-        """The (height, width) in pixels to which an image is scaled, so that it has the area of a training image.
+        """The (height, width) in pixels to which an image is scaled for the network.
 
-        None if the image needs no scaling: its scale, measured by the area, lies in the range of the training.
+        It then has the area of a training image, at the middle of ``pixel_scale``. None if the image needs no scaling:
+        its magnification, measured by the area, lies in ``pixel_scale``.
         """
         nearest = min(max(height * width, math.prod(self.smallest)), math.prod(self.largest))
         magnification = math.sqrt(height * width / nearest)
         low, high = self.pixel_scale
-        if min(low, 1.0) <= magnification <= max(high, 1.0):
+        if low <= magnification <= high:
             return None
-        return max(1, round(height / magnification)), max(1, round(width / magnification))
+        factor = math.sqrt(low * high) / magnification
+        return max(1, round(height * factor)), max(1, round(width * factor))
 
     def __str__(self) -> str:
         sizes = [f"{width} x {height}" for height, width in (self.smallest, self.largest)]
@@ -100,9 +108,14 @@ class ImageDomain:
     def of_training(cls, records: Iterable[ImageRecord], augmentation: Augmentation) -> "ImageDomain":
         """The domain of a network that is trained on ``records`` with ``augmentation``.
 
-        Crops do not count: they have the pixel scale of the whole image.
+        Crops do not count: they have the pixel scale of the whole image. Of the magnifications of the augmentation only
+        the inner part is trusted: the shipped weights, trained with 0.85 to 1.2, find 98% of the drones at 0.8 to 1.05,
+        78% at 1.1 and 46% at 1.2.
         """
         sizes = sorted(((record.height, record.width) for record in records), key=math.prod)
         outliers = int(len(sizes) * OUTLIERS_PER_END)
         polarity: TrainedPolarity = "any" if augmentation.polarity >= BOTH_POLARITIES_PROBABILITY else "white"
-        return cls(sizes[outliers], sizes[-1 - outliers], augmentation.scale, polarity)
+        middle = math.sqrt(math.prod(augmentation.scale))
+        width = max((augmentation.scale[1] / middle) ** TRUSTED_PART, MIN_SCALE_RANGE)
+        pixel_scale = round(middle / width, 3), round(middle * width, 3)
+        return cls(sizes[outliers], sizes[-1 - outliers], pixel_scale, polarity)

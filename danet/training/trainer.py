@@ -1,6 +1,7 @@
 """The training loop: steps, validation, and saving."""
 
 import contextlib
+import functools
 import math
 import shutil
 import signal
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from danet.checkpoint import save_weights
 from danet.data.coco_dataset import ImageRecord
+from danet.data.image_domain import ImageDomain
 from danet.data.loader import Batch, DetectionDataset, EpochSampler, make_loader
 from danet.evaluation.metrics import quick_metrics
 from danet.inference.detector import Detector
@@ -266,7 +268,12 @@ class Trainer:
         self._saved = time.monotonic()
 
     def _save_weights(self, name: str, metrics: dict[str, float]) -> None:
-        save_weights(self.folder / name, self.result, {"step": self.state.progress.step, "validation": metrics})
+        metadata = {"step": self.state.progress.step, "validation": metrics, **self._domain.to_metadata()}
+        save_weights(self.folder / name, self.result, metadata)
+
+    @functools.cached_property
+    def _domain(self) -> ImageDomain:
+        return ImageDomain.of_training(self.dataset.records, self.dataset.augmentation)
 
     def _finish(self) -> None:
         """Writes the final weights: the best by validation, or the last ones without validation."""

@@ -240,7 +240,7 @@ def _join(words: list[str], hint: Any) -> Any:
     if len(words) == 1 and YAML_LIST.fullmatch(words[0]):
         return _parse_yaml(words[0], words[0])
     item = typing.get_args(sequence)[0]
-    if item is int:
+    if int in members(item):
         return [part for word in words for part in (word.split("x") if SIZE.fullmatch(word) else [word])]
     return [_parse_mapping(word, item) for word in words]
 
