@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["Detector", "__version__", "load", "ops"]
 
 
-def load(weights: str | os.PathLike | None = None, device: str = "cpu", **options: object) -> "Detector":
+def load(weights: str | os.PathLike | None = None, device: str = "auto", **options: object) -> "Detector":
     """Loads a trained detector.
 
     Args:
         weights: a ``.safetensors`` file written by ``danet train``, or a ``.onnx`` file written by ``danet export``,
             which ONNX Runtime runs on the CPU; by default the drone detector that is part of the package.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        options: ``score_threshold``, ``iou_threshold``, ``max_detections``, ``input_size``, ``dtype`` and ``deploy`` of
-            ``Detector``. The defaults for a ``.onnx`` file are stored in the file.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is a GPU if there is one.
+        options: ``score_threshold``, ``iou_threshold``, ``max_detections``, ``input_size``, ``polarity``, ``classes``,
+            ``dtype`` and ``deploy`` of ``Detector``. The defaults for a ``.onnx`` file are stored in the file.
 
     Raises:
         danet.utils.errors.UserError: the file is missing or does not hold the weights of a DANet.

@@ -5,11 +5,13 @@ arguments broadcast: ``iou(a, b)`` compares row with row, ``iou(a[:, None], b)``
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from danet.detections import Detections
 
 NMS_CANDIDATES = 1000
 """Candidates that enter non-maximum suppression, as in the detectors of torchvision and detectron2."""
@@ -18,24 +20,6 @@ NMS_BLOCK = 128
 """Boxes that ``nms`` compares at a time on the CPU."""
 
 Array = TypeVar("Array", Tensor, np.ndarray)
-
-
-class Detections(NamedTuple):
-    """The detections of one image, by descending score.
-
-    Example:
-        >>> found = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-        >>> boxes, scores, labels = found
-        >>> len(found.scores)
-        0
-    """
-
-    boxes: Tensor
-    """float32 [M, 4] (x0, y0, x1, y1) in pixels."""
-    scores: Tensor
-    """float32 [M] in [0, 1], descending."""
-    labels: Tensor
-    """int64 [M], indices into the model's classes."""
 
 
 def xywh_to_xyxy(boxes: Array) -> Array:

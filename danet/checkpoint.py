@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,9 +17,21 @@ from danet.models import DANet, build_model
 from danet.models.blocks import MBB
 from danet.utils.errors import FaultError, UserError
 from danet.utils.files import atomic_path
+from danet.utils.typed_options import OptionValues
 
 FORMAT = "danet-weights-1"
 """Value of ``format`` in the header of a weights file."""
+
+MAX_CONFIG_VALUE = 4096
+"""Maximum of every number, and of the number of classes, in the configuration of a weights file."""
+
+MAX_NAME_CHARACTERS = 200
+
+MAX_GROWTH = 2.0
+"""Maximum ratio of the values of a network to those in its file; compact files store fewer values."""
+
+MAX_REASON_CHARACTERS = 200
+"""Maximum length of the reason in a message, which may quote the file."""
 
 SHIPPED = Path(__file__).with_name("weights") / "danet_s.safetensors"
 """Weights in the package: a detector of drones, birds, airplanes and helicopters in infrared video."""
@@ -64,7 +78,8 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
         The model in eval mode on ``device``, and the metadata.
 
     Raises:
-        UserError: the file is missing, is not readable, or is not a weights file of this version.
+        UserError: the file is missing, is not readable, or is not a weights file of this version; its header describes
+            another network than its tensors; or a tensor holds NaN or infinite values.
 
     Example:
         >>> model, metadata = load_weights(SHIPPED)
@@ -74,13 +89,18 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     if Path(path).is_dir():
         raise UserError(f"{path}: is a folder; name the weights in it, such as {Path(path) / 'weights.safetensors'}")
     tensors, header = load_tensors(path, FORMAT)
+    _check_finite(path, tensors)
     try:
-        model = build_model(ModelConfig(**header["config"]))
+        config = parse_config(header["config"])
+        _check_config_fits(config, tensors)
+        model = build_model(config)
         model.load_state_dict(_load_compact(model, tensors) if header.get("compact") else tensors)
         metadata = dict(header["metadata"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: weights do not fit this version of DANet ({reason})") from error
+        raise UserError(
+            f"{path}: weights do not fit this version of DANet ({reason[:MAX_REASON_CHARACTERS]})"
+        ) from error
     return model.eval().to(device), metadata
 
 
@@ -113,16 +133,72 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
             if metadata.get("format") != kind:
                 raise UserError(f"{path}: a safetensors file, but not of kind {kind}")
             header = json.loads(metadata["header"])
+            if not isinstance(header, dict):
+                raise UserError(f"{path}: not a readable safetensors file (its header is no JSON object)")
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except RecursionError:
+        raise UserError(f"{path}: not a readable safetensors file (its header is nested too deeply)") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
 
 
+def parse_config(values: Mapping[str, Any]) -> ModelConfig:
+    """Reads the configuration of a network from a file that anybody may have written.
+
+    Raises:
+        UserError: a value has another type than in ``ModelConfig``, is larger than ``MAX_CONFIG_VALUE``, or is not a
+            text that can be shown.
+
+    Example:
+        >>> parse_config({"name": "danet_nano", "classes": ["drone"]}).name
+        'danet_nano'
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"the configuration must be a JSON object, got {type(values).__name__}")
+    options = OptionValues(ModelConfig)
+    options.update(dict(values))
+    config: ModelConfig = options.build()
+    for name, value in dataclasses.asdict(config).items():
+        numbers = value if isinstance(value, list) else [value]
+        if len(numbers) > MAX_CONFIG_VALUE or any(type(n) is int and abs(n) > MAX_CONFIG_VALUE for n in numbers):
+            raise UserError(f"model.{name} is larger than {MAX_CONFIG_VALUE}")
+    for name in config.classes:
+        if not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
+            raise UserError(f"model.classes: {ascii(name)[:80]} is not a printable name")
+    return config
+
+
+def _check_config_fits(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    """Raises UserError if ``config`` asks for a larger network than ``tensors`` can fill, before it takes memory."""
+    blocks = sum(config.depths or ())
+    if 2 * blocks > len(tensors):  # every block has at least two tensors
+        raise UserError(f"model.depths asks for {blocks} blocks, but the file has only {len(tensors)} tensors")
+    with torch.device("meta"):
+        asked = sum(tensor.numel() for tensor in build_model(config).state_dict().values())
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    if asked > MAX_GROWTH * stored:
+        raise UserError(f"the configuration asks for {asked} values, but the file has only {stored}")
+
+
+def _check_finite(path: str | os.PathLike, tensors: dict[str, Tensor]) -> None:
+    """Raises UserError if a tensor holds NaN or infinite values, with which the network would detect nothing."""
+    for name, tensor in tensors.items():
+        bad = tensor.numel() - int(tensor.isfinite().sum())
+        if bad:
+            raise UserError(
+                f"{path}: {name} holds NaN or infinite values, got {bad} of {tensor.numel()}; "
+                "the file is damaged or its training diverged, use another file"
+            )
+
+
 def _load_compact(model: DANet, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of ``model`` for the tensors of a compact file, which it removes from ``tensors``."""
     for name, module in model.named_modules():
         if isinstance(module, MBB):
-            module.load_fused(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias"))
+            weight, bias = tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias")
+            if weight.shape != module.conv3x3.weight.shape or bias.shape != weight.shape[:1]:
+                raise ValueError(f"{name} has the shape {list(weight.shape)}")
+            module.load_fused(weight, bias)
     return model.state_dict() | tensors

@@ -2,26 +2,41 @@
 
 import contextlib
 import itertools
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from danet.utils import cli
 from danet.utils.errors import UserError, check_values
 from danet.utils.files import write_json, write_text
 from danet.utils.help_page import HelpPage
+from danet.utils.printable import printable
 from danet.utils.progress import count_items
 from danet.utils.urls import mask_url
 
+if TYPE_CHECKING:
+    from danet.inference.detector import Detector
+
 PAGE = HelpPage(
     {
-        "input": ["sources", "weights", "input_size"],
-        "detections": ["score", "iou", "max_detections"],
-        "results": ["out", "save_images", "save_csv", "save_json", "show_scores", "upscale", "quiet", "json"],
+        "input": ["sources", "weights", "input_size", "polarity"],
+        "detections": ["score", "iou", "max_detections", "classes"],
+        "results": [
+            "out",
+            "overwrite",
+            "save_images",
+            "save_csv",
+            "save_json",
+            "show_scores",
+            "upscale",
+            "quiet",
+            "json",
+        ],
         "machine": ["device", "dtype", "batch", "threads"],
         "more": ["config", "print_config", "help", "help_all", "debug"],
     },
@@ -47,7 +62,11 @@ class DetectOptions:
     drone detector that is part of the package."""
 
     out: str = "runs/detect"
-    """Folder for the results and config.yaml; files of the same name in it are replaced."""
+    """Folder for the results and config.yaml. If it holds the results of an earlier run, they go to runs/detect-2,
+    runs/detect-3 and so on."""
+
+    overwrite: bool = False
+    """Replace the results of an earlier run in the folder."""
 
     score: float | None = None
     """Score threshold, 0 to 1: detections with a lower score are dropped; by default 0.5, or the value in an .onnx
@@ -59,9 +78,16 @@ class DetectOptions:
     max_detections: int | None = None
     """Maximum number of detections per image; by default 300, or the value in an .onnx file."""
 
-    input_size: list[int] | None = None
-    """Height and width in pixels that every image is letterboxed to; one number stands for a square. By default images
-    keep their size."""
+    input_size: list[int | Literal["native"]] | None = None
+    """Height and width in pixels that every image is letterboxed to; one number stands for a square. native keeps the
+    size of each image. By default, images of another scale than the weights were trained for are scaled to it."""
+
+    polarity: Literal["auto", "white", "black"] = "auto"
+    """white: hot is bright. black: hot is dark, the frames are inverted for the network. auto decides on the first
+    frames of each source."""
+
+    classes: list[str] | None = None
+    """Names of the classes to report, or all; by default those that the weights are known to detect reliably."""
 
     batch: int = 1
     """Batch size: images that go through the network at once."""
@@ -90,8 +116,12 @@ class DetectOptions:
     show_scores: bool = True
     """Draw the score beside each class name."""
 
-    upscale: float = 1.0
-    """Enlargement of annotated images and videos, so that small frames and their text are easier to read."""
+    upscale: float | Literal["auto"] = "auto"
+    """Enlargement of annotated images and videos; auto enlarges small frames, so that their text is legible."""
+
+    video_format: Literal["auto", "mp4", "webm"] = "auto"
+    """Format of annotated videos. auto: one that web browsers play, MP4 with H.264 or WebM with VP8, if OpenCV can
+    write it here."""
 
     max_pixels: int = 1 << 26
     """Maximum number of pixels of an image: larger ones are refused before they are decoded."""
@@ -107,63 +137,52 @@ def detect(options: DetectOptions) -> int:
     """Finds targets in images, videos, folders of both, streams or the picture of a webcam.
 
     Annotated files and the boxes (``boxes.csv``, ``boxes.json``; corners in pixels of the source) are written to
-    ``options.out``. After Ctrl-C, and when the disk is full, the files are complete up to that frame.
+    ``options.out``. After Ctrl-C, SIGTERM and SIGHUP, and when the disk is full, the files are complete up to that
+    frame.
 
     Exit code: 0; 1 if frames of a source are missing or a file could not be written; 2 for invalid input; 130 after
-    Ctrl-C.
+    Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     check_values(options, ["score", "iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
     counts = ["max_detections", "batch", "threads", "max_pixels"]
     check_values(options, counts, "be at least 1", lambda value: value >= 1, prefix="--")
-    check_values(options, ["upscale"], "lie between 0.1 and 16", lambda value: 0.1 <= value <= 16, prefix="--")
+    if options.upscale != "auto":
+        check_values(options, ["upscale"], "lie between 0.1 and 16", lambda value: 0.1 <= value <= 16, prefix="--")
     if not options.sources:
         raise UserError("sources: none given; name images, folders, videos, or the number of a webcam")
     cli.check_out(options)
     import torch
 
-    import danet
-    from danet.data.video import ImageFiles, open_sources
+    from danet.data.video import ImageFiles, Video, open_sources
     from danet.inference.annotated_output import AnnotatedOutput, output_paths
     from danet.inference.box_files import BoxFiles
-    from danet.inference.loading import choose_device, parse_size
     from danet.inference.stream import DetectionStream
+    from danet.inference.video_format import PLAYED_BY_BROWSERS, choose_codec, choose_suffix
     from danet.ops import describe
-    from danet.utils.malloc import share_malloc_arena, tune_malloc
+    from danet.utils.stop_signals import StopSignals
 
-    # Prepare the process: these settings must not be made by a library.
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    share_malloc_arena()
-    device = choose_device(options.device, options.weights)
-    thresholds = {
-        "score_threshold": options.score,
-        "iou_threshold": options.iou,
-        "max_detections": options.max_detections,
-    }
-    detector = danet.load(
-        options.weights,
-        device,
-        **{name: value for name, value in thresholds.items() if value is not None},
-        input_size=parse_size(options.input_size),
-        dtype=getattr(torch, options.dtype),
-        deploy=options.deploy,
-    )
-    if detector.device.type == "cpu":
-        tune_malloc()
+    detector = _load_detector(options)
 
     # Find invalid sources before anything is written.
     sources = open_sources(options.sources, max_pixels=options.max_pixels)
     for source in sources:
         if isinstance(source, ImageFiles):
             source.check()
-    out = Path(options.out)
-    paths = output_paths(sources, out)
+    suffix = choose_suffix(options.video_format)
+    out = _choose_folder(options, lambda folder: output_paths(sources, folder, video_suffix=suffix))
+    paths = output_paths(sources, out, video_suffix=suffix)
+    has_video = options.save_images and any(isinstance(source, Video) for source in sources)
     if not options.quiet:
         print(describe())
+        if out != Path(options.out):
+            print(f"{options.out} holds an earlier run; the results go to {out} (--overwrite replaces it)")
+        if has_video and choose_codec(suffix) not in PLAYED_BY_BROWSERS:
+            print("annotated videos are MPEG-4, which web browsers do not play; OpenCV here cannot write H.264 or VP8")
 
     header = {
         "weights": options.weights,
         "classes": detector.classes,
+        "reported_classes": detector.reported_classes,
         "score_threshold": detector.score_threshold,
         "iou_threshold": detector.iou_threshold,
         "sources": [mask_url(source) for source in options.sources],
@@ -173,29 +192,37 @@ def detect(options: DetectOptions) -> int:
     boxes = BoxFiles(csv, json, header, detector.classes)
     stream = DetectionStream(detector, batch=options.batch)
     output = AnnotatedOutput(
-        detector.classes, show_scores=options.show_scores, upscale=options.upscale, background=stream.has_free_core
+        detector.classes,
+        show_scores=options.show_scores,
+        upscale=None if options.upscale == "auto" else options.upscale,
+        background=stream.has_free_core,
     )
     totals = [source.total for source in sources]
     total = None if None in totals else sum(count or 0 for count in totals)
     started = time.perf_counter()
-    interrupted, write_error = False, None
+    write_error = None
     write_text(out / "config.yaml", cli.dump(options))
-    with boxes:
+    with StopSignals() as stop:
         try:
-            with count_items("detect", total, "frames", quiet=options.quiet) as show_count:
+            with boxes, count_items("detect", total, "frames", quiet=options.quiet) as show_count:
                 for source, files in zip(sources, paths, strict=True):
                     with contextlib.ExitStack() as stack:
                         write = stack.enter_context(output.open(source, files)) if options.save_images else None
-                        for frame, detections in stack.enter_context(contextlib.closing(stream.run(source))):
+                        stack.callback(
+                            lambda: boxes.footer.update({"dropped": stream.dropped} if stream.dropped else {})
+                        )
+                        frames = stack.enter_context(contextlib.closing(stream.run(source)))
+                        for frame, detections in stop.interrupt(frames):
                             boxes.add(frame, detections)
                             if write is not None:
                                 write(frame, detections)
                             show_count(boxes.frames)
         except KeyboardInterrupt:
-            interrupted = True
+            pass  # from a stop signal
+        except OSError as error:
+            write_error = f"{error.filename or out}: {error.strerror or error}"
         except UserError as error:
             write_error = str(error)
-        boxes.footer = {"dropped": stream.dropped} if stream.dropped else {}
     elapsed = time.perf_counter() - started
 
     figures = {  # the times of the parts may overlap
@@ -207,26 +234,107 @@ def detect(options: DetectOptions) -> int:
         "reading_seconds": stream.reading_seconds,
         "network_seconds": stream.network_seconds,
         "writing_seconds": output.seconds,
-        "device": str(device),
+        "device": str(detector.device),
         "threads": torch.get_num_threads(),
         "batch": options.batch,
     }
-    if not options.quiet:
-        _print_summary(figures, output.paths, boxes.paths)
     if options.json is not None:
-        write_json(options.json, figures)
-    if write_error is not None:
-        print(f"danet detect: error: {write_error}; {boxes.frames} frames were processed", file=sys.stderr)
-        return 1
-    if interrupted:
-        print(f"danet detect: interrupted after {boxes.frames} frames; all files are complete", file=sys.stderr)
-        return 130
-    return int(any(source.trouble is not None for source in sources))
+        try:
+            write_json(options.json, figures)
+        except UserError as error:
+            write_error = write_error or str(error)
+    with contextlib.suppress(OSError):  # after SIGHUP there is no terminal any more
+        if not options.quiet:
+            _print_summary(figures, output.paths, boxes.paths)
+            if boxes.frames and not boxes.counts:
+                print(_advise(options, detector))
+        if stop.received is not None:
+            reason = "interrupted" if stop.received == signal.SIGINT else f"stopped by {stop.received.name}"
+            complete = "all files are complete" if write_error is None else write_error
+            print(f"danet detect: {reason} after {boxes.frames} frames; {complete}", file=sys.stderr)
+        elif write_error is not None:
+            print(f"danet detect: error: {write_error}; {boxes.frames} frames were processed", file=sys.stderr)
+    if stop.received is not None:
+        return stop.exit_code
+    is_incomplete = any(source.trouble is not None for source in sources)
+    return int(write_error is not None or is_incomplete)
+
+
+def _load_detector(options: DetectOptions) -> "Detector":
+    """Loads the detector, and prepares the process for it: a library must not make these settings."""
+    import torch
+
+    import danet
+    from danet.inference.loading import choose_device, parse_fitted_size
+    from danet.utils.malloc import share_malloc_arena, tune_malloc
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    share_malloc_arena()
+    thresholds = {
+        "score_threshold": options.score,
+        "iou_threshold": options.iou,
+        "max_detections": options.max_detections,
+    }
+    detector = danet.load(
+        options.weights,
+        choose_device(options.device, options.weights),
+        **{name: value for name, value in thresholds.items() if value is not None},
+        input_size=parse_fitted_size(options.input_size),
+        polarity=options.polarity,
+        classes=options.classes,
+        dtype=getattr(torch, options.dtype),
+        deploy=options.deploy,
+    )
+    detector.notify = lambda level, line: None if options.quiet else print(line)
+    if detector.device.type == "cpu":
+        tune_malloc()
+    return detector
+
+
+def _choose_folder(options: DetectOptions, annotated: Callable[[Path], list[list[Path]]]) -> Path:
+    """The folder for the results: ``options.out``, or runs/detect-2 and so on if it holds files of an earlier run.
+
+    Args:
+        options: the options.
+        annotated: returns the annotated files of each source in a folder.
+
+    Raises:
+        UserError: the folder has no name of its own to number, as "." has none, and holds files of an earlier run.
+    """
+    first = Path(options.out)
+
+    def is_free(folder: Path) -> bool:
+        tables = [folder / name for name in ("config.yaml", "boxes.csv", "boxes.json")]
+        files = itertools.chain(tables, *annotated(folder)) if options.save_images else tables
+        return not any(path.exists() for path in files)
+
+    if options.overwrite or is_free(first):
+        return first
+    if first.name in ("", ".."):
+        raise UserError(f"--out {options.out}: holds an earlier run; --overwrite replaces it, or give another --out")
+    numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in numbered if is_free(folder))
+
+
+def _advise(options: DetectOptions, detector: "Detector") -> str:
+    """What to try after a run without boxes, in one line."""
+    advice = [f"a lower --score (it is {detector.score_threshold:g})"]
+    if options.polarity != "black":
+        advice.append("--polarity black if hot is dark in the frames")
+    if detector.domain is not None:
+        size = detector.domain.smallest
+        advice.append(
+            f"--input_size native, or a size at which targets have the pixels of frames of {size[1]} x {size[0]}"
+        )
+    if len(detector.reported_classes) < len(detector.classes):
+        advice.append(f"--classes all (reported: {', '.join(map(printable, detector.reported_classes))})")
+    return f"no boxes; try {'; '.join(advice)}; or train on frames of this camera"
 
 
 def _print_summary(figures: dict[str, Any], annotated: Sequence[Path], tables: Sequence[Path]) -> None:
     frames = figures["frames"]
-    by_class = ", ".join(f"{name} {count}" for name, count in Counter(figures["boxes"]).most_common())
+    by_class = ", ".join(f"{printable(name)} {count}" for name, count in Counter(figures["boxes"]).most_common())
     where = f" ({by_class}) in {figures['frames_with_boxes']} frames" if by_class else ""
     print(f"{frames} frames, {sum(figures['boxes'].values())} boxes{where}")
     if figures["dropped"]:
@@ -243,9 +351,9 @@ def _print_summary(figures: dict[str, Any], annotated: Sequence[Path], tables: S
     for folder, group in itertools.groupby(annotated, key=lambda path: path.parent):
         paths = list(group)
         for line in paths if len(paths) <= 3 else [f"{folder} ({len(paths)} images)"]:
-            print(f"  {line}")
+            print(f"  {printable(line)}")
     for path in tables:
-        print(f"  {path}")
+        print(f"  {printable(path)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import torch
 from helpers import randomise_norms
 from safetensors.torch import save_file
 
-from danet.checkpoint import FORMAT, load_weights, save_tensors, save_weights
+from danet.checkpoint import FORMAT, load_tensors, load_weights, save_tensors, save_weights
 from danet.config import ModelConfig
 from danet.models import build_model
 from danet.utils.errors import UserError
@@ -72,6 +72,40 @@ def write_no_metadata(path):
     save_tensors(path, FORMAT, model.state_dict(), {"config": asdict(model.config)})
 
 
+def write_config(**changes):
+    def write(path):
+        model = build_model(ModelConfig(name="danet_nano"))
+        header = {"config": {**asdict(model.config), **changes}, "metadata": {}}
+        save_tensors(path, FORMAT, model.state_dict(), header)
+
+    return write
+
+
+def write_header(header):
+    def write(path):
+        save_file({"a": torch.zeros(2)}, path, metadata={"format": FORMAT, "header": header})
+
+    return write
+
+
+def write_value(value):
+    def write(path):
+        model = build_model(ModelConfig(name="danet_nano"))
+        model.neck.state_dict()[next(iter(model.neck.state_dict()))].view(-1)[3] = value
+        save_weights(path, model)
+
+    return write
+
+
+def write_small_compact(path):
+    """A compact file whose tensors would be broadcast to the shapes of the network."""
+    model = build_model(ModelConfig(name="danet_nano"))
+    save_weights(path, model, compact=True)
+    tensors, header = load_tensors(path, FORMAT)
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 4 and tensor.shape[2] == 3)
+    save_tensors(path, FORMAT, {**tensors, name: tensors[name][:, :1, :1, :1]}, header)
+
+
 def write_other_architecture(path):
     model = build_model(ModelConfig(name="danet_nano"))
     model.config = ModelConfig(name="danet_s")
@@ -88,6 +122,26 @@ def write_other_architecture(path):
         (write_foreign, "a safetensors file, but not of kind danet-weights-1"),
         (write_no_metadata, "weights do not fit this version of DANet .'metadata'"),
         (write_other_architecture, "weights do not fit this version of DANet"),
+        (write_config(depths=[10**9] * 4), r"depths is larger than 4096"),
+        (write_config(depths=[4000] * 4), r"depths asks for 16000 blocks, but the file has only"),
+        (write_config(depths=[100, 1, 1, 1], widths=[4096] * 4), "asks for"),
+        (write_config(widths=[4096] * 4), "asks for .* values, but the file has only"),
+        (write_config(neck_width=10**12), "neck_width is larger than 4096"),
+        (write_config(input_channels=10**400), "input_channels is larger than 4096"),
+        (write_config(classes=["a"] * 100000), "classes is larger than 4096"),
+        (write_config(classes=["drone\ud800"]), r"classes: 'drone\\ud800' is not a printable name"),
+        (write_config(classes=[["drone"]]), "--classes: expected"),
+        (write_config(depths="abc"), "--depths: expected"),
+        (write_config(name=None), "--name: expected"),
+        (write_config(unknown=1), "unknown option unknown"),
+        (write_header("[" * 100000), "its header is nested too deeply"),
+        (write_header("[]"), "its header is no JSON object"),
+        (write_header("{}"), "weights do not fit this version of DANet"),
+        (write_header('{"config": 7}'), "must be a JSON object, got int"),
+        (write_header('{"config": {"groups": ' + "9" * 5000 + "}}"), "not a readable safetensors file"),
+        (write_small_compact, "weights do not fit this version of DANet .* has the shape"),
+        (write_value(float("nan")), r"neck\.\S+ holds NaN or infinite values, got 1 of \d+"),
+        (write_value(float("inf")), r"neck\.\S+ holds NaN or infinite values, got 1 of \d+"),
     ],
 )
 def test_load_weights_rejects_other_files(tmp_path, write, message):
@@ -96,6 +150,7 @@ def test_load_weights_rejects_other_files(tmp_path, write, message):
     with pytest.raises(UserError, match=message) as caught:
         load_weights(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 400
 
 
 def test_load_weights_names_a_missing_file(tmp_path):

@@ -7,11 +7,14 @@ how the weights were trained and their metrics.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from danet.checkpoint import SHIPPED, load_weights, save_weights
+from danet.data.image_domain import ImageDomain
+from danet.inference.detector import SUPPORTED_CLASSES
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, read_text
 
@@ -38,11 +41,21 @@ def main() -> int:
     parser.add_argument("--command", required=True, help="the command that trained the weights")
     parser.add_argument("--data", required=True, help="the training data and its licence")
     parser.add_argument("--split", required=True, help="which recordings were used for training, tuning and evaluation")
+    parser.add_argument("--supported", nargs="+", required=True, help="classes that the model card supports")
+    parser.add_argument(
+        "--pixel_scale", nargs=2, type=float, help="magnifications at which it detects as well, as measured"
+    )
     options = parser.parse_args()
     try:
         model, metadata = load_weights(options.weights)
         seed = yaml.safe_load(read_text(options.weights.with_name("config.yaml")))["seed"]
         about = {name: getattr(options, name) for name in ("command", "data", "split")}
+        domain = ImageDomain.from_metadata(metadata)
+        if domain is None:
+            raise UserError(f"{options.weights}: its metadata does not state the training images; train it again")
+        if options.pixel_scale is not None:
+            domain = replace(domain, pixel_scale=tuple(options.pixel_scale))
+        about |= {**domain.to_metadata(), SUPPORTED_CLASSES: options.supported}
         save_weights(
             SHIPPED,
             model,

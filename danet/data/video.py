@@ -24,6 +24,7 @@ from danet.utils.image_io import (
     count_pages,
     read_image,
     read_pages,
+    silent_stderr,
     squeeze_grey,
     to_display,
 )
@@ -406,7 +407,7 @@ class DiskFullError(UserError):
 
 
 class VideoWriter:
-    """Context manager that writes an MP4 video (codec mp4v); the file appears when the ``with`` block ends.
+    """Context manager that writes a video; the file appears when the ``with`` block ends.
 
     The video is also kept after Ctrl-C (KeyboardInterrupt) and DiskFullError, and plays up to the last frame written.
     After any other exception, or without a frame, no file is made.
@@ -415,8 +416,9 @@ class VideoWriter:
     size are letterboxed. The codec needs even sizes: an odd one is padded with a black row or column.
 
     Args:
-        path: the file, ending in ``.mp4``.
+        path: the file, ending in ``.mp4``, or in ``.webm`` for VP8 and VP9.
         fps: frames per second.
+        codec: the four characters by which OpenCV knows the codec, such as mp4v, avc1 (H.264) or VP80 (VP8).
 
     Raises:
         UserError: from ``write``, if the codec or the file cannot be opened.
@@ -431,9 +433,10 @@ class VideoWriter:
         3
     """
 
-    def __init__(self, path: str | os.PathLike, fps: float = DEFAULT_FPS):
+    def __init__(self, path: str | os.PathLike, fps: float = DEFAULT_FPS, codec: str = "mp4v"):
         self.path = Path(path)
         self.fps = fps
+        self.codec = codec
         self.frames = 0
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
@@ -466,10 +469,11 @@ class VideoWriter:
         temporary = self._file.enter_context(atomic_path(self.path))
         self._size = height + height % 2, width + width % 2
         self._grey = first.ndim == 2
-        codec = cv2.VideoWriter.fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter(str(temporary), codec, self.fps, self._size[::-1], isColor=not self._grey)
+        codec = cv2.VideoWriter.fourcc(*self.codec)
+        with silent_stderr:
+            self._writer = cv2.VideoWriter(str(temporary), codec, self.fps, self._size[::-1], isColor=not self._grey)
         if not self._writer.isOpened():
-            raise UserError(f"{self.path}: OpenCV cannot write MP4 video here (codec mp4v)")
+            raise UserError(f"{self.path}: OpenCV cannot write this video here (codec {self.codec})")
         return self._writer
 
 

@@ -69,8 +69,9 @@ class EvaluateOptions:
     json: str | None = None
     """Also write the metrics to this file."""
 
-    input_size: list[int] | None = None
-    """Height and width in pixels (one number for a square) to fit every image into; by default its own size."""
+    input_size: list[int | Literal["native"]] | None = None
+    """Height and width in pixels (one number for a square) to fit every image into; native keeps its own size. By
+    default, images of another scale than the weights were trained for are scaled, as in danet detect."""
 
     iou: float = 0.5
     """IoU (0 to 1) above which non-maximum suppression drops the lower-scoring of two boxes."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,12 +12,28 @@ import numpy as np
 from danet.boxes import Detections
 from danet.data.video import Frame, ImageFiles, Video, VideoWriter
 from danet.inference.pipeline import SerialExecutor
+from danet.inference.video_format import choose_codec
 from danet.utils.drawing import draw_boxes, enlarge
 from danet.utils.errors import UserError
 from danet.utils.image_io import to_display, write_image
 
 MAX_WAITING_IMAGES = 2
 """Images that wait to be drawn and written in the background."""
+
+LEGIBLE_SIDE_PIXELS = 480
+"""The shorter side of an annotated frame at which its text is legible."""
+
+MAX_AUTO_UPSCALE = 4
+
+
+def auto_upscale(height: int, width: int) -> float:
+    """The smallest whole enlargement of a frame, at most MAX_AUTO_UPSCALE, at which its text is legible.
+
+    Example:
+        >>> auto_upscale(256, 320), auto_upscale(1080, 1920)
+        (2.0, 1.0)
+    """
+    return float(min(max(math.ceil(LEGIBLE_SIDE_PIXELS / min(height, width)), 1), MAX_AUTO_UPSCALE))
 
 
 class AnnotatedOutput:
@@ -29,7 +46,8 @@ class AnnotatedOutput:
     Args:
         classes: names of the labels.
         show_scores: whether the score is drawn beside the class name.
-        upscale: enlargement of the frames, so that small targets and their text are easier to read.
+        upscale: enlargement of the frames, so that small targets and their text are easier to read; None chooses it
+            for each frame by ``auto_upscale``.
         background: whether a thread of its own draws and writes.
 
     Example:
@@ -46,7 +64,7 @@ class AnnotatedOutput:
     """
 
     def __init__(
-        self, classes: Sequence[str], *, show_scores: bool = True, upscale: float = 1.0, background: bool = False
+        self, classes: Sequence[str], *, show_scores: bool = True, upscale: float | None = 1.0, background: bool = False
     ) -> None:
         self.classes = classes
         self.show_scores = show_scores
@@ -71,7 +89,7 @@ class AnnotatedOutput:
             video = None
             if isinstance(source, Video):
                 self.paths.append(paths[0])
-                video = stack.enter_context(VideoWriter(self.paths[-1], source.fps))
+                video = stack.enter_context(VideoWriter(self.paths[-1], source.fps, choose_codec(self.paths[-1])))
             executor = stack.enter_context(SerialExecutor(depth=self._depth))
 
             def write(frame: Frame, detections: Detections) -> None:
@@ -90,16 +108,17 @@ class AnnotatedOutput:
         self.seconds += time.perf_counter() - started
 
     def _draw(self, image: np.ndarray, detections: Detections) -> np.ndarray:
+        upscale = auto_upscale(*image.shape[:2]) if self.upscale is None else self.upscale
         return draw_boxes(
-            enlarge(to_display(image), self.upscale),
-            detections.boxes.numpy() * self.upscale,
+            enlarge(to_display(image), upscale),
+            detections.boxes.numpy() * upscale,
             detections.scores.tolist() if self.show_scores else None,
             detections.labels.tolist(),
             self.classes,
         )
 
 
-def output_paths(sources: Sequence[ImageFiles | Video], out: Path) -> list[list[Path]]:
+def output_paths(sources: Sequence[ImageFiles | Video], out: Path, *, video_suffix: str = ".mp4") -> list[list[Path]]:
     """Paths of the annotated files of each source: ``out/clip.mp4``, ``out/image.png`` or ``out/folder/image.png``.
 
     Equal names get the endings _2, _3 and so on. Raises UserError if a file would replace a source.
@@ -119,7 +138,7 @@ def output_paths(sources: Sequence[ImageFiles | Video], out: Path) -> list[list[
     outputs = []
     for source in sources:
         if isinstance(source, Video):
-            outputs.append([unique(out, source.stem, ".mp4")])
+            outputs.append([unique(out, source.stem, video_suffix)])
             continue
         name = Path(source.name)
         folder = out / name.resolve().name if name.is_dir() else out

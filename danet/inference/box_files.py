@@ -1,16 +1,17 @@
 """Writes boxes as CSV and JSON while they are found, because a run may be longer than memory."""
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TextIO
 
 from danet.boxes import Detections
 from danet.data.video import Frame
-from danet.utils.files import atomic_path
+from danet.utils.errors import UserError
+from danet.utils.growing_file import GrowingFile
 
 COLUMNS = ("file", "frame", "class", "score", "x0", "y0", "x1", "y1", "time")
 
@@ -20,7 +21,8 @@ class BoxFiles:
 
     ``time`` is in seconds from the start of the video; for an image it is empty in CSV and null in JSON.
 
-    The files appear at the end of the ``with`` block. After Ctrl-C or an error they hold what was added before it.
+    The files appear at the end of the ``with`` block. After Ctrl-C or an error, such as a full disk, they hold what was
+    added before it.
 
     Attributes:
         paths: the files.
@@ -53,19 +55,22 @@ class BoxFiles:
         self._header = header
         self._classes = classes
         self._stack = ExitStack()
-        self._csv: TextIO | None = None
-        self._json: TextIO | None = None
+        self._csv: GrowingFile | None = None
+        self._json: GrowingFile | None = None
 
     def __enter__(self) -> "BoxFiles":
-        self._csv, self._json = self._open(self._csv_path), self._open(self._json_path)
-        if self._csv is not None:
-            csv.writer(self._csv, lineterminator="\n").writerow(COLUMNS)
-        if self._json is not None:
-            self._json.write(json.dumps(self._header, indent=2)[:-2] + ',\n  "boxes": [')
+        with self._stack:  # if the second file cannot be opened, the first disappears
+            self._csv = self._open(self._csv_path, _csv_lines([COLUMNS]))
+            self._json = self._open(self._json_path, json.dumps(self._header, indent=2)[:-2] + ',\n  "boxes": [')
+            self._stack = self._stack.pop_all()
         return self
 
     def add(self, frame: Frame, detections: Detections) -> None:
-        """Adds the boxes of a frame to the files."""
+        """Adds the boxes of a frame to the files.
+
+        Raises:
+            UserError: the disk is full; the files keep the frames before this one.
+        """
         seconds = None if frame.time is None else round(frame.time, 4)
         rows = [
             (frame.name, frame.index, self._classes[label], round(score, 4), *(round(x, 2) for x in box), seconds)
@@ -73,12 +78,17 @@ class BoxFiles:
                 detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
             )
         ]
-        if self._csv is not None:
-            csv.writer(self._csv, lineterminator="\n").writerows(rows)
-        if self._json is not None:
-            for index, row in enumerate(rows):
-                self._json.write(",\n    " if index or self.counts else "\n    ")
-                self._json.write(json.dumps(dict(zip(COLUMNS, row, strict=True))))
+        objects = (json.dumps(dict(zip(COLUMNS, row, strict=True))) for row in rows)
+        separators = [",\n    " if index or self.counts else "\n    " for index in range(len(rows))]
+        if rows and self._csv is not None:
+            self._csv.append(_csv_lines(rows))
+        if rows and self._json is not None:
+            try:
+                self._json.append("".join(map("".join, zip(separators, objects, strict=True))))
+            except UserError:
+                if self._csv is not None:
+                    self._csv.undo()
+                raise
         self.counts.update(row[2] for row in rows)
         self.frames += 1
         self.frames_with_boxes += bool(rows)
@@ -86,11 +96,14 @@ class BoxFiles:
     def __exit__(self, *_: object) -> None:
         if self._json is not None:
             footer = json.dumps({"frames": self.frames, **self.footer}, indent=2)[1:]
-            self._json.write(("\n  ]," if self.counts else "],") + footer + "\n")
+            self._json.tail = ("\n  ]," if self.counts else "],") + footer + "\n"
         self._stack.close()
 
-    def _open(self, path: Path | None) -> TextIO | None:
-        if path is None:
-            return None
-        temporary = self._stack.enter_context(atomic_path(path))
-        return self._stack.enter_context(open(temporary, "w", encoding="utf-8", newline=""))
+    def _open(self, path: Path | None, head: str) -> GrowingFile | None:
+        return None if path is None else self._stack.enter_context(GrowingFile(path, head))
+
+
+def _csv_lines(rows: Sequence[Sequence]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -1,9 +1,11 @@
 """The public detector: an image in, boxes in the pixels of that image out."""
 
 import copy
+import logging
 import os
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import cv2
 import numpy as np
@@ -11,11 +13,26 @@ import torch
 
 from danet.boxes import Detections, area, clip
 from danet.config import ModelConfig
+from danet.data.image_domain import ImageDomain
 from danet.data.normalize import intensity_range, normalize
 from danet.data.transforms import letterbox
+from danet.data.video import IMAGE_SUFFIXES, Frame, open_source
+from danet.inference.image_arrays import to_image
+from danet.inference.polarity import TARGET_SCORE, Polarity, PolarityTracker
+from danet.inference.predict import batches_of_equal_size
+from danet.inference.stream import DetectionStream
 from danet.models import DANet
 from danet.models.danet import MINIMUM_SIZE
+from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
+
+LIST_BATCH = 8
+"""Images of a list that go through the network at once."""
+
+SUPPORTED_CLASSES = "supported_classes"
+"""Name in the metadata of the classes that the weights detect reliably."""
+
+Image = np.ndarray | torch.Tensor | str | os.PathLike
 
 
 class Network(Protocol):
@@ -45,14 +62,23 @@ class Detector:
         score_threshold: detections have higher scores than this.
         iou_threshold: non-maximum suppression drops a detection if its IoU with one of a higher score exceeds this.
         max_detections: maximum number of detections per image.
-        input_size: (height, width) in pixels that every image is letterboxed to, or one number for a square; None
-            keeps the size of each image.
+        input_size: (height, width) in pixels that every image is letterboxed to, or one number for a square. "native"
+            keeps the size of each image. None scales images to the size that the weights were trained for, if the
+            metadata states it and the images are larger or smaller; a log message says so once.
+        polarity: "white" (hot is bright), "black" (hot is dark), or "auto", which decides on the first images, see
+            ``PolarityTracker``. Weights without a polarity in their metadata take images as they are.
+        classes: names of the classes to report, or "all"; by default those that the metadata names as supported.
         metadata: what the weights file stores beside the weights.
         dtype: dtype of the network: torch.float32, torch.bfloat16 or torch.float16.
         deploy: False runs a copy of the DANet that is not fused, for comparison.
 
+    Attributes:
+        notify: function of a log level and a line of text, which says that images are scaled, or which polarity was
+            decided; by default the logger of this module, which shows the lines that change how images are seen.
+
     Raises:
         ValueError: a threshold does not lie between 0 and 1.
+        UserError: the model has no class of a name in ``classes``, or the metadata are not valid.
 
     Example:
         >>> from danet.config import ModelConfig
@@ -69,7 +95,9 @@ class Detector:
         score_threshold: float = 0.5,
         iou_threshold: float = 0.5,
         max_detections: int = 300,
-        input_size: tuple[int, int] | int | None = None,
+        input_size: tuple[int, int] | int | Literal["native"] | None = None,
+        polarity: Polarity | Literal["auto"] = "auto",
+        classes: Sequence[str] | None = None,
         metadata: dict | None = None,
         dtype: torch.dtype = torch.float32,
         deploy: bool = True,
@@ -77,8 +105,10 @@ class Detector:
         for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
             if not 0 <= value <= 1:
                 raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
-        if isinstance(input_size, int):
-            input_size = (input_size, input_size)
+        if polarity not in ("auto", "white", "black"):
+            raise ValueError(f"Detector: polarity must be auto, white or black, got {polarity!r}")
+        if isinstance(input_size, str) and input_size != "native":
+            raise ValueError(f"Detector: input_size must be (height, width) or 'native', got {input_size!r}")
         self.model: Network = (
             copy.deepcopy(model).eval().to(dtype)
             if not deploy and isinstance(model, DANet)
@@ -88,56 +118,136 @@ class Detector:
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
-        self.input_size = input_size
         self.metadata = metadata or {}
+        self.notify: Callable[[int, str], None] = logging.getLogger(__name__).log
+        self.domain = ImageDomain.from_metadata(self.metadata)
+        """The images that the weights were trained for; None if the metadata do not state them."""
+        self.input_size = (input_size, input_size) if isinstance(input_size, int) else input_size
+        self.reported_classes = self._choose_classes(classes)
+        """Names of the classes that are reported."""
+        self._is_reported = torch.tensor([name in self.reported_classes for name in self.classes])
+        is_known = self.domain is not None and self.domain.polarity != "any"
+        self.polarity = "white" if polarity == "auto" and not is_known else polarity
+        self.begin_source()
+        self._has_scaled = False
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; ``Detections.labels`` are indices into this list."""
+        """Names of all classes of the network; ``Detections.labels`` are indices into this list."""
         return self.model.config.classes
 
-    def __call__(self, image: np.ndarray | str | os.PathLike) -> Detections:
-        """Detects in one image.
+    def begin_source(self) -> None:
+        """Forgets the polarity that "auto" has decided; call it before the images of another camera."""
+        self._tracker = PolarityTracker() if self.polarity == "auto" else None
+        self._told_polarity: Polarity | None = None
+
+    @overload
+    def __call__(self, image: np.ndarray | torch.Tensor) -> Detections: ...
+    @overload
+    def __call__(self, image: str | os.PathLike | int) -> Any: ...
+    @overload
+    def __call__(self, image: Sequence[Image]) -> list[Detections]: ...
+    def __call__(self, image: Image | int | Sequence[Image]) -> Any:
+        """Detects in an image, a list of images, or the file of an image, a video or a folder.
 
         Args:
-            image: a path, or an array ``[H, W]`` or ``[H, W, 3]`` (BGR) of uint8 or uint16.
+            image: one of:
+
+                - a path of an image, of a video or of a folder of images
+                - an array ``[H, W]`` or ``[H, W, 3]`` (BGR), or a torch tensor ``[H, W]``, ``[1, H, W]`` or
+                  ``[3, H, W]`` (RGB): uint8, uint16, other whole numbers from 0, or floats from 0 to 1
+                - a list of these, or an array or tensor with one dimension more
 
         Returns:
-            Boxes ``[M, 4]`` (x0, y0, x1, y1 in pixels of the image), scores ``[M]`` in decreasing order, and labels
-            ``[M]``, on the CPU.
+            ``Detections`` on the CPU, with boxes in pixels of the image; for several images, for a video and for a
+            folder a list with one element per image or frame.
 
         Raises:
             TypeError: the image has another type or dtype.
-            ValueError: the array has another shape or no pixels.
-            UserError: the file is missing or is not a readable image.
-        """
-        return self.batch([image])[0]
+            ValueError: the array has another shape or no pixels; or the source is a camera or a stream, which does not
+                end: use ``stream``.
+            UserError: the file is missing or is not a readable image or video.
 
-    def batch(self, images: list[np.ndarray | str | os.PathLike]) -> list[Detections]:
+        Example:
+            >>> import danet
+            >>> detector = danet.load()
+            >>> [len(found) for found in detector([np.zeros((64, 96), np.uint8), torch.zeros(3, 48, 64)])]
+            [0, 0]
+        """
+        if isinstance(image, (str, os.PathLike, int)):
+            return self._detect_path(image)
+        if isinstance(image, (list, tuple)):
+            return self._detect_list(image)
+        if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
+            return self._detect_list(list(image))
+        return self._detect_list([image])[0]
+
+    def stream(self, source: str | os.PathLike | int, *, batch: int = 1) -> Iterator[tuple[Frame, Detections]]:
+        """Detects in the frames of a video, a folder, a camera or a stream, one after the other.
+
+        Args:
+            source: a path, the URL of a stream, or the number of a camera.
+            batch: frames that go through the network at once; 1 for a camera.
+
+        Yields:
+            ``(frame, detections)``; ``frame.image`` holds the pixels.
+
+        Raises:
+            UserError: the source cannot be opened or a file is not readable.
+
+        Example:
+            >>> import danet, cv2
+            >>> _ = cv2.imwrite(str(getfixture("tmp_path") / "a.png"), np.zeros((48, 64), np.uint8))
+            >>> [len(found) for frame, found in danet.load().stream(getfixture("tmp_path"))]
+            [0]
+        """
+        return DetectionStream(self, batch=batch).run(open_source(str(source)))
+
+    def batch(self, images: Sequence[Image]) -> list[Detections]:
         """Detects in several images at once; if their sizes differ, the smaller ones are padded."""
         return self.postprocess(*self.forward(*self.preprocess(images))) if images else []
 
+    def _detect_path(self, path: str | os.PathLike | int) -> Any:
+        text = str(path)
+        if not Path(text).exists() and (text.isdecimal() or "://" in text):
+            raise ValueError(
+                f"Detector: {text} is a camera or a stream, which does not end; "
+                f"use `for frame, found in detector.stream({path!r}):`"
+            )
+        if Path(text).is_dir() or (Path(text).is_file() and Path(text).suffix.lower() not in IMAGE_SUFFIXES):
+            return [found for _, found in self.stream(text)]
+        return self._detect_list([text])[0]
+
+    def _detect_list(self, images: Sequence[Any]) -> list[Detections]:
+        """Detects in a list of any length; images of equal size that follow each other form batches."""
+        results = []
+        pairs = ((image, _read(image)) for image in images)
+        for part in batches_of_equal_size(pairs, LIST_BATCH, lambda pair: pair[1].shape[:2]):
+            for (image, array), found in zip(part, self.batch([array for _, array in part]), strict=True):
+                found.image = image if isinstance(image, (str, os.PathLike)) else array
+                results.append(found)
+        return results
+
     def preprocess(
-        self, images: Sequence[np.ndarray | str | os.PathLike]
-    ) -> tuple[torch.Tensor, list[tuple[int, int, float, tuple[float, float]]]]:
+        self, images: Sequence[Image]
+    ) -> tuple[torch.Tensor, list[tuple[int, int, tuple[float, float], tuple[float, float]]]]:
         """Reads, letterboxes and normalizes images into a batch ``[N, C, H, W]`` of float32.
 
         Smaller images of a batch are padded at the right and at the bottom with 0, the normalized median.
 
         Returns:
-            The batch, and for each image what ``postprocess`` needs: height, width, letterbox scale and offset.
+            The batch, and for each image what ``postprocess`` needs: height, width, and the scale and the
+            offset in (x, y) of the image that the network sees.
         """
         channels = self.model.config.input_channels
         placed, geometry = [], []
         for image in images:
-            array = _check_image(image) if not isinstance(image, (str, os.PathLike)) else read_image(image)
+            array = _read(image)
             if channels == 1 and array.ndim == 3:
                 array = cv2.cvtColor(array, cv2.COLOR_BGR2GRAY)
             height, width = array.shape[:2]
-            frame = intensity_range(array)  # range of the frame's intensities, without the padding of the letterbox
-            scale, offset = 1.0, (0.0, 0.0)
-            if self.input_size is not None and (height, width) != tuple(self.input_size):
-                array, _, (scale, offset) = letterbox(array, np.zeros((0, 4), np.float32), self.input_size)
+            frame = intensity_range(array)  # before the letterbox, whose padding must not count
+            array, scale, offset = self._resize(array)
             placed.append(normalize(array, channels, frame))
             geometry.append((height, width, scale, offset))
         shape = [max(MINIMUM_SIZE, *(p.shape[axis] for p in placed)) for axis in (1, 2)]
@@ -150,37 +260,120 @@ class Detector:
 
     @torch.inference_mode()
     def forward(self, batch: torch.Tensor, geometry: list) -> tuple[Any, list]:
-        """Runs the network on its device; returns its output for ``decode``, and ``geometry`` unchanged."""
-        return self.model(batch.to(self.device, self.dtype, memory_format=torch.channels_last)), geometry
+        """Runs the network on its device; returns its output for ``postprocess``, and ``geometry`` unchanged."""
+        images = batch.to(self.device, self.dtype, memory_format=torch.channels_last)
+        if self._tracker is None:
+            return self._run(images, "black" if self.polarity == "black" else "white"), geometry
+        polarity = self._tracker.polarity
+        return _AutoOutput(images, polarity, self._run(images, polarity)), geometry
 
     @torch.inference_mode()
     def postprocess(self, output: Any, geometry: list) -> list[Detections]:
         """Applies thresholds and NMS, maps the boxes to pixels of the images and clips them; returns CPU tensors."""
+        decoded = self._choose_polarities(output) if isinstance(output, _AutoOutput) else self._decode(output)
+        return [self._finish(found, *place) for found, place in zip(decoded, geometry, strict=True)]
+
+    def _resize(self, image: np.ndarray) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
+        """The image as the network sees it; its scale and its offset in (x, y), see ``preprocess``."""
+        height, width = image.shape[:2]
+        if isinstance(self.input_size, tuple):
+            if self.input_size == (height, width):
+                return image, (1.0, 1.0), (0.0, 0.0)
+            image, _, (scale, offset) = letterbox(image, np.zeros((0, 4), np.float32), self.input_size)
+            return image, (scale, scale), offset
+        fitted = self.domain.fitted_size(height, width) if self.input_size is None and self.domain is not None else None
+        if fitted is None:
+            return image, (1.0, 1.0), (0.0, 0.0)
+        if not self._has_scaled:
+            self._has_scaled = True
+            self.notify(
+                logging.WARNING,
+                f"frames of {width} x {height} pixels are scaled to {fitted[1]} x {fitted[0]}, because the weights "
+                f"were trained on {self.domain} pixels; "
+                "--input_size native (input_size='native' in Python) turns this off",
+            )
+        # Cubic interpolation keeps small targets sharp: bilinear interpolation loses a tenth of them when it enlarges.
+        method = cv2.INTER_AREA if fitted[0] < height else cv2.INTER_CUBIC
+        resized = cv2.resize(image, fitted[::-1], interpolation=method)
+        return resized, (fitted[1] / width, fitted[0] / height), (0.0, 0.0)
+
+    def _run(self, images: torch.Tensor, polarity: Polarity) -> Any:
+        # Normalized images have their median at 0, so that changing the sign swaps black-hot and white-hot.
+        return self.model(-images if polarity == "black" else images)
+
+    def _decode(self, output: Any) -> list[Detections]:
+        """Detections of all classes in pixels of the network's input, down to TARGET_SCORE for "auto"."""
+        lowest = self.score_threshold if self._tracker is None else min(self.score_threshold, TARGET_SCORE)
+        limits = {"iou_threshold": self.iou_threshold, "max_detections": self.max_detections}
+        return self.model.decode(output, score_threshold=lowest, **limits)
+
+    def _choose_polarities(self, output: "_AutoOutput") -> list[Detections]:
+        """The detections of each image in the polarity that the tracker chooses for it."""
+        assert self._tracker is not None
+        # Decode at once: on a GPU, the next call of the network overwrites its output.
+        found = {output.polarity: self._decode(output.output)}
+
+        def detect(polarity: Polarity, index: int) -> Detections:
+            if polarity not in found:
+                found[polarity] = self._decode(self._run(output.images, polarity))
+            return found[polarity][index]
+
         results = []
-        decoded = self.model.decode(
-            output,
-            score_threshold=self.score_threshold,
-            iou_threshold=self.iou_threshold,
-            max_detections=self.max_detections,
-        )
-        for detections, (height, width, scale, (x, y)) in zip(decoded, geometry, strict=True):
-            if len(detections.scores) == 0:
-                results.append(Detections(*(values.cpu() for values in detections)))
-                continue
-            boxes = clip((detections.boxes.cpu() - torch.tensor([x, y, x, y])) / scale, height, width)
-            inside = area(boxes) > 0  # drop boxes that lie in the padding
-            kept = (boxes, detections.scores.cpu(), detections.labels.cpu())
-            results.append(Detections(*(values[inside] for values in kept)))
+        for index in range(len(output.images)):
+            polarity = self._tracker.choose(lambda polarity, index=index: self._best_score(detect(polarity, index)))
+            results.append(detect(polarity, index))
+            if self._tracker.is_decided and self._tracker.polarity != self._told_polarity:
+                self._told_polarity = self._tracker.polarity
+                self._tell_polarity(self._tracker)
         return results
 
+    def _best_score(self, found: Detections) -> float:
+        """The score of the best detection of a reported class, 0 without one."""
+        is_reported = self._is_reported.to(found.labels.device)[found.labels]
+        return float(found.scores[is_reported].max()) if is_reported.any() else 0.0
 
-def _check_image(image: object) -> np.ndarray:
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"Detector: an image must be a path or a numpy array, got {type(image).__name__}")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise TypeError(f"Detector: an image must be uint8 or uint16, got {image.dtype}")
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[..., 0]
-    if image.size == 0 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-        raise ValueError(f"Detector: an image must be [H, W] or [H, W, 3], got {list(image.shape)}")
-    return image
+    def _tell_polarity(self, tracker: PolarityTracker) -> None:
+        is_black = tracker.polarity == "black"
+        meaning = "black, frames are inverted" if is_black else "white, frames are not inverted"
+        self.notify(
+            logging.WARNING if is_black else logging.INFO,
+            f"polarity {meaning}, as decided on the first {tracker.frames} frames; "
+            "--polarity white or black (polarity= in Python) sets it",
+        )
+
+    def _finish(
+        self, found: Detections, height: int, width: int, scale: tuple[float, float], offset: tuple[float, float]
+    ) -> Detections:
+        """Selects what is reported, in pixels of the image."""
+        found = Detections(*(values.cpu() for values in (found.boxes, found.scores, found.labels)), self.classes)
+        if len(found) == 0:
+            return found
+        found.boxes = clip((found.boxes - torch.tensor(offset * 2)) / torch.tensor(scale * 2), height, width)
+        is_inside = area(found.boxes) > 0  # not boxes that lie in the padding
+        return found[is_inside & (found.scores > self.score_threshold) & self._is_reported[found.labels]]
+
+    def _choose_classes(self, classes: Sequence[str] | None) -> list[str]:
+        """The classes to report."""
+        if classes is None:
+            supported = self.metadata.get(SUPPORTED_CLASSES, self.classes)
+            return [name for name in self.classes if name in supported] or self.classes
+        names = [classes] if isinstance(classes, str) else list(classes)
+        if names == ["all"] and "all" not in self.classes:
+            return self.classes
+        for name in names:
+            if name not in self.classes:
+                raise UserError(f"classes: {name!r} is no class of the model ({', '.join(self.classes)}) and not 'all'")
+        return names
+
+
+class _AutoOutput(NamedTuple):
+    """What ``forward`` returns while the polarity is chosen per image."""
+
+    images: torch.Tensor
+    polarity: Polarity
+    output: Any
+
+
+def _read(image: Any) -> np.ndarray:
+    """The pixels of an image or a path."""
+    return read_image(image) if isinstance(image, (str, os.PathLike)) else to_image(image)

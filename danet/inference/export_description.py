@@ -2,15 +2,24 @@
 
 import dataclasses
 import json
+from typing import Any
 
 from danet import __version__
+from danet.checkpoint import parse_config
 from danet.config import ModelConfig
 from danet.data.normalize import CLIP_UNITS, MIN_RANGE_COUNTS, PERCENTILES, RANGE_UNITS
+from danet.models.danet import MINIMUM_SIZE
 from danet.utils.errors import UserError
 
 FORMAT = "danet-export-1"
 KEY = "danet"
 """The metadata name under which a file stores its description, as JSON."""
+
+MAX_INPUT_PIXELS = 16384
+"""Maximum height and width that images can be letterboxed to."""
+
+MAX_MAX_DETECTIONS = 1_000_000
+"""Largest value of ``max_detections`` that is accepted from a file."""
 
 PREPROCESSING = {
     "percentiles": list(PERCENTILES),
@@ -61,14 +70,52 @@ def parse(text: str | None, path: object) -> dict:
 
     Raises:
         UserError: ``text`` is not a description, or one of another preprocessing; the message starts with ``path``.
+
+    Example:
+        >>> parse('{"format": "other"}', "model.onnx")
+        Traceback (most recent call last):
+        danet.utils.errors.UserError: model.onnx: not a file written by danet export (format is not danet-export-1)
     """
     try:
         description = json.loads(text or "null")
-        known = isinstance(description, dict) and description["format"] == FORMAT
-        if known and {name: description["preprocessing"][name] for name in PREPROCESSING} == PREPROCESSING:
-            return description
-    except (ValueError, KeyError, TypeError):
-        known = False
-    if known:
+        same_preprocessing = _check(description)
+    except RecursionError:
+        raise UserError(f"{path}: not a file written by danet export (nested too deeply)") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).split("\n")[0]
+        raise UserError(f"{path}: not a file written by danet export ({reason[:200]})") from None
+    if not same_preprocessing:
         raise UserError(f"{path}: this version of DANet preprocesses images differently; export the file again")
-    raise UserError(f"{path}: not a file written by danet export")
+    return description
+
+
+def _check(description: Any) -> bool:
+    """Checks everything that a detector takes from a description; returns whether the preprocessing is known.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: a value is missing or not valid.
+    """
+    if not isinstance(description, dict):
+        raise ValueError("it has no description")
+    if description["format"] != FORMAT:
+        raise ValueError(f"format is not {FORMAT}")
+    config = parse_config(description["model"])
+    if description["classes"] != config.classes:
+        raise ValueError("classes are not those of the model")
+    thresholds = description["thresholds"]
+    for name in ("score_threshold", "iou_threshold"):
+        if type(thresholds[name]) not in (int, float) or not 0 <= thresholds[name] <= 1:
+            raise ValueError(f"{name} does not lie between 0 and 1")
+    if not _is_integer(thresholds["max_detections"], 1, MAX_MAX_DETECTIONS) or len(thresholds) != 3:
+        raise ValueError("max_detections is not valid")
+    preprocessing = description["preprocessing"]
+    size = preprocessing["input_size"]
+    if size is not None and not (len(size) == 2 and all(_is_integer(n, MINIMUM_SIZE, MAX_INPUT_PIXELS) for n in size)):
+        raise ValueError("input_size is not valid")
+    if not isinstance(description["training"], dict):
+        raise ValueError("training is not valid")
+    return bool({name: preprocessing[name] for name in PREPROCESSING} == PREPROCESSING)
+
+
+def _is_integer(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high

@@ -2,17 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from danet.checkpoint import SHIPPED, load_weights
 from danet.inference.detector import Detector
+from danet.inference.export_description import MAX_INPUT_PIXELS
 from danet.models.danet import MINIMUM_SIZE
 from danet.utils.errors import UserError
 
 
-def load(weights: str | os.PathLike | None = None, device: str | torch.device = "cpu", **options: Any) -> Detector:
+def load(weights: str | os.PathLike | None = None, device: str | torch.device = "auto", **options: Any) -> Detector:
     """Loads a detector, see ``danet.load``; ``options`` are those of ``Detector``.
 
     Raises:
@@ -23,6 +24,8 @@ def load(weights: str | os.PathLike | None = None, device: str | torch.device = 
         0.3
     """
     weights = SHIPPED if weights is None else weights
+    if device == "auto":
+        device = choose_device("auto", weights)
     if is_onnx(weights):
         return _load_onnx(weights, device, **options)
     model, metadata = load_weights(weights, device)
@@ -66,9 +69,32 @@ def parse_size(values: list[int] | None) -> tuple[int, int] | None:
     """
     if values is None:
         return None
-    if len(values) not in (1, 2) or min(values) < MINIMUM_SIZE:
-        raise UserError(f"--input_size: height and width must be at least {MINIMUM_SIZE} pixels, got {values}")
+    if len(values) not in (1, 2) or not MINIMUM_SIZE <= min(values) <= max(values) <= MAX_INPUT_PIXELS:
+        limits = f"at least {MINIMUM_SIZE} and at most {MAX_INPUT_PIXELS} pixels"
+        raise UserError(f"--input_size: height and width must be {limits}, got {values}")
     return values[0], values[-1]
+
+
+def parse_fitted_size(
+    values: list[int | Literal["native"]] | None,
+) -> tuple[int, int] | Literal["native"] | None:
+    """Resolves the option ``--input_size`` of a detector: (height, width), ``native``, or None to fit the images.
+
+    Raises:
+        UserError: as ``parse_size``; or ``native`` is not the only word.
+
+    Example:
+        >>> parse_fitted_size(["native"]), parse_fitted_size([256, 320]), parse_fitted_size(None)
+        ('native', (256, 320), None)
+    """
+    if values is None:
+        return None
+    if values == ["native"]:
+        return "native"
+    numbers = [value for value in values if value != "native"]
+    if len(numbers) != len(values):
+        raise UserError(f"--input_size: give native alone, or height and width in pixels, got {values}")
+    return parse_size(numbers)
 
 
 def _load_onnx(path: str | os.PathLike, device: str | torch.device, **options: Any) -> Detector:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from danet.boxes import Detections, select
-from danet.config import ModelConfig
+from danet.checkpoint import parse_config
 from danet.inference import export_description
+from danet.models.danet import MINIMUM_SIZE
 from danet.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +32,18 @@ class OnnxNetwork:
         self.session = open_session(path)
         properties = self.session.get_modelmeta().custom_metadata_map
         self.description = export_description.parse(properties.get(export_description.KEY), path)
-        self.config = ModelConfig(**self.description["model"])
+        self.config = parse_config(self.description["model"])
+        shapes = {value.name: value.shape for value in (*self.session.get_inputs(), *self.session.get_outputs())}
+        channels, classes = self.config.input_channels, len(self.config.classes)
+        if [len(shapes.get(name, ())) for name in ("images", "boxes", "scores")] != [4, 3, 3] or (
+            shapes["images"][1] != channels or shapes["scores"][2] != classes
+        ):
+            raise UserError(
+                f"{path}: not a file written by danet export (its inputs or outputs are not those described)"
+            )
+        # Weights with NaN would give no detections, without any other sign.
+        if not all(output.isfinite().all() for output in self(torch.zeros(1, channels, MINIMUM_SIZE, MINIMUM_SIZE))):
+            raise UserError(f"{path}: its outputs are NaN or infinite; export weights without NaN")
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images ``[N, input_channels, H, W]`` float32 -> boxes ``[N, P, 4]`` in pixels, scores ``[N, P, classes]``."""

@@ -26,6 +26,12 @@ class DatasetDetector(Protocol):
     def postprocess(self, output: Any, geometry: list, /) -> list[Detections]: ...
 
 
+class FrameDetector(DatasetDetector, Protocol):
+    """What a ``DetectionStream`` runs: a ``Detector``."""
+
+    def begin_source(self) -> None: ...
+
+
 @dataclass
 class Speed:
     """Seconds of each step for ``images`` images, without the first batch of a run, which warms up."""

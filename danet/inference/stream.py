@@ -10,9 +10,8 @@ from torch import Tensor
 
 from danet.boxes import Detections
 from danet.data.video import Frame, ImageFiles, Video
-from danet.inference.detector import Detector
 from danet.inference.pipeline import GroupPrefetcher, Prefetcher
-from danet.inference.predict import batches_of_equal_size
+from danet.inference.predict import FrameDetector, batches_of_equal_size
 
 PREFETCHED_BATCHES = 2
 """Batches that are read and preprocessed ahead of the network."""
@@ -50,7 +49,7 @@ class DetectionStream:
         [0]
     """
 
-    def __init__(self, detector: Detector, *, batch: int = 1) -> None:
+    def __init__(self, detector: FrameDetector, *, batch: int = 1) -> None:
         self.detector = detector
         self.batch = batch
         self.dropped = 0
@@ -60,6 +59,7 @@ class DetectionStream:
 
     def run(self, source: ImageFiles | Video) -> Generator[tuple[Frame, Detections], None, None]:
         """Yields each frame with its detections, in order. Closing the iterator ends the reading thread."""
+        self.detector.begin_source()
         live = isinstance(source, Video) and source.live
         batches = self._preprocess(source, 1 if live else self.batch)
         return self._prefetched(batches, live) if live or self.has_free_core else self._grouped(batches)

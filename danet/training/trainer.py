@@ -1,6 +1,7 @@
 """The training loop: steps, validation, and saving."""
 
 import contextlib
+import functools
 import math
 import shutil
 import signal
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from danet.checkpoint import save_weights
 from danet.data.coco_dataset import ImageRecord
+from danet.data.image_domain import ImageDomain
 from danet.data.loader import Batch, DetectionDataset, EpochSampler, LoaderWorkerError, make_loader
 from danet.evaluation.metrics import quick_metrics
 from danet.inference.detector import Detector
@@ -359,7 +361,12 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def _save_weights(self, name: str, metrics: dict[str, float]) -> None:
-        save_weights(self.folder / name, self.model_to_save, {"step": self.state.progress.step, "validation": metrics})
+        metadata = {"step": self.state.progress.step, "validation": metrics, **self._domain.to_metadata()}
+        save_weights(self.folder / name, self.model_to_save, metadata)
+
+    @functools.cached_property
+    def _domain(self) -> ImageDomain:
+        return ImageDomain.of_training(self.dataset.records, self.dataset.augmentation)
 
     def _finish(self) -> bool:
         """Writes the final weights: those of the best epoch, or the last weights if no epoch was validated.

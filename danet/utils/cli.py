@@ -318,8 +318,10 @@ def _join(words: list[str], hint: Any) -> Any:
 
 def _split_list(word: str, item: Any) -> list[str]:
     """The items of a list in one word: 1,2 or 192x256 or drone,bird. A comma can also belong to a path or a mapping."""
+    if int in members(item) and SIZE.fullmatch(word):
+        return word.split("x")
     if _is_numeric(item):
-        return [part for part in re.split("[,x]" if item is int and SIZE.fullmatch(word) else ",", word) if part]
+        return [part for part in word.split(",") if part]
     parts = [part.strip() for part in word.split(",") if part.strip()]
     is_one = os.path.exists(word) or word.startswith("{") or "://" in word
     is_path = "." in word or os.sep in word

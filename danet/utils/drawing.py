@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from danet.utils.image_io import to_display
+from danet.utils.printable import printable
 
 # BGR colours that colour-blind people can distinguish, and that stand out from grey (after Okabe and Ito, and P. Tol).
 PALETTE: tuple[tuple[int, int, int], ...] = (
@@ -68,7 +69,7 @@ def draw_boxes(
         if scores is not None:
             words.append(f"{float(scores[index]):.2f}")
         if words:
-            occupied.append(_label(canvas, " ".join(words), outline, color, occupied))
+            occupied.append(_label(canvas, printable(" ".join(words)), outline, color, occupied))
     return canvas
 
 
@@ -83,7 +84,7 @@ def draw_text(
         >>> bool(image.any())
         True
     """
-    scale = _font_scale(image.shape)
+    text, scale = printable(text), _font_scale(image.shape)
     # Draw shifted copies instead of thick text: OpenCV 5 makes thick text wider, not only bolder.
     for dx, dy in ((-1, -1), (0, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (0, 1), (1, 1)):
         cv2.putText(image, text, (origin[0] + dx, origin[1] + dy), FONT, scale, SHADOW_COLOR, 1, cv2.LINE_AA)
@@ -139,7 +140,7 @@ def contact_sheet(tiles: Sequence[np.ndarray], columns: int, titles: Sequence[st
         x = left + (width - tile.shape[1]) // 2
         sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
         if titles is not None:
-            text = _shorten(titles[index], width)
+            text = _shorten(printable(titles[index]), width)
             cv2.putText(sheet, text, (left, top + 11), FONT, TITLE_SCALE, (230, 230, 230), 1, cv2.LINE_AA)
     return sheet
 

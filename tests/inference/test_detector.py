@@ -10,10 +10,13 @@ import torch
 import danet
 from danet.checkpoint import save_weights
 from danet.config import ModelConfig
+from danet.data.image_domain import ImageDomain
 from danet.data.normalize import intensity_range, normalize
 from danet.data.transforms import letterbox
+from danet.data.video import VideoWriter
 from danet.inference.detector import Detector
 from danet.models import DANet, build_model
+from danet.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +94,10 @@ def test_input_size_does_not_change_box_coordinates(detector, model):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((64, 64), np.float32), "an image must be uint8 or uint16, got float32"),
+        (np.full((64, 64), 21.5, np.float32), "floats from 0 to 1, or whole numbers from 0 to 65535, got 21.5 to 21.5"),
         (np.zeros((3, 64, 64), np.uint8), r"an image must be \[H, W\] or \[H, W, 3\], got \[3, 64, 64\]"),
         (np.zeros((0, 64), np.uint8), r"got \[0, 64\]"),
-        (torch.zeros(64, 64), "an image must be a path or a numpy array, got Tensor"),
+        (b"frame.png", "an image must be a path, a numpy array, a torch tensor or a Pillow image, got bytes"),
     ],
 )
 def test_invalid_images_are_errors(detector, image, message):
@@ -121,3 +124,121 @@ def test_detector_does_not_change_the_model(detector):
     model = build_model(ModelConfig(name="danet_nano")).train()
     Detector(model)
     assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+DOMAIN = ImageDomain((64, 96), (64, 96), (0.8, 1.25)).to_metadata()
+"""Metadata of weights that were trained on white-hot images of 64 x 96 pixels."""
+
+
+def with_metadata(model, metadata, **options) -> Detector:
+    detector = Detector(model, metadata=metadata, **{"score_threshold": 0.0, "max_detections": 20} | options)
+    detector.lines = []
+    detector.notify = lambda level, line: detector.lines.append(line)
+    return detector
+
+
+def assert_scaled(found, expected, factor):
+    assert torch.allclose(found.boxes, expected.boxes * factor, atol=1e-3 * factor)
+    assert torch.allclose(found.scores, expected.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_images_are_scaled_to_the_trained_size(model, detector, factor):
+    small = frame(64, 96)
+    # Enlarging by repetition and averaging again gives the same image.
+    large = small.repeat(factor, axis=0).repeat(factor, axis=1)
+    fitting = with_metadata(model, DOMAIN, polarity="white")
+    assert_scaled(fitting(large), detector(small), factor)
+    fitting(large), fitting(small)
+    (line,) = fitting.lines
+    assert line.startswith(f"frames of {96 * factor} x {64 * factor} pixels are scaled to 96 x 64,")
+    assert "--input_size native" in line
+    native = with_metadata(model, DOMAIN, polarity="white", input_size="native")
+    assert_same(native(large), detector(large))
+    assert native.lines == []
+    sized = with_metadata(model, DOMAIN, polarity="white", input_size=(64, 96))
+    assert_same(sized(small), detector(small))
+
+
+def test_images_of_the_trained_scale_are_not_resampled(model, detector):
+    fitting = with_metadata(model, DOMAIN, polarity="white")
+    for size in ((64, 96), (60, 90), (70, 100), (96, 64)):
+        assert_same(fitting(frame(*size)), detector(frame(*size)))
+    assert fitting.lines == []
+
+
+def test_polarity_black_inverts_the_image(model, detector):
+    image = frame(64, 96)
+    inverted = with_metadata(model, DOMAIN, polarity="black")(255 - image)
+    assert len(inverted) > 0 and torch.allclose(inverted.scores, detector(image).scores, atol=0.02)
+    assert torch.allclose(inverted.boxes[:5], detector(image).boxes[:5], atol=1.0)
+
+
+@pytest.mark.parametrize("metadata", [{}, ImageDomain((64, 96), (64, 96), polarity="any").to_metadata()])
+def test_polarity_auto_needs_weights_of_one_polarity(model, detector, metadata):
+    automatic = with_metadata(model, metadata)
+    assert automatic.polarity == "white"
+    assert_same(automatic(frame(64, 96)), detector(frame(64, 96)))
+
+
+def test_only_supported_classes_are_reported(model, detector):
+    image = frame(64, 96)
+    everything = detector(image)
+    assert {"drone", "bird"} == set(everything.names)
+    metadata = {"supported_classes": ["drone"]}
+    default = with_metadata(model, metadata)
+    assert default.classes == ["drone", "bird"] and default.reported_classes == ["drone"]
+    assert_same(default(image), everything[everything.labels == 0])
+    for classes, expected in (("all", everything), (["bird"], everything[everything.labels == 1])):
+        assert_same(with_metadata(model, metadata, classes=classes)(image), expected)
+    with pytest.raises(UserError, match=r"'plane' is no class of the model \(drone, bird\)"):
+        with_metadata(model, metadata, classes=["plane"])
+
+
+def test_detector_accepts_lists_batches_and_tensors(detector, tmp_path):
+    images = [frame(64, 96, seed) for seed in range(3)] + [frame(48, 64)]
+    cv2.imwrite(str(tmp_path / "a.png"), images[0])
+    expected = [detector(image) for image in images]
+    cases = (
+        images,
+        tuple(images),
+        [tmp_path / "a.png", torch.from_numpy(images[1])[None], images[2] / 255, images[3]],
+    )
+    for case in cases:
+        found = detector(case)
+        assert isinstance(found, list) and len(found) == 4
+        for mine, other in zip(found, expected, strict=True):
+            assert_same(mine, other)
+    for batch in (torch.from_numpy(np.stack(images[:3])[:, None]), np.stack(images[:3])[..., None].repeat(3, axis=3)):
+        for mine, other in zip(detector(batch), expected, strict=False):
+            assert_same(mine, other)
+    assert detector([]) == []
+    assert str(detector(tmp_path / "a.png").image) == str(tmp_path / "a.png")
+
+
+def test_detector_accepts_folders_and_videos(detector, tmp_path):
+    for index in range(3):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), frame(64, 96, index))
+    found = detector(tmp_path)
+    assert [len(each) for each in found] == [20] * 3
+    assert_same(found[1], detector(frame(64, 96, 1)))
+    with VideoWriter(tmp_path / "clip.mp4") as writer:
+        for index in range(4):
+            writer.write(frame(64, 96, index))
+    found = detector(str(tmp_path / "clip.mp4"))
+    assert len(found) == 4 and all(len(each) == 20 for each in found)
+    pairs = list(detector.stream(tmp_path / "clip.mp4"))
+    assert [each.index for each, _ in pairs] == [0, 1, 2, 3]
+    assert_same(pairs[2][1], detector(pairs[2][0].image))
+    for source in ("0", 0, "rtsp://camera/1"):
+        with pytest.raises(ValueError, match=r"which does not end; use `for frame, found in detector.stream"):
+            detector(source)
+    with pytest.raises(UserError, match=r"none\.png: no such"):
+        detector(tmp_path / "none.png")
+
+
+def test_load_chooses_the_device_as_the_command_does(monkeypatch):
+    assert danet.load().device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises((RuntimeError, AssertionError, UserError)):  # chosen, and not there
+        danet.load()

@@ -1,0 +1,94 @@
+"""Decides on the first frames of a camera whether it is white-hot or black-hot."""
+
+from collections.abc import Callable
+from typing import Literal
+
+Polarity = Literal["white", "black"]
+"""white: hot is bright, as in the training images. black: hot is dark; the frames are inverted for the network."""
+
+FIRST_FRAMES = 8
+"""Frames at the start of a camera for which both polarities are computed."""
+
+EMPTY_FRAMES = 8
+"""Successive frames without a target in the chosen polarity for which the other one is computed as well."""
+
+EMPTY_INTERVAL = 16
+"""After these, the other polarity is computed for one of so many frames without a target."""
+
+TARGET_SCORE = 0.5
+"""Minimum score of a target that counts for a polarity."""
+
+CERTAIN_SCORE = 0.7
+"""Minimum score of a target against a polarity that is decided. In 621 real frames, no target in the wrong polarity
+reached it where the right one had no target."""
+
+SCORE_MARGIN = 0.2
+"""By how much the other polarity must score higher in a frame to be used for it."""
+
+DECIDED = 1.0
+"""Difference of the summed scores of both polarities at which one is decided: about two targets."""
+
+MAX_DIFFERENCE = 2.0
+"""The summed difference is limited, so that a camera that is switched over is followed after a few frames."""
+
+
+class PolarityTracker:
+    """Chooses the polarity of each frame of one camera by the score of the best target in it.
+
+    The network runs in both polarities on the first frames. After these it runs in the polarity that found targets. The
+    other one is computed again only for frames without a target, and more rarely while it finds none either: a
+    black-hot camera without a target at first, or one that is switched over later, is still recognized. White-hot is
+    assumed as long as no target is found.
+
+    Attributes:
+        frames: number of frames so far.
+
+    Example:
+        >>> tracker = PolarityTracker()
+        >>> [tracker.choose({"white": 0.0, "black": 0.9}.__getitem__) for _ in range(3)], tracker.polarity
+        (['black', 'black', 'black'], 'black')
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._difference = 0.0  # of the summed scores, positive for white
+        self._empty_frames = 0
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the frames so far decide the polarity."""
+        return abs(self._difference) >= DECIDED
+
+    @property
+    def polarity(self) -> Polarity:
+        """The polarity of the camera; white while it is not decided."""
+        return "black" if self._difference <= -DECIDED else "white"
+
+    def choose(self, best_score: Callable[[Polarity], float]) -> Polarity:
+        """The polarity of the next frame.
+
+        Args:
+            best_score: returns the score of the best target of the frame in a polarity, 0 without a target; it is
+                called only for the polarities that are needed.
+        """
+        chosen = self.polarity
+        other: Polarity = "white" if chosen == "black" else "black"
+        score = _counted(best_score(chosen))
+        self._empty_frames = 0 if score else self._empty_frames + 1
+        self.frames += 1
+        if self.frames > FIRST_FRAMES and (score or self._is_skipped()):
+            return chosen
+        other_score = _counted(best_score(other))
+        required = max(score + SCORE_MARGIN, CERTAIN_SCORE if self.is_decided else TARGET_SCORE)
+        self._empty_frames = 0 if other_score else self._empty_frames
+        difference = self._difference + (score - other_score) * (1 if chosen == "white" else -1)
+        self._difference = min(max(difference, -MAX_DIFFERENCE), MAX_DIFFERENCE)
+        return other if other_score >= required else chosen
+
+    def _is_skipped(self) -> bool:
+        """Whether the other polarity is not computed for a frame without a target."""
+        return self._empty_frames > EMPTY_FRAMES and self._empty_frames % EMPTY_INTERVAL > 0
+
+
+def _counted(score: float) -> float:
+    return score if score >= TARGET_SCORE else 0.0

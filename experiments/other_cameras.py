@@ -1,0 +1,95 @@
+"""Counts the drones that the shipped detector finds in frames as other cameras would record them.
+
+    python experiments/other_cameras.py VAL.json experiments/results/other_cameras.json
+
+VAL.json is the COCO json of the Svanstrom validation videos (``danet data import svanstrom``). Frames with one drone
+are taken from all recordings in turn, and every frame is magnified, reduced and inverted. "default" is
+``danet.load()``, a new one for each variant; "one detector" goes through all variants in this order; "native, white"
+neither scales nor inverts. A drone is found if a detection with score 0.5 has at least half of its area in the
+annotated box.
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+import danet
+from danet.boxes import iop
+from danet.data.coco_dataset import ImageRecord, load_coco
+from danet.utils.files import write_json
+from danet.utils.image_io import read_image
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def resize(factor: float) -> Change:
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    return lambda image: cv2.resize(image, None, fx=factor, fy=factor, interpolation=method)
+
+
+VARIANTS: dict[str, tuple[float, Change, dict]] = {
+    "as is": (1.0, lambda image: image, {}),
+    "magnified 1.5x": (1.5, resize(1.5), {}),
+    "magnified 2x": (2.0, resize(2.0), {}),
+    "halved": (0.5, resize(0.5), {}),
+    "inverted (black-hot)": (1.0, lambda image: 255 - image, {}),
+    "magnified 2x, input_size=(256, 320)": (2.0, resize(2.0), {"input_size": (256, 320)}),
+    "magnified 1.2x": (1.2, resize(1.2), {}),
+    "magnified 4x": (4.0, resize(4.0), {}),
+    "reduced to 0.75": (0.75, resize(0.75), {}),
+    "magnified 2x and inverted": (2.0, lambda image: 255 - resize(2.0)(image), {}),
+}
+"""Magnification, change of the image, and options of ``danet.load``."""
+
+
+def choose_frames(records: list[ImageRecord], count: int) -> list[ImageRecord]:
+    """``count`` frames with one drone, taken from the recordings in turn, spread over each recording."""
+    recordings: dict[str | None, list[ImageRecord]] = {}
+    for record in records:
+        if record.names == ["drone"] and not record.ignore.any():
+            recordings.setdefault(record.recording or record.video, []).append(record)
+    share = -(-count // len(recordings))
+    spread = ([frames[int((i + 0.5) * len(frames) / share)] for i in range(share)] for frames in recordings.values())
+    return list(itertools.islice(itertools.chain.from_iterable(zip(*spread, strict=True)), count))
+
+
+def is_found(detector: danet.Detector, image: np.ndarray, truth: np.ndarray) -> tuple[bool, int]:
+    """Whether the drone is found, and the number of other boxes."""
+    found = detector(image).numpy()
+    hits = iop(found.boxes, truth[None].astype(np.float32)) >= 0.5 if len(found) else np.zeros(0, bool)
+    hits &= np.array([name == "drone" for name in found.names], bool)
+    return bool(hits.any()), int((~hits).sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--frames", type=int, default=24)
+    options = parser.parse_args()
+    frames = choose_frames(list(load_coco(options.data).records), options.frames)
+    reused = danet.load()
+    table = {}
+    for name, (factor, change, arguments) in VARIANTS.items():
+        detectors = {
+            "default": danet.load(**arguments),
+            "one detector": danet.load(**arguments) if arguments else reused,
+            "native, white": danet.load(**({"input_size": "native"} | arguments), polarity="white"),
+        }
+        rows = {}
+        for kind, detector in detectors.items():
+            images = [(change(read_image(record.path)), record.boxes[0] * factor) for record in frames]
+            results = [is_found(detector, image, truth) for image, truth in images]
+            rows[kind] = {"found": sum(hit for hit, _ in results), "other boxes": sum(other for _, other in results)}
+        table[name] = rows
+        print(name, rows, flush=True)
+    names = [f"{record.video or ''} {record.path.name}".strip() for record in frames]
+    write_json(options.result, {"score": 0.5, "frames": len(frames), "variants": table, "files": names}, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from danet.data.video import VideoWriter, open_source
+from danet.inference import video_format
+from danet.inference.video_format import CODECS, PLAYED_BY_BROWSERS, choose_codec, choose_suffix
+
+
+@pytest.mark.parametrize(
+    ("available", "suffix", "codec"),
+    [
+        ({"avc1", "mp4v", "VP80", "VP90"}, ".mp4", "avc1"),
+        ({"mp4v", "VP80", "VP90"}, ".webm", "VP80"),
+        ({"mp4v", "VP90"}, ".webm", "VP90"),
+        ({"mp4v"}, ".mp4", "mp4v"),
+    ],
+)
+def test_choose_suffix_prefers_what_browsers_play(monkeypatch, available, suffix, codec):
+    monkeypatch.setattr(video_format, "_can_write", lambda _, codec: codec in available)
+    assert choose_suffix() == suffix and choose_codec(suffix) == codec
+    assert choose_suffix("mp4") == ".mp4" and choose_suffix("webm") == ".webm"
+
+
+def test_video_of_the_chosen_format_reads_back(tmp_path):
+    path = tmp_path / f"a{choose_suffix()}"
+    codec = choose_codec(path)
+    assert codec in CODECS[path.suffix]
+    with VideoWriter(path, 12, codec) as writer:
+        for index in range(6):
+            writer.write(np.full((48, 64, 3), 40 * index, np.uint8))
+    frames = list(open_source(path))
+    assert len(frames) == 6 and abs(float(frames[3].image.mean()) - 120) < 6
+    if codec in PLAYED_BY_BROWSERS and path.suffix == ".webm":
+        assert path.read_bytes()[:4] == b"\x1a\x45\xdf\xa3", "a Matroska file"
+
+
+def test_video_writer_of_every_codec_prints_nothing(tmp_path):
+    """OpenCV prints a line for some codecs, also for those that it can write."""
+    program = """
+import sys, cv2, numpy
+from danet.data.video import VideoWriter
+from danet.inference.video_format import choose_codec, choose_suffix
+from danet.utils.image_io import quiet_opencv
+quiet_opencv()
+path = f"{sys.argv[1]}/a{choose_suffix()}"
+with VideoWriter(path, 25, choose_codec(path)) as writer:
+    writer.write(numpy.zeros((48, 64), numpy.uint8))
+"""
+    environment = {**os.environ, "OPENCV_LOG_LEVEL": "SILENT"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0 and done.stderr == "" == done.stdout

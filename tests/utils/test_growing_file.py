@@ -1,0 +1,66 @@
+import json
+import resource
+import signal
+
+import pytest
+
+from danet.utils.errors import UserError
+from danet.utils.growing_file import GrowingFile
+
+
+@pytest.fixture
+def full_disk():
+    """A function that limits the size of files, which then fail as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_growing_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "a.json"
+    with GrowingFile(path, "[0") as file:
+        for number in range(1, 4):
+            file.append(f", {number}")
+        file.undo()
+        file.tail = "]"
+        assert not path.exists()
+    assert json.loads(path.read_text()) == [0, 1, 2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_growing_file_is_whole_on_a_full_disk(tmp_path, full_disk):
+    path = tmp_path / "a.json"
+    with GrowingFile(path, "[0") as file:
+        file.tail = f", {'9' * 40}]"
+        full_disk(1000)
+        with pytest.raises(UserError, match=r"a\.json: cannot be written \(File too large\)"):
+            for number in range(1, 1000):
+                file.append(f", {number}")
+    numbers = json.loads(path.read_text())
+    assert 200 < len(numbers) < 300 and numbers[:-1] == list(range(len(numbers) - 1))
+    assert path.stat().st_size <= 1000
+
+
+def test_growing_file_keeps_records_after_an_error_but_no_empty_file(tmp_path):
+    for records, expected in ((1, ["a.txt"]), (0, [])):
+        with pytest.raises(KeyError), GrowingFile(tmp_path / "a.txt", "head ") as file:
+            for _ in range(records):
+                file.append("record")
+            raise KeyError
+        assert [path.name for path in tmp_path.iterdir()] == expected
+        (tmp_path / "a.txt").unlink(missing_ok=True)
+
+
+def test_growing_file_that_cannot_hold_its_head_is_an_error(tmp_path, full_disk):
+    full_disk(10)
+    with pytest.raises(UserError, match="cannot be written"), GrowingFile(tmp_path / "a.txt", "x" * 20):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_growing_file_writes_invalid_characters_as_escapes(tmp_path):
+    with GrowingFile(tmp_path / "a.txt", "") as file:
+        file.append("a\udcffb")
+    assert (tmp_path / "a.txt").read_text() == "a\\udcffb"
