@@ -111,8 +111,11 @@ def single_json(folder: Path) -> Path | None:
     """Returns the preferred or only json of a folder; None if it has none, or several.
 
     Example:
-        >>> single_json(getfixture("tmp_path")) is None
-        True
+        >>> folder = getfixture("tmp_path") / "train"
+        >>> folder.mkdir()
+        >>> (folder / "coco.json").touch()
+        >>> single_json(folder).name
+        'coco.json'
     """
     found = _jsons(folder)
     preferred = [folder / name for name in PREFERRED if folder / name in found]

@@ -9,7 +9,7 @@ import pytest
 
 from danet.data.__main__ import main
 from danet.data.coco_dataset import load_coco
-from danet.data.importers.svanstrom import check_counts, find_videos, read_labels
+from danet.data.importers.svanstrom import check_counts, find_recordings, find_videos, read_labels
 from danet.data.video import VideoWriter
 from danet.utils.errors import UserError
 
@@ -273,27 +273,28 @@ def test_svanstrom_refuses_a_video_that_is_listed_twice(videos, tmp_path, capsys
     assert "video 'IR_DRONE_067' is listed twice" in capsys.readouterr().err
 
 
+def test_find_recordings_joins_clips_that_continue_one_another(videos):
+    numbers = {"DRONE": (43, 44, 45, 138), "BIRD": (11, 12, 18)}
+    paths = [videos / f"IR_{kind}_{number:03d}.mp4" for kind, found in numbers.items() for number in found]
+    assert {path.stem: recording for path, recording in find_recordings(paths).items()} == {
+        **dict.fromkeys(["IR_DRONE_043", "IR_DRONE_044", "IR_DRONE_045"], "IR_DRONE_043"),
+        **dict.fromkeys(["IR_BIRD_011", "IR_BIRD_012"], "IR_BIRD_011"),
+        "IR_DRONE_138": "IR_DRONE_138",
+        "IR_BIRD_018": "IR_BIRD_018",
+    }
+
+
 def test_svanstrom_without_splits_json_divides_recordings(videos, tmp_path, capsys):
-    """The original folder: clips that continue one another, such as DRONE_043 to 045, stay together."""
-    names = [f"IR_DRONE_{number:03d}" for number in (43, 44, 45, 46)] + ["IR_BIRD_011", "IR_BIRD_012", "IR_BIRD_018"]
+    """The original repository, whose videos are in Data/Video_IR."""
+    names = ["IR_DRONE_043", "IR_DRONE_044", "IR_BIRD_018"]
     source = subset(videos, tmp_path / "repository" / "in", names)
     (source / "splits.json").unlink()
     (source / "._IR_DRONE_043.mp4").touch()
     (tmp_path / "repository/Data").mkdir()
     source.rename(tmp_path / "repository/Data/Video_IR")
-    found = {video.name: video for video in find_videos(tmp_path / "repository")}
-    assert {name: video.recording for name, video in found.items()} == {
-        **dict.fromkeys(["IR_DRONE_043", "IR_DRONE_044", "IR_DRONE_045"], "IR_DRONE_043"),
-        **dict.fromkeys(["IR_BIRD_011", "IR_BIRD_012"], "IR_BIRD_011"),
-        "IR_DRONE_046": "IR_DRONE_046",
-        "IR_BIRD_018": "IR_BIRD_018",
-    }
     assert run(tmp_path / "repository", "--stride", "150") == 0
     parts = {split: load_coco(tmp_path / f"out/{split}.json").records for split in ("train", "val")}
-    recordings = {split: {record.recording for record in records} for split, records in parts.items()}
-    assert not recordings["train"] & recordings["val"] and all(recordings.values())
-    assert sum(map(len, parts.values())) >= 2 * len(names)
-    assert "no splits.json; 7 videos of 4 recordings were divided" in capsys.readouterr().err
-    before = (tmp_path / "out/train.json").read_bytes()
-    assert run(tmp_path / "repository", "--stride", "150", "--split", "val") == 0
-    assert (tmp_path / "out/train.json").read_bytes() == before
+    videos_of = [sorted({record.video for record in records}) for records in parts.values()]
+    assert sorted(videos_of) == [["IR_BIRD_018"], ["IR_DRONE_043", "IR_DRONE_044"]]
+    assert {record.recording for records in parts.values() for record in records} == {"IR_BIRD_018", "IR_DRONE_043"}
+    assert "no splits.json; 3 videos of 2 recordings were divided" in capsys.readouterr().err
