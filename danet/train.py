@@ -23,6 +23,8 @@ INPUTS = {
     "distill.large": (),
 }
 
+RESUME = "--resume=true"
+
 PAGE = HelpPage(
     {
         "data and results": ["data", "val", "out", "overwrite", "resume", "quiet", "json"],
@@ -70,15 +72,18 @@ def train(options: TrainOptions) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    words = _expand_resume(list(sys.argv[1:] if argv is None else argv))
+    # A resumed run reads its saved state; it does not need the weights that it started from.
+    inputs = {name: INPUTS[name] for name in INPUTS if name != "weights"} if RESUME in words else INPUTS
     return cli.run(
         train,
         TrainOptions,
         prog="danet train",
         positionals=["data"],
         presets=PRESETS,
-        inputs=INPUTS,
+        inputs=inputs,
         page=PAGE,
-        argv=_expand_resume(list(sys.argv[1:] if argv is None else argv)),
+        argv=words,
     )
 
 
@@ -101,7 +106,7 @@ def _expand_resume(argv: list[str]) -> list[str]:
         rest += ["--out", folder]
     config = Path(folder) / CONFIG
     saved = ["--config", str(config)] if config.is_file() else []
-    return [*saved, *rest, "--resume=true"]
+    return [*saved, *rest, RESUME]
 
 
 if __name__ == "__main__":

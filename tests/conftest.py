@@ -14,8 +14,10 @@ from danet.utils.image_io import quiet_opencv
 def pytest_sessionstart() -> None:
     """Prepares the process, and stops the run if the compiled kernels are missing."""
     quiet_opencv()  # FFmpeg reads its log level when the first video is opened
-    # A shell starts background jobs with SIGINT ignored, and the programs that tests start would inherit that.
+    # A shell starts background jobs with SIGINT ignored, and nohup ignores SIGHUP; the programs that tests start would
+    # inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # The processes of pytest-xdist share the cores: with one thread per core each, tests are ten times slower.
     if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:
         threads = max(1, (os.cpu_count() or 1) // processes)

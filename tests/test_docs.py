@@ -41,7 +41,7 @@ def test_docs_python_examples_run(tmp_path):
     code = "\n".join(EXAMPLES)
     result = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert len(EXAMPLES) >= 7

@@ -31,7 +31,12 @@ PAGE = HelpPage(
 
 @dataclass
 class ExportOptions:
-    """Options of ``danet export``."""
+    """Options of ``danet export``.
+
+    Example:
+        >>> ExportOptions("weights.safetensors").format
+        'onnx'
+    """
 
     weights: str
     """Weights file (.safetensors) written by danet train; may be given without the option's name."""
@@ -78,6 +83,14 @@ def export(options: ExportOptions) -> None:
     The file holds the fused network, from normalized images of any batch size and image size to boxes in pixels and
     scores, and a description of the classes, the preprocessing and the thresholds. The file is compared with PyTorch
     before it is written: boxes must agree within 0.1 pixel and scores within 0.001.
+
+    Raises:
+        UserError: an option is invalid, the weights cannot be read, a package is missing, or the results differ.
+
+    Example:
+        >>> export(ExportOptions("missing.safetensors"))
+        Traceback (most recent call last):
+        danet.utils.errors.UserError: missing.safetensors: no such file
     """
     check_values(options, ["score", "iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
     check_values(options, ["max_detections"], "be at least 1", lambda value: value >= 1, prefix="--")

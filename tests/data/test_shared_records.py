@@ -43,6 +43,7 @@ def test_shared_records_equal_a_list():
 
 
 WORKERS = """
+import multiprocessing
 import sys
 from pathlib import Path
 from danet.data.loader import DetectionDataset, EpochSampler, make_loader
@@ -52,8 +53,10 @@ assert len(dataset) == int(sys.argv[2])
 loader = iter(make_loader(dataset, EpochSampler(dataset.sizes, dataset.weights, batch=8, epochs=1), workers=2))
 for _ in range(30):
     next(loader)
+workers = multiprocessing.active_children()
+assert len(workers) == 2
 maximum = 0
-for worker in loader._workers:
+for worker in workers:
     lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {line.split()[0]: int(line.split()[1]) for line in lines}
     print(sizes["Rss:"] >> 10, "MB resident", file=sys.stderr)

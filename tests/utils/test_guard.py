@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from danet.utils import cli
-from danet.utils.errors import UserError
-from danet.utils.guard import MAX_LINE_CHARACTERS, explain, one_line, run_guarded
+from danet.utils.errors import MAX_MESSAGE_CHARACTERS, UserError, one_line
+from danet.utils.guard import explain, run_guarded
 
 
 @dataclass
@@ -90,7 +90,7 @@ def test_one_line_is_printable(message, line):
 
 def test_one_line_cuts_the_middle_of_a_long_message():
     line = one_line(f"a.json: expected int, got {'9' * 100_000}; change it")
-    assert len(line) <= MAX_LINE_CHARACTERS + 10
+    assert len(line) <= MAX_MESSAGE_CHARACTERS
     assert line.startswith("a.json: expected int") and line.endswith("; change it")
 
 
