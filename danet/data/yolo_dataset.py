@@ -111,7 +111,8 @@ class YoloFolder:
 
 
 def is_yolo(path: Path) -> bool:
-    """Tells whether a path is a YOLO dataset: a YAML file, or a folder with data.yaml, obj.data or class names.
+    """Tells whether a path is a YOLO dataset: a YAML file; a folder with data.yaml or obj.data; or one with class names
+    and without a COCO json called annotations.json.
 
     Example:
         >>> is_yolo(Path("data.yaml")), is_yolo(Path("train.json"))
@@ -119,7 +120,9 @@ def is_yolo(path: Path) -> bool:
     """
     if not path.is_dir():
         return path.suffix.lower() in (".yaml", ".yml")
-    return any((path / name).is_file() for name in (*CONFIG_FILES, "obj.data", *CLASS_FILES))
+    if any((path / name).is_file() for name in (*CONFIG_FILES, "obj.data")):
+        return True
+    return any((path / name).is_file() for name in CLASS_FILES) and not (path / "annotations.json").is_file()
 
 
 def open_yolo(source: str | os.PathLike) -> YoloFolder:

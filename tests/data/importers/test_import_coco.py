@@ -141,6 +141,14 @@ for split in ("train", "val", "test"):
     content = coco("", image={"filename": f"0_60_30_0_{split}.jpg", "height": 30, "width": 40, "id": 1})
     content["annotation"] = content.pop("annotations")
     HIT_UAV |= {f"annotations/{split}.json": content, f"{split}/0_60_30_0_{split}.jpg": None}
+COCO_2017 = {
+    "annotations/instances_train2017.json": coco("000000000009.jpg"),
+    "annotations/captions_train2017.json": {"images": [], "annotations": []},
+    "annotations/instances_val2017.json": coco("000000000139.jpg"),
+    "annotations/person_keypoints_val2017.json": {"images": [], "annotations": []},
+    "train2017/000000000009.jpg": None,
+    "val2017/000000000139.jpg": None,
+}
 CVAT = {
     "annotations/instances_train.json": coco("a.jpg", annotation={"attributes": {"occluded": False}}),
     "annotations/instances_val.json": coco("a.jpg", annotation={"attributes": {"occluded": False}}),
@@ -155,6 +163,7 @@ CVAT = {
         (ROBOFLOW, ["train", "val"]),
         (FLIR, ["train", "val"]),
         (HIT_UAV, ["train", "val", "test"]),
+        (COCO_2017, ["train", "val"]),
         (CVAT, ["train", "val"]),
     ],
 )
