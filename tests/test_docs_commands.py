@@ -65,8 +65,8 @@ def project(tmp_path, monkeypatch):
         writer.write(np.random.default_rng(number).integers(60, 90, (64, 96, 3), np.uint8))
     writer.release()
     # Replaces the import of the real videos, which the tests of the importers read.
-    four_classes(write_scenes(tmp_path / "data/scenes_ir", 20, seed=16), "data/ir/train.json")
-    four_classes(write_scenes(tmp_path / "data/scenes_ir_val", 12, seed=17), "data/ir/val.json")
+    for name, count in (("train", 16), ("val", 4)):
+        four_classes(write_scenes(tmp_path / f"data/scenes_{name}", count, seed=count), f"data/ir/{name}.json")
     results = sorted((ROOT / "benchmarks/results").rglob("*.json"))
     shutil.copy(next(path for path in results if '"dispatch_us"' in path.read_text()), "ops.json")
     return tmp_path
