@@ -65,7 +65,8 @@ class ContactSheets:
     def _tile(self, mistake: Mistake) -> np.ndarray:
         """The surroundings of a mistake, enlarged, with ground truth and detections."""
         record, box = self.records[mistake.image], mistake.box
-        found, scores, labels = (np.asarray(values) for values in self.predictions[mistake.image])
+        boxes, confidences, classes = self.predictions[mistake.image]
+        found, scores, labels = np.asarray(boxes), np.asarray(confidences), np.asarray(classes)
         shown = (labels == self.label) & (scores >= self.threshold)
         image = to_display(read_image(record.path))
         height, width = image.shape[:2]
