@@ -88,10 +88,10 @@ demo: $(KERNELS)  ## synthetic data, training, evaluation, a video with boxes; u
 	@$(RUN) -m danet.report $(DEMO)/evaluate --quiet
 	@echo "== 4/4  detection in a video and in images"
 	@$(RUN) -m danet.detect $(DEMO)/data/video.mp4 $(DEMO)/data/val \
-	  --weights $(DEMO)/train/weights.safetensors --out $(DEMO)/detect --upscale 2
+	  --weights $(DEMO)/train/weights.safetensors --out $(DEMO)/detect --overwrite
 	@echo
 	@echo "Results of the demo:"
-	@echo "  $(DEMO)/detect/video.mp4                      the video with boxes"
+	@echo "  $(DEMO)/detect/video.webm or .mp4             the video with boxes"
 	@echo "  $(DEMO)/detect/val/                           images with boxes"
 	@echo "  $(DEMO)/evaluate/report.html                  metrics, curves and mistakes on one page"
 	@echo "  $(DEMO)/evaluate/pr_curve.png                 the precision-recall curve"

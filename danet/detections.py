@@ -135,8 +135,10 @@ class Detections:
             >>> type(found.numpy().boxes).__name__
             'ndarray'
         """
-        arrays = (np.asarray(values.cpu() if isinstance(values, Tensor) else values) for values in self._arrays())
-        return Detections(*arrays, self.classes, self.image)
+        boxes, scores, labels = (
+            np.asarray(values.cpu() if isinstance(values, Tensor) else values) for values in self._arrays()
+        )
+        return Detections(boxes, scores, labels, self.classes, self.image)
 
     def to_dict(self) -> dict[str, list]:
         """Lists of boxes, scores, labels and names, which JSON can represent.

@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +22,11 @@ from danet.checkpoint import save_weights
 from danet.config import ModelConfig
 from danet.data.video import VideoWriter, open_source
 from danet.detect import main
+from danet.inference.video_format import choose_suffix
 from danet.models import build_model
+
+SUFFIX = choose_suffix()
+"""Of annotated videos: .mp4 or .webm, by the codecs of OpenCV."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,7 @@ def files(folder):
 
 def test_folder_results_match_the_python_interface(weights, images, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "7"]
+    arguments = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "7", "--upscale", "1"]
     assert main([str(images), *arguments, "--json", str(tmp_path / "figures.json")]) == 0
     assert files(out) == ["boxes.csv", "boxes.json", "config.yaml", *(f"frames/{index}.png" for index in range(5))]
 
@@ -113,8 +118,8 @@ def test_video_gives_an_annotated_video(weights, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "3"]
     assert main([str(clip), *arguments, "--upscale", "2"]) == 0
-    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4", "config.yaml"]
-    frames = list(open_source(out / "clip.mp4"))
+    assert files(out) == ["boxes.csv", "boxes.json", f"clip{SUFFIX}", "config.yaml"]
+    frames = list(open_source(out / f"clip{SUFFIX}"))
     assert len(frames) == 6 and frames[0].image.shape == (192, 256, 3)
     assert {row["frame"] for row in rows(out / "boxes.csv")} == set("012345")
     assert "18 boxes" in capsys.readouterr().out
@@ -201,7 +206,7 @@ def test_truncated_video_is_processed_and_reported(weights, tmp_path, capfd):
     (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
     out = tmp_path / "out"
     assert main([str(tmp_path / "cut.avi"), "--weights", weights, "--out", str(out), "--quiet"]) == 1
-    count = len(list(open_source(out / "cut.mp4")))
+    count = len(list(open_source(out / f"cut{SUFFIX}")))
     assert 3 <= count < 12
     (line,) = capfd.readouterr().err.splitlines()
     assert "cut.avi: ends early" in line and f"frame {count} of 12" in line
@@ -212,7 +217,7 @@ def test_16_bit_and_jpeg_images_and_disabled_outputs(weights, tmp_path):
     cv2.imwrite(str(tmp_path / "photo.jpg"), scene())
     sources = [str(tmp_path / "raw.tif"), str(tmp_path / "photo.jpg")]
     out = tmp_path / "out"
-    assert main([*sources, "--weights", weights, "--out", str(out), "--quiet"]) == 0
+    assert main([*sources, "--weights", weights, "--out", str(out), "--upscale", "1", "--quiet"]) == 0
     assert files(out) == ["boxes.csv", "boxes.json", "config.yaml", "photo.jpg", "raw.png"]
     picture = cv2.imread(str(out / "raw.png"))
     assert picture[42:44, 62:68].min() > 200 and picture[:30].mean() < 120, "the hot target is bright, the sky is dark"
@@ -285,7 +290,15 @@ def test_input_size_matches_the_python_interface(weights, images, tmp_path):
     assert np.allclose(boxes, found.boxes, atol=0.01)
 
 
-def test_ctrl_c_completes_the_outputs(weights, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM"),
+        (signal.SIGHUP, 129, "stopped by SIGHUP"),
+    ],
+)
+def test_stop_signal_completes_the_outputs(weights, tmp_path, number, code, words):
     clip = tmp_path / "clip.mp4"
     with VideoWriter(clip) as writer:
         for index in range(1500):
@@ -298,15 +311,15 @@ def test_ctrl_c_completes_the_outputs(weights, tmp_path):
     deadline = time.monotonic() + 60
     while not (out.exists() and any(p.stat().st_size > 10_000 for p in out.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted after" in errors and "Traceback" not in errors
-    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4", "config.yaml"]
-    frames = sum(1 for _ in open_source(out / "clip.mp4"))
+    assert process.returncode == code
+    assert f"{words} after" in errors and "Traceback" not in errors
+    assert files(out) == ["boxes.csv", "boxes.json", f"clip{SUFFIX}", "config.yaml"]
+    frames = sum(1 for _ in open_source(out / f"clip{SUFFIX}"))
     assert 0 < frames < 1500
-    detected = json.loads((out / "boxes.json").read_text())["frames"]
-    assert frames <= detected <= frames + 1
+    content = json.loads((out / "boxes.json").read_text())
+    assert frames == content["frames"] and len(content["boxes"]) == len(rows(out / "boxes.csv")) > 0
 
 
 def test_importing_danet_loads_no_heavy_packages():
@@ -338,11 +351,81 @@ def test_full_disk_completes_the_outputs(weights, tmp_path, monkeypatch, capfd):
     out = tmp_path / "out"
     assert main([str(clip), "--weights", weights, "--out", str(out), "--score", "0.001", "--quiet"]) == 1
     (line,) = capfd.readouterr().err.splitlines()
-    assert "clip.mp4: the disk is full; the video ends after 3 frames" in line
-    assert files(out) == ["boxes.csv", "boxes.json", "clip.mp4", "config.yaml"]
-    assert len(list(open_source(out / "clip.mp4"))) == 3
+    assert f"clip{SUFFIX}: the disk is full; the video ends after 3 frames" in line
+    assert files(out) == ["boxes.csv", "boxes.json", f"clip{SUFFIX}", "config.yaml"]
+    assert len(list(open_source(out / f"clip{SUFFIX}"))) == 3
     content = json.loads((out / "boxes.json").read_text())
     assert content["frames"] >= 3 and len(content["boxes"]) == len(rows(out / "boxes.csv")) > 0
+
+
+def test_full_disk_completes_the_boxes(weights, images, tmp_path, capfd):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    out = tmp_path / "out"
+    options = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "20", "--quiet"]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        assert main([str(images), *options, "--save_images", "false"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "boxes.json: cannot be written (File too large)" in line
+    assert files(out) == ["boxes.csv", "boxes.json", "config.yaml"]
+    content = json.loads((out / "boxes.json").read_text())
+    assert 0 < content["frames"] < 5 and len(content["boxes"]) == len(rows(out / "boxes.csv")) == 20 * content["frames"]
+
+
+def test_earlier_results_are_not_replaced(weights, images, tmp_path, capsys):
+    base = ["--weights", weights, str(images / "0.png")]
+    out = tmp_path / "out"
+    assert main([*base, "--out", str(out), "--quiet"]) == 0
+    before = {name: (out / name).read_bytes() for name in files(out)}
+    assert main([*base, "--out", str(out)]) == 0
+    assert f"{out} holds an earlier run; the results go to {out}-2 (--overwrite replaces it)" in capsys.readouterr().out
+    assert main([*base, "--out", str(out), "--quiet", "--score", "0.001"]) == 0
+    assert {name: (out / name).read_bytes() for name in files(out)} == before
+    assert files(tmp_path / "out-2") == files(tmp_path / "out-3") == files(out)
+    assert len(rows(tmp_path / "out-3" / "boxes.csv")) > 0
+    assert main([*base, "--out", str(out), "--quiet", "--score", "0.001", "--overwrite"]) == 0
+    assert not (tmp_path / "out-4").exists() and len(rows(out / "boxes.csv")) > 0
+
+
+def test_foreign_files_are_not_replaced(weights, images, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "0.png").write_text("mine")
+    base = ["--weights", weights, str(images / "0.png"), "--quiet"]
+    assert main([*base, "--out", str(folder)]) == 0
+    assert (folder / "0.png").read_text() == "mine" and (tmp_path / "mine-2" / "0.png").exists()
+    monkeypatch.chdir(folder)
+    assert main([*base, "--out", "."]) == 2
+    error = capsys.readouterr().err
+    assert "--out .: holds an earlier run; --overwrite replaces it" in error and error.count("\n") == 1
+
+
+def test_other_cameras_and_runs_without_boxes_are_explained(tmp_path, capsys):
+    sky = np.random.default_rng(0).normal(90, 3, (512, 640)).clip(0, 255).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "sky.png"), sky)
+    options = ["--out", str(tmp_path / "out"), "--save_images", "false"]
+    assert main([str(tmp_path / "sky.png"), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "frames of 640 x 512 pixels are scaled to 293 x 235" in printed and "--input_size native" in printed
+    (advice,) = [line for line in printed.splitlines() if line.startswith("no boxes; try ")]
+    assert all(word in advice for word in ("--score", "--polarity black", "--input_size native", "--classes all"))
+    content = json.loads((tmp_path / "out" / "boxes.json").read_text())
+    assert content["reported_classes"] == ["drone"] and len(content["classes"]) == 4
+    arguments = ["--input_size", "native", "--polarity", "black", "--classes", "all"]
+    assert main([str(tmp_path / "sky.png"), *options, *arguments]) == 0
+    assert "are scaled to" not in capsys.readouterr().out
+    for words, expected in (
+        (["--input_size", "native", "64"], "--input_size: give native alone"),
+        (["--input_size", "99999"], "at most 16384 pixels"),
+        (["--polarity", "red"], "--polarity"),
+        (["--classes", "plane"], "'plane' is no class of the model"),
+    ):
+        assert main([str(tmp_path / "sky.png"), *options, *words]) == 2
+        assert expected in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
 def test_box_files_without_boxes_are_valid(weights, images, tmp_path):
@@ -365,7 +448,9 @@ def test_frames_of_different_sizes_in_one_source(weights, images, tmp_path):
     cv2.imwrite(str(images / "2b.png"), scene(9, size=(64, 80)))
     out = tmp_path / "out"
     assert main([str(images), "--weights", weights, "--out", str(out), "--batch", "3", "--quiet"]) == 0
-    assert cv2.imread(str(out / "frames" / "2b.png")).shape == (64, 80, 3)
+    # Small frames are enlarged so that their text is legible, at most four times.
+    assert cv2.imread(str(out / "frames" / "2b.png")).shape == (256, 320, 3)
+    assert cv2.imread(str(out / "frames" / "2.png")).shape == (384, 512, 3)
 
 
 def test_live_source_drops_frames_that_come_too_fast(weights, tmp_path, monkeypatch, capfd):

@@ -5,16 +5,21 @@ import json
 
 import cv2
 import numpy as np
+import pytest
 
 import danet
+from danet.boxes import iop
 from danet.checkpoint import SHIPPED
 from danet.data.coco_dataset import load_coco
+from danet.data.image_domain import ImageDomain
 from danet.detect import main
 from danet.evaluation.metrics import evaluate_predictions
 from danet.inference.predict import predict
 
 FRAMES = "7f75347f3271290eb46aa1061c59b3e40ea4eab2acd26d9eaf7f4f44e6010b3f"
 """SHA-256 of the evaluated frames, one after the other."""
+TENSORS = "25d61fc7dc0dc3ab1b47d917eea1da83a29a0d540261c2604bcb28637ed934eb"
+"""SHA-256 of all bytes of the file after its header."""
 F1 = 0.919
 """F1 of drones in these frames at IoU 0.5 and score 0.5 when the weights were made."""
 
@@ -26,6 +31,41 @@ def test_shipped_weights_are_small_and_have_metadata():
     about = detector.metadata
     assert {"command", "data", "split", "seed", "figures"} <= set(about)
     assert about["figures"]["iou30"]["f1"]["value"] > 0.92
+
+
+def test_shipped_weights_state_what_they_were_trained_for():
+    detector = danet.load()
+    assert detector.domain == ImageDomain((256, 320), (256, 320), (0.8, 1.05))
+    assert detector.polarity == "auto" and detector.reported_classes == ["drone"]
+    data = SHIPPED.read_bytes()
+    tensors = data[8 + int.from_bytes(data[:8], "little") :]
+    assert hashlib.sha256(tensors).hexdigest() == TENSORS
+
+
+def double(image):
+    return cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+
+
+@pytest.mark.parametrize(
+    ("scale", "change"),
+    [
+        (1.5, lambda image: cv2.resize(image, None, fx=1.5, fy=1.5, interpolation=cv2.INTER_LINEAR)),
+        (2.0, double),
+        (0.5, lambda image: cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)),
+        (1.0, lambda image: 255 - image),
+        (2.0, lambda image: 255 - double(image)),
+    ],
+    ids=["1.5x", "2x", "halved", "inverted", "2x and inverted"],
+)
+def test_shipped_weights_find_the_drones_of_other_cameras(real_data, scale, change):
+    records = load_coco(real_data / "svanstrom-ir-frames" / "val.json").records
+    shown = [record for record in records if record.names == ["drone"]][::16]
+    detector = danet.load()
+    hits = []
+    for record in shown:
+        found = detector(change(cv2.imread(str(record.path), cv2.IMREAD_GRAYSCALE))).numpy()
+        hits.append(len(found) > 0 and bool((iop(found.boxes / scale, record.boxes) > 0.5).any()))
+    assert len(shown) == 8 and sum(hits) >= 7
 
 
 def test_detect_uses_shipped_weights_by_default(tmp_path):

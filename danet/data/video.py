@@ -409,8 +409,8 @@ class DiskFullError(UserError):
 class VideoWriter:
     """Context manager that writes a video; the file appears when the ``with`` block ends.
 
-    The video is also kept after Ctrl-C (KeyboardInterrupt) and DiskFullError, and plays up to the last frame written.
-    After any other exception, or without a frame, no file is made.
+    The video is also kept after Ctrl-C (KeyboardInterrupt) and a UserError such as DiskFullError, and plays up to the
+    last frame written. After any other exception, or without a frame, no file is made.
 
     The first frame determines the size of the video and whether it is grey (``[H, W]``) or colour. Frames of another
     size are letterboxed. The codec needs even sizes: an odd one is padded with a black row or column.
@@ -459,7 +459,7 @@ class VideoWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if self._writer is not None:
             self._writer.release()
-        if kind is None or issubclass(kind, (KeyboardInterrupt, DiskFullError)):
+        if kind is None or (self.frames and issubclass(kind, (KeyboardInterrupt, UserError))):
             self._file.close()
         else:
             self._file.__exit__(kind, error, trace)

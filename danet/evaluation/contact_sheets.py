@@ -88,8 +88,8 @@ class ContactSheets:
     def _tile(self, mistake: Mistake, prefix: str = "") -> np.ndarray:
         """The surroundings of a mistake, enlarged, with ground truth, detections and a caption."""
         record, box = self.records[mistake.image], mistake.box
-        predicted = self.predictions[mistake.image]
-        found, scores, labels = map(np.asarray, (predicted.boxes, predicted.scores, predicted.labels))
+        boxes, confidences, classes = self.predictions[mistake.image]
+        found, scores, labels = np.asarray(boxes), np.asarray(confidences), np.asarray(classes)
         shown = (labels == self.label) & (scores >= self.threshold)
         image = to_display(read_image(record.path))
         height, width = image.shape[:2]

@@ -1,6 +1,7 @@
 """The public detector: an image in, boxes in the pixels of that image out."""
 
 import copy
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -304,26 +305,32 @@ class Detector:
     def _decode(self, output: Any) -> list[Detections]:
         """Detections of all classes in pixels of the network's input, down to TARGET_SCORE for "auto"."""
         lowest = self.score_threshold if self._tracker is None else min(self.score_threshold, TARGET_SCORE)
-        limits = {"iou_threshold": self.iou_threshold, "max_detections": self.max_detections}
-        return self.model.decode(output, score_threshold=lowest, **limits)
+        return self.model.decode(
+            output,
+            score_threshold=lowest,
+            iou_threshold=self.iou_threshold,
+            max_detections=self.max_detections,
+        )
 
     def _choose_polarities(self, output: "_AutoOutput") -> list[Detections]:
         """The detections of each image in the polarity that the tracker chooses for it."""
         assert self._tracker is not None
         # Decode at once: on a GPU, the next call of the network overwrites its output.
-        found = {output.polarity: self._decode(output.output)}
+        decoded = {output.polarity: self._decode(output.output)}
 
-        def detect(polarity: Polarity, index: int) -> Detections:
-            if polarity not in found:
-                found[polarity] = self._decode(self._run(output.images, polarity))
-            return found[polarity][index]
+        def detect(index: int, polarity: Polarity) -> Detections:
+            if polarity not in decoded:
+                decoded[polarity] = self._decode(self._run(output.images, polarity))
+            return decoded[polarity][index]
+
+        def best_score(index: int, polarity: Polarity) -> float:
+            return self._best_score(detect(index, polarity))
 
         results = []
         for index in range(len(output.images)):
-            polarity = self._tracker.choose(lambda polarity, index=index: self._best_score(detect(polarity, index)))
-            results.append(detect(polarity, index))
+            chosen = self._tracker.choose(functools.partial(best_score, index))
+            results.append(detect(index, chosen))
             if self._tracker.is_decided and self._tracker.polarity != self._told_polarity:
-                self._told_polarity = self._tracker.polarity
                 self._tell_polarity(self._tracker)
         return results
 
@@ -333,19 +340,20 @@ class Detector:
         return float(found.scores[is_reported].max()) if is_reported.any() else 0.0
 
     def _tell_polarity(self, tracker: PolarityTracker) -> None:
+        is_first, self._told_polarity = self._told_polarity is None, tracker.polarity
         is_black = tracker.polarity == "black"
         meaning = "black, frames are inverted" if is_black else "white, frames are not inverted"
+        reason = f"as the first {tracker.frames} frames show" if is_first else f"changed at frame {tracker.frames}"
         self.notify(
             logging.WARNING if is_black else logging.INFO,
-            f"polarity {meaning}, as decided on the first {tracker.frames} frames; "
-            "--polarity white or black (polarity= in Python) sets it",
+            f"polarity {meaning}, {reason}; --polarity white or black (polarity= in Python) sets it",
         )
 
     def _finish(
         self, found: Detections, height: int, width: int, scale: tuple[float, float], offset: tuple[float, float]
     ) -> Detections:
         """Selects what is reported, in pixels of the image."""
-        found = Detections(*(values.cpu() for values in (found.boxes, found.scores, found.labels)), self.classes)
+        found = Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), self.classes)
         if len(found) == 0:
             return found
         found.boxes = clip((found.boxes - torch.tensor(offset * 2)) / torch.tensor(scale * 2), height, width)

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from danet.boxes import Detections
 from danet.data.coco_dataset import ImageRecord
 from danet.evaluation.contact_sheets import DETECTION_COLOR, TRUTH_COLOR
 from danet.report.page import Paragraph, Picture, Sheet
@@ -43,9 +44,9 @@ def choose_frames(records: Sequence, count: int) -> list[int]:
     return [middles[place] for place in places]
 
 
-def frame(record: ImageRecord, detections: Sequence, classes: Sequence[str], threshold: float) -> Picture:
+def frame(record: ImageRecord, detections: Detections, classes: Sequence[str], threshold: float) -> Picture:
     """An image with its ground truth (blue) and the detections of at least ``threshold`` (orange)."""
-    boxes, scores, labels = (np.asarray(values) for values in detections)
+    boxes, scores, labels = map(np.asarray, (detections.boxes, detections.scores, detections.labels))
     kept = scores >= threshold
     image = to_display(read_image(record.path))
     factor = max(1, round(FRAME_WIDTH / image.shape[1])) if image.shape[1] < FRAME_WIDTH else 1

@@ -218,6 +218,40 @@ def test_load_rejects_foreign_and_broken_onnx_files(exported, tmp_path):
         assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_load_rejects_onnx_files_with_other_contents(exported, tmp_path):
+    """The description and the graph must fit each other, and the outputs must be numbers."""
+    path = tmp_path / "bad.onnx"
+
+    def error(change_description=None, change_model=None):
+        model = onnx.load(exported)
+        entry = next(item for item in model.metadata_props if item.key == "danet")
+        content = json.loads(entry.value)
+        for change, value in ((change_description, content), (change_model, model)):
+            if change is not None:
+                change(value)
+        entry.value = json.dumps(content)
+        onnx.save(model, path)
+        with pytest.raises(danet.utils.errors.UserError, match=r"bad\.onnx: ") as raised:
+            danet.load(path)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    def add_class(content):
+        content["classes"].append("plane")
+        content["model"]["classes"].append("plane")
+
+    def fill_with_nan(model):
+        for tensor in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.dtype == np.float32 and values.ndim == 4:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan), tensor.name))
+
+    assert "it has no 'model'" in error(lambda content: content.pop("model"))
+    assert "input_size is not valid" in error(lambda content: content["preprocessing"].update(input_size=[10**9] * 2))
+    assert "its inputs or outputs are not those described" in error(add_class)
+    assert "its outputs are NaN or infinite" in error(None, fill_with_nan)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

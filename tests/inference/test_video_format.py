@@ -8,6 +8,7 @@ import pytest
 from danet.data.video import VideoWriter, open_source
 from danet.inference import video_format
 from danet.inference.video_format import CODECS, PLAYED_BY_BROWSERS, choose_codec, choose_suffix
+from danet.utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,13 @@ with VideoWriter(path, 25, choose_codec(path)) as writer:
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0 and done.stderr == "" == done.stdout
+
+
+def test_video_is_kept_after_an_error_elsewhere(tmp_path):
+    """A full disk may first stop the file of the boxes; the video then ends at that frame."""
+    path = tmp_path / f"a{choose_suffix()}"
+    with pytest.raises(UserError, match="boxes"), VideoWriter(path, 12, choose_codec(path)) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((48, 64), np.uint8))
+        raise UserError("boxes.csv: cannot be written")
+    assert len(list(open_source(path))) == 3

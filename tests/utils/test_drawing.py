@@ -94,3 +94,12 @@ def test_contact_sheet_shortens_long_titles():
     assert contact_sheet(tiles, 7).shape[1] == 2 * 64 + 4, "no empty columns"
     with pytest.raises(ValueError, match="no tiles"):
         contact_sheet([], 3)
+
+
+@pytest.mark.parametrize("name", ["drone\ud800", "a\nb", "\x1b[31mred", "[bold]drone[/bold]", "无人机", ""])
+def test_drawing_accepts_any_name(name):
+    image, box = np.zeros((120, 160), np.uint8), np.array([[40, 30, 50, 38]])
+    plain = draw_boxes(image, box)
+    drawn = draw_boxes(image, box, scores=[0.5], labels=[0], names=[name])
+    assert drawn.shape == plain.shape and not np.array_equal(drawn, plain)
+    assert contact_sheet([drawn], 1, [name]).shape[0] > 120
