@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from danet.config import ModelConfig
 from danet.data.image_domain import ImageDomain
 from danet.data.normalize import intensity_range, normalize
 from danet.data.transforms import letterbox
-from danet.data.video import IMAGE_SUFFIXES, Frame, open_source
+from danet.data.video import IMAGE_SUFFIXES, Frame, open_sources
 from danet.inference.image_arrays import to_image
 from danet.inference.polarity import TARGET_SCORE, Polarity, PolarityTracker
 from danet.inference.predict import batches_of_equal_size
@@ -202,7 +203,8 @@ class Detector:
             >>> [len(found) for frame, found in danet.load().stream(getfixture("tmp_path"))]
             [0]
         """
-        return DetectionStream(self, batch=batch).run(open_source(str(source)))
+        stream = DetectionStream(self, batch=batch)
+        return itertools.chain.from_iterable(map(stream.run, open_sources([str(source)])))
 
     def batch(self, images: Sequence[Image]) -> list[Detections]:
         """Detects in several images at once; if their sizes differ, the smaller ones are padded."""
