@@ -133,7 +133,7 @@ def test_folder_of_images_and_videos_and_a_pattern(weights, images, tmp_path, ca
             writer.write(scene(index))
     (images / "1.png").write_bytes((images / "1.png").read_bytes()[:900])
     (images / "stack.tif").write_bytes(encode_tiff([scene(index, dtype=np.uint16) for index in range(2)]))
-    common = ["--weights", weights, "--score", "0.001", "--max_detections", "3", "--quiet"]
+    common = ["--weights", weights, "--score", "0.001", "--max_detections", "3", "--quiet", "--video_format", "mp4"]
     out = tmp_path / "out"
     assert main([str(images), "--out", str(out), *common]) == 1
     (line,) = capfd.readouterr().err.splitlines()
@@ -165,6 +165,7 @@ def test_passwords_of_urls_are_neither_printed_nor_stored(weights, tmp_path, cap
     url = f"http://user:s3cret@127.0.0.1:{server.server_port}/clip.mp4?token=s3cret"
     out = tmp_path / "out"
     common = ["--weights", weights, "--out", str(out), "--score", "0.001", "--max_detections", "3"]
+    common += ["--video_format", "mp4"]
     assert main([url, *common]) == 0
     assert main([url.replace("clip", "none"), *common]) == 2
     assert main([url, *common, "--print_config", "--unknown", url]) == 2
@@ -295,7 +296,7 @@ def test_input_size_matches_the_python_interface(weights, images, tmp_path):
     [
         (signal.SIGINT, 130, "interrupted"),
         (signal.SIGTERM, 143, "stopped by SIGTERM"),
-        (signal.SIGHUP, 129, "stopped by SIGHUP"),
+        pytest.param(signal.SIGHUP, 129, "stopped by SIGHUP", marks=pytest.mark.long),
     ],
 )
 def test_stop_signal_completes_the_outputs(weights, tmp_path, number, code, words):
@@ -527,7 +528,8 @@ with boxes, output.open(source, [out / "clip.mp4"]) as write:
 """
 
 
-@pytest.mark.parametrize("threads", [1, pytest.param(os.cpu_count(), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("threads", [1, os.cpu_count()])
 @pytest.mark.parametrize("frames", [1000, pytest.param(20000, marks=pytest.mark.long)])
 def test_memory_is_constant_in_long_runs(tmp_path, frames, threads):
     """Memory is compared with that after a tenth of the run, at least 500 frames; every frame has boxes and an image.

@@ -32,6 +32,7 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.long
 def test_docs_python_examples_run(tmp_path):
     """Runs all examples in one new process, outside the repository."""
     cv2.imwrite(str(tmp_path / "frame.png"), np.full((64, 80), 90, np.uint8))

@@ -22,6 +22,7 @@ def draw(tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_sampling_points_draws_targets_by_stages(draw, tmp_path):
     assert (result := draw("FRAME:48,32", "FRAME:0,63")).returncode == 0, result.stderr
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
