@@ -133,7 +133,8 @@ def test_folder_of_images_and_videos_and_a_pattern(weights, images, tmp_path, ca
             writer.write(scene(index))
     (images / "1.png").write_bytes((images / "1.png").read_bytes()[:900])
     (images / "stack.tif").write_bytes(encode_tiff([scene(index, dtype=np.uint16) for index in range(2)]))
-    common = ["--weights", weights, "--score", "0.001", "--max_detections", "3", "--quiet", "--video_format", "mp4"]
+    common = ["--weights", weights, "--score", "0.001", "--max_detections", "3", "--quiet"]
+    common += ["--video_format", "mp4", "--upscale", "1"]
     out = tmp_path / "out"
     assert main([str(images), "--out", str(out), *common]) == 1
     (line,) = capfd.readouterr().err.splitlines()
