@@ -4,22 +4,21 @@ A sample depends only on the seed, the epoch and its index, and the order of an 
 a run sees the same data if it resumes at any step or uses another number of processes.
 """
 
-import contextlib
 import functools
 import hashlib
 import itertools
 import os
 import signal
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
+from danet.data.batch_loader import BatchLoader
 from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import ImageRecord, load_coco
 from danet.data.data_options import Augmentation, DataSource
@@ -320,80 +319,6 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return np.resize(shuffled, (self.steps_per_epoch, self.batch))
 
 
-class LoaderWorkerError(RuntimeError):
-    """A loader process has ended without having loaded its batch, for example because the system has killed it."""
-
-
-class _ErrorsAsValues(Dataset):
-    """Returns a UserError in place of the samples, since DataLoader would pass it on as the text of a traceback."""
-
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self.dataset = dataset
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample] | UserError:
-        try:
-            return [self.dataset[key] for key in keys]
-        except UserError as error:
-            return error
-
-
-def _collate_or_pass(samples: list[Sample] | UserError) -> Batch | UserError:
-    return samples if isinstance(samples, UserError) else collate(samples)
-
-
-class BatchLoader(DataLoader):
-    """A DataLoader of ``Batch`` whose errors are those of the dataset; ``make_loader`` builds it.
-
-    Iteration raises UserError if an image cannot be read, and LoaderWorkerError if a loader process was killed.
-    """
-
-    def __iter__(self) -> Generator[Batch, None, None]:  # type: ignore[override]
-        """Yields the batches; closing the generator ends the loader processes."""
-        batches = super().__iter__()
-        with _no_error_on_child_exit() if self.num_workers else contextlib.nullcontext():
-            try:
-                for batch in _until_worker_is_lost(batches):
-                    if isinstance(batch, UserError):
-                        raise batch
-                    yield batch
-            finally:
-                del batches  # ends the workers before the signal handler is restored
-
-
-def _until_worker_is_lost(batches: Iterator[Batch | UserError]) -> Iterator[Batch | UserError]:
-    """Passes the batches on; raises LoaderWorkerError if a worker was killed."""
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            # torch has no exception class for this. An exception inside of a worker begins with "Caught ...".
-            if not str(error).startswith("DataLoader worker (pid"):
-                raise
-            problem = str(error).splitlines()[0]
-            break
-        yield batch
-    raise LoaderWorkerError(problem)  # not "from error", whose traceback would keep the other workers alive
-
-
-@contextlib.contextmanager
-def _no_error_on_child_exit() -> Iterator[None]:
-    """Disables the signal handler with which torch raises the error of a killed loader process.
-
-    It raises at any place of the program, also in the middle of an optimizer step, which would leave half-updated
-    weights. Without it, torch finds the killed process within five seconds, where the next batch is read.
-    """
-    if threading.current_thread() is not threading.main_thread():  # torch has set no handler there
-        yield
-        return
-    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
-
-
 def make_loader(
     dataset: DetectionDataset,
     sampler: EpochSampler,
@@ -417,9 +342,9 @@ def make_loader(
         cv2.setNumThreads(1)  # a worker would wait forever for threads of OpenCV that exist only in its parent
         trim_malloc()  # workers inherit the heap, free memory included
     return BatchLoader(
-        _ErrorsAsValues(dataset),
+        dataset,
+        collate,
         batch_sampler=sampler,
-        collate_fn=_collate_or_pass,
         num_workers=workers,
         worker_init_fn=functools.partial(_start_worker, worker_start),
         pin_memory=pin_memory,

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import math
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from danet.checkpoint import save_weights
+from danet.data.batch_loader import LoaderWorkerError
 from danet.data.coco_dataset import ImageRecord
 from danet.data.image_domain import ImageDomain
-from danet.data.loader import Batch, DetectionDataset, EpochSampler, LoaderWorkerError, make_loader
+from danet.data.loader import Batch, DetectionDataset, EpochSampler, make_loader
 from danet.evaluation.metrics import quick_metrics
 from danet.inference.detector import Detector
 from danet.inference.predict import predict
@@ -32,6 +32,7 @@ from danet.training.options import TrainOptions
 from danet.training.previews import write_previews
 from danet.training.run_folder import BEST, STATE, WEIGHTS, RunLock, lock_run_folder
 from danet.training.state import TrainingState, fixed_options
+from danet.training.stop_signals import stop_on_signals
 from danet.utils import distributed
 from danet.utils.errors import FaultError, UserError
 from danet.utils.files import DISK_FAULTS, atomic_path, write_error
@@ -160,7 +161,7 @@ class Trainer:
                     self.lock = lock or stack.enter_context(lock_run_folder(self.folder))
                     steps = {"total_steps": self.sampler.total_steps, "steps_per_epoch": self.sampler.steps_per_epoch}
                     self.log = stack.enter_context(TrainingLog(self.options, self.state.progress, **steps))
-                stack.enter_context(_stop_on_signals(self.stop))
+                stack.enter_context(stop_on_signals(self.stop))
                 self._next_curves = time.monotonic() + MIN_CURVE_INTERVAL_S
                 self._save()
                 if self.log and self.options.plots:
@@ -401,34 +402,6 @@ class Trainer:
     def _identity(self) -> dict:
         """The fingerprint of the run: values by name that ``TrainingState.load`` compares when the run is resumed."""
         return {"data": self.dataset.fingerprint(), **self.loss_fingerprints, **fixed_options(self.options)}
-
-
-@contextlib.contextmanager
-def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Sets ``stop`` on Ctrl-C (SIGINT), SIGTERM and SIGHUP, so that the current step is finished first.
-
-    A second Ctrl-C raises KeyboardInterrupt at once. Other signals may come in pairs: systemd sends SIGTERM and SIGHUP.
-    A SIGHUP that is ignored, as after nohup, stays ignored. The previous handlers are restored at the end. Outside of
-    the main thread this does nothing, because Python allows signal handlers only there.
-    """
-
-    def handle(number: int, _: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handled = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        handled.append(signal.SIGHUP)
-    previous = {number: signal.signal(number, handle) for number in handled}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _combine_seeds(*seeds: int) -> int:

@@ -79,7 +79,7 @@ class AfterSteps(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             if self.path.is_file() and self.path.read_text().count("\n") >= self.lines:
                 self.action()
