@@ -27,6 +27,7 @@ from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import write_json, write_text
 from danet.utils.image_io import write_image
+from danet.utils.typed_options import paths_as_texts
 
 WORST_SHEET, SIZE_SHEET = "misses_and_false_alarms.png", "by_size.png"
 
@@ -101,7 +102,7 @@ class Evaluator:
     """
 
     def __init__(self, options: EvaluateOptions) -> None:
-        self.options = options
+        self.options = options = paths_as_texts(options)
         self.warnings: list[str] = []
         self.data = load_coco(options.data, split="val")
         tune = None if options.tune is None else load_coco(options.tune, split="val")

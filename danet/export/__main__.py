@@ -12,6 +12,7 @@ from danet.utils.errors import UserError, check_values
 from danet.utils.files import check_folder, write_json
 from danet.utils.help_page import HelpPage
 from danet.utils.progress import track, working
+from danet.utils.typed_options import paths_as_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,6 +93,7 @@ def export(options: ExportOptions) -> None:
         Traceback (most recent call last):
         danet.utils.errors.UserError: missing.safetensors: no such file
     """
+    options = paths_as_texts(options)
     check_values(options, ["score", "iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
     check_values(options, ["max_detections"], "be at least 1", lambda value: value >= 1, prefix="--")
     from danet.checkpoint import load_weights

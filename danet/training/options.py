@@ -6,6 +6,7 @@ option without delay.
 
 import math
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
 from danet.config import Assignment, ModelConfig
@@ -297,6 +298,8 @@ class TrainOptions:
     """Print only errors and warnings."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, str | PurePath | DataSource):  # one dataset
+            self.data = [self.data]
         positive = ["epochs", "batch", "lr", "val_every", "threads", "max_minutes"]
         check_values(self, positive, "be positive", _is_positive)
         not_negative = ["weight_decay", "warmup_steps", "clip", "cache_mb", "workers", "patience"]

@@ -27,6 +27,7 @@ from danet.training.start import start_from
 from danet.training.trainer import Trainer
 from danet.utils import distributed
 from danet.utils.errors import UserError
+from danet.utils.typed_options import paths_as_texts
 
 CALIBRATION_IMAGES = 16
 """Training images from which the batch-norm statistics of compact weights are estimated."""
@@ -93,6 +94,7 @@ def train(options: TrainOptions) -> TrainingResult:
         >>> train(options).steps
         1
     """
+    options = paths_as_texts(options)
     check_run_folder(options)
     with distributed.process_group(options.device) as device:
         trainer, new_classes = build_trainer(options, device)

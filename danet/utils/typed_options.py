@@ -10,10 +10,13 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
 
 from danet.utils.errors import UserError
 from danet.utils.suggestions import find_spelling, suggestion
+
+Options = typing.TypeVar("Options")
 
 UNIONS = (typing.Union, types.UnionType)
 
@@ -166,6 +169,27 @@ def convert(value: object, hint: Any) -> Any:
             with contextlib.suppress(ValueError):
                 return kind(value)
     raise ValueError(f"expected {type_name(hint)}, got {value!r}")
+
+
+def paths_as_texts(options: Options) -> Options:
+    """A copy of a dataclass, also of those inside it, whose paths are texts, as the command line gives them.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from danet.data.data_options import DataSource
+        >>> paths_as_texts(DataSource(Path("data") / "train.json")).path
+        'data/train.json'
+    """
+    changes = {item.name: _path_as_text(getattr(options, item.name)) for item in dataclasses.fields(options)}  # type: ignore[arg-type]
+    return dataclasses.replace(options, **changes)  # type: ignore[type-var]
+
+
+def _path_as_text(value: Any) -> Any:
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(_path_as_text, value))
+    return paths_as_texts(value) if dataclasses.is_dataclass(value) else value
 
 
 def _fold(value: object) -> str:
