@@ -295,7 +295,7 @@ def test_input_size_matches_the_python_interface(weights, images, tmp_path):
 @pytest.mark.parametrize(
     ("number", "code", "words"),
     [
-        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.long),
         (signal.SIGTERM, 143, "stopped by SIGTERM"),
         pytest.param(signal.SIGHUP, 129, "stopped by SIGHUP", marks=pytest.mark.long),
     ],
