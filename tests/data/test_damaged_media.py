@@ -5,6 +5,7 @@ import random
 import cv2
 import numpy as np
 import pytest
+from mutations import mutate_bytes
 from tiff_files import DEFLATE, WHITE_IS_ZERO, encode_tiff
 from video_files import write_matroska, write_y4m
 
@@ -12,7 +13,6 @@ from danet.data.video import open_source
 from danet.utils.errors import UserError
 
 MUTATIONS_PER_FILE = 12
-SPECIAL_VALUES = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\xff"]
 
 
 def media(folder) -> dict[str, bytes]:
@@ -36,26 +36,6 @@ def media(folder) -> dict[str, bytes]:
     return files | {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Changes, inserts and removes some bytes, half of them in the header."""
-    data = bytearray(content)
-    for _ in range(rng.choice((1, 1, 2, 4, 16))):
-        end = len(data) if rng.random() < 0.5 else min(len(data), 200)
-        place = rng.randrange(end)
-        value = rng.choice(SPECIAL_VALUES) if rng.random() < 0.5 else rng.randbytes(rng.randrange(1, 8))
-        change = rng.randrange(4)
-        if change == 0:
-            data[place : place + len(value)] = value
-        elif change == 1:
-            data[place:place] = value
-        elif change == 2:
-            del data[place : place + len(value)]
-        elif rng.random() < 0.3:
-            del data[place:]
-        data = data or bytearray(b"\0")
-    return bytes(data)
-
-
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)])
 def test_damaged_media_give_frames_or_one_line(tmp_path, capfd, seed):
     rng = random.Random(seed)
@@ -64,7 +44,7 @@ def test_damaged_media_give_frames_or_one_line(tmp_path, capfd, seed):
     for name, content in media(tmp_path / "source").items():
         path = tmp_path / name
         for _ in range(MUTATIONS_PER_FILE * (1 if seed == 0 else 20)):
-            path.write_bytes(mutate(content, rng))
+            path.write_bytes(mutate_bytes(content, rng))
             try:
                 for count, frame in enumerate(open_source(path)):
                     assert frame.image.dtype in (np.uint8, np.uint16) and frame.image.ndim in (2, 3)

@@ -1,17 +1,31 @@
-"""Random changes to annotation files: every reader succeeds or raises UserError in one short line, and nothing else."""
+"""Random changes to files: every reader succeeds or raises UserError in one short line, and nothing else."""
 
 import json
 import random
 import shutil
+import tempfile
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from mutations import mutate_json, mutate_safetensors, mutate_text, mutate_words
 
+from danet.checkpoint import load_weights, save_weights
+from danet.config import ModelConfig
 from danet.data.__main__ import main
 from danet.data.coco_dataset import load_coco
 from danet.data.importers.svanstrom import find_videos
 from danet.data.importers.voc import Options, import_voc
+from danet.inference.export_description import describe, parse
+from danet.models import build_model
+from danet.report.reproduce import saved_options
+from danet.training.learning_curves import read_steps
+from danet.training.optimizer import average_weights
+from danet.training.options import TrainOptions
+from danet.training.state import Progress, TrainingState
+from danet.utils import cli
 from danet.utils.errors import UserError
 
 COCO = json.dumps(
@@ -40,62 +54,9 @@ SPLITS = json.dumps(
         "videos": [{"video": "IR_DRONE_001", "split": "train", "class": "drone", "recording": "r", "frames": 3}],
     }
 )
-# What mutations insert: values of other types, long numbers, syntax, control characters, bytes that are not UTF-8.
-PIECES = [
-    *(b"null", b"true", b"-1", b"1e999", b"NaN", b"9" * 5000, b"0.1", b'""', b"[]", b"{}", b"[" * 3000, b'"\\ud800"'),
-    *(
-        b"\x00",
-        b"\xff",
-        b"\x1b[2J",
-        b"\n",
-        b"\r\n",
-        b" ",
-        b"\t",
-        b",",
-        b":",
-        b'"',
-        b"'",
-        b"<",
-        b">",
-        b"&",
-        b"- ",
-        b"*a",
-    ),
-    *(
-        b"../",
-        b"/",
-        b"\\",
-        b"x" * 300,
-        b"<<",
-        b"!!int ",
-        b"%",
-        b"@",
-        b"#",
-        b"&lt;",
-        b"<!--",
-        b"\xef\xbb\xbf",
-        b"\xff\xfe",
-    ),
-]
-
-
-def mutate(text, seed):
-    """Deletes, repeats, replaces or inserts a few pieces of a file."""
-    rng = random.Random(seed)
-    content = bytearray(text.encode())
-    for _ in range(rng.choice([1, 1, 2, 4])):
-        start = rng.randrange(len(content) + 1)
-        end = min(len(content), start + rng.choice([0, 1, 2, 8, 40]))
-        kind = rng.randrange(4)
-        if kind == 0:
-            del content[start:end]
-        elif kind == 1:
-            content[start:start] = content[start:end] * rng.choice([1, 2, 50])
-        elif kind == 2:
-            content[start:end] = rng.choice(PIECES)
-        else:
-            content[start:start] = rng.choice(PIECES)
-    return bytes(content)
+STEPS_CSV = "step,epoch,lr,loss,cls,reg,grad_norm\n1,1,0.002,2.5757,1.0706,1.5050,58.7340\n2,1,0.0019,2.1,1.0,1.1,40\n"
+CONFIG = ModelConfig(name="danet_nano", widths=[8, 8, 8, 8], depths=[1, 1, 1, 1], neck_width=8, groups=2)
+TEXT, SYNTAX = (mutate_text, mutate_words), (mutate_text, mutate_words, mutate_json)
 
 
 @pytest.fixture
@@ -118,25 +79,74 @@ def read_voc(folder):
         shutil.rmtree(folder / "out", ignore_errors=True)
 
 
+def small_state():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    state = TrainingState(model, average_weights(model, 0.9), optimizer, torch.amp.GradScaler("cpu", enabled=True))
+    model(torch.randn(4, 3)).square().sum().backward()
+    optimizer.step()
+    state.progress = Progress(6, 4, {"epoch": 2, "ap50": 0.5}, 3.5, 2)
+    return state
+
+
+def small_weights() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(f"{folder}/a.safetensors", build_model(CONFIG), {"step": 3, "validation": {"f1": 0.5}})
+        return Path(folder, "a.safetensors").read_bytes()
+
+
+def state_file() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        small_state().save(f"{folder}/a.safetensors", {"lr": 0.1, "data": "a"})
+        return Path(folder, "a.safetensors").read_bytes()
+
+
+def description() -> str:
+    thresholds = {"score_threshold": 0.5, "iou_threshold": 0.5, "max_detections": 300}
+    return json.dumps(
+        describe(CONFIG, thresholds=thresholds, input_size=(64, 96), minimum_size=32, training={"step": 7})
+    )
+
+
+# For each format: the file, its content, its mutations, and a function that reads it.
 READERS = {
-    "coco": ("annotations.json", COCO, lambda folder: load_coco(folder / "annotations.json")),
-    "data.yaml": ("data.yaml", YAML, lambda folder: load_coco(folder, split="train")),
-    "label": ("labels/a.txt", LABEL, lambda folder: load_coco(folder / "data.yaml", split="train")),
-    "list": ("list.txt", "images/a.png\n", lambda folder: load_coco(folder / "data.yaml", split="val")),
-    "voc": ("labels/a.xml", VOC, read_voc),
-    "splits.json": ("splits.json", SPLITS, find_videos),
+    "coco": ("annotations.json", COCO, SYNTAX, lambda folder: load_coco(folder / "annotations.json")),
+    "data.yaml": ("data.yaml", YAML, TEXT, lambda folder: load_coco(folder, split="train")),
+    "label": ("labels/a.txt", LABEL, TEXT, lambda folder: load_coco(folder / "data.yaml", split="train")),
+    "list": ("list.txt", "images/a.png\n", TEXT, lambda folder: load_coco(folder / "data.yaml", split="val")),
+    "voc": ("labels/a.xml", VOC, TEXT, read_voc),
+    "splits.json": ("splits.json", SPLITS, SYNTAX, find_videos),
+    "weights": ("a.safetensors", small_weights, (mutate_safetensors,), lambda f: load_weights(f / "a.safetensors")),
+    "state": (
+        "b.safetensors",
+        state_file,
+        (mutate_safetensors,),
+        lambda f: small_state().load(f / "b.safetensors", {}),
+    ),
+    "onnx": ("a.json", description, SYNTAX, lambda f: parse((f / "a.json").read_text(errors="replace"), "a.onnx")),
+    "log": ("metrics.csv", STEPS_CSV, TEXT, read_steps),
+    "options": (
+        "config.yaml",
+        lambda: cli.dump(TrainOptions()),
+        TEXT,
+        lambda f: saved_options(f / "config.yaml", TrainOptions),
+    ),
 }
 
 
 @pytest.mark.parametrize("first", [0, pytest.param(1_000_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("reader", READERS)
 def test_readers_survive_random_changes(folder, reader, first):
-    name, text, read = READERS[reader]
+    name, content, mutations, read = READERS[reader]
     if reader in ("label", "list"):
         (folder / "data.yaml").write_text(YAML)
+    content = content() if callable(content) else content
+    content = content.encode() if isinstance(content, str) else content
     outcomes = {"read": 0, "refused": 0}
-    for seed in range(first, first + (150 if first == 0 else 5000)):
-        (folder / name).write_bytes(mutate(text, seed))
+    for seed in range(first, first + (200 if first == 0 else 5000)):
+        rng = random.Random(seed)
+        (folder / name).write_bytes(rng.choice(mutations)(content, rng))
         try:
             read(folder)
             outcomes["read"] += 1
@@ -152,7 +162,8 @@ def test_readers_survive_random_changes(folder, reader, first):
 
 def test_import_of_a_changed_file_writes_all_or_nothing(folder, tmp_path_factory, capsys):
     for seed in range(60):
-        (folder / "annotations.json").write_bytes(mutate(COCO, seed))
+        rng = random.Random(seed)
+        (folder / "annotations.json").write_bytes(rng.choice(SYNTAX)(COCO.encode(), rng))
         out = tmp_path_factory.mktemp("out")
         code = main(["import", "coco", str(folder / "annotations.json"), str(out / "set")])
         assert code in (0, 2)
