@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from danet.utils.errors import UserError
-from danet.utils.files import check_folder, read_text
+from danet.utils.files import check_folder, parse_yaml, read_yaml
 from danet.utils.guard import run_guarded
 from danet.utils.help_page import HelpPage, format_help
 from danet.utils.suggestions import find_spelling, nearest, suggestion
@@ -222,8 +222,8 @@ def check_out(options: Any) -> None:
     config = Path(options.out) / "config.yaml"
     if config.is_file():
         try:
-            saved = yaml.safe_load(read_text(config))
-        except yaml.YAMLError:
+            saved = read_yaml(config)
+        except UserError:
             saved = None
         if not isinstance(saved, dict) or saved.keys() - {item.name for item in dataclasses.fields(options)}:
             raise UserError(f"{config}: belongs to another command; give another --out")
@@ -311,7 +311,7 @@ def _join(words: list[str], hint: Any) -> Any:
         return _parse_mapping(words[0], hint)
     together = " ".join(words)
     if YAML_LIST.fullmatch(together):
-        return _parse_yaml(together, together)
+        return parse_yaml(together, together)
     item = typing.get_args(sequence)[0]
     return [_parse_mapping(part, item) for word in words for part in _split_list(word, item)]
 
@@ -356,20 +356,12 @@ def _group_suggestion(name: str, word: str, known: Mapping[str, Option]) -> str:
 def _parse_mapping(word: str, hint: Any) -> Any:
     """The mapping that a word such as ``{"path": "a"}`` stands for, where the type allows one."""
     allowed = any(dataclasses.is_dataclass(each) or typing.get_origin(each) is dict for each in members(hint))
-    return _parse_yaml(word, word) if allowed and word.startswith("{") else word
-
-
-def _parse_yaml(text: str, source: object) -> Any:
-    """Parses YAML or JSON. Raises UserError of one line that starts with ``source`` if it is not valid."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
+    return parse_yaml(word, word) if allowed and word.startswith("{") else word
 
 
 def _read_file(path: Path, values: OptionValues, control: Iterable[str]) -> None:
     """Sets the options of a YAML file. Raises UserError naming the file and what is wrong in it."""
-    content = _parse_yaml(read_text(path), path)
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold options, one per line, such as 'quiet: true'")
     for name in control:

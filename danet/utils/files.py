@@ -144,9 +144,12 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes UTF-8 text atomically, see ``atomic_path``."""
+    """Writes UTF-8 text atomically, see ``atomic_path``.
+
+    Surrogates, which UTF-8 cannot represent, become escapes: they stand in names of files that are not UTF-8.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike, value: object, *, indent: int | None = 2) -> None:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.long
 def test_commands_survive_damaged_files(tmp_path):
-    words = ["--cases", "320", "--seed", "7", "--json", str(tmp_path / "table.json"), "--keep", str(tmp_path / "failed")]
+    words = ["--cases", "320", "--seed", "7", "--keep", tmp_path / "failed", "--json", tmp_path / "table.json"]
     command = [sys.executable, ROOT / "tools/fuzz_commands.py", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3000, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

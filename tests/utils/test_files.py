@@ -15,6 +15,7 @@ from danet.utils.files import (
     read_xml,
     read_yaml,
     write_json,
+    write_text,
 )
 
 
@@ -180,3 +181,8 @@ def test_read_xml_names_an_invalid_file(tmp_path, content, message):
 def test_read_xml_survives_deep_nesting(tmp_path):
     (tmp_path / "a.xml").write_text("<a>" * 100_000 + "</a>" * 100_000)
     assert read_xml(tmp_path / "a.xml").tag == "a"
+
+
+def test_write_text_escapes_what_utf8_cannot_represent(tmp_path):
+    write_text(tmp_path / "a.txt", "name \ud800 é")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "name \\ud800 é"
