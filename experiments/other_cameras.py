@@ -1,12 +1,16 @@
 """Counts the drones that the shipped detector finds in frames as other cameras would record them.
 
-    python experiments/other_cameras.py VAL.json experiments/results/other_cameras.json
+    python experiments/other_cameras.py VAL.json TUNE.json experiments/results/other_cameras.json
 
 VAL.json is the COCO json of the Svanstrom validation videos (``danet data import svanstrom``). Frames with one drone
 are taken from all recordings in turn, and every frame is magnified, reduced and inverted. "default" is
 ``danet.load()``, a new one for each variant; "one detector" goes through all variants in this order; "native, white"
 neither scales nor inverts. A drone is found if a detection with score 0.5 has at least half of its area in the
 annotated box.
+
+TUNE.json is the COCO json of recordings that serve for choices (``make real`` writes one). 100 frames of it are
+magnified by MAGNIFICATIONS without fitting. This is what ``ImageDomain.of_training`` derives the trusted range of
+magnifications from.
 """
 
 import argparse
@@ -46,6 +50,9 @@ VARIANTS: dict[str, tuple[float, Change, dict]] = {
 """Magnification, change of the image, and options of ``danet.load``."""
 
 
+MAGNIFICATIONS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)
+
+
 def choose_frames(records: list[ImageRecord], count: int) -> list[ImageRecord]:
     """``count`` frames with one drone, taken from the recordings in turn, spread over each recording."""
     recordings: dict[str | None, list[ImageRecord]] = {}
@@ -68,6 +75,7 @@ def is_found(detector: danet.Detector, image: np.ndarray, truth: np.ndarray) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path)
+    parser.add_argument("tune", type=Path)
     parser.add_argument("result", type=Path)
     parser.add_argument("--frames", type=int, default=24)
     options = parser.parse_args()
@@ -88,7 +96,20 @@ def main() -> None:
         table[name] = rows
         print(name, rows, flush=True)
     names = [f"{record.video or ''} {record.path.name}".strip() for record in frames]
-    write_json(options.result, {"score": 0.5, "frames": len(frames), "variants": table, "files": names}, indent=1)
+    content = {"score": 0.5, "frames": len(frames), "variants": table, "files": names}
+    write_json(options.result, {**content, "magnifications": magnifications(options.tune)}, indent=1)
+
+
+def magnifications(tune: Path) -> dict:
+    """How many drones of 100 frames are found at each magnification, without scaling and with white polarity."""
+    frames = choose_frames(list(load_coco(tune).records), 100)
+    detector = danet.load(input_size="native", polarity="white")
+    found = {}
+    for factor in MAGNIFICATIONS:
+        images = ((resize(factor)(read_image(record.path)), record.boxes[0] * factor) for record in frames)
+        found[f"{factor:g}"] = sum(is_found(detector, image, truth)[0] for image, truth in images)
+    print("magnifications", found, flush=True)
+    return {"frames": len(frames), "found": found, "videos": sorted({str(record.video) for record in frames})}
 
 
 if __name__ == "__main__":
