@@ -291,8 +291,8 @@ class Detector:
             self._has_scaled = True
             self.notify(
                 logging.WARNING,
-                f"frames of {width} x {height} pixels are scaled to {fitted[1]} x {fitted[0]}, because the weights "
-                f"were trained on {self.domain} pixels; "
+                f"frames of {width} x {height} pixels are scaled to {fitted[1]} x {fitted[0]}, close to the size of "
+                f"the training images ({self.domain}); "
                 "--input_size native (input_size='native' in Python) turns this off",
             )
         # Cubic interpolation keeps small targets sharp: bilinear interpolation loses a tenth of them when it enlarges.

@@ -10,6 +10,7 @@ from danet.checkpoint import SHIPPED, load_weights
 from danet.inference.detector import Detector
 from danet.inference.export_description import MAX_INPUT_PIXELS
 from danet.models.danet import MINIMUM_SIZE
+from danet.utils.distributed import parse_device
 from danet.utils.errors import UserError
 
 
@@ -41,20 +42,24 @@ def choose_device(name: str, weights: str | os.PathLike | None = None) -> str:
     """Resolves the option ``--device``: ``auto`` is a GPU if there is one, and the CPU for an ONNX file.
 
     Raises:
-        UserError: the device is not available.
+        UserError: the device is unknown or not available.
 
     Example:
         >>> choose_device("auto", "model.onnx")
         'cpu'
+        >>> choose_device("gpu")
+        Traceback (most recent call last):
+        danet.utils.errors.UserError: --device must be auto, cpu, cuda or cuda:N, got 'gpu'
     """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() and not is_onnx(weights or "") else "cpu"
+    if name == "auto" and is_onnx(weights or ""):
+        return "cpu"
+    device = parse_device(name)
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"--device {name}: not available here ({reason})") from error
-    return name
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).split("\n")[0][:100]
+        raise UserError(f"--device {device}: not available here ({reason})") from error
+    return str(device)
 
 
 def parse_size(values: list[int] | None) -> tuple[int, int] | None:

@@ -32,11 +32,11 @@ from danet.training.options import TrainOptions
 from danet.training.previews import write_previews
 from danet.training.run_folder import BEST, STATE, WEIGHTS, RunLock, lock_run_folder
 from danet.training.state import TrainingState, fixed_options
-from danet.training.stop_signals import stop_on_signals
 from danet.utils import distributed
 from danet.utils.errors import FaultError, UserError
 from danet.utils.files import DISK_FAULTS, atomic_path, write_error
 from danet.utils.memory_format import channels_last
+from danet.utils.stop_signals import stop_on_signals
 
 VALIDATION_BATCH = 8
 """Images per batch in validation."""

@@ -1,4 +1,4 @@
-"""Stop signals of a command: it ends between two steps, and finishes its files first."""
+"""Stop signals: a command ends between two items, a training after a step, and both finish their files first."""
 
 import contextlib
 import signal
@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Handler = Callable[[int, FrameType | None], Any] | int | None
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Ctrl-C; the end of a service or a container; the end of a terminal. Some systems lack the last."""
@@ -32,7 +33,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._is_interruptible = False
-        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+        self._previous: dict[int, Handler] = {}
 
     @property
     def exit_code(self) -> int:
@@ -40,16 +41,11 @@ class StopSignals:
         return 0 if self.received is None else 128 + self.received
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            for name in STOP_SIGNALS:
-                number = getattr(signal, name, None)
-                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._handle)
+        self._previous = _set_handlers(self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        _restore_handlers(self._previous)
 
     def interrupt(self, items: Iterable[T]) -> Iterator[T]:
         """Iterates over ``items``. A signal that arrives before or while an item is taken raises KeyboardInterrupt."""
@@ -77,3 +73,43 @@ class StopSignals:
             self.received = signal.Signals(number)
             if self._is_interruptible:
                 raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Sets ``stop`` on a stop signal, so that the current step of a training is finished first.
+
+    A second Ctrl-C raises KeyboardInterrupt at once. Other signals may come in pairs: systemd sends SIGTERM and SIGHUP.
+    Ignored signals, previous handlers and other threads are treated as by ``StopSignals``.
+
+    Example:
+        >>> stop = threading.Event()
+        >>> with stop_on_signals(stop):
+        ...     signal.raise_signal(signal.SIGTERM)
+        >>> stop.is_set()
+        True
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = _set_handlers(handle)
+    try:
+        yield
+    finally:
+        _restore_handlers(previous)
+
+
+def _set_handlers(handler: Callable[[int, FrameType | None], Any]) -> dict[int, Handler]:
+    """Handles the stop signals that are not ignored, in the main thread; returns the previous handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+    return {n: signal.signal(n, handler) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+
+
+def _restore_handlers(previous: dict[int, Handler]) -> None:
+    for number, handler in previous.items():
+        signal.signal(number, handler)
