@@ -274,7 +274,7 @@ def test_invalid_input_is_one_line_and_writes_nothing(weights, images, tmp_path,
         ([str(images), "--weights", weights, "--batch", "0"], "--batch"),
         ([str(images), "--weights", weights, "--upscale", "0"], "--upscale"),
         ([str(images), "--weights", weights, "--input_size", "8"], "--input_size"),
-        ([str(images), "--weights", weights, "--device", "abacus"], "--device abacus"),
+        ([str(images), "--weights", weights, "--device", "abacus"], "--device must be auto, cpu, cuda or cuda:N"),
     ]
     for arguments, expected in cases:
         assert main([*arguments, "--out", str(out)]) == 2, arguments

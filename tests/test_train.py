@@ -86,7 +86,7 @@ def test_resume_after_kill_is_exact(scenes, tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "danet.train", *SMALL, "--data", scenes, "--val", scenes]
     command += ["--epochs", "4", "--batch", "2", "--save_every_steps", "3", "--adcr.weight", "0.1", "--val_every", "2"]
     through, killed = tmp_path / "through", tmp_path / "killed"
-    subprocess.run([*command, "--out", str(through)], env=ENVIRONMENT, check=True)
+    assert main([*command[command.index("danet.train") + 1 :], "--out", str(through)]) == 0
     assert len(losses(through)) == 16
 
     process = subprocess.Popen([*command, "--out", str(killed)], env=ENVIRONMENT)
@@ -99,8 +99,7 @@ def test_resume_after_kill_is_exact(scenes, tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert rows.read_text() != (through / "metrics.csv").read_text()
 
-    resume = [sys.executable, "-W", "ignore", "-m", "danet.train", "--resume", str(killed)]
-    subprocess.run(resume, env=ENVIRONMENT, check=True)
+    assert main(["--resume", str(killed)]) == 0
     for name in ("metrics.csv", "validation.csv"):
         assert (killed / name).read_bytes() == (through / name).read_bytes(), name
     for name in ("best.safetensors", "weights.safetensors"):

@@ -12,9 +12,10 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "tutorial.ipynb"
 PARAMETERS = "IMAGES, EPOCHS = 400, 8"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("parameters", "lowest_ap50"),
-    [("IMAGES, EPOCHS = 16, 1", 0.0), pytest.param(PARAMETERS, 0.5, marks=pytest.mark.long)],
+    [("IMAGES, EPOCHS = 16, 1", 0.0), (PARAMETERS, 0.5)],
 )
 def test_tutorial_runs(tmp_path, monkeypatch, parameters, lowest_ap50):
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))

@@ -9,8 +9,8 @@ case if it
 - is ended by a signal, for example by a segmentation fault,
 - uses more than 20 seconds of CPU time, or does not end,
 - leaves a file in its output folder that cannot be read, or a temporary file,
-- changes a file outside its output folder,
-- prints more than a few lines of errors, or control characters, or
+- changes a file of its copy of the input outside its output folder,
+- prints more than a few lines of errors, a very long line or an escape character, or refuses without a message, or
 - uses more than 3 GB of memory.
 
 The exit code is 0 only if no case fails. ``--keep FOLDER`` keeps the folders of failed cases.
@@ -65,8 +65,10 @@ CLOCK_LIMIT_S = 300
 MEMORY_LIMIT_BYTES = 3 << 30
 ADDRESS_SPACE_BYTES = 16 << 30
 MAX_ERROR_LINES = 8
-MAX_LINE = 1500
-KINDS = ("traceback", "unexpected", "signal", "hang", "unreadable output", "outside", "messages", "memory")
+BUG_EXIT_CODE = 70
+"""Exit code of a process that could not even call the command."""
+MAX_LINE_CHARACTERS = 1500
+PROBLEMS = ("traceback", "unexpected", "signal", "hang", "unreadable output", "outside", "messages", "memory")
 """Ways to fail, in the order of the table."""
 
 SMALL = [
@@ -133,7 +135,8 @@ class Case:
     kind: Kind
     folder: Path
     command: list[str]
-    outside: dict[str, tuple[int, int]]
+    files_before: dict[str, tuple[int, int]]
+    """The files of the case outside its output folder, as ``_snapshot`` returns them."""
     deadline: float
 
 
@@ -153,13 +156,15 @@ def run(options: Options) -> int:
         kinds = build_inputs(root / "inputs", options.labels)
         chosen = [kind for kind in kinds if not options.kinds or kind.name in options.kinds]
         import_commands()
+        OPTION_NAMES.update(_option_names())
+        check_inputs(chosen, root)
         running: dict[int, Case] = {}
         for number in range(options.cases):
             while len(running) >= options.jobs:
                 _finish_one(running, table, findings, options.keep)
             kind = chosen[number % len(chosen)]
-            process, case = _start(number, kind, root, random.Random(f"{options.seed}/{number}"))
-            running[process] = case
+            pid, case = _start(number, kind, root, random.Random(f"{options.seed}/{number}"))
+            running[pid] = case
         while running:
             _finish_one(running, table, findings, options.keep)
     _print_table(table)
@@ -314,7 +319,7 @@ def build_inputs(folder: Path, labels: str | None) -> list[Kind]:
             [["report", ".", "--out", "../out/report.html"]],
             text_json,
         ),
-        Kind("options", "options", "", [], ()),
+        Kind("options", "options", "", option_commands(), ()),
     ]
     (folder / "benchmark").mkdir()
     for path in (Path(__file__).parents[1] / "benchmarks/results/amd-epyc-avx512").glob("*.json"):
@@ -324,8 +329,8 @@ def build_inputs(folder: Path, labels: str | None) -> list[Kind]:
     if labels is not None:
         (folder / "matlab").mkdir()
         for path in sorted(Path(labels).glob("IR_DRONE_*.mp4"))[:1]:
-            _copy_start_of_video(path, folder / "matlab" / path.name)
-            shutil.copy(path.with_name(f"{path.stem}_LABELS.mat"), folder / "matlab")
+            for file in (path, path.with_name(f"{path.stem}_LABELS.mat")):
+                shutil.copy(file, folder / "matlab")
         words = ["data", "import", "svanstrom", ".", "../out", "--stride", "20"]
         kinds.append(Kind("mat", "matlab", "*.mat", [words], (mutate_matlab,)))
     return kinds
@@ -374,15 +379,6 @@ def _write_media(folder: Path) -> None:
     (folder / "media.json").write_text(json.dumps(content))
 
 
-def _copy_start_of_video(path: Path, copy: Path, frames: int = 30) -> None:
-    capture = cv2.VideoCapture(str(path))
-    size = (int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)))
-    writer = cv2.VideoWriter(str(copy), cv2.VideoWriter.fourcc(*"mp4v"), 30, size)
-    for _ in range(frames):
-        writer.write(capture.read()[1])
-    writer.release()
-
-
 # fmt: off
 VALUES = [
     "", " ", "0", "1", "-1", "2", "0.5", "-0.5", "1e999", "nan", "inf", "1" + "0" * 30, "9" * 5000, "1e-320", "0x10",
@@ -394,15 +390,15 @@ VALUES = [
 ]
 # fmt: on
 """What options are set to."""
+PLAIN_VALUES = ["0", "1", "2", "0.5", "0.9", "true", "64x64", "a.png", "drone", "auto", "coco/val.json"]
+"""Values of which many are valid."""
 
 
-def _random_options(rng: random.Random) -> list[str]:
-    """A command of few steps, with up to four options set to random values."""
+def option_commands() -> list[list[str]]:
+    """Short commands whose options are changed. ``danet export`` is left out: torch.export traces for half a minute."""
     train = ["train", "--data", "coco/train.json", "--out", "../out", "--quiet", *SMALL]
-    bases = [
-        train,
-        [*train, "--val", "coco/val.json", "--preset", "demo"],
-        [*train, "--config", "recipe.yaml"],
+    ablate = "ablate coco/val.json --rows baseline --seeds 0 --out ../out -- --data coco/train.json"
+    texts = [
         "detect a.png --out ../out",
         "evaluate run/weights.safetensors coco/val.json --out ../out",
         "data import coco coco/train.json ../out",
@@ -410,24 +406,27 @@ def _random_options(rng: random.Random) -> list[str]:
         "data split coco/train.json --out_a ../out/a.json --out_b ../out/b.json",
         "data synthesize ../out --images 2 --val_images 1 --size 64x64",
         "report run --out ../out/report.html",
-        "export run/weights.safetensors --format torch-export --out ../out/a.pt2",
-        "ablate coco/val.json --rows baseline --seeds 0 --out ../out -- --data coco/train.json --epochs 1",
     ]
-    base = rng.choice(bases)
-    words = base.split() if isinstance(base, str) else list(base)
+    trainings = [train, [*train, "--val", "coco/val.json", "--preset", "demo"], [*train, "--config", "recipe.yaml"]]
+    return [*(text.split() for text in texts), *trainings, [*ablate.split(), *SMALL]]
+
+
+def _change_options(command: list[str], rng: random.Random) -> list[str]:
+    """Sets up to four options to random values, or changes the words of the command."""
+    words = list(command)
     depth = 3 if words[:2] == ["data", "import"] else 2 if words[0] == "data" else 1
     names = OPTION_NAMES[" ".join(words[:depth])]
     at = words.index("--") if "--" in words else len(words)
     for _ in range(rng.choice([1, 1, 2, 4])):
         change = rng.random()
         if change < 0.1:  # a misspelt name
-            name = rng.choice(names)
-            words[at:at] = [f"--{name[:-1]}", rng.choice(VALUES)]
-        elif change < 0.2:  # a word too many, too few, or another one
-            words[rng.randrange(len(words)) :][:1] = []
-            words.insert(rng.randrange(len(words) + 1), rng.choice(VALUES))
+            words[at:at] = [f"--{rng.choice(names)[:-1]}", rng.choice(VALUES)]
+        elif change < 0.2:  # another word, or one too many or too few
+            place = rng.randrange(1, len(words) + 1)
+            words[place : place + rng.choice([0, 1])] = rng.choice([[], [rng.choice(VALUES)]])
         else:
-            words[at:at] = [f"--{rng.choice(names)}", *(rng.choice(VALUES) for _ in range(rng.choice([0, 1, 1, 1, 2])))]
+            values = PLAIN_VALUES if rng.random() < 0.5 else VALUES
+            words[at:at] = [f"--{rng.choice(names)}", *rng.choices(values, k=rng.choice([0, 1, 1, 1, 2]))]
     # A training with an absurd number of steps is honest work: it ends at its time limit.
     return [*words, "--max_minutes", "0.02"] if words[0] == "train" else words
 
@@ -439,7 +438,6 @@ def _option_names() -> dict[str, list[str]]:
     from danet.detect import DetectOptions
     from danet.evaluation.ablate_options import AblateOptions
     from danet.evaluation.evaluate_options import EvaluateOptions
-    from danet.export.__main__ import ExportOptions
     from danet.report.__main__ import ReportOptions
     from danet.training.options import TrainOptions
 
@@ -452,7 +450,6 @@ def _option_names() -> dict[str, list[str]]:
         "data split": split.Options,
         "data synthesize": SceneOptions,
         "report": ReportOptions,
-        "export": ExportOptions,
         "ablate": AblateOptions,
     }
     return {command: list(_names(kind)) for command, kind in commands.items()}
@@ -478,23 +475,41 @@ OPTION_NAMES: dict[str, list[str]] = {}
 
 
 def _start(number: int, kind: Kind, root: Path, rng: random.Random) -> tuple[int, Case]:
-    """Copies and changes the input, and starts the command; returns the number of the process, too."""
+    """Copies and changes the input, and starts the command; returns its process id and the case."""
     folder = root / f"case{number}"
     work = folder / "work"
     shutil.copytree(root / "inputs" / kind.source, work)
+    command = rng.choice(kind.commands)
     if kind.mutations:
         path = rng.choice(sorted(work.glob(kind.file)))
         path.write_bytes(_changed(path.read_bytes(), kind.mutations, rng))
-        command = [path.name if word == "FILE" else word for word in rng.choice(kind.commands)]
+        command = [path.name if word == "FILE" else word for word in command]
     else:
-        if not OPTION_NAMES:
-            OPTION_NAMES.update(_option_names())
-        command = _random_options(rng)
-    outside = _snapshot(folder, kind.writes)
-    process = os.fork()
-    if process == 0:
+        command = _change_options(command, rng)
+    files = _snapshot(folder, kind.writes)
+    return _fork(command, work), Case(number, kind, folder, command, files, time.monotonic() + CLOCK_LIMIT_S)
+
+
+def _fork(command: list[str], work: Path) -> int:
+    pid = os.fork()
+    if pid == 0:
         _run_command(command, work)
-    return process, Case(number, kind, folder, command, outside, time.monotonic() + CLOCK_LIMIT_S)
+    return pid
+
+
+def check_inputs(kinds: list[Kind], root: Path) -> None:
+    """Raises RuntimeError unless every command succeeds with the unchanged input: otherwise its cases test nothing."""
+    for kind in kinds:
+        files = [path.name for path in sorted((root / "inputs" / kind.source).glob(kind.file or "*"))]
+        for command in kind.commands:
+            for file in files if "FILE" in command else files[:1]:
+                words = [file if word == "FILE" else word for word in command]
+                folder = root / "check"
+                shutil.copytree(root / "inputs" / kind.source, folder / "work")
+                _, status = os.waitpid(_fork(words, folder / "work"), 0)
+                if status != 0:
+                    raise RuntimeError(f"{kind.name}: {words} fails: {(folder / 'stderr').read_text()}")
+                shutil.rmtree(folder)
 
 
 def _changed(content: bytes, mutations: tuple[Mutation, ...], rng: random.Random) -> bytes:
@@ -507,12 +522,12 @@ def _changed(content: bytes, mutations: tuple[Mutation, ...], rng: random.Random
 
 def _run_command(command: list[str], work: Path) -> None:
     """Runs a danet command in this process, with limits, and ends the process."""
-    code = 70
+    code = BUG_EXIT_CODE
     try:
         os.chdir(work)
-        for stream, name, mode in ((0, os.devnull, os.O_RDONLY), (1, "../stdout", 0), (2, "../stderr", 0)):
-            file = os.open(name, mode or os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(file, stream)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for stream, name in ((1, "../stdout"), (2, "../stderr")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), stream)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         used = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2])) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (used + CPU_LIMIT_S, used + CPU_LIMIT_S + 5))
@@ -533,21 +548,21 @@ def _finish_one(running: dict[int, Case], table: dict[str, Counter], findings: l
     """Waits for the next command that ends, and judges it."""
     late: set[int] = set()
     while True:
-        process, status, usage = os.wait4(-1, os.WNOHANG)
-        if process in running:
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        if pid in running:
             break
         for each, case in running.items():
             if time.monotonic() > case.deadline and each not in late:
                 os.kill(each, signal.SIGKILL)
                 late.add(each)
         time.sleep(0.002)
-    case = running.pop(process)
+    case = running.pop(pid)
     code = os.waitstatus_to_exitcode(status)
     counts = table.setdefault(case.kind.name, Counter())
     counts["cases"] += 1
     counts["CPU s"] += usage.ru_utime + usage.ru_stime
     counts[{0: "accepted", 1: "fault", 2: "refused"}.get(code, "other")] += 1
-    problems, message = judge(case, code, usage, late=process in late)
+    problems, message = judge(case, code, usage, late=pid in late)
     for problem in problems:
         counts[problem.partition(":")[0]] += 1
     if problems:
@@ -559,7 +574,7 @@ def _finish_one(running: dict[int, Case], table: dict[str, Counter], findings: l
 
 
 def judge(case: Case, code: int, usage: resource.struct_rusage, *, late: bool) -> tuple[list[str], str]:
-    """What is wrong with the result of a command, by KINDS, and the end of its error output."""
+    """What is wrong with the result of a command, by PROBLEMS, and the end of its error output."""
     errors = (case.folder / "stderr").read_bytes().decode(errors="replace")
     printed = errors + (case.folder / "stdout").read_bytes().decode(errors="replace")
     problems = []
@@ -572,7 +587,7 @@ def judge(case: Case, code: int, usage: resource.struct_rusage, *, late: bool) -
     elif code < 0:
         problems.append(f"signal: {signal.Signals(-code).name}")
     lines = errors.splitlines()
-    if len(lines) > MAX_ERROR_LINES or any(len(line) > MAX_LINE for line in lines) or "\x1b" in errors:
+    if len(lines) > MAX_ERROR_LINES or any(len(line) > MAX_LINE_CHARACTERS for line in lines) or "\x1b" in errors:
         problems.append(f"messages: {len(lines)} lines")
     if code == 2 and not lines:
         problems.append("messages: none")
@@ -582,7 +597,9 @@ def judge(case: Case, code: int, usage: resource.struct_rusage, *, late: bool) -
         written = [case.folder / "out"] + ([case.folder / "work" / case.kind.writes] if case.kind.writes else [])
         problems += [f"unreadable output: {each}" for folder in written for each in _unreadable(folder, case)]
     now = _snapshot(case.folder, case.kind.writes)
-    changed = sorted(name for name in case.outside.keys() | now.keys() if case.outside.get(name) != now.get(name))
+    changed = sorted(
+        name for name in case.files_before.keys() | now.keys() if case.files_before.get(name) != now.get(name)
+    )
     problems += [f"outside: {name}" for name in changed[:3]]
     return problems, errors[-1500:]
 
@@ -633,7 +650,7 @@ def _read(path: Path) -> None:
 
 
 def _print_table(table: dict[str, Counter]) -> None:
-    columns = ("cases", "accepted", "refused", "fault", *KINDS, "CPU s")
+    columns = ("cases", "accepted", "refused", "fault", *PROBLEMS, "CPU s")
     print(f"| {'input':12} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     total: Counter = Counter()
     for name, counts in table.items():

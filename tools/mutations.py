@@ -79,7 +79,7 @@ def mutate_words(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_bytes(content: bytes, rng: random.Random) -> bytes:
-    """Changes, inserts and removes some bytes of a binary file, half of them in its header, and may cut it."""
+    """Changes, inserts and removes some bytes of a binary file, half of them in its first 200 bytes, and may cut it."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         end = len(data) if rng.random() < 0.5 else min(len(data), 200)
@@ -99,15 +99,16 @@ def mutate_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_json(content: bytes, rng: random.Random) -> bytes:
-    """Replaces, removes, repeats or renames values anywhere in a JSON document, which stays valid JSON.
+    """Replaces, removes or repeats values or renames keys anywhere in a JSON document.
 
-    Strings that hold a JSON document are changed inside, too.
+    Python can still read the result, which may hold NaN and Infinity. Strings that hold a JSON document are changed
+    inside, too.
     """
-    return json.dumps(_changed(json.loads(content), rng, rng.choice([1, 1, 2, 3]))).encode()
+    return json.dumps(_with_changes(json.loads(content), rng, rng.choice([1, 1, 2, 3]))).encode()
 
 
 def mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
-    """Changes the JSON header of a safetensors file, whose stated length stays right, or the numbers of its tensors.
+    """Changes the JSON header of a safetensors file (its stated length stays right), one number of its tensors, or bytes.
 
     Half of the changes of the header are in its metadata, which holds the documents of DANet.
     """
@@ -177,7 +178,7 @@ def mutate_onnx(content: bytes, rng: random.Random) -> bytes:
     return model.SerializeToString()
 
 
-def _changed(document: Any, rng: random.Random, changes: int) -> Any:
+def _with_changes(document: Any, rng: random.Random, changes: int) -> Any:
     for _ in range(changes):
         document = _change_one(document, rng)
     return document

@@ -113,6 +113,7 @@ def test_distillation_changes_training(scenes, teachers, tmp_path):
     assert rows(half, "sskd")[0] == pytest.approx(rows(distilled, "sskd")[0], rel=0.05)
 
 
+@pytest.mark.long
 def test_distillation_two_processes_match_one(scenes, teachers, tmp_path):
     options = [*SMALL, *SCALES, *teachers, "--data", scenes, "--batch", "4", "--epochs", "1", "--freeze_norm", "true"]
     options += ["--optimizer", "sgd", "--lr", "0.005", "--warmup_steps", "0", "--distill.weight", "1"]

@@ -98,6 +98,7 @@ def test_standard_operators_match_the_network(options, shape):
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_onnx_accepts_any_batch_and_image_size(tmp_path):
     network = Predictions(random_model(head="paper", acfa=False, literal_softmax=True)).eval()
     path = tmp_path / "network.onnx"

@@ -33,6 +33,7 @@ def check(program: Path, **environment) -> None:
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["out", "grad_input", "grad_offset", "grad_mask"]
 
 
+@pytest.mark.long
 def test_cpp_example_matches_its_loops(tmp_path):
     build(tmp_path, ROOT / "examples/cpp", "-DINSTRUCTION_SET=baseline")  # compiling all takes a minute
     check(tmp_path / "sdc")
