@@ -98,9 +98,9 @@ def run(options: Options) -> int:
             campaign.differences += different
             if not options.quiet:
                 print(f"{campaign.kills} kills, {campaign.trainings} trainings, {campaign.exact} exact", flush=True)
-    table = asdict(campaign)
+    table = {**vars(campaign), "moments": dict(campaign.moments)}
     for key, value in table.items():
-        print(f"{key.replace('_', ' '):16} {dict(value) if isinstance(value, Counter) else value}")
+        print(f"{key.replace('_', ' '):16} {value}")
     if options.json is not None:
         write_json(options.json, {**table, "options": asdict(options)})
     return 0 if campaign.exact == campaign.trainings > 0 and not campaign.broken_files else 1
