@@ -110,7 +110,8 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
 def mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
     """Changes the JSON header of a safetensors file, one number of its tensors, or bytes anywhere.
 
-    The length of the header, which the file states, is adapted to a changed header. Half of the changes of the header are in its metadata, which holds the documents of DANet.
+    The length of the header, which the file states, is adapted to a changed header. Half of the changes of the header
+    are in its metadata, which holds the documents of DANet.
     """
     length = struct.unpack("<Q", content[:8])[0]
     header, numbers = content[8 : 8 + length], content[8 + length :]
