@@ -102,7 +102,7 @@ class DetectOptions:
     """Run the fused network; false runs the network as it was trained, for comparison."""
 
     threads: int | None = None
-    """CPU threads of the network; by default all cores."""
+    """CPU threads of the network; by default one for each core that the process may use."""
 
     save_images: bool = True
     """Write annotated images and videos."""

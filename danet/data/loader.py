@@ -7,7 +7,6 @@ a run sees the same data if it resumes at any step or uses another number of pro
 import functools
 import hashlib
 import itertools
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from danet.data.transforms import AnnotatedImage, vary_frame, warp_and_crop
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
 from danet.utils.malloc import trim_malloc
+from danet.utils.threads import available_cores
 
 DISTRACTOR = -1
 """Label of a box whose category is not a class of the model."""
@@ -362,5 +362,5 @@ def _start_worker(start: Callable[[], object] | None, _: int) -> None:
 
 def default_workers(processes: int = 1) -> int:
     """Returns the number of workers for each of the training processes: at most 8, and 0 with fewer than 4 cores."""
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     return 0 if cores < 4 else min(8, cores // 2 // processes)

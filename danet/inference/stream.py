@@ -1,7 +1,6 @@
 """Detections in images, videos and live sources, frame by frame; reading overlaps with the network."""
 
 import itertools
-import os
 import time
 from collections.abc import Generator, Iterator
 
@@ -12,6 +11,7 @@ from danet.boxes import Detections
 from danet.data.video import Frame, ImageFiles, Video
 from danet.inference.pipeline import GroupPrefetcher, Prefetcher
 from danet.inference.predict import FrameDetector, batches_of_equal_size
+from danet.utils.threads import available_cores
 
 PREFETCHED_BATCHES = 2
 """Batches that are read and preprocessed ahead of the network."""
@@ -54,8 +54,7 @@ class DetectionStream:
         self.batch = batch
         self.dropped = 0
         self.reading_seconds = self.network_seconds = 0.0
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.has_free_core = detector.device.type != "cpu" or cores > torch.get_num_threads()
+        self.has_free_core = detector.device.type != "cpu" or available_cores() > torch.get_num_threads()
 
     def run(self, source: ImageFiles | Video) -> Generator[tuple[Frame, Detections], None, None]:
         """Yields each frame with its detections, in order. Closing the iterator ends the reading thread."""

@@ -266,7 +266,7 @@ class TrainOptions:
     """cpu, cuda, cuda:N, or auto: CUDA if available."""
 
     threads: int | None = None
-    """CPU threads of torch. Default: chosen by torch."""
+    """CPU threads of torch; by default one for each core that the process may use."""
 
     workers: int | None = None
     """Processes that load images; 0 loads them in the training process. Default: chosen by the number of CPU cores, 0

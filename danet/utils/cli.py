@@ -22,6 +22,7 @@ from danet.utils.files import check_folder, parse_yaml, read_yaml
 from danet.utils.guard import run_guarded
 from danet.utils.help_page import HelpPage, format_help
 from danet.utils.suggestions import find_spelling, nearest, suggestion
+from danet.utils.threads import prepare_threads
 from danet.utils.typed_options import Option, OptionValues, convert, dataclass_type, members, sequence_type
 from danet.utils.urls import mask_values
 
@@ -90,6 +91,7 @@ def run(
         check_inputs(parsed, inputs or {})
         if (report := getattr(parsed, "json", None)) is not None:  # it is written last, perhaps hours later
             check_folder(Path(report).parent)
+        prepare_threads()
         prepare_opencv()
         return command(parsed)
 

@@ -1,0 +1,86 @@
+"""How many threads of the CPU a process should use.
+
+Importing this module loads neither torch nor OpenCV, because both read the environment when they are loaded.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+"""Where Linux shows the control groups, and to which of them this process belongs."""
+
+
+def available_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
+    """CPU cores that this process may use at the same time, at least 1.
+
+    This is the smaller of the cores of its CPU affinity (``taskset``, Slurm) and the CPU quota of its control group
+    (``docker run --cpus``, Kubernetes), rounded down: threads that wait for each other gain nothing from a core that is
+    theirs for half of the time.
+
+    Example:
+        >>> 1 <= available_cores() <= os.cpu_count()
+        True
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota(cgroups, membership)
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cpu_quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float | None:
+    """The CPU quota of this process in cores, the smallest of its control group and the groups above; None without one.
+
+    Reads version 2 of control groups (``cpu.max``) and version 1 (``cpu.cfs_quota_us``).
+
+    Example:
+        >>> cpu_quota(getfixture("tmp_path")) is None
+        True
+    """
+    quotas = []
+    for line in _read(membership).splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if not controllers:
+            quotas += [_quota_v2(folder) for folder in _with_parents(cgroups, group)]
+        elif "cpu" in controllers.split(","):
+            for name in {"cpu", controllers}:
+                quotas += [_quota_v1(folder) for folder in _with_parents(cgroups / name, group)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _with_parents(root: Path, group: str) -> list[Path]:
+    """The folder of a group and of all groups above it. In a container only the root may exist."""
+    parts = [part for part in group.split("/") if part not in ("", "..")]
+    return [root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+
+
+def _quota_v2(folder: Path) -> float | None:
+    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+    return _ratio(quota, period)
+
+
+def _quota_v1(folder: Path) -> float | None:
+    return _ratio(_read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip())
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    """Time per period; None if there is no limit, which is written as "max" or -1."""
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) > 0 else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def prepare_threads() -> None:
+    """Limits the OpenMP threads that torch will use to ``available_cores``, unless the user has set OMP_NUM_THREADS.
+
+    libgomp respects the CPU affinity, but not the quota of a container. Has no effect if torch is loaded already. Only
+    commands may call this function, because it changes the environment of the process.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))

@@ -1,0 +1,87 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from danet.utils.threads import available_cores, cpu_quota
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def write(folder, files):
+    """Writes the files that describe the control groups; returns the arguments of cpu_quota."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder / "cgroup", folder / "membership"
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"membership": "0::/\n"}, None),
+        ({"membership": "0::/\n", "cgroup/cpu.max": "max 100000\n"}, None),
+        ({"membership": "0::/\n", "cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        # The quota of a group above counts, and the smallest one decides.
+        ({"membership": "0::/a/b\n", "cgroup/a/cpu.max": "50000 100000", "cgroup/a/b/cpu.max": "max 100000"}, 0.5),
+        ({"membership": "0::/a/b\n", "cgroup/a/cpu.max": "300000 100000", "cgroup/a/b/cpu.max": "200000 100000"}, 2),
+        # A container sees the group of its host, but only the root of its own.
+        ({"membership": "0::/docker/4711\n", "cgroup/cpu.max": "200000 100000\n"}, 2),
+        ({"membership": "0::/../../x\n", "cgroup/cpu.max": "200000 100000\n"}, 2),
+        (
+            {
+                "membership": "3:cpuset:/\n2:cpu,cpuacct:/docker/4711\n1:name=systemd:/\n",
+                "cgroup/cpu,cpuacct/docker/4711/cpu.cfs_quota_us": "250000\n",
+                "cgroup/cpu,cpuacct/docker/4711/cpu.cfs_period_us": "100000\n",
+            },
+            2.5,
+        ),
+        (
+            {
+                "membership": "1:cpu:/\n0::/\n",
+                "cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+        ({"membership": "nonsense\n\n0::/\n", "cgroup/cpu.max": "\n"}, None),
+    ],
+)
+def test_cpu_quota(tmp_path, files, quota):
+    arguments = write(tmp_path, files)
+    assert cpu_quota(*arguments) == quota
+    assert available_cores(*arguments) == (CORES if quota is None else max(1, min(CORES, int(quota))))
+
+
+def test_affinity_limits_the_cores():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    code += "from danet.utils.threads import available_cores; print(available_cores())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+SHOW = """
+import sys
+from pathlib import Path
+from danet.utils import threads
+threads.cpu_quota.__defaults__ = threads.available_cores.__defaults__ = tuple(map(Path, sys.argv[1:]))
+threads.prepare_threads()
+import torch
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(("given", "threads"), [({}, 1), ({"OMP_NUM_THREADS": str(CORES)}, CORES)])
+def test_torch_uses_the_cores_of_the_quota(tmp_path, given, threads):
+    arguments = write(tmp_path, {"membership": "0::/\n", "cgroup/cpu.max": "150000 100000\n"})
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", SHOW, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment | given)
+    assert done.stdout.split() == [str(threads)]
+
+
+def test_importing_danet_leaves_the_environment_unchanged():
+    code = "import os; before = dict(os.environ); import danet, danet.ops, danet.utils.threads; "
+    code += "assert dict(os.environ) == before"
+    subprocess.run([sys.executable, "-c", code], check=True)
