@@ -51,7 +51,7 @@ class Detections:
         scores: float32 ``[M]`` in [0, 1], descending.
         labels: int64 ``[M]``, indices into ``classes``.
         classes: names of all classes of the model; None if they are not known.
-        image: what was detected in, an array or a path; None if it is not known, as for the frames of a video.
+        image: the image of the detections, an array or a path; None if it is not known, as for the frames of a video.
 
     Example:
         >>> boxes = torch.tensor([[20.0, 30.0, 32.0, 38.0], [5.0, 6.0, 9.0, 9.0]])
@@ -88,8 +88,8 @@ class Detections:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Any]:
-        # A tuple of three arrays was returned before, and much code unpacks it. Python asks for the same iterator in
-        # both cases, so that only the instruction of the caller tells unpacking from a loop.
+        # Detectors of earlier versions returned a tuple (boxes, scores, labels), and much code unpacks it. Python calls
+        # __iter__ for unpacking and for a loop alike, so that only the instruction of the caller tells them apart.
         caller = sys._getframe(1)
         if opcode.opname[caller.f_code.co_code[caller.f_lasti]] in UNPACKING_INSTRUCTIONS:
             return iter((self.boxes, self.scores, self.labels))
@@ -157,13 +157,13 @@ class Detections:
         """Draws the boxes into a copy of the image.
 
         Args:
-            image: an array ``[H, W]`` or ``[H, W, 3]`` (BGR) of uint8 or uint16, or a path; by default what was
-                detected in.
+            image: an array ``[H, W]`` or ``[H, W, 3]`` (BGR) of uint8 or uint16, or a path; by default
+                ``self.image``.
             scores: draw the score beside the class name.
             upscale: enlargement of the image.
 
         Returns:
-            uint8 BGR ``[H, W, 3]``, multiplied by ``upscale``.
+            uint8 BGR ``[H * upscale, W * upscale, 3]``.
 
         Raises:
             ValueError: no image is given and the detections do not know theirs.

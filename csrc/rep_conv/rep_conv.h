@@ -3,12 +3,15 @@
 //
 //   out[n, o, y, x] = relu(bias[o] + sum_{c, i, j < 3} weight[o, c, i, j] * input[n, c, y*s - 1 + i, x*s - 1 + j])
 //
+// with stride s = 1 or 2, and zeros outside the input.
+//
 // The CPU mostly uses Winograd's algorithm (Lavin and Gray, https://arxiv.org/abs/1509.09308): it computes an output
 // tile of 4x4 pixels from an input tile d of 6x6 pixels (9x9 at stride 2):
 //
 //   A^T [ sum_c (G w G^T) * (B^T d B) ] A,   w: the 3x3 weight, *: elementwise
 //
-// That needs 36 multiplications (81 at stride 2) per 16 outputs and channel instead of 144.
+// That needs 36 multiplications (81 at stride 2) per 16 outputs and channel instead of 144. At stride 2, one element of
+// the 6x6 matrix G w G^T is used for several of the 81 elements of B^T d B (weight_index in rep_conv_winograd.h).
 #pragma once
 
 #include <cstdint>
@@ -26,15 +29,16 @@ struct RepConvParams {
   int64_t W_out() const { return (W - 1) / stride + 1; }
 };
 
-// Special kernels compute layers with fewer than kFewChannels input or output channels. The few_outputs kernel supports
-// up to kFewOutputsMaxChannels input channels: that is the size of its row of zeros, which it reads for pixels outside
-// the image.
+// Special kernels compute layers with fewer than kFewChannels input channels, and layers with fewer than kFewChannels
+// output channels at stride 1. The few_outputs kernel supports up to kFewOutputsMaxChannels input channels: that is the
+// size of its pixel of zeros, which it reads for pixels outside the image.
 constexpr int64_t kFewChannels = 8, kFewOutputsMaxChannels = 4096;
 
 // Winograd's convolution for one stride. Tiles of 4x4 outputs are numbered row by row, image by image.
 struct WinogradKernels {
-  // The number of tiles per block, such that a block fits into the L2 cache.
+  // The number of tiles per block: as many as fit into the L2 cache, but at least 24 and at most 96.
   int64_t (*tiles_per_block)(const RepConvParams&);
+  // Bytes of scratch memory that `forward` needs for this number of tiles.
   int64_t (*scratch_size)(const RepConvParams&, int64_t tiles);
   // Computes the tiles [begin, end) and the panels [first, last) of output channels. prepared: the weight as panels
   // [ceil(C_out / panel), 9 * C, panel], with zeros beyond C_out; bias [C_out] or null.
@@ -48,14 +52,14 @@ struct RepConvKernels {
   int64_t panel;                // output channels per panel
   WinogradKernels winograd[2];  // for stride 1 and 2
   // For fewer than kFewChannels output channels, stride 1: the dot product of each pixel's window with each filter.
-  // weight: [C_out, 9, C]. Computes the output rows n * H + y in [begin, end).
+  // prepared: [C_out, 9, C]. Computes the output rows n * H + y in [begin, end).
   void (*few_outputs)(
-      const RepConvParams&, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
+      const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
       int64_t end);
-  // For fewer than kFewChannels input channels, any stride: a matrix product whose rows are the windows. weight: panels
+  // For fewer than kFewChannels input channels, any stride: a matrix product whose rows are the windows. prepared: panels
   // [ceil(C_out / panel), 9 * C, panel]. Computes the output rows n * H_out + y in [begin, end).
   void (*few_inputs)(
-      const RepConvParams&, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
+      const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
       int64_t end);
 };
 

@@ -96,10 +96,10 @@ void few_outputs_of(
 
 template <typename T>
 void few_outputs(
-    const RepConvParams& p, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
+    const RepConvParams& p, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
     int64_t end) {
   alignas(64) T zeros[kFewOutputsMaxChannels] = {};
-  auto run = [&](auto count) { few_outputs_of<count()>(p, input, weight, bias, out, zeros, begin, end); };
+  auto run = [&](auto count) { few_outputs_of<count()>(p, input, prepared, bias, out, zeros, begin, end); };
   switch (p.C_out) {
     case 1: return run(std::integral_constant<int, 1>{});
     case 2: return run(std::integral_constant<int, 2>{});
@@ -134,7 +134,7 @@ DANET_INLINE void multiply_windows(
 
 template <typename T>
 void few_inputs(
-    const RepConvParams& p, ImageView input, const float* weight, const void* bias, ImageView out, int64_t begin,
+    const RepConvParams& p, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
     int64_t end) {
   constexpr int L = kLanes<float>;
   const T zeros[kFewChannels] = {};
@@ -169,10 +169,11 @@ void few_inputs(
           if (bias != nullptr) value += load_channels(static_cast<const T*>(bias) + channel, lanes);
           store_channels(pixels + r * out.pixel_stride + channel, p.relu ? clamp_min(value, 0.0f) : value, lanes);
         };
-        multiply_windows(taps, step, weight + o * K, p.C, [&](int64_t r, F low, F high) __attribute__((always_inline)) {
-          finish(r, o, low);
-          finish(r, o + L, high);
-        });
+        multiply_windows(
+            taps, step, prepared + o * K, p.C, [&](int64_t r, F low, F high) __attribute__((always_inline)) {
+              finish(r, o, low);
+              finish(r, o + L, high);
+            });
       }
     }
   }

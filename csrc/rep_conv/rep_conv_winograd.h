@@ -3,8 +3,8 @@
 //
 // A call transforms a block of input tiles into the L2 cache. Then, for each panel of output channels, it multiplies
 // small matrices with the transformed weights, and applies the inverse transform to the products while they are still
-// in the L2 cache. It transforms the weights of a panel in every call. NOTE: transformed weights take four times the
-// memory, and reading them from memory is slower than computing them.
+// in the L2 cache. It transforms the weights of a panel in every call. NOTE: weights that were transformed in advance
+// would take four times the memory, and reading them from memory would be slower than computing them.
 //
 // A tile of 4x4 outputs reads kSide^2 input pixels and needs kSide^2 products per channel instead of 144: 36 at stride
 // 1, 81 at stride 2. All transforms are separable: the same 1-D transform is applied to both axes.
@@ -24,7 +24,7 @@ struct WinogradStride1 {
   static constexpr int kStride = 1, kSide = 6;
 
   // B^T d
-  static DANET_INLINE void input(const F (&d)[6], F (&t)[6]) {
+  static DANET_INLINE void transform_input_1d(const F (&d)[6], F (&t)[6]) {
     F even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1];
     F difference = d[4] - d[2], twice = 2.0f * (d[3] - d[1]);
     t[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
@@ -35,7 +35,7 @@ struct WinogradStride1 {
     t[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
   }
   // A^T m
-  static DANET_INLINE void output(const F (&m)[6], F (&y)[4]) {
+  static DANET_INLINE void transform_output_1d(const F (&m)[6], F (&y)[4]) {
     F sum1 = m[1] + m[2], difference1 = m[1] - m[2], sum2 = m[3] + m[4], difference2 = m[3] - m[4];
     y[0] = m[0] + sum1 + sum2;
     y[1] = difference1 + 2.0f * difference2;
@@ -45,7 +45,7 @@ struct WinogradStride1 {
   // The index of the transformed weight that the transformed input i is multiplied with.
   static constexpr int weight_index(int i) { return i; }
   // G w
-  static DANET_INLINE void transform_weight(const F (&w)[3], F (&t)[6]) {
+  static DANET_INLINE void transform_weight_1d(const F (&w)[3], F (&t)[6]) {
     F outer = (w[0] + w[2]) * (-1.0f / 6), middle = w[1] * (1.0f / 6);
     F rest = w[0] * (1.0f / 24) + w[2] * (1.0f / 6), half = w[1] * (1.0f / 12);
     t[0] = w[0] * 0.25f;
@@ -63,7 +63,7 @@ struct WinogradStride1 {
 struct WinogradStride2 {
   static constexpr int kStride = 2, kSide = 9;
 
-  static DANET_INLINE void input(const F (&d)[9], F (&t)[9]) {
+  static DANET_INLINE void transform_input_1d(const F (&d)[9], F (&t)[9]) {
     F difference = d[6] - d[2], middle = d[2] - d[4];
     t[0] = 2.0f * (d[0] - d[4]) + difference;
     t[1] = difference - d[2] - d[4];
@@ -72,7 +72,7 @@ struct WinogradStride2 {
     t[4] = 2.0f * (d[2] - d[6]) + d[8] - d[4];
     t[5] = d[1], t[6] = d[3], t[7] = d[5], t[8] = d[7];
   }
-  static DANET_INLINE void output(const F (&m)[9], F (&y)[4]) {
+  static DANET_INLINE void transform_output_1d(const F (&m)[9], F (&y)[4]) {
     F sum = m[1] + m[2], difference = m[1] - m[2];
     y[0] = m[0] + sum + m[3] + m[5];
     y[1] = difference + 2.0f * m[3] + m[6];
@@ -80,7 +80,7 @@ struct WinogradStride2 {
     y[3] = difference + 8.0f * m[3] + m[4] + m[8];
   }
   static constexpr int weight_index(int i) { return i < 5 ? i : 5; }
-  static DANET_INLINE void transform_weight(const F (&w)[3], F (&t)[6]) {
+  static DANET_INLINE void transform_weight_1d(const F (&w)[3], F (&t)[6]) {
     t[0] = w[0] * 0.5f;
     t[1] = (w[0] + w[2]) * -0.5f;
     t[2] = (w[2] - w[0]) * (1.0f / 6);
@@ -90,6 +90,7 @@ struct WinogradStride2 {
   }
 };
 
+// A plane holds one of the kSide^2 elements of all transformed tiles, [tiles][C], or of all products, [tiles][kPanel].
 template <typename Scheme>
 constexpr int kPlanes = Scheme::kSide * Scheme::kSide;
 
@@ -129,7 +130,8 @@ int64_t scratch_size(const RepConvParams& p, int64_t tiles) {
   return 4 * (zeros_size(p) + planes + 12 * weight_plane_stride(p.C)) + tiles * int64_t(sizeof(WinogradTile));
 }
 
-// The rows of the transformed weights that are computed together, because they share subexpressions.
+// The rows of the transformed weights that are computed together. At stride 1, rows 1 and 2 share subexpressions, and so
+// do rows 3 and 4.
 constexpr int kPairs[3][2] = {{0, 5}, {1, 2}, {3, 4}};
 
 // Transforms one panel of weights [9][C][kPanel] to two rows of G w G^T: transformed[12][C][kPanel], planes
@@ -145,14 +147,14 @@ void transform_weights(const float* weight, int64_t C, float* transformed) {
         F w[3], column[6];
 #pragma GCC unroll 3
         for (int i = 0; i < 3; ++i) w[i] = load(weight + ((3 * i + j) * C + c) * kPanel + lane);
-        Scheme::transform_weight(w, column);
+        Scheme::transform_weight_1d(w, column);
         rows[0][j] = column[kPairs[kPair][0]];
         rows[1][j] = column[kPairs[kPair][1]];
       }
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
         F t[6];
-        Scheme::transform_weight(rows[i], t);
+        Scheme::transform_weight_1d(rows[i], t);
 #pragma GCC unroll 6
         for (int j = 0; j < 6; ++j) store(transformed + (6 * i + j) * weight_plane_stride(C) + c * kPanel + lane, t[j]);
       }
@@ -163,7 +165,7 @@ void transform_weights(const float* weight, int64_t C, float* transformed) {
 template <typename Scheme, typename T>
 void transform_input(
     const RepConvParams& p, const ImageView& input, const WinogradTile& tile, const T* zeros, float* transformed,
-    int64_t plane) {
+    int64_t plane_stride) {
   constexpr int S = Scheme::kSide;
   const T* pixels[S * S];
   for (int i = 0; i < S * S; ++i) {
@@ -180,25 +182,25 @@ void transform_input(
 #pragma GCC unroll 9
       for (int i = 0; i < S; ++i)
         d[i] = whole ? load(pixels[S * i + j] + c) : load_first(pixels[S * i + j] + c, p.C - c);
-      Scheme::input(d, columns[j]);
+      Scheme::transform_input_1d(d, columns[j]);
     }
 #pragma GCC unroll 9
     for (int i = 0; i < S; ++i) {
       F d[S], t[S];
 #pragma GCC unroll 9
       for (int j = 0; j < S; ++j) d[j] = columns[j][i];
-      Scheme::input(d, t);
+      Scheme::transform_input_1d(d, t);
 #pragma GCC unroll 9
-      for (int j = 0; j < S; ++j) store(transformed + (S * i + j) * plane + c, t[j]);
+      for (int j = 0; j < S; ++j) store(transformed + (S * i + j) * plane_stride + c, t[j]);
     }
   }
 }
 
-// The inverse transform for one vector of channels of a tile: writes relu(A^T m A + bias). The products m are `plane`
-// apart.
+// The inverse transform for one vector of channels of a tile: writes relu(A^T m A + bias). The products m are
+// `plane_stride` apart.
 template <typename Scheme, typename T>
 DANET_INLINE void transform_output(
-    const RepConvParams& p, const float* products, int64_t plane, F bias, const WinogradTile& tile,
+    const RepConvParams& p, const float* products, int64_t plane_stride, F bias, const WinogradTile& tile,
     const ImageView& out, int64_t o) {
   constexpr int S = Scheme::kSide;
   F columns[S][4];
@@ -206,8 +208,8 @@ DANET_INLINE void transform_output(
   for (int j = 0; j < S; ++j) {
     F m[S];
 #pragma GCC unroll 9
-    for (int i = 0; i < S; ++i) m[i] = load(products + (S * i + j) * plane);
-    Scheme::output(m, columns[j]);
+    for (int i = 0; i < S; ++i) m[i] = load(products + (S * i + j) * plane_stride);
+    Scheme::transform_output_1d(m, columns[j]);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
@@ -215,7 +217,7 @@ DANET_INLINE void transform_output(
     F m[S], y[4];
 #pragma GCC unroll 9
     for (int j = 0; j < S; ++j) m[j] = columns[j][i];
-    Scheme::output(m, y);
+    Scheme::transform_output_1d(m, y);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       if (tile.x + j >= tile.W_out) break;
@@ -228,7 +230,7 @@ DANET_INLINE void transform_output(
 }
 
 // Prefetches the weights of the next panel into the L2 cache: one 36th of them during the product of each plane, which
-// spreads the memory traffic evenly.
+// spreads the memory traffic evenly. At stride 2, with 81 planes, each part is prefetched two or three times.
 struct PanelPrefetch {
   const float* weight;
 
@@ -249,10 +251,11 @@ __attribute__((noinline)) void multiply_plane(
 }
 
 // The matrix products of all planes with one panel: products[planes][tiles][kPanel]. The panel's weights are
-// transformed into `weights`, 12 of the 36 at a time.
+// transformed into `transformed_weights`, 12 of the 36 at a time.
 template <typename Scheme>
 void multiply_panel(
-    const float* weight, int64_t C, const float* transformed, int64_t tiles, float* weights, float* products) {
+    const float* weight, int64_t C, const float* transformed, int64_t tiles, float* transformed_weights,
+    float* products) {
   constexpr int S = Scheme::kSide;
   constexpr decltype(&transform_weights<Scheme, 0>) transforms[3] = {
       transform_weights<Scheme, 0>, transform_weights<Scheme, 1>, transform_weights<Scheme, 2>};
@@ -261,14 +264,14 @@ void multiply_panel(
   int count = 0;
   for (int pair = 0; pair < 3; ++pair) {
     // Transform two rows of the weights, then multiply the planes that use them
-    transforms[pair](weight, C, weights);
+    transforms[pair](weight, C, transformed_weights);
     for (int i = 0; i < S; ++i) {
       const int row = Scheme::weight_index(i), slot = row == kPairs[pair][0] ? 0 : row == kPairs[pair][1] ? 1 : -1;
       for (int j = 0; slot >= 0 && j < S; ++j) {
         const int64_t k = S * i + j;
         multiply_plane(
             transformed + k * input_stride, tiles, C_pad,
-            weights + (6 * slot + Scheme::weight_index(j)) * weight_plane_stride(C), C,
+            transformed_weights + (6 * slot + Scheme::weight_index(j)) * weight_plane_stride(C), C,
             PanelPrefetch(weight, count++, C), products + k * output_stride);
       }
     }
@@ -284,8 +287,8 @@ void forward(
   T* zeros = reinterpret_cast<T*>(scratch);
   float* transformed = reinterpret_cast<float*>(scratch) + zeros_size(p);
   float* products = transformed + kPlanes<Scheme> * input_stride;
-  float* weights = products + kPlanes<Scheme> * output_stride;
-  WinogradTile* const positions = reinterpret_cast<WinogradTile*>(weights + 12 * weight_plane_stride(p.C));
+  float* transformed_weights = products + kPlanes<Scheme> * output_stride;
+  WinogradTile* const positions = reinterpret_cast<WinogradTile*>(transformed_weights + 12 * weight_plane_stride(p.C));
   // Transform the input tiles
   std::memset(scratch, 0, size_t(p.C) * sizeof(T));
   for (int64_t t = 0; t < tiles; ++t) {
@@ -295,7 +298,7 @@ void forward(
 
   for (int64_t panel = first; panel < last; ++panel) {
     // Multiply with one panel of output channels
-    multiply_panel<Scheme>(prepared + panel * 9 * p.C * kPanel, p.C, transformed, tiles, weights, products);
+    multiply_panel<Scheme>(prepared + panel * 9 * p.C * kPanel, p.C, transformed, tiles, transformed_weights, products);
     // Transform back, add bias and ReLU, and write the output
     for (int64_t o = panel * kPanel; o < p.C_out && o < (panel + 1) * kPanel; o += L) {
       F b{};

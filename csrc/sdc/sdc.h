@@ -33,13 +33,14 @@
 
 namespace danet {
 
-// Where the offsets and the mask of a call are, and in which order: see SdcParams.
+// The layout of offsets and mask. kSdc and kDcnv3: two tensors. kDcnv4: one tensor, in which the 2 K offsets of a group
+// come before its K mask values. kDcnv3 and kDcnv4 have DCN's order of taps and pairs (see the top of this file).
 enum class SdcLayout { kSdc, kDcnv3, kDcnv4 };
 
 // The options of a call, checked by check_sdc (sdc_check.h), and the sizes and strides derived from them.
 struct SdcParams : SdcOptions {
   int64_t G, K, H_out, W_out;
-  bool x_first;  // DCNv3's order of taps and pairs
+  bool x_first;  // the order of taps and pairs of DCNv3 and DCNv4
   // Elements from one group to the next: 2 K and K, or 3 K in DCNv4's joint tensor.
   int64_t offset_group_stride, mask_group_stride;
 
@@ -57,13 +58,14 @@ struct SdcParams : SdcOptions {
 
 namespace {
 
-// The coordinates that a tap samples (see the formula at the top), from sdc_center, the center of the first window:
-//   Y = sdc_center(p, 0) + y * stride + sdc_tap(p, 0, k) + offset_scale * offset
-// X likewise, with axis 1 and x.
+// Parts of the coordinates that a tap samples (see the formula at the top):
+//   Y = sdc_center(p, 0) + y * stride + sdc_tap_distance(p, 0, k) + offset_scale * offset
+// X likewise, with axis 1 and x. sdc_center is the center of the window of output pixel (0, 0). sdc_tap_distance is the
+// distance of tap k from the center of its window, times offset_scale.
 DANET_HOST_DEVICE int64_t sdc_center(const SdcParams& p, int axis) {
   return p.dilation[axis] * (p.kernel_size[axis] - 1) / 2 - p.padding[axis];
 }
-DANET_HOST_DEVICE double sdc_tap(const SdcParams& p, int axis, int64_t k) {
+DANET_HOST_DEVICE double sdc_tap_distance(const SdcParams& p, int axis, int64_t k) {
   if (p.remove_center && k >= p.K / 2) ++k;
   const int inner_axis = p.x_first ? 0 : 1;  // the axis on which consecutive taps are neighbors
   const int64_t inner_size = p.kernel_size[inner_axis], k_axis = axis == inner_axis ? k % inner_size : k / inner_size;
@@ -101,14 +103,15 @@ struct SdcKernels {
   // Computes rows [begin, end) of out.
   void (*forward)(
       const SdcParams&, ImageView input, ImageView offset, ImageView mask, ImageView out, int64_t begin, int64_t end);
-  // For each output row in [begin, end): writes to row_ranges[row] the first and the last row of a range, clipped to
-  // the image, that contains all input rows that it samples. The range spans the smallest to the largest Y of the
-  // samples, also of those outside the image. If it is empty, its first row is greater than its last row.
+  // For each output row in [begin, end): finds the rows between the smallest and the largest Y of its samples (samples
+  // outside the image count too), clips this range to the image, and writes its first and last row to row_ranges[row].
+  // The range contains all input rows that the output row reads. If the range is empty, its first row is greater than
+  // its last row.
   void (*find_row_ranges)(const SdcParams&, ImageView offset, int64_t begin, int64_t end, int32_t (*row_ranges)[2]);
-  // Computes grad_offset and grad_mask of output rows [begin, end) of image n. Adds the contributions of all output
-  // rows of the image to rows [first, last) of grad_input, which must hold zeros and has the compute dtype (float32 for
-  // half dtypes). row_ranges lets it skip output rows that do not sample these rows; if it is null, it visits all of
-  // them.
+  // Computes grad_offset and grad_mask of the output rows y in [begin, end) of image n; here y counts from 0 in each
+  // image. Adds the contributions of all output rows of the image to rows [first, last) of grad_input, which must hold
+  // zeros and has the compute dtype (float32 for half dtypes). row_ranges lets it skip output rows that do not sample
+  // these rows; if it is null, it visits all of them.
   void (*backward)(
       const SdcParams&, ImageView grad_output, ImageView input, ImageView offset, ImageView mask, ImageView grad_input,
       ImageView grad_offset, ImageView grad_mask, int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last,

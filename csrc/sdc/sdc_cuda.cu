@@ -8,10 +8,12 @@
 namespace danet {
 namespace {
 
-constexpr int kSharedBytes = 48 * 1024;  // what a block may use on every device without opting in
+// Shared memory in bytes that a block may use on every device without opting in to more.
+constexpr int kSharedBytes = 48 * 1024;
 
-// Shared memory per item in bytes, enough for both kernels. Forward: CornerWeights and SampledCell of each tap, and the
-// item's offset in the input. Backward: BackwardTap, grad_m and the corners inside the image of each tap.
+// Shared memory per item in bytes, enough for the forward and both backward kernels. Forward: CornerWeights and
+// SampledCell of each tap, and the item's offset in the input. Backward: BackwardTap, grad_m and the corners inside the
+// image of each tap.
 template <typename A>
 int shared_bytes_per_item(const SdcParams& p) {
   return int(p.K) * int(5 * sizeof(A) + sizeof(uint32_t)) + int(sizeof(int64_t));
@@ -28,20 +30,23 @@ bool fits_int32_index(const SdcParams& p, const ImageView& input) {
   return p.N * p.H_out * p.W_out * p.G < end - kMaxItems && (p.H + 4) * (p.W + 4) < end / stride;
 }
 
-// Calls body(index, packet, taps, x_first) with the template arguments of the kernels; packet is the number of channels
-// per packet. Common cases get kernels with 32-bit indices, packets of 16 bytes (not for float64), and 3x3 windows in
-// either order. Rare cases use more general kernels.
+// Calls body(index, packet_size, taps, x_first). The four values carry the template arguments of the kernels: the index
+// type, the number of channels per packet, K (0: any window), and the order of taps. Common cases get kernels with
+// 32-bit indices, packets of 16 bytes (not for float64), and 3x3 windows in either order. Rare cases use more general
+// kernels.
 template <typename T, typename Body>
 void dispatch(const SdcParams& p, const ImageView& input, const ImageView& offset, bool packets_fit, const Body& body) {
-  constexpr Constant<gpu::Packet<T>::kSize> packet{};
-  // Pairs of offsets must be aligned. Those of DCNv4 with K = 9 are not: a group has 27 elements.
-  const bool pairs = is_aligned<T>(offset, 2) && p.offset_group_stride % 2 == 0;
-  const bool is_3x3 = p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && pairs;
+  constexpr Constant<gpu::Packet<T>::kSize> packet_size{};
+  // The kernels for 3x3 windows load the two offsets of a tap at once, so these pairs must be aligned. In DCNv4 they are
+  // not: a group has 3 * 9 = 27 elements.
+  const bool pairs_are_aligned = is_aligned<T>(offset, 2) && p.offset_group_stride % 2 == 0;
+  const bool is_3x3 = p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && pairs_are_aligned;
   if constexpr (sizeof(T) < 8) {
-    if (packets_fit && !fits_int32_index(p, input)) return body(int64_t{}, packet, Constant<0>{}, std::false_type{});
-    if (packets_fit && is_3x3 && p.x_first) return body(int32_t{}, packet, Constant<9>{}, std::true_type{});
-    if (packets_fit && is_3x3) return body(int32_t{}, packet, Constant<9>{}, std::false_type{});
-    if (packets_fit) return body(int32_t{}, packet, Constant<0>{}, std::false_type{});
+    if (packets_fit && !fits_int32_index(p, input))
+      return body(int64_t{}, packet_size, Constant<0>{}, std::false_type{});
+    if (packets_fit && is_3x3 && p.x_first) return body(int32_t{}, packet_size, Constant<9>{}, std::true_type{});
+    if (packets_fit && is_3x3) return body(int32_t{}, packet_size, Constant<9>{}, std::false_type{});
+    if (packets_fit) return body(int32_t{}, packet_size, Constant<0>{}, std::false_type{});
   }
   body(int64_t{}, Constant<1>{}, Constant<0>{}, std::false_type{});
 }
@@ -57,10 +62,11 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
     using A = Compute<T>;
     const int items_per_block = choose_items_per_block<A>(p);
     const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view});
-    dispatch<T>(p, x.view, offset, packets_fit, [&](auto index, auto packet, auto taps, auto x_first) {
+    dispatch<T>(p, x.view, offset, packets_fit, [&](auto index, auto packet_size, auto taps, auto x_first) {
       gpu::launch(
           "sdc",
-          forward_kernel<T, decltype(index), decltype(packet)::value, decltype(taps)::value, decltype(x_first)::value>,
+          forward_kernel<
+              T, decltype(index), decltype(packet_size)::value, decltype(taps)::value, decltype(x_first)::value>,
           {blocks_for("sdc", num_items, items_per_block), kThreads,
            size_t(items_per_block * shared_bytes_per_item<A>(p)), device_guard.stream()},
           p, x.view, offset, mask, static_cast<T*>(out.view.data), num_items, items_per_block);
@@ -96,9 +102,9 @@ Tensor run_backward(
       A* sums = static_cast<A*>(grad_input.mutable_data_ptr());
       const int items_per_block = choose_items_per_block<A>(p);
       const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view, grad_out.view});
-      dispatch<T>(p, x.view, offset, packets_fit, [&](auto index, auto packet, auto taps, auto x_first) {
+      dispatch<T>(p, x.view, offset, packets_fit, [&](auto index, auto packet_size, auto taps, auto x_first) {
         using Index = decltype(index);
-        constexpr int kPacketSize = decltype(packet)::value, kTaps = decltype(taps)::value;
+        constexpr int kPacketSize = decltype(packet_size)::value, kTaps = decltype(taps)::value;
         constexpr bool kXFirst = decltype(x_first)::value;
         gpu::launch(
             "sdc",
@@ -114,15 +120,15 @@ Tensor run_backward(
         Tensor row_ranges = torch::stable::empty(
             {p.N * p.H_out, 2}, ScalarType::Int, std::nullopt, input.device(), std::nullopt, std::nullopt);
         int32_t* rows = static_cast<int32_t*>(row_ranges.mutable_data_ptr());
-        const int pixels = std::min(32, items_per_block);
+        const int pixels_per_pass = std::min(32, items_per_block);
         gpu::launch(
             "sdc", find_row_ranges<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, device_guard.stream()}, p,
             offset, rows);
         gpu::launch(
             "sdc", backward_in_order<T, kPacketSize>,
-            {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(pixels * shared_bytes_per_item<A>(p)),
+            {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(pixels_per_pass * shared_bytes_per_item<A>(p)),
              device_guard.stream()},
-            p, grad_out.view, offset, mask, rows, sums, pixels);
+            p, grad_out.view, offset, mask, rows, sums, pixels_per_pass);
       });
     });
   return grad_input.scalar_type() == input.scalar_type() ? grad_input

@@ -34,11 +34,12 @@ struct WeightsInRegisters {
 
 // Computes out [groups, group_channels] from the num_taps = groups * K taps of the table: for each group, the sum over
 // its K taps. All cells must lie inside the image. kTaps is K if it is known at compile time, else 0; runtime_K is K in
-// both cases. Not inlined, because the loop needs all registers.
+// both cases. group_image points to the first channel of the first group in the first pixel. Not inlined, because the
+// loop needs all registers.
 template <typename Weights, int kTaps, typename T, typename A>
 __attribute__((noinline)) void gather_groups(
     const TapTable<A>& taps, int64_t num_taps, int64_t runtime_K, bool softmax, const CellBounds& bounds,
-    const T* image, T* out, int64_t group_channels) {
+    const T* group_image, T* out, int64_t group_channels) {
   constexpr int L = kLanes<A>;
   const int64_t K = kTaps > 0 ? kTaps : runtime_K;
   for (int64_t first = 0; first < num_taps; first += K, out += group_channels) {
@@ -48,7 +49,7 @@ __attribute__((noinline)) void gather_groups(
       constexpr int kChains = V >= 4 ? 1 : 4 / V;  // independent sums, to hide the latency of additions
       Vec<A> total[kChains][V] = {};
       const Weights weights(taps, first);
-      const CornerPointers<const T> from(image + c, bounds);
+      const CornerPointers<const T> from(group_image + c, bounds);
       const int32_t* cell = taps.cell + first;
 #pragma GCC unroll 9
       for (int64_t k = 0; k < K; ++k) {
@@ -78,36 +79,38 @@ __attribute__((noinline)) void gather_groups(
 // Chooses the instance of gather_groups.
 template <typename T, typename A>
 DANET_INLINE void gather(
-    const TapTable<A>& taps, int64_t num_taps, int64_t K, bool softmax, const CellBounds& bounds, const T* image,
+    const TapTable<A>& taps, int64_t num_taps, int64_t K, bool softmax, const CellBounds& bounds, const T* group_image,
     T* out, int64_t group_channels) {
 #if defined(__AVX512F__)
   if constexpr (kHasBroadcastLane<A>) {
     if (K == 9)
-      return gather_groups<WeightsInRegisters<A>, 9>(taps, num_taps, K, softmax, bounds, image, out, group_channels);
+      return gather_groups<WeightsInRegisters<A>, 9>(
+          taps, num_taps, K, softmax, bounds, group_image, out, group_channels);
     if (K <= kLanes<A>)
-      return gather_groups<WeightsInRegisters<A>, 0>(taps, num_taps, K, softmax, bounds, image, out, group_channels);
+      return gather_groups<WeightsInRegisters<A>, 0>(
+          taps, num_taps, K, softmax, bounds, group_image, out, group_channels);
   }
 #endif
   // Unrolling nine taps is slower than a loop if vectors are short.
   if constexpr (kLanes<A> > 4 && !kHasBroadcastLane<A>)
     if (K == 9)
-      return gather_groups<WeightsInMemory<A>, 9>(taps, num_taps, K, softmax, bounds, image, out, group_channels);
-  gather_groups<WeightsInMemory<A>, 0>(taps, num_taps, K, softmax, bounds, image, out, group_channels);
+      return gather_groups<WeightsInMemory<A>, 9>(taps, num_taps, K, softmax, bounds, group_image, out, group_channels);
+  gather_groups<WeightsInMemory<A>, 0>(taps, num_taps, K, softmax, bounds, group_image, out, group_channels);
 }
 
 // Computes out [group_channels] of the one group in `source`, with a bounds check of every corner. This slow path is
 // correct for all cells and values.
 template <typename T, typename A>
 __attribute__((noinline)) void sum_taps_checked(
-    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, const CellBounds& bounds, const T* image,
-    T* out, int64_t group_channels) {
+    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, const CellBounds& bounds,
+    const T* group_image, T* out, int64_t group_channels) {
   prepare_taps</*kBackward=*/false>(p, taps, source);
   const Vec<A> factor = broadcast<A>(p.softmax ? 1 / sum_values<0>(taps.m, p.K) : A(1));
   for_vectors_of<A>(group_channels, [&](int64_t c, int count) {
     Vec<A> total{};
     for (int64_t k = 0; k < p.K; ++k) {
       bounds.visit(taps.row[k], taps.column[k], [&](int corner, int64_t element) {
-        total += taps.weight[corner][k] * load_channels(image + element + c, count);
+        total += taps.weight[corner][k] * load_channels(group_image + element + c, count);
       });
       if (taps.weight[0][k] != taps.weight[0][k]) total += taps.weight[0][k];  // a NaN coordinate or mask
     }
@@ -118,19 +121,20 @@ __attribute__((noinline)) void sum_taps_checked(
 // Computes out [groups, group_channels] of the groups in `source`.
 template <typename T, typename A>
 DANET_INLINE void sum_taps(
-    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, const CellBounds& bounds, const T* image,
-    T* out, int64_t group_channels) {
+    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, const CellBounds& bounds,
+    const T* group_image, T* out, int64_t group_channels) {
   // Prepare the taps, gather and sum.
   const bool inside = prepare_taps</*kBackward=*/false>(p, taps, source);
   if (!inside) clamp_cells</*kWeights=*/true>(p, taps, source.num_taps, 0, p.H, source.stride, taps.cell);
-  gather(taps, source.num_taps, p.K, p.softmax, bounds, image, out, group_channels);
+  gather(taps, source.num_taps, p.K, p.softmax, bounds, group_image, out, group_channels);
   if (inside || !any_nan(out, source.num_taps / p.K * group_channels)) return;
-  // 0 * Inf = NaN: if a clamped cell may have read a non-finite pixel, take the bounds-checked path.
+  // A clamped cell reads pixels that the sample does not use, with weight 0. If such a pixel is not finite, 0 * Inf =
+  // NaN: compute the groups that are NaN again, with bounds checks.
   TapInputs<A, T> group = source;
   group.num_taps = p.K;
   for (int64_t j = 0; j < source.num_taps; j += p.K, group.offset += p.offset_group_stride,
-               group.mask += p.mask_group_stride, image += group_channels, out += group_channels)
-    if (any_nan(out, group_channels)) sum_taps_checked(p, taps, group, bounds, image, out, group_channels);
+               group.mask += p.mask_group_stride, group_image += group_channels, out += group_channels)
+    if (any_nan(out, group_channels)) sum_taps_checked(p, taps, group, bounds, group_image, out, group_channels);
 }
 
 // SdcKernels::forward.

@@ -17,7 +17,7 @@ namespace {
 template <typename A>
 struct TapTable {
   static constexpr int kCapacity = kMaxTaps + 16;
-  alignas(64) A tap_y[kCapacity];  // sdc_tap of each tap
+  alignas(64) A tap_y[kCapacity];  // sdc_tap_distance of each tap
   A tap_x[kCapacity];
   A weight[4][kCapacity];                          // weights of the corners, times m
   A m[kCapacity];                                  // the mask, or its softmax (in forward only the numerators)
@@ -39,8 +39,8 @@ struct TapTable {
     // Fill the constant columns for the taps that can occur, rounded up to whole vectors.
     for (int64_t j = 0; j < groups * p.K + kLanes<A>; ++j) {
       const int64_t g = j / p.K, k = j - g * p.K;
-      tap_y[j] = A(sdc_tap(p, 0, k));
-      tap_x[j] = A(sdc_tap(p, 1, k));
+      tap_y[j] = A(sdc_tap_distance(p, 0, k));
+      tap_x[j] = A(sdc_tap_distance(p, 1, k));
       channel[j] = int32_t(g * (p.C / p.G));
     }
   }

@@ -47,7 +47,7 @@ class BatchLoader(DataLoader):
 
 
 class _ErrorsAsValues(Dataset):
-    """Returns a UserError in place of the samples: DataLoader would pass it on as the text of a traceback."""
+    """Returns a UserError in place of the samples: DataLoader would turn a raised one into the text of a traceback."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset

@@ -1,4 +1,4 @@
-"""Reads, checks and writes COCO jsons, the format of all datasets on disk; reads YOLO datasets, too."""
+"""Reads, checks and writes COCO jsons, the format in which danet writes datasets; reads YOLO datasets, too."""
 
 import os
 import sys
@@ -43,7 +43,7 @@ SHARED_FILE = "images that are the same file as another image; their boxes stay 
 NO_SIZE = "image sizes added: read from the file"
 
 FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True, "": False}
-"""Texts that some tools write instead of 0 and 1."""
+"""Texts that some tools write as ``iscrowd`` and ``ignore``, instead of 0 and 1."""
 QUOTES = "'\""
 
 
@@ -80,12 +80,12 @@ def load_coco(
     path = Path(path)
     if is_yolo(path):
         return load_yolo(path, split)
-    named = find_json(path, split).absolute()
-    path = named.resolve()
+    unresolved = find_json(path, split).absolute()
+    path = unresolved.resolve()
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a COCO file (the top level must be an object)")
-    if "annotations" not in content and "annotation" in content:  # HIT-UAV
+    if "annotations" not in content and "annotation" in content:  # the jsons of HIT-UAV
         content["annotations"] = content["annotation"]
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list) or not all(isinstance(item, dict) for item in content[key]):
@@ -93,7 +93,7 @@ def load_coco(
 
     repairs = Repairs()
     categories = _read_categories(path, content["categories"], content["annotations"], repairs)
-    finder = ImageFinder(named, None if images is None else Path(images).absolute())
+    finder = ImageFinder(unresolved, None if images is None else Path(images).absolute())
     records = _read_images(path, content["images"], finder, repairs)
     _count_shared_files(records, repairs)
     warnings = _read_annotations(path, content["annotations"], records, categories, repairs)
@@ -102,7 +102,9 @@ def load_coco(
 
 
 def list_splits(path: str | os.PathLike) -> list[str | None]:
-    """Returns the splits of a dataset that ``load_coco`` can read; ``[None]`` for a dataset without splits.
+    """Returns the splits of a dataset that ``load_coco`` can read.
+
+    ``[None]`` for a COCO dataset without splits, ``["annotations"]`` for a YOLO dataset without splits.
 
     Example:
         >>> list_splits("train.json")
@@ -156,8 +158,8 @@ def write_coco(path: str | os.PathLike, records: Sequence[ImageRecord], categori
     write_json(path, {"images": images, "annotations": annotations, "categories": named}, indent=None)
 
 
-def _key(place: str, item: dict, name: str) -> int | str:
-    """Returns the id ``item[name]``, which must be an integer or a string."""
+def _read_id(place: str, item: dict, name: str) -> int | str:
+    """Returns the id ``item[name]``, which must be an integer, a float with an integer value, or a string."""
     value = item.get(name)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -168,10 +170,10 @@ def _key(place: str, item: dict, name: str) -> int | str:
 
 def _read_categories(path: Path, items: list[dict], annotations: list[dict], repairs: Repairs) -> dict[int | str, str]:
     """Reads the categories: id -> name. Of several with one name, those that no annotation uses are dropped: Roboflow
-    adds one with the name of the project, which may be that of a class."""
+    adds a category with the name of the project, and a project may have the name of a class."""
     categories: dict[int | str, str] = {}
     for item in items:
-        key = _key(f"{path}: category", item, "id")
+        key = _read_id(f"{path}: category", item, "id")
         name = item.get("name")
         if not isinstance(name, str) or not name:
             raise UserError(f"{path}: category {quote(key)} has no name")
@@ -202,7 +204,7 @@ def _read_images(path: Path, items: list[dict], finder: ImageFinder, repairs: Re
         if not isinstance(name, str) or not name:
             raise UserError(f"{place}: file_name is missing")
         check_name(name, place, MAX_PATH_CHARACTERS)
-        key = _key(place, item, "id")
+        key = _read_id(place, item, "id")
         if key in images:
             raise UserError(f"{place}: id {quote(key)} is used twice")
         for extra, kind in EXTRAS.items():
@@ -232,7 +234,9 @@ def _read_size(place: str, item: dict, file: Path, repairs: Repairs) -> tuple[in
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_IMAGE_SIDE_PIXELS:
-            raise UserError(f"{place}: {side} must be a positive integer, got {quote(item.get(side))}")
+            raise UserError(
+                f"{place}: {side} must be an integer from 1 to {MAX_IMAGE_SIDE_PIXELS}, got {quote(item.get(side))}"
+            )
         sides.append(value)
     return sides[0], sides[1]
 
@@ -252,7 +256,7 @@ def _read_annotations(
     categories: dict[int | str, str],
     repairs: Repairs,
 ) -> list[str]:
-    """Sets the boxes of all records, and returns a warning for each box that was clipped or dropped."""
+    """Sets the boxes of all records; returns a warning for each box clipped or dropped, except dropped duplicates."""
     boxes: dict[int | str, dict[tuple[tuple[float, ...], str, bool], None]] = {key: {} for key in records}
     warnings: list[str] = []
     counts = Counter(key for item in annotations if isinstance(key := item.get("image_id"), int | str))
@@ -261,18 +265,18 @@ def _read_annotations(
     prefix = f"{path}: annotation "
     seen = set()
     for index, annotation in enumerate(annotations):
-        number = annotation.get("id", f"number {index}")
-        place = prefix + (str(number) if type(number) is int else quote(number).strip(QUOTES))
+        shown_id = annotation.get("id", f"number {index}")
+        place = prefix + (str(shown_id) if type(shown_id) is int else quote(shown_id).strip(QUOTES))
         if "id" in annotation:
-            annotation_id = _key(place, annotation, "id")
+            annotation_id = _read_id(place, annotation, "id")
             if annotation_id in seen:
                 raise UserError(f"{place}: this id is used twice")
             seen.add(annotation_id)
-        image_id = _key(place, annotation, "image_id")
+        image_id = _read_id(place, annotation, "image_id")
         record = records.get(image_id)
         if record is None:
             raise UserError(f"{place}: image id {quote(image_id)} is not among the images")
-        category_id = _key(place, annotation, "category_id")
+        category_id = _read_id(place, annotation, "category_id")
         category = categories.get(category_id)
         if category is None:
             raise UserError(f"{place}: category id {quote(category_id)} is not among the categories")
@@ -310,7 +314,10 @@ def _read_flag(place: str, annotation: dict, key: str, repairs: Repairs) -> bool
 def _read_box(
     place: str, annotation: dict, record: ImageRecord, repairs: Repairs
 ) -> tuple[list[float] | None, str | None]:
-    """Converts x, y, width, height to corners (None: dropped) and clips them; the warning says what was changed."""
+    """Returns the corners of a box, clipped to the image (None if it is dropped), and a warning if it was changed.
+
+    An annotation without a box gets the extent of its polygon.
+    """
     bbox = annotation.get("bbox")
     if not bbox or bbox == [0, 0, 0, 0]:
         extent = _polygon_extent(annotation.get("segmentation"))
@@ -338,7 +345,11 @@ def _read_box(
 
 
 def _polygon_extent(segmentation: object) -> list[float] | None:
-    """The bounding box (x, y, width, height) of the polygons of an annotation; None if it has none with finite area."""
+    """The bounding box (x, y, width, height) of the polygons of an annotation.
+
+    None if it has none, if they have fewer than three points in all, or if their coordinates are not pairs of finite
+    numbers.
+    """
     if not isinstance(segmentation, list) or not all(isinstance(part, list) for part in segmentation):
         return None
     values = [value for part in segmentation for value in part]

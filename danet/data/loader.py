@@ -114,7 +114,7 @@ class DetectionDataset(Dataset):
         channels: channels of the network's input, 1 or 3.
         augmentation: random changes of the samples; None changes nothing.
         seed: seed of the augmentation.
-        cache_bytes: maximum memory for decoded images, which are kept for the next epochs.
+        cache_bytes: maximum memory for decoded images, which are kept for the next epochs, in each loader process.
         size_range: train on targets of one size range only, see ``SizeRange``; None trains on all sizes.
 
     Raises:
@@ -153,6 +153,7 @@ class DetectionDataset(Dataset):
         self.weights = [part.weight for part in parts]
         self.seed = seed
         self.free_cache_bytes = cache_bytes
+        """Memory that the cache may still use in this process."""
         self._cache: dict[int, np.ndarray] = {}
 
         # Images of sources with weight 0 are neither shown nor used as donors of pasted objects.
@@ -179,7 +180,10 @@ class DetectionDataset(Dataset):
         return Sample(*map(torch.from_numpy, (normalized, boxes, labels, ignore)))
 
     def fingerprint(self) -> str:
-        """Returns a text that changes with the names, order, annotations and weights of the images."""
+        """Returns a text that changes with the images and the weights of the sources.
+
+        Of the images, the names, order, sizes and annotations count.
+        """
         digest = hashlib.sha256(repr((self.sizes, self.weights)).encode())
         for r in self.records:
             digest.update(repr((r.path.name, r.width, r.height, r.names)).encode())
@@ -243,7 +247,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """A batch sampler for ``DetectionDataset``: yields the batches of all epochs as lists of (epoch, index).
 
-    An epoch shows ``round(weight * size)`` images of every source, in a random order that depends only on seed and
+    An epoch draws ``round(weight * size)`` images of every source, in a random order that depends only on seed and
     epoch. Every batch has ``batch`` images: the last incomplete batch of an epoch is left out, and an epoch with fewer
     images than a batch repeats them. In distributed training, rank r of W takes the images r, r + W, ... of each batch.
 
@@ -352,7 +356,11 @@ def make_loader(
 
 
 def _start_worker(start: Callable[[], object] | None, _: int) -> None:
-    """Lets only the parent react to Ctrl-C and hang-ups, which a terminal sends to all; it ends its workers itself."""
+    """Prepares a worker process, and calls ``start`` in it.
+
+    The worker ignores Ctrl-C and hang-ups, which a terminal sends to all processes: the parent reacts to them and ends
+    its workers. SIGTERM ends the worker.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -361,6 +369,9 @@ def _start_worker(start: Callable[[], object] | None, _: int) -> None:
 
 
 def default_workers(processes: int = 1) -> int:
-    """Returns the number of workers for each of the training processes: at most 8, and 0 with fewer than 4 cores."""
+    """Returns the number of workers for each of the training processes.
+
+    It is half of the cores that may be used, divided by the processes, at most 8; 0 with fewer than 4 cores.
+    """
     cores = available_cores()
     return 0 if cores < 4 else min(8, cores // 2 // processes)

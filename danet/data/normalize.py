@@ -48,8 +48,8 @@ def normalize(image: np.ndarray, channels: int = 1, frame: IntensityRange | None
     Args:
         image: ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16.
         channels: channels of the result, 1 or 3.
-        frame: levels to use instead of the image's own. A crop needs those of its whole frame: a crop of empty sky
-            would otherwise be stretched to full contrast.
+        frame: the intensity range to use instead of the image's own. A crop needs that of its whole frame: a crop of
+            empty sky would otherwise be stretched to full contrast.
 
     Returns:
         float32 ``[channels, H, W]``.

@@ -45,7 +45,7 @@ RECONNECT_INTERVAL_S = 0.5
 MIN_FREE_DISK_BYTES = 16 << 20
 """Free space at which a video is finished, so that its index still fits on the disk."""
 END_TOLERANCE_FRAMES = 2.5
-"""A last frame that is so many frame times before the stated end of a file is at its end."""
+"""The last frame counts as the end of a file if it lies at most this many frame durations before the stated end."""
 
 
 class Frame(NamedTuple):
@@ -71,7 +71,7 @@ class ImageFiles:
         name: the source as the user gave it.
         paths: the files in the order in which they are read.
         total: number of images.
-        trouble: which images are missing; None if none are.
+        trouble: how many images or files cannot be read; None if there is none.
 
     Args:
         max_pixels: larger images are refused.
@@ -121,9 +121,9 @@ class ImageFiles:
 class Video:
     """An iterable of Frames from a video file, a camera or a stream; only a file can be iterated again.
 
-    If a file ends before its frames are complete, iteration stops after the last frame that can be decoded. If a
-    camera or stream gives no frame, it is opened again for up to RECONNECT_TIMEOUT_S seconds. Both cases are reported
-    on stderr; ``trouble`` states what is missing at the end.
+    If the rest of a file cannot be decoded, iteration stops after the last frame that can. If a camera or stream gives
+    no frame, it is opened again for up to RECONNECT_TIMEOUT_S seconds. Both cases are reported on stderr; ``trouble``
+    states what is missing at the end.
 
     Args:
         source: path of a file, URL of a file or a stream, or number of a camera.
@@ -149,8 +149,8 @@ class Video:
         self._source = source
         decoder = open_decoder(source)
         if decoder is None:
-            live = "no such camera" if is_camera else "this stream cannot be opened"
-            problem = live if is_camera or is_url else "not a readable image or video"
+            cannot_open = "no such camera" if is_camera else "this stream cannot be opened"
+            problem = cannot_open if is_camera or is_url else "not a readable image or video"
             raise UserError(f"{mask_url(str(source))}: {problem}")
         first = decoder.read()
         if first is None:
@@ -180,7 +180,7 @@ class Video:
         decoder, image = self._opened or self._reopen()
         self._opened = None
         started, seconds, longest_gap = time.monotonic(), 0.0, 0.0
-        offset = max(0.0, decoder.container_time() - decoder.time())
+        video_start = max(0.0, decoder.container_time() - decoder.time())
         try:
             while image is not None:
                 now = time.monotonic() - started if self.live else decoder.time() or index / self.fps
@@ -194,10 +194,11 @@ class Video:
                     decoder, image = self._reconnect(decoder, index)
         finally:
             decoder.close()
-        # The times of frames tell whether frames are missing; one frame may be shown as long as the longest before.
+        # Compare the time of the last frame with the stated end: the last frame may be shown as long as the longest
+        # frame before it.
         if self.total is not None and index < self.total:
             tolerance = max(END_TOLERANCE_FRAMES / self.fps, longest_gap)
-            self._report_missing(index, is_at_end=seconds + offset + tolerance >= decoder.duration)
+            self._report_missing(index, is_at_end=seconds + video_start + tolerance >= decoder.duration)
 
     def _reopen(self) -> tuple[Decoder, np.ndarray | None]:
         decoder = open_decoder(self._source, quiet=True)
@@ -209,15 +210,17 @@ class Video:
         """Sets ``trouble`` if frames are missing of a file of which ``count`` frames were decoded.
 
         The number of frames that a container states is an estimate in Matroska and WebM, and too large if the frame
-        rate varies. The file is complete if the last frame is at its stated end and every packet gave a frame.
+        rate varies. The file is complete if the last frame is at its stated end and every packet gave a frame (if
+        packets can be counted).
         """
-        expected = self.total
+        problem = f"ends early: frame {count} of {self.total} cannot be decoded"
         if is_at_end:
             expected = count_packets(str(self._source)) if "://" not in self.name else None
             if expected is None or count >= expected:
                 return
-        self.trouble = f"ends early: frame {count} of {expected} cannot be decoded"
-        print(f"{self.name}: {self.trouble}", file=sys.stderr)
+            problem = f"{expected - count} of {expected} frames cannot be decoded"
+        self.trouble = problem
+        print(f"{self.name}: {problem}", file=sys.stderr)
 
     def _reconnect(self, decoder: Decoder, index: int) -> tuple[Decoder, np.ndarray | None]:
         """Opens a camera or stream again until it gives an image; the image is None after RECONNECT_TIMEOUT_S."""
@@ -246,7 +249,8 @@ class ImageStack(Video):
         max_pixels: larger pages are refused.
 
     Raises:
-        UserError: the first page cannot be decoded; from the iteration for the others.
+        UserError: the first page cannot be decoded. If another one cannot be decoded, iteration ends, with a line on
+            stderr and in ``trouble``.
     """
 
     def __init__(self, path: str | os.PathLike, *, max_pixels: int = MAX_IMAGE_PIXELS):
@@ -273,7 +277,7 @@ class SourceList:
         name: the folder or pattern as the user gave it.
         parts: the sources.
         total: number of frames of all sources; None if it is unknown for one of them.
-        trouble: why frames of a source are missing; None if none are.
+        trouble: why frames of the first source with missing frames are missing; None if none are.
     """
 
     live = False
@@ -336,7 +340,9 @@ def open_source(source: str | os.PathLike, *, max_pixels: int = MAX_IMAGE_PIXELS
 def open_sources(
     sources: Iterable[str | os.PathLike], *, max_pixels: int = MAX_IMAGE_PIXELS
 ) -> list[ImageFiles | Video]:
-    """Opens several sources, see ``open_source``; the images and each video of a folder become separate sources.
+    """Opens several sources, see ``open_source``.
+
+    The images of a folder become one source, and each of its videos another one.
 
     Example:
         >>> folder = getfixture("tmp_path") / "clips"
@@ -413,7 +419,8 @@ class VideoWriter:
     last frame written. After any other exception, or without a frame, no file is made.
 
     The first frame determines the size of the video and whether it is grey (``[H, W]``) or colour. Frames of another
-    size are letterboxed. The codec needs even sizes: an odd one is padded with a black row or column.
+    size are centred on black; larger ones are shrunk first. The codec needs even sizes: an odd one is padded with a
+    black row or column.
 
     Args:
         path: the file, ending in ``.mp4``, or in ``.webm`` for VP8 and VP9.
@@ -441,7 +448,7 @@ class VideoWriter:
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
         self._grey = False
-        self._file = contextlib.ExitStack()
+        self._pending_file = contextlib.ExitStack()
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -460,13 +467,13 @@ class VideoWriter:
         if self._writer is not None:
             self._writer.release()
         if kind is None or (self.frames and issubclass(kind, (KeyboardInterrupt, UserError))):
-            self._file.close()
+            self._pending_file.close()
         else:
-            self._file.__exit__(kind, error, trace)
+            self._pending_file.__exit__(kind, error, trace)
 
     def _open(self, first: np.ndarray) -> cv2.VideoWriter:
         height, width = first.shape[:2]
-        temporary = self._file.enter_context(atomic_path(self.path))
+        temporary = self._pending_file.enter_context(atomic_path(self.path))
         self._size = height + height % 2, width + width % 2
         self._grey = first.ndim == 2
         codec = cv2.VideoWriter.fourcc(*self.codec)

@@ -3,8 +3,8 @@
 A label file has one line ``class x y width height`` per box, relative to the image size, or ``class x1 y1 x2 y2 ...``
 with the corners of a polygon, of which the extent is used. Layouts:
 
-- ``data.yaml`` with ``train``, ``val`` and ``test`` (Ultralytics, Roboflow, CVAT): folders, lists of images, or
-  several.
+- ``data.yaml`` with ``train``, ``val`` and ``test`` (Ultralytics, Roboflow, CVAT): each names a folder, a text file
+  that lists images, or a list of these.
 - ``obj.data`` and ``obj.names`` (Darknet, CVAT "YOLO 1.1"): lists of images, with the labels beside the images.
 - ``images/`` and ``labels/`` with ``classes.txt`` (Label Studio), also with ``train/`` and ``val/`` inside.
 - images and labels in one folder with ``classes.txt`` (labelImg).
@@ -51,9 +51,9 @@ class YoloFolder:
         names: class names.
         splits: split ("train", "val", "test", or "annotations" if the dataset has no splits) -> name of each image
             without suffix -> its file.
-        places: the file or folder that names the images of each split.
+        places: the file or folder that names the images of each split; the first one if there are several.
         keypoint_values: number of values after the box in each line of a pose dataset.
-        notes: lines about parts of the dataset that are left out.
+        notes: lines about parts of the dataset that are left out, and warnings.
         repairs: counts what was changed.
         labels: the label files that were read, by split.
     """
@@ -87,7 +87,9 @@ class YoloFolder:
         return make_record(path or image, size, boxes, names, repairs=self.repairs, place=str(label))
 
     def check_labels(self, split: str) -> None:
-        """Checks that ``read`` has found labels in a split; notes it for "test", which is often published without.
+        """Checks that ``read`` has found labels in a split.
+
+        For "test", which is often published without labels, it only adds a line to ``notes``.
 
         Raises:
             UserError: if no image of "train", "val" or "annotations" has a label file.
@@ -102,7 +104,7 @@ class YoloFolder:
         self.notes.append(f"warning: {problem}")
 
     def unused_labels(self) -> list[Path]:
-        """Returns the label files beside those that were read which belong to no image."""
+        """Returns the label files that were not read, in the folders of those that were read."""
         used = {label for labels in self.labels.values() for label in labels}
         files = {file for folder in {path.parent for path in used} for file in folder.glob("*.txt")} - used
         return sorted(
@@ -111,8 +113,10 @@ class YoloFolder:
 
 
 def is_yolo(path: Path) -> bool:
-    """Tells whether a path is a YOLO dataset: a YAML file; a folder with data.yaml or obj.data; or one with class names
-    and without a COCO json called annotations.json.
+    """Tells whether a path is a YOLO dataset.
+
+    It is a YAML file; a folder with data.yaml (also data.yml, dataset.yaml) or obj.data; or a folder with classes.txt
+    or obj.names and without a COCO json called annotations.json.
 
     Example:
         >>> is_yolo(Path("data.yaml")), is_yolo(Path("train.json"))
@@ -141,7 +145,7 @@ def open_yolo(source: str | os.PathLike) -> YoloFolder:
         >>> open_yolo(folder).splits["annotations"].keys()
         dict_keys(['a'])
     """
-    # Keep links as they are: labels/ may be real beside a link images/.
+    # Do not resolve symbolic links: images/ may be a link while labels/ beside it is a real folder.
     path = Path(os.path.abspath(source))
     if not path.exists():
         raise UserError(f"{source}: no such folder")
@@ -189,7 +193,8 @@ def choose_split(splits: Iterable[str], split: str | None, place: str) -> str:
     """Returns the split to read: ``split``, or the only one.
 
     Raises:
-        UserError: if there is no such split, or there are several and ``split`` is None.
+        UserError: if the dataset has splits but not this one, or has several and ``split`` is None. A dataset without
+            splits is read for every ``split``.
 
     Example:
         >>> choose_split(["train", "val"], "val", "data.yaml")
@@ -207,7 +212,9 @@ def choose_split(splits: Iterable[str], split: str | None, place: str) -> str:
 
 
 def find_label(image: Path, root: Path) -> Path | None:
-    """Finds the label file of an image: the last folder ``images`` of its path becomes ``labels``, or it lies beside.
+    """Finds the label file of an image.
+
+    A folder ``images`` of its path (the last one first) becomes ``labels``, or the label lies beside the image.
 
     If the image is a link, the label of the link's own path comes before that of the file it refers to.
 
@@ -379,7 +386,10 @@ def _split_places(file: Path, config: dict, key: str) -> list[Path] | None:
 
 
 def _locate(file: Path, config: dict, value: str, place: str) -> Path | None:
-    """Finds a file or folder that a dataset names relative to its ``path``, to the naming file, or to another machine.
+    """Finds a file or folder that a dataset names.
+
+    The name is relative to the ``path`` of data.yaml or to the file that states the name, or is a path of another
+    machine.
 
     Exported files often state ../train/images or data/images/train although these folders are beside the file: leading
     folders of the name are dropped until it exists.
@@ -389,17 +399,18 @@ def _locate(file: Path, config: dict, value: str, place: str) -> Path | None:
     candidates = [join_name(folder, value, place, inside=False) for folder in bases]
     parts = [part for part in value.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     shorter = [Path(folder, *parts[start:]) for start in range(len(parts)) for folder in bases[:2]]
-    # One part alone says too little of a folder: a missing test/images is not images.
-    candidates += [path for path in shorter if len(parts) == 1 or path.parent not in bases or _is_telling(path)]
+    # The last part alone must be a file or the name of a split: if test/images is missing, another folder images must
+    # not be taken for it.
+    candidates += [path for path in shorter if len(parts) == 1 or path.parent not in bases or _is_split_or_file(path)]
     found = next((path for path in candidates if os.path.exists(path)), None)
     if found is None:
         return None
-    # Resolve ".." in the text only, so that links stay; unless a link makes that another file.
+    # Remove ".." from the text without resolving links, unless that names another file (".." after a link).
     plain = Path(os.path.normpath(found))
     return plain if plain.exists() and plain.samefile(found) else found
 
 
-def _is_telling(path: Path) -> bool:
+def _is_split_or_file(path: Path) -> bool:
     return path.name in SPLITS or os.path.isfile(path)
 
 
@@ -411,12 +422,12 @@ def _images_of(places: list[Path], file: Path, config: dict, repairs: Repairs) -
     for place in places:
         images += find_images(place).values() if place.is_dir() else _read_list(place, file, config, repairs)
     common = Path(os.path.commonpath([image.parent for image in images]))
-    named: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for image in images:
         name = image.relative_to(common).with_suffix("").as_posix()
-        if named.setdefault(name, image) != image:
-            raise UserError(f"{image}: another image has this name ({named[name]})")
-    return named
+        if by_name.setdefault(name, image) != image:
+            raise UserError(f"{image}: another image has this name ({by_name[name]})")
+    return by_name
 
 
 def _read_list(path: Path, file: Path, config: dict, repairs: Repairs) -> list[Path]:
@@ -446,8 +457,14 @@ def _split_folders(root: Path) -> dict[str, Path]:
         folders = [path for path in sorted(base.iterdir()) if path.is_dir()] if base.is_dir() else []
         found = {SPLITS[path.name]: path / inner for path in folders if path.name in SPLITS and (path / inner).is_dir()}
         others = [path for path in folders if path.name not in (*SPLITS, "labels") and _has_image(path)]
-        beside = base.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in base.iterdir())
-        if len(found) > 1 and "train" in found and not others and not beside and all(map(_has_image, found.values())):
+        has_image_beside = base.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in base.iterdir())
+        if (
+            len(found) > 1
+            and "train" in found
+            and not others
+            and not has_image_beside
+            and all(map(_has_image, found.values()))
+        ):
             return {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}
     return {}
 
@@ -499,7 +516,10 @@ def _numbered_names(names: dict, file: Path | None) -> list:
 
 
 def _read_class_file(path: Path) -> list[str]:
-    """Reads class names, one per line; a class's number is its line, so that none may be empty but at the end."""
+    """Reads class names, one per line.
+
+    A class's number is the number of its line (from 0), so that only lines at the end may be empty.
+    """
     lines = [line.strip() for line in read_text(path).rstrip().split("\n")]
     for number, line in enumerate(lines, 1):
         if not line and len(lines) > 1:

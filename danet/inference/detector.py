@@ -32,7 +32,7 @@ LIST_BATCH = 8
 """Images of a list that go through the network at once."""
 
 SUPPORTED_CLASSES = "supported_classes"
-"""Name in the metadata of the classes that the weights detect reliably."""
+"""Key of the metadata under which the classes are listed that the weights detect reliably."""
 
 Image = np.ndarray | torch.Tensor | str | os.PathLike
 
@@ -65,21 +65,25 @@ class Detector:
         iou_threshold: non-maximum suppression drops a detection if its IoU with one of a higher score exceeds this.
         max_detections: maximum number of detections per image.
         input_size: (height, width) in pixels that every image is letterboxed to, or one number for a square. "native"
-            keeps the size of each image. None scales images to the size that the weights were trained for, if the
-            metadata states it and the images are larger or smaller; a log message says so once.
-        polarity: "white" (hot is bright), "black" (hot is dark), or "auto", which decides on the first images, see
-            ``PolarityTracker``. Weights without a polarity in their metadata take images as they are.
+            keeps the size of each image. None scales images to about the area of the training images, if the metadata
+            states it and the images are larger or smaller by more than the weights tolerate; a log message says so
+            once.
+        polarity: "white" (hot is bright), "black" (hot is dark), or "auto", which decides on the first images and may
+            change later, see ``PolarityTracker``. With "auto", weights whose metadata states no polarity, or "any",
+            take images as they are.
         classes: names of the classes to report, or "all"; by default those that the metadata names as supported.
         metadata: what the weights file stores beside the weights.
         dtype: dtype of the network: torch.float32, torch.bfloat16 or torch.float16.
         deploy: False runs a copy of the DANet that is not fused, for comparison.
 
     Attributes:
-        notify: function of a log level and a line of text, which says that images are scaled, or which polarity was
-            decided; by default the logger of this module, which shows the lines that change how images are seen.
+        notify: function that is called with a log level and a line of text when images are scaled or a polarity was
+            decided; by default the logger of this module. Without a logging setup, Python prints only the warnings:
+            that images are scaled or inverted.
 
     Raises:
-        ValueError: a threshold does not lie between 0 and 1.
+        ValueError: a threshold does not lie between 0 and 1, polarity has another value, or input_size is another text
+            than "native".
         UserError: the model has no class of a name in ``classes``, or the metadata are not valid.
 
     Example:
@@ -110,7 +114,9 @@ class Detector:
         if polarity not in ("auto", "white", "black"):
             raise ValueError(f"Detector: polarity must be auto, white or black, got {polarity!r}")
         if isinstance(input_size, str) and input_size != "native":
-            raise ValueError(f"Detector: input_size must be (height, width) or 'native', got {input_size!r}")
+            raise ValueError(
+                f"Detector: input_size must be (height, width), one number or 'native', got {input_size!r}"
+            )
         self.model: Network = (
             copy.deepcopy(model).eval().to(dtype)
             if not deploy and isinstance(model, DANet)
@@ -131,7 +137,7 @@ class Detector:
         is_known = self.domain is not None and self.domain.polarity != "any"
         self.polarity = "white" if polarity == "auto" and not is_known else polarity
         self.begin_source()
-        self._has_scaled = False
+        self._told_scaling = False
 
     @property
     def classes(self) -> list[str]:
@@ -158,7 +164,8 @@ class Detector:
                 - a path of an image, of a video or of a folder of images
                 - an array ``[H, W]`` or ``[H, W, 3]`` (BGR), or a torch tensor ``[H, W]``, ``[1, H, W]`` or
                   ``[3, H, W]`` (RGB): uint8, uint16, other whole numbers from 0, or floats from 0 to 1
-                - a list of these, or an array or tensor with one dimension more
+                - a list of these
+                - an array ``[N, H, W, 3]`` or ``[N, H, W, 1]``, or a tensor ``[N, 3, H, W]`` or ``[N, 1, H, W]``
 
         Returns:
             ``Detections`` on the CPU, with boxes in pixels of the image; for several images, for a video and for a
@@ -249,9 +256,9 @@ class Detector:
             if channels == 1 and array.ndim == 3:
                 array = cv2.cvtColor(array, cv2.COLOR_BGR2GRAY)
             height, width = array.shape[:2]
-            frame = intensity_range(array)  # before the letterbox, whose padding must not count
+            intensities = intensity_range(array)  # before the letterbox, whose padding must not count
             array, scale, offset = self._resize(array)
-            placed.append(normalize(array, channels, frame))
+            placed.append(normalize(array, channels, intensities))
             geometry.append((height, width, scale, offset))
         shape = [max(MINIMUM_SIZE, *(p.shape[axis] for p in placed)) for axis in (1, 2)]
         if len(placed) == 1 and placed[0].shape[1:] == tuple(shape):
@@ -287,8 +294,8 @@ class Detector:
         fitted = self.domain.fitted_size(height, width) if self.input_size is None and self.domain is not None else None
         if fitted is None:
             return image, (1.0, 1.0), (0.0, 0.0)
-        if not self._has_scaled:
-            self._has_scaled = True
+        if not self._told_scaling:
+            self._told_scaling = True
             self.notify(
                 logging.WARNING,
                 f"frames of {width} x {height} pixels are scaled to {fitted[1]} x {fitted[0]}, close to the size of "
@@ -305,7 +312,10 @@ class Detector:
         return self.model(-images if polarity == "black" else images)
 
     def _decode(self, output: Any) -> list[Detections]:
-        """Detections of all classes in pixels of the network's input, down to TARGET_SCORE for "auto"."""
+        """Detections of all classes in pixels of the network's input.
+
+        Their scores are above score_threshold; with the polarity "auto" above TARGET_SCORE, if that is lower.
+        """
         lowest = self.score_threshold if self._tracker is None else min(self.score_threshold, TARGET_SCORE)
         return self.model.decode(
             output,
@@ -354,11 +364,12 @@ class Detector:
     def _finish(
         self, found: Detections, height: int, width: int, scale: tuple[float, float], offset: tuple[float, float]
     ) -> Detections:
-        """Selects what is reported, in pixels of the image."""
+        """Maps the boxes to pixels of the image, and selects the detections to report."""
         found = Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), self.classes)
         if len(found) == 0:
             return found
-        found.boxes = clip((found.boxes - torch.tensor(offset * 2)) / torch.tensor(scale * 2), height, width)
+        offsets, scales = torch.tensor([*offset, *offset]), torch.tensor([*scale, *scale])
+        found.boxes = clip((found.boxes - offsets) / scales, height, width)
         is_inside = area(found.boxes) > 0  # not boxes that lie in the padding
         return found[is_inside & (found.scores > self.score_threshold) & self._is_reported[found.labels]]
 

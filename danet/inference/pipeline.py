@@ -14,11 +14,11 @@ JOIN_TIMEOUT_S = 5.0
 """How long leaving a Prefetcher waits for its thread, which a camera or a disk may block."""
 
 POLL_INTERVAL_S = 0.5
-"""On some systems Ctrl-C interrupts only waits with a timeout."""
+"""Timeout of each wait for the queue: on some systems Ctrl-C interrupts only waits that have a timeout."""
 
 
 class Prefetcher(Generic[T]):
-    """Iterates over ``items`` in a thread that is at most ``depth`` items ahead of the consumer.
+    """Iterates over ``items`` in a thread that is at most ``depth`` + 1 items ahead of the consumer.
 
     The thread waits while the queue is full. With ``drop`` it discards the oldest item instead and counts it in
     ``dropped``, because a camera does not wait. An error of ``items`` is raised after the items before it. Leaving the
@@ -84,10 +84,11 @@ class Prefetcher(Generic[T]):
 
 
 class SerialExecutor:
-    """Calls functions in order in one thread, at most ``depth`` of them waiting; with ``depth`` 0 in the caller's.
+    """Calls functions in order in one thread; at most ``depth`` of them wait.
 
-    An error of a call is raised by the next ``submit``, or at the end of the ``with`` block, and no call follows it.
-    The end of the block waits for all calls, also after Ctrl-C.
+    With ``depth`` 0, it calls them in the thread of the caller. An error of a call is raised by the next ``submit``, or
+    at the end of the ``with`` block, and no call follows it. The end of the block waits for all calls, also after
+    Ctrl-C.
 
     Example:
         >>> with SerialExecutor(depth=2) as executor:
@@ -129,14 +130,16 @@ class SerialExecutor:
 
 
 class GroupPrefetcher(Generic[T]):
-    """Iterates over ``items`` in groups; a thread takes the next group only after ``prefetch()``.
+    """Iterates over ``items`` in groups, which a thread takes.
 
-    The caller has all cores for its work before ``prefetch()``; its work after it overlaps with taking the next group.
+    It takes the next group after ``prefetch()``, or at the latest when the caller asks for it. What the caller does
+    before ``prefetch()`` has all cores for itself; what it does afterwards runs at the same time as the thread.
+
     An error of ``items`` is raised after the items before it. Leaving the ``with`` block ends the thread.
 
     Args:
         items: taken one after the other.
-        is_full: whether a group, which is not empty, takes no further item.
+        is_full: tells whether a group is complete; it is called only with groups that are not empty.
 
     Example:
         >>> with GroupPrefetcher(range(5), is_full=lambda group: len(group) == 2) as groups:

@@ -13,23 +13,24 @@ EMPTY_FRAMES = 8
 """Successive frames without a target in the chosen polarity for which the other one is computed as well."""
 
 EMPTY_INTERVAL = 16
-"""After these, the other polarity is computed for one of so many frames without a target."""
+"""After EMPTY_FRAMES such frames, the other polarity is computed only for every 16th frame without a target."""
 
 TARGET_SCORE = 0.5
 """Minimum score of a target that counts for a polarity."""
 
 CERTAIN_SCORE = 0.7
-"""Minimum score of a target against a polarity that is decided. In 621 real frames, no target in the wrong polarity
-reached it where the right one had no target."""
+"""Once a polarity is decided, minimum score of a target in the other polarity at which that one is used for a frame. In
+621 real frames, no target in the wrong polarity reached it where the right one had no target."""
 
 SCORE_MARGIN = 0.2
 """By how much the other polarity must score higher in a frame to be used for it."""
 
 DECIDED = 1.0
-"""Difference of the summed scores of both polarities at which one is decided: about two targets."""
+"""A polarity is decided when the sums of the scores of the two polarities differ by this much: about two targets."""
 
 MAX_DIFFERENCE = 2.0
-"""The summed difference is limited, so that a camera that is switched over is followed after a few frames."""
+"""Limit of the summed difference, so that the decision changes a few frames after a camera was switched to the other
+polarity."""
 
 
 class PolarityTracker:
@@ -73,12 +74,12 @@ class PolarityTracker:
         """
         chosen = self.polarity
         other: Polarity = "white" if chosen == "black" else "black"
-        score = _counted(best_score(chosen))
+        score = _zero_if_weak(best_score(chosen))
         self._empty_frames = 0 if score else self._empty_frames + 1
         self.frames += 1
         if self.frames > FIRST_FRAMES and (score or self._is_skipped()):
             return chosen
-        other_score = _counted(best_score(other))
+        other_score = _zero_if_weak(best_score(other))
         required = max(score + SCORE_MARGIN, CERTAIN_SCORE if self.is_decided else TARGET_SCORE)
         self._empty_frames = 0 if other_score else self._empty_frames
         difference = self._difference + (score - other_score) * (1 if chosen == "white" else -1)
@@ -90,5 +91,5 @@ class PolarityTracker:
         return self._empty_frames > EMPTY_FRAMES and self._empty_frames % EMPTY_INTERVAL > 0
 
 
-def _counted(score: float) -> float:
+def _zero_if_weak(score: float) -> float:
     return score if score >= TARGET_SCORE else 0.0

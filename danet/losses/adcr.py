@@ -74,7 +74,9 @@ class ADCR(nn.Module):
         return {"adcr": self.weight * self.loss(output.features[: len(self.strides)], batch)}
 
     def loss(self, features: list[Tensor], batch: Batch) -> Tensor:
-        """The unweighted loss, a float32 scalar; zero, with a graph, if no image shows a target.
+        """The unweighted loss, a float32 scalar.
+
+        It is zero if no image shows a target, but still connected to the parameters, so that backward works.
 
         Args:
             features: maps of the levels to compare, ``[N, widths[l], H_l, W_l]``.
@@ -84,8 +86,8 @@ class ADCR(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             regions = choose_regions(batch, target=self.target, ratio=self.negatives)
             samples = [torch.cat(pair) for pair in zip(*regions, strict=True)]
-            flags = [torch.arange(len(s)) < len(p) for s, p in zip(samples, regions.positives, strict=True)]
-            positive = distributed.gather(torch.cat(flags).long().to(images.device)).bool()
+            is_positive = [torch.arange(len(s)) < len(p) for s, p in zip(samples, regions.positives, strict=True)]
+            positive = distributed.gather(torch.cat(is_positive).long().to(images.device)).bool()
             losses = []
             for projector, feature, stride in zip(self.projectors, features, self.strides, strict=True):
                 vectors = distributed.gather(self.project(projector, feature.float(), samples, stride))
@@ -99,7 +101,8 @@ class ADCR(nn.Module):
         if any(map(len, regions)):
             sampled = sample_regions(features, regions, stride, self.SIDE)
             return F.normalize(projector(sampled).flatten(1), dim=1, eps=1e-6)
-        # Other processes may have regions: keep the graph, so that gradients here are zero instead of missing.
+        # Without regions: return an empty result that depends on the features and all parameters, because other
+        # processes may have regions. Then the gradients are zero here, not missing.
         nothing = torch.stack([tensor[:0].sum() for tensor in (features, *projector.parameters())]).sum()
         return nothing.expand(0, features.shape[1] * self.SIDE**2)
 

@@ -91,8 +91,8 @@ class MBB(nn.Module):
         """Estimates the running statistics of the 3x3 branch's norm from an input ``[N, in_channels, H, W]``.
 
         Called after ``load_fused``. The block still computes the same function in eval mode, and from now on also in
-        training mode for batches with similar statistics; without this call, the norm would scale them to a variance of
-        one.
+        training mode for batches with similar statistics. Without this call, the norm would scale the outputs of the
+        convolution to a variance of one in training mode.
         """
         norm = self.norm3x3
         kernel, bias = fold_norm(self.conv3x3.weight, norm)
@@ -104,7 +104,9 @@ class MBB(nn.Module):
 
 
 class FusedMBB(nn.Module):
-    """An MBB for inference: 3x3 convolution, bias and ReLU in one pass (``danet.ops.rep_conv``).
+    """A 3x3 convolution, bias and an optional ReLU in one pass (``danet.ops.rep_conv``).
+
+    It is an MBB for inference, or another 3x3 convolution, such as one that predicts scores or boxes.
 
     Args:
         weight: ``[C_out, C, 3, 3]``.
@@ -115,7 +117,7 @@ class FusedMBB(nn.Module):
 
     weight: Tensor
     bias: Tensor
-    transformed: Tensor | None
+    transformed: Tensor | None  # see ``PreparedRepConv``
 
     def __init__(self, weight: Tensor, bias: Tensor, *, stride: int = 1, relu: bool = True) -> None:
         super().__init__()

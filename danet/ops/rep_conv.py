@@ -39,7 +39,8 @@ class PreparedRepConv:
 
     Attributes:
         weight: [C_out, C, 3, 3], a copy, detached from autograd.
-        transformed: What the kernel reads instead of weight, or None if it reads weight itself.
+        transformed: The weight in the layout that the kernel reads, which is `prepared` in C++; None if the kernel
+            reads `weight` itself. It does not hold Winograd's transformed weights, which are computed in every call.
         stride: The stride that `transformed` is for.
 
     Example:
@@ -76,8 +77,8 @@ def prepare_rep_conv(weight: Tensor, *, stride: int = 1) -> PreparedRepConv:
     _check_stride(stride)
     copy = weight.detach().clone(memory_format=torch.channels_last)
     has_layout = library.has_kernel(copy) and not copy.is_meta
-    transformed = torch.ops.danet.prepare_rep_conv(copy, stride) if has_layout else None
-    return PreparedRepConv(copy, transformed if transformed is not None and transformed.numel() > 0 else None, stride)
+    prepared = torch.ops.danet.prepare_rep_conv(copy, stride) if has_layout else None
+    return PreparedRepConv(copy, prepared if prepared is not None and prepared.numel() > 0 else None, stride)
 
 
 def rep_conv(
@@ -112,22 +113,22 @@ def rep_conv(
         >>> rep_conv(input, weight, bias, stride=2).shape
         torch.Size([2, 16, 10, 12])
     """
-    raw, transformed = weight, None
+    raw, prepared = weight, None
     if isinstance(weight, PreparedRepConv):
-        raw, transformed = weight.weight, weight.transformed if weight.stride == stride else None
+        raw, prepared = weight.weight, weight.transformed if weight.stride == stride else None
     input, raw, bias = autocast(input, raw, bias)
     check_rep_conv(input, raw, bias, stride, relu)
     if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (input, raw, bias)):
-        return _ForwardOnly.apply(input, raw, transformed, bias, stride, relu)
-    return _compute(input, raw, transformed, bias, stride, relu)
+        return _ForwardOnly.apply(input, raw, prepared, bias, stride, relu)
+    return _compute(input, raw, prepared, bias, stride, relu)
 
 
 def _compute(
-    input: Tensor, weight: Tensor, transformed: Tensor | None, bias: Tensor | None, stride: int, relu: bool
+    input: Tensor, weight: Tensor, prepared: Tensor | None, bias: Tensor | None, stride: int, relu: bool
 ) -> Tensor:
     if library.has_kernel(input):
         tf32 = input.is_cuda and _allows_tf32()
-        return library.call("rep_conv", input, weight, transformed, bias, stride, relu, tf32)
+        return library.call("rep_conv", input, weight, prepared, bias, stride, relu, tf32)
     return rep_conv_reference(input, weight, bias, stride=stride, relu=relu)
 
 

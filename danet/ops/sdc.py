@@ -17,9 +17,9 @@ with a NaN coordinate is NaN in the forward pass; a sample with an infinite coor
 both count as zero, and the gradients of their offsets are zero.
 
 Bilinear interpolation has a kink at each integer coordinate: the derivatives on its two sides differ. There, the
-gradient of an offset is the right-sided derivative, such as input[Y + 1, X] - input[Y, X]. Offsets of zero give integer
-coordinates (if offset_scale is an integer). A layer whose predicted offsets start at zero therefore starts with
-right-sided derivatives, as every deformable convolution does.
+gradient of an offset uses the right-sided derivative of the interpolated input, such as input[Y + 1, X] - input[Y, X].
+Offsets of zero give integer coordinates (if offset_scale is an integer). A layer whose predicted offsets start at zero
+therefore starts with right-sided derivatives, as every deformable convolution does.
 
 Deformable convolutions: v1 https://arxiv.org/abs/1703.06211, v2 (modulation by a mask)
 https://arxiv.org/abs/1811.11168, v3 (InternImage: groups, softmax, `offset_scale`) https://arxiv.org/abs/2211.05778, v4
@@ -55,7 +55,7 @@ MAX_TAPS = 256
 """Maximum number of taps of the compiled kernels. The reference implementation computes calls with more taps."""
 
 MAX_ELEMENTS = 2**31
-"""Limit of the kernels' 32-bit indices within one image, including a border of two pixels on each side.
+"""Limit of the kernels' 32-bit indices (of elements or pixels) within one image with a border of two pixels per side.
 
 The CPU kernels index elements and need C * (H + 4) * (W + 4) < MAX_ELEMENTS; the CUDA kernels index pixels and need
 (H + 4) * (W + 4) < MAX_ELEMENTS. The reference implementation computes calls with larger images. The batch size has no
@@ -82,7 +82,7 @@ PAIR_OPTIONS = ("kernel_size", "stride", "padding", "dilation")
 
 @dataclass(frozen=True)
 class SdcOptions:
-    """The validated options of a call of `sdc`, `dcnv3` or `dcnv4`; PAIR_OPTIONS are (y, x).
+    """The validated options of a call of `sdc`, `dcnv3` or `dcnv4`; the options in PAIR_OPTIONS are (y, x) pairs.
 
     The fields are in the order of the operators' schemas (csrc/sdc/sdc_schema.h), in which a pair is two arguments.
     Functions that take `*options` take them in this order too.
@@ -104,17 +104,18 @@ class SdcOptions:
         groups = integer(op, "groups", groups, minimum=1)
         for i, name in enumerate(PAIR_OPTIONS):
             pairs[i] = pair(op, name, pairs[i], minimum=0 if name == "padding" else 1)
-        self = cls(groups, *pairs, offset_scale, softmax, remove_center)  # type: ignore[call-arg]  # four pairs
-        if isinstance(self.offset_scale, bool) or not isinstance(self.offset_scale, (int, float)):
-            raise TypeError(f"{op}: offset_scale must be a number, got {self.offset_scale!r}")
-        if not -math.inf < self.offset_scale < math.inf:
-            raise ValueError(f"{op}: offset_scale must be finite, got {self.offset_scale!r}")
-        check_bool(op, "softmax", self.softmax)
-        check_bool(op, "remove_center", self.remove_center)
-        height, width = self.kernel_size
-        if self.remove_center and (height * width % 2 == 0 or height * width == 1):
+        # mypy cannot know that `pairs` has four elements.
+        validated = cls(groups, *pairs, offset_scale, softmax, remove_center)  # type: ignore[call-arg]
+        if isinstance(validated.offset_scale, bool) or not isinstance(validated.offset_scale, (int, float)):
+            raise TypeError(f"{op}: offset_scale must be a number, got {validated.offset_scale!r}")
+        if not -math.inf < validated.offset_scale < math.inf:
+            raise ValueError(f"{op}: offset_scale must be finite, got {validated.offset_scale!r}")
+        check_bool(op, "softmax", validated.softmax)
+        check_bool(op, "remove_center", validated.remove_center)
+        height, width = validated.kernel_size
+        if validated.remove_center and (height * width % 2 == 0 or height * width == 1):
             raise ValueError(f"{op}: remove_center needs an odd number of taps above 1, got {height} * {width} taps")
-        return self
+        return validated
 
     @classmethod
     def from_schema(cls, op: str, *arguments: Any) -> "SdcOptions":
@@ -140,7 +141,8 @@ class SdcOptions:
         )
         if H_out < 1 or W_out < 1:
             raise ValueError(
-                f"{op}: the dilated window must fit into the padded input, got [H_out, W_out] = {[H_out, W_out]}"
+                f"{op}: the dilated window must fit into the padded input; "
+                f"the output would have the size [H_out, W_out] = {[H_out, W_out]}"
             )
         return SdcSizes(N, C, H, W, self.groups, K, H_out, W_out)
 
@@ -167,8 +169,9 @@ def sdc(
         input: [N, C, H, W], float64, float32, float16 or bfloat16.
         offset: [N, 2*G*K, H_out, W_out] of input's dtype, in pixels of the input. Channels are ordered by group, then
             by tap, then (y, x). An offset of NaN makes the outputs that use it NaN; an infinite offset gives a sample
-            of zero. The gradients of both are zero.
-        mask: [N, G*K, H_out, W_out] of input's dtype: logits of the taps' weights.
+            of zero (a NaN if offset_scale is 0). The gradients of such offsets are zero.
+        mask: [N, G*K, H_out, W_out] of input's dtype: logits of the taps' weights, or the weights themselves if
+            softmax is False.
         groups: G, must divide C.
         kernel_size, stride, padding, dilation: an integer or a (y, x) pair, as in a convolution.
         offset_scale: scales the distance of every sampling point (tap position plus offset) from the center of the
@@ -185,7 +188,8 @@ def sdc(
             input's dtype, or if an option has the wrong type.
         ValueError: if a shape or device does not match, if groups does not divide C, if an option is out of range, or
             if the window, with its dilation, is larger than the padded input.
-        RuntimeError: from the compiled kernels, if a stride, padding or dilation is 2**24 or more.
+        RuntimeError: from the compiled kernels, if a stride, padding or dilation is 2**24 or more, or if torch.func's
+            grad, vjp or jvp is active.
 
     Example:
         >>> import torch
@@ -270,13 +274,13 @@ def unchecked_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcS
     H_pad, W_pad = H + 4, W + 4
     table = F.pad(input.permute(0, 2, 3, 1).to(dtype), (0, 0, 2, 2, 2, 2)).view(N * H_pad * W_pad * G, C // G)
     index_dtype = torch.int32 if 4 * max(table.numel(), mask.numel()) < 2**31 else torch.int64
-    image = torch.arange(N, dtype=index_dtype, device=input.device).view(N, 1, 1, 1, 1)
+    image_index = torch.arange(N, dtype=index_dtype, device=input.device).view(N, 1, 1, 1, 1)
     group = torch.arange(G, dtype=index_dtype, device=input.device).view(G, 1)
-    row = image * H_pad + 2 + y_floor.to(index_dtype)
-    base = (row * W_pad + 2 + x_floor.to(index_dtype)) * G + group
+    padded_row = image_index * H_pad + 2 + y_floor.to(index_dtype)
+    top_left = (padded_row * W_pad + 2 + x_floor.to(index_dtype)) * G + group
 
     # Sum the table rows of the four corners over all taps of a group.
-    out = weighted_gather(table, weight.view(4, -1, K), base.view(-1, K), (0, G, W_pad * G, (W_pad + 1) * G))
+    out = weighted_gather(table, weight.view(4, -1, K), top_left.view(-1, K), (0, G, W_pad * G, (W_pad + 1) * G))
     return out.view(N, H_out, W_out, C).to(input.dtype).permute(0, 3, 1, 2)
 
 
@@ -305,7 +309,7 @@ def check_sdc(input: Any, offset: Any, mask: Any, *options: Any) -> tuple[SdcSiz
 
 
 def check_images(op: str, input: Any, offset: Any, mask: Any, options: SdcOptions) -> SdcSizes:
-    """The sizes of a call with these tensors; TypeError or ValueError if one is invalid."""
+    """The sizes of a call with the tensors input, offset and mask; TypeError or ValueError if one is invalid."""
     check_image(op, "input", input)
     check_like_input(op, "offset", offset, input)
     check_like_input(op, "mask", mask, input)
@@ -331,7 +335,9 @@ def run(
 
 
 def register(op: str, num_tensors: int, reference: Callable[..., Tensor], check: Callable[..., SdcSizes]) -> None:
-    """Register the Python side of an operator: its fake kernel, which infers the shape of the result, and its gradient.
+    """Register the Python side of an operator: its fake kernel, its vmap rule and its gradient.
+
+    The fake kernel infers the shape of the result.
 
     num_tensors: number of its tensor arguments, [N, channels, height, width] each; SDC's options come after them.
     reference: takes the tensors, the sizes and the options.
@@ -396,10 +402,12 @@ class SDC(nn.Module):
         DeformConv2d (groups=1) computes something different. To replace it, use an SDC, whose 1x1 convolution mixes the
         channels, and train the network again.
 
+        Let offset_groups be the number of offset groups of deform_conv2d, which it infers from the shape of `offset`.
         The operator `sdc(input, offset, m, groups=offset_groups, softmax=False)` equals `deform_conv2d(input, offset,
         torch.ones(C, 1, 3, 3), padding=1, mask=m)`: offset and mask have the same channels in the same order. In
         torchvision, m is usually a sigmoid; in SDC it is a softmax over the taps, which the operator computes. sdc has
-        no weight tensor. If all channels of a group have the same weight at each tap, multiply m by these weights.
+        no weight tensor. To replace a depth-wise weight w that is equal for all channels of a group, pass m * w (w has
+        one value per tap and group).
     """
 
     def __init__(self, channels: int, *, groups: int = 4, kernel_size: int = 3) -> None:
@@ -410,21 +418,21 @@ class SDC(nn.Module):
             raise ValueError(f"SDC: kernel_size must be odd, got {kernel_size}")
         self.groups = groups
         self.kernel_size = kernel_size
-        taps = groups * kernel_size**2
+        mask_channels = groups * kernel_size**2
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.norm = nn.BatchNorm2d(channels)
-        self.predictor = nn.Conv2d(channels, 3 * taps, 1)
+        self.predictor = nn.Conv2d(channels, 3 * mask_channels, 1)
         self.projection = nn.Conv2d(channels, channels, 1, bias=False)
         for parameter in self.predictor.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, input: Tensor) -> Tensor:
         predicted = self.predictor(F.relu(self.norm(self.depthwise(input))))
-        taps = self.groups * self.kernel_size**2
+        mask_channels = self.groups * self.kernel_size**2
         sampled = sdc(
             input,
-            predicted[:, : 2 * taps],
-            predicted[:, 2 * taps :],
+            predicted[:, : 2 * mask_channels],
+            predicted[:, 2 * mask_channels :],
             groups=self.groups,
             kernel_size=self.kernel_size,
             padding=self.kernel_size // 2,

@@ -24,7 +24,7 @@ class Progress:
     step: int = 0
     """Optimizer steps since the start."""
     finished_epoch_at: int = 0
-    """``step`` at the end of the last epoch that was finished; it is finished when it was validated and logged."""
+    """A step, not an epoch: ``step`` at the end of the last finished epoch, which was validated (if due) and logged."""
     best: dict[str, float] = field(default_factory=dict)
     """Epoch and metrics of the best validation so far; empty before the first one."""
     seconds: float = 0.0

@@ -91,7 +91,8 @@ class Trainer:
         )
         self.model = channels_last(model).train()
         self.extra_losses = channels_last(nn.ModuleDict(extra_losses or {})).train()
-        # Hashes by name, such as of the weights of teachers, that a resumed run compares; most terms have none.
+        # Hashes, by name, of what loss terms load, such as the weights of teachers; most terms load nothing. A run
+        # resumes only if they are unchanged.
         self.loss_fingerprints: dict[str, str] = {}
         for term in self.extra_losses.values():
             self.loss_fingerprints |= getattr(term, "fingerprints", dict)()
@@ -109,6 +110,7 @@ class Trainer:
             scaler=torch.amp.GradScaler(device.type, enabled=self.autocast == torch.float16),
         )
         self.stop = threading.Event()
+        """Set when a stop signal has arrived."""
         self.end_reason = ""
         """Why a finished run ended before its last epoch, if it did."""
         self._saved_at = time.monotonic()
@@ -140,7 +142,9 @@ class Trainer:
             raise UserError(f"{path}: has {epochs:g} epochs already, got --epochs {self.options.epochs}; give more")
 
     def run(self, lock: RunLock | None = None) -> bool:
-        """Trains to the last epoch and returns True; on a stop signal, saves the state and returns False.
+        """Trains and returns True; on a stop signal, saves the state and returns False.
+
+        The run ends after the last epoch, or earlier by early stopping or the time limit.
 
         Args:
             lock: the lock of the run folder, see ``lock_run_folder``; by default the folder is locked here.
@@ -192,7 +196,7 @@ class Trainer:
             worker_start=self.lock.close_in_child if self.lock else None,
         )
         with contextlib.closing(iter(loader)) as batches:
-            while progress.step < self.sampler.total_steps and not self._is_over():
+            while progress.step < self.sampler.total_steps and not self._check_early_end():
                 if distributed.any_process(self.stop.is_set(), self.device):
                     self._save()
                     self._draw_curves()
@@ -213,8 +217,11 @@ class Trainer:
             return False
         return self._finish()
 
-    def _is_over(self) -> bool:
-        """Whether early stopping or the time limit ends the run before its last epoch, the same in all processes."""
+    def _check_early_end(self) -> bool:
+        """Whether early stopping or the time limit ends the run before its last epoch, the same in all processes.
+
+        Sets ``end_reason``.
+        """
         options, progress = self.options, self.state.progress
         epoch = progress.finished_epoch_at / self.sampler.steps_per_epoch
         if options.patience and epoch - progress.improved_epoch >= options.patience:
@@ -226,7 +233,7 @@ class Trainer:
         return distributed.any_process(bool(self.end_reason), self.device)
 
     def _next_batch(self, batches: Iterator[Batch]) -> Batch | None:
-        """The next batch, or None after a stop signal that has ended the loader processes, too."""
+        """The next batch, or None if the stop signal has also ended a loader process."""
         try:
             return next(batches)
         except LoaderWorkerError as error:

@@ -28,10 +28,11 @@ from danet.utils.urls import mask_values
 
 Options = typing.TypeVar("Options")
 Names = Sequence[str]
+"""Names of options or presets, or the words of a command line."""
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
-# A list in one word, such as [1, 2], and a size such as 192x256.
+# YAML_LIST: null, or a list such as [1, 2], as one word. SIZE: such as 192x256.
 YAML_LIST = re.compile(r"null|\[.*\]", re.DOTALL)
 SIZE = re.compile(r"\d+x\d+")
 NUMBERS = re.compile(r"[-+.]*\d[-+\d.,xe]*", re.IGNORECASE)
@@ -56,7 +57,8 @@ def run(
 
     Values are taken from the defaults, then ``--preset``, then ``--config FILE``, then the command line. An unknown
     option, an invalid value, a missing input file, and a UserError or OSError of the command print one line and return
-    2; Ctrl-C returns 130. Any other exception prints one line and returns 1; ``--debug`` shows its traceback.
+    2 (1 for a fault of the machine, such as a full disk); Ctrl-C returns 130. Any other exception prints one line and
+    returns 1 (2 if another package cannot be imported); ``--debug`` shows its traceback.
 
     Hyphens and underscores in names are the same, and lists are separated by spaces or commas.
 
@@ -71,8 +73,8 @@ def run(
         positionals: names of fields that may also be given as words without an option, in this order; a list field may
             only be the last and takes all remaining words.
         presets: names of YAML files in ``danet/presets`` that ``--preset NAME`` accepts.
-        inputs: names of options that hold paths, which must exist before the command loads torch, and for each of them
-            the words that stand for something else, such as ``shipped``.
+        inputs: options whose values are paths -> words that stand for something else than a path, such as ``shipped``.
+            The paths must exist, which is checked before the command loads torch.
         page: the groups of options in the help, and examples.
         argv: the words; by default those of the process.
 
@@ -194,7 +196,7 @@ def parse(
     # Typed options override files and files override presets, wherever they stand.
     for name, words in sorted(typed, key=lambda item: {"preset": 0, "config": 1}.get(item[0], 2)):
         try:
-            value = convert(words[0], known[name].hint) if name in control else _join(words, known[name].hint)
+            value = convert(words[0], known[name].hint) if name in control else _value_of(words, known[name].hint)
         except ValueError as error:
             raise UserError(f"--{name}: {error}") from error
         if name in ("preset", "config"):
@@ -245,9 +247,10 @@ def dump(options: Any) -> str:
 def _split(argv: Names, known: Mapping[str, Option]) -> tuple[list[tuple[str, list[str]]], list[str]]:
     """Splits ``argv`` into options with their words, and words that belong to no option.
 
-    An option takes one word, a list all words up to the next option (of numbers: all numbers), a tuple as many as it
-    has elements, a switch only true or false if it follows; ``--no-switch`` is false. After a lone ``--``, no word is
-    an option.
+    The type of an option determines how many words after it are its value. A list takes all words up to the next option
+    (a list of numbers: all numbers). A tuple takes words until it has all elements. A switch takes true or false, if
+    that follows, otherwise no word. Any other option takes one word. ``--no-switch`` sets a switch to false. After a
+    lone ``--``, no word is an option.
     """
     typed: list[tuple[str, list[str]]] = []
     loose: list[str] = []
@@ -306,7 +309,7 @@ def _is_numeric(hint: Any) -> bool:
     return set(members(hint)) <= {int, float}
 
 
-def _join(words: list[str], hint: Any) -> Any:
+def _value_of(words: list[str], hint: Any) -> Any:
     """The value that the words of an option stand for."""
     sequence = sequence_type(hint)
     if sequence is None:
@@ -325,13 +328,13 @@ def _split_list(word: str, item: Any) -> list[str]:
     if _is_numeric(item):
         return [part for part in word.split(",") if part]
     parts = [part.strip() for part in word.split(",") if part.strip()]
-    is_one = os.path.exists(word) or word.startswith("{") or "://" in word
+    is_single = os.path.exists(word) or word.startswith("{") or "://" in word
     is_path = "." in word or os.sep in word
-    return [word] if is_one or not parts or (is_path and not all(map(os.path.exists, parts))) else parts
+    return [word] if is_single or not parts or (is_path and not all(map(os.path.exists, parts))) else parts
 
 
 def _refuse_assignment(word: str, known: Mapping[str, Option]) -> None:
-    """Raises UserError for an option such as conf=0.3, unless it is a file."""
+    """Raises UserError for a word such as conf=0.3 whose name is an option or similar to one, unless it is a file."""
     found = ASSIGNMENT.fullmatch(word)
     if found is None or os.path.exists(word):
         return
@@ -356,7 +359,7 @@ def _group_suggestion(name: str, word: str, known: Mapping[str, Option]) -> str:
 
 
 def _parse_mapping(word: str, hint: Any) -> Any:
-    """The mapping that a word such as ``{"path": "a"}`` stands for, where the type allows one."""
+    """The mapping that a word such as ``{"path": "a"}`` stands for, where the type allows one; otherwise the word."""
     allowed = any(dataclasses.is_dataclass(each) or typing.get_origin(each) is dict for each in members(hint))
     return parse_yaml(word, word) if allowed and word.startswith("{") else word
 

@@ -13,6 +13,7 @@ from typing import TextIO
 
 from danet.utils.errors import UserError, one_line
 from danet.utils.files import DISK_FAULTS
+from danet.utils.names import MAX_PATH_CHARACTERS
 
 UNEXPECTED = 1
 """Exit code after a fault of the machine, such as a full disk, and after an error that is a bug of DANet."""
@@ -24,16 +25,17 @@ BROKEN_PIPE = 141
 
 OUT_OF_MEMORY = re.compile(r"out of memory|(can't|unable to|failed to) allocate|insufficient memory", re.IGNORECASE)
 MAX_FRAMES = 100
-"""Innermost stack frames that are searched for the file that an unexpected error is about."""
-MAX_PATH_CHARACTERS = 4096
+"""Number of innermost stack frames that are searched for the file that an unexpected error is about."""
 
 
 def run_guarded(prog: str, work: Callable[[], int | None], *, debug: bool = False) -> int:
     """Calls ``work`` and returns its exit code, or that of the exception that it raises.
 
-    An exception prints one line that begins with ``prog``: the message of a UserError or OSError (exit code 2), or for
-    any other exception the file or the operation that caused it and a request for a report (exit code 1). Ctrl-C
-    returns 130. If the reader of stdout has ended, nothing is printed. SystemExit is not caught.
+    An exception prints one line that begins with ``prog``. For a UserError or OSError it is their message (exit code 2;
+    1 for a FaultError and for a full or broken disk). If another package cannot be imported (2) or the memory is
+    exhausted (1), the line says what to do. For any other exception it states the file or the operation that caused it,
+    and asks for a report (1). Ctrl-C returns 130. If the reader of stdout or stderr has ended (BrokenPipeError),
+    nothing is printed and the exit code is 141. SystemExit is not caught.
 
     Args:
         prog: the command, such as ``danet train``.
@@ -122,7 +124,10 @@ def _discard(stream: TextIO) -> None:
 
 
 def _locate(error: Exception) -> tuple[Path | None, str]:
-    """The file that DANet worked on when the exception was raised, if one is found, and the function it was in."""
+    """The file that DANet was reading or writing when the exception was raised, and DANet's function that raised it.
+
+    The file is None if none is found.
+    """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [frame for frame in reversed(frames) if _module(frame).startswith("danet.")]
     inner = [frame for frame in ours if _module(frame) not in (__name__, "danet.utils.cli", "danet.utils.dispatch")]

@@ -37,7 +37,10 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a process that a signal has ended, as shells define it: 128 and its number; 0 without."""
+        """The exit code of a process that a signal has ended, as shells define it: 128 plus the number of the signal.
+
+        0 if there was none.
+        """
         return 0 if self.received is None else 128 + self.received
 
     def __enter__(self) -> "StopSignals":
@@ -48,7 +51,10 @@ class StopSignals:
         _restore_handlers(self._previous)
 
     def interrupt(self, items: Iterable[T]) -> Iterator[T]:
-        """Iterates over ``items``. A signal that arrives before or while an item is taken raises KeyboardInterrupt."""
+        """Iterates over ``items``, so that a stop signal can interrupt the iteration.
+
+        A signal that arrives before or while an item is taken raises KeyboardInterrupt.
+        """
         iterator = iter(items)
         while True:
             with self._interruptible():
@@ -79,8 +85,9 @@ class StopSignals:
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """Sets ``stop`` on a stop signal, so that the current step of a training is finished first.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. Other signals may come in pairs: systemd sends SIGTERM and SIGHUP.
-    Ignored signals, previous handlers and other threads are treated as by ``StopSignals``.
+    A Ctrl-C after any stop signal raises KeyboardInterrupt at once. Other signals do not, because they may come in
+    pairs: systemd sends SIGTERM and SIGHUP. Ignored signals, previous handlers and other threads are treated as by
+    ``StopSignals``.
 
     Example:
         >>> stop = threading.Event()

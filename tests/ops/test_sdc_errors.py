@@ -90,7 +90,8 @@ ERRORS = [
     (
         {"dilation": 30},
         ValueError,
-        "sdc: the dilated window must fit into the padded input, got [H_out, W_out] = [-18, -18]",
+        "sdc: the dilated window must fit into the padded input; "
+        "the output would have the size [H_out, W_out] = [-18, -18]",
     ),
     ({"offset_scale": "1"}, TypeError, "sdc: offset_scale must be a number, got '1'"),
     ({"offset_scale": math.nan}, ValueError, "sdc: offset_scale must be finite, got nan"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from danet.boxes import centred_boxes, centres, inside, iou, size
 
-# ``assign_by_centre``: range of the box sizes of a level.
+# ``assign_by_centre``: smallest and largest size of the boxes of a level, in strides.
 MIN_SIZE_STRIDES, MAX_SIZE_STRIDES = 2.5, 6.0
 # ``assign_by_centre``: maximum distance of assigned and of positive cells from a box's centre.
 ASSIGNED_RADIUS_STRIDES, POSITIVE_RADIUS_STRIDES = 1.5, 1.0
@@ -87,7 +87,7 @@ def assign_by_centre(reference_boxes: Tensor, targets: Targets) -> CellAssignmen
         reference_boxes: ``[P, 4]``, centres and strides of the cells, see ``Head.reference_boxes``.
         targets: the batch's ground truth.
     """
-    ignored = _ignored(reference_boxes[:, :2], reference_boxes[:, 2], targets)
+    ignored = _in_ignore_region(reference_boxes[:, :2], reference_boxes[:, 2], targets)
     if targets.boxes.shape[1] == 0:
         return _no_boxes(ignored)
     centre, stride = reference_boxes[:, None, :2], reference_boxes[:, None, 2]
@@ -122,15 +122,15 @@ def assign_by_atss(reference_boxes: Tensor, targets: Targets) -> CellAssignment:
     candidates. The box is assigned to the candidates whose IoU is at least the threshold and whose centres lie inside
     the box. A cell that several boxes claim gets the one with the largest IoU. All assigned cells are positive.
 
-    A box without any such cell is assigned to the cell of the finest level that contains its centre, with precedence
-    over other boxes (our decision; the original method leaves the box out).
+    A box for which no candidate satisfies these conditions is assigned to the cell of the finest level that contains
+    its centre, with precedence over other boxes (our decision; the original method leaves the box out).
 
     Args:
         reference_boxes: ``[P, 4]``, centres and strides of the cells, see ``Head.reference_boxes``.
         targets: the batch's ground truth.
     """
     cell_centres, strides = reference_boxes[:, :2], reference_boxes[:, 2]
-    ignored = _ignored(cell_centres, strides, targets)
+    ignored = _in_ignore_region(cell_centres, strides, targets)
     images, count = targets.boxes.shape[:2]
     if count == 0:
         return _no_boxes(ignored)
@@ -151,11 +151,11 @@ def assign_by_atss(reference_boxes: Tensor, targets: Targets) -> CellAssignment:
     within = inside(cell_centres[:, None], targets.boxes[:, None]).transpose(1, 2)
     positive = torch.zeros_like(within).scatter_(-1, candidates, selected) & within
 
-    # Assign a box without cells to the cell of the finest level that contains its centre.
+    # Assign a box without such candidates to the cell of the finest level that contains its centre.
     finest = _contains_centre(cell_centres, strides, targets.boxes).transpose(1, 2) & (strides == strides.min())
     fallback = finest & ~positive.any(-1, keepdim=True)
 
-    # Select the box of each cell: a box that has no other cell comes first, then the box with the largest IoU.
+    # Select the box of each cell: a box without such candidates comes first, then the box with the largest IoU.
     quality = torch.where(fallback, torch.inf, torch.where(positive, overlap, -torch.inf))
     best, index = torch.where(targets.valid[..., None], quality, -torch.inf).max(dim=1)
     box_index = torch.where(best > -torch.inf, index, -1)
@@ -168,6 +168,7 @@ def assign_by_overlap(reference_boxes: Tensor, cell_sizes: Tensor, targets: Targ
 
     Every box is also assigned to the anchor that has the largest IoU with it, even if that is lower. If several boxes
     have the same best anchor, the box with the larger IoU gets it, and the others get their next best anchors.
+    "Overlap" in the name means the IoU, unlike in ``danet.boxes.overlaps``.
 
     Args:
         reference_boxes: ``[P, 4]``, centres and sizes of the anchors, see ``Head.reference_boxes``.
@@ -179,7 +180,7 @@ def assign_by_overlap(reference_boxes: Tensor, cell_sizes: Tensor, targets: Targ
         anchor's cell, or the cell contains the centre of an ignore region, bool ``[N, P]``.
     """
     anchors = centred_boxes(reference_boxes[:, :2], reference_boxes[:, 2:])
-    ignored = _ignored(reference_boxes[:, :2], cell_sizes, targets)
+    ignored = _in_ignore_region(reference_boxes[:, :2], cell_sizes, targets)
     box_index = torch.full(ignored.shape, -1, device=reference_boxes.device)
     for i, count in enumerate(targets.valid.sum(1).tolist()):
         if count == 0:
@@ -220,7 +221,7 @@ def _contains_centre(cell_centres: Tensor, cell_sizes: Tensor, boxes: Tensor) ->
     return ((distance >= -half) & (distance < half)).all(-1)
 
 
-def _ignored(cell_centres: Tensor, cell_sizes: Tensor, targets: Targets) -> Tensor:
+def _in_ignore_region(cell_centres: Tensor, cell_sizes: Tensor, targets: Targets) -> Tensor:
     """Whether each cell's centre lies in an ignore region, or the cell contains a region's centre: bool ``[N, P]``.
 
     The second condition finds ignore regions that are smaller than a cell and contain no cell centre, such as the

@@ -41,7 +41,10 @@ class Output(NamedTuple):
     features: list[Tensor]
     """Backbone stage outputs (after SaFEM) ``[N, widths[l], H_l, W_l]``, the inputs of ADCR and SSKD."""
     logits: list[Tensor]
-    """Class scores before sigmoid or softmax, ``[N, A * score_channels, H_l, W_l]``, see ``Head``."""
+    """Class scores before sigmoid or softmax, ``[N, A * score_channels, H_l, W_l]``, with A predictions per position.
+
+    See ``Head``.
+    """
     deltas: list[Tensor]
     """Encoded boxes ``[N, A * 4, H_l, W_l]``, see ``Head``."""
 
@@ -113,7 +116,7 @@ class Head(nn.Module, ABC):
             tower.regress.float()
 
     def score_parameters(self) -> list[nn.Parameter]:
-        """Weights and biases of the convolutions that predict the scores, one pair per level.
+        """Weights and biases of the convolutions that predict the scores, one pair per level; not for a fused head.
 
         ``danet train --weights`` copies the rows of the classes that the loaded and the new network have in common.
         Dimension 0 of each parameter is ``A * score_channels``: the score channels of the first prediction, then those
@@ -145,9 +148,10 @@ class Head(nn.Module, ABC):
         """
 
     def flatten(self, maps: list[Tensor], channels: int) -> Tensor:
-        """``[N, A * channels, H_l, W_l]`` of all levels -> float32 ``[N, P, channels]``, prediction by prediction.
+        """``[N, A * channels, H_l, W_l]`` of all levels -> float32 ``[N, P, channels]``.
 
-        ``channels`` is the number of channels of one prediction. ``reference_boxes`` has the same order.
+        ``channels`` is the number of channels of one prediction. The predictions are ordered by level, then by position
+        (row by row), then by their number at the position. ``reference_boxes`` has the same order.
         """
         return torch.cat([m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, channels) for m in maps], dim=1).float()
 
@@ -170,13 +174,13 @@ class Head(nn.Module, ABC):
 
 
 class FusedTowers(nn.Module):
-    """Both towers of a head at one level for inference, with one convolution instead of their two MBBs."""
+    """Both towers of a head at one level for inference; one convolution, ``blocks``, replaces their two MBBs."""
 
     def __init__(self, classify: Any, regress: Any) -> None:
         super().__init__()
-        blocks = [classify[0].fuse(), regress[0].fuse()]
-        self.channels = blocks[0].weight.shape[0]
-        self.blocks = FusedMBB(torch.cat([b.weight for b in blocks]), torch.cat([b.bias for b in blocks]))
+        separate = [classify[0].fuse(), regress[0].fuse()]
+        self.channels = separate[0].weight.shape[0]
+        self.blocks = FusedMBB(torch.cat([b.weight for b in separate]), torch.cat([b.bias for b in separate]))
         self.classify, self.regress = (
             FusedMBB(tower[1].weight.detach(), tower[1].bias.detach(), relu=False) for tower in (classify, regress)
         )
