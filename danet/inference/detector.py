@@ -82,8 +82,8 @@ class Detector:
             that images are scaled or inverted.
 
     Raises:
-        ValueError: a threshold does not lie between 0 and 1, polarity has another value, or input_size is another text
-            than "native".
+        ValueError: a threshold does not lie between 0 and 1, polarity or input_size has another value, or a side of
+            input_size is less than MINIMUM_SIZE.
         UserError: the model has no class of a name in ``classes``, or the metadata are not valid.
 
     Example:
@@ -113,10 +113,7 @@ class Detector:
                 raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
         if polarity not in ("auto", "white", "black"):
             raise ValueError(f"Detector: polarity must be auto, white or black, got {polarity!r}")
-        if isinstance(input_size, str) and input_size != "native":
-            raise ValueError(
-                f"Detector: input_size must be (height, width), one number or 'native', got {input_size!r}"
-            )
+        self.input_size = _parse_input_size(input_size)
         self.model: Network = (
             copy.deepcopy(model).eval().to(dtype)
             if not deploy and isinstance(model, DANet)
@@ -130,7 +127,6 @@ class Detector:
         self.notify: Callable[[int, str], None] = logging.getLogger(__name__).log
         self.domain = ImageDomain.from_metadata(self.metadata)
         """The images that the weights were trained for; None if the metadata do not state them."""
-        self.input_size = (input_size, input_size) if isinstance(input_size, int) else input_size
         self.reported_classes = self._choose_classes(classes)
         """Names of the classes that are reported."""
         self._is_reported = torch.tensor([name in self.reported_classes for name in self.classes])
@@ -393,6 +389,18 @@ class _AutoOutput(NamedTuple):
     images: torch.Tensor
     polarity: Polarity
     output: Any
+
+
+def _parse_input_size(value: Any) -> tuple[int, int] | Literal["native"] | None:
+    """(height, width) of one or two numbers; "native" and None stay. Raises ValueError for anything else."""
+    if value is None or (isinstance(value, str) and value == "native"):
+        return value
+    sides = (value,) if isinstance(value, (int, np.integer)) else value
+    if not isinstance(sides, (tuple, list)) or len(sides) not in (1, 2):
+        raise ValueError(f"Detector: input_size must be (height, width), one number or 'native', got {value!r}")
+    if not all(isinstance(side, (int, np.integer)) and side >= MINIMUM_SIZE for side in sides):
+        raise ValueError(f"Detector: input_size must be integers of at least {MINIMUM_SIZE} pixels, got {value!r}")
+    return int(sides[0]), int(sides[-1])
 
 
 def _read(image: Any) -> np.ndarray:

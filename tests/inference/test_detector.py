@@ -91,6 +91,15 @@ def test_input_size_does_not_change_box_coordinates(detector, model):
     assert len(found.boxes) > 5 and torch.allclose(found.boxes, expected, atol=1e-3)
 
 
+def test_input_size_is_one_or_two_sides(model):
+    sizes = {64: (64, 64), (64, 96): (64, 96), np.int64(64): (64, 64), "native": "native", None: None}
+    assert [Detector(model, input_size=given).input_size for given in sizes] == list(sizes.values())
+    assert Detector(model, input_size=[64, 96]).input_size == (64, 96)
+    for wrong in ("large", (64,) * 3, (64, 8), (64.0, 96.0), 0, 31, -64, ("64", "96"), {}, 64.5):
+        with pytest.raises(ValueError, match="Detector: input_size must be"):
+            Detector(model, input_size=wrong)
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
