@@ -22,12 +22,17 @@ def walk_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
     Links to files and folders are followed; a link to a folder that contains it is left out. So are the files that
     macOS adds to archives (``._a.png``, ``__MACOSX``).
 
+    Raises:
+        UserError: the folder is the root of the file system, which a mistyped path of a dataset may name.
+
     Example:
         >>> path = getfixture("tmp_path") / "a.xml"
         >>> path.touch()
         >>> [found.name for found in walk_files(path.parent, frozenset({".xml"}))]
         ['a.xml']
     """
+    if os.path.realpath(folder) == os.path.realpath(os.sep):
+        raise UserError(f"{folder}: is the root of the file system; name the folder of the dataset")
     parents: dict[str, tuple[str, ...]] = {}  # real paths of the folders above, to notice loops of links
     for name, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(name)
@@ -46,8 +51,8 @@ def find_images(folder: Path) -> dict[str, Path]:
     """Finds all images in ``folder`` and its subfolders, see ``walk_files``: relative path without suffix -> path.
 
     Raises:
-        UserError: if there is no such folder, it contains no image, two images differ only in their suffix, or a file
-            name cannot be printed.
+        UserError: if there is no such folder, it is the root of the file system, it contains no image, two images
+            differ only in their suffix, or a file name cannot be printed.
 
     Example:
         >>> path = getfixture("tmp_path") / "a.png"

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -24,6 +25,13 @@ def test_find_images_follows_links_and_ends_loops(tmp_path):
     names = list(find_images(tmp_path / "set"))
     assert {"b/x", "file", "linked/a"} <= set(names) and len(names) < 20
     assert find_images(tmp_path / "set")["linked/a"] == tmp_path / "set/linked/a.png"
+
+
+def test_find_images_does_not_search_the_whole_file_system(tmp_path):
+    (tmp_path / "link").symlink_to("/")
+    for root in (Path("/"), Path("/usr/.."), tmp_path / "link"):
+        with pytest.raises(UserError, match="is the root of the file system; name the folder of the dataset"):
+            find_images(root)
 
 
 def test_find_images_leaves_files_of_macos_out(tmp_path):
