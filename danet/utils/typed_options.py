@@ -166,7 +166,7 @@ def convert(value: object, hint: Any) -> Any:
     elif kind in (int, float):
         is_numeral = isinstance(value, str) and any(map(str.isdigit, value))  # not "nan" or "inf"
         if is_numeral or type(value) in (int, kind):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, OverflowError):
                 return kind(value)
     raise ValueError(f"expected {type_name(hint)}, got {value!r}")
 

@@ -176,6 +176,7 @@ def test_config_that_is_not_text_is_an_error(tmp_path, capsys):
         ("hello", "must hold options, one per line, such as 'quiet: true'"),
         ("count: [", "not valid YAML (while parsing"),
         ("cuont: 3", "unknown option cuont; did you mean --count?"),
+        ("inner:\n  scale: [1" + "0" * 400 + ", 2]", "--inner.scale: expected float"),
         ("count: " + "[" * 300, "not usable YAML (nested deeper than 100 levels)"),
         ("inner:\n  names: a", "unknown option inner.names; did you mean --inner.name?"),
     ],
