@@ -70,6 +70,8 @@ BUG_EXIT_CODE = 70
 MAX_LINE_CHARACTERS = 1500
 PROBLEMS = ("traceback", "unexpected", "signal", "hang", "unreadable output", "outside", "messages", "memory")
 """Ways to fail, in the order of the table."""
+COLUMNS = ("cases", "accepted", "refused", "fault", *PROBLEMS, "CPU s")
+
 
 SMALL = [
     *("--model.name", "danet_nano", "--model.widths", "[8, 8, 16, 16]", "--model.depths", "[1, 1, 1, 1]"),
@@ -172,7 +174,7 @@ def run(options: Options) -> int:
         print(f"case {finding['case']} ({finding['kind']}): {', '.join(finding['problems'])}\n  {finding['command']}")
         print(f"  {finding['message'][:600]}")
     if options.json is not None:
-        rows = {name: dict(counts) for name, counts in table.items()}
+        rows = {name: {column: round(counts[column]) for column in COLUMNS} for name, counts in table.items()}
         write_json(options.json, {"cases": options.cases, "seed": options.seed, "table": rows, "findings": findings})
     return 1 if findings else 0
 
@@ -650,13 +652,12 @@ def _read(path: Path) -> None:
 
 
 def _print_table(table: dict[str, Counter]) -> None:
-    columns = ("cases", "accepted", "refused", "fault", *PROBLEMS, "CPU s")
-    print(f"| {'input':12} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
+    print(f"| {'input':12} | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
     total: Counter = Counter()
     for name, counts in table.items():
         total.update(counts)
-        print(f"| {name:12} | {' | '.join(str(round(counts[column])) for column in columns)} |")
-    print(f"| {'all':12} | {' | '.join(str(round(total[column])) for column in columns)} |", flush=True)
+        print(f"| {name:12} | {' | '.join(str(round(counts[column])) for column in COLUMNS)} |")
+    print(f"| {'all':12} | {' | '.join(str(round(total[column])) for column in COLUMNS)} |", flush=True)
 
 
 if __name__ == "__main__":
