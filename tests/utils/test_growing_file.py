@@ -1,3 +1,4 @@
+import contextlib
 import json
 import resource
 import signal
@@ -8,14 +9,17 @@ from danet.utils.errors import UserError
 from danet.utils.growing_file import GrowingFile
 
 
-@pytest.fixture
-def full_disk():
-    """A function that limits the size of files, which then fail as on a full disk."""
+@contextlib.contextmanager
+def full_disk(size):
+    """Limits the size of all files that the process writes, which then fail as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:  # inside of the test: pytest may write its own output to a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_growing_file_appears_when_it_is_complete(tmp_path):
@@ -30,11 +34,10 @@ def test_growing_file_appears_when_it_is_complete(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_growing_file_is_whole_on_a_full_disk(tmp_path, full_disk):
+def test_growing_file_is_whole_on_a_full_disk(tmp_path):
     path = tmp_path / "a.json"
-    with GrowingFile(path, "[0") as file:
+    with full_disk(1000), GrowingFile(path, "[0") as file:
         file.tail = f", {'9' * 40}]"
-        full_disk(1000)
         with pytest.raises(UserError, match=r"a\.json: cannot be written \(File too large\)"):
             for number in range(1, 1000):
                 file.append(f", {number}")
@@ -53,9 +56,8 @@ def test_growing_file_keeps_records_after_an_error_but_no_empty_file(tmp_path):
         (tmp_path / "a.txt").unlink(missing_ok=True)
 
 
-def test_growing_file_that_cannot_hold_its_head_is_an_error(tmp_path, full_disk):
-    full_disk(10)
-    with pytest.raises(UserError, match="cannot be written"), GrowingFile(tmp_path / "a.txt", "x" * 20):
+def test_growing_file_that_cannot_hold_its_head_is_an_error(tmp_path):
+    with full_disk(10), pytest.raises(UserError, match="cannot be written"), GrowingFile(tmp_path / "a.txt", "x" * 20):
         pass
     assert list(tmp_path.iterdir()) == []
 
