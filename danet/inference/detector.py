@@ -393,8 +393,10 @@ class _AutoOutput(NamedTuple):
 
 def _parse_input_size(value: Any) -> tuple[int, int] | Literal["native"] | None:
     """(height, width) of one or two numbers; "native" and None stay. Raises ValueError for anything else."""
-    if value is None or (isinstance(value, str) and value == "native"):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str) and value == "native":
+        return "native"
     sides = (value,) if isinstance(value, (int, np.integer)) else value
     if not isinstance(sides, (tuple, list)) or len(sides) not in (1, 2):
         raise ValueError(f"Detector: input_size must be (height, width), one number or 'native', got {value!r}")
