@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.timing import ceilings, header, silent
 from danet.checkpoint import load_weights
 from danet.config import ModelConfig
+from danet.data.frame_sources import open_source
 from danet.data.synthetic.clip import write_video
-from danet.data.video import open_source
 from danet.inference.annotated_output import AnnotatedOutput
 from danet.inference.box_files import BoxFiles
 from danet.inference.detector import Detector

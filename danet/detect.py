@@ -153,7 +153,8 @@ def detect(options: DetectOptions) -> int:
     cli.check_out(options)
     import torch
 
-    from danet.data.video import ImageFiles, Video, open_sources
+    from danet.data.frame_sources import ImageFiles, open_sources
+    from danet.data.video import Video
     from danet.inference.annotated_output import AnnotatedOutput, output_paths
     from danet.inference.box_files import BoxFiles
     from danet.inference.stream import DetectionStream

@@ -20,7 +20,8 @@ from tiff_files import encode_tiff
 import danet
 from danet.checkpoint import save_weights
 from danet.config import ModelConfig
-from danet.data.video import VideoWriter, open_source
+from danet.data.frame_sources import open_source
+from danet.data.video_writer import VideoWriter
 from danet.detect import main
 from danet.inference.video_format import choose_suffix
 from danet.models import build_model
@@ -349,7 +350,7 @@ def test_full_disk_completes_the_outputs(weights, tmp_path, monkeypatch, capfd):
             writer.write(scene(index))
     free = iter([1 << 30] * 3 + [1 << 20] * 10)
     usage = type("Usage", (), {"free": property(lambda self: next(free))})()
-    monkeypatch.setattr("danet.data.video.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("danet.data.video_writer.shutil.disk_usage", lambda path: usage)
     out = tmp_path / "out"
     assert main([str(clip), "--weights", weights, "--out", str(out), "--score", "0.001", "--quiet"]) == 1
     (line,) = capfd.readouterr().err.splitlines()

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from danet.checkpoint import SHIPPED
-from danet.data.video import open_source
+from danet.data.frame_sources import open_source
 from danet.inference.loading import load
 from danet.utils import cli
 from danet.utils.drawing import PALETTE, draw_boxes, enlarge

@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from danet.data.image_folder import walk_files
-from danet.data.video import IMAGE_SUFFIXES
-from danet.data.yolo_dataset import SPLITS, choose_split
+from danet.data.image_folder import IMAGE_SUFFIXES, walk_files
+from danet.data.yolo_config import SPLITS
+from danet.data.yolo_dataset import choose_split
 from danet.utils.errors import UserError
 from danet.utils.names import join_name
 

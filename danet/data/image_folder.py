@@ -5,11 +5,11 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from danet.data.video import IMAGE_SUFFIXES
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
 from danet.utils.names import MAX_PATH_CHARACTERS, check_name
 
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp"})
 JPEG_SIZE_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """Markers of a JPEG file that are followed by the image size (start of frame)."""
 HEADER_BYTES = 1 << 16

@@ -178,7 +178,7 @@ def _files(out: Path, chosen: "Format") -> list[Path]:
 
 def _frames(sources: Sequence[str]) -> Iterator[tuple[str, list["np.ndarray"]]]:
     """Yields the first COMPARED_FRAMES frames of each source as named batches of one image."""
-    from danet.data.video import open_source
+    from danet.data.frame_sources import open_source
 
     for source in sources:
         for frame in islice(open_source(source), COMPARED_FRAMES):

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from danet.boxes import Detections
-from danet.data.video import Frame, ImageFiles, Video, VideoWriter
+from danet.data.frame_sources import ImageFiles
+from danet.data.video import Frame, Video
+from danet.data.video_writer import VideoWriter
 from danet.inference.pipeline import SerialExecutor
 from danet.inference.video_format import choose_codec
 from danet.utils.drawing import draw_boxes, enlarge
@@ -53,7 +55,8 @@ class AnnotatedOutput:
     Example:
         >>> import danet, numpy, tempfile
         >>> from pathlib import Path
-        >>> from danet.data.video import Frame, ImageFiles
+        >>> from danet.data.frame_sources import ImageFiles
+        >>> from danet.data.video import Frame
         >>> detector, image = danet.load(), numpy.zeros((64, 96), numpy.uint8)
         >>> output = AnnotatedOutput(detector.classes)
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -15,10 +15,12 @@ import torch
 
 from danet.boxes import Detections, area, clip
 from danet.config import ModelConfig
+from danet.data.frame_sources import open_sources
 from danet.data.image_domain import ImageDomain
+from danet.data.image_folder import IMAGE_SUFFIXES
 from danet.data.normalize import intensity_range, normalize
 from danet.data.transforms import letterbox
-from danet.data.video import IMAGE_SUFFIXES, Frame, open_sources
+from danet.data.video import Frame
 from danet.inference.image_arrays import to_image
 from danet.inference.polarity import TARGET_SCORE, Polarity, PolarityTracker
 from danet.inference.predict import batches_of_equal_size

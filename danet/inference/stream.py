@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from danet.boxes import Detections
-from danet.data.video import Frame, ImageFiles, Video
+from danet.data.frame_sources import ImageFiles
+from danet.data.video import Frame, Video
 from danet.inference.pipeline import GroupPrefetcher, Prefetcher
 from danet.inference.predict import FrameDetector, batches_of_equal_size
 from danet.utils.threads import available_cores
@@ -40,7 +41,7 @@ class DetectionStream:
 
     Example:
         >>> import danet, numpy, tempfile
-        >>> from danet.data.video import open_source
+        >>> from danet.data.frame_sources import open_source
         >>> from danet.utils.image_io import write_image
         >>> stream = DetectionStream(danet.load())
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,7 @@ from mutations import mutate_bytes
 from tiff_files import DEFLATE, WHITE_IS_ZERO, encode_tiff
 from video_files import write_matroska, write_y4m
 
-from danet.data.video import open_source
+from danet.data.frame_sources import open_source
 from danet.utils.errors import UserError
 
 MUTATIONS_PER_FILE = 12

@@ -14,18 +14,10 @@ import pytest
 from tiff_files import encode_tiff
 from video_files import write_matroska
 
-from danet.data import video
-from danet.data.video import (
-    DiskFullError,
-    ImageFiles,
-    ImageStack,
-    SourceList,
-    Video,
-    VideoWriter,
-    fit_picture,
-    open_source,
-    open_sources,
-)
+from danet.data import video, video_writer
+from danet.data.frame_sources import ImageFiles, ImageStack, SourceList, open_source, open_sources
+from danet.data.video import Video
+from danet.data.video_writer import DiskFullError, VideoWriter, fit_picture
 from danet.utils.errors import UserError
 
 
@@ -361,7 +353,7 @@ def test_video_writer_finishes_the_video_after_ctrl_c(tmp_path):
     path = tmp_path / "out.mp4"
     code = f"""
 import numpy as np
-from danet.data.video import VideoWriter
+from danet.data.video_writer import VideoWriter
 with VideoWriter({str(path)!r}) as writer:
     index = 0
     while True:
@@ -428,7 +420,7 @@ def test_open_source_names_a_stream_that_cannot_be_opened(monkeypatch):
 def test_video_writer_finishes_the_video_on_a_full_disk(tmp_path, monkeypatch):
     free = iter([1 << 30] * 5 + [1 << 20] * 5)
     usage = type("Usage", (), {"free": property(lambda self: next(free))})()
-    monkeypatch.setattr(video.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(video_writer.shutil, "disk_usage", lambda path: usage)
     end = pytest.raises(DiskFullError, match="the disk is full; the video ends after 5 frames")
     with end, VideoWriter(tmp_path / "a.mp4") as writer:
         for _ in range(9):

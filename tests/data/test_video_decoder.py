@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from video_files import write_y4m
 
-from danet.data.video import open_source
+from danet.data.frame_sources import open_source
 from danet.data.video_decoder import bits_per_channel, count_packets, open_decoder
 from danet.utils.errors import UserError
 

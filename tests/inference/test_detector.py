@@ -13,7 +13,7 @@ from danet.config import ModelConfig
 from danet.data.image_domain import ImageDomain
 from danet.data.normalize import intensity_range, normalize
 from danet.data.transforms import letterbox
-from danet.data.video import VideoWriter
+from danet.data.video_writer import VideoWriter
 from danet.inference.detector import Detector
 from danet.models import DANet, build_model
 from danet.utils.errors import UserError

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from danet.data.video import VideoWriter, open_source
+from danet.data.frame_sources import open_source
+from danet.data.video_writer import VideoWriter
 from danet.inference import video_format
 from danet.inference.video_format import CODECS, PLAYED_BY_BROWSERS, choose_codec, choose_suffix
 from danet.utils.errors import UserError
@@ -43,7 +44,7 @@ def test_video_writer_of_every_codec_prints_nothing(tmp_path):
     """OpenCV prints a line for some codecs, also for those that it can write."""
     program = """
 import sys, cv2, numpy
-from danet.data.video import VideoWriter
+from danet.data.video_writer import VideoWriter
 from danet.inference.video_format import choose_codec, choose_suffix
 from danet.utils.image_io import quiet_opencv
 quiet_opencv()

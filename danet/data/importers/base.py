@@ -16,8 +16,8 @@ import numpy as np
 
 from danet.data.coco_dataset import ImageRecord, write_coco
 from danet.data.dataset_summary import write_summary
+from danet.data.image_folder import IMAGE_SUFFIXES
 from danet.data.image_record import Repairs, make_record
-from danet.data.video import IMAGE_SUFFIXES
 from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import atomic_path, read_json, read_text

@@ -17,7 +17,7 @@ from danet.data.coco_files import split_of
 from danet.data.image_folder import find_images, walk_files
 from danet.data.image_record import check_box_count, check_categories
 from danet.data.importers.base import ImportFolder, ImportOptions, read_names, run_import
-from danet.data.yolo_dataset import SPLITS
+from danet.data.yolo_config import SPLITS
 from danet.utils.errors import UserError
 from danet.utils.files import read_xml
 from danet.utils.names import check_name, quote

@@ -1,6 +1,6 @@
 """Imports YOLO datasets: one txt file per image, with lines ``class x y width height`` relative to the image size.
 
-``danet.data.yolo_dataset`` describes the layouts and the lines that are read.
+``danet.data.yolo_dataset`` describes the layouts that are read, and ``danet.data.yolo_label`` the lines.
 """
 
 from collections.abc import Sequence

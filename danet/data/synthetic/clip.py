@@ -12,7 +12,7 @@ from danet.data.coco_dataset import ImageRecord
 from danet.data.synthetic.background import make_background
 from danet.data.synthetic.objects import MODELS, Patch, bird, fit_scale, pose, render
 from danet.data.synthetic.scene import MIN_CONTRAST, Camera, compose, random_size
-from danet.data.video import VideoWriter
+from danet.data.video_writer import VideoWriter
 from danet.utils.progress import track
 
 FPS = 30.0

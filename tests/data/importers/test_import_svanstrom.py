@@ -10,7 +10,7 @@ import pytest
 from danet.data.__main__ import main
 from danet.data.coco_dataset import load_coco
 from danet.data.importers.svanstrom import check_counts, find_recordings, find_videos, read_labels
-from danet.data.video import VideoWriter
+from danet.data.video_writer import VideoWriter
 from danet.utils.errors import UserError
 
 # Videos with several boxes per frame, two classes, or frames without a box. Of the others, tests read a sample.
