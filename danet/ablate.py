@@ -9,6 +9,7 @@ from danet.evaluation.ablate_options import AblateOptions
 from danet.utils import cli
 from danet.utils.files import read_text, write_text
 from danet.utils.help_page import HelpPage
+from danet.utils.typed_options import paths_as_texts
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -38,6 +39,7 @@ def ablate(options: AblateOptions) -> int:
     Finished runs are not repeated and interrupted runs are resumed: the same command continues an ablation at any
     point. After every seed ablation.md and ablation.json hold the results so far.
     """
+    options = paths_as_texts(options)
     cli.check_out(options)
     from rich.console import Console
 

@@ -102,7 +102,7 @@ class DetectOptions:
     """Run the fused network; false runs the network as it was trained, for comparison."""
 
     threads: int | None = None
-    """CPU threads of the network; by default one for each core that the process may use."""
+    """CPU threads of the network; by default all cores that the process may use."""
 
     save_images: bool = True
     """Write annotated images and videos."""
@@ -266,7 +266,8 @@ def _load_detector(options: DetectOptions) -> "Detector":
     import torch
 
     import danet
-    from danet.inference.loading import choose_device, parse_fitted_size
+    from danet.inference.input_size import parse_size_option
+    from danet.inference.loading import choose_device
     from danet.utils.malloc import share_malloc_arena, tune_malloc
 
     if options.threads is not None:
@@ -281,7 +282,7 @@ def _load_detector(options: DetectOptions) -> "Detector":
         options.weights,
         choose_device(options.device, options.weights),
         **{name: value for name, value in thresholds.items() if value is not None},
-        input_size=parse_fitted_size(options.input_size),
+        input_size=parse_size_option(options.input_size),
         polarity=options.polarity,
         classes=options.classes,
         dtype=getattr(torch, options.dtype),

@@ -422,7 +422,7 @@ def test_other_cameras_and_runs_without_boxes_are_explained(tmp_path, capsys):
     assert main([str(tmp_path / "sky.png"), *options, *arguments]) == 0
     assert "are scaled to" not in capsys.readouterr().out
     for words, expected in (
-        (["--input_size", "native", "64"], "--input_size: give native alone"),
+        (["--input_size", "native", "64"], "--input_size must be native, or one or two integers"),
         (["--input_size", "99999"], "at most 16384 pixels"),
         (["--polarity", "red"], "--polarity"),
         (["--classes", "plane"], "'plane' is no class of the model"),

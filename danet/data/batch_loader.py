@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import signal
-import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from danet.utils.errors import UserError
+from danet.utils.stop_signals import signal_handlers
 
 
 class LoaderWorkerError(RuntimeError):
@@ -20,9 +20,9 @@ class BatchLoader(DataLoader):
     """A DataLoader whose iteration raises the UserError of the dataset, and LoaderWorkerError for a killed worker.
 
     Args:
-        dataset: samples by key.
+        dataset: ``dataset[key]`` is a sample.
         collate: makes a batch of a list of samples.
-        options: further arguments of ``DataLoader``; ``batch_sampler`` yields lists of keys.
+        options: further arguments of ``DataLoader``. ``batch_sampler`` is required; it yields lists of keys.
 
     Example:
         >>> list(BatchLoader([1, 2, 3], sum, batch_sampler=[[0, 1], [2]]))
@@ -36,7 +36,10 @@ class BatchLoader(DataLoader):
     def __iter__(self) -> Generator:  # type: ignore[override]
         """Yields the batches; closing the generator ends the worker processes."""
         batches = super().__iter__()
-        with _no_error_on_child_exit() if self.num_workers else contextlib.nullcontext():
+        # While workers run, torch's handler of SIGCHLD raises the error of a killed worker wherever the program is,
+        # also in an optimizer step, which would leave half-updated weights. Without it, torch notices the killed worker
+        # within five seconds, when the next batch is read.
+        with signal_handlers(signal.SIG_DFL, ["SIGCHLD"]) if self.num_workers else contextlib.nullcontext():
             try:
                 for batch in _until_worker_is_lost(batches):
                     if isinstance(batch, UserError):
@@ -78,20 +81,3 @@ def _until_worker_is_lost(batches: Iterator) -> Iterator:
             break
         yield batch
     raise LoaderWorkerError(problem)  # not "from error", whose traceback would keep the other workers alive
-
-
-@contextlib.contextmanager
-def _no_error_on_child_exit() -> Iterator[None]:
-    """Disables the signal handler with which torch raises the error of a killed worker process.
-
-    It raises at any place of the program, also in the middle of an optimizer step, which would leave half-updated
-    weights. Without it, torch finds the killed process within five seconds, where the next batch is read.
-    """
-    if threading.current_thread() is not threading.main_thread():  # torch has set no handler there
-        yield
-        return
-    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)

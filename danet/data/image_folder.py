@@ -23,7 +23,7 @@ def walk_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
     macOS adds to archives (``._a.png``, ``__MACOSX``).
 
     Raises:
-        UserError: the folder is the root of the file system, which a mistyped path of a dataset may name.
+        UserError: the folder is the root of the file system, or contains a link to it.
 
     Example:
         >>> path = getfixture("tmp_path") / "a.xml"
@@ -31,11 +31,11 @@ def walk_files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
         >>> [found.name for found in walk_files(path.parent, frozenset({".xml"}))]
         ['a.xml']
     """
-    if os.path.realpath(folder) == os.path.realpath(os.sep):
-        raise UserError(f"{folder}: is the root of the file system; name the folder of the dataset")
     parents: dict[str, tuple[str, ...]] = {}  # real paths of the folders above, to notice loops of links
     for name, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(name)
+        if os.path.dirname(real) == real:
+            raise UserError(f"{name}: is the root of the file system; name the folder of the dataset")
         above = parents.pop(name, ())
         if real in above:
             folders.clear()

@@ -92,7 +92,7 @@ class EvaluateOptions:
     """Run the fused network; false runs it as it was trained, for comparison."""
 
     threads: int | None = None
-    """CPU threads of the network; by default one for each core that the process may use."""
+    """CPU threads of the network; by default all cores that the process may use."""
 
     resamples: int = 1000
     """Bootstrap resamples for the 95 % intervals."""

@@ -19,7 +19,8 @@ from danet.evaluation.mistakes import find_mistakes
 from danet.evaluation.plots import PLOTS, write_png
 from danet.inference.coco_results import to_coco_results
 from danet.inference.detector import Detector
-from danet.inference.loading import choose_device, load, parse_fitted_size
+from danet.inference.input_size import parse_size_option
+from danet.inference.loading import choose_device, load
 from danet.inference.local_contrast_detector import LocalContrastDetector
 from danet.inference.predict import predict
 from danet.ops import info
@@ -171,7 +172,7 @@ class Evaluator:
             detector = LocalContrastDetector(options.target, self.device, **limits)
             detector.calibrate(self.tune_records)
             return detector
-        size, dtype = parse_fitted_size(options.input_size), getattr(torch, options.dtype)
+        size, dtype = parse_size_option(options.input_size), getattr(torch, options.dtype)
         limits |= {"input_size": size, "dtype": dtype, "deploy": options.deploy, "classes": "all"}
         return load(options.weights, self.device, **limits)
 

@@ -101,13 +101,13 @@ def export(options: ExportOptions) -> None:
     from danet.export.formats import FORMATS, check_packages
     from danet.export.network import BoxesAndScores, example_images
     from danet.inference.export_description import describe
-    from danet.inference.loading import parse_size
+    from danet.inference.input_size import parse_size_option
     from danet.models.danet import MINIMUM_SIZE
 
     chosen = FORMATS[options.format]
     if options.nms and not chosen.nms:
         raise UserError(f"--nms: not supported by {options.format}; use onnx or openvino")
-    input_size = parse_size(options.input_size)
+    input_size = parse_size_option(options.input_size)
     if input_size is not None and min(input_size) < chosen.minimum_size:
         raise UserError(
             f"--input_size: {options.format} needs at least {chosen.minimum_size} pixels, got {min(input_size)}"

@@ -22,6 +22,7 @@ from danet.data.normalize import intensity_range, normalize
 from danet.data.transforms import letterbox
 from danet.data.video import Frame
 from danet.inference.image_arrays import to_image
+from danet.inference.input_size import parse_input_size
 from danet.inference.polarity import TARGET_SCORE, Polarity, PolarityTracker
 from danet.inference.predict import batches_of_equal_size
 from danet.inference.stream import DetectionStream
@@ -84,8 +85,8 @@ class Detector:
             that images are scaled or inverted.
 
     Raises:
-        ValueError: a threshold does not lie between 0 and 1, polarity or input_size has another value, or a side of
-            input_size is less than MINIMUM_SIZE.
+        ValueError: a threshold does not lie between 0 and 1, or polarity or input_size has a value that is not listed
+            above.
         UserError: the model has no class of a name in ``classes``, or the metadata are not valid.
 
     Example:
@@ -103,7 +104,7 @@ class Detector:
         score_threshold: float = 0.5,
         iou_threshold: float = 0.5,
         max_detections: int = 300,
-        input_size: tuple[int, int] | int | Literal["native"] | None = None,
+        input_size: Sequence[int] | int | Literal["native"] | None = None,
         polarity: Polarity | Literal["auto"] = "auto",
         classes: Sequence[str] | None = None,
         metadata: dict | None = None,
@@ -115,7 +116,10 @@ class Detector:
                 raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
         if polarity not in ("auto", "white", "black"):
             raise ValueError(f"Detector: polarity must be auto, white or black, got {polarity!r}")
-        self.input_size = _parse_input_size(input_size)
+        try:
+            self.input_size = parse_input_size(input_size)
+        except ValueError as error:
+            raise ValueError(f"Detector: {error}") from None
         self.model: Network = (
             copy.deepcopy(model).eval().to(dtype)
             if not deploy and isinstance(model, DANet)
@@ -391,20 +395,6 @@ class _AutoOutput(NamedTuple):
     images: torch.Tensor
     polarity: Polarity
     output: Any
-
-
-def _parse_input_size(value: Any) -> tuple[int, int] | Literal["native"] | None:
-    """(height, width) of one or two numbers; "native" and None stay. Raises ValueError for anything else."""
-    if value is None:
-        return None
-    if isinstance(value, str) and value == "native":
-        return "native"
-    sides = (value,) if isinstance(value, (int, np.integer)) else value
-    if not isinstance(sides, (tuple, list)) or len(sides) not in (1, 2):
-        raise ValueError(f"Detector: input_size must be (height, width), one number or 'native', got {value!r}")
-    if not all(isinstance(side, (int, np.integer)) and side >= MINIMUM_SIZE for side in sides):
-        raise ValueError(f"Detector: input_size must be integers of at least {MINIMUM_SIZE} pixels, got {value!r}")
-    return int(sides[0]), int(sides[-1])
 
 
 def _read(image: Any) -> np.ndarray:

@@ -6,7 +6,6 @@ option without delay.
 
 import math
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
 from danet.config import Assignment, ModelConfig
@@ -266,7 +265,7 @@ class TrainOptions:
     """cpu, cuda, cuda:N, or auto: CUDA if available."""
 
     threads: int | None = None
-    """CPU threads of torch; by default one for each core that the process may use."""
+    """CPU threads of torch; by default all cores that the process may use, or OMP_NUM_THREADS, which torchrun sets."""
 
     workers: int | None = None
     """Processes that load images; 0 loads them in the training process. Default: chosen by the number of CPU cores, 0
@@ -298,8 +297,9 @@ class TrainOptions:
     """Print only errors and warnings."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.data, str | PurePath | DataSource):  # one dataset
-            self.data = [self.data]
+        given: object = self.data
+        if not isinstance(given, list | tuple):  # one dataset
+            self.data = [self.data]  # type: ignore[list-item]
         positive = ["epochs", "batch", "lr", "val_every", "threads", "max_minutes"]
         check_values(self, positive, "be positive", _is_positive)
         not_negative = ["weight_decay", "warmup_steps", "clip", "cache_mb", "workers", "patience"]

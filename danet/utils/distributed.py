@@ -11,28 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-from danet.utils.errors import UserError
-
-
-def parse_device(name: str) -> torch.device:
-    """Resolves the option ``--device``; does not check whether the device exists.
-
-    Args:
-        name: "auto" (CUDA if available), "cpu", "cuda", "cuda:N", or N, as other tools write it.
-
-    Raises:
-        UserError: ``name`` is none of these.
-
-    Example:
-        >>> parse_device("1")
-        device(type='cuda', index=1)
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device("cuda", int(name)) if name.isdecimal() and len(name) < 4 else torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+from danet.utils.devices import find_device
 
 
 @contextmanager
@@ -42,19 +21,17 @@ def process_group(device: str) -> Iterator[torch.device]:
     The backend is gloo on the CPU and NCCL on CUDA, where every process uses the device of its local rank.
 
     Args:
-        device: as ``parse_device`` takes it.
+        device: as ``find_device`` takes it.
 
     Raises:
-        UserError: there is no such device, or torch finds no CUDA device.
+        UserError: the device is unknown or not available.
 
     Example:
         >>> with process_group("cpu") as device:
         ...     print(device, rank(), world_size())
         cpu 0 1
     """
-    chosen = parse_device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device}: torch {torch.__version__} finds no CUDA device; use --device cpu")
+    chosen = find_device(device)
     if "RANK" not in os.environ:
         yield chosen
         return

@@ -1,25 +1,23 @@
-"""Stop signals: a command ends between two items, a training after a step, and both finish their files first."""
+"""Stop signals (Ctrl-C, SIGTERM, SIGHUP): work ends at a safe point and completes its files first."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-Handler = Callable[[int, FrameType | None], Any] | int | None
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Ctrl-C; the end of a service or a container; the end of a terminal. Some systems lack the last."""
 
 
 class StopSignals:
-    """Context manager that turns stop signals into KeyboardInterrupt, but only while ``interrupt`` iterates.
+    """Context manager that turns stop signals into KeyboardInterrupt, but only while ``interrupt`` fetches an item.
 
-    Work between two items, and everything at the end of a command, is not interrupted, so that files stay whole. A
-    signal that the process ignores, as SIGHUP under ``nohup``, stays ignored. The previous handlers are restored at the
-    end. Outside of the main thread, where Python allows no handlers, nothing happens.
+    The body of a loop over ``interrupt``, and what follows it, is not interrupted, so that files stay whole. See
+    ``signal_handlers`` for signals that are ignored and for other threads.
 
     Attributes:
         received: the first stop signal; None if there was none.
@@ -33,7 +31,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._is_interruptible = False
-        self._previous: dict[int, Handler] = {}
+        self._handlers = signal_handlers(self._handle, STOP_SIGNALS)
 
     @property
     def exit_code(self) -> int:
@@ -44,11 +42,11 @@ class StopSignals:
         return 0 if self.received is None else 128 + self.received
 
     def __enter__(self) -> "StopSignals":
-        self._previous = _set_handlers(self._handle)
+        self._handlers.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        _restore_handlers(self._previous)
+        self._handlers.__exit__(None, None, None)
 
     def interrupt(self, items: Iterable[T]) -> Iterator[T]:
         """Iterates over ``items``, so that a stop signal can interrupt the iteration.
@@ -86,8 +84,7 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """Sets ``stop`` on a stop signal, so that the current step of a training is finished first.
 
     A Ctrl-C after any stop signal raises KeyboardInterrupt at once. Other signals do not, because they may come in
-    pairs: systemd sends SIGTERM and SIGHUP. Ignored signals, previous handlers and other threads are treated as by
-    ``StopSignals``.
+    pairs: systemd sends SIGTERM and SIGHUP. See ``signal_handlers`` for signals that are ignored and for other threads.
 
     Example:
         >>> stop = threading.Event()
@@ -102,21 +99,32 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
             raise KeyboardInterrupt
         stop.set()
 
-    previous = _set_handlers(handle)
+    with signal_handlers(handle, STOP_SIGNALS):
+        yield
+
+
+@contextlib.contextmanager
+def signal_handlers(handler: Callable[[int, FrameType | None], Any] | int, names: Sequence[str]) -> Iterator[None]:
+    """Handles signals inside of the block, and restores the previous handlers at its end.
+
+    A signal that the process ignores, as SIGHUP under ``nohup``, stays ignored. In other threads than the main one,
+    where Python allows no signal handlers, this has no effect.
+
+    Args:
+        handler: a function of the signal's number and the stack frame, or ``signal.SIG_DFL``.
+        names: names of the signals; those that the system does not have are left out.
+
+    Example:
+        >>> with signal_handlers(lambda number, _: print(signal.Signals(number).name), ["SIGTERM"]):
+        ...     signal.raise_signal(signal.SIGTERM)
+        SIGTERM
+    """
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        previous = {n: signal.signal(n, handler) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         yield
     finally:
-        _restore_handlers(previous)
-
-
-def _set_handlers(handler: Callable[[int, FrameType | None], Any]) -> dict[int, Handler]:
-    """Handles the stop signals that are not ignored, in the main thread; returns the previous handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
-    return {n: signal.signal(n, handler) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
-
-
-def _restore_handlers(previous: dict[int, Handler]) -> None:
-    for number, handler in previous.items():
-        signal.signal(number, handler)
+        for number, old in previous.items():
+            signal.signal(number, old or signal.SIG_DFL)

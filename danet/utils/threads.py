@@ -1,6 +1,6 @@
-"""How many threads of the CPU a process should use.
+"""How many CPU cores a process may use, and the threads of a command.
 
-Importing this module loads neither torch nor OpenCV, because both read the environment when they are loaded.
+Importing this module does not load torch, because torch reads OMP_NUM_THREADS when it is loaded.
 """
 
 import os
@@ -8,29 +8,34 @@ import sys
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+"""Folder in which Linux shows the control groups (cgroups)."""
 MEMBERSHIP = Path("/proc/self/cgroup")
-"""Where Linux shows the control groups, and to which of them this process belongs."""
+"""File that names the control groups of this process."""
 
 
 def available_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
     """CPU cores that this process may use at the same time, at least 1.
 
     This is the smaller of the cores of its CPU affinity (``taskset``, Slurm) and the CPU quota of its control group
-    (``docker run --cpus``, Kubernetes), rounded down: threads that wait for each other gain nothing from a core that is
-    theirs for half of the time.
+    (``docker run --cpus``, Kubernetes). The quota is rounded down: with 1.5 cores, two threads would often wait for
+    each other.
 
     Example:
         >>> 1 <= available_cores() <= os.cpu_count()
         True
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(cgroups, membership)
-    return cores if quota is None else max(1, min(cores, int(quota)))
+    return _affinity_cores() if quota is None else max(1, min(_affinity_cores(), int(quota)))
+
+
+def _affinity_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float | None:
-    """The CPU quota of this process in cores, the smallest of its control group and the groups above; None without one.
+    """The CPU quota of this process, in cores; None without one.
 
+    This is the smallest quota of its control group and of all groups above it.
     Reads version 2 of control groups (``cpu.max``) and version 1 (``cpu.cfs_quota_us``).
 
     Example:
@@ -50,7 +55,7 @@ def cpu_quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float |
 
 
 def _with_parents(root: Path, group: str) -> list[Path]:
-    """The folder of a group and of all groups above it. In a container only the root may exist."""
+    """The folders of a group and of all groups above it. In a container often only the root exists."""
     parts = [part for part in group.split("/") if part not in ("", "..")]
     return [root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
 
@@ -76,11 +81,13 @@ def _read(path: Path) -> str:
         return ""
 
 
-def prepare_threads() -> None:
-    """Limits the OpenMP threads that torch will use to ``available_cores``, unless the user has set OMP_NUM_THREADS.
+def prepare_threads(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> None:
+    """Limits the OpenMP threads that torch will use to a CPU quota, unless the user has set OMP_NUM_THREADS.
 
-    libgomp respects the CPU affinity, but not the quota of a container. Has no effect if torch is loaded already. Only
-    commands may call this function, because it changes the environment of the process.
+    torch and its libraries respect the number of cores and the CPU affinity, but not the quota of a container. Has no
+    effect without a quota below these, and if torch is loaded already. Only commands may call this function, because it
+    changes the environment of the process.
     """
-    if "torch" not in sys.modules:
-        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
+    cores = available_cores(cgroups, membership)
+    if cores < _affinity_cores() and "torch" not in sys.modules:
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))

@@ -16,8 +16,6 @@ from typing import Any, Literal, NamedTuple
 from danet.utils.errors import UserError
 from danet.utils.suggestions import find_spelling, suggestion
 
-Options = typing.TypeVar("Options")
-
 UNIONS = (typing.Union, types.UnionType)
 
 
@@ -171,7 +169,7 @@ def convert(value: object, hint: Any) -> Any:
     raise ValueError(f"expected {type_name(hint)}, got {value!r}")
 
 
-def paths_as_texts(options: Options) -> Options:
+def paths_as_texts(options: Any) -> Any:
     """A copy of a dataclass, also of those inside it, whose paths are texts, as the command line gives them.
 
     Example:
@@ -180,8 +178,8 @@ def paths_as_texts(options: Options) -> Options:
         >>> paths_as_texts(DataSource(Path("data") / "train.json")).path
         'data/train.json'
     """
-    changes = {item.name: _path_as_text(getattr(options, item.name)) for item in dataclasses.fields(options)}  # type: ignore[arg-type]
-    return dataclasses.replace(options, **changes)  # type: ignore[type-var]
+    changes = {item.name: _path_as_text(getattr(options, item.name)) for item in dataclasses.fields(options)}
+    return dataclasses.replace(options, **changes)
 
 
 def _path_as_text(value: Any) -> Any:

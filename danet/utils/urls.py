@@ -1,7 +1,6 @@
 """Hides passwords and tokens in URLs before they are printed or stored."""
 
 import re
-from pathlib import PurePath
 
 MASK = "***"
 
@@ -55,11 +54,11 @@ def mask_url(url: str) -> str:
 def mask_values(value: object) -> object:
     """Applies ``mask_url`` to all texts in nested dicts, lists and tuples, for writing them to YAML or JSON.
 
-    Tuples become lists, and paths become texts.
+    Tuples become lists.
 
     Example:
-        >>> mask_values({"sources": ["http://a:b@host/x", 3, PurePath("a.png")]})
-        {'sources': ['http://***@host/x', 3, 'a.png']}
+        >>> mask_values({"sources": ["http://a:b@host/x", 3]})
+        {'sources': ['http://***@host/x', 3]}
     """
     if isinstance(value, str):
         return mask_url(value)
@@ -67,7 +66,7 @@ def mask_values(value: object) -> object:
         return {key: mask_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [mask_values(item) for item in value]
-    return str(value) if isinstance(value, PurePath) else value
+    return value
 
 
 def _mask_parameter(match: re.Match) -> str:

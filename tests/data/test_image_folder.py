@@ -28,8 +28,9 @@ def test_find_images_follows_links_and_ends_loops(tmp_path):
 
 
 def test_find_images_does_not_search_the_whole_file_system(tmp_path):
-    (tmp_path / "link").symlink_to("/")
-    for root in (Path("/"), Path("/usr/.."), tmp_path / "link"):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/link").symlink_to("/")
+    for root in (Path("/"), Path("/usr/.."), tmp_path / "set/link", tmp_path / "set"):
         with pytest.raises(UserError, match="is the root of the file system; name the folder of the dataset"):
             find_images(root)
 

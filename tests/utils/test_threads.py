@@ -6,8 +6,6 @@ import pytest
 
 from danet.utils.threads import available_cores, cpu_quota
 
-CORES = len(os.sched_getaffinity(0))
-
 
 def write(folder, files):
     """Writes the files that describe the control groups; returns the arguments of cpu_quota."""
@@ -50,9 +48,14 @@ def write(folder, files):
     ],
 )
 def test_cpu_quota(tmp_path, files, quota):
-    arguments = write(tmp_path, files)
-    assert cpu_quota(*arguments) == quota
-    assert available_cores(*arguments) == (CORES if quota is None else max(1, min(CORES, int(quota))))
+    assert cpu_quota(*write(tmp_path, files)) == quota
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max", 4), ("800000", 4), ("300000", 3), ("150000", 1), ("50000", 1)])
+def test_available_cores(tmp_path, monkeypatch, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 5}, raising=False)
+    arguments = write(tmp_path, {"membership": "0::/\n", "cgroup/cpu.max": f"{quota} 100000\n"})
+    assert available_cores(*arguments) == cores
 
 
 def test_affinity_limits_the_cores():
@@ -62,23 +65,32 @@ def test_affinity_limits_the_cores():
 
 
 SHOW = """
-import sys
+import os, sys
 from pathlib import Path
-from danet.utils import threads
-threads.cpu_quota.__defaults__ = threads.available_cores.__defaults__ = tuple(map(Path, sys.argv[1:]))
-threads.prepare_threads()
+os.sched_getaffinity = lambda process: set(range(4))
+from danet.utils.threads import prepare_threads
+prepare_threads(*map(Path, sys.argv[1:]))
+print(os.environ.get("OMP_NUM_THREADS"))
 import torch
 print(torch.get_num_threads())
 """
 
 
-@pytest.mark.parametrize(("given", "threads"), [({}, 1), ({"OMP_NUM_THREADS": str(CORES)}, CORES)])
-def test_torch_uses_the_cores_of_the_quota(tmp_path, given, threads):
-    arguments = write(tmp_path, {"membership": "0::/\n", "cgroup/cpu.max": "150000 100000\n"})
+@pytest.mark.parametrize(
+    ("quota", "given", "printed"),
+    [
+        ("150000", {}, ["1", "1"]),
+        ("150000", {"OMP_NUM_THREADS": "2"}, ["2"]),
+        ("max", {}, ["None"]),
+        ("400000", {}, ["None"]),
+    ],
+)
+def test_torch_uses_the_cores_of_the_quota(tmp_path, quota, given, printed):
+    arguments = write(tmp_path, {"membership": "0::/\n", "cgroup/cpu.max": f"{quota} 100000\n"})
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-c", SHOW, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment | given)
-    assert done.stdout.split() == [str(threads)]
+    assert done.stdout.split()[: len(printed)] == printed
 
 
 def test_importing_danet_leaves_the_environment_unchanged():
