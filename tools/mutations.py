@@ -23,7 +23,7 @@ MATLAB_COMPRESSED = 15
 """Type of an element of a MATLAB file that zlib has compressed."""
 
 BINARY_PIECES = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\xff"]
-"""Extreme integers of both byte orders."""
+"""0, -1, and the largest and smallest 32-bit integers in big-endian order."""
 
 WORDS = [
     b"0", b"1", b"-1", b"2", b"7", b"0.5", b"-0.5", b"1.0", b"1e30", b"1e999", b"nan", b"inf", b"-0", b"1" + b"0" * 400,
@@ -104,14 +104,17 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
     Python can still read the result, which may hold NaN and Infinity. Strings that hold a JSON document are changed
     inside, too.
     """
-    return json.dumps(_with_changes(json.loads(content), rng, rng.choice([1, 1, 2, 3]))).encode()
+    document = json.loads(content)
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        document = _change_one(document, rng)
+    return json.dumps(document).encode()
 
 
 def mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
     """Changes the JSON header of a safetensors file, one number of its tensors, or bytes anywhere.
 
-    The length of the header, which the file states, is adapted to a changed header. Half of the changes of the header
-    are in its metadata, which holds the documents of DANet.
+    The length of the header, which the file states, is adapted to a changed header. At least half of the changes of the
+    header are in its metadata, in which DANet stores its configuration as JSON.
     """
     length = struct.unpack("<Q", content[:8])[0]
     header, numbers = content[8 : 8 + length], content[8 + length :]
@@ -133,7 +136,7 @@ def mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_matlab(content: bytes, rng: random.Random) -> bytes:
-    """Changes the uncompressed content of an element of a MATLAB file (version 5), or the file as it is."""
+    """Changes the uncompressed content of an element of a MATLAB file (version 5), or bytes of the compressed file."""
     elements, place = [], 128
     while place + 8 <= len(content):
         kind, length = struct.unpack("<II", content[place : place + 8])
@@ -177,12 +180,6 @@ def mutate_onnx(content: bytes, rng: random.Random) -> bytes:
     entry = rng.choice(model.metadata_props)
     entry.value = mutate_json(entry.value.encode(), rng).decode()
     return model.SerializeToString()
-
-
-def _with_changes(document: Any, rng: random.Random, changes: int) -> Any:
-    for _ in range(changes):
-        document = _change_one(document, rng)
-    return document
 
 
 def _change_one(value: Any, rng: random.Random) -> Any:

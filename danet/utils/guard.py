@@ -24,6 +24,8 @@ BROKEN_PIPE = 141
 """Exit code if the reader of the output, such as ``head``, has ended; shells use it for SIGPIPE."""
 
 OUT_OF_MEMORY = re.compile(r"out of memory|(can't|unable to|failed to) allocate|insufficient memory", re.IGNORECASE)
+BUG_REPORT = "this is a bug of DANet"
+"""Part of the message of an exception that no code expected."""
 MAX_FRAMES = 100
 """Number of innermost stack frames that are searched for the file that an unexpected error is about."""
 
@@ -81,7 +83,7 @@ def explain(error: Exception) -> tuple[int, str]:
     file, operation = _locate(error)
     subject = f"{file}: unexpected error" if file else "unexpected error"
     problem = f"{subject} in {operation} ({type(error).__name__}{': ' if text else ''}{_cut(text, 300)})"
-    return UNEXPECTED, f"{problem}; this is a bug of DANet, please report it with the output of --debug"
+    return UNEXPECTED, f"{problem}; {BUG_REPORT}, please report it with the output of --debug"
 
 
 def _cut(text: str, limit: int) -> str:
