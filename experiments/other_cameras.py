@@ -9,8 +9,8 @@ neither scales nor inverts. A drone is found if a detection with score 0.5 has a
 annotated box.
 
 TUNE.json is the COCO json of recordings that serve for choices (``make real`` writes one). 100 frames of it are
-magnified by MAGNIFICATIONS without fitting. This is what ``ImageDomain.of_training`` derives the trusted range of
-magnifications from.
+magnified by MAGNIFICATIONS without fitting. The result is the evidence that ``ImageDomain.of_training`` cites for
+trusting only the inner part of the magnifications of training.
 """
 
 import argparse

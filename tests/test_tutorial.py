@@ -9,31 +9,22 @@ nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "tutorial.ipynb"
-PARAMETERS = "IMAGES, EPOCHS = 400, 8"
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("parameters", "lowest_ap50"),
-    [("IMAGES, EPOCHS = 16, 1", 0.0), (PARAMETERS, 0.5)],
-)
-def test_tutorial_runs(tmp_path, monkeypatch, parameters, lowest_ap50):
+def test_tutorial_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the notebook writes
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     assert all(not cell.get("outputs") for cell in notebook.cells), "clear the outputs before you commit the notebook"
-    (cell,) = (cell for cell in notebook.cells if cell.source.startswith(PARAMETERS))
-    cell.source = parameters
     nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     texts = [text for cell in notebook.cells for text in printed(cell)]
     (line,) = (text for text in texts if text.startswith("AP50 "))
-    assert float(line.split()[1]) >= lowest_ap50
-    pictures = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-    ]
-    assert len(pictures) == 4
+    assert float(line.split()[1]) >= 0.5
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4  # pictures
 
 
 def printed(cell) -> list[str]:

@@ -109,8 +109,9 @@ class ImageDomain:
         """The domain of a network that is trained on ``records`` with ``augmentation``.
 
         Crops do not count: they have the pixel scale of the whole image. Of the magnifications of the augmentation only
-        the inner part is trusted: the shipped weights, trained with 0.85 to 1.2, find 96 to 100 of 100 drones at 0.7 to
-        1.05, 90 at 1.1 and 74 at 1.2 (``experiments/other_cameras.py``, on recordings kept for such choices).
+        the inner third (on a logarithmic scale) is trusted. The evidence: the shipped weights, trained with 0.85 to
+        1.2, find 96 to 100 of 100 drones at 0.7 to 1.05, 90 at 1.1 and 74 at 1.2 (``experiments/other_cameras.py``, on
+        the tuning recordings, which are neither trained on nor used for validation).
         """
         sizes = sorted(((record.height, record.width) for record in records), key=math.prod)
         outliers = int(len(sizes) * OUTLIERS_PER_END)

@@ -45,8 +45,8 @@ def keypoint_values(path: Path | None, config: dict) -> int:
 def locate(file: Path, config: dict, value: str, place: str) -> Path | None:
     """Finds a file or folder that a dataset names.
 
-    The name is relative to the ``path`` of data.yaml or to the file that states the name, or is a path of another
-    machine.
+    The name is relative to the ``path`` of data.yaml or to the file that states the name, or is an absolute
+    path of another machine.
 
     Exported files often state ../train/images or data/images/train although these folders are beside the file: leading
     folders of the name are dropped until it exists.

@@ -25,7 +25,8 @@ DECIMAL_CLASS = "classes changed: written with a decimal point"
 def find_label(image: Path, root: Path) -> Path | None:
     """Finds the label file of an image.
 
-    A folder ``images`` of its path (the last one first) becomes ``labels``, or the label lies beside the image.
+    One folder ``images`` of the path is replaced by ``labels``; folders below ``root`` are tried first, and the last
+    one before the others. If no such file exists, the label is searched beside the image.
 
     If the image is a link, the label of the link's own path comes before that of the file it refers to.
 

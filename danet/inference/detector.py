@@ -72,8 +72,8 @@ class Detector:
             states it and the images are larger or smaller by more than the weights tolerate; a log message says so
             once.
         polarity: "white" (hot is bright), "black" (hot is dark), or "auto", which decides on the first images and may
-            change later, see ``PolarityTracker``. With "auto", weights whose metadata states no polarity, or "any",
-            take images as they are.
+            change later, see ``PolarityTracker``. "auto" has no effect if the metadata states no polarity, or "any";
+            images are then used as they are.
         classes: names of the classes to report, or "all"; by default those that the metadata names as supported.
         metadata: what the weights file stores beside the weights.
         dtype: dtype of the network: torch.float32, torch.bfloat16 or torch.float16.

@@ -19,8 +19,8 @@ TARGET_SCORE = 0.5
 """Minimum score of a target that counts for a polarity."""
 
 CERTAIN_SCORE = 0.7
-"""Once a polarity is decided, minimum score of a target in the other polarity at which that one is used for a frame. In
-621 real frames, no target in the wrong polarity reached it where the right one had no target."""
+"""After the decision, a frame is used in the other polarity only if a target there has at least this score. Among 621
+real frames there was none in which a target in the wrong polarity reached it while the right polarity had no target."""
 
 SCORE_MARGIN = 0.2
 """By how much the other polarity must score higher in a frame to be used for it."""

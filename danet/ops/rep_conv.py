@@ -39,8 +39,8 @@ class PreparedRepConv:
 
     Attributes:
         weight: [C_out, C, 3, 3], a copy, detached from autograd.
-        transformed: The weight in the layout that the kernel reads, which is `prepared` in C++; None if the kernel
-            reads `weight` itself. It does not hold Winograd's transformed weights, which are computed in every call.
+        transformed: The weight, reordered for the kernel (`prepared` in C++); None if the kernel reads `weight` itself.
+            Winograd's transform of the weight is not stored; every call computes it.
         stride: The stride that `transformed` is for.
 
     Example:

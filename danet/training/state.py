@@ -24,7 +24,8 @@ class Progress:
     step: int = 0
     """Optimizer steps since the start."""
     finished_epoch_at: int = 0
-    """A step, not an epoch: ``step`` at the end of the last finished epoch, which was validated (if due) and logged."""
+    """The number of optimizer steps at the end of the last finished epoch. An epoch is finished when it is logged and,
+    if due, validated."""
     best: dict[str, float] = field(default_factory=dict)
     """Epoch and metrics of the best validation so far; empty before the first one."""
     seconds: float = 0.0

@@ -79,15 +79,11 @@ def read_voc(folder):
         shutil.rmtree(folder / "out", ignore_errors=True)
 
 
-def small_state():
+def empty_state() -> TrainingState:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     optimizer = torch.optim.AdamW(model.parameters())
-    state = TrainingState(model, average_weights(model, 0.9), optimizer, torch.amp.GradScaler("cpu", enabled=True))
-    model(torch.randn(4, 3)).square().sum().backward()
-    optimizer.step()
-    state.progress = Progress(6, 4, {"epoch": 2, "ap50": 0.5}, 3.5, 2)
-    return state
+    return TrainingState(model, average_weights(model, 0.9), optimizer, torch.amp.GradScaler("cpu", enabled=True))
 
 
 def small_weights() -> bytes:
@@ -98,7 +94,11 @@ def small_weights() -> bytes:
 
 def state_file() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        small_state().save(f"{folder}/a.safetensors", {"lr": 0.1, "data": "a"})
+        state = empty_state()
+        state.model(torch.randn(4, 3)).square().sum().backward()
+        state.optimizer.step()
+        state.progress = Progress(6, 4, {"epoch": 2, "ap50": 0.5}, 3.5, 2)
+        state.save(f"{folder}/a.safetensors", {"lr": 0.1, "data": "a"})
         return Path(folder, "a.safetensors").read_bytes()
 
 
@@ -122,7 +122,7 @@ READERS = {
         "b.safetensors",
         state_file,
         (mutate_safetensors,),
-        lambda f: small_state().load(f / "b.safetensors", {}),
+        lambda f: empty_state().load(f / "b.safetensors", {}),
     ),
     "onnx": ("a.json", description, SYNTAX, lambda f: parse((f / "a.json").read_text(errors="replace"), "a.onnx")),
     "log": ("metrics.csv", STEPS_CSV, TEXT, read_steps),

@@ -151,11 +151,11 @@ def assign_by_atss(reference_boxes: Tensor, targets: Targets) -> CellAssignment:
     within = inside(cell_centres[:, None], targets.boxes[:, None]).transpose(1, 2)
     positive = torch.zeros_like(within).scatter_(-1, candidates, selected) & within
 
-    # Assign a box without such candidates to the cell of the finest level that contains its centre.
+    # Assign a box to which no candidate was assigned to the cell of the finest level that contains its centre.
     finest = _contains_centre(cell_centres, strides, targets.boxes).transpose(1, 2) & (strides == strides.min())
     fallback = finest & ~positive.any(-1, keepdim=True)
 
-    # Select the box of each cell: a box without such candidates comes first, then the box with the largest IoU.
+    # Select the box of each cell: such a box comes first, then the box with the largest IoU.
     quality = torch.where(fallback, torch.inf, torch.where(positive, overlap, -torch.inf))
     best, index = torch.where(targets.valid[..., None], quality, -torch.inf).max(dim=1)
     box_index = torch.where(best > -torch.inf, index, -1)
@@ -168,7 +168,7 @@ def assign_by_overlap(reference_boxes: Tensor, cell_sizes: Tensor, targets: Targ
 
     Every box is also assigned to the anchor that has the largest IoU with it, even if that is lower. If several boxes
     have the same best anchor, the box with the larger IoU gets it, and the others get their next best anchors.
-    "Overlap" in the name means the IoU, unlike in ``danet.boxes.overlaps``.
+    "Overlap" in the name means the IoU; ``danet.boxes.overlaps`` tells whether boxes intersect at all.
 
     Args:
         reference_boxes: ``[P, 4]``, centres and sizes of the anchors, see ``Head.reference_boxes``.

@@ -116,7 +116,9 @@ class Head(nn.Module, ABC):
             tower.regress.float()
 
     def score_parameters(self) -> list[nn.Parameter]:
-        """Weights and biases of the convolutions that predict the scores, one pair per level; not for a fused head.
+        """Weights and biases of the convolutions that predict the scores, one pair per level.
+
+        Must not be called on a fused head (after ``deploy``).
 
         ``danet train --weights`` copies the rows of the classes that the loaded and the new network have in common.
         Dimension 0 of each parameter is ``A * score_channels``: the score channels of the first prediction, then those
