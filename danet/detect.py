@@ -93,7 +93,7 @@ class DetectOptions:
     """Batch size: images that go through the network at once."""
 
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto uses a GPU if there is one."""
+    """cpu, cuda, cuda:N or N (the number of a GPU); auto uses a GPU if there is one."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type of the network."""

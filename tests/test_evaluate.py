@@ -244,7 +244,7 @@ def test_evaluate_errors_are_one_line(weights, data, tune, tmp_path, capsys):
         ([weights, data, "--scale_edges", "18", "14"], "ascending"),
         ([weights, data, "--scale_edges", "[14, .nan]"], "ascending"),
         ([weights, data, "--seed", "-1"], "--seed must be 0 or more"),
-        ([weights, data, "--device", "gpu"], "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ([weights, data, "--device", "gpu"], "--device must be auto, cpu, cuda, cuda:N or N, got 'gpu'"),
         ([weights, data, "--device", "99"], "--device cuda:99: not available here"),
         ([weights, data, "--stride", "0"], "--stride must be at least 1"),
         ([weights, data, "--criterion", "iou75"], "--criterion"),

@@ -347,7 +347,7 @@ def test_non_finite_loss_stops_training(run, tmp_path, capsys):
         (["--out", __file__], "no folder for results"),
         (["--lr", ".nan"], "--lr: expected float, got '.nan'"),
         (["--learning_rate", "1"], "unknown option --learning_rate"),
-        (["--device", "gpu"], "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (["--device", "gpu"], "--device must be auto, cpu, cuda, cuda:N or N, got 'gpu'"),
         (["--weights", "missing.safetensors"], "missing.safetensors: no such file"),
         (["--preset", "papr"], "papr"),
     ],

@@ -83,7 +83,7 @@ class EvaluateOptions:
     """Batch size; a batch holds images of equal size only."""
 
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto uses a GPU if there is one."""
+    """cpu, cuda, cuda:N or N (the number of a GPU); auto uses a GPU if there is one."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Inference dtype."""
