@@ -135,6 +135,7 @@ def test_write_coco_refuses_an_unknown_category(tmp_path, content):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_load_coco_speed(tmp_path, content):
     a = load_coco(save(tmp_path, content)).records[0]
     records = [ImageRecord(a.path, 40, 30, a.boxes, a.names, a.ignore) for _ in range(30_000)]

@@ -46,7 +46,8 @@ class Device:
         return [value.cpu().double() for value in results]
 
 
-@pytest.fixture(params=["cpu", "emulated", "cuda"])
+# "make emulation" and "make test-all" run the emulated CUDA kernels: to compile them takes half a minute.
+@pytest.fixture(params=["cpu", pytest.param("emulated", marks=pytest.mark.long), "cuda"])
 def device(request) -> Device:
     if request.param == "emulated" and missing():
         pytest.skip(missing())
@@ -412,6 +413,7 @@ def small_calls(N: int) -> dict[str, tuple]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("operator", LAUNCHES)
 def test_emulated_launch_count(emulated, operator):
     for N, expected in ((2, LAUNCHES[operator]), (0, 0)):
@@ -420,6 +422,7 @@ def test_emulated_launch_count(emulated, operator):
         assert emulated.emulation.launches() - before == expected
 
 
+@pytest.mark.long
 def test_emulated_launch_failure_is_recoverable(emulated):
     call = small_calls(1)["sdc"]
     expected = emulated("sdc", *call)

@@ -280,7 +280,8 @@ print(run(shapes))
 """
 
 
-@pytest.mark.parametrize("direction", [pytest.param("forward", marks=pytest.mark.long), "backward"])
+@pytest.mark.long
+@pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("op", ["sdc", "lcdc", "softmax_gate"])
 def test_peak_memory(op, direction):
     result = subprocess.run([sys.executable, "-c", MEMORY, op, direction], capture_output=True, text=True, timeout=120)

@@ -87,6 +87,7 @@ def test_wheel_tag_and_contents(wheel):
     check(wheel)
 
 
+@pytest.mark.long
 def test_wheel_operator_in_new_environment(wheel, tmp_path):
     python, packages = install(wheel, tmp_path)
     program = (

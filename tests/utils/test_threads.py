@@ -80,9 +80,9 @@ print(torch.get_num_threads())
     ("quota", "given", "printed"),
     [
         ("150000", {}, ["1", "1"]),
-        ("150000", {"OMP_NUM_THREADS": "2"}, ["2"]),
+        pytest.param("150000", {"OMP_NUM_THREADS": "2"}, ["2"], marks=pytest.mark.long),
         ("max", {}, ["None"]),
-        ("400000", {}, ["None"]),
+        pytest.param("400000", {}, ["None"], marks=pytest.mark.long),
     ],
 )
 def test_torch_uses_the_cores_of_the_quota(tmp_path, quota, given, printed):

@@ -39,6 +39,7 @@ def run(source, *options):
     return main(["import", "svanstrom", str(source), str(source.parent / "out"), *options])
 
 
+@pytest.mark.long
 def test_read_labels_gives_the_published_counts(videos):
     every = find_videos(videos)
     assert len(every) == 255
