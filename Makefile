@@ -61,7 +61,7 @@ sanitize: $(READY)  ## test the CPU kernels with AddressSanitizer and UndefinedB
 	@echo "building the kernels with sanitizers"
 	@SANITIZE=address,undefined $(RUN) setup.py --quiet build_ext --build-lib build/sanitized >build/sanitize.log 2>&1 \
 	  || { cat build/sanitize.log; exit 1; }
-	@for capability in default avx2 avx512; do \
+	@for capability in default avx2 avx512 amx-emulated; do \
 	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" DANET_LIBRARY=$(SANITIZED) DANET_CPU_CAPABILITY=$$capability \
 	    $(RUN) -m pytest -q -p no:cacheprovider $(SANITIZE_TESTS:%=tests/ops/test_%.py); \
 	done

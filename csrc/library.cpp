@@ -40,8 +40,8 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def(
       "rep_conv(Tensor input, Tensor weight, Tensor? prepared, Tensor? bias, int stride, bool relu, bool tf32) "
       "-> Tensor");
-  // weight [C_out, C, 3, 3] -> packed weights, float32; their layout depends on stride and instruction set and may
-  // change between versions
+  // weight [C_out, C, 3, 3] -> packed weights; their type and layout depend on stride and instruction set and may change
+  // between versions
   library.def("prepare_rep_conv(Tensor weight, int stride) -> Tensor");
   // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32 -> packed
   // weights, float32; their layout depends on the instruction set and may change between versions. sdc_mean needs no
@@ -55,12 +55,16 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def("sdc_mean(Tensor input, Tensor prepared, int groups) -> Tensor");
   // 0: baseline, 1: AVX2 and FMA, 2: AVX-512
   library.def("cpu_capability() -> int");
+  // 0: none, 1: AMX for bfloat16, 2: the same emulated, for tests
+  library.def("matrix_unit() -> int");
 }
 
 #if !defined(DANET_EMULATION)
 static int64_t cpu_capability() { return int64_t(danet::isa()); }
+static int64_t matrix_unit() { return int64_t(danet::matrix_unit()); }
 
 STABLE_TORCH_LIBRARY_IMPL(danet, CompositeExplicitAutograd, library) {
   library.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+  library.impl("matrix_unit", TORCH_BOX(&matrix_unit));
 }
 #endif

@@ -1,11 +1,24 @@
-// Selects the instruction set of the CPU kernels at run time; see isa() in kernels.h.
+// Selects the instruction set of the CPU kernels at run time; see isa() and matrix_unit() in kernels.h.
 #include <cstdlib>
 #include <cstring>
 
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 namespace danet {
 namespace {
+
+bool is_requested(const char* name) {
+  const char* requested = std::getenv("DANET_CPU_CAPABILITY");
+  return requested != nullptr && std::strcmp(requested, name) == 0;
+}
 
 Isa best_isa() {
 #if defined(__x86_64__)
@@ -19,18 +32,41 @@ Isa best_isa() {
 }
 
 Isa select_isa() {
-  Isa best = best_isa();
-  const char* requested = std::getenv("DANET_CPU_CAPABILITY");
-  if (requested == nullptr) return best;
-  if (std::strcmp(requested, "default") == 0) return Isa::kBaseline;
-  if (std::strcmp(requested, "avx2") == 0 && best == Isa::kAvx512) return Isa::kAvx2;
+  const Isa best = best_isa();
+  if (is_requested("default")) return Isa::kBaseline;
+  if (is_requested("avx2") && best == Isa::kAvx512) return Isa::kAvx2;
   return best;
+}
+
+// Whether the processor has AMX for bfloat16. Linux lets a process use the tile registers only after it asked for them.
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr unsigned kBfloat16Bit = 1u << 22, kTileBit = 1u << 24;  // of EDX, leaf 7 of CPUID
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;       // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned eax, ebx, ecx, edx;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if ((edx & kBfloat16Bit) == 0 || (edx & kTileBit) == 0) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+MatrixUnit select_matrix_unit() {
+  if (is_requested("amx-emulated")) return MatrixUnit::kEmulated;
+  if (isa() != Isa::kAvx512 || is_requested("avx512")) return MatrixUnit::kNone;
+  return has_amx() ? MatrixUnit::kAmx : MatrixUnit::kNone;
 }
 
 }  // namespace
 
 Isa isa() {
   static const Isa selected = select_isa();
+  return selected;
+}
+
+MatrixUnit matrix_unit() {
+  static const MatrixUnit selected = select_matrix_unit();
   return selected;
 }
 

@@ -32,8 +32,14 @@ struct ImageView {
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
 // The instruction set to use: the best one of this processor, or the one that the environment variable
-// DANET_CPU_CAPABILITY (default, avx2 or avx512) names, if the processor supports it. Determined once per process.
+// DANET_CPU_CAPABILITY (default, avx2, avx512 or amx) names, if the processor supports it. Determined once per process.
 Isa isa();
+
+// The matrix unit for products of bfloat16 (amx.h), which is used beside the instruction set: AMX if the processor and
+// the operating system have it and DANET_CPU_CAPABILITY names nothing lower. kEmulated is a slow replacement in plain
+// C++ for tests on any processor: DANET_CPU_CAPABILITY=amx-emulated selects it.
+enum class MatrixUnit { kNone, kAmx, kEmulated };
+MatrixUnit matrix_unit();
 
 // DANET_DECLARE_KERNELS declares `const Table& name(DType)` for every instruction set; DANET_KERNELS calls the one to
 // use. DANET_ONLY_ISA: the only instruction set that is built.
@@ -53,6 +59,18 @@ Isa isa();
 #else
 #define DANET_DECLARE_KERNELS(Table, name) namespace baseline { const Table& name(DType); }
 #define DANET_KERNELS(name, dtype) (::danet::baseline::name(dtype))
+#endif
+
+// The same for the kernels on the matrix unit (files named *_tiles.cpp). DANET_TILE_KERNELS requires a matrix unit.
+#if defined(__x86_64__)
+#define DANET_DECLARE_TILE_KERNELS(Table, name) \
+  namespace amx { const Table& name(); } \
+  namespace emulated_amx { const Table& name(); }
+#define DANET_TILE_KERNELS(name) \
+  (::danet::matrix_unit() == ::danet::MatrixUnit::kAmx ? ::danet::amx::name() : ::danet::emulated_amx::name())
+#else
+#define DANET_DECLARE_TILE_KERNELS(Table, name) namespace emulated_amx { const Table& name(); }
+#define DANET_TILE_KERNELS(name) (::danet::emulated_amx::name())
 #endif
 
 }  // namespace danet

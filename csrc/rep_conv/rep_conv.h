@@ -5,7 +5,8 @@
 //
 // with stride s = 1 or 2, and zeros outside the input.
 //
-// The CPU mostly uses Winograd's algorithm (Lavin and Gray, https://arxiv.org/abs/1509.09308): it computes an output
+// In bfloat16 on processors with a matrix unit, the CPU computes the sum as it is (rep_conv_tiles.cpp). Otherwise it
+// mostly uses Winograd's algorithm (Lavin and Gray, https://arxiv.org/abs/1509.09308): it computes an output
 // tile of 4x4 pixels from an input tile d of 6x6 pixels (9x9 at stride 2):
 //
 //   A^T [ sum_c (G w G^T) * (B^T d B) ] A,   w: the 3x3 weight, *: elementwise
@@ -17,6 +18,7 @@
 #include <cstdint>
 
 #include "../common/kernels.h"
+#include "../common/types.h"
 
 namespace danet {
 
@@ -64,5 +66,20 @@ struct RepConvKernels {
 };
 
 DANET_DECLARE_KERNELS(RepConvKernels, rep_conv_kernels)
+
+// The kernels on the matrix unit, for bfloat16.
+struct RepConvTileKernels {
+  int64_t (*panels)(const RepConvParams&);         // of output channels
+  int64_t (*prepared_size)(const RepConvParams&);  // in values
+  // Lays out the weight [C_out, C, 9].
+  void (*prepare)(const RepConvParams&, const BFloat16* weight, BFloat16* prepared);
+  int64_t (*scratch_size)(const RepConvParams&, int64_t rows);  // in bytes, for this number of output rows
+  // Computes the output rows [begin, end) of image n and the panels [first, last) of output channels.
+  void (*forward)(
+      const RepConvParams&, ImageView input, const BFloat16* prepared, const BFloat16* bias, ImageView out, int64_t n,
+      int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch);
+};
+
+DANET_DECLARE_TILE_KERNELS(RepConvTileKernels, rep_conv_tile_kernels)
 
 }  // namespace danet

@@ -18,13 +18,16 @@ bool has_avx512_bf16() {
 #endif
 }
 
-enum class RepConvMethod { kWinograd, kFewOutputs, kFewInputs, kTorch };
+enum class RepConvMethod { kTiles, kWinograd, kFewOutputs, kFewInputs, kTorch };
 
-// Chooses the algorithm. torch's convolution (oneDNN) computes float64, bfloat16 on processors with instructions for
-// it, and layers with few output channels at stride 2. Winograd computes layers with enough channels to amortize its
-// transforms.
+// Chooses the algorithm. The matrix unit computes bfloat16 if there is one. torch's convolution (oneDNN) computes
+// float64, bfloat16 on other processors with instructions for it, and layers with few output channels at stride 2.
+// Winograd computes layers with enough channels to amortize its transforms.
 RepConvMethod choose_method(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
-  if (type == ScalarType::Double || (type == ScalarType::BFloat16 && has_avx512_bf16())) return RepConvMethod::kTorch;
+  const bool has_tiles = type == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone;
+  if (has_tiles && C >= kFewChannels && C_out >= kFewChannels) return RepConvMethod::kTiles;
+  if (type == ScalarType::Double || (type == ScalarType::BFloat16 && !has_tiles && has_avx512_bf16()))
+    return RepConvMethod::kTorch;
   if (C < kFewChannels) return RepConvMethod::kFewInputs;
   if (C_out < kFewChannels && stride != 1) return RepConvMethod::kTorch;
   if (C_out < kFewChannels) return C <= kFewOutputsMaxChannels ? RepConvMethod::kFewOutputs : RepConvMethod::kTorch;
@@ -50,11 +53,16 @@ Tensor convolve_with_torch(
 std::vector<int64_t> prepared_sizes(const RepConvKernels& kernels, const RepConvParams& p, RepConvMethod method) {
   const int64_t panels = (p.C_out + kernels.panel - 1) / kernels.panel;
   switch (method) {
+    case RepConvMethod::kTiles: return {DANET_TILE_KERNELS(rep_conv_tile_kernels).prepared_size(p)};
     case RepConvMethod::kWinograd: return {panels, 9, p.C * kernels.panel};
     case RepConvMethod::kFewOutputs: return {p.C_out, 9, p.C};
     case RepConvMethod::kFewInputs: return {panels, 9, p.C * kernels.panel};
     default: return {0};
   }
+}
+
+ScalarType prepared_type(RepConvMethod method) {
+  return method == RepConvMethod::kTiles ? ScalarType::BFloat16 : ScalarType::Float;
 }
 
 // Lays the weight out as rep_conv reads it for this dtype and stride on this processor. Returns an empty tensor if
@@ -66,8 +74,16 @@ Tensor prepare_rep_conv(const Tensor& weight, int64_t stride) {
   const RepConvParams p{0, weight.size(1), weight.size(0), 0, 0, false, stride};
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(weight));
   const RepConvMethod method = choose_method(weight.scalar_type(), p.C, p.C_out, stride);
-  const Tensor prepared = torch::stable::empty(prepared_sizes(kernels, p, method), ScalarType::Float);
+  const Tensor prepared = torch::stable::empty(prepared_sizes(kernels, p, method), prepared_type(method));
   if (method == RepConvMethod::kTorch) return prepared;
+  if (method == RepConvMethod::kTiles) {
+    const Tensor dense = torch::stable::contiguous(weight);
+    DANET_TILE_KERNELS(rep_conv_tile_kernels)
+        .prepare(
+            p, static_cast<const BFloat16*>(dense.const_data_ptr()),
+            static_cast<BFloat16*>(prepared.mutable_data_ptr()));
+    return prepared;
+  }
   float* to = static_cast<float*>(prepared.mutable_data_ptr());
   const Tensor float32_weight = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
   const float* w = static_cast<const float*>(float32_weight.const_data_ptr());
@@ -77,6 +93,37 @@ Tensor prepare_rep_conv(const Tensor& weight, int64_t stride) {
     for (int64_t k = 0; k < 9; ++k)
       for (int64_t c = 0; c < p.C; ++c) to[((o / lanes * 9 + k) * p.C + c) * lanes + o % lanes] = value(o, k, c);
   return prepared;
+}
+
+// The convolution on the matrix unit. Blocks of output rows are divided over the threads, and panels of output channels
+// too if an image has few pixels.
+void convolve_with_tiles(
+    const RepConvParams& p, const ImageView& input, const Tensor& prepared, const BFloat16* bias,
+    const ImageView& out) {
+  const RepConvTileKernels& kernels = DANET_TILE_KERNELS(rep_conv_tile_kernels);
+  const BFloat16* weights = static_cast<const BFloat16*>(prepared.const_data_ptr());
+  const int64_t H = p.H_out(), threads = torch::stable::get_num_threads(), panels = kernels.panels(p);
+  if (p.N == 0 || H == 0 || p.W_out() == 0) return;
+  // A thread's copy of the input should leave half of an L2 cache of 2 MiB for the weights.
+  constexpr int64_t kBlockBytes = 1 << 20;
+  const int64_t rows_per_block = std::max<int64_t>(1, H * kBlockBytes / kernels.scratch_size(p, H));
+  int64_t blocks = (H + rows_per_block - 1) / rows_per_block, parts = 1;
+  if (p.N * blocks < 4 * threads) {
+    if (H * p.W_out() < 512)
+      parts = std::min(panels, threads / std::gcd(p.N * blocks, threads));
+    else
+      blocks = std::min(H, (blocks + threads - 1) / threads * threads);
+  }
+  const int64_t largest = (H + blocks - 1) / blocks;
+  torch::stable::parallel_for(0, p.N * blocks * parts, 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch(kernels.scratch_size(p, largest));
+    for (int64_t work_index = begin; work_index < end; ++work_index) {
+      const int64_t part = work_index % parts, block = work_index / parts % blocks, n = work_index / parts / blocks;
+      kernels.forward(
+          p, input, weights, bias, out, n, H * block / blocks, H * (block + 1) / blocks, panels * part / parts,
+          panels * (part + 1) / parts, scratch.get());
+    }
+  });
 }
 
 Tensor rep_conv(
@@ -93,15 +140,19 @@ Tensor rep_conv(
   const Tensor packed = prepared ? *prepared : prepare_rep_conv(weight, stride);
   const std::vector<int64_t> expected = prepared_sizes(kernels, p, method);
   DANET_CHECK(
-      packed.is_cpu() && packed.is_contiguous() && packed.scalar_type() == ScalarType::Float &&
+      packed.is_cpu() && packed.is_contiguous() && packed.scalar_type() == prepared_type(method) &&
           packed.dim() == int64_t(expected.size()) &&
           std::equal(expected.begin(), expected.end(), packed.sizes().begin()),
       "rep_conv: prepared does not match the weight and stride");
-  const float* weights = static_cast<const float*>(packed.const_data_ptr());
   const Image x(input), out(empty_image(input, {p.N, p.C_out, p.H_out(), p.W_out()}));
   std::optional<Tensor> contiguous_bias;
   if (bias) contiguous_bias = torch::stable::contiguous(*bias);
   const void* b = contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr;
+  if (method == RepConvMethod::kTiles) {
+    convolve_with_tiles(p, x.view, packed, static_cast<const BFloat16*>(b), out.view);
+    return out.tensor;
+  }
+  const float* weights = static_cast<const float*>(packed.const_data_ptr());
   if (method == RepConvMethod::kFewOutputs) {
     parallel_for(p.N * p.H, p.W * p.C * p.C_out, [&](int64_t begin, int64_t end) {
       kernels.few_outputs(p, x.view, weights, b, out.view, begin, end);

@@ -12,7 +12,8 @@ def info() -> dict[str, str | int]:
 
     Keys: python, torch, cuda (runtime version or "none"), operators ("compiled" or "reference"), why (the reason, if
     they are references), instruction_set (of the CPU kernels; DANET_CPU_CAPABILITY=default|avx2|avx512 selects a lower
-    one), cuda_architectures (of the CUDA kernels, or the reason why there are none), threads.
+    one), matrix_unit (of the processor, for bfloat16; not used if DANET_CPU_CAPABILITY selects an instruction set),
+    cuda_architectures (of the CUDA kernels, or the reason why there are none), threads.
 
     Example:
         >>> from danet.ops import info
@@ -27,6 +28,7 @@ def info() -> dict[str, str | int]:
         "operators": "compiled" if compiled else "reference",
         "why": library.WHY_NOT or "",
         "instruction_set": library.CAPABILITIES[torch.ops.danet.cpu_capability()] if compiled else "none",
+        "matrix_unit": library.MATRIX_UNITS[torch.ops.danet.matrix_unit()] if compiled else "none",
         "cuda_architectures": _cuda_architectures(),
         "threads": torch.get_num_threads(),
     }
@@ -49,4 +51,6 @@ def describe() -> str:
     facts = info()
     threads = f"{facts['threads']} thread{'' if facts['threads'] == 1 else 's'}"
     kind = facts["instruction_set"] if facts["operators"] == "compiled" else facts["why"]
+    if facts["matrix_unit"] != "none":
+        kind = f"{kind}, {facts['matrix_unit']}"
     return f"torch {facts['torch']}, CUDA {facts['cuda']}, {threads}, {facts['operators']} operators ({kind})"

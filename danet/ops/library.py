@@ -24,6 +24,9 @@ CPU_LIBRARY = Path(os.environ.get("DANET_LIBRARY") or Path(__file__).with_name("
 CAPABILITIES = ("baseline", "AVX2 and FMA", "AVX-512")
 """Names of the values that torch.ops.danet.cpu_capability() returns."""
 
+MATRIX_UNITS = ("none", "AMX", "AMX, emulated")
+"""Names of the values that torch.ops.danet.matrix_unit() returns."""
+
 
 def _load() -> str | None:
     """Load the CPU library; returns the reason if that fails, else None."""

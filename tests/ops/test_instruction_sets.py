@@ -1,4 +1,4 @@
-"""Repeats the tests of the operators on each lower instruction set that this processor supports.
+"""Repeats the tests of the operators on each lower instruction set of this processor, and on the emulated matrix unit.
 
 `make sanitize` runs the same tests on each of them with sanitizers; here they run on the optimized kernels.
 """
@@ -12,7 +12,23 @@ import pytest
 
 from danet.ops import info
 
-TESTS = [Path(__file__).with_name(f"test_{name}.py") for name in ("sdc", "lcdc", "softmax_gate", "rep_conv")]
+ROOT = Path(__file__).parents[2]
+TESTS = [ROOT / f"tests/ops/test_{name}.py" for name in ("sdc", "lcdc", "softmax_gate", "rep_conv")]
+
+
+def run_tests(capability: str, key: str, text: str, tests: list[Path]) -> None:
+    """Runs test files with DANET_CPU_CAPABILITY, after a check that `info()[key]` has the value `text`."""
+    environment = {**os.environ, "DANET_CPU_CAPABILITY": capability}
+    program = f"import danet.ops, pytest, sys; assert danet.ops.info()[{key!r}] == {text!r}; "
+    program += "sys.exit(pytest.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "-q", "-p", "no:cacheprovider", *map(str, tests)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, cwd=ROOT)
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+def test_rep_conv_on_emulated_matrix_unit():
+    """The kernels for AMX, with plain C++ in place of its instructions, on any processor."""
+    run_tests("amx-emulated", "matrix_unit", "AMX, emulated", [ROOT / "tests/ops/test_rep_conv.py"])
 
 
 @pytest.mark.long
@@ -22,11 +38,4 @@ def test_ops_on_lower_instruction_set(capability, text):
         pytest.skip("this run uses the lowest instruction set already")
     if capability == "avx2" and info()["instruction_set"] != "AVX-512":
         pytest.skip("this run uses AVX2 or lower already")
-    environment = {**os.environ, "DANET_CPU_CAPABILITY": capability}
-    program = f"import danet.ops, pytest, sys; assert danet.ops.info()['instruction_set'] == {text!r}; "
-    program += "sys.exit(pytest.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "-q", "-p", "no:cacheprovider", *map(str, TESTS)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=600, cwd=Path(__file__).parents[2]
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
+    run_tests(capability, "instruction_set", text, TESTS)

@@ -1,0 +1,114 @@
+// Matrix products in bfloat16 with float32 sums on AMX, the matrix unit of Intel processors from Sapphire Rapids on
+// (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18).
+//
+// AMX has eight tile registers of 16 rows of 64 bytes. One instruction, TDPBF16PS, multiplies a tile of 16 x 32 values
+// by a tile of 32 x 16 values and adds the products to a tile of 16 x 16 float32 sums. TileBlock uses four tiles for
+// sums, two for the left and two for the right operand: per product it loads one tile, so that the loads from the
+// first-level cache take half of the time of the products.
+//
+// Files named *_tiles.cpp are compiled twice: for AMX, and in plain C++, which computes the same on any processor, for
+// tests. isa.cpp selects one of them at run time.
+#pragma once
+
+#include "vec.h"
+
+namespace danet {
+namespace {
+
+// The sizes of a TileBlock: sums [kBlockRows, kBlockColumns], to which products with a depth of kTileDepth are added.
+constexpr int kBlockRows = 32, kBlockColumns = 32, kTileDepth = 32;
+// Values of one packed right operand; see pack_right.
+constexpr int kRightSize = kTileDepth * kBlockColumns;
+
+// The index, in a packed right operand, of its value [depth, column]: two tiles of 16 columns, in which the values of two
+// successive depths are neighbours, because TDPBF16PS multiplies pairs.
+constexpr int64_t right_index(int64_t depth, int64_t column) {
+  return column / 16 * (kRightSize / 2) + depth / 2 * 32 + column % 16 * 2 + depth % 2;
+}
+
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+
+// A block of sums in the tile registers of the calling thread, for the lifetime of the object.
+class TileBlock {
+ public:
+  TileBlock() {
+    // Palette 1 has eight tiles; each gets its full size
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    _tile_loadconfig(&config);
+  }
+  ~TileBlock() { _tile_release(); }
+  TileBlock(const TileBlock&) = delete;
+  TileBlock& operator=(const TileBlock&) = delete;
+
+  DANET_INLINE void clear() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  // Loads or stores the sums [kBlockRows, kBlockColumns], contiguous.
+  DANET_INLINE void load(const float* sums) {
+    _tile_loadd(0, sums, 4 * kBlockColumns);
+    _tile_loadd(1, sums + 16, 4 * kBlockColumns);
+    _tile_loadd(2, sums + 16 * kBlockColumns, 4 * kBlockColumns);
+    _tile_loadd(3, sums + 16 * kBlockColumns + 16, 4 * kBlockColumns);
+  }
+  DANET_INLINE void store(float* sums) const {
+    _tile_stored(0, sums, 4 * kBlockColumns);
+    _tile_stored(1, sums + 16, 4 * kBlockColumns);
+    _tile_stored(2, sums + 16 * kBlockColumns, 4 * kBlockColumns);
+    _tile_stored(3, sums + 16 * kBlockColumns + 16, 4 * kBlockColumns);
+  }
+  // Adds left * right to the sums. left: kBlockRows rows of kTileDepth values, which are `stride` values apart; rows
+  // should not cross cache lines. right: a packed operand.
+  DANET_INLINE void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right) {
+    _tile_loadd(4, left, 2 * stride);
+    _tile_loadd(6, right, 64);
+    _tile_loadd(7, right + kRightSize / 2, 64);
+    _tile_loadd(5, left + 16 * stride, 2 * stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+};
+
+#else
+
+// The same in plain C++, with the order of TDPBF16PS: the products of even and of odd depths are summed apart, then both
+// are added to the sum. NOTE: unlike this class, TDPBF16PS takes subnormal values and results as zero.
+class TileBlock {
+ public:
+  DANET_INLINE void clear() { std::memset(sums_, 0, sizeof sums_); }
+  DANET_INLINE void load(const float* sums) { std::memcpy(sums_, sums, sizeof sums_); }
+  DANET_INLINE void store(float* sums) const { std::memcpy(sums, sums_, sizeof sums_); }
+  void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right) {
+    float values[kTileDepth][kBlockColumns];
+    for (int64_t depth = 0; depth < kTileDepth; ++depth)
+      for (int64_t column = 0; column < kBlockColumns; ++column)
+        values[depth][column] = to_compute(right[right_index(depth, column)]);
+    for (int64_t row = 0; row < kBlockRows; ++row) {
+      float even[kBlockColumns] = {}, odd[kBlockColumns] = {};
+      for (int64_t depth = 0; depth < kTileDepth; depth += 2) {
+        const float first = to_compute(left[row * stride + depth]), second = to_compute(left[row * stride + depth + 1]);
+        for (int64_t column = 0; column < kBlockColumns; ++column) {
+          even[column] += first * values[depth][column];
+          odd[column] += second * values[depth + 1][column];
+        }
+      }
+      for (int64_t column = 0; column < kBlockColumns; ++column) sums_[row][column] += even[column] + odd[column];
+    }
+  }
+
+ private:
+  float sums_[kBlockRows][kBlockColumns];
+};
+
+#endif
+
+}  // namespace
+}  // namespace danet

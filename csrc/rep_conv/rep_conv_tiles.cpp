@@ -1,0 +1,176 @@
+// rep_conv in bfloat16 on the matrix unit: a direct convolution whose operands come straight from the image.
+//
+// A block of input rows is copied into the L2 cache once, with zeros around it and channels padded to whole tiles. There,
+// the pixels of all rows of a tap lie at one distance from each other. So the left operand of a product - one tap of
+// successive output pixels, also across the ends of rows - is read in place: no matrix of windows is written. One pixel
+// more per row is computed and dropped.
+//
+// At stride 2, even and odd rows and columns are copied apart: each tap then reads only one of the four parts, in which
+// its pixels are neighbours as at stride 1.
+#include "../common/amx.h"
+#include "rep_conv.h"
+
+namespace danet {
+namespace {
+
+constexpr int L = kLanes<float>;
+
+// The channels of the input in units of kTileDepth.
+int64_t depth_of(const RepConvParams& p) { return (p.C + kTileDepth - 1) / kTileDepth; }
+int64_t panels_of(const RepConvParams& p) { return (p.C_out + kBlockColumns - 1) / kBlockColumns; }
+
+// The weights of a panel of kBlockColumns output channels are used in parts of at most 36 KiB, so that they stay in the
+// first-level cache: all channels or kDepthPerPart * kTileDepth of them, and all nine taps or three of them.
+constexpr int64_t kDepthPerPart = 4;
+int64_t taps_per_part(int64_t part_depth) { return part_depth <= 2 ? 9 : 3; }
+
+// The blocks of pixels that take turns with one part of the weights.
+constexpr int64_t kBlocksPerTurn = 8;
+
+// The copy of the input of `rows` output rows, as pixels of `channels` values. Tap k of the output pixel (row, x) reads
+// pixel tap[k] + row * pitch + x of the copy.
+struct PaddedInput {
+  int64_t rows, channels, pitch, pixels;
+  int64_t tap[9];
+  // At stride 2: the first pixel of the parts with even rows and columns, even and odd, odd and even, odd and odd.
+  int64_t part[4];
+
+  PaddedInput(const RepConvParams& p, int64_t rows) : rows(rows) {
+    channels = depth_of(p) * kTileDepth;
+    pitch = p.W_out() + 1;  // the last pixel of a row is zero: the right border of the row and the left one of the next
+    // The last block may read as many pixels too many. NOTE: they are zero, as all pixels that no input is copied to.
+    const int64_t extra = kBlockRows + 2;
+    if (p.stride == 1) {
+      for (int64_t k = 0; k < 9; ++k) tap[k] = k / 3 * pitch + k % 3;
+      pixels = 1 + (rows + 2) * pitch + extra;
+      return;
+    }
+    const int64_t even_rows = rows * pitch + extra, odd_rows = (rows + 1) * pitch + extra;
+    part[0] = 0;
+    part[1] = even_rows;
+    part[2] = 2 * even_rows;
+    part[3] = 2 * even_rows + odd_rows;
+    pixels = 2 * even_rows + 2 * odd_rows;
+    for (int64_t k = 0; k < 9; ++k) {
+      const int64_t i = k / 3, j = k % 3;
+      tap[k] = part[(i != 1) * 2 + (j != 1)] + (i == 2 ? pitch : 0) + (j == 2 ? 1 : 0);
+    }
+  }
+
+  int64_t size() const { return pixels * channels; }
+
+  // The pixel of the copy that holds pixel (y, x) of the input, for output rows from `first` on.
+  DANET_INLINE int64_t position(int64_t stride, int64_t first, int64_t y, int64_t x) const {
+    if (stride == 1) return 1 + (y - first + 1) * pitch + x;
+    const int64_t row = y % 2 == 0 ? y / 2 - first : (y + 1) / 2 - first, column = (x + 1) / 2;
+    return part[(y % 2 != 0) * 2 + (x % 2 != 0)] + row * pitch + column;
+  }
+};
+
+// Copies the input rows that the output rows from `first` on read.
+void copy_input(
+    const RepConvParams& p, const ImageView& input, int64_t n, int64_t first, const PaddedInput& padded,
+    BFloat16* copy) {
+  std::memset(copy, 0, size_t(padded.size()) * sizeof(BFloat16));
+  const int64_t top = first * p.stride - 1, bottom = (first + padded.rows - 1) * p.stride + 1;
+  for (int64_t y = top < 0 ? 0 : top; y <= bottom && y < p.H; ++y)
+    for (int64_t x = 0; x < p.W; ++x) {
+      BFloat16* to = copy + padded.position(p.stride, first, y, x) * padded.channels;
+      std::memcpy(to, input.pixel<BFloat16>(n, y * p.W + x), size_t(p.C) * sizeof(BFloat16));
+    }
+}
+
+// Adds the bias to the sums of one block, applies ReLU, and writes the pixels that exist. first: the number of the
+// block's first pixel, counted with the dropped pixel at the end of each row.
+void write_block(
+    const RepConvParams& p, const float* sums, const BFloat16* bias, int64_t channels, bool relu, int64_t first,
+    int64_t end, int64_t pitch, BFloat16* out, int64_t pixel_stride) {
+  for (int64_t column = 0; column < channels; column += L) {
+    const int lanes = column + L <= channels ? 0 : int(channels - column);
+    const Vec<float> b = bias == nullptr ? Vec<float>{} : load_channels(bias + column, lanes);
+    int64_t row = first / pitch, x = first % pitch;
+    for (int64_t i = 0; i < kBlockRows && first + i < end; ++i) {
+      if (x < p.W_out()) {
+        const Vec<float> value = load_channels(sums + i * kBlockColumns + column, lanes) + b;
+        store_channels(
+            out + (row * p.W_out() + x) * pixel_stride + column, relu ? clamp_min(value, 0.0f) : value, lanes);
+      }
+      if (++x == pitch) x = 0, ++row;
+    }
+  }
+}
+
+int64_t scratch_size(const RepConvParams& p, int64_t rows) {
+  return PaddedInput(p, rows).size() * int64_t(sizeof(BFloat16)) +
+         kBlocksPerTurn * kBlockRows * kBlockColumns * int64_t(sizeof(float));
+}
+
+void forward(
+    const RepConvParams& p, ImageView input, const BFloat16* prepared, const BFloat16* bias, ImageView out, int64_t n,
+    int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch) {
+  const PaddedInput padded(p, end - begin);
+  float* const sums = reinterpret_cast<float*>(scratch);
+  BFloat16* const copy = reinterpret_cast<BFloat16*>(sums + kBlocksPerTurn * kBlockRows * kBlockColumns);
+  copy_input(p, input, n, begin, padded, copy);
+
+  const int64_t depth = depth_of(p), pixels = padded.rows * padded.pitch;
+  const int64_t blocks = (pixels + kBlockRows - 1) / kBlockRows;
+  TileBlock tiles;
+  for (int64_t panel = first; panel < last; ++panel) {
+    const int64_t o = panel * kBlockColumns, channels = p.C_out - o < kBlockColumns ? p.C_out - o : kBlockColumns;
+    for (int64_t turn = 0; turn < blocks; turn += kBlocksPerTurn) {
+      const int64_t turn_end = turn + kBlocksPerTurn < blocks ? turn + kBlocksPerTurn : blocks;
+      const BFloat16* weight = prepared + panel * 9 * depth * kRightSize;
+      // Take the weights in parts that fit into the first-level cache. Between the parts, the sums of the blocks are
+      // kept in memory.
+      for (int64_t d = 0; d < depth; d += kDepthPerPart) {
+        const int64_t part_depth = depth - d < kDepthPerPart ? depth - d : kDepthPerPart;
+        const int64_t taps = taps_per_part(part_depth);
+        for (int64_t tap = 0; tap < 9; tap += taps, weight += taps * part_depth * kRightSize) {
+          const bool is_first = d == 0 && tap == 0, is_last = d + part_depth == depth && tap + taps == 9;
+          for (int64_t block = turn; block < turn_end; ++block) {
+            float* const block_sums = sums + (block - turn) * kBlockRows * kBlockColumns;
+            is_first ? tiles.clear() : tiles.load(block_sums);
+            // Multiply the taps of 32 pixels with the weights of 32 output channels
+            const BFloat16* right = weight;
+            for (int64_t k = tap; k < tap + taps; ++k) {
+              const BFloat16* left = copy + (padded.tap[k] + block * kBlockRows) * padded.channels + d * kTileDepth;
+              for (int64_t i = 0; i < part_depth; ++i, left += kTileDepth, right += kRightSize)
+                tiles.multiply_add(left, padded.channels, right);
+            }
+            tiles.store(block_sums);
+            if (is_last)
+              write_block(
+                  p, block_sums, bias == nullptr ? nullptr : bias + o, channels, p.relu, block * kBlockRows, pixels,
+                  padded.pitch, out.pixel<BFloat16>(n, begin * p.W_out()) + o, out.pixel_stride);
+          }
+        }
+      }
+    }
+  }
+}
+
+int64_t prepared_size(const RepConvParams& p) { return panels_of(p) * 9 * depth_of(p) * kRightSize; }
+
+// Lays out the weight [C_out, C, 9] in the order in which `forward` reads it, with zeros for channels that do not exist.
+void prepare(const RepConvParams& p, const BFloat16* weight, BFloat16* prepared) {
+  const int64_t depth = depth_of(p);
+  for (int64_t panel = 0; panel < panels_of(p); ++panel)
+    for (int64_t d = 0; d < depth; d += kDepthPerPart)
+      for (int64_t k = 0; k < 9; ++k)
+        for (int64_t i = d; i < depth && i < d + kDepthPerPart; ++i, prepared += kRightSize)
+          for (int64_t row = 0; row < kTileDepth; ++row)
+            for (int64_t column = 0; column < kBlockColumns; ++column) {
+              const int64_t c = i * kTileDepth + row, o = panel * kBlockColumns + column;
+              const bool exists = c < p.C && o < p.C_out;
+              prepared[right_index(row, column)] = exists ? weight[(o * p.C + c) * 9 + k] : BFloat16{0};
+            }
+}
+
+constexpr RepConvTileKernels kKernels = {panels_of, prepared_size, prepare, scratch_size, forward};
+
+}  // namespace
+
+const RepConvTileKernels& DANET_ISA::rep_conv_tile_kernels() { return kKernels; }
+
+}  // namespace danet
