@@ -43,15 +43,15 @@ STABLE_TORCH_LIBRARY(danet, library) {
   // weight [C_out, C, 3, 3] -> packed weights; their type and layout depend on stride and instruction set and may change
   // between versions
   library.def("prepare_rep_conv(Tensor weight, int stride) -> Tensor");
-  // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32 -> packed
-  // weights, float32; their layout depends on the instruction set and may change between versions. sdc_mean needs no
-  // expand and reduce
+  // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32, or bfloat16 if
+  // there is a matrix unit -> packed weights for images of that dtype; their layout depends on the instruction set and
+  // may change between versions. sdc_mean needs no expand and reduce
   library.def(
       "prepare_safem(Tensor depthwise, Tensor depthwise_bias, Tensor predictor, Tensor predictor_bias, Tensor? expand, "
       "Tensor? expand_bias, Tensor? reduce, Tensor? reduce_bias, int groups) -> Tensor");
-  // input [N, C, H, W], up [N, 4*C, ceil(H / 2), ceil(W / 2)], weight [N, C] -> [N, C, H, W]; forward only, float32
+  // input [N, C, H, W], up [N, 4*C, ceil(H / 2), ceil(W / 2)], weight [N, C] -> [N, C, H, W]; forward only
   library.def("safem(Tensor input, Tensor prepared, Tensor? up, Tensor? weight, int groups, float scale) -> Tensor");
-  // input [N, C, H, W] -> [N, C, 1, 1]; forward only, float32
+  // input [N, C, H, W] -> [N, C, 1, 1]; forward only
   library.def("sdc_mean(Tensor input, Tensor prepared, int groups) -> Tensor");
   // 0: baseline, 1: AVX2 and FMA, 2: AVX-512
   library.def("cpu_capability() -> int");

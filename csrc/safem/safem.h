@@ -45,9 +45,10 @@ struct SafemWeights {
   const float *depthwise, *depthwise_bias, *predictor, *predictor_bias, *expand, *expand_bias, *reduce, *reduce_bias;
 };
 
-// The CPU kernels, for float32.
+// The CPU kernels of one dtype of the images. Weights and sums are float32 in all of them; the matrices of the 1x1
+// convolutions may have another type in `prepared`.
 struct SafemKernels {
-  // The number of floats of `prepared`.
+  // The size of `prepared` in floats.
   int64_t (*prepared_size)(const SafemParams&);
   // Packs the weights for the instruction set.
   void (*prepare)(const SafemParams&, const SafemWeights&, float* prepared);
@@ -65,5 +66,7 @@ struct SafemKernels {
 
 // Only for DType::kFloat.
 DANET_DECLARE_KERNELS(SafemKernels, safem_kernels)
+// For bfloat16, on the matrix unit.
+DANET_DECLARE_TILE_KERNELS(SafemKernels, safem_tile_kernels)
 
 }  // namespace danet

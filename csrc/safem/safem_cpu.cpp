@@ -1,5 +1,6 @@
 // SaFEM on the CPU, as torch calls it: checks, memory, threads. The kernels are in safem_kernels.cpp.
 #include <optional>
+#include <vector>
 
 #include "../common/threads.h"
 #include "../sdc/sdc_image.h"
@@ -16,15 +17,24 @@ const float* floats(const char* op, const char* name, const Tensor& t, int64_t c
   return static_cast<const float*>(t.const_data_ptr());
 }
 
+// The kernels for images of a dtype: float32, or bfloat16 if there is a matrix unit.
+const SafemKernels& kernels_of(const char* op, ScalarType type) {
+  const bool has_tiles = matrix_unit() != MatrixUnit::kNone;
+  DANET_CHECK(
+      type == ScalarType::Float || (type == ScalarType::BFloat16 && has_tiles), op,
+      ": dtype must be float32, or bfloat16 if the processor has a matrix unit");
+  return type == ScalarType::Float ? DANET_KERNELS(safem_kernels, DType::kFloat)
+                                   : DANET_TILE_KERNELS(safem_tile_kernels);
+}
+
 SafemParams check_safem(const char* op, const Tensor& input, int64_t groups, double scale, bool has_attention) {
   check_input(op, input);
-  DANET_CHECK(input.scalar_type() == ScalarType::Float, op, ": input must be float32");
   const SafemParams p{input.size(0), input.size(1), input.size(2), input.size(3), groups, scale, has_attention};
   check_sdc_limits<std::runtime_error>(op, check_sdc<std::runtime_error>(op, sdc_options(p), SdcLayout::kSdc), p.C);
   return p;
 }
 
-// Packs the weights (see safem.h). sdc_mean needs no expand and reduce.
+// Packs the weights (see safem.h) for images of their dtype. sdc_mean needs no expand and reduce.
 Tensor prepare_safem(
     const Tensor& depthwise, const Tensor& depthwise_bias, const Tensor& predictor, const Tensor& predictor_bias,
     const std::optional<Tensor>& expand, const std::optional<Tensor>& expand_bias, const std::optional<Tensor>& reduce,
@@ -34,22 +44,27 @@ Tensor prepare_safem(
   const bool has_attention = expand && expand_bias && reduce && reduce_bias;
   const SafemParams p{0, C, 1, 1, groups, 1, has_attention};  // the layout does not depend on the size of the images
   check_sdc<std::runtime_error>(op, sdc_options(p), SdcLayout::kSdc);
+  std::vector<Tensor> converted;  // keeps the float32 copies of weights in bfloat16
+  const auto values = [&](const char* name, const Tensor& weight, int64_t count) {
+    converted.push_back(torch::stable::to(weight, ScalarType::Float));
+    return floats(op, name, converted.back(), count);
+  };
   SafemWeights weights{
-      floats(op, "depthwise", depthwise, C * kSafemTaps),
-      floats(op, "depthwise_bias", depthwise_bias, C),
-      floats(op, "predictor", predictor, predicted * C),
-      floats(op, "predictor_bias", predictor_bias, predicted),
+      values("depthwise", depthwise, C * kSafemTaps),
+      values("depthwise_bias", depthwise_bias, C),
+      values("predictor", predictor, predicted * C),
+      values("predictor_bias", predictor_bias, predicted),
       nullptr,
       nullptr,
       nullptr,
       nullptr};
   if (has_attention) {
-    weights.expand = floats(op, "expand", *expand, 2 * C * C);
-    weights.expand_bias = floats(op, "expand_bias", *expand_bias, 2 * C);
-    weights.reduce = floats(op, "reduce", *reduce, 2 * C * C);
-    weights.reduce_bias = floats(op, "reduce_bias", *reduce_bias, C);
+    weights.expand = values("expand", *expand, 2 * C * C);
+    weights.expand_bias = values("expand_bias", *expand_bias, 2 * C);
+    weights.reduce = values("reduce", *reduce, 2 * C * C);
+    weights.reduce_bias = values("reduce_bias", *reduce_bias, C);
   }
-  const SafemKernels& kernels = DANET_KERNELS(safem_kernels, DType::kFloat);
+  const SafemKernels& kernels = kernels_of(op, depthwise.scalar_type());
   const Tensor prepared = torch::stable::empty({kernels.prepared_size(p)}, ScalarType::Float);
   kernels.prepare(p, weights, static_cast<float*>(prepared.mutable_data_ptr()));
   return prepared;
@@ -81,14 +96,17 @@ Tensor safem(
     const Tensor& input, const Tensor& prepared, const std::optional<Tensor>& up, const std::optional<Tensor>& weight,
     int64_t groups, double scale) {
   const SafemParams p = check_safem("safem", input, groups, scale, true);
-  const SafemKernels& kernels = DANET_KERNELS(safem_kernels, DType::kFloat);
+  const SafemKernels& kernels = kernels_of("safem", input.scalar_type());
   const float* weights = floats("safem", "prepared", prepared, kernels.prepared_size(p));
   DANET_CHECK(up.has_value() == weight.has_value(), "safem: up and weight must be given together");
   std::optional<Image> deep;
+  std::optional<Tensor> own_weight;
   const float* own = nullptr;
   if (up) {
     check_like("safem", "up", *up, input, {p.N, 4 * p.C, (p.H + 1) / 2, (p.W + 1) / 2});
-    own = floats("safem", "weight", *weight, p.N * p.C);
+    check_like("safem", "weight", *weight, input, {p.N, p.C});
+    own_weight = torch::stable::to(*weight, ScalarType::Float);
+    own = floats("safem", "weight", *own_weight, p.N * p.C);
     deep.emplace(*up);
   }
   const Image x(compact_image(input, sdc_params(p))), out(empty_image(input, input.sizes()));
@@ -104,7 +122,7 @@ Tensor safem(
 
 Tensor sdc_mean(const Tensor& input, const Tensor& prepared, int64_t groups) {
   const SafemParams p = check_safem("sdc_mean", input, groups, 1, false);
-  const SafemKernels& kernels = DANET_KERNELS(safem_kernels, DType::kFloat);
+  const SafemKernels& kernels = kernels_of("sdc_mean", input.scalar_type());
   const float* weights = floats("sdc_mean", "prepared", prepared, kernels.prepared_size(p));
   const Image x(compact_image(input, sdc_params(p)));
   const Tensor mean = torch::stable::empty({p.N, p.C, 1, 1}, ScalarType::Float);
@@ -122,7 +140,7 @@ Tensor sdc_mean(const Tensor& input, const Tensor& prepared, int64_t groups) {
       for (int64_t block = 0; block < blocks; ++block) total += sum[(n * blocks + block) * p.C + c];
       result[n * p.C + c] = float(total / double(p.H * p.W));
     }
-  return mean;
+  return torch::stable::to(mean, input.scalar_type());
 }
 
 }  // namespace

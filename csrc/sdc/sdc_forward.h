@@ -100,9 +100,9 @@ DANET_INLINE void gather(
 
 // Computes out [group_channels] of the one group in `source`, with a bounds check of every corner. This slow path is
 // correct for all cells and values.
-template <typename T, typename A>
+template <typename T, typename A, typename S>
 __attribute__((noinline)) void sum_taps_checked(
-    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, const CellBounds& bounds,
+    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, S>& source, const CellBounds& bounds,
     const T* group_image, T* out, int64_t group_channels) {
   prepare_taps</*kBackward=*/false>(p, taps, source);
   const Vec<A> factor = broadcast<A>(p.softmax ? 1 / sum_values<0>(taps.m, p.K) : A(1));
@@ -118,10 +118,11 @@ __attribute__((noinline)) void sum_taps_checked(
   });
 }
 
-// Computes out [groups, group_channels] of the groups in `source`.
-template <typename T, typename A>
+// Computes out [groups, group_channels] of the groups in `source`, whose offsets and mask may have another dtype S than
+// the image.
+template <typename T, typename A, typename S>
 DANET_INLINE void sum_taps(
-    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source, const CellBounds& bounds,
+    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, S>& source, const CellBounds& bounds,
     const T* group_image, T* out, int64_t group_channels) {
   // Prepare the taps, gather and sum.
   const bool inside = prepare_taps</*kBackward=*/false>(p, taps, source);
@@ -130,7 +131,7 @@ DANET_INLINE void sum_taps(
   if (inside || !any_nan(out, source.num_taps / p.K * group_channels)) return;
   // A clamped cell reads pixels that the sample does not use, with weight 0. If such a pixel is not finite, 0 * Inf =
   // NaN: compute the groups that are NaN again, with bounds checks.
-  TapInputs<A, T> group = source;
+  TapInputs<A, S> group = source;
   group.num_taps = p.K;
   for (int64_t j = 0; j < source.num_taps; j += p.K, group.offset += p.offset_group_stride,
                group.mask += p.mask_group_stride, group_image += group_channels, out += group_channels)

@@ -9,8 +9,9 @@ Equations 1 and 2 of section 3.1.1 (https://doi.org/10.1145/3581783.3612146), in
     out[c] = scale * C * s[c] * x[c]                                       or, as ACFA combines two levels (equation 3),
     out[c] = scale * C * s[c] * up[c] + weight[n, c] * x[c]
 
-w_g of equation 1 is folded into `expand`, and batch norms into the convolutions before them. On the CPU in float32, one
-kernel takes a block of pixels through all steps while it is in the cache; elsewhere each step is a call of its own.
+w_g of equation 1 is folded into `expand`, and batch norms into the convolutions before them. On the CPU in float32, and
+in bfloat16 if the processor has a matrix unit, one kernel takes a block of pixels through all steps while it is in the
+cache; elsewhere each step is a call of its own.
 """
 
 import math
@@ -107,7 +108,7 @@ def prepare_safem(
         check_shape("safem", name, value, symbols, shape)
     tensors: list[Any] = [None if value is None else value.detach() for value, _, _ in shapes.values()]
     packed = None
-    if library.has_kernel(depthwise) and depthwise.is_cpu and depthwise.dtype == torch.float32:
+    if library.has_kernel(depthwise) and depthwise.is_cpu and depthwise.dtype in _fused_dtypes():
         dense = [None if value is None else value.contiguous() for value in tensors]
         packed = torch.ops.danet.prepare_safem(*dense, G)
     return PreparedSafem(G, *tensors, packed)  # type: ignore[call-arg]  # mypy does not know that the list has eight
@@ -209,8 +210,13 @@ def sdc_mean_reference(input: Tensor, weights: PreparedSafem) -> Tensor:
     return _sample(input, weights, sdc_reference).mean(dim=(2, 3), keepdim=True)
 
 
+def _fused_dtypes() -> tuple[torch.dtype, ...]:
+    """The dtypes for which the CPU has the fused kernel."""
+    return (torch.float32, torch.bfloat16) if torch.ops.danet.matrix_unit() else (torch.float32,)
+
+
 def _has_fused_kernel(input: Tensor, weights: PreparedSafem, *others: Tensor | None) -> bool:
-    """Whether the fused kernel takes this call: float32 on the CPU, no gradients, no autocast, within its limit."""
+    """Whether the fused kernel takes this call: packed weights, no gradients, no autocast, within its limit."""
     if weights.packed is None or torch.is_autocast_enabled(input.device.type):
         return False
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *others)):

@@ -16,19 +16,20 @@ ROOT = Path(__file__).parents[2]
 TESTS = [ROOT / f"tests/ops/test_{name}.py" for name in ("sdc", "lcdc", "softmax_gate", "rep_conv")]
 
 
-def run_tests(capability: str, key: str, text: str, tests: list[Path]) -> None:
-    """Runs test files with DANET_CPU_CAPABILITY, after a check that `info()[key]` has the value `text`."""
+def run_tests(capability: str, key: str, text: str, arguments: list) -> None:
+    """Runs pytest with DANET_CPU_CAPABILITY, after a check that `info()[key]` has the value `text`."""
     environment = {**os.environ, "DANET_CPU_CAPABILITY": capability}
     program = f"import danet.ops, pytest, sys; assert danet.ops.info()[{key!r}] == {text!r}; "
     program += "sys.exit(pytest.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "-q", "-p", "no:cacheprovider", *map(str, tests)]
+    command = [sys.executable, "-c", program, "-q", "-p", "no:cacheprovider", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, cwd=ROOT)
     assert result.returncode == 0, result.stdout[-3000:]
 
 
-def test_rep_conv_on_emulated_matrix_unit():
+def test_ops_on_emulated_matrix_unit():
     """The kernels for AMX, with plain C++ in place of its instructions, on any processor."""
-    run_tests("amx-emulated", "matrix_unit", "AMX, emulated", [ROOT / "tests/ops/test_rep_conv.py"])
+    files = [ROOT / f"tests/ops/test_{name}.py" for name in ("rep_conv", "fused_safem")]
+    run_tests("amx-emulated", "matrix_unit", "AMX, emulated", [*files, "-k", "match or precision or dtypes"])
 
 
 @pytest.mark.long

@@ -1,0 +1,234 @@
+// SaFEM on the CPU (safem.h) for images of the dtype T. A block of pixels goes through all steps while it is in the L2
+// cache, so that intermediate results never reach memory. All sums, the offsets and the softmax are float32.
+//
+// The file that includes this one defines Layer<T>, the 1x1 convolutions: rows of C values of T times a matrix
+// [columns, C], for which it chooses the layout.
+#pragma once
+
+#include "../sdc/sdc_forward.h"
+#include "../softmax_gate/softmax_rows.h"
+#include "safem.h"
+
+namespace danet {
+namespace {
+
+using F = Vec<float>;
+constexpr int L = kLanes<float>;
+
+// A 1x1 convolution with a prepared weight:
+//   static int64_t padded(int64_t columns)             columns, rounded up as `prepare` and `apply` need it
+//   static int64_t padded_rows(int64_t rows)           rows, rounded up as `apply` reads them
+//   static constexpr bool kReadsPadding                whether `apply` reads values between C and padded(C)
+//   static int64_t weight_size(int64_t columns, int64_t C)   floats of a prepared weight
+//   static void prepare(const float* weight, int64_t columns, int64_t C, float* prepared)
+//   static void apply(const T* rows, int64_t count, int64_t stride, const float* prepared, const float* bias, int64_t C,
+//                     int64_t columns, Out* out, int64_t out_stride, activation)
+// `apply` computes out = activation(weight * row + bias) for `count` rows; `stride` and `out_stride` are the distances of
+// rows in values. bias has padded(columns) values, and so has each row of `out`.
+template <typename T>
+struct Layer;
+
+// The offsets of the parts of the prepared weights, in floats.
+template <typename T>
+struct WeightLayout {
+  int64_t depthwise, depthwise_bias, predictor, predictor_bias, expand, expand_bias, reduce, reduce_bias, size;
+
+  explicit WeightLayout(const SafemParams& p) {
+    const int64_t predicted = 3 * kSafemTaps * p.G, C = Layer<T>::padded(p.C), hidden = Layer<T>::padded(2 * p.C);
+    depthwise = 0;
+    depthwise_bias = depthwise + kSafemTaps * C;
+    predictor = depthwise_bias + C;
+    predictor_bias = predictor + Layer<T>::weight_size(predicted, p.C);
+    expand = predictor_bias + Layer<T>::padded(predicted);
+    expand_bias = expand + (p.has_attention ? Layer<T>::weight_size(2 * p.C, p.C) : 0);
+    reduce = expand_bias + (p.has_attention ? hidden : 0);
+    reduce_bias = reduce + (p.has_attention ? Layer<T>::weight_size(p.C, 2 * p.C) : 0);
+    size = reduce_bias + (p.has_attention ? C : 0);
+  }
+};
+
+template <typename T>
+int64_t prepared_size(const SafemParams& p) {
+  return WeightLayout<T>(p).size;
+}
+
+template <typename T>
+void prepare(const SafemParams& p, const SafemWeights& weights, float* prepared) {
+  const WeightLayout<T> layout(p);
+  const int64_t predicted = 3 * kSafemTaps * p.G;
+  std::memset(prepared, 0, size_t(layout.size) * sizeof(float));
+  for (int64_t c = 0; c < p.C; ++c)
+    for (int64_t k = 0; k < kSafemTaps; ++k)
+      prepared[layout.depthwise + k * Layer<T>::padded(p.C) + c] = weights.depthwise[c * kSafemTaps + k];
+  std::memcpy(prepared + layout.depthwise_bias, weights.depthwise_bias, size_t(p.C) * sizeof(float));
+  Layer<T>::prepare(weights.predictor, predicted, p.C, prepared + layout.predictor);
+  std::memcpy(prepared + layout.predictor_bias, weights.predictor_bias, size_t(predicted) * sizeof(float));
+  if (!p.has_attention) return;
+  Layer<T>::prepare(weights.expand, 2 * p.C, p.C, prepared + layout.expand);
+  std::memcpy(prepared + layout.expand_bias, weights.expand_bias, size_t(2 * p.C) * sizeof(float));
+  Layer<T>::prepare(weights.reduce, p.C, 2 * p.C, prepared + layout.reduce);
+  std::memcpy(prepared + layout.reduce_bias, weights.reduce_bias, size_t(p.C) * sizeof(float));
+}
+
+// The scratch memory of a block, one row per pixel in each array.
+template <typename T>
+struct BlockRows {
+  int64_t C, predicted, hidden;  // row lengths of features, predictions and hiddens, in values
+  int64_t size;                  // of all arrays, in bytes
+  T *features, *hiddens;
+  float* predictions;  // later the logits of the channel softmax
+
+  BlockRows(const SafemParams& p, int64_t pixels, char* scratch)
+      : C(Layer<T>::padded(p.C)), predicted(Layer<T>::padded(3 * kSafemTaps * p.G)), hidden(Layer<T>::padded(2 * p.C)) {
+    if (predicted < C) predicted = C;
+    const int64_t rows = Layer<T>::padded_rows(pixels);
+    predictions = reinterpret_cast<float*>(scratch);
+    features = reinterpret_cast<T*>(predictions + rows * predicted);
+    hiddens = features + rows * C;
+    size = rows * (predicted * int64_t(sizeof(float)) + (C + hidden) * int64_t(sizeof(T)));
+    if (scratch != nullptr && Layer<T>::kReadsPadding) std::memset(scratch, 0, size_t(size));
+  }
+
+  // The memory of the hidden row of a pixel, for the exponentials of C channels once the row itself is not needed.
+  float* exponentials(int64_t pixel) const { return reinterpret_cast<float*>(hiddens + pixel * hidden); }
+};
+
+template <typename T>
+int64_t scratch_size(const SafemParams& p, int64_t pixels) {
+  return BlockRows<T>(p, pixels, nullptr).size;
+}
+
+// gelu(x) = x * Phi(x), with Phi the cumulative normal distribution. Its tail is approximated to 1e-7 by formula 7.1.26
+// of Abramowitz and Stegun, Handbook of Mathematical Functions.
+DANET_INLINE F gelu(F x) {
+  const F z = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
+  F tail = t * 0.5307027145f - 0.7265760135f;
+  tail = tail * t + 0.7107068705f;
+  tail = tail * t - 0.142248368f;
+  tail = tail * t + 0.127414796f;
+  tail = tail * t * exp_unchecked(-clamp_max(z * z, 80.0f));
+  return x * (x < 0.0f ? tail : 1.0f - tail);
+}
+
+// out = relu(depthwise(x) + bias) of pixel i.
+template <typename T>
+DANET_INLINE void depthwise_relu(
+    const SafemParams& p, const ImageView& input, const float* weight, const float* bias, int64_t n, int64_t i,
+    T* out) {
+  const int64_t y = i / p.W, x = i - y * p.W, C_pad = Layer<T>::padded(p.C);
+  // Collect the taps inside the image.
+  const T* pixels[kSafemTaps];
+  const float* weights[kSafemTaps];
+  int count = 0;
+  for (int64_t k = 0; k < kSafemTaps; ++k) {
+    const int64_t row = y + k / 3 - 1, column = x + k % 3 - 1;
+    if (row < 0 || row >= p.H || column < 0 || column >= p.W) continue;
+    pixels[count] = input.pixel<T>(n, row * p.W + column);
+    weights[count++] = weight + k * C_pad;
+  }
+  // Sum them, one vector of channels at a time.
+  for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    F sum = load(bias + c);
+    for (int k = 0; k < count; ++k) sum += load(weights[k] + c) * load_channels(pixels[k] + c, lanes);
+    store(out + c, clamp_min(sum, 0.0f));
+  });
+}
+
+// Computes z of the pixels [begin, end) of image n, and stores it in rows.features.
+template <typename T>
+void sample(
+    const SafemParams& p, const ImageView& input, const float* prepared, int64_t n, int64_t begin, int64_t end,
+    BlockRows<T>& rows) {
+  const WeightLayout<T> layout(p);
+  const int64_t count = end - begin, num_taps = kSafemTaps * p.G, group_channels = p.C / p.G;
+  // Predict the offsets and the mask.
+  for (int64_t i = begin; i < end; ++i)
+    depthwise_relu(
+        p, input, prepared + layout.depthwise, prepared + layout.depthwise_bias, n, i,
+        rows.features + (i - begin) * rows.C);
+  Layer<T>::apply(
+      rows.features, count, rows.C, prepared + layout.predictor, prepared + layout.predictor_bias, p.C, 3 * num_taps,
+      rows.predictions, rows.predicted, [](F v) { return v; });
+
+  // Sample with SDC.
+  const SdcParams sdc = sdc_params(p);
+  TapTable<float> taps(sdc);
+  const CellBounds bounds(sdc, input, 0, p.H);
+  for (int64_t i = begin; i < end; ++i) {
+    const float* predicted = rows.predictions + (i - begin) * rows.predicted;
+    const int64_t y = i / p.W, x = i - y * p.W;
+    for (int64_t g = 0; g < p.G; g += taps.groups) {
+      const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
+      const TapInputs<float, float> source{
+          predicted + 2 * g * kSafemTaps,
+          predicted + 2 * num_taps + g * kSafemTaps,
+          float(sdc_center(sdc, 0) + double(y)),
+          float(sdc_center(sdc, 1) + double(x)),
+          groups * kSafemTaps,
+          uint32_t(input.pixel_stride),
+          0};
+      sum_taps(
+          sdc, taps, source, bounds, input.pixel<T>(n, 0) + g * group_channels,
+          rows.features + (i - begin) * rows.C + g * group_channels, group_channels);
+    }
+  }
+}
+
+template <typename T>
+void forward(
+    const SafemParams& p, ImageView input, const float* prepared, ImageView up, const float* weight, ImageView out,
+    int64_t n, int64_t begin, int64_t end, char* scratch) {
+  const WeightLayout<T> layout(p);
+  const int64_t count = end - begin;
+  BlockRows<T> rows(p, count, scratch);
+  sample(p, input, prepared, n, begin, end, rows);
+  // Apply the FFN.
+  Layer<T>::apply(
+      rows.features, count, rows.C, prepared + layout.expand, prepared + layout.expand_bias, p.C, 2 * p.C, rows.hiddens,
+      rows.hidden, [](F v) { return gelu(v); });
+  Layer<T>::apply(
+      rows.hiddens, count, rows.hidden, prepared + layout.reduce, prepared + layout.reduce_bias, 2 * p.C, p.C,
+      rows.predictions, rows.predicted, [](F v) { return v; });
+
+  // Apply the channel softmax gate, and write back.
+  const int64_t up_W = (p.W + 1) / 2;
+  for (int64_t i = begin; i < end; ++i) {
+    float* exps = rows.exponentials(i - begin);
+    const float* logits = rows.predictions + (i - begin) * rows.predicted;
+    const float factor = float(p.scale * double(p.C)) / exponentials(logits, exps, p.C);
+    const T* x = input.pixel<T>(n, i);
+    T* result = out.pixel<T>(n, i);
+    if (up.data == nullptr) {
+      for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+        store_channels(result + c, load(exps + c) * factor * load_channels(x + c, lanes), lanes);
+      });
+      continue;
+    }
+    // Gate the deeper level, and add this level times its weights.
+    const int64_t row = i / p.W, column = i - row * p.W;
+    const T* deep = up.pixel<T>(n, row / 2 * up_W + column / 2) + (row % 2 * 2 + column % 2) * p.C;
+    for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      const F own = load_channels(weight + c, lanes) * load_channels(x + c, lanes);
+      store_channels(result + c, load(exps + c) * factor * load_channels(deep + c, lanes) + own, lanes);
+    });
+  }
+}
+
+template <typename T>
+void sum(
+    const SafemParams& p, ImageView input, const float* prepared, float* sum, int64_t n, int64_t begin, int64_t end,
+    char* scratch) {
+  BlockRows<T> rows(p, end - begin, scratch);
+  sample(p, input, prepared, n, begin, end, rows);
+  for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    F total{};
+    for (int64_t i = 0; i < end - begin; ++i) total += load(rows.features + i * rows.C + c);
+    store_channels(sum + c, total, lanes);
+  });
+}
+
+template <typename T>
+constexpr SafemKernels kKernels = {prepared_size<T>, prepare<T>, scratch_size<T>, forward<T>, sum<T>};
+
+}  // namespace
+}  // namespace danet
