@@ -95,8 +95,8 @@ class DetectOptions:
     device: str = "auto"
     """cpu, cuda, cuda:N or N (the number of a GPU); auto uses a GPU if there is one."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Data type of the network."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of the network; auto is the fastest one whose detections agree with those of float32."""
 
     deploy: bool = True
     """Run the fused network; false runs the network as it was trained, for comparison."""
@@ -157,6 +157,7 @@ def detect(options: DetectOptions) -> int:
     from danet.data.video import Video
     from danet.inference.annotated_output import AnnotatedOutput, output_paths
     from danet.inference.box_files import BoxFiles
+    from danet.inference.loading import dtype_name
     from danet.inference.stream import DetectionStream
     from danet.inference.video_format import PLAYED_BY_BROWSERS, choose_codec, choose_suffix
     from danet.ops import describe
@@ -175,6 +176,8 @@ def detect(options: DetectOptions) -> int:
     has_video = options.save_images and any(isinstance(source, Video) for source in sources)
     if not options.quiet:
         print(describe())
+        if detector.dtype_reason:
+            print(f"network in {dtype_name(detector.dtype)}: {detector.dtype_reason}")
         if out != Path(options.out):
             print(f"{options.out} holds an earlier run; the results go to {out} (--overwrite replaces it)")
         if has_video and choose_codec(suffix) not in PLAYED_BY_BROWSERS:
@@ -236,6 +239,7 @@ def detect(options: DetectOptions) -> int:
         "network_seconds": stream.network_seconds,
         "writing_seconds": output.seconds,
         "device": str(detector.device),
+        "dtype": dtype_name(detector.dtype),
         "threads": torch.get_num_threads(),
         "batch": options.batch,
     }
@@ -267,7 +271,7 @@ def _load_detector(options: DetectOptions) -> "Detector":
 
     import danet
     from danet.inference.input_size import parse_size_option
-    from danet.inference.loading import choose_device
+    from danet.inference.loading import choose_device, parse_dtype
     from danet.utils.malloc import share_malloc_arena, tune_malloc
 
     if options.threads is not None:
@@ -285,7 +289,7 @@ def _load_detector(options: DetectOptions) -> "Detector":
         input_size=parse_size_option(options.input_size),
         polarity=options.polarity,
         classes=options.classes,
-        dtype=getattr(torch, options.dtype),
+        dtype=parse_dtype(options.dtype),
         deploy=options.deploy,
     )
     detector.notify = lambda level, line: None if options.quiet else print(line)
@@ -342,7 +346,7 @@ def _print_summary(figures: dict[str, Any], annotated: Sequence[Path], tables: S
     if figures["dropped"]:
         print(f"{figures['dropped']} more frames were dropped because a live source does not wait")
     if frames:
-        hardware = "{device}, threads {threads}, batch {batch}".format(**figures)
+        hardware = "{device}, {dtype}, threads {threads}, batch {batch}".format(**figures)
         print(
             f"{frames / figures['seconds']:.1f} frames/s from reading to writing, "
             f"{frames / figures['network_seconds']:.1f} in the network and decoding alone ({hardware})"

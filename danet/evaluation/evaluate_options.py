@@ -85,8 +85,8 @@ class EvaluateOptions:
     device: str = "auto"
     """cpu, cuda, cuda:N or N (the number of a GPU); auto uses a GPU if there is one."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Inference dtype."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of the network; auto is the fastest one whose detections agree with those of float32."""
 
     deploy: bool = True
     """Run the fused network; false runs it as it was trained, for comparison."""

@@ -20,7 +20,7 @@ from danet.evaluation.plots import PLOTS, write_png
 from danet.inference.coco_results import to_coco_results
 from danet.inference.detector import Detector
 from danet.inference.input_size import parse_size_option
-from danet.inference.loading import choose_device, load
+from danet.inference.loading import choose_device, dtype_name, load, parse_dtype
 from danet.inference.local_contrast_detector import LocalContrastDetector
 from danet.inference.predict import predict
 from danet.ops import info
@@ -119,6 +119,13 @@ class Evaluator:
         self.classes = self.detector.classes
         self.target = self._choose_target()
 
+    @property
+    def dtype_note(self) -> str:
+        """The dtype that "auto" chose, and why; empty if the options name a dtype."""
+        if not isinstance(self.detector, Detector) or not self.detector.dtype_reason:
+            return ""
+        return f"network in {dtype_name(self.detector.dtype)}: {self.detector.dtype_reason}"
+
     def choose_threshold(self) -> TunedThreshold | None:
         """Chooses the score threshold on ``options.tune``; returns None if that is None.
 
@@ -145,10 +152,11 @@ class Evaluator:
         metrics = evaluate_predictions(*inputs, target=target, threshold=threshold, **settings)
         display_threshold = options.fixed if threshold is None else threshold
         mistakes = find_mistakes(*inputs, target=target, threshold=display_threshold, criterion=options.criterion)
+        dtype = f"{dtype_name(self.detector.dtype)}, " if isinstance(self.detector, Detector) else ""
         method = (
-            f"{self.device}, {torch.get_num_threads()} threads, batches of up to {options.batch} images of equal size, "
-            f"scores from {MIN_SCORE}; the steps run one after the other (reading and preprocessing, network, decoding "
-            "and suppression); the first batch is not counted"
+            f"{self.device}, {dtype}{torch.get_num_threads()} threads, batches of up to {options.batch} images of "
+            f"equal size, scores from {MIN_SCORE}; the steps run one after the other (reading and preprocessing, "
+            "network, decoding and suppression); the first batch is not counted"
         )
         content = {
             **metrics.to_json(),
@@ -172,7 +180,7 @@ class Evaluator:
             detector = LocalContrastDetector(options.target, self.device, **limits)
             detector.calibrate(self.tune_records)
             return detector
-        size, dtype = parse_size_option(options.input_size), getattr(torch, options.dtype)
+        size, dtype = parse_size_option(options.input_size), parse_dtype(options.dtype)
         limits |= {"input_size": size, "dtype": dtype, "deploy": options.deploy, "classes": "all"}
         return load(options.weights, self.device, **limits)
 

@@ -47,6 +47,8 @@ class Network(Protocol):
     def config(self) -> ModelConfig: ...
     @property
     def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
     def __call__(self, images: torch.Tensor, /) -> Any: ...
     def decode(
         self, output: Any, /, *, score_threshold: float, iou_threshold: float, max_detections: int
@@ -56,7 +58,7 @@ class Network(Protocol):
 class DeployableNetwork(Network, Protocol):
     """What a ``Detector`` is made of: a ``DANet`` or an ``OnnxNetwork``."""
 
-    def deploy(self, *, dtype: torch.dtype) -> Network: ...
+    def deploy(self, *, dtype: torch.dtype | Literal["auto"]) -> Network: ...
 
 
 class Detector:
@@ -76,10 +78,13 @@ class Detector:
             images are then used as they are.
         classes: names of the classes to report, or "all"; by default those that the metadata names as supported.
         metadata: what the weights file stores beside the weights.
-        dtype: dtype of the network: torch.float32, torch.bfloat16 or torch.float16.
+        dtype: dtype of the network: torch.float32, torch.bfloat16, torch.float16, or "auto" for the fastest one whose
+            detections agree with those of float32, see ``DANet.deploy``.
         deploy: False runs a copy of the DANet that is not fused, for comparison.
 
     Attributes:
+        dtype: dtype of the network.
+        dtype_reason: why "auto" chose it; empty if the caller did.
         notify: function that is called with a log level and a line of text when images are scaled or a polarity was
             decided; by default the logger of this module. Without a logging setup, Python prints only the warnings:
             that images are scaled or inverted.
@@ -108,7 +113,7 @@ class Detector:
         polarity: Polarity | Literal["auto"] = "auto",
         classes: Sequence[str] | None = None,
         metadata: dict | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Literal["auto"] = "auto",
         deploy: bool = True,
     ) -> None:
         for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
@@ -121,11 +126,12 @@ class Detector:
         except ValueError as error:
             raise ValueError(f"Detector: {error}") from None
         self.model: Network = (
-            copy.deepcopy(model).eval().to(dtype)
+            copy.deepcopy(model).eval().to(torch.float32 if dtype == "auto" else dtype)
             if not deploy and isinstance(model, DANet)
             else model.deploy(dtype=dtype)
         )
-        self.device, self.dtype = model.device, dtype
+        self.device, self.dtype = model.device, self.model.dtype
+        self.dtype_reason: str = getattr(self.model, "dtype_reason", "")
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections

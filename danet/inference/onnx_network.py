@@ -3,7 +3,7 @@
 import functools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,9 +51,11 @@ class OnnxNetwork:
         boxes, scores = (torch.from_numpy(result) for result in results)
         return boxes, scores
 
-    def deploy(self, *, dtype: torch.dtype) -> "OnnxNetwork":
-        """Returns ``self``, which is fused already. Raises ValueError unless ``dtype`` is float32."""
-        if dtype != torch.float32:
+    dtype = torch.float32
+
+    def deploy(self, *, dtype: torch.dtype | Literal["auto"]) -> "OnnxNetwork":
+        """Returns ``self``, which is fused already. Raises ValueError unless ``dtype`` is float32 or "auto"."""
+        if dtype not in ("auto", torch.float32):
             raise ValueError(f"OnnxNetwork: dtype must be float32, got {dtype}")
         return self
 

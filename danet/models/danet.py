@@ -6,6 +6,7 @@ ACFA (Attention-guided Cross-weighting Feature Aggregator), and of a detection h
 
 import copy
 import functools
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from danet.models.backbone import Backbone
 from danet.models.blocks import MBB
 from danet.models.deployed import DeployedDANet
 from danet.models.heads import HEADS, Head, Output
+from danet.models.precision import candidate_dtype, compare, generated_frames
 from danet.utils.errors import UserError
 
 # Channels (widths) and numbers of MBBs (depths) of the four stages, which have strides 4, 8, 16 and 32. The paper does
@@ -124,6 +126,11 @@ class DANet(nn.Module):
         """Device of the parameters."""
         return next(self.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return next(self.parameters()).dtype
+
     def fused(self) -> "DANet":
         """A copy for inference, in eval mode, in which every MBB is one convolution; ``self`` does not change."""
         model = copy.deepcopy(self).eval()
@@ -133,11 +140,15 @@ class DANet(nn.Module):
                     setattr(parent, name, child.fuse())
         return model.requires_grad_(False)
 
-    def deploy(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> DeployedDANet:
+    def deploy(
+        self, *, dtype: torch.dtype | Literal["auto"] | None = None, device: torch.device | str | None = None
+    ) -> DeployedDANet:
         """A copy for inference, fused and optimized for speed; ``self`` does not change.
 
         Args:
-            dtype: float32, bfloat16 or float16; by default that of the weights. On CPUs, float32 is the fastest.
+            dtype: float32, bfloat16 or float16; by default that of the weights. "auto" is the fastest dtype whose
+                detections agree with those of float32: bfloat16 on processors with a matrix unit (AMX) if a comparison
+                on generated frames confirms it, otherwise float32. ``dtype_reason`` of the result tells why.
             device: by default that of the weights.
 
         Returns:
@@ -145,11 +156,27 @@ class DANet(nn.Module):
             most 1e-3 and boxes by at most 0.05 pixels from those of ``self.eval()``.
         """
         parameter = next(self.parameters())
+        if dtype == "auto":
+            return self._deploy_fastest(torch.device(device or parameter.device))
         # Do not copy the tensors of MBBs: fusing only reads them and makes new ones.
         blocks = [module for module in self.modules() if isinstance(module, MBB)]
         shared = {id(tensor): tensor for block in blocks for tensor in (*block.parameters(), *block.buffers())}
         network = copy.deepcopy(self, shared).eval()
         return DeployedDANet(network, dtype=dtype or parameter.dtype, device=torch.device(device or parameter.device))
+
+    def _deploy_fastest(self, device: torch.device) -> DeployedDANet:
+        deployed = self.deploy(dtype=torch.float32, device=device)
+        dtype, reason = candidate_dtype(device)
+        if dtype is not None:
+            candidate = self.deploy(dtype=dtype, device=device)
+            differences = compare(deployed, candidate, generated_frames(self.config.input_channels))
+            if differences.is_tolerable:
+                deployed = candidate
+                reason = f"{reason}; {differences}"
+            else:
+                reason = f"{str(dtype).removeprefix('torch.')} is faster, but {differences}"
+        deployed.dtype_reason = reason
+        return deployed
 
 
 def build_model(config: ModelConfig) -> DANet:

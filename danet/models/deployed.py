@@ -27,6 +27,9 @@ class DeployedDANet(nn.Module):
         dtype: type of weights and activations; scores and boxes are float32.
         device: where it runs.
 
+    Attributes:
+        dtype_reason: why ``DANet.deploy`` chose the dtype; empty if its caller did.
+
     Example:
         >>> from danet.models import build_model
         >>> deployed = build_model(ModelConfig(name="danet_nano")).deploy()
@@ -50,6 +53,7 @@ class DeployedDANet(nn.Module):
             self.network.head.predict_in_float32()
         self.config: ModelConfig = self.network.config
         self.graphs = CudaGraphs(self.network)
+        self.dtype_reason = ""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DeployedDANet":
         super()._apply(fn, recurse)

@@ -1,0 +1,123 @@
+"""Chooses the dtype of a deployed network: the fastest one whose detections agree with those of float32."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from danet.ops import info
+
+MINIMUM_SCORE = 0.3
+"""Predictions with at least this score in float32 are compared."""
+
+SCORE_TOLERANCE = 0.03
+"""Largest difference of scores for which two dtypes agree."""
+
+BOX_TOLERANCE = 0.5
+"""Largest difference of box edges in pixels for which two dtypes agree."""
+
+FRAMES = 4
+"""Number of generated frames."""
+
+FRAME_SIZE = (256, 320)
+"""Height and width of the generated frames, those of the infrared videos that the shipped weights were trained with."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The largest differences between the predictions of two networks.
+
+    Attributes:
+        score: of class scores.
+        box: of edges of boxes, in pixels.
+        predictions: number of predictions that were compared.
+    """
+
+    score: float
+    box: float
+    predictions: int
+
+    @property
+    def is_tolerable(self) -> bool:
+        """Whether both networks detect the same."""
+        return self.score <= SCORE_TOLERANCE and self.box <= BOX_TOLERANCE  # False for NaN
+
+    def __str__(self) -> str:
+        return (
+            f"scores differ from float32 by at most {self.score:.3f} and boxes by {self.box:.2f} pixels "
+            f"on {FRAMES} generated frames"
+        )
+
+
+def candidate_dtype(device: torch.device) -> tuple[torch.dtype | None, str]:
+    """A 16-bit dtype that is faster than float32 on a device, and the reason; None if there is none.
+
+    Example:
+        >>> candidate_dtype(torch.device("cuda"))[0] is None
+        True
+    """
+    if device.type != "cpu":
+        return None, "16-bit types were not measured on this kind of device"
+    unit = info()["matrix_unit"]
+    if unit == "none":
+        return None, "the processor has no matrix unit for bfloat16"
+    return torch.bfloat16, f"matrix unit {unit}"
+
+
+@torch.no_grad()
+def compare(reference: Any, other: Any, images: Tensor) -> Differences:
+    """Compares all predictions of two networks whose score in ``reference`` is at least ``MINIMUM_SCORE``.
+
+    Args:
+        reference: a DANet or a DeployedDANet.
+        other: another one with the same architecture.
+        images: ``[N, input_channels, H, W]``, see ``generated_frames``.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> from danet.models import build_model
+        >>> model = build_model(ModelConfig(name="danet_nano")).eval()
+        >>> compare(model, model, torch.randn(1, 1, 64, 96)).is_tolerable
+        True
+    """
+    head = getattr(reference, "network", reference).head
+    predictions = []
+    for network in (reference, other):
+        output = network(images)
+        predictions.append((head.scores([logits.float() for logits in output.logits]), head.boxes(output.deltas)))
+    (scores, boxes), (other_scores, other_boxes) = predictions
+    compared = scores.amax(dim=2) >= MINIMUM_SCORE
+
+    def largest(one: Tensor, two: Tensor) -> float:
+        difference = (one - two).abs()[compared]
+        return difference.max().item() if difference.numel() else 0.0
+
+    score = largest(scores, other_scores) if other_scores.isfinite().all() else math.nan
+    return Differences(score, largest(boxes, other_boxes), int(compared.sum()))
+
+
+def generated_frames(channels: int) -> Tensor:
+    """Normalized frames ``[FRAMES, channels, height, width]`` with clouds, noise and targets of 3 to 16 pixels.
+
+    They are the same in every call. Contrasts are those of normalized infrared frames, see ``danet.data.normalize``.
+
+    Example:
+        >>> generated_frames(1).shape
+        torch.Size([4, 1, 256, 320])
+    """
+    generator = torch.Generator().manual_seed(0)
+    height, width = FRAME_SIZE
+    clouds = 0.3 * torch.nn.functional.interpolate(
+        torch.randn(FRAMES, 1, 5, 6, generator=generator), FRAME_SIZE, mode="bicubic", align_corners=False
+    )
+    frames = clouds + 0.02 * torch.randn(FRAMES, 1, height, width, generator=generator)
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    for frame in frames:
+        for _ in range(16):
+            y, x, size, contrast = torch.rand(4, generator=generator).tolist()
+            radius = 1.5 + 6.5 * size
+            distance = ((rows - y * height) / radius) ** 2 + ((columns - x * width) / radius) ** 2
+            frame += (0.3 + 0.7 * contrast) * torch.exp(-distance)
+    return (frames - frames.median()).expand(-1, channels, -1, -1)
