@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.rivals import parse_rival, rival_functions
 from benchmarks.timing import ceilings, header, silent
 from danet.checkpoint import load_weights
 from danet.config import ModelConfig
@@ -25,6 +26,7 @@ from danet.data.synthetic.clip import write_video
 from danet.inference.annotated_output import AnnotatedOutput
 from danet.inference.box_files import BoxFiles
 from danet.inference.detector import Detector
+from danet.inference.loading import dtype_name, parse_dtype
 from danet.inference.stream import DetectionStream
 from danet.models import DANet, build_model
 from danet.models.blocks import FusedMBB
@@ -102,11 +104,14 @@ def network_only(model: DANet, size: tuple[int, int], batch: int, options: argpa
     """Milliseconds per call of each function (50th, 95th and 99th percentile) and ratios of the medians."""
     device = torch.device(options.device)
     images = torch.randn(batch, model.config.input_channels, *size, device=device)
-    dtype = getattr(torch, options.dtype)
-    deployed = model.deploy(dtype=dtype, device=device)
+    deployed = model.deploy(dtype=parse_dtype(options.dtype), device=device)
+    dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
     eager = copy.deepcopy(model).to(device=device, dtype=dtype)
     inputs = images.to(dtype).contiguous(memory_format=torch.channels_last)
     functions: dict[str, Function] = {"deployed": lambda: deployed(images), "eager": lambda: eager(inputs)}
+    if deployed.dtype != torch.float32:
+        in_float32 = model.deploy(dtype=torch.float32, device=device)
+        functions["deployed float32"] = lambda: in_float32(images)
     if device.type == "cuda":
         graphs = CudaGraphs(eager)
         functions["eager, CUDA graph"] = lambda: graphs(inputs)
@@ -117,6 +122,8 @@ def network_only(model: DANet, size: tuple[int, int], batch: int, options: argpa
         session = onnxruntime_session(model, images)
         if session is not None:
             functions["onnxruntime"] = session
+    for rival in options.rival:
+        functions.update(rival_functions(*rival, size, batch, options.threads))
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     if device.type == "cpu":
         # Measure the matrix product between the networks: a processor slows down under sustained load.
@@ -133,6 +140,8 @@ def network_only(model: DANet, size: tuple[int, int], batch: int, options: argpa
     }
     ours = milliseconds["deployed"]["p50"]
     return {
+        "dtype": dtype_name(deployed.dtype),
+        "dtype_reason": deployed.dtype_reason,
         "peak_GFLOP/s": product and 2 * 1536**3 / statistics.median(product) / 1e9,
         "milliseconds": milliseconds,
         "frames_per_second": 1e3 * batch / ours,
@@ -150,7 +159,7 @@ def end_to_end(model: DANet, size: tuple[int, int], frames: int, options: argpar
     if options.weights is None:
         for tower in model.head.classify:
             nn.init.zeros_(tower[-1].weight)
-    detector = Detector(model.to(options.device), dtype=getattr(torch, options.dtype))
+    detector = Detector(model.to(options.device), dtype=parse_dtype(options.dtype))
     image = torch.zeros(1, model.config.input_channels, *size, device=options.device)
     with tempfile.TemporaryDirectory() as folder:
         write_video(Path(folder), [0], frames, size, 8, True)
@@ -284,7 +293,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--sizes", nargs="+", type=size_of, default=[(256, 320)], metavar="HEIGHTxWIDTH")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images per call")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the deployed network; auto is the fastest one whose detections agree with float32 (default: auto)",
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--calls", type=int, default=60, help="timed calls per function (default: 60)")
@@ -294,6 +308,14 @@ def main(arguments: list[str] | None = None) -> int:
         default=["compile", "onnxruntime"],
         choices=("compile", "onnxruntime"),
         help="baselines beside the eager network (default: both)",
+    )
+    parser.add_argument(
+        "--rival",
+        type=parse_rival,
+        action="append",
+        default=[],
+        metavar="NAME=FILE.onnx",
+        help="an ONNX file of another detector, run in ONNX Runtime and OpenVINO if installed; may be repeated",
     )
     parser.add_argument(
         "--frames", type=int, default=200, help="frames of the video for the video-to-video measurement; 0 skips it"
@@ -311,6 +333,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--threads, --calls and --batch must be at least 1")
     if info()["operators"] != "compiled":
         raise SystemExit(f"benchmarks.detector: the compiled operators are missing: {info()['why']}")
+    if options.rival and options.device != "cpu":
+        parser.error("--rival: only with --device cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("benchmarks.detector: --device cuda: no CUDA device")
     torch.set_num_threads(options.threads)
@@ -337,11 +361,12 @@ def main(arguments: list[str] | None = None) -> int:
                     speed = case["GFLOP"] / case["milliseconds"]["deployed"]["p50"] * 1e3
                     case["times_peak"] = speed / case["peak_GFLOP/s"]
                     say(", {times_peak:.2f} times the matmul rate of {peak_GFLOP/s:.0f} GFLOP/s".format(**case), end="")
-                say()
+                say(f"\n  deployed in {case['dtype']}" + (f": {case['dtype_reason']}" if case["dtype_reason"] else ""))
+                width = max(18, *(len(kind) for kind in case["milliseconds"]))
                 for kind, times in case["milliseconds"].items():
                     ratio = case["times_as_fast_as"].get(kind)
                     say(
-                        f"  {kind:<18}"
+                        f"  {kind:<{width}}"
                         + "".join(f"  {p} {ms:8.2f} ms" for p, ms in times.items())
                         + (f"   deployed is {ratio:.2f}x as fast" if ratio else f"   {case['frames_per_second']:.1f}/s")
                     )
