@@ -347,7 +347,8 @@ class Trainer:
 
     def _validate(self) -> dict[str, float] | None:
         """Returns the metrics on the validation images, or None if a stop signal arrived."""
-        detector = Detector(self.model_to_save, score_threshold=VALIDATION_SCORE_THRESHOLD)
+        # In float32 on every machine, so that a run can be resumed on another one with the same result.
+        detector = Detector(self.model_to_save, score_threshold=VALIDATION_SCORE_THRESHOLD, dtype=torch.float32)
         detections = []
         for start in range(0, len(self.validation), VALIDATION_CHUNK):
             if self.stop.is_set():

@@ -81,13 +81,26 @@ def _read(path: Path) -> str:
         return ""
 
 
-def prepare_threads(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> None:
-    """Limits the OpenMP threads that torch will use to a CPU quota, unless the user has set OMP_NUM_THREADS.
+SPIN_COUNT = 1000
+"""How often an OpenMP thread of a command looks for new work before it sleeps; about 20 to 50 microseconds."""
 
-    torch and its libraries respect the number of cores and the CPU affinity, but not the quota of a container. Has no
-    effect without a quota below these, and if torch is loaded already. Only commands may call this function, because it
-    changes the environment of the process.
+
+def prepare_threads(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> None:
+    """Prepares the OpenMP threads that torch will use for CPU quotas and for machines with other busy processes.
+
+    - OMP_NUM_THREADS becomes the number of cores of the CPU quota, if that is smaller. torch and its libraries respect
+      the number of cores and the CPU affinity, but not the quota of a container.
+    - GOMP_SPINCOUNT becomes ``SPIN_COUNT``. By default a thread of libgomp that waits for the others keeps its core
+      busy for milliseconds. If another process needs that core, or the late thread does, everything becomes many times
+      slower (`python -m benchmarks.busy` measures it).
+
+    Variables that the user has set stay as they are; so does GOMP_SPINCOUNT if OMP_WAIT_POLICY is set. Has no effect if
+    torch is loaded already. Only commands may call this function, because it changes the environment of the process.
     """
+    if "torch" in sys.modules:
+        return
     cores = available_cores(cgroups, membership)
-    if cores < _affinity_cores() and "torch" not in sys.modules:
+    if cores < _affinity_cores():
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))

@@ -93,6 +93,19 @@ def test_torch_uses_the_cores_of_the_quota(tmp_path, quota, given, printed):
     assert done.stdout.split()[: len(printed)] == printed
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_commands_limit_active_waiting_unless_the_user_chose(given, expected):
+    code = "import os; from danet.utils.threads import prepare_threads; prepare_threads(); "
+    code += "print(os.environ.get('GOMP_SPINCOUNT'))"
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == [expected]
+
+
 def test_importing_danet_leaves_the_environment_unchanged():
     code = "import os; before = dict(os.environ); import danet, danet.ops, danet.utils.threads; "
     code += "assert dict(os.environ) == before"
