@@ -279,7 +279,8 @@ class Detector:
     @torch.inference_mode()
     def forward(self, batch: torch.Tensor, geometry: list) -> tuple[Any, list]:
         """Runs the network on its device; returns its output for ``postprocess``, and ``geometry`` unchanged."""
-        images = batch.to(self.device, self.dtype, memory_format=torch.channels_last)
+        dtype = getattr(self.model, "input_dtype", self.dtype)
+        images = batch.to(self.device, dtype, memory_format=torch.channels_last)
         if self._tracker is None:
             return self._run(images, "black" if self.polarity == "black" else "white"), geometry
         polarity = self._tracker.polarity

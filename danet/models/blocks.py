@@ -113,16 +113,21 @@ class FusedMBB(nn.Module):
         bias: ``[C_out]``.
         stride: of the convolution, 1 or 2.
         relu: whether a ReLU follows.
+
+    Attributes:
+        out_dtype: dtype of the result; None is that of the weight.
     """
 
     weight: Tensor
     bias: Tensor
+    out_dtype: torch.dtype | None
     transformed: Tensor | None  # see ``PreparedRepConv``
 
     def __init__(self, weight: Tensor, bias: Tensor, *, stride: int = 1, relu: bool = True) -> None:
         super().__init__()
         self.stride = stride
         self.relu = relu
+        self.out_dtype = None
         self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", bias)
         self.register_buffer("transformed", None, persistent=False)
@@ -130,7 +135,8 @@ class FusedMBB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = PreparedRepConv(self.weight, self.transformed, self.stride)
-        return rep_conv(x, weight, self.bias, stride=self.stride, relu=self.relu)
+        out = rep_conv(x, weight, self.bias, stride=self.stride, relu=self.relu)
+        return out if self.out_dtype is None else out.to(self.out_dtype)
 
     def _prepare(self) -> None:
         self.transformed = prepare_rep_conv(self.weight, stride=self.stride).transformed

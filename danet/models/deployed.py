@@ -51,6 +51,11 @@ class DeployedDANet(nn.Module):
         self.network = channels_last(network, device=device, dtype=dtype).requires_grad_(False)
         if half:
             self.network.head.predict_in_float32()
+        if half and device.type == "cpu":
+            # Rounding the image to bfloat16 would hide targets of low contrast.
+            stem = self.network.backbone.stem
+            stem.float()
+            stem.out_dtype = dtype
         self.config: ModelConfig = self.network.config
         self.graphs = CudaGraphs(self.network)
         self.dtype_reason = ""
@@ -63,6 +68,11 @@ class DeployedDANet(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of weights and activations."""
+        return self.network.backbone.stages[0][0].weight.dtype
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Type to which images are converted."""
         return self.network.backbone.stem.weight.dtype
 
     @property
@@ -72,7 +82,7 @@ class DeployedDANet(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """Images ``[N, input_channels, H, W]`` of any float type on any device -> ``Output``, see ``DANet``."""
-        images = images.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
+        images = images.to(device=self.device, dtype=self.input_dtype, memory_format=torch.channels_last)
         no_graph = torch.is_grad_enabled() or torch.compiler.is_compiling()
         if images.is_cuda and not no_graph and not torch.cuda.is_current_stream_capturing():
             return self.graphs(images)

@@ -28,6 +28,21 @@ def test_generated_frames_show_targets_to_the_shipped_weights(shipped):
     assert found.score == found.box == 0 and found.predictions > 20
 
 
+def test_half_precision_on_the_cpu_keeps_faint_targets():
+    """A step of 0.001 on a level of 0.899: bfloat16 images would not show it."""
+    torch.manual_seed(0)
+    deployed = build_model(ModelConfig(name="danet_nano", classes=["drone"])).eval().deploy(dtype=torch.bfloat16)
+    assert (deployed.dtype, deployed.input_dtype) == (torch.bfloat16, torch.float32)
+    image = torch.full((1, 1, 64, 96), 0.899)
+    image[:, :, 32:36, 48:52] += 0.001
+    assert torch.equal(image.bfloat16(), torch.full_like(image, 0.899).bfloat16())
+    stem = deployed.network.backbone.stem
+    with torch.no_grad():
+        assert stem(image).dtype == torch.bfloat16
+        stem.out_dtype = None
+        assert (stem(image) - stem(torch.full_like(image, 0.899))).abs().max() > 1e-4
+
+
 def test_compare_finds_each_kind_of_difference(shipped):
     frames = generated_frames(1)
     deployed = shipped.deploy()
