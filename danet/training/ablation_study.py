@@ -127,6 +127,8 @@ class Run:
         if not (self.folder / CONFIG).is_file():
             return
         saved = asdict(cli.parse(TrainOptions, ["--config", str(self.folder / CONFIG)], prog="danet train"))
+        if self.options.amp == "auto":  # the run keeps what it has chosen
+            self.options = dataclasses.replace(self.options, amp=saved["amp"])
         free = MAY_CHANGE_ON_RESUME - {"data", "val", "weights", "epochs", "val_every"}
         for name, value in asdict(self.options).items():
             if name not in free and saved[name] != value:

@@ -13,6 +13,7 @@ from danet.data.coco_dataset import ImageRecord
 from danet.data.loader import MINIMUM_SIZE, DetectionDataset, EpochSampler, collate, default_workers, load_source
 from danet.data.scales import SizeRange
 from danet.models import build_model, summary
+from danet.training.mixed_precision import choose_amp, has_candidate
 from danet.training.options import TrainOptions
 from danet.training.run_folder import (
     LABELS,
@@ -149,9 +150,17 @@ def build_trainer(options: TrainOptions, device: torch.device) -> tuple[Trainer,
     torch.manual_seed(options.seed)
     model = build_model(options.model)
     new_classes: list[str] = []
-    if options.weights and not (options.resume and (Path(options.out) / STATE).exists()):
+    continues = options.resume and (Path(options.out) / STATE).exists()
+    if options.weights and not continues:
         new_classes = start_from(options.weights, model, lambda: _calibration_images(dataset, options.seed))
     model = model.to(device)
+    if options.amp == "auto" and device.type == "cpu" and not continues and has_candidate():
+        # The choice is stored in the run folder: a resumed run keeps it.
+        images = torch.zeros(options.batch, options.model.input_channels, *_image_size(options))
+        amp, reason = choose_amp(model, images)
+        options = dataclasses.replace(options, amp=amp)
+        if not options.quiet and distributed.rank() == 0:
+            print(f"mixed precision {amp}: {reason}")
     return Trainer(options, model, dataset, validation, device, options.build_losses(model)), new_classes
 
 
@@ -182,16 +191,20 @@ def _calibration_images(dataset: DetectionDataset, seed: int) -> Tensor:
     return collate([dataset[key] for key in next(iter(sampler))]).images
 
 
+def _image_size(options: TrainOptions) -> tuple[int, int]:
+    """Height and width of the training images; without crops, those of the usual infrared video."""
+    height, width = options.augmentation.crop or (256, 320)
+    return max(height, MINIMUM_SIZE), max(width, MINIMUM_SIZE)  # smaller crops are padded
+
+
 def _header(trainer: Trainer, new_classes: list[str]) -> str:
     options, dataset = trainer.options, trainer.dataset
     processes = f"{distributed.world_size()} processes, " if distributed.world_size() > 1 else ""
     scale = f" for targets of scale {dataset.size_range}" if dataset.size_range else ""
     teachers = "".join(f", teacher of {scale} targets {path}" for scale, path in options.distill.files().items())
-    height, width = options.augmentation.crop or (256, 320)
-    size = max(height, MINIMUM_SIZE), max(width, MINIMUM_SIZE)  # smaller crops are padded
     lines = [
         f"{ops.describe()}, {trainer.device}, {processes}{options.workers} loader processes",
-        summary.describe(trainer.model_to_save, size),
+        summary.describe(trainer.model_to_save, _image_size(options)),
         f"{len(dataset)} training and {len(trainer.validation)} validation images{scale}, "
         f"classes {', '.join(options.model.classes)}; {options.epochs} epochs of {trainer.sampler.steps_per_epoch} "
         f"steps, batch size {options.batch}; run folder {options.out}{teachers}",

@@ -1,0 +1,51 @@
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from scenes import write_scenes
+
+import danet.training.mixed_precision as mixed_precision
+import danet.training.run as training_run
+from danet.config import ModelConfig
+from danet.models import build_model
+from danet.train import main
+from danet.training.mixed_precision import MIN_SPEEDUP, choose_amp, measure_speedup
+from danet.training.run_folder import CONFIG, WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(ModelConfig(name="danet_nano"))
+
+
+def test_measuring_leaves_the_network_unchanged(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert measure_speedup(model, torch.randn(2, 1, 64, 64)) > 0
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("speedup", "amp"), [(MIN_SPEEDUP - 0.01, "off"), (MIN_SPEEDUP, "bfloat16")])
+def test_choice_by_speedup(monkeypatch, model, speedup, amp):
+    monkeypatch.setattr(mixed_precision, "measure_speedup", lambda model, images: speedup)
+    chosen, reason = choose_amp(model, torch.zeros(1, 1, 64, 64))
+    assert chosen == amp and reason == f"a step is {speedup:.2f} times as fast with bfloat16; 1.2 are needed"
+
+
+def test_run_stores_the_choice_and_keeps_it_on_resume(monkeypatch, tmp_path, capsys):
+    """As on a processor with a matrix unit where bfloat16 is faster; resumed where it was not."""
+    data = str(write_scenes(tmp_path / "scenes", 8))
+    words = ["--model.name", "danet_nano", "--data", data, "--augmentation.crop", "64x64", "--batch", "4", "--no-plots"]
+    monkeypatch.setattr(training_run, "has_candidate", lambda: True)
+    monkeypatch.setattr(mixed_precision, "measure_speedup", lambda model, images: 2.0)
+    assert main([*words, "--out", str(tmp_path / "run"), "--epochs", "1", "--schedule", "constant"]) == 0
+    assert "mixed precision bfloat16: a step is 2.00 times as fast with bfloat16" in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "run" / CONFIG).read_text())["amp"] == "bfloat16"
+
+    monkeypatch.setattr(mixed_precision, "measure_speedup", lambda model, images: 0.5)
+    assert main(["--resume", str(tmp_path / "run"), "--epochs", "2"]) == 0
+    assert "mixed precision" not in capsys.readouterr().out
+    whole = [*words, "--out", str(tmp_path / "whole"), "--epochs", "2", "--schedule", "constant", "--amp", "bfloat16"]
+    assert main([*whole, "--quiet"]) == 0
+    resumed, expected = (load_file(tmp_path / name / WEIGHTS) for name in ("run", "whole"))
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
