@@ -1,8 +1,9 @@
 """Measures detection and training while other processes use all cores: python -m benchmarks.busy --json busy.json.
 
-Every measurement is a command of its own on a small video or dataset. "quiet" runs it alone, "busy" beside one process
-per core that computes without end. The ways of waiting alternate; the table gives medians. "danet" is what the commands
-set (``danet/utils/threads.py``), "libgomp" is the default of the OpenMP library, "passive" is OMP_WAIT_POLICY=PASSIVE.
+Every measurement starts a new command on a small video or dataset. "idle" runs it alone, "busy" beside one process per
+core that computes without end. The settings of OpenMP are measured in turn; the table gives medians. "danet" is what
+the commands set (``danet/utils/threads.py``), "libgomp" is the default of the OpenMP library, "passive" is
+OMP_WAIT_POLICY=PASSIVE.
 """
 
 import argparse
@@ -19,10 +20,11 @@ from pathlib import Path
 from benchmarks.timing import header
 from danet.data.synthetic.synthesize import Options as SceneOptions
 from danet.data.synthetic.synthesize import synthesize
+from danet.utils.threads import available_cores
 
 SIZE = "256x320"
-FRAMES = {"quiet": 240, "busy": 60}
-STEPS = {"quiet": 24, "busy": 8}
+FRAMES = {"idle": 240, "busy": 60}
+STEPS = {"idle": 24, "busy": 8}
 BATCH = 4
 WAITING = {"danet": {}, "libgomp": {"GOMP_SPINCOUNT": "300000"}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
 
@@ -48,14 +50,15 @@ RATES = {"detect, frames/s": detection_rate, "train, images/s": training_rate}
 
 
 def _danet(words: list[str], variables: dict[str, str]) -> None:
-    variables = {"PYTHONPATH": str(Path(__file__).parents[1]), **variables}
-    subprocess.run([sys.executable, "-W", "ignore", "-m", "danet", *words], env={**os.environ, **variables}, check=True)
+    given = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = {**given, "PYTHONPATH": str(Path(__file__).parents[1]), **variables}
+    subprocess.run([sys.executable, "-W", "ignore", "-m", "danet", *words], env=environment, check=True)
 
 
 @contextlib.contextmanager
 def busy_cores() -> Iterator[None]:
     """Keeps every core busy with one process."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(available_cores())]
     try:
         yield
     finally:
@@ -72,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     waiting = {**WAITING, **{f"spins {spins}": {"GOMP_SPINCOUNT": str(spins)} for spins in options.spins}}
     rates: dict[str, dict[str, dict[str, list[float]]]] = {
-        task: {way: {"quiet": [], "busy": []} for way in waiting} for task in RATES
+        task: {way: {"idle": [], "busy": []} for way in waiting} for task in RATES
     }
     with tempfile.TemporaryDirectory(prefix="danet-busy-") as name:
         folder = Path(name)
@@ -80,18 +83,18 @@ def main(arguments: list[str] | None = None) -> int:
             images = STEPS[load] * BATCH
             out = str(folder / load)
             synthesize(SceneOptions(out, images=images, val_images=0, video_frames=frames, size=SIZE, quiet=True))
-        for load in ("quiet", "busy"):
+        for load in ("idle", "busy"):
             with busy_cores() if load == "busy" else contextlib.nullcontext():
                 for _ in range(options.rounds):
                     for task, rate in RATES.items():
                         for way, variables in waiting.items():
                             rates[task][way][load].append(rate(folder, load, variables))
     for task, ways in rates.items():
-        print(f"{task:<20}{'quiet':>8}{'busy':>8}{'busy / quiet':>14}{'quiet / libgomp':>17}")
+        print(f"{task:<20}{'idle':>8}{'busy':>8}{'busy / idle':>14}{'idle / libgomp':>17}")
         for way, measured in ways.items():
-            quiet, busy = (statistics.median(measured[load]) for load in ("quiet", "busy"))
-            libgomp = statistics.median(ways["libgomp"]["quiet"])
-            print(f"  {way:<18}{quiet:8.2f}{busy:8.2f}{busy / quiet:14.2f}{quiet / libgomp:17.2f}")
+            idle, busy = (statistics.median(measured[load]) for load in ("idle", "busy"))
+            libgomp = statistics.median(ways["libgomp"]["idle"])
+            print(f"  {way:<18}{idle:8.2f}{busy:8.2f}{busy / idle:14.2f}{idle / libgomp:17.2f}")
     if options.json is not None:
         content = {**header(), "rounds": options.rounds, "rates": rates}
         options.json.write_text(json.dumps(content, indent=1) + "\n")

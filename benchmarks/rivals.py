@@ -46,6 +46,10 @@ def rival_functions(name: str, path: Path, size: tuple[int, int], batch: int, th
 def _image(path: Path, shape: list[Any], size: tuple[int, int], batch: int) -> np.ndarray:
     """A random image batch of the shape of a file's input; ``shape`` has no integer where the size is free."""
     wanted = [batch, None, *size]
+    if len(shape) != 4:
+        raise SystemExit(
+            f"benchmarks.detector: {path}: its first input must be an image batch N x C x H x W, got {shape}"
+        )
     for dimension, value in zip(shape, wanted, strict=True):
         if value is not None and isinstance(dimension, int) and dimension != value:
             raise SystemExit(

@@ -1,10 +1,10 @@
-// Matrix products in bfloat16 with float32 sums on AMX, the matrix unit of Intel processors from Sapphire Rapids on
-// (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18).
+// Matrix products in bfloat16 with float32 sums on AMX (Advanced Matrix Extensions), the matrix unit of Intel processors
+// from Sapphire Rapids on (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18).
 //
 // AMX has eight tile registers of 16 rows of 64 bytes. One instruction, TDPBF16PS, multiplies a tile of 16 x 32 values
 // by a tile of 32 x 16 values and adds the products to a tile of 16 x 16 float32 sums. TileBlock uses four tiles for
-// sums, two for the left and two for the right operand: per product it loads one tile, so that the loads from the
-// first-level cache take half of the time of the products.
+// sums, two for the left and two for the right operand: four products need four loaded tiles. A load takes about 8
+// cycles and a product 16, so that the loads do not limit the speed.
 //
 // Files named *_tiles.cpp are compiled twice: for AMX, and in plain C++, which computes the same on any processor, for
 // tests. isa.cpp selects one of them at run time.
@@ -28,7 +28,8 @@ constexpr int64_t right_index(int64_t depth, int64_t column) {
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
 
-// A block of sums in the tile registers of the calling thread, for the lifetime of the object.
+// A block of sums in the tile registers of the calling thread, for the lifetime of the object. The operands must be in
+// memory before the object is made.
 class TileBlock {
  public:
   TileBlock() {
@@ -38,7 +39,10 @@ class TileBlock {
       uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
-    _tile_loadconfig(&config);
+    // NOTE: _tile_loadconfig and _tile_loadd of GCC do not tell the compiler which memory they read: it could move or
+    // remove the stores to it. The first statement names all of `config`, the second one covers the operands.
+    asm volatile("ldtilecfg %0" ::"m"(config));
+    asm volatile("" ::: "memory");
   }
   ~TileBlock() { _tile_release(); }
   TileBlock(const TileBlock&) = delete;
@@ -79,8 +83,9 @@ class TileBlock {
 
 #else
 
-// The same in plain C++, with the order of TDPBF16PS: the products of even and of odd depths are summed apart, then both
-// are added to the sum. NOTE: unlike this class, TDPBF16PS takes subnormal values and results as zero.
+// The same class in plain C++. It adds in the order of TDPBF16PS: the products of even and of odd depths are summed
+// separately, then both sums are added to the result. NOTE: unlike this class, TDPBF16PS treats subnormal values and
+// results as zero.
 class TileBlock {
  public:
   DANET_INLINE void clear() { std::memset(sums_, 0, sizeof sums_); }

@@ -40,7 +40,7 @@ Isa select_isa() {
 
 // Whether the processor has AMX for bfloat16. Linux lets a process use the tile registers only after it asked for them.
 bool has_amx() {
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(DANET_HAS_AMX) && defined(__linux__)
   constexpr unsigned kBfloat16Bit = 1u << 22, kTileBit = 1u << 24;  // of EDX, leaf 7 of CPUID
   constexpr long kRequestPermission = 0x1023, kTileData = 18;       // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned eax, ebx, ecx, edx;
@@ -54,7 +54,7 @@ bool has_amx() {
 
 MatrixUnit select_matrix_unit() {
   if (is_requested("amx-emulated")) return MatrixUnit::kEmulated;
-  if (isa() != Isa::kAvx512 || is_requested("avx512")) return MatrixUnit::kNone;
+  if (isa() != Isa::kAvx512 || is_requested("avx512")) return MatrixUnit::kNone;  // avx2 and default lower isa()
   return has_amx() ? MatrixUnit::kAmx : MatrixUnit::kNone;
 }
 

@@ -36,8 +36,8 @@ enum class Isa { kBaseline, kAvx2, kAvx512 };
 Isa isa();
 
 // The matrix unit for products of bfloat16 (amx.h), which is used beside the instruction set: AMX if the processor and
-// the operating system have it and DANET_CPU_CAPABILITY names nothing lower. kEmulated is a slow replacement in plain
-// C++ for tests on any processor: DANET_CPU_CAPABILITY=amx-emulated selects it.
+// the operating system support it and DANET_CPU_CAPABILITY is not set or is amx. kEmulated is a slow replacement in
+// plain C++ for tests on any processor: DANET_CPU_CAPABILITY=amx-emulated selects it.
 enum class MatrixUnit { kNone, kAmx, kEmulated };
 MatrixUnit matrix_unit();
 
@@ -62,7 +62,8 @@ MatrixUnit matrix_unit();
 #endif
 
 // The same for the kernels on the matrix unit (files named *_tiles.cpp). DANET_TILE_KERNELS requires a matrix unit.
-#if defined(__x86_64__)
+// DANET_HAS_AMX: the compiler can compile for AMX.
+#if defined(DANET_HAS_AMX)
 #define DANET_DECLARE_TILE_KERNELS(Table, name) \
   namespace amx { const Table& name(); } \
   namespace emulated_amx { const Table& name(); }

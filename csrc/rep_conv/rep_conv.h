@@ -5,7 +5,7 @@
 //
 // with stride s = 1 or 2, and zeros outside the input.
 //
-// In bfloat16 on processors with a matrix unit, the CPU computes the sum as it is (rep_conv_tiles.cpp). Otherwise it
+// In bfloat16 on processors with a matrix unit, the CPU computes this sum directly (rep_conv_tiles.cpp). Otherwise it
 // mostly uses Winograd's algorithm (Lavin and Gray, https://arxiv.org/abs/1509.09308): it computes an output
 // tile of 4x4 pixels from an input tile d of 6x6 pixels (9x9 at stride 2):
 //

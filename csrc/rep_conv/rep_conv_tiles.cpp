@@ -1,9 +1,9 @@
 // rep_conv in bfloat16 on the matrix unit: a direct convolution whose operands come straight from the image.
 //
-// A block of input rows is copied into the L2 cache once, with zeros around it and channels padded to whole tiles. There,
-// the pixels of all rows of a tap lie at one distance from each other. So the left operand of a product - one tap of
-// successive output pixels, also across the ends of rows - is read in place: no matrix of windows is written. One pixel
-// more per row is computed and dropped.
+// A block of input rows is copied into the L2 cache once, with zeros around it and channels padded to whole tiles. For
+// every tap, successive output pixels read successive pixels of the copy, also across the ends of rows. A tile is
+// therefore loaded directly from the copy, and no im2col matrix is written. In return, one more output pixel per row is
+// computed, which is not stored.
 //
 // At stride 2, even and odd rows and columns are copied apart: each tap then reads only one of the four parts, in which
 // its pixels are neighbours as at stride 1.
@@ -15,8 +15,8 @@ namespace {
 
 constexpr int L = kLanes<float>;
 
-// The channels of the input in units of kTileDepth.
-int64_t depth_of(const RepConvParams& p) { return (p.C + kTileDepth - 1) / kTileDepth; }
+// The number of tiles of kTileDepth channels of the input.
+int64_t channel_tiles(const RepConvParams& p) { return (p.C + kTileDepth - 1) / kTileDepth; }
 int64_t panels_of(const RepConvParams& p) { return (p.C_out + kBlockColumns - 1) / kBlockColumns; }
 
 // The weights of a panel of kBlockColumns output channels are used in parts of at most 36 KiB, so that they stay in the
@@ -24,8 +24,8 @@ int64_t panels_of(const RepConvParams& p) { return (p.C_out + kBlockColumns - 1)
 constexpr int64_t kDepthPerPart = 4;
 int64_t taps_per_part(int64_t part_depth) { return part_depth <= 2 ? 9 : 3; }
 
-// The blocks of pixels that take turns with one part of the weights.
-constexpr int64_t kBlocksPerTurn = 8;
+// The number of blocks of pixels that are multiplied with one part of the weights before the next part is loaded.
+constexpr int64_t kBlocksPerWeightPart = 8;
 
 // The copy of the input of `rows` output rows, as pixels of `channels` values. Tap k of the output pixel (row, x) reads
 // pixel tap[k] + row * pitch + x of the copy.
@@ -36,9 +36,10 @@ struct PaddedInput {
   int64_t part[4];
 
   PaddedInput(const RepConvParams& p, int64_t rows) : rows(rows) {
-    channels = depth_of(p) * kTileDepth;
+    channels = channel_tiles(p) * kTileDepth;
     pitch = p.W_out() + 1;  // the last pixel of a row is zero: the right border of the row and the left one of the next
-    // The last block may read as many pixels too many. NOTE: they are zero, as all pixels that no input is copied to.
+    // The last block may read this many pixels behind the last row. They are zero, like all pixels of the copy that
+    // hold no input.
     const int64_t extra = kBlockRows + 2;
     if (p.stride == 1) {
       for (int64_t k = 0; k < 9; ++k) tap[k] = k / 3 * pitch + k % 3;
@@ -102,7 +103,7 @@ void write_block(
 
 int64_t scratch_size(const RepConvParams& p, int64_t rows) {
   return PaddedInput(p, rows).size() * int64_t(sizeof(BFloat16)) +
-         kBlocksPerTurn * kBlockRows * kBlockColumns * int64_t(sizeof(float));
+         kBlocksPerWeightPart * kBlockRows * kBlockColumns * int64_t(sizeof(float));
 }
 
 void forward(
@@ -110,16 +111,16 @@ void forward(
     int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch) {
   const PaddedInput padded(p, end - begin);
   float* const sums = reinterpret_cast<float*>(scratch);
-  BFloat16* const copy = reinterpret_cast<BFloat16*>(sums + kBlocksPerTurn * kBlockRows * kBlockColumns);
+  BFloat16* const copy = reinterpret_cast<BFloat16*>(sums + kBlocksPerWeightPart * kBlockRows * kBlockColumns);
   copy_input(p, input, n, begin, padded, copy);
 
-  const int64_t depth = depth_of(p), pixels = padded.rows * padded.pitch;
+  const int64_t depth = channel_tiles(p), pixels = padded.rows * padded.pitch;
   const int64_t blocks = (pixels + kBlockRows - 1) / kBlockRows;
   TileBlock tiles;
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t o = panel * kBlockColumns, channels = p.C_out - o < kBlockColumns ? p.C_out - o : kBlockColumns;
-    for (int64_t turn = 0; turn < blocks; turn += kBlocksPerTurn) {
-      const int64_t turn_end = turn + kBlocksPerTurn < blocks ? turn + kBlocksPerTurn : blocks;
+    for (int64_t turn = 0; turn < blocks; turn += kBlocksPerWeightPart) {
+      const int64_t turn_end = turn + kBlocksPerWeightPart < blocks ? turn + kBlocksPerWeightPart : blocks;
       const BFloat16* weight = prepared + panel * 9 * depth * kRightSize;
       // Take the weights in parts that fit into the first-level cache. Between the parts, the sums of the blocks are
       // kept in memory.
@@ -150,11 +151,11 @@ void forward(
   }
 }
 
-int64_t prepared_size(const RepConvParams& p) { return panels_of(p) * 9 * depth_of(p) * kRightSize; }
+int64_t prepared_size(const RepConvParams& p) { return panels_of(p) * 9 * channel_tiles(p) * kRightSize; }
 
 // Lays out the weight [C_out, C, 9] in the order in which `forward` reads it, with zeros for channels that do not exist.
 void prepare(const RepConvParams& p, const BFloat16* weight, BFloat16* prepared) {
-  const int64_t depth = depth_of(p);
+  const int64_t depth = channel_tiles(p);
   for (int64_t panel = 0; panel < panels_of(p); ++panel)
     for (int64_t d = 0; d < depth; d += kDepthPerPart)
       for (int64_t k = 0; k < 9; ++k)

@@ -52,6 +52,8 @@ struct SafemKernels {
   int64_t (*prepared_size)(const SafemParams&);
   // Packs the weights for the instruction set.
   void (*prepare)(const SafemParams&, const SafemWeights&, float* prepared);
+  // The largest number of pixels that `forward` and `sum` should get at once.
+  int64_t (*block_pixels)(const SafemParams&);
   // The scratch memory for this number of pixels, in bytes.
   int64_t (*scratch_size)(const SafemParams&, int64_t pixels);
   // Computes pixels [begin, end) of image n. up.data may be null; weight [C] belongs to the image.

@@ -17,7 +17,7 @@ constexpr int L = kLanes<float>;
 
 // A 1x1 convolution with a prepared weight:
 //   static int64_t padded(int64_t columns)             columns, rounded up as `prepare` and `apply` need it
-//   static int64_t padded_rows(int64_t rows)           rows, rounded up as `apply` reads them
+//   static int64_t padded_rows(int64_t rows)           the number of rows that `apply` reads for `rows` rows
 //   static constexpr bool kReadsPadding                whether `apply` reads values between C and padded(C)
 //   static int64_t weight_size(int64_t columns, int64_t C)   floats of a prepared weight
 //   static void prepare(const float* weight, int64_t columns, int64_t C, float* prepared)
@@ -78,6 +78,7 @@ struct BlockRows {
   T *features, *hiddens;
   float* predictions;  // later the logits of the channel softmax
 
+  // Clears the memory if `apply` reads the padding, which must then be zero.
   BlockRows(const SafemParams& p, int64_t pixels, char* scratch)
       : C(Layer<T>::padded(p.C)), predicted(Layer<T>::padded(3 * kSafemTaps * p.G)), hidden(Layer<T>::padded(2 * p.C)) {
     if (predicted < C) predicted = C;
@@ -227,8 +228,15 @@ void sum(
   });
 }
 
+// Pixels per block: enough to reuse each panel of weights from the cache, and few enough to stay in the cache
+// themselves.
 template <typename T>
-constexpr SafemKernels kKernels = {prepared_size<T>, prepare<T>, scratch_size<T>, forward<T>, sum<T>};
+int64_t block_pixels(const SafemParams& p) {
+  return Layer<T>::padded_rows(p.C <= 128 ? 96 : 48);
+}
+
+template <typename T>
+constexpr SafemKernels kKernels = {prepared_size<T>, prepare<T>, block_pixels<T>, scratch_size<T>, forward<T>, sum<T>};
 
 }  // namespace
 }  // namespace danet

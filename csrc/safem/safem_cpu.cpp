@@ -70,17 +70,14 @@ Tensor prepare_safem(
   return prepared;
 }
 
-// Pixels per block: enough to reuse each panel of weights from the cache, and few enough to stay in the cache
-// themselves.
-int64_t block_pixels(const SafemParams& p) { return p.C <= 128 ? 96 : 48; }
-
 // Splits each image into blocks of pixels of about the same size, so that every thread gets about the same number of
 // blocks. Calls body(block_index, n, begin, end, scratch) for every block: pixels [begin, end) of image n. Before the
 // first call, sets `blocks` to the number of blocks per image.
 template <typename Body>
 void for_blocks(const SafemParams& p, const SafemKernels& kernels, int64_t& blocks, const Body& body) {
   const int64_t P = p.H * p.W, threads = torch::stable::get_num_threads();
-  blocks = (P + block_pixels(p) - 1) / block_pixels(p);
+  const int64_t most = kernels.block_pixels(p);
+  blocks = (P + most - 1) / most;
   if (p.N * blocks < 8 * threads) blocks = std::min(P, (blocks + threads - 1) / threads * threads);
   const int64_t largest = (P + blocks - 1) / blocks;
   torch::stable::parallel_for(0, p.N * blocks, 1, [&](int64_t first, int64_t last) {

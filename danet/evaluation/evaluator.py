@@ -162,6 +162,7 @@ class Evaluator:
             **metrics.to_json(),
             "tuned_on": None if tuned is None else asdict(tuned),
             "mistakes": mistakes.causes(),
+            "dtype": dtype_name(self.detector.dtype) if isinstance(self.detector, Detector) else "float32",
             "speed": speed.to_json(method),
             "environment": info(),
             "options": asdict(options),

@@ -143,9 +143,9 @@ class FusedMBB(nn.Module):
 
     # Prepare the weight again after a move, a conversion or a loaded state.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedMBB":
-        before = self.weight
+        before = self.weight, self.transformed
         super()._apply(fn, recurse)
-        if self.weight is not before:
+        if self.weight is not before[0] or self.transformed is not before[1]:
             self._prepare()
         return self
 

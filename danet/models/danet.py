@@ -18,7 +18,7 @@ from danet.models.backbone import Backbone
 from danet.models.blocks import MBB
 from danet.models.deployed import DeployedDANet
 from danet.models.heads import HEADS, Head, Output
-from danet.models.precision import candidate_dtype, compare, generated_frames
+from danet.models.precision import MINIMUM_SPEEDUP, candidate_dtype, compare, generated_frames, measure_speedup
 from danet.utils.errors import UserError
 
 # Channels (widths) and numbers of MBBs (depths) of the four stages, which have strides 4, 8, 16 and 32. The paper does
@@ -147,8 +147,8 @@ class DANet(nn.Module):
 
         Args:
             dtype: float32, bfloat16 or float16; by default that of the weights. "auto" is the fastest dtype whose
-                detections agree with those of float32: bfloat16 on processors with a matrix unit (AMX) if a comparison
-                on generated frames confirms it, otherwise float32. ``dtype_reason`` of the result tells why.
+                detections agree with those of float32: bfloat16 on processors with a matrix unit (AMX) if it is faster
+                and detects the same on generated frames, otherwise float32. ``dtype_reason`` of the result tells why.
             device: by default that of the weights.
 
         Returns:
@@ -168,13 +168,17 @@ class DANet(nn.Module):
         deployed = self.deploy(dtype=torch.float32, device=device)
         dtype, reason = candidate_dtype(device)
         if dtype is not None:
-            candidate = self.deploy(dtype=dtype, device=device)
-            differences = compare(deployed, candidate, generated_frames(self.config.input_channels))
-            if differences.is_tolerable:
-                deployed = candidate
-                reason = f"{reason}; {differences}"
+            candidate, name = self.deploy(dtype=dtype, device=device), str(dtype).removeprefix("torch.")
+            frames = generated_frames(self.config.input_channels)
+            differences = compare(deployed, candidate, frames)
+            speedup = measure_speedup(deployed, candidate, frames)
+            if not differences.is_tolerable:
+                reason = f"{name} was rejected: {differences}"
+            elif speedup < MINIMUM_SPEEDUP:
+                reason = f"{name} was rejected: it is {speedup:.2f} times as fast"
             else:
-                reason = f"{str(dtype).removeprefix('torch.')} is faster, but {differences}"
+                deployed = candidate
+                reason = f"{reason}; it is {speedup:.2f} times as fast, and {differences}"
         deployed.dtype_reason = reason
         return deployed
 

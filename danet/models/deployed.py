@@ -1,5 +1,6 @@
 """``DeployedDANet``: the network for inference, as ``DANet.deploy`` returns it."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -45,25 +46,38 @@ class DeployedDANet(nn.Module):
         super().__init__()
         fuse_modules(network)
         half = dtype in (torch.float16, torch.bfloat16)
+        backbone: Any = network.backbone
+        stem = backbone.stem
+        exact = copy.deepcopy(stem)
         for module in network.modules():
             if half and isinstance(module, FusedMBB):
                 module.weight.copy_(round_with_error_diffusion(module.weight, dtype))
         self.network = channels_last(network, device=device, dtype=dtype).requires_grad_(False)
         if half:
             self.network.head.predict_in_float32()
-        if half and device.type == "cpu":
-            # Rounding the image to bfloat16 would hide targets of low contrast.
-            stem = self.network.backbone.stem
-            stem.float()
-            stem.out_dtype = dtype
+        self._choose_input_dtype()
+        if self.input_dtype != dtype:
+            stem.load_state_dict(exact.state_dict())
         self.config: ModelConfig = self.network.config
         self.graphs = CudaGraphs(self.network)
         self.dtype_reason = ""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DeployedDANet":
         super()._apply(fn, recurse)
+        self._choose_input_dtype()
         self.graphs = CudaGraphs(self.network)  # the old graphs read the old weights
         return self
+
+    def _choose_input_dtype(self) -> None:
+        """Lets a 16-bit network on the CPU compute its first layer in float32.
+
+        Images rounded to 16 bits would hide targets of low contrast. On CUDA devices, this layer would take longer.
+        """
+        stem = self.network.backbone.stem
+        is_mixed = self.device.type == "cpu" and self.dtype in (torch.float16, torch.bfloat16)
+        if is_mixed:
+            stem.float()
+        stem.out_dtype = self.dtype if is_mixed else None
 
     @property
     def dtype(self) -> torch.dtype:

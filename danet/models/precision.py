@@ -1,6 +1,8 @@
 """Chooses the dtype of a deployed network: the fastest one whose detections agree with those of float32."""
 
 import math
+import statistics
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +12,19 @@ from torch import Tensor
 from danet.ops import info
 
 MINIMUM_SCORE = 0.3
-"""Predictions with at least this score in float32 are compared."""
+"""Predictions that have at least this score in one of the two dtypes are compared."""
+
+MINIMUM_PREDICTIONS = 10
+"""Number of predictions that are needed to trust the comparison."""
 
 SCORE_TOLERANCE = 0.03
 """Largest difference of scores for which two dtypes agree."""
 
 BOX_TOLERANCE = 0.5
 """Largest difference of box edges in pixels for which two dtypes agree."""
+
+MINIMUM_SPEEDUP = 1.1
+"""A 16-bit dtype is used if the network becomes at least this many times as fast."""
 
 FRAMES = 4
 """Number of generated frames."""
@@ -41,18 +49,21 @@ class Differences:
 
     @property
     def is_tolerable(self) -> bool:
-        """Whether both networks detect the same."""
-        return self.score <= SCORE_TOLERANCE and self.box <= BOX_TOLERANCE  # False for NaN
+        """Whether both networks detect the same, as far as enough predictions show it."""
+        agrees = self.score <= SCORE_TOLERANCE and self.box <= BOX_TOLERANCE  # False for NaN
+        return agrees and self.predictions >= MINIMUM_PREDICTIONS
 
     def __str__(self) -> str:
+        if self.predictions < MINIMUM_PREDICTIONS:
+            return f"only {self.predictions} predictions on generated frames could be compared with float32"
         return (
-            f"scores differ from float32 by at most {self.score:.3f} and boxes by {self.box:.2f} pixels "
-            f"on {FRAMES} generated frames"
+            f"scores differ from float32 by up to {self.score:.3f} and boxes by up to {self.box:.2f} pixels "
+            "on generated frames"
         )
 
 
 def candidate_dtype(device: torch.device) -> tuple[torch.dtype | None, str]:
-    """A 16-bit dtype that is faster than float32 on a device, and the reason; None if there is none.
+    """A 16-bit dtype that may be faster than float32 on a device, and the reason; None if there is none.
 
     Example:
         >>> candidate_dtype(torch.device("cuda"))[0] is None
@@ -63,12 +74,12 @@ def candidate_dtype(device: torch.device) -> tuple[torch.dtype | None, str]:
     unit = info()["matrix_unit"]
     if unit == "none":
         return None, "the processor has no matrix unit for bfloat16"
-    return torch.bfloat16, f"matrix unit {unit}"
+    return torch.bfloat16, f"the processor has {unit}"
 
 
 @torch.no_grad()
 def compare(reference: Any, other: Any, images: Tensor) -> Differences:
-    """Compares all predictions of two networks whose score in ``reference`` is at least ``MINIMUM_SCORE``.
+    """Compares all predictions of two networks whose score is at least ``MINIMUM_SCORE`` in one of them.
 
     Args:
         reference: a DANet or a DeployedDANet.
@@ -79,8 +90,8 @@ def compare(reference: Any, other: Any, images: Tensor) -> Differences:
         >>> from danet.config import ModelConfig
         >>> from danet.models import build_model
         >>> model = build_model(ModelConfig(name="danet_nano")).eval()
-        >>> compare(model, model, torch.randn(1, 1, 64, 96)).is_tolerable
-        True
+        >>> compare(model, model, torch.randn(1, 1, 64, 96)).score
+        0.0
     """
     head = getattr(reference, "network", reference).head
     predictions = []
@@ -88,14 +99,33 @@ def compare(reference: Any, other: Any, images: Tensor) -> Differences:
         output = network(images)
         predictions.append((head.scores([logits.float() for logits in output.logits]), head.boxes(output.deltas)))
     (scores, boxes), (other_scores, other_boxes) = predictions
-    compared = scores.amax(dim=2) >= MINIMUM_SCORE
+    compared = torch.maximum(scores, other_scores).amax(dim=2) >= MINIMUM_SCORE
 
     def largest(one: Tensor, two: Tensor) -> float:
         difference = (one - two).abs()[compared]
         return difference.max().item() if difference.numel() else 0.0
 
-    score = largest(scores, other_scores) if other_scores.isfinite().all() else math.nan
+    is_finite = bool(scores.isfinite().all() and other_scores.isfinite().all())
+    score = largest(scores, other_scores) if is_finite else math.nan
     return Differences(score, largest(boxes, other_boxes), int(compared.sum()))
+
+
+@torch.no_grad()
+def measure_speedup(reference: Any, other: Any, images: Tensor) -> float:
+    """How many times as fast ``other`` is as ``reference`` on one image: the ratio of the medians of five calls.
+
+    Example:
+        >>> network = torch.nn.Conv2d(1, 1, 3)
+        >>> measure_speedup(network, network, torch.zeros(1, 1, 8, 8)) > 0
+        True
+    """
+    seconds: dict[str, list[float]] = {"reference": [], "other": []}
+    for _ in range(6):
+        for times, network in zip(seconds.values(), (reference, other), strict=True):
+            started = time.perf_counter()
+            network(images[:1])
+            times.append(time.perf_counter() - started)
+    return statistics.median(seconds["reference"][1:]) / statistics.median(seconds["other"][1:])
 
 
 def generated_frames(channels: int) -> Tensor:

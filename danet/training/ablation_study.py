@@ -28,6 +28,7 @@ from danet.training.options import MAY_CHANGE_ON_RESUME, PRESETS, TrainOptions
 from danet.training.run import train
 from danet.training.run_folder import CONFIG, WEIGHTS
 from danet.utils import cli
+from danet.utils.devices import find_device
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, write_json, write_text
 
@@ -101,8 +102,11 @@ class Run:
         self.name = name
         self.folder = Path(ablation.out) / name / str(options.seed)
         self.records = records
+        # All runs must compute in the same dtype: a choice by measured speed could differ from run to run.
+        is_cpu = find_device(options.device).type == "cpu"
         self.options = dataclasses.replace(
             options,
+            amp="off" if options.amp == "auto" and is_cpu else options.amp,
             out=str(self.folder),
             json=str(self.folder / TRAINED),
             quiet=ablation.quiet or options.quiet,
@@ -117,6 +121,7 @@ class Run:
             **common,
             device=options.device,
             threads=options.threads,
+            dtype="float32",
             out=str(self.folder / "evaluate"),
             json=str(self.folder / EVALUATED),
             quiet=True,
@@ -127,8 +132,8 @@ class Run:
         if not (self.folder / CONFIG).is_file():
             return
         saved = asdict(cli.parse(TrainOptions, ["--config", str(self.folder / CONFIG)], prog="danet train"))
-        if self.options.amp == "auto":  # the run keeps what it has chosen
-            self.options = dataclasses.replace(self.options, amp=saved["amp"])
+        if self.options.amp == "off" and saved["amp"] == "auto":  # the same on the CPU
+            self.options = dataclasses.replace(self.options, amp="auto")
         free = MAY_CHANGE_ON_RESUME - {"data", "val", "weights", "epochs", "val_every"}
         for name, value in asdict(self.options).items():
             if name not in free and saved[name] != value:

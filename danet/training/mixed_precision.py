@@ -11,19 +11,20 @@ from torch import Tensor
 from danet.models import DANet
 from danet.ops import info
 from danet.utils import distributed
+from danet.utils.memory_format import channels_last
 
 MIN_SPEEDUP = 1.2
-"""Mixed precision is used if a step becomes at least this many times as fast."""
+"""Mixed precision is used if it makes a step at least this many times as fast."""
 
-TURNS = 3
-"""Timed steps of each kind, which alternate; one untimed step of each kind precedes them."""
+TIMED_STEPS = 3
+"""Number of timed training steps without and with mixed precision. They alternate, after one warm-up step of each."""
 
 
-def has_candidate() -> bool:
+def may_be_faster() -> bool:
     """Whether mixed precision may be faster on this processor: it needs a matrix unit for bfloat16.
 
     Example:
-        >>> has_candidate() in (True, False)
+        >>> may_be_faster() in (True, False)
         True
     """
     return info()["matrix_unit"] != "none"
@@ -46,12 +47,12 @@ def choose_amp(model: DANet, images: Tensor) -> tuple[Literal["off", "bfloat16"]
     """
     speedup = measure_speedup(model, images)
     is_slow = distributed.any_process(speedup < MIN_SPEEDUP, images.device)
-    reason = f"a step is {speedup:.2f} times as fast with bfloat16; {MIN_SPEEDUP:g} are needed"
+    reason = f"a training step is {speedup:.3f} times as fast in bfloat16 as in float32 (used from {MIN_SPEEDUP:g} on)"
     return "off" if is_slow else "bfloat16", reason
 
 
 def measure_speedup(model: DANet, images: Tensor) -> float:
-    """How many times as fast a training step is in mixed precision: the ratio of the medians of ``TURNS`` steps.
+    """How many times as fast a training step is in mixed precision: the ratio of the medians of ``TIMED_STEPS`` steps.
 
     Example:
         >>> from danet.config import ModelConfig
@@ -59,9 +60,9 @@ def measure_speedup(model: DANet, images: Tensor) -> float:
         >>> measure_speedup(build_model(ModelConfig(name="danet_nano")), torch.zeros(1, 1, 64, 64)) > 0
         True
     """
-    copied = copy.deepcopy(model).train()  # a step changes the statistics of batch norms
+    copied = channels_last(copy.deepcopy(model)).train()  # a copy, because a step changes the statistics of norms
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(1 + TURNS):
+    for _ in range(1 + TIMED_STEPS):
         for is_mixed, times in seconds.items():
             started = time.perf_counter()
             with torch.autocast(images.device.type, torch.bfloat16, enabled=is_mixed):

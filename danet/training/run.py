@@ -12,8 +12,8 @@ from danet import ops
 from danet.data.coco_dataset import ImageRecord
 from danet.data.loader import MINIMUM_SIZE, DetectionDataset, EpochSampler, collate, default_workers, load_source
 from danet.data.scales import SizeRange
-from danet.models import build_model, summary
-from danet.training.mixed_precision import choose_amp, has_candidate
+from danet.models import DANet, build_model, summary
+from danet.training.mixed_precision import choose_amp, may_be_faster
 from danet.training.options import TrainOptions
 from danet.training.run_folder import (
     LABELS,
@@ -23,6 +23,7 @@ from danet.training.run_folder import (
     check_run_folder,
     lock_run_folder,
     prepare_run_folder,
+    saved_amp,
 )
 from danet.training.start import start_from
 from danet.training.trainer import Trainer
@@ -154,14 +155,31 @@ def build_trainer(options: TrainOptions, device: torch.device) -> tuple[Trainer,
     if options.weights and not continues:
         new_classes = start_from(options.weights, model, lambda: _calibration_images(dataset, options.seed))
     model = model.to(device)
-    if options.amp == "auto" and device.type == "cpu" and not continues and has_candidate():
-        # The choice is stored in the run folder: a resumed run keeps it.
-        images = torch.zeros(options.batch, options.model.input_channels, *_image_size(options))
-        amp, reason = choose_amp(model, images)
-        options = dataclasses.replace(options, amp=amp)
-        if not options.quiet and distributed.rank() == 0:
-            print(f"mixed precision {amp}: {reason}")
+    if options.amp == "auto" and device.type == "cpu":
+        options = _choose_amp(options, model, continues)
     return Trainer(options, model, dataset, validation, device, options.build_losses(model)), new_classes
+
+
+def _choose_amp(options: TrainOptions, model: DANet, continues: bool) -> TrainOptions:
+    """The options with ``amp`` set, if mixed precision may be faster on the CPUs of all processes.
+
+    The run folder stores the choice. A resumed run keeps it, because it must continue exactly.
+    """
+    if continues:
+        return dataclasses.replace(options, amp=saved_amp(options.out))
+    cpu = torch.device("cpu")
+    if distributed.any_process(not may_be_faster(), cpu):
+        return options
+    speak = not options.quiet and distributed.rank() == 0
+    if speak:
+        print("measuring training steps with and without mixed precision")
+    batch = max(1, options.batch // distributed.world_size())
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, options.model.input_channels, *_image_size(options), generator=generator)
+    amp, reason = choose_amp(model, images)
+    if speak:
+        print(f"mixed precision {amp}: {reason}")
+    return dataclasses.replace(options, amp=amp)
 
 
 def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecord]]:

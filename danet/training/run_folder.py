@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from danet.training.options import TrainOptions
 from danet.utils import cli
@@ -35,6 +36,14 @@ VALIDATION_CURVES = "validation_curves.png"
 RUN_FILES = (CONFIG, STEPS, VALIDATIONS, STATE, BEST, WEIGHTS, SAMPLES, LABELS, LOSS_CURVES, VALIDATION_CURVES)
 LOCK = ".lock"
 """Locked while a training writes into the folder; it holds the process id and is removed at the end."""
+
+
+def saved_amp(folder: str) -> Literal["auto", "off", "bfloat16", "float16"]:
+    """The value of ``TrainOptions.amp`` that the run in a folder was started with.
+
+    Raises UserError if the options of the run cannot be read.
+    """
+    return cli.parse(TrainOptions, ["--config", str(Path(folder) / CONFIG)], prog="danet train").amp
 
 
 def check_run_folder(options: TrainOptions) -> None:

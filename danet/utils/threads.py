@@ -82,7 +82,7 @@ def _read(path: Path) -> str:
 
 
 SPIN_COUNT = 1000
-"""How often an OpenMP thread of a command looks for new work before it sleeps; about 20 to 50 microseconds."""
+"""How many times a waiting OpenMP thread checks for new work before it sleeps; about 20 to 50 microseconds."""
 
 
 def prepare_threads(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> None:
@@ -90,9 +90,9 @@ def prepare_threads(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> N
 
     - OMP_NUM_THREADS becomes the number of cores of the CPU quota, if that is smaller. torch and its libraries respect
       the number of cores and the CPU affinity, but not the quota of a container.
-    - GOMP_SPINCOUNT becomes ``SPIN_COUNT``. By default a thread of libgomp that waits for the others keeps its core
-      busy for milliseconds. If another process needs that core, or the late thread does, everything becomes many times
-      slower (`python -m benchmarks.busy` measures it).
+    - GOMP_SPINCOUNT becomes ``SPIN_COUNT``. By default a thread of libgomp that waits for the others spins for
+      milliseconds. If another process, or the thread that the others wait for, needs that core, the command becomes
+      many times slower (`python -m benchmarks.busy` measures it).
 
     Variables that the user has set stay as they are; so does GOMP_SPINCOUNT if OMP_WAIT_POLICY is set. Has no effect if
     torch is loaded already. Only commands may call this function, because it changes the environment of the process.

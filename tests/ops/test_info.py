@@ -43,6 +43,16 @@ def test_info_instruction_set_can_be_lowered(asked, text):
         assert text in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("asked", "unit"),
+    [("default", "none"), ("avx2", "none"), ("avx512", "none"), ("amx-emulated", "AMX, emulated"), ("unknown", None)],
+)
+def test_info_matrix_unit(asked, unit):
+    result = run("-m", "danet.ops", DANET_CPU_CAPABILITY=asked)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("matrix_unit")]
+    assert line.split(maxsplit=1)[1] == (info()["matrix_unit"] if unit is None else unit)
+
+
 def test_ops_without_library_warn_once(tmp_path):
     """A source checkout that was not built runs the references."""
     package = Path(danet.ops.__file__).parent

@@ -29,7 +29,9 @@ def run_tests(capability: str, key: str, text: str, arguments: list) -> None:
 def test_ops_on_emulated_matrix_unit():
     """The kernels for AMX, with plain C++ in place of its instructions, on any processor."""
     files = [ROOT / f"tests/ops/test_{name}.py" for name in ("rep_conv", "fused_safem")]
-    run_tests("amx-emulated", "matrix_unit", "AMX, emulated", [*files, "-k", "match or precision or dtypes"])
+    run_tests(
+        "amx-emulated", "matrix_unit", "AMX, emulated", [*files, "-k", "match or precision or dtypes or bfloat16"]
+    )
 
 
 @pytest.mark.long

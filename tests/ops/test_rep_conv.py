@@ -68,7 +68,7 @@ def test_rep_conv_lower_precision(dtype, tolerance):
     threads=st.integers(1, 5),
 )
 def test_rep_conv_many_channels_match_float64(shape, C_out, has_bias, options, dtype, sliced, threads):
-    """The channel counts select Winograd's algorithm."""
+    """The channel counts select Winograd's algorithm, or in bfloat16 the matrix unit if there is one."""
     generator = torch.Generator().manual_seed(sum(shape))
     N, C, H, W = shape
     input = torch.randn(N, C + 3, H, W, generator=generator).to(dtype, memory_format=torch.channels_last)[:, 3:]
@@ -89,6 +89,37 @@ def test_rep_conv_many_channels_match_float64(shape, C_out, has_bias, options, d
         assert out.is_contiguous(memory_format=torch.channels_last)
         error = (out.double() - exact).norm() / exact.norm().clamp(min=1e-9) if N else 0
         assert error < {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("N", "C", "H", "W", "C_out"), [(2, 160, 41, 33, 40), (1, 300, 9, 9, 71), (1, 32, 3, 400, 33), (1, 64, 1, 1, 8)]
+)
+def test_rep_conv_in_bfloat16_matches_float64_in_every_element(N, C, H, W, C_out, stride, threads):
+    """Shapes that need several blocks of rows, of pixels, of channels and of weights."""
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(N, C, H, W, generator=generator).bfloat16()
+    weight = (torch.randn(C_out, C, 3, 3, generator=generator) / (9 * C) ** 0.5).bfloat16()
+    bias = torch.randn(C_out, generator=generator).bfloat16()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out = rep_conv(input, prepare_rep_conv(weight, stride=stride), bias, stride=stride, relu=False)
+    finally:
+        torch.set_num_threads(before)
+    exact = rep_conv_reference(input.double(), weight.double(), bias.double(), stride=stride, relu=False)
+    assert ((out.double() - exact).abs() <= exact.abs() / 256 + 1e-4).all()  # the rounding of the result
+
+
+def test_rep_conv_in_bfloat16_keeps_nan_in_its_row():
+    """The matrix unit reads the zeros between two rows as the right border of one and the left border of the next."""
+    input, weight = torch.randn(1, 16, 24, 24).bfloat16(), torch.randn(16, 16, 3, 3).bfloat16()
+    expected = rep_conv(input, weight)
+    input[0, 3, 12, 23] = float("nan")
+    out = rep_conv(input, weight)
+    assert out[0, :, 11:14, 22:].isnan().all()
+    assert torch.equal(out[..., :16], expected[..., :16])
 
 
 def test_rep_conv_nan_stays_within_its_tile():

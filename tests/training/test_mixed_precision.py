@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 import yaml
@@ -9,6 +11,7 @@ import danet.training.run as training_run
 from danet.config import ModelConfig
 from danet.models import build_model
 from danet.train import main
+from danet.training import TrainOptions, train
 from danet.training.mixed_precision import MIN_SPEEDUP, choose_amp, measure_speedup
 from danet.training.run_folder import CONFIG, WEIGHTS
 
@@ -29,17 +32,17 @@ def test_measuring_leaves_the_network_unchanged(model):
 def test_choice_by_speedup(monkeypatch, model, speedup, amp):
     monkeypatch.setattr(mixed_precision, "measure_speedup", lambda model, images: speedup)
     chosen, reason = choose_amp(model, torch.zeros(1, 1, 64, 64))
-    assert chosen == amp and reason == f"a step is {speedup:.2f} times as fast with bfloat16; 1.2 are needed"
+    assert chosen == amp and reason.startswith(f"a training step is {speedup:.3f} times as fast in bfloat16")
 
 
 def test_run_stores_the_choice_and_keeps_it_on_resume(monkeypatch, tmp_path, capsys):
     """As on a processor with a matrix unit where bfloat16 is faster; resumed where it was not."""
     data = str(write_scenes(tmp_path / "scenes", 8))
     words = ["--model.name", "danet_nano", "--data", data, "--augmentation.crop", "64x64", "--batch", "4", "--no-plots"]
-    monkeypatch.setattr(training_run, "has_candidate", lambda: True)
+    monkeypatch.setattr(training_run, "may_be_faster", lambda: True)
     monkeypatch.setattr(mixed_precision, "measure_speedup", lambda model, images: 2.0)
     assert main([*words, "--out", str(tmp_path / "run"), "--epochs", "1", "--schedule", "constant"]) == 0
-    assert "mixed precision bfloat16: a step is 2.00 times as fast with bfloat16" in capsys.readouterr().out
+    assert "mixed precision bfloat16: a training step is 2.000 times as fast in bfloat16" in capsys.readouterr().out
     assert yaml.safe_load((tmp_path / "run" / CONFIG).read_text())["amp"] == "bfloat16"
 
     monkeypatch.setattr(mixed_precision, "measure_speedup", lambda model, images: 0.5)
@@ -49,3 +52,19 @@ def test_run_stores_the_choice_and_keeps_it_on_resume(monkeypatch, tmp_path, cap
     assert main([*whole, "--quiet"]) == 0
     resumed, expected = (load_file(tmp_path / name / WEIGHTS) for name in ("run", "whole"))
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_python_resumes_with_the_stored_choice(monkeypatch, tmp_path):
+    """The same call with resume=True, and a run that was started without a matrix unit."""
+    data = [str(write_scenes(tmp_path / "scenes", 8))]
+    monkeypatch.setattr(mixed_precision, "measure_speedup", lambda model, images: 2.0)
+    for amp, candidate in (("bfloat16", True), ("auto", False)):
+        out = str(tmp_path / amp)
+        options = TrainOptions(data, out=out, epochs=1, batch=4, schedule="constant", quiet=True, plots=False)
+        options.model = ModelConfig(name="danet_nano")
+        options.augmentation = dataclasses.replace(options.augmentation, crop=(64, 64))
+        monkeypatch.setattr(training_run, "may_be_faster", lambda candidate=candidate: candidate)
+        assert train(options).steps == 2
+        monkeypatch.setattr(training_run, "may_be_faster", lambda: True)
+        assert train(dataclasses.replace(options, resume=True, epochs=2)).steps == 4
+        assert yaml.safe_load((tmp_path / amp / CONFIG).read_text())["amp"] == amp
