@@ -23,7 +23,7 @@ from danet.utils.guard import run_guarded
 from danet.utils.help_page import HelpPage, format_help
 from danet.utils.suggestions import find_spelling, nearest, suggestion
 from danet.utils.threads import prepare_threads
-from danet.utils.typed_options import Option, OptionValues, convert, dataclass_type, members, sequence_type
+from danet.utils.typed_options import Option, OptionValues, convert, dataclass_type, members, paths_as_texts, sequence_type
 from danet.utils.urls import mask_values
 
 Options = typing.TypeVar("Options")
@@ -234,14 +234,14 @@ def check_out(options: Any) -> None:
 
 
 def dump(options: Any) -> str:
-    """Formats the options as YAML that ``--config`` reads back, except passwords in URLs, which are masked.
+    """Formats the options as YAML that ``--config`` reads back; passwords in URLs are masked, paths become texts.
 
     Example:
         >>> from danet.config import ModelConfig
         >>> dump(ModelConfig()).splitlines()[0]
         'name: danet_s'
     """
-    return yaml.safe_dump(mask_values(dataclasses.asdict(options)), sort_keys=False)
+    return yaml.safe_dump(mask_values(dataclasses.asdict(paths_as_texts(options))), sort_keys=False)
 
 
 def _split(argv: Names, known: Mapping[str, Option]) -> tuple[list[tuple[str, list[str]]], list[str]]:

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -146,6 +147,10 @@ def test_run_reports_an_error_in_one_line_with_code_2(argv, message, capsys):
     assert code == 2 and seen == []
     assert error.startswith("danet test: error: ") and message in error
     assert error.count("\n") == 1
+
+
+def test_dump_writes_paths_as_texts():
+    assert "out: runs/a\n" in cli.dump(TrainOptions(["a.json"], out=Path("runs") / "a"))
 
 
 def test_config_reads_back_a_dump_and_is_overridden(tmp_path):
