@@ -18,6 +18,14 @@ PROGRAMS = {
     "import danet.ops": ["-c", "import danet.ops"],
 }
 
+AFTER_TORCH = """
+import time
+import torch
+started = time.perf_counter()
+import danet.ops
+print(time.perf_counter() - started)
+"""
+
 
 def seconds(arguments: list[str]) -> float:
     """Wall time of one new Python process."""
@@ -26,15 +34,21 @@ def seconds(arguments: list[str]) -> float:
     return time.perf_counter() - started
 
 
+def seconds_after_torch() -> float:
+    """Wall time of ``import danet.ops`` in a new process that has imported torch."""
+    return float(subprocess.run([sys.executable, "-c", AFTER_TORCH], capture_output=True, text=True, check=True).stdout)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="processes of each kind, 5 by default")
     parser.add_argument("--json", type=Path, help="write the measured times to this JSON file")
     options = parser.parse_args(arguments)
-    times: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    times: dict[str, list[float]] = {name: [] for name in (*PROGRAMS, "danet.ops after torch")}
     for _ in range(options.repeats):  # in turns, because the speed of a shared machine changes
         for name, words in PROGRAMS.items():
             times[name].append(seconds(words))
+        times["danet.ops after torch"].append(seconds_after_torch())
     for name, measured in times.items():
         print(f"{name:<26}{statistics.median(measured):6.2f} s")
     if options.json is not None:
