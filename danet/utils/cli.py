@@ -23,7 +23,15 @@ from danet.utils.guard import run_guarded
 from danet.utils.help_page import HelpPage, format_help
 from danet.utils.suggestions import find_spelling, nearest, suggestion
 from danet.utils.threads import prepare_threads
-from danet.utils.typed_options import Option, OptionValues, convert, dataclass_type, members, paths_as_texts, sequence_type
+from danet.utils.typed_options import (
+    Option,
+    OptionValues,
+    convert,
+    dataclass_type,
+    members,
+    paths_as_texts,
+    sequence_type,
+)
 from danet.utils.urls import mask_values
 
 Options = typing.TypeVar("Options")
