@@ -14,6 +14,8 @@ original dataset has no such file. The import then makes the splits (our decisio
    boxes of each class go into val.json, and the rest into train.json. The result is the same every time.
 """
 
+import contextlib
+import faulthandler
 import math
 import os
 import re
@@ -273,6 +275,37 @@ def decode(path: Path, stride: int) -> Iterator[tuple[int, np.ndarray | None]]:
         capture.release()
 
 
+def _check_in_child_process(path: str | os.PathLike) -> None:
+    """Reads a label file in a child process first, because mat-io's compiled code crashes on some damaged files.
+
+    Raises UserError if the child process is ended by a signal. Other errors are left to the reading in this process.
+    """
+    if not hasattr(os, "fork"):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns about a fork beside threads; this child only reads the file
+        pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            faulthandler.disable()
+            _load_mat(path)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        raise UserError(f"{path}: no readable groundTruth labels (mat-io crashes on this file: it is damaged)")
+
+
+def _load_mat(path: str | os.PathLike) -> dict:
+    import matio
+
+    with warnings.catch_warnings():
+        # Turn matio's own warnings into errors: it warns and returns other data if it cannot read an object.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", category=UserWarning)
+        content: dict = matio.load_from_mat(str(path))
+        return content
+
+
 def read_labels(path: str | os.PathLike) -> Labels:
     """Reads a label file; a frame may have several boxes, and a file several classes.
 
@@ -281,17 +314,14 @@ def read_labels(path: str | os.PathLike) -> Labels:
             an invalid box.
     """
     try:
-        import matio  # optional dependency, slow to import
+        import matio  # noqa: F401  # optional dependency, slow to import
     except ImportError as error:
         raise UserError(f"{path}: reading MATLAB labels needs mat-io: pip install mat-io ({error})") from error
     if not Path(path).is_file():
         raise UserError(f"{path}: no such label file")
+    _check_in_child_process(path)
     try:
-        with warnings.catch_warnings():
-            # Turn matio's own warnings into errors: it warns and returns other data if it cannot read an object.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", category=UserWarning)
-            content = matio.load_from_mat(str(path))
+        content = _load_mat(path)
         table = content["gTruth"].properties["any"][0, 0]["LabelData"][:, 0]
         columns = {str(name): str(name).lower() for name in table.dtype.names if name != "Time"}
         rows = [{column: np.asarray(row[column]) for column in columns} for row in table]

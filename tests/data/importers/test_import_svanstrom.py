@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from danet.data.__main__ import main
 from danet.data.coco_dataset import load_coco
+from danet.data.importers import svanstrom
 from danet.data.importers.svanstrom import check_counts, find_recordings, find_videos, read_labels
 from danet.data.video_writer import VideoWriter
 from danet.utils.errors import UserError
@@ -232,6 +235,21 @@ def test_find_videos_refuses_a_name_without_class(tmp_path):
     (tmp_path / "clip.mp4").touch()
     with pytest.raises(UserError, match=r"clip\.mp4: the name must be IR_<CLASS>_<NUMBER>\.mp4"):
         find_videos(tmp_path)
+
+
+def test_file_that_crashes_mat_io_is_one_error(tmp_path, monkeypatch):
+    """The compiled reader of mat-io ends the process on some damaged files."""
+    parent = os.getpid()
+
+    def crash(path):
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    monkeypatch.setattr(svanstrom, "_load_mat", crash)
+    path = tmp_path / "IR_DRONE_001_LABELS.mat"
+    path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="mat-io crashes on this file: it is damaged"):
+        svanstrom.read_labels(path)
 
 
 def test_read_labels_without_mat_io(tmp_path, monkeypatch):
