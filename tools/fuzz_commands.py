@@ -44,7 +44,6 @@ from danet.utils import cli
 from danet.utils.errors import UserError, check_values
 from danet.utils.files import write_json
 from danet.utils.guard import BUG_REPORT, run_guarded
-from danet.utils.image_io import quiet_opencv
 
 CPU_LIMIT_S = 20
 CLOCK_LIMIT_S = 300
@@ -109,7 +108,6 @@ def run(options: Options) -> int:
     check_values(options, ["cases", "jobs"], "be at least 1", lambda value: value >= 1, prefix="--")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    quiet_opencv()  # FFmpeg reads its log level when the first video is opened, here and not in the commands
     table: dict[str, Counter] = {}
     findings: list[dict] = []
     with tempfile.TemporaryDirectory(prefix="danet-fuzz-") as name:
