@@ -1,9 +1,9 @@
 """Measures detection and training while other processes use all cores: python -m benchmarks.busy --json busy.json.
 
 Every measurement starts a new command on a small video or dataset. "idle" runs it alone, "busy" beside one process per
-core that computes without end. The settings of OpenMP are measured in turn; the table gives medians. "danet" is what
-the commands set (``danet/utils/threads.py``), "libgomp" is the default of the OpenMP library, "passive" is
-OMP_WAIT_POLICY=PASSIVE.
+core that computes without end. The settings of OpenMP take turns. The table gives medians, the rate beside busy cores
+divided by the idle rate, and the idle rate divided by that of libgomp. "danet" is what the commands set
+(``danet/utils/threads.py``), "libgomp" is the default of the OpenMP library, "passive" is OMP_WAIT_POLICY=PASSIVE.
 """
 
 import argparse
@@ -70,7 +70,13 @@ def busy_cores() -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.busy", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each kind, 5 by default")
-    parser.add_argument("--spins", type=int, nargs="*", default=[], help="other values of GOMP_SPINCOUNT to compare")
+    parser.add_argument(
+        "--spins",
+        type=int,
+        nargs="*",
+        default=[],
+        help="more values of GOMP_SPINCOUNT to compare",
+    )
     parser.add_argument("--json", type=Path, help="write all rates to this JSON file")
     options = parser.parse_args(arguments)
     waiting = {**WAITING, **{f"spins {spins}": {"GOMP_SPINCOUNT": str(spins)} for spins in options.spins}}

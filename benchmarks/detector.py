@@ -26,7 +26,7 @@ from danet.data.synthetic.clip import write_video
 from danet.inference.annotated_output import AnnotatedOutput
 from danet.inference.box_files import BoxFiles
 from danet.inference.detector import Detector
-from danet.inference.loading import dtype_name, parse_dtype
+from danet.inference.loading import parse_dtype
 from danet.inference.stream import DetectionStream
 from danet.models import DANet, build_model
 from danet.models.blocks import FusedMBB
@@ -34,6 +34,7 @@ from danet.models.fuse import FusedACFA, FusedSaFEM
 from danet.models.graphs import CudaGraphs
 from danet.models.summary import count_flops
 from danet.ops import info
+from danet.ops.common import dtype_name
 
 Function = Callable[[], object]
 
@@ -105,7 +106,7 @@ def network_only(model: DANet, size: tuple[int, int], batch: int, options: argpa
     device = torch.device(options.device)
     images = torch.randn(batch, model.config.input_channels, *size, device=device)
     deployed = model.deploy(dtype=parse_dtype(options.dtype), device=device)
-    dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
+    dtype = deployed.dtype  # also of the baselines
     eager = copy.deepcopy(model).to(device=device, dtype=dtype)
     inputs = images.to(dtype).contiguous(memory_format=torch.channels_last)
     functions: dict[str, Function] = {"deployed": lambda: deployed(images), "eager": lambda: eager(inputs)}
@@ -149,7 +150,7 @@ def network_only(model: DANet, size: tuple[int, int], batch: int, options: argpa
     }
 
 
-def end_to_end(model: DANet, size: tuple[int, int], frames: int, options: argparse.Namespace) -> dict:
+def end_to_end(model: DANet, size: tuple[int, int], frames: int, dtype: str, options: argparse.Namespace) -> dict:
     """Frames per second of ``danet detect`` on a synthetic video (reading, drawing and writing included) and of the
     network alone.
 
@@ -159,7 +160,7 @@ def end_to_end(model: DANet, size: tuple[int, int], frames: int, options: argpar
     if options.weights is None:
         for tower in model.head.classify:
             nn.init.zeros_(tower[-1].weight)
-    detector = Detector(model.to(options.device), dtype=parse_dtype(options.dtype))
+    detector = Detector(model.to(options.device), dtype=getattr(torch, dtype))
     image = torch.zeros(1, model.config.input_channels, *size, device=options.device)
     with tempfile.TemporaryDirectory() as folder:
         write_video(Path(folder), [0], frames, size, 8, True)
@@ -205,7 +206,7 @@ torch.nn.functional.conv2d(torch.zeros(1, 8, 8, 8), torch.zeros(8, 8, 3, 3))
 python = resident()
 model = build_model(ModelConfig(name=sys.argv[1]))
 weights = sum(t.nbytes for t in model.state_dict().values())
-network = model.deploy()
+network = model.deploy(dtype=getattr(torch, sys.argv[5]))
 del model
 image = torch.zeros(1, 1, int(sys.argv[2]), int(sys.argv[3]))
 with torch.inference_mode():
@@ -215,17 +216,17 @@ print(resident() - python - weights)
 """
 
 
-def memory(name: str, size: tuple[int, int], threads: int) -> float | None:
+def memory(name: str, size: tuple[int, int], threads: int, dtype: str) -> float | None:
     """Resident memory in MiB of a process that runs the network, minus Python with torch and minus the weights."""
     if not Path("/proc/self/statm").exists():
         return None
-    command = [sys.executable, "-c", MEMORY, name, *map(str, size), str(threads)]
+    command = [sys.executable, "-c", MEMORY, name, *map(str, size), str(threads), dtype]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 2**20
 
 
-def layers(model: DANet, size: tuple[int, int], peak: float) -> list[dict]:
+def layers(model: DANet, size: tuple[int, int], peak: float, dtype: str) -> list[dict]:
     """Time, FLOP and fraction of the matmul rate (``peak``, GFLOP/s) of every layer of the deployed network."""
-    network = model.deploy().network
+    network = model.deploy(dtype=getattr(torch, dtype)).network
     started, seconds = {}, defaultdict(list)
     for name, module in network.named_modules():
         parent = name.rpartition(".")[0]
@@ -297,7 +298,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="of the deployed network; auto is the fastest one whose detections agree with float32 (default: auto)",
+        help="dtype of the deployed network; auto is bfloat16 on CPUs with AMX if it is faster and its detections "
+        "agree with those of float32, otherwise float32 (default: auto)",
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
@@ -333,6 +335,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--threads, --calls and --batch must be at least 1")
     if info()["operators"] != "compiled":
         raise SystemExit(f"benchmarks.detector: the compiled operators are missing: {info()['why']}")
+    if len({name for name, _ in options.rival}) < len(options.rival):
+        parser.error("--rival: the names must differ")
     if options.rival and options.device != "cpu":
         parser.error("--rival: only with --device cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -371,17 +375,17 @@ def main(arguments: list[str] | None = None) -> int:
                         + (f"   deployed is {ratio:.2f}x as fast" if ratio else f"   {case['frames_per_second']:.1f}/s")
                     )
                 if batch == 1 and options.device == "cpu":
-                    case["resident_MB"] = memory(model.config.name, size, options.threads)
+                    case["resident_MB"] = memory(model.config.name, size, options.threads, case["dtype"])
                     if case["resident_MB"] is not None:
                         say(f"  resident memory beyond weights and Python: {case['resident_MB']:.0f} MB")
                 if batch == 1 and options.frames:
-                    case["end_to_end"] = end_to_end(model, size, options.frames, options)
+                    case["end_to_end"] = end_to_end(model, size, options.frames, case["dtype"], options)
                     say(
                         "  danet.detect on a video: {frames_per_second:.1f} frames/s, {share:.0%} of the network alone "
                         "({network_frames_per_second:.1f})".format(**case["end_to_end"])
                     )
                 if batch == 1 and options.layers and options.device == "cpu":
-                    case["layers"] = layers(model, size, case["peak_GFLOP/s"])
+                    case["layers"] = layers(model, size, case["peak_GFLOP/s"], case["dtype"])
                     say(f"  {'layer':<32}{'ms':>8}{'MFLOP':>9}{'x matmul rate':>15}")
                     for row in case["layers"]:
                         values = f"{row['milliseconds']:8.3f}{row['MFLOP']:9.1f}{row['times_peak']:15.2f}"

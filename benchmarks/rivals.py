@@ -21,9 +21,10 @@ def parse_rival(text: str) -> tuple[str, Path]:
 
 
 def rival_functions(name: str, path: Path, size: tuple[int, int], batch: int, threads: int) -> dict[str, Function]:
-    """One function per runtime that is installed; each runs the file once on an image batch of this size.
+    """Functions that each run the file once on an image batch of this size, in ONNX Runtime and OpenVINO if installed.
 
-    OpenVINO runs twice: with the dtype that it chooses itself, which is bfloat16 on some processors, and in float32.
+    OpenVINO gives two functions: with the dtype that it chooses itself, which is bfloat16 on some processors, and in
+    float32.
 
     Args:
         name: of the rival, the beginning of the functions' names.
@@ -32,8 +33,11 @@ def rival_functions(name: str, path: Path, size: tuple[int, int], batch: int, th
         batch: images per call.
         threads: CPU threads.
 
+    Returns:
+        The functions, by names such as "NAME, ONNX Runtime" and "NAME, OpenVINO float32".
+
     Raises:
-        SystemExit: no runtime is installed, or the file has other sizes.
+        SystemExit: no runtime is installed, or the first input of the file is no image batch or has another size.
     """
     runtimes = {"ONNX Runtime": _onnxruntime, "OpenVINO": _openvino, "OpenVINO float32": _openvino_float32}
     loaded = {f"{name}, {runtime}": load(path, size, batch, threads) for runtime, load in runtimes.items()}

@@ -96,7 +96,8 @@ class DetectOptions:
     """cpu, cuda, cuda:N or N (the number of a GPU); auto uses a GPU if there is one."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type of the network; auto is the fastest one whose detections agree with those of float32."""
+    """Data type of the network. auto: bfloat16 on CPUs with a matrix unit (Intel AMX) if it is faster and its
+    detections agree with those of float32, otherwise float32."""
 
     deploy: bool = True
     """Run the fused network; false runs the network as it was trained, for comparison."""
@@ -157,10 +158,10 @@ def detect(options: DetectOptions) -> int:
     from danet.data.video import Video
     from danet.inference.annotated_output import AnnotatedOutput, output_paths
     from danet.inference.box_files import BoxFiles
-    from danet.inference.loading import dtype_name
     from danet.inference.stream import DetectionStream
     from danet.inference.video_format import PLAYED_BY_BROWSERS, choose_codec, choose_suffix
     from danet.ops import describe
+    from danet.ops.common import dtype_name
     from danet.utils.stop_signals import StopSignals
 
     detector = _load_detector(options)
@@ -176,8 +177,8 @@ def detect(options: DetectOptions) -> int:
     has_video = options.save_images and any(isinstance(source, Video) for source in sources)
     if not options.quiet:
         print(describe())
-        if detector.dtype_reason:
-            print(f"network in {dtype_name(detector.dtype)}: {detector.dtype_reason}")
+        if detector.dtype_note:
+            print(detector.dtype_note)
         if out != Path(options.out):
             print(f"{options.out} holds an earlier run; the results go to {out} (--overwrite replaces it)")
         if has_video and choose_codec(suffix) not in PLAYED_BY_BROWSERS:

@@ -51,8 +51,8 @@ def evaluate(options: EvaluateOptions) -> None:
         print(f"danet evaluate: warning: {message}", file=sys.stderr)
     console = Console(quiet=options.quiet, highlight=False, width=_width())
     console.print(f"danet evaluate: {describe()}")
-    if evaluator.dtype_note:
-        console.print(evaluator.dtype_note)
+    if evaluator.detector.dtype_note:
+        console.print(evaluator.detector.dtype_note)
     tuned = evaluator.choose_threshold()
     if tuned is not None:
         console.print(f"score {tuned.threshold:.3f} chosen on {tuned.data} ({tuned.images} images, F1 {tuned.f1:.3f})")

@@ -17,9 +17,11 @@ import argparse
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 import danet
 from danet.boxes import iop
@@ -53,6 +55,11 @@ VARIANTS: dict[str, tuple[float, Change, dict]] = {
 MAGNIFICATIONS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)
 
 
+def load(**options: Any) -> danet.Detector:
+    """The shipped detector in float32, so that all columns of the table are computed alike on every machine."""
+    return danet.load(dtype=torch.float32, **options)
+
+
 def choose_frames(records: list[ImageRecord], count: int) -> list[ImageRecord]:
     """``count`` frames with one drone, taken from the recordings in turn, spread over each recording."""
     recordings: dict[str | None, list[ImageRecord]] = {}
@@ -80,13 +87,13 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=24)
     options = parser.parse_args()
     frames = choose_frames(list(load_coco(options.data).records), options.frames)
-    reused = danet.load()
+    reused = load()
     table = {}
     for name, (factor, change, arguments) in VARIANTS.items():
         detectors = {
-            "default": danet.load(**arguments),
-            "one detector": danet.load(**arguments) if arguments else reused,
-            "native, white": danet.load(**({"input_size": "native"} | arguments), polarity="white"),
+            "default": load(**arguments),
+            "one detector": load(**arguments) if arguments else reused,
+            "native, white": load(**({"input_size": "native"} | arguments), polarity="white"),
         }
         rows = {}
         for kind, detector in detectors.items():
@@ -103,7 +110,7 @@ def main() -> None:
 def magnifications(tune: Path) -> dict:
     """How many drones of 100 frames are found at each magnification, without scaling and with white polarity."""
     frames = choose_frames(list(load_coco(tune).records), 100)
-    detector = danet.load(input_size="native", polarity="white")
+    detector = load(input_size="native", polarity="white")
     found = {}
     for factor in MAGNIFICATIONS:
         images = ((resize(factor)(read_image(record.path)), record.boxes[0] * factor) for record in frames)

@@ -6,8 +6,8 @@
 // sums, two for the left and two for the right operand: four products need four loaded tiles. A load takes about 8
 // cycles and a product 16, so that the loads do not limit the speed.
 //
-// Files named *_tiles.cpp are compiled twice: for AMX, and in plain C++, which computes the same on any processor, for
-// tests. isa.cpp selects one of them at run time.
+// Files named *_tiles.cpp are compiled twice: for AMX, and in plain C++ for tests on any processor, which computes the
+// same except for subnormal values. isa.cpp selects one of them at run time.
 #pragma once
 
 #include "vec.h"
@@ -24,6 +24,13 @@ constexpr int kRightSize = kTileDepth * kBlockColumns;
 // successive depths are neighbours, because TDPBF16PS multiplies pairs.
 constexpr int64_t right_index(int64_t depth, int64_t column) {
   return column / 16 * (kRightSize / 2) + depth / 2 * 32 + column % 16 * 2 + depth % 2;
+}
+
+// Packs value(depth, column) as a right operand.
+template <typename Value>
+void pack_right(BFloat16* right, const Value& value) {
+  for (int64_t depth = 0; depth < kTileDepth; ++depth)
+    for (int64_t column = 0; column < kBlockColumns; ++column) right[right_index(depth, column)] = value(depth, column);
 }
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)

@@ -1,4 +1,5 @@
-// Selects the instruction set of the CPU kernels at run time; see isa() and matrix_unit() in kernels.h.
+// Selects the instruction set and the matrix unit of the CPU kernels at run time; see isa() and matrix_unit() in
+// kernels.h.
 #include <cstdlib>
 #include <cstring>
 

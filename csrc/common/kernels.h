@@ -35,9 +35,9 @@ enum class Isa { kBaseline, kAvx2, kAvx512 };
 // DANET_CPU_CAPABILITY (default, avx2, avx512 or amx) names, if the processor supports it. Determined once per process.
 Isa isa();
 
-// The matrix unit for products of bfloat16 (amx.h), which is used beside the instruction set: AMX if the processor and
-// the operating system support it and DANET_CPU_CAPABILITY is not set or is amx. kEmulated is a slow replacement in
-// plain C++ for tests on any processor: DANET_CPU_CAPABILITY=amx-emulated selects it.
+// The matrix unit for products of bfloat16 (amx.h), which is used in addition to the instruction set: AMX if the
+// processor and the operating system support it, unless DANET_CPU_CAPABILITY is default, avx2 or avx512. kEmulated is a
+// slow replacement in plain C++ for tests on any processor; DANET_CPU_CAPABILITY=amx-emulated selects it.
 enum class MatrixUnit { kNone, kAmx, kEmulated };
 MatrixUnit matrix_unit();
 

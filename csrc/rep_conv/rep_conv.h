@@ -5,9 +5,10 @@
 //
 // with stride s = 1 or 2, and zeros outside the input.
 //
-// In bfloat16 on processors with a matrix unit, the CPU computes this sum directly (rep_conv_tiles.cpp). Otherwise it
-// mostly uses Winograd's algorithm (Lavin and Gray, https://arxiv.org/abs/1509.09308): it computes an output
-// tile of 4x4 pixels from an input tile d of 6x6 pixels (9x9 at stride 2):
+// In bfloat16 on processors with a matrix unit, the CPU computes this sum directly (rep_conv_tiles.cpp), except for
+// layers with fewer than kFewChannels input or output channels. Otherwise it mostly uses Winograd's algorithm (Lavin and
+// Gray, https://arxiv.org/abs/1509.09308): it computes an output tile of 4x4 pixels from an input tile d of 6x6 pixels
+// (9x9 at stride 2):
 //
 //   A^T [ sum_c (G w G^T) * (B^T d B) ] A,   w: the 3x3 weight, *: elementwise
 //

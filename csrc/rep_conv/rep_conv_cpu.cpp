@@ -20,8 +20,9 @@ bool has_avx512_bf16() {
 
 enum class RepConvMethod { kTiles, kWinograd, kFewOutputs, kFewInputs, kTorch };
 
-// Chooses the algorithm. The matrix unit computes bfloat16 if there is one. torch's convolution (oneDNN) computes
-// float64, bfloat16 on other processors with instructions for it, and layers with few output channels at stride 2.
+// Chooses the algorithm. If there is a matrix unit, it computes bfloat16 layers with at least kFewChannels input and
+// output channels; smaller ones are computed as in float32. torch's convolution (oneDNN) computes float64, bfloat16 on
+// processors without a matrix unit that have instructions for it, and layers with few output channels at stride 2.
 // Winograd computes layers with enough channels to amortize its transforms.
 RepConvMethod choose_method(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
   const bool has_tiles = type == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone;

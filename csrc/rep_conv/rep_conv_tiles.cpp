@@ -2,8 +2,8 @@
 //
 // A block of input rows is copied into the L2 cache once, with zeros around it and channels padded to whole tiles. For
 // every tap, successive output pixels read successive pixels of the copy, also across the ends of rows. A tile is
-// therefore loaded directly from the copy, and no im2col matrix is written. In return, one more output pixel per row is
-// computed, which is not stored.
+// therefore loaded directly from the copy, and no im2col matrix is written. The disadvantage: each output row is
+// computed with one additional pixel at its end, which is not stored.
 //
 // At stride 2, even and odd rows and columns are copied apart: each tap then reads only one of the four parts, in which
 // its pixels are neighbours as at stride 1.
@@ -20,7 +20,8 @@ int64_t channel_tiles(const RepConvParams& p) { return (p.C + kTileDepth - 1) / 
 int64_t panels_of(const RepConvParams& p) { return (p.C_out + kBlockColumns - 1) / kBlockColumns; }
 
 // The weights of a panel of kBlockColumns output channels are used in parts of at most 36 KiB, so that they stay in the
-// first-level cache: all channels or kDepthPerPart * kTileDepth of them, and all nine taps or three of them.
+// first-level cache. A part has at most kDepthPerPart tiles of channels: all nine taps of them if it has one or two
+// tiles, else three taps.
 constexpr int64_t kDepthPerPart = 4;
 int64_t taps_per_part(int64_t part_depth) { return part_depth <= 2 ? 9 : 3; }
 
@@ -37,7 +38,10 @@ struct PaddedInput {
 
   PaddedInput(const RepConvParams& p, int64_t rows) : rows(rows) {
     channels = channel_tiles(p) * kTileDepth;
-    pitch = p.W_out() + 1;  // the last pixel of a row is zero: the right border of the row and the left one of the next
+    // Rows have one pixel more than the output, so that the border between two rows is zero. At stride 1, this pixel is
+    // the right border of one row and the left border of the next; the copy begins with one more zero pixel. At stride
+    // 2, it is the first pixel of each row of odd columns, the left border, and the last one of each row of even columns.
+    pitch = p.W_out() + 1;
     // The last block may read this many pixels behind the last row. They are zero, like all pixels of the copy that
     // hold no input.
     const int64_t extra = kBlockRows + 2;
@@ -155,17 +159,15 @@ int64_t prepared_size(const RepConvParams& p) { return panels_of(p) * 9 * channe
 
 // Lays out the weight [C_out, C, 9] in the order in which `forward` reads it, with zeros for channels that do not exist.
 void prepare(const RepConvParams& p, const BFloat16* weight, BFloat16* prepared) {
-  const int64_t depth = channel_tiles(p);
+  const int64_t tiles = channel_tiles(p);
   for (int64_t panel = 0; panel < panels_of(p); ++panel)
-    for (int64_t d = 0; d < depth; d += kDepthPerPart)
+    for (int64_t d = 0; d < tiles; d += kDepthPerPart)
       for (int64_t k = 0; k < 9; ++k)
-        for (int64_t i = d; i < depth && i < d + kDepthPerPart; ++i, prepared += kRightSize)
-          for (int64_t row = 0; row < kTileDepth; ++row)
-            for (int64_t column = 0; column < kBlockColumns; ++column) {
-              const int64_t c = i * kTileDepth + row, o = panel * kBlockColumns + column;
-              const bool exists = c < p.C && o < p.C_out;
-              prepared[right_index(row, column)] = exists ? weight[(o * p.C + c) * 9 + k] : BFloat16{0};
-            }
+        for (int64_t i = d; i < tiles && i < d + kDepthPerPart; ++i, prepared += kRightSize)
+          pack_right(prepared, [&](int64_t depth, int64_t column) {
+            const int64_t c = i * kTileDepth + depth, o = panel * kBlockColumns + column;
+            return c < p.C && o < p.C_out ? weight[(o * p.C + c) * 9 + k] : BFloat16{0};
+          });
 }
 
 constexpr RepConvTileKernels kKernels = {panels_of, prepared_size, prepare, scratch_size, forward};

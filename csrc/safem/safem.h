@@ -45,8 +45,8 @@ struct SafemWeights {
   const float *depthwise, *depthwise_bias, *predictor, *predictor_bias, *expand, *expand_bias, *reduce, *reduce_bias;
 };
 
-// The CPU kernels of one dtype of the images. Weights and sums are float32 in all of them; the matrices of the 1x1
-// convolutions may have another type in `prepared`.
+// The CPU kernels for one dtype of the images. Sums, biases and depthwise weights are float32 for every dtype. In
+// `prepared`, the matrices of the 1x1 convolutions have the dtype of the images.
 struct SafemKernels {
   // The size of `prepared` in floats.
   int64_t (*prepared_size)(const SafemParams&);
@@ -66,7 +66,7 @@ struct SafemKernels {
       char* scratch);
 };
 
-// Only for DType::kFloat.
+// For float32: the argument must be DType::kFloat.
 DANET_DECLARE_KERNELS(SafemKernels, safem_kernels)
 // For bfloat16, on the matrix unit.
 DANET_DECLARE_TILE_KERNELS(SafemKernels, safem_tile_kernels)

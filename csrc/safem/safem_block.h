@@ -1,8 +1,8 @@
 // SaFEM on the CPU (safem.h) for images of the dtype T. A block of pixels goes through all steps while it is in the L2
 // cache, so that intermediate results never reach memory. All sums, the offsets and the softmax are float32.
 //
-// The file that includes this one defines Layer<T>, the 1x1 convolutions: rows of C values of T times a matrix
-// [columns, C], for which it chooses the layout.
+// The file that includes this one defines Layer<T>, a 1x1 convolution: it multiplies rows of C values of type T by a
+// matrix [columns, C], and chooses the layout of that matrix.
 #pragma once
 
 #include "../sdc/sdc_forward.h"
@@ -19,12 +19,12 @@ constexpr int L = kLanes<float>;
 //   static int64_t padded(int64_t columns)             columns, rounded up as `prepare` and `apply` need it
 //   static int64_t padded_rows(int64_t rows)           the number of rows that `apply` reads for `rows` rows
 //   static constexpr bool kReadsPadding                whether `apply` reads values between C and padded(C)
-//   static int64_t weight_size(int64_t columns, int64_t C)   floats of a prepared weight
+//   static int64_t weight_size(int64_t columns, int64_t C)   the size of a prepared weight, in floats
 //   static void prepare(const float* weight, int64_t columns, int64_t C, float* prepared)
 //   static void apply(const T* rows, int64_t count, int64_t stride, const float* prepared, const float* bias, int64_t C,
 //                     int64_t columns, Out* out, int64_t out_stride, activation)
-// `apply` computes out = activation(weight * row + bias) for `count` rows; `stride` and `out_stride` are the distances of
-// rows in values. bias has padded(columns) values, and so has each row of `out`.
+// `apply` computes out = activation(weight * row + bias) for `count` rows; `stride` and `out_stride` are the distances
+// between successive rows, in values. bias has padded(columns) values, and so has each row of `out`.
 template <typename T>
 struct Layer;
 
@@ -87,10 +87,12 @@ struct BlockRows {
     features = reinterpret_cast<T*>(predictions + rows * predicted);
     hiddens = features + rows * C;
     size = rows * (predicted * int64_t(sizeof(float)) + (C + hidden) * int64_t(sizeof(T)));
-    if (scratch != nullptr && Layer<T>::kReadsPadding) std::memset(scratch, 0, size_t(size));
+    if (scratch != nullptr && Layer<T>::kReadsPadding)
+      std::memset(features, 0, size_t(rows * (C + hidden)) * sizeof(T));
   }
 
-  // The memory of the hidden row of a pixel, for the exponentials of C channels once the row itself is not needed.
+  // Memory for the exponentials of C channels of a pixel. It reuses the pixel's row of hidden features (2 * C values of
+  // T, at least C floats), which is no longer needed then.
   float* exponentials(int64_t pixel) const { return reinterpret_cast<float*>(hiddens + pixel * hidden); }
 };
 

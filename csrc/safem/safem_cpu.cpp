@@ -1,4 +1,5 @@
-// SaFEM on the CPU, as torch calls it: checks, memory, threads. The kernels are in safem_kernels.cpp.
+// SaFEM on the CPU, as torch calls it: checks, memory, threads. The kernels are in safem_block.h; safem_kernels.cpp
+// compiles them for float32, safem_tiles.cpp for bfloat16.
 #include <optional>
 #include <vector>
 

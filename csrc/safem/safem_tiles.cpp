@@ -20,12 +20,10 @@ struct Layer<BFloat16> {
     BFloat16* right = reinterpret_cast<BFloat16*>(prepared);
     for (int64_t panel = 0; panel < panels(columns); ++panel)
       for (int64_t d = 0; d < depth(C); ++d, right += kRightSize)
-        for (int64_t row = 0; row < kTileDepth; ++row)
-          for (int64_t lane = 0; lane < kBlockColumns; ++lane) {
-            const int64_t c = d * kTileDepth + row, column = panel * kBlockColumns + lane;
-            const bool exists = c < C && column < columns;
-            right[right_index(row, lane)] = from_compute<BFloat16>(exists ? weight[column * C + c] : 0);
-          }
+        pack_right(right, [&](int64_t row, int64_t lane) {
+          const int64_t c = d * kTileDepth + row, column = panel * kBlockColumns + lane;
+          return from_compute<BFloat16>(c < C && column < columns ? weight[column * C + c] : 0);
+        });
   }
 
   template <typename Out, typename Activation>

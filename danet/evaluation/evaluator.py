@@ -20,10 +20,11 @@ from danet.evaluation.plots import PLOTS, write_png
 from danet.inference.coco_results import to_coco_results
 from danet.inference.detector import Detector
 from danet.inference.input_size import parse_size_option
-from danet.inference.loading import choose_device, dtype_name, load, parse_dtype
+from danet.inference.loading import choose_device, load, parse_dtype
 from danet.inference.local_contrast_detector import LocalContrastDetector
 from danet.inference.predict import predict
 from danet.ops import info
+from danet.ops.common import dtype_name
 from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import write_json, write_text
@@ -119,13 +120,6 @@ class Evaluator:
         self.classes = self.detector.classes
         self.target = self._choose_target()
 
-    @property
-    def dtype_note(self) -> str:
-        """The dtype that "auto" chose, and why; empty if the options name a dtype."""
-        if not isinstance(self.detector, Detector) or not self.detector.dtype_reason:
-            return ""
-        return f"network in {dtype_name(self.detector.dtype)}: {self.detector.dtype_reason}"
-
     def choose_threshold(self) -> TunedThreshold | None:
         """Chooses the score threshold on ``options.tune``; returns None if that is None.
 
@@ -152,17 +146,16 @@ class Evaluator:
         metrics = evaluate_predictions(*inputs, target=target, threshold=threshold, **settings)
         display_threshold = options.fixed if threshold is None else threshold
         mistakes = find_mistakes(*inputs, target=target, threshold=display_threshold, criterion=options.criterion)
-        dtype = f"{dtype_name(self.detector.dtype)}, " if isinstance(self.detector, Detector) else ""
         method = (
-            f"{self.device}, {dtype}{torch.get_num_threads()} threads, batches of up to {options.batch} images of "
-            f"equal size, scores from {MIN_SCORE}; the steps run one after the other (reading and preprocessing, "
-            "network, decoding and suppression); the first batch is not counted"
+            f"{self.device}, {dtype_name(self.detector.dtype)}, {torch.get_num_threads()} threads, batches of up to "
+            f"{options.batch} images of equal size, scores from {MIN_SCORE}; the steps run one after the other "
+            "(reading and preprocessing, network, decoding and suppression); the first batch is not counted"
         )
         content = {
             **metrics.to_json(),
             "tuned_on": None if tuned is None else asdict(tuned),
             "mistakes": mistakes.causes(),
-            "dtype": dtype_name(self.detector.dtype) if isinstance(self.detector, Detector) else "float32",
+            "dtype": dtype_name(self.detector.dtype),
             "speed": speed.to_json(method),
             "environment": info(),
             "options": asdict(options),

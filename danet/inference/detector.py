@@ -28,6 +28,7 @@ from danet.inference.predict import batches_of_equal_size
 from danet.inference.stream import DetectionStream
 from danet.models import DANet
 from danet.models.danet import MINIMUM_SIZE
+from danet.ops.common import dtype_name
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
 
@@ -49,6 +50,8 @@ class Network(Protocol):
     def device(self) -> torch.device: ...
     @property
     def dtype(self) -> torch.dtype: ...
+    @property
+    def input_dtype(self) -> torch.dtype: ...
     def __call__(self, images: torch.Tensor, /) -> Any: ...
     def decode(
         self, output: Any, /, *, score_threshold: float, iou_threshold: float, max_detections: int
@@ -78,13 +81,14 @@ class Detector:
             images are then used as they are.
         classes: names of the classes to report, or "all"; by default those that the metadata names as supported.
         metadata: what the weights file stores beside the weights.
-        dtype: dtype of the network: torch.float32, torch.bfloat16, torch.float16, or "auto" for the fastest one whose
-            detections agree with those of float32, see ``DANet.deploy``.
+        dtype: dtype of the network: torch.float32, torch.bfloat16, torch.float16, or "auto", which chooses between
+            float32 and bfloat16, see ``DANet.deploy``. With ``deploy=False`` and for ONNX files, "auto" is float32.
         deploy: False runs a copy of the DANet that is not fused, for comparison.
 
     Attributes:
         dtype: dtype of the network.
-        dtype_reason: why "auto" chose it; empty if the caller did.
+        dtype_reason: why "auto" chose this dtype; empty if the caller chose it, and if there was no choice
+            (``deploy=False``, ONNX files).
         notify: function that is called with a log level and a line of text when images are scaled or a polarity was
             decided; by default the logger of this module. Without a logging setup, Python prints only the warnings:
             that images are scaled or inverted.
@@ -146,6 +150,11 @@ class Detector:
         self.polarity = "white" if polarity == "auto" and not is_known else polarity
         self.begin_source()
         self._told_scaling = False
+
+    @property
+    def dtype_note(self) -> str:
+        """One line about the dtype that "auto" chose, and why; empty if there was no choice."""
+        return f"network in {dtype_name(self.dtype)}: {self.dtype_reason}" if self.dtype_reason else ""
 
     @property
     def classes(self) -> list[str]:
@@ -279,8 +288,7 @@ class Detector:
     @torch.inference_mode()
     def forward(self, batch: torch.Tensor, geometry: list) -> tuple[Any, list]:
         """Runs the network on its device; returns its output for ``postprocess``, and ``geometry`` unchanged."""
-        dtype = getattr(self.model, "input_dtype", self.dtype)
-        images = batch.to(self.device, dtype, memory_format=torch.channels_last)
+        images = batch.to(self.device, self.model.input_dtype, memory_format=torch.channels_last)
         if self._tracker is None:
             return self._run(images, "black" if self.polarity == "black" else "white"), geometry
         polarity = self._tracker.polarity

@@ -55,16 +55,6 @@ def parse_dtype(name: str) -> torch.dtype | Literal["auto"]:
     return "auto" if name == "auto" else getattr(torch, name)
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype as the option ``--dtype`` names it.
-
-    Example:
-        >>> dtype_name(torch.bfloat16)
-        'bfloat16'
-    """
-    return str(dtype).removeprefix("torch.")
-
-
 def _load_onnx(path: str | os.PathLike, device: str | torch.device, **options: Any) -> Detector:
     """Loads an ONNX file of ``danet export``; thresholds and input size default to those stored in the file.
 

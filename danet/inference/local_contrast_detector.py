@@ -44,7 +44,7 @@ class LocalContrastDetector:
         max_detections: int = 300,
     ) -> None:
         self.classes = [target]
-        self.device = torch.device(device)
+        self.device, self.dtype, self.dtype_note = torch.device(device), torch.float32, ""
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections

@@ -51,12 +51,12 @@ class OnnxNetwork:
         boxes, scores = (torch.from_numpy(result) for result in results)
         return boxes, scores
 
-    dtype = torch.float32
+    dtype = input_dtype = torch.float32
 
     def deploy(self, *, dtype: torch.dtype | Literal["auto"]) -> "OnnxNetwork":
         """Returns ``self``, which is fused already. Raises ValueError unless ``dtype`` is float32 or "auto"."""
         if dtype not in ("auto", torch.float32):
-            raise ValueError(f"OnnxNetwork: dtype must be float32, got {dtype}")
+            raise ValueError(f'OnnxNetwork: dtype must be torch.float32 or "auto", got {dtype}')
         return self
 
     def decode(self, output: tuple[Tensor, Tensor], **options: Any) -> list[Detections]:

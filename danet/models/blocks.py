@@ -115,7 +115,7 @@ class FusedMBB(nn.Module):
         relu: whether a ReLU follows.
 
     Attributes:
-        out_dtype: dtype of the result; None is that of the weight.
+        out_dtype: dtype of the result; if None, it is that of the weight.
     """
 
     weight: Tensor

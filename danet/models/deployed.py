@@ -25,7 +25,7 @@ class DeployedDANet(nn.Module):
 
     Args:
         network: a DANet in eval mode; it is changed, so that the caller must not use it afterwards.
-        dtype: type of weights and activations; scores and boxes are float32.
+        dtype: type of weights and activations; scores and boxes are float32, and on the CPU also the first layer.
         device: where it runs.
 
     Attributes:
@@ -48,7 +48,8 @@ class DeployedDANet(nn.Module):
         half = dtype in (torch.float16, torch.bfloat16)
         backbone: Any = network.backbone
         stem = backbone.stem
-        exact = copy.deepcopy(stem)
+        # Keep the exact weights of the first layer, which computes in float32 on the CPU: all are rounded below.
+        exact = copy.deepcopy(stem) if half and device.type == "cpu" else None
         for module in network.modules():
             if half and isinstance(module, FusedMBB):
                 module.weight.copy_(round_with_error_diffusion(module.weight, dtype))
@@ -56,14 +57,17 @@ class DeployedDANet(nn.Module):
         if half:
             self.network.head.predict_in_float32()
         self._choose_input_dtype()
-        if self.input_dtype != dtype:
+        if exact is not None:
             stem.load_state_dict(exact.state_dict())
         self.config: ModelConfig = self.network.config
         self.graphs = CudaGraphs(self.network)
         self.dtype_reason = ""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DeployedDANet":
+        before = self.dtype
         super()._apply(fn, recurse)
+        if self.dtype != before:
+            self.dtype_reason = ""
         self._choose_input_dtype()
         self.graphs = CudaGraphs(self.network)  # the old graphs read the old weights
         return self
@@ -81,7 +85,7 @@ class DeployedDANet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of weights and activations."""
+        """Type of weights and activations after the first layer; that layer has ``input_dtype``."""
         return self.network.backbone.stages[0][0].weight.dtype
 
     @property

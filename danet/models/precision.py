@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from danet.ops import info
+from danet.ops.common import dtype_name
 
 MINIMUM_SCORE = 0.3
 """Predictions that have at least this score in one of the two dtypes are compared."""
@@ -62,8 +63,35 @@ class Differences:
         )
 
 
+def choose(reference: Any, candidate: Any, images: Tensor) -> tuple[Any, str]:
+    """Chooses between a network in float32 and the same network in a 16-bit dtype, and gives the reason.
+
+    Args:
+        reference: the network in float32.
+        candidate: the network in a 16-bit dtype; it is chosen if it is faster and detects the same.
+        images: ``[N, input_channels, H, W]``, see ``generated_frames``.
+
+    Example:
+        >>> from danet.config import ModelConfig
+        >>> from danet.models import build_model
+        >>> model = build_model(ModelConfig(name="danet_nano")).eval()
+        >>> choose(model, model, torch.zeros(1, 1, 64, 96))[1]
+        'float32 was rejected: only 0 predictions on generated frames could be compared with float32'
+    """
+    name = dtype_name(candidate.dtype)
+    differences = compare(reference, candidate, images)
+    if not differences.is_tolerable:
+        return reference, f"{name} was rejected: {differences}"
+    speedup = measure_speedup(reference, candidate, images)
+    if speedup < MINIMUM_SPEEDUP:
+        return reference, f"{name} was rejected: {speedup:.2f} times as fast as float32, less than {MINIMUM_SPEEDUP:g}"
+    return candidate, f"{speedup:.2f} times as fast as float32; {differences}"
+
+
 def candidate_dtype(device: torch.device) -> tuple[torch.dtype | None, str]:
-    """A 16-bit dtype that may be faster than float32 on a device, and the reason; None if there is none.
+    """A 16-bit dtype that may be faster than float32 on a device, and the reason for it.
+
+    Returns None and the reason why no 16-bit dtype is tried if there is none.
 
     Example:
         >>> candidate_dtype(torch.device("cuda"))[0] is None
@@ -112,7 +140,12 @@ def compare(reference: Any, other: Any, images: Tensor) -> Differences:
 
 @torch.no_grad()
 def measure_speedup(reference: Any, other: Any, images: Tensor) -> float:
-    """How many times as fast ``other`` is as ``reference`` on one image: the ratio of the medians of five calls.
+    """How many times as fast ``other`` is as ``reference``: the ratio of the medians of five calls, after one warm-up.
+
+    Args:
+        reference: a network.
+        other: another network.
+        images: ``[N, input_channels, H, W]``, of which the first one is used.
 
     Example:
         >>> network = torch.nn.Conv2d(1, 1, 3)

@@ -12,8 +12,9 @@ def info() -> dict[str, str | int]:
 
     Keys: python, torch, cuda (runtime version or "none"), operators ("compiled" or "reference"), why (the reason, if
     they are references), instruction_set (of the CPU kernels; DANET_CPU_CAPABILITY=default|avx2|avx512 selects a lower
-    one), matrix_unit (which the CPU kernels use for bfloat16: AMX or none), cuda_architectures (of the CUDA kernels, or
-    the reason why there are none), threads.
+    one), matrix_unit (that the CPU kernels use for bfloat16: "none", "AMX" or "AMX, emulated";
+    DANET_CPU_CAPABILITY=avx512 switches AMX off, amx-emulated selects the emulation), cuda_architectures (of the CUDA
+    kernels, or the reason why there are none), threads.
 
     Example:
         >>> from danet.ops import info

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from danet.data.loader import load_source
 from danet.evaluation.plots import Line, line_figure
@@ -117,7 +118,7 @@ def _frames(folder: Path, options: TrainOptions, count: int) -> list[Block]:
     try:
         records = load_source(options.val, "val")
         shown = [records[index] for index in pictures.choose_frames(records, count)]
-        found, _ = predict(load(weights, "cpu", score_threshold=SCORE), shown, 1, quiet=True)
+        found, _ = predict(load(weights, "cpu", score_threshold=SCORE, dtype=torch.float32), shown, 1, quiet=True)
         classes = options.model.classes
         frames = [pictures.frame(*each, classes, SCORE) for each in zip(shown, found, strict=True)]
     except UserError as error:

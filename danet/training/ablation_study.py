@@ -103,10 +103,10 @@ class Run:
         self.folder = Path(ablation.out) / name / str(options.seed)
         self.records = records
         # All runs must compute in the same dtype: a choice by measured speed could differ from run to run.
-        is_cpu = find_device(options.device).type == "cpu"
+        self.chooses_amp = options.amp == "auto" and find_device(options.device).type == "cpu"
         self.options = dataclasses.replace(
             options,
-            amp="off" if options.amp == "auto" and is_cpu else options.amp,
+            amp="off" if self.chooses_amp else options.amp,
             out=str(self.folder),
             json=str(self.folder / TRAINED),
             quiet=ablation.quiet or options.quiet,
@@ -132,7 +132,8 @@ class Run:
         if not (self.folder / CONFIG).is_file():
             return
         saved = asdict(cli.parse(TrainOptions, ["--config", str(self.folder / CONFIG)], prog="danet train"))
-        if self.options.amp == "off" and saved["amp"] == "auto":  # the same on the CPU
+        if self.chooses_amp and saved["amp"] == "auto":
+            # The run is of an earlier version, where "auto" was "off" on the CPU.
             self.options = dataclasses.replace(self.options, amp="auto")
         free = MAY_CHANGE_ON_RESUME - {"data", "val", "weights", "epochs", "val_every"}
         for name, value in asdict(self.options).items():

@@ -45,14 +45,18 @@ def choose_amp(model: DANet, images: Tensor) -> tuple[Literal["off", "bfloat16"]
         >>> choose_amp(build_model(ModelConfig(name="danet_nano")), torch.zeros(1, 1, 64, 64))[0] in ("off", "bfloat16")
         True
     """
-    speedup = measure_speedup(model, images)
-    is_slow = distributed.any_process(speedup < MIN_SPEEDUP, images.device)
-    reason = f"a training step is {speedup:.3f} times as fast in bfloat16 as in float32 (used from {MIN_SPEEDUP:g} on)"
-    return "off" if is_slow else "bfloat16", reason
+    speedups = distributed.gather(torch.tensor([measure_speedup(model, images)]))
+    speedup = float(speedups.min())  # of the slowest process
+    reason = f"a training step is {speedup:.3f} times as fast in bfloat16 as in float32, {MIN_SPEEDUP:g} are needed"
+    return ("bfloat16" if speedup >= MIN_SPEEDUP else "off"), reason
 
 
 def measure_speedup(model: DANet, images: Tensor) -> float:
     """How many times as fast a training step is in mixed precision: the ratio of the medians of ``TIMED_STEPS`` steps.
+
+    Args:
+        model: the network; it does not change.
+        images: a batch ``[N, input_channels, H, W]``, float32, on the CPU.
 
     Example:
         >>> from danet.config import ModelConfig

@@ -151,22 +151,23 @@ def build_trainer(options: TrainOptions, device: torch.device) -> tuple[Trainer,
     torch.manual_seed(options.seed)
     model = build_model(options.model)
     new_classes: list[str] = []
-    continues = options.resume and (Path(options.out) / STATE).exists()
-    if options.weights and not continues:
+    if options.weights and not (options.resume and (Path(options.out) / STATE).exists()):
         new_classes = start_from(options.weights, model, lambda: _calibration_images(dataset, options.seed))
     model = model.to(device)
-    if options.amp == "auto" and device.type == "cpu":
-        options = _choose_amp(options, model, continues)
+    if options.amp == "auto" and options.resume:
+        # A resumed run must continue exactly, also one that was started on another machine.
+        options = dataclasses.replace(options, amp=saved_amp(options.out))
+    elif options.amp == "auto" and device.type == "cpu":
+        options = _choose_amp(options, model)
     return Trainer(options, model, dataset, validation, device, options.build_losses(model)), new_classes
 
 
-def _choose_amp(options: TrainOptions, model: DANet, continues: bool) -> TrainOptions:
-    """The options with ``amp`` set, if mixed precision may be faster on the CPUs of all processes.
+def _choose_amp(options: TrainOptions, model: DANet) -> TrainOptions:
+    """The options with ``amp`` set to "bfloat16" or "off", as measured training steps show.
 
-    The run folder stores the choice. A resumed run keeps it, because it must continue exactly.
+    If one process has no matrix unit, the options stay as they are: "auto" is then "off". config.yaml in the run folder
+    stores ``amp``, so that a resumed run takes it from there.
     """
-    if continues:
-        return dataclasses.replace(options, amp=saved_amp(options.out))
     cpu = torch.device("cpu")
     if distributed.any_process(not may_be_faster(), cpu):
         return options

@@ -19,7 +19,7 @@ def shipped():
 
 
 def test_generated_frames_show_targets_to_the_shipped_weights(shipped):
-    """Otherwise the comparison would compare nothing."""
+    """The comparison of dtypes needs predictions: the shipped weights must find targets in the generated frames."""
     frames = generated_frames(1)
     assert torch.equal(frames, generated_frames(1))
     assert generated_frames(3).shape == (4, 3, 256, 320)
@@ -29,7 +29,7 @@ def test_generated_frames_show_targets_to_the_shipped_weights(shipped):
 
 
 def test_half_precision_on_the_cpu_keeps_faint_targets():
-    """A step of 0.001 on a level of 0.899: bfloat16 images would not show it."""
+    """A target 0.001 above a background of 0.899 is lost if the image is rounded to bfloat16."""
     torch.manual_seed(0)
     deployed = build_model(ModelConfig(name="danet_nano", classes=["drone"])).eval().deploy(dtype=torch.bfloat16)
     assert (deployed.dtype, deployed.input_dtype) == (torch.bfloat16, torch.float32)
@@ -87,7 +87,7 @@ def test_compare_sees_false_alarms_of_the_other_network(shipped):
         assert compare(*pair, generated_frames(1)).score > 0.3
 
 
-def test_networks_without_predictions_agree_on_no_evidence():
+def test_comparison_with_too_few_predictions_is_not_tolerable():
     deployed = build_model(ModelConfig(name="danet_nano", classes=["drone"])).eval().deploy()
     found = compare(deployed, deployed, generated_frames(1))
     assert found.score == found.box == 0 and found.predictions < 10 and not found.is_tolerable
@@ -113,14 +113,14 @@ def test_auto_falls_back_where_detections_differ(monkeypatch):
         parameter.data.mul_(1000 if parameter.ndim > 1 else 0)
     deployed = model.deploy(dtype="auto")
     assert deployed.dtype == torch.float32
-    assert deployed.dtype_reason.startswith("bfloat16 was rejected: scores differ from float32 by up to ")
+    assert deployed.dtype_reason.startswith("matrix unit; bfloat16 was rejected: scores differ from float32 by up to ")
 
 
 AUTO = """
 import sys, torch, danet
-import danet.models.danet
+import danet.models.precision
 if sys.argv[1] == "fast":
-    danet.models.danet.measure_speedup = lambda *arguments: 1.5
+    danet.models.precision.measure_speedup = lambda *arguments: 1.5
 detector = danet.load()
 print(detector.dtype)
 print(detector.dtype_reason)
@@ -132,8 +132,8 @@ print(danet.load(dtype=torch.float32).dtype, danet.load(deploy=False).dtype)
 @pytest.mark.parametrize(
     ("speed", "expected", "start"),
     [
-        ("fast", "torch.bfloat16", "the processor has AMX, emulated; it is 1.50 times as fast, and scores differ "),
-        ("emulated", "torch.float32", "bfloat16 was rejected: it is 0."),
+        ("fast", "torch.bfloat16", "the processor has AMX, emulated; 1.50 times as fast as float32; scores differ "),
+        ("emulated", "torch.float32", "the processor has AMX, emulated; bfloat16 was rejected: 0."),
     ],
 )
 def test_auto_on_a_matrix_unit(speed, expected, start):

@@ -46,7 +46,7 @@ class Device:
         return [value.cpu().double() for value in results]
 
 
-# "make emulation" and "make test-all" run the emulated CUDA kernels: to compile them takes half a minute.
+# Compiling the emulated CUDA kernels takes half a minute, so only "make emulation" and "make test-all" run them.
 @pytest.fixture(params=["cpu", pytest.param("emulated", marks=pytest.mark.long), "cuda"])
 def device(request) -> Device:
     if request.param == "emulated" and missing():

@@ -63,7 +63,7 @@ def demangled(text: str) -> str:
 
 
 def compilations():
-    """Every file for every architecture. Only the two files that compile in a few seconds, for sm_90, are not long."""
+    """Every file for every architecture. Only two files that compile in a few seconds run without the mark "long"."""
     for name in NAMES:
         for file in FILES:
             quick = name == "90" and file.parent.name in ("rep_conv", "softmax_gate")

@@ -95,7 +95,7 @@ def test_torch_uses_the_cores_of_the_quota(tmp_path, quota, given, printed):
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
 )
 def test_commands_limit_active_waiting_unless_the_user_chose(given, expected):
     code = "import os; from danet.utils.threads import prepare_threads; prepare_threads(); "

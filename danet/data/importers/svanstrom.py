@@ -19,6 +19,7 @@ import faulthandler
 import math
 import os
 import re
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -275,10 +276,14 @@ def decode(path: Path, stride: int) -> Iterator[tuple[int, np.ndarray | None]]:
         capture.release()
 
 
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+"""Signals that end a process because of an error in its own code."""
+
+
 def _check_in_child_process(path: str | os.PathLike) -> None:
     """Reads a label file in a child process first, because mat-io's compiled code crashes on some damaged files.
 
-    Raises UserError if the child process is ended by a signal. Other errors are left to the reading in this process.
+    Raises UserError if the child process crashes. Other errors are left to the reading in this process.
     """
     if not hasattr(os, "fork"):
         return
@@ -291,8 +296,10 @@ def _check_in_child_process(path: str | os.PathLike) -> None:
             _load_mat(path)
         os._exit(0)
     _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        raise UserError(f"{path}: no readable groundTruth labels (mat-io crashes on this file: it is damaged)")
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES:
+        raise UserError(
+            f"{path}: no readable groundTruth labels (mat-io crashed while it read this file, probably damaged)"
+        )
 
 
 def _load_mat(path: str | os.PathLike) -> dict:

@@ -248,7 +248,7 @@ def test_file_that_crashes_mat_io_is_one_error(tmp_path, monkeypatch):
     monkeypatch.setattr(svanstrom, "_load_mat", crash)
     path = tmp_path / "IR_DRONE_001_LABELS.mat"
     path.write_bytes(b"damaged")
-    with pytest.raises(UserError, match="mat-io crashes on this file: it is damaged"):
+    with pytest.raises(UserError, match="mat-io crashed while it read this file"):
         svanstrom.read_labels(path)
 
 
