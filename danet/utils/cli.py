@@ -21,6 +21,7 @@ from danet.utils.errors import UserError
 from danet.utils.files import check_folder, parse_yaml, read_yaml
 from danet.utils.guard import run_guarded
 from danet.utils.help_page import HelpPage, format_help
+from danet.utils.load_monitor import start_load_monitor
 from danet.utils.suggestions import find_spelling, nearest, suggestion
 from danet.utils.threads import prepare_threads
 from danet.utils.typed_options import (
@@ -101,7 +102,8 @@ def run(
         check_inputs(parsed, inputs or {})
         if (report := getattr(parsed, "json", None)) is not None:  # it is written last, perhaps hours later
             check_folder(Path(report).parent)
-        prepare_threads()
+        if prepare_threads():
+            start_load_monitor()
         prepare_opencv()
         return command(parsed)
 

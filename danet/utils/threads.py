@@ -87,7 +87,7 @@ SPIN_COUNT = 10_000
 With 1000, a network alone on the machine is a quarter slower; with 10,000 it is as fast as with the default."""
 
 
-def prepare_threads(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> None:
+def prepare_threads(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> bool:
     """Sets environment variables so that the OpenMP threads of torch fit a CPU quota, and cores that others use too.
 
     - OMP_NUM_THREADS becomes the number of cores of the CPU quota, if that is smaller. torch and its libraries respect
@@ -99,11 +99,16 @@ def prepare_threads(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> N
     Variables that the user has set stay as they are; so does GOMP_SPINCOUNT if OMP_WAIT_POLICY is set. This function
     has no effect if torch is loaded already. Only commands may call it, because it changes the environment of the
     process.
+
+    Returns:
+        Whether GOMP_SPINCOUNT was set: ``danet.utils.load_monitor`` may then shorten the waits further.
     """
     if "torch" in sys.modules:
-        return
+        return False
     cores = available_cores(cgroups, membership)
     if cores < _affinity_cores():
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        return False
+    os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+    return True

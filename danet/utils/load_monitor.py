@@ -1,0 +1,115 @@
+"""Shortens the waits of OpenMP threads while other programs use the same CPU cores. Linux only."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CPU_TIMES = Path("/proc/stat")
+"""File in which Linux counts what each CPU has done."""
+INTERVAL_S = 1.0
+"""Time between two looks at the load."""
+BUSY_SHARE = 0.25
+"""The machine is busy if other programs use at least this fraction of the time of our cores ..."""
+QUIET_SHARE = 0.1
+"""... and becomes quiet if they use less than this."""
+PARALLEL_ELEMENTS = 1 << 20
+"""Elements of a tensor on which torch uses all of its threads."""
+
+
+class OtherLoad:
+    """Measures how much of some CPU cores other processes use.
+
+    Args:
+        cores: numbers of the cores; by default those that this process may use.
+        cpu_times: for tests, another file than /proc/stat.
+
+    Example:
+        >>> load = OtherLoad()
+        >>> 0 <= load.share() <= 1
+        True
+    """
+
+    def __init__(self, cores: Iterable[int] | None = None, cpu_times: Path = CPU_TIMES) -> None:
+        self._cores = {f"cpu{core}" for core in (os.sched_getaffinity(0) if cores is None else cores)}
+        self._cpu_times = cpu_times
+        self._last = self._read()
+
+    def share(self) -> float:
+        """The fraction of the cores' time that other processes have used since the last call, from 0 to 1."""
+        last, self._last = self._last, self._read()
+        elapsed, used, own = (now - before for now, before in zip(self._last, last, strict=True))
+        return min(max((used - own) / elapsed, 0.0), 1.0) if elapsed > 0 else 0.0
+
+    def _read(self) -> tuple[float, float, float]:
+        """Seconds: of the cores together, of these busy, and those of this process and its ended children."""
+        ticks_per_second = os.sysconf("SC_CLK_TCK")
+        total = used = 0.0
+        for line in self._cpu_times.read_text().splitlines():
+            name, *fields = line.split()
+            if name in self._cores:
+                ticks = [int(value) for value in fields[:8]]  # user nice system idle iowait irq softirq steal
+                total += sum(ticks) / ticks_per_second
+                used += (sum(ticks) - ticks[3] - ticks[4]) / ticks_per_second
+        return total, used, sum(os.times()[:4])
+
+
+@contextmanager
+def short_waits() -> Iterator[None]:
+    """Lets the waiting OpenMP threads of torch sleep almost at once, as long as the context is entered.
+
+    libgomp spins a hundred times only, whatever GOMP_SPINCOUNT says, while it manages more threads than there are
+    cores. So this starts a second pool of its threads, which then sleep, from a Python thread that does nothing else.
+    With another OpenMP library it has no effect.
+
+    Example:
+        >>> import torch
+        >>> with short_waits():
+        ...     torch.ones(2) + 1
+        tensor([2., 2.])
+    """
+    import torch
+
+    ends = threading.Event()
+    started = threading.Event()
+
+    def run() -> None:
+        torch.ones(PARALLEL_ELEMENTS).exp_()
+        started.set()
+        ends.wait()
+
+    thread = threading.Thread(target=run, name="danet second OpenMP pool", daemon=True)
+    thread.start()
+    started.wait()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
+
+
+def start_load_monitor() -> None:
+    """Starts a thread that enters ``short_waits`` while other programs use the cores of this process.
+
+    Only commands may call it, and only if ``prepare_threads`` has set GOMP_SPINCOUNT: otherwise the user has chosen how
+    threads wait. It does nothing before torch is loaded, nor where /proc/stat is missing. Data loader processes count
+    as other programs, because they compete for the same cores.
+    """
+    if CPU_TIMES.is_file():
+        threading.Thread(target=_watch, name="danet load monitor", daemon=True).start()
+
+
+def _watch() -> None:
+    pause = threading.Event()
+    load = OtherLoad()
+    while True:
+        pause.wait(INTERVAL_S)
+        share = load.share()
+        if share < BUSY_SHARE or "torch" not in sys.modules:
+            continue
+        with short_waits():
+            while share >= QUIET_SHARE:
+                pause.wait(INTERVAL_S)
+                share = load.share()
