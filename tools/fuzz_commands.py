@@ -99,6 +99,8 @@ class Case:
 
 def main() -> int:
     # Not cli.run: it redirects stderr of this process, and the commands, which are forked, must start as in a shell.
+    # OpenCV reads this level when the first video is opened, which is here and not in the commands.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET, as the commands set it
     prog, about = "tools/fuzz_commands.py", run.__doc__ or ""
     return run_guarded(prog, lambda: run(cli.parse(Options, sys.argv[1:], prog=prog, about=about)))
 
