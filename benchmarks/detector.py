@@ -104,7 +104,7 @@ def alternate(functions: dict[str, Function], *, calls: int, synchronize: Functi
 def network_only(model: DANet, size: tuple[int, int], batch: int, options: argparse.Namespace) -> dict:
     """Milliseconds per call of each function (50th, 95th and 99th percentile) and ratios of the medians."""
     device = torch.device(options.device)
-    images = torch.randn(batch, model.config.input_channels, *size, device=device)
+    images = torch.randn(batch, model.config.network_channels, *size, device=device)
     deployed = model.deploy(dtype=parse_dtype(options.dtype), device=device)
     dtype = deployed.dtype  # also of the baselines
     eager = copy.deepcopy(model).to(device=device, dtype=dtype)
@@ -161,7 +161,7 @@ def end_to_end(model: DANet, size: tuple[int, int], frames: int, dtype: str, opt
         for tower in model.head.classify:
             nn.init.zeros_(tower[-1].weight)
     detector = Detector(model.to(options.device), dtype=getattr(torch, dtype))
-    image = torch.zeros(1, model.config.input_channels, *size, device=options.device)
+    image = torch.zeros(1, model.config.network_channels, *size, device=options.device)
     with tempfile.TemporaryDirectory() as folder:
         write_video(Path(folder), [0], frames, size, 8, True)
         clip = Path(folder) / "video.mp4"
@@ -235,7 +235,7 @@ def layers(model: DANet, size: tuple[int, int], peak: float, dtype: str) -> list
         ):
             module.register_forward_pre_hook(lambda m, x, n=name: started.update({n: time.perf_counter()}))
             module.register_forward_hook(lambda m, x, y, n=name: seconds[n].append(time.perf_counter() - started[n]))
-    image = torch.randn(1, model.config.input_channels, *size)
+    image = torch.randn(1, model.config.network_channels, *size)
     with torch.inference_mode():
         for _ in range(40):
             network(image)

@@ -27,6 +27,13 @@ class ModelConfig:
     input_channels: int = 1
     """Channels of the input image: 1 (infrared) or 3."""
 
+    lags: list[float] = field(default_factory=list)
+    """Seconds: for each of them, the difference to the frame that much earlier is a further input channel, such as
+    '[0.1, 0.5, 1.0]'. The dataset must contain these frames (`danet data import ... --lags`)."""
+
+    local_contrast: bool = False
+    """Add the image with its local mean and deviation removed as a further input channel."""
+
     head: Literal["default", "paper"] = "default"
     """default: anchor-free, focal and GIoU loss. paper: anchors, cross-entropy and smooth-L1 loss (section 3.3)."""
 
@@ -53,3 +60,8 @@ class ModelConfig:
 
     depths: list[int] | None = None
     """Blocks of the four stages. Default: those of `name`."""
+
+    @property
+    def network_channels(self) -> int:
+        """Channels of the network's input: those of the image, the local contrast, one for each lag."""
+        return self.input_channels + self.local_contrast + len(self.lags)

@@ -33,6 +33,10 @@ __all__ = ["CocoDataset", "ImageRecord", "list_splits", "load_coco", "write_coco
 
 EXTRAS = {"video": str, "frame": int, "recording": str}
 """Optional keys of an image in addition to the standard ones of COCO, and their types; see ``ImageRecord``."""
+PAST = "past"
+"""Optional key of an image: a list of [seconds, file name], the earlier frames of its video, see ``ImageRecord``."""
+MAX_PAST_FRAMES = 64
+"""Maximum number of earlier frames of one image."""
 
 # Kinds of repairs, see ``Repairs``.
 FLAG = "flags changed: {} is given as text"
@@ -52,10 +56,11 @@ def load_coco(
 ) -> CocoDataset:
     """Reads a dataset and checks it: a COCO json, a folder with COCO jsons, or a YOLO dataset.
 
-    In addition to the standard keys, an image may have ``video``, ``frame`` and ``recording``, see ``ImageRecord``. An
-    annotation with ``iscrowd`` or ``ignore`` becomes an ignore region. A box without area or outside the image is
-    dropped, and a box partly outside is clipped, each with a line in ``warnings``. Exact duplicates of a box are
-    dropped, and a polygon without box gets its extent; these and other repairs are counted in ``repairs``.
+    In addition to the standard keys, an image may have ``video``, ``frame``, ``recording`` and ``past``, see
+    ``ImageRecord``. An annotation with ``iscrowd`` or ``ignore`` becomes an ignore region. A box without area or
+    outside the image is dropped, and a box partly outside is clipped, each with a line in ``warnings``. Exact
+    duplicates of a box are dropped, and a polygon without box gets its extent; these and other repairs are counted in
+    ``repairs``.
 
     Args:
         path: the json; or a folder that contains ``annotations.json``, exactly one json, or one for each split; or the
@@ -136,9 +141,11 @@ def write_coco(path: str | os.PathLike, records: Sequence[ImageRecord], categori
     images: list[dict] = []
     annotations: list[dict] = []
     for image_id, record in enumerate(records, 1):
-        relative = os.path.relpath(record.path, folder)
-        image = {"id": image_id, "file_name": Path(relative).as_posix(), "width": record.width, "height": record.height}
+        name = _relative(record.path, folder)
+        image: dict[str, Any] = {"id": image_id, "file_name": name, "width": record.width, "height": record.height}
         extras = {extra: getattr(record, extra) for extra in EXTRAS}
+        if record.past:
+            image[PAST] = [[seconds, _relative(file, folder)] for seconds, file in record.past]
         images.append(image | {key: value for key, value in extras.items() if value is not None})
         for box, name, ignore in zip(record.boxes.tolist(), record.names, record.ignore, strict=True):
             if name not in ids:
@@ -219,8 +226,29 @@ def _read_images(path: Path, items: list[dict], finder: ImageFinder, repairs: Re
         width, height = _read_size(place, item, file, repairs)
         nothing: tuple = np.zeros((0, 4), np.float32), [], np.zeros(0, bool)  # boxes, names, ignore
         extras: dict[str, Any] = {extra: item.get(extra) for extra in EXTRAS} | {"image_id": key}
+        extras["past"] = _read_past(place, item.get(PAST), finder)
         images[key] = ImageRecord(file, width, height, *nothing, **extras)
     return images
+
+
+def _read_past(place: str, value: object, finder: ImageFinder) -> tuple[tuple[float, Path], ...]:
+    """Reads the earlier frames of an image. A frame that is missing is an error, as an image that is missing is."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > MAX_PAST_FRAMES:
+        raise UserError(f"{place}: {PAST} must be a list of at most {MAX_PAST_FRAMES} frames, got {quote(value)}")
+    frames = []
+    for entry in value:
+        is_pair = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) and entry[1]
+        if not is_pair or type(entry[0]) not in (int, float) or not 0 < entry[0] <= sys.float_info.max:
+            raise UserError(f"{place}: {PAST} must hold pairs of positive seconds and a file name, got {quote(entry)}")
+        check_name(entry[1], f"{place}: {PAST}", MAX_PATH_CHARACTERS)
+        frames.append((float(entry[0]), finder.find(entry[1], place)[0]))
+    return tuple(frames)
+
+
+def _relative(path: Path, folder: str) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def _read_size(place: str, item: dict, file: Path, repairs: Repairs) -> tuple[int, int]:

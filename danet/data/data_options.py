@@ -82,6 +82,9 @@ class Augmentation:
     copy_paste: float = 0.25
     """Probability of pasting one or two objects (targets or distractors) of a random training image."""
 
+    past_dropout: float = 0.2
+    """With `model.lags`: probability of training on an image without its earlier frames, as on a single image."""
+
     target_contrast: float = 0.25
     """Probability for each box of changing the contrast of its object against its surroundings."""
 
@@ -110,7 +113,16 @@ class Augmentation:
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
                 raise UserError(f"{name} must be two positive numbers, the smaller first, got {(low, high)}")
-        for name in ("around_target", "flip", "copy_paste", "target_contrast", "polarity", "blur", "min_visible"):
+        for name in (
+            "around_target",
+            "flip",
+            "copy_paste",
+            "past_dropout",
+            "target_contrast",
+            "polarity",
+            "blur",
+            "min_visible",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
         for name in ("gamma", "shading", "noise", "min_size"):

@@ -43,6 +43,7 @@ class ImageRecord:
         frame: frame number in the video, from 0.
         recording: name of the recording; a split must not divide it, because its images look nearly the same.
         image_id: id of the image in the COCO json that it was read from.
+        past: earlier frames of the same video, as pairs of the seconds before this image and the image file.
 
     Example:
         >>> boxes = np.array([[10, 10, 22, 18]], np.float32)
@@ -61,6 +62,7 @@ class ImageRecord:
     frame: int | None = None
     recording: str | None = None
     image_id: int | str | None = None
+    past: tuple[tuple[float, Path], ...] = ()
 
     @property
     def group(self) -> str:
@@ -196,7 +198,7 @@ def make_record(
         ignore: whether each box is an ignore region; by default none is.
         repairs: counts what was changed.
         place: where the boxes come from, for the lines about repairs; by default the image.
-        extras: ``video``, ``frame``, ``recording`` and ``image_id``.
+        extras: ``video``, ``frame``, ``recording``, ``image_id`` and ``past``.
 
     Raises:
         UserError: if there are more than MAX_BOXES_PER_IMAGE boxes, or a coordinate is not finite.

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -24,6 +25,7 @@ from danet.data.data_options import Augmentation, DataSource
 from danet.data.normalize import intensity_range, normalize
 from danet.data.scales import SizeRange
 from danet.data.shared_records import SharedRecords
+from danet.data.temporal import align, choose_frames, extra_channels, to_grey
 from danet.data.transforms import AnnotatedImage, vary_frame, warp_and_crop
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
@@ -111,7 +113,10 @@ class DetectionDataset(Dataset):
     Args:
         sources: the datasets. Boxes of a category that is not in ``classes`` get the label DISTRACTOR.
         classes: names of the model's classes.
-        channels: channels of the network's input, 1 or 3.
+        channels: channels of the images, 1 or 3.
+        lags: seconds of the earlier frames whose differences to the image are further channels, see
+            ``danet.data.temporal``; zero where a record lists no such frame.
+        local_contrast: whether the local contrast is a further channel.
         augmentation: random changes of the samples; None changes nothing.
         seed: seed of the augmentation.
         cache_bytes: maximum memory for decoded images, which are kept for the next epochs, in each loader process.
@@ -138,6 +143,8 @@ class DetectionDataset(Dataset):
         classes: Sequence[str],
         *,
         channels: int = 1,
+        lags: Sequence[float] = (),
+        local_contrast: bool = False,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         cache_bytes: int = 0,
@@ -145,6 +152,8 @@ class DetectionDataset(Dataset):
     ) -> None:
         self.classes = list(classes)
         self.channels = channels
+        self.lags = tuple(lags)
+        self.local_contrast = local_contrast
         self.augmentation = augmentation or Augmentation.off()
         self.size_range = size_range
         parts = [DataSource(source) if isinstance(source, str) else source for source in sources]
@@ -154,7 +163,7 @@ class DetectionDataset(Dataset):
         self.seed = seed
         self.free_cache_bytes = cache_bytes
         """Memory that the cache may still use in this process."""
-        self._cache: dict[int, np.ndarray] = {}
+        self._cache: dict[Path, np.ndarray] = {}
 
         # Images of sources with weight 0 are neither shown nor used as donors of pasted objects.
         self._used_indices = np.flatnonzero(np.repeat(np.array(self.weights) > 0, self.sizes))
@@ -174,9 +183,14 @@ class DetectionDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, self._check_index(key))
         rng = np.random.default_rng([self.seed, epoch, index])
         donor = self._load(int(rng.choice(self._used_indices))) if self.augmentation.copy_paste else None
-        frame = vary_frame(self._load(index % len(self)), rng, self.augmentation, donor)
-        image, boxes, labels, ignore = self._crop(frame, rng)
-        normalized = normalize(image, self.channels, intensity_range(frame.image))
+        frame = vary_frame(self._load(index % len(self), rng), rng, self.augmentation, donor)
+        intensities = intensity_range(frame.image)
+        if self.lags or self.local_contrast:
+            frame = frame._replace(extra=self._extra_channels(frame, intensities.span))
+        image, boxes, labels, ignore, _, extra = self._crop(frame, rng)
+        normalized = normalize(image, self.channels, intensities)
+        if extra is not None:
+            normalized = np.concatenate([normalized, extra])
         return Sample(*map(torch.from_numpy, (normalized, boxes, labels, ignore)))
 
     def fingerprint(self) -> str:
@@ -205,24 +219,44 @@ class DetectionDataset(Dataset):
             raise IndexError(f"index {index} in a dataset of {len(self)} images")
         return index % len(self)
 
-    def _load(self, index: int) -> AnnotatedImage:
+    def _load(self, index: int, rng: np.random.Generator | None = None) -> AnnotatedImage:
+        """An image with its boxes; with ``rng``, also with its earlier frames unless they are left out at random."""
         record = self.records[index]
         labels = [self.classes.index(name) if name in self.classes else DISTRACTOR for name in record.names]
-        return AnnotatedImage(self._load_image(index), record.boxes, np.array(labels, np.int64), record.ignore)
+        image = self._load_image(record.path, record)
+        past: tuple[tuple[float, np.ndarray], ...] = ()
+        if self.lags and rng is not None and rng.random() >= self.augmentation.past_dropout:
+            past = self._load_past(image, record)
+        return AnnotatedImage(image, record.boxes, np.array(labels, np.int64), record.ignore, past)
 
-    def _load_image(self, index: int) -> np.ndarray:
-        if index in self._cache:
-            return self._cache[index]
-        record = self.records[index]
-        image = read_image(record.path)
+    def _load_past(self, image: np.ndarray, record: ImageRecord) -> tuple[tuple[float, np.ndarray], ...]:
+        """The earlier frames of a record for each lag, aligned with its image."""
+        grey, span = to_grey(image), intensity_range(image).span
+        frames = []
+        for lag, path in choose_frames(record.past, self.lags).items():
+            aligned = align(to_grey(self._load_image(path, record)), grey, span)
+            if aligned is not None:
+                frames.append((lag, aligned))
+        return tuple(frames)
+
+    def _extra_channels(self, frame: AnnotatedImage, span: float) -> np.ndarray:
+        past = dict(frame.past)
+        frames = [past.get(lag) for lag in self.lags]
+        return extra_channels(frame.image, frames, span, with_local_contrast=self.local_contrast)
+
+    def _load_image(self, path: Path, record: ImageRecord) -> np.ndarray:
+        """Reads an image of a record: its own, or an earlier frame, which has the same size."""
+        if path in self._cache:
+            return self._cache[path]
+        image = read_image(path)
         if image.shape[:2] != (record.height, record.width):
             stored = f"{image.shape[1]} x {image.shape[0]}"
-            raise UserError(f"{record.path}: is {stored} pixels, its json says {record.width} x {record.height}")
+            raise UserError(f"{path}: is {stored} pixels, its json says {record.width} x {record.height}")
         if self.channels == 1 and image.ndim == 3:
             image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)  # one channel makes the augmentation three times as fast
         if self.free_cache_bytes >= image.nbytes:
             self.free_cache_bytes -= image.nbytes
-            self._cache[index] = image
+            self._cache[path] = image
         return image
 
 

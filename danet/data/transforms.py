@@ -9,6 +9,7 @@ are not changed in place unless stated. Boxes are float32 ``[M, 4]`` (x0, y0, x1
 """
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ import numpy as np
 from danet.boxes import area, centres, clip, inside, intersection
 from danet.data.data_options import Augmentation
 from danet.data.normalize import intensity_range
+
+PASTED_SPEED_PIXELS_PER_S = (2.0, 100.0)
+"""Minimum and maximum speed of a pasted object; its logarithm is uniformly distributed."""
 
 
 class AnnotatedImage(NamedTuple):
@@ -31,13 +35,14 @@ class AnnotatedImage(NamedTuple):
     """int64 ``[M]``, -1 for distractors."""
     ignore: np.ndarray
     """bool ``[M]``, True for ignore regions."""
+    past: tuple[tuple[float, np.ndarray], ...] = ()
+    """Earlier frames, aligned with the image: pairs of the seconds before it and ``[H, W]`` of the same dtype."""
+    extra: np.ndarray | None = None
+    """Further channels, float32 ``[E, H, W]``, which geometric transforms change in the same way as the image."""
 
 
 def augment(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    ignore: np.ndarray,
+    frame: AnnotatedImage,
     rng: np.random.Generator,
     options: Augmentation,
     donor: AnnotatedImage | None = None,
@@ -45,8 +50,7 @@ def augment(
     """Returns a random variant of an image and its boxes.
 
     Args:
-        image: ``[H, W]`` or ``[H, W, 3]``, uint8 or uint16.
-        boxes, labels, ignore: float32 ``[M, 4]``, int64 ``[M]`` (-1: distractor), bool ``[M]``.
+        frame: the image and its boxes; it is not changed.
         rng: source of all randomness; equal generators give equal results.
         options: the augmentation.
         donor: image whose objects may be pasted into this one; by default, objects of this image are duplicated.
@@ -57,12 +61,11 @@ def augment(
         the crop.
 
     Example:
-        >>> frame = np.zeros((256, 320), np.uint8), np.array([[10, 10, 22, 18]]), np.array([0]), np.array([False])
-        >>> augment(*frame, np.random.default_rng(0), Augmentation.off(flip=1.0)).boxes
+        >>> boxes = np.array([[10, 10, 22, 18]], np.float32)
+        >>> frame = AnnotatedImage(np.zeros((256, 320), np.uint8), boxes, np.array([0]), np.array([False]))
+        >>> augment(frame, np.random.default_rng(0), Augmentation.off(flip=1.0)).boxes
         array([[298.,  10., 310.,  18.]], dtype=float32)
     """
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    frame = AnnotatedImage(image, boxes, np.asarray(labels), np.asarray(ignore))
     return warp_and_crop(vary_frame(frame, rng, options, donor), rng, options)
 
 
@@ -73,7 +76,8 @@ def vary_frame(
     if rng.random() < options.copy_paste:
         for _ in range(rng.integers(1, 3)):
             frame = paste_object(frame, frame if donor is None else donor, rng)
-    return frame._replace(image=_photometric_distortion(frame, rng, options))
+    image, past = _photometric_distortion(frame, rng, options)
+    return frame._replace(image=image, past=past)
 
 
 # --- geometry ---
@@ -114,8 +118,8 @@ def undo_letterbox(boxes: np.ndarray, scale: float, offset: tuple[float, float])
     return ((np.asarray(boxes, np.float32).reshape(-1, 4) - np.tile(offset, 2)) / scale).astype(np.float32)
 
 
-def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resamples an image with an affine map; positions outside the image get its median.
+def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fill: float | None = None) -> np.ndarray:
+    """Resamples an image with an affine map; positions outside the image get its median, or the value ``fill``.
 
     The border is constant, because a reflected border would show copies of targets.
 
@@ -125,12 +129,12 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.nda
         size: (height, width) of the result.
     """
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
-    fill = median(image)
+    border = median(image) if fill is None else (fill,)
     if scale < 0.9:  # low-pass filter: bilinear sampling alone skips pixels, which may belong to small targets
         image = cv2.GaussianBlur(image, (0, 0), 0.5 * math.sqrt(1.0 / scale**2 - 1.0), borderType=cv2.BORDER_REPLICATE)
     shifted = matrix.astype(np.float64).copy()  # OpenCV's origin is the centre of pixel 0
     shifted[:, 2] += 0.5 * shifted[:, :2].sum(axis=1) - 0.5
-    return cv2.warpAffine(image, shifted, size[::-1], flags=cv2.INTER_LINEAR, borderValue=fill)
+    return cv2.warpAffine(image, shifted, size[::-1], flags=cv2.INTER_LINEAR, borderValue=border)
 
 
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -164,8 +168,11 @@ def warp_and_crop(frame: AnnotatedImage, rng: np.random.Generator, options: Augm
     matrix[:, 2] -= np.round(rng.uniform(low, high))
 
     image = warp(frame.image, matrix, size)
+    extra = (
+        None if frame.extra is None else np.stack([warp(channel, matrix, size, fill=0.0) for channel in frame.extra])
+    )
     boxes, kept, new_ignore = _clip(warp_boxes(frame.boxes, matrix), frame.ignore, size, options)
-    return AnnotatedImage(image, boxes[kept], frame.labels[kept], (frame.ignore | new_ignore)[kept])
+    return AnnotatedImage(image, boxes[kept], frame.labels[kept], (frame.ignore | new_ignore)[kept], extra=extra)
 
 
 def _clip(
@@ -192,34 +199,57 @@ def span(image: np.ndarray) -> float:
     return intensity_range(image[::3, ::3]).span
 
 
-def _photometric_distortion(frame: AnnotatedImage, rng: np.random.Generator, options: Augmentation) -> np.ndarray:
-    """Returns a copy of the image, in its dtype, with random intensities, polarity, blur and noise."""
+def _photometric_distortion(
+    frame: AnnotatedImage, rng: np.random.Generator, options: Augmentation
+) -> tuple[np.ndarray, tuple[tuple[float, np.ndarray], ...]]:
+    """Returns copies of the image and of its earlier frames, in their dtype, with random changes of the brightness.
+
+    Intensities, polarity, shading and blur change alike in all frames; each frame has noise of its own.
+    """
     image = frame.image.astype(np.float32)
+    past = [each.astype(np.float32) for _, each in frame.past]
+    images = [image, *past]
     scale = span(frame.image)
 
     for box, ignored in zip(frame.boxes, frame.ignore, strict=True):
         if rng.random() < options.target_contrast and not ignored:
-            change_contrast(image, box, math.exp(rng.uniform(-0.7, 0.3)))
+            factor = math.exp(rng.uniform(-0.7, 0.3))
+            for each in images:
+                change_contrast(each, box, factor)
+    low, high = float(image.min()), float(image.max())
     # Work in place: touching new memory takes as long as the arithmetic.
     if rng.random() < options.polarity:
-        np.subtract(np.float32(float(image.min()) + float(image.max())), image, out=image)
+        for each in images:
+            np.subtract(np.float32(low + high), each, out=each)
     if options.gamma:
-        apply_gamma(image, math.exp(rng.uniform(-options.gamma, options.gamma)))
+        exponent = math.exp(rng.uniform(-options.gamma, options.gamma))
+        for each in past:
+            apply_gamma(np.clip(each, low, high, out=each), exponent, (low, high))
+        apply_gamma(image, exponent)
     gain = rng.uniform(*options.contrast)
     if gain != 1.0:
         centre = float(np.mean(median(image)))
-        image *= np.float32(gain)
-        image += np.float32((1.0 - gain) * centre)
+        for each in images:
+            each *= np.float32(gain)
+            each += np.float32((1.0 - gain) * centre)
     if options.shading:
-        image += _per_channel(shading(image.shape[:2], rng, rng.uniform(0, options.shading) * scale), image)
+        field = shading(image.shape[:2], rng, rng.uniform(0, options.shading) * scale)
+        for each in images:
+            each += _per_channel(field, each)
     if rng.random() < options.blur:
-        cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.0), dst=image)
+        sigma = rng.uniform(0.3, 1.0)
+        for each in images:
+            cv2.GaussianBlur(each, (0, 0), sigma, dst=each)
     if options.noise and rng.random() < 0.5:
-        image += _per_channel(sensor_noise(image.shape[:2], rng, rng.uniform(0, options.noise) * scale), image)
+        sigma = rng.uniform(0, options.noise) * scale
+        for each in images:
+            each += _per_channel(sensor_noise(image.shape[:2], rng, sigma), each)
 
     limits = np.iinfo(frame.image.dtype)
-    np.clip(np.rint(image, out=image), limits.min, limits.max, out=image)
-    return image.astype(frame.image.dtype)
+    for each in images:
+        np.clip(np.rint(each, out=each), limits.min, limits.max, out=each)
+    rounded = [each.astype(frame.image.dtype) for each in images]
+    return rounded[0], tuple((lag, each) for (lag, _), each in zip(frame.past, rounded[1:], strict=True))
 
 
 def _per_channel(field: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -227,9 +257,12 @@ def _per_channel(field: np.ndarray, image: np.ndarray) -> np.ndarray:
     return field[..., None] if image.ndim == 3 else field
 
 
-def apply_gamma(image: np.ndarray, exponent: float) -> None:
-    """Applies a gamma curve in place to float32 ``[H, W, ...]``; the image keeps its minimum and maximum."""
-    low, high = image.min(), image.max()
+def apply_gamma(image: np.ndarray, exponent: float, limits: tuple[float, float] | None = None) -> None:
+    """Applies a gamma curve in place to float32 ``[H, W, ...]``; the image keeps its minimum and maximum.
+
+    With ``limits``, these two values stay as they are, and no pixel may lie outside of them.
+    """
+    low, high = limits or (image.min(), image.max())
     if high > low:
         image -= low
         image *= 1 / (high - low)
@@ -316,15 +349,56 @@ def paste_object(frame: AnnotatedImage, donor: AnnotatedImage, rng: np.random.Ge
         if occupied or np.abs(patch).max() < 3 * region.std():
             continue
         image = frame.image.copy()
-        limits = np.iinfo(image.dtype)
-        image[y:bottom, x:right] = np.clip(np.rint(region + patch), limits.min, limits.max)
+        add_patch(image, patch, (x, y))
         return AnnotatedImage(
             image,
             np.concatenate([frame.boxes, (box + np.tile(place, 2))[None].astype(np.float32)]),
             np.append(frame.labels, donor.labels[index]),
             np.append(frame.ignore, False),
+            _paste_into_past(frame.past, patch, (x, y), rng) if frame.past else (),
         )
     return frame
+
+
+def _paste_into_past(
+    past: tuple[tuple[float, np.ndarray], ...], patch: np.ndarray, place: tuple[int, int], rng: np.random.Generator
+) -> tuple[tuple[float, np.ndarray], ...]:
+    """Pastes an object into the earlier frames, where it was on a straight way to ``place`` (x, y)."""
+    speed = math.exp(rng.uniform(*np.log(PASTED_SPEED_PIXELS_PER_S)))
+    direction = rng.uniform(0, 2 * math.pi)
+    velocity = speed * np.array([math.cos(direction), math.sin(direction)])
+    grey = patch if patch.ndim == 2 else patch.mean(axis=2)
+    moved = []
+    for lag, image in past:
+        image = image.copy()
+        add_patch(image, grey, np.rint(np.array(place) - lag * velocity).astype(int).tolist())
+        moved.append((lag, image))
+    return tuple(moved)
+
+
+def add_patch(image: np.ndarray, patch: np.ndarray, place: Sequence[int]) -> None:
+    """Adds a patch to an image in place; what lies outside the image is cut off.
+
+    Args:
+        image: ``[H, W]`` or ``[H, W, 3]``, uint8 or uint16; the sum is rounded and clipped.
+        patch: float32 ``[h, w]`` or ``[h, w, 3]``.
+        place: (x, y) of the upper left pixel.
+
+    Example:
+        >>> image = np.full((2, 3), 250, np.uint8)
+        >>> add_patch(image, np.full((2, 2), 9.0, np.float32), (2, -1))
+        >>> image.tolist()
+        [[250, 250, 255], [250, 250, 250]]
+    """
+    x, y = place
+    height, width = image.shape[:2]
+    top, left, bottom, right = max(y, 0), max(x, 0), min(y + patch.shape[0], height), min(x + patch.shape[1], width)
+    if top >= bottom or left >= right:
+        return
+    region = image[top:bottom, left:right]
+    limits = np.iinfo(image.dtype)
+    visible = patch[top - y : bottom - y, left - x : right - x]
+    region[:] = np.clip(np.rint(region + visible), limits.min, limits.max)
 
 
 def _surroundings(box: np.ndarray) -> tuple[int, int, int, int]:

@@ -82,7 +82,7 @@ def load_teacher(path: str | os.PathLike, *, channels: int, device: torch.device
 
     Args:
         path: the file.
-        channels: channels of the student's images.
+        channels: input channels of the student.
         device: where the teacher runs.
 
     Raises:
@@ -94,8 +94,8 @@ def load_teacher(path: str | os.PathLike, *, channels: int, device: torch.device
         [32, 64, 128, 256]
     """
     network, _ = load_weights(path, device)
-    if network.config.input_channels != channels:
+    if network.config.network_channels != channels:
         raise UserError(
-            f"{path}: a teacher for images of {network.config.input_channels} channels, the student's have {channels}"
+            f"{path}: a teacher with {network.config.network_channels} input channels, the student has {channels}"
         )
     return Teacher(channels_last(network), channels=channels)

@@ -23,7 +23,7 @@ torch.export treats sizes of 1 as constants."""
 class BoxesAndScores(nn.Module):
     """The fused network with decoded outputs, before non-maximum suppression: what an exported file computes.
 
-    Takes normalized images ``[N, input_channels, H, W]`` (``danet.data.normalize.normalize``). Returns boxes
+    Takes normalized images ``[N, network_channels, H, W]`` (``danet.data.normalize.normalize``). Returns boxes
     ``[N, P, 4]`` (x0, y0, x1, y1 in pixels of the images) and scores ``[N, P, classes]`` in [0, 1]; all are float32.
     """
 
@@ -66,7 +66,7 @@ def trace(network: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
 def example_images(model: DANet) -> Tensor:
     """Zero images of EXAMPLE_SHAPE."""
     batch, height, width = EXAMPLE_SHAPE
-    return torch.zeros(batch, model.config.input_channels, height, width)
+    return torch.zeros(batch, model.config.network_channels, height, width)
 
 
 def use_standard_operators(model: DANet, sample: Sample) -> DANet:

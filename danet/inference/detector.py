@@ -5,7 +5,7 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, overload
 
@@ -19,6 +19,7 @@ from danet.data.frame_sources import open_sources
 from danet.data.image_domain import ImageDomain
 from danet.data.image_folder import IMAGE_SUFFIXES
 from danet.data.normalize import intensity_range, normalize
+from danet.data.temporal import align, extra_channels, to_grey
 from danet.data.transforms import letterbox
 from danet.data.video import Frame
 from danet.inference.image_arrays import to_image
@@ -255,27 +256,42 @@ class Detector:
                 results.append(found)
         return results
 
+    @property
+    def lags(self) -> list[float]:
+        """Seconds before an image of the earlier frames that the network compares it with."""
+        return self.model.config.lags
+
     def preprocess(
-        self, images: Sequence[Image]
+        self, images: Sequence[Image], past: Sequence[Mapping[float, Image]] | None = None
     ) -> tuple[torch.Tensor, list[tuple[int, int, tuple[float, float], tuple[float, float]]]]:
         """Reads, letterboxes and normalizes images into a batch ``[N, C, H, W]`` of float32.
 
         Smaller images of a batch are padded at the right and at the bottom with 0, the normalized median.
 
+        Args:
+            images: see ``__call__``.
+            past: for each image its earlier frames, as far as they are known: lag in seconds, one of ``lags`` -> frame
+                of the size of the image. Only networks with lags use them.
+
         Returns:
             The batch, and for each image what ``postprocess`` needs: height, width, and the scale and the
             offset in (x, y) of the image that the network sees.
         """
-        channels = self.model.config.input_channels
+        config = self.model.config
+        channels = config.input_channels
         placed, geometry = [], []
-        for image in images:
+        for index, image in enumerate(images):
             array = _read(image)
             if channels == 1 and array.ndim == 3:
                 array = cv2.cvtColor(array, cv2.COLOR_BGR2GRAY)
             height, width = array.shape[:2]
             intensities = intensity_range(array)  # before the letterbox, whose padding must not count
             array, scale, offset = self._resize(array)
-            placed.append(normalize(array, channels, intensities))
+            normalized = normalize(array, channels, intensities)
+            if config.network_channels > channels:
+                extra = self._extra_channels(array, past[index] if past else {}, intensities.span, (height, width))
+                normalized = np.concatenate([normalized, extra])
+            placed.append(normalized)
             geometry.append((height, width, scale, offset))
         shape = [max(MINIMUM_SIZE, *(p.shape[axis] for p in placed)) for axis in (1, 2)]
         if len(placed) == 1 and placed[0].shape[1:] == tuple(shape):
@@ -323,6 +339,21 @@ class Detector:
         method = cv2.INTER_AREA if fitted[0] < height else cv2.INTER_CUBIC
         resized = cv2.resize(image, fitted[::-1], interpolation=method)
         return resized, (fitted[1] / width, fitted[0] / height), (0.0, 0.0)
+
+    def _extra_channels(
+        self, image: np.ndarray, past: Mapping[float, Image], span: float, size: tuple[int, int]
+    ) -> np.ndarray:
+        """The channels that compare a resized image with its neighborhood and its earlier frames of ``size``."""
+        grey = to_grey(image)
+        aligned: list[np.ndarray | None] = []
+        for lag in self.lags:
+            frame = _read(past[lag]) if lag in past else None
+            if frame is None or frame.shape[:2] != size or frame.dtype != image.dtype:
+                aligned.append(None)
+            else:
+                aligned.append(align(to_grey(self._resize(frame)[0]), grey, span))
+        with_local_contrast = self.model.config.local_contrast
+        return extra_channels(grey, aligned, span, with_local_contrast=with_local_contrast)
 
     def _run(self, images: torch.Tensor, polarity: Polarity) -> Any:
         # Normalized images have their median at 0, so that changing the sign swaps black-hot and white-hot.

@@ -55,7 +55,7 @@ def describe(
         "format": FORMAT,
         "danet": __version__,
         "classes": config.classes,
-        "images": {"type": "float32", "shape": ["N", config.input_channels, "H", "W"], "minimum_size": minimum_size},
+        "images": {"type": "float32", "shape": ["N", config.network_channels, "H", "W"], "minimum_size": minimum_size},
         "boxes": {"type": "float32", "shape": ["N", "P", 4], "meaning": "x0, y0, x1, y1 in pixels of the images"},
         "scores": {"type": "float32", "shape": ["N", "P", len(config.classes)], "meaning": "0 to 1, a class each"},
         "preprocessing": {**PREPROCESSING, "input_size": None if input_size is None else list(input_size)},

@@ -70,8 +70,16 @@ class LocalContrastDetector:
         if ratios:
             self.box_size = tuple(np.median(ratios, axis=0).tolist())
 
-    def preprocess(self, paths: Sequence[str | os.PathLike]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Reads and normalizes images of one size to ``[N, 1, H, W]`` float32; also returns heights and widths."""
+    lags: tuple[float, ...] = ()
+    """This detector compares an image with no earlier frames."""
+
+    def preprocess(
+        self, paths: Sequence[str | os.PathLike], past: object = None
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Reads and normalizes images of one size to ``[N, 1, H, W]`` float32; also returns heights and widths.
+
+        Earlier frames (``past``) are not used.
+        """
         images = np.stack([normalize(read_image(path)) for path in paths])
         return torch.from_numpy(images), [images.shape[2:]] * len(images)
 

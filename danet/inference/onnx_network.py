@@ -34,7 +34,7 @@ class OnnxNetwork:
         self.description = export_description.parse(properties.get(export_description.KEY), path)
         self.config = parse_config(self.description["model"])
         shapes = {value.name: value.shape for value in (*self.session.get_inputs(), *self.session.get_outputs())}
-        channels, classes = self.config.input_channels, len(self.config.classes)
+        channels, classes = self.config.network_channels, len(self.config.classes)
         if [len(shapes.get(name, ())) for name in ("images", "boxes", "scores")] != [4, 3, 3] or (
             shapes["images"][1] != channels or shapes["scores"][2] != classes
         ):
@@ -46,7 +46,7 @@ class OnnxNetwork:
             raise UserError(f"{path}: its outputs are NaN or infinite; export weights without NaN")
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images ``[N, input_channels, H, W]`` float32 -> boxes ``[N, P, 4]`` in pixels, scores ``[N, P, classes]``."""
+        """Images ``[N, network_channels, H, W]`` -> boxes ``[N, P, 4]`` in pixels, scores ``[N, P, classes]``."""
         results = self.session.run(["boxes", "scores"], {"images": images.contiguous().numpy()})
         boxes, scores = (torch.from_numpy(result) for result in results)
         return boxes, scores

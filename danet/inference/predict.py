@@ -10,6 +10,7 @@ import torch
 
 from danet.boxes import Detections
 from danet.data.coco_dataset import ImageRecord
+from danet.data.temporal import choose_frames
 from danet.utils.errors import UserError
 from danet.utils.progress import track
 
@@ -21,7 +22,9 @@ class DatasetDetector(Protocol):
 
     device: torch.device
 
-    def preprocess(self, paths: list, /) -> tuple[torch.Tensor, list]: ...
+    @property
+    def lags(self) -> Sequence[float]: ...
+    def preprocess(self, images: list, past: list | None = None, /) -> tuple[torch.Tensor, list]: ...
     def forward(self, batch: torch.Tensor, geometry: list, /) -> tuple[Any, list]: ...
     def postprocess(self, output: Any, geometry: list, /) -> list[Detections]: ...
 
@@ -74,7 +77,8 @@ def predict(
     batches = list(batches_of_equal_size(records, batch, lambda record: (record.height, record.width)))
     for number, part in enumerate(track(batches, "detecting", quiet=quiet)):
         started = time.perf_counter()
-        tensor, geometry = detector.preprocess([record.path for record in part])
+        past = [choose_frames(record.past, detector.lags) for record in part]
+        tensor, geometry = detector.preprocess([record.path for record in part], past)
         for record, (height, width, *_) in zip(part, geometry, strict=True):
             if (height, width) != (record.height, record.width):
                 annotated = f"{record.width} x {record.height}"

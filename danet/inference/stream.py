@@ -10,6 +10,7 @@ from torch import Tensor
 from danet.boxes import Detections
 from danet.data.frame_sources import ImageFiles
 from danet.data.video import Frame, Video
+from danet.inference.frame_history import FrameHistory
 from danet.inference.pipeline import GroupPrefetcher, Prefetcher
 from danet.inference.predict import FrameDetector, batches_of_equal_size
 from danet.utils.threads import available_cores
@@ -88,8 +89,10 @@ class DetectionStream:
 
     def _preprocess(self, source: ImageFiles | Video, batch: int) -> Iterator[tuple[list[Frame], Tensor, list]]:
         started = time.perf_counter()
+        history = FrameHistory(self.detector.lags)
         for frames in batches_of_equal_size(source, batch, lambda frame: frame.image.shape[:2]):
-            prepared = frames, *self.detector.preprocess([frame.image for frame in frames])
+            past = [history.add(frame) for frame in frames]
+            prepared = frames, *self.detector.preprocess([frame.image for frame in frames], past)
             self.reading_seconds += time.perf_counter() - started
             yield prepared
             started = time.perf_counter()

@@ -6,6 +6,7 @@ ACFA (Attention-guided Cross-weighting Feature Aggregator), and of a detection h
 
 import copy
 import functools
+import math
 from typing import Literal
 
 import torch
@@ -35,6 +36,7 @@ WIDTHS_AND_DEPTHS = {
 }
 NECK_WIDTH = {"danet_nano": 32}
 """Channels of the neck's feature maps; 64 for networks that are not listed."""
+MAX_LAGS = 16
 MINIMUM_SIZE = 32
 """Minimum height and width of images in pixels."""
 
@@ -43,7 +45,7 @@ class DANet(nn.Module):
     """Dynamic Attentive Network: a backbone of MBBs with SaFEMs, a neck with ACFAs, and a detection head.
 
     Section 3.1 of the paper, https://doi.org/10.1145/3581783.3612146. ``forward`` takes float images
-    ``[N, input_channels, H, W]``, normalized by ``danet.data.normalize.normalize``, and returns an ``Output``;
+    ``[N, network_channels, H, W]``, normalized by ``danet.data.normalize.normalize``, and returns an ``Output``;
     ``decode`` turns that into detections. H and W are at least 32 and need not be multiples of a stride.
 
     Raises:
@@ -65,7 +67,7 @@ class DANet(nn.Module):
         neck_width = config.neck_width or NECK_WIDTH.get(config.name, 64)
         # The options literal_* compute an equation exactly as the paper prints it, see danet.config.
         self.backbone = Backbone(
-            config.input_channels,
+            config.network_channels,
             widths,
             depths,
             safem=config.safem,
@@ -76,9 +78,9 @@ class DANet(nn.Module):
         self.head: Head = HEADS[config.head](neck_width, self.backbone.strides, len(config.classes))
 
     def forward(self, images: Tensor) -> Output:
-        if images.ndim != 4 or images.shape[1] != self.config.input_channels or min(images.shape[2:]) < MINIMUM_SIZE:
+        if images.ndim != 4 or images.shape[1] != self.config.network_channels or min(images.shape[2:]) < MINIMUM_SIZE:
             raise ValueError(
-                f"DANet: images must be [N, {self.config.input_channels}, H, W] with H, W >= {MINIMUM_SIZE}, "
+                f"DANet: images must be [N, {self.config.network_channels}, H, W] with H, W >= {MINIMUM_SIZE}, "
                 f"got {list(images.shape)}"
             )
         features = self.backbone(images)
@@ -174,7 +176,7 @@ class DANet(nn.Module):
         deployed = self.deploy(dtype=torch.float32, device=device)
         dtype, reason = candidate_dtype(device)
         if dtype is not None:
-            candidate, frames = self.deploy(dtype=dtype, device=device), generated_frames(self.config.input_channels)
+            candidate, frames = self.deploy(dtype=dtype, device=device), generated_frames(self.config.network_channels)
             deployed, why = choose(deployed, candidate, frames)
             reason = f"{reason}; {why}"
         deployed.dtype_reason = reason
@@ -185,8 +187,9 @@ def build_model(config: ModelConfig) -> DANet:
     """Builds a network with random initial weights.
 
     Raises:
-        UserError: the class names are missing or repeated, ``input_channels`` is neither 1 nor 3, ``widths`` or
-            ``depths`` are not four positive numbers, or ``groups`` does not divide a width.
+        UserError: the class names are missing or repeated, ``input_channels`` is neither 1 nor 3, ``lags`` has a
+            value that is repeated or not positive, or more than MAX_LAGS values, ``widths`` or ``depths`` are not four
+            positive numbers, or ``groups`` does not divide a width.
 
     Example:
         >>> build_model(ModelConfig(name="danet_nano", classes=["drone", "bird"])).widths
@@ -196,6 +199,10 @@ def build_model(config: ModelConfig) -> DANet:
         raise UserError(f"model.classes must be one or more distinct names, got {config.classes}")
     if config.input_channels not in (1, 3):
         raise UserError(f"model.input_channels must be 1 or 3, got {config.input_channels}")
+    if len(config.lags) > MAX_LAGS or len(set(config.lags)) != len(config.lags):
+        raise UserError(f"model.lags must be at most {MAX_LAGS} distinct numbers of seconds, got {config.lags}")
+    if not all(0 < lag < math.inf for lag in config.lags):
+        raise UserError(f"model.lags must be positive seconds, got {config.lags}")
     for name, values in (("widths", config.widths), ("depths", config.depths)):
         if values is not None and (len(values) != 4 or min(values) < 1):
             raise UserError(f"model.{name} must be four positive numbers, got {values}")

@@ -99,7 +99,7 @@ class DeployedDANet(nn.Module):
         return self.network.backbone.stem.weight.device
 
     def forward(self, images: Tensor) -> Output:
-        """Images ``[N, input_channels, H, W]`` of any float type on any device -> ``Output``, see ``DANet``."""
+        """Images ``[N, network_channels, H, W]`` of any float type on any device -> ``Output``, see ``DANet``."""
         images = images.to(device=self.device, dtype=self.input_dtype, memory_format=torch.channels_last)
         no_graph = torch.is_grad_enabled() or torch.compiler.is_compiling()
         if images.is_cuda and not no_graph and not torch.cuda.is_current_stream_capturing():

@@ -69,7 +69,7 @@ def choose(reference: Any, candidate: Any, images: Tensor) -> tuple[Any, str]:
     Args:
         reference: the network in float32.
         candidate: the network in a 16-bit dtype; it is chosen if it is faster and detects the same.
-        images: ``[N, input_channels, H, W]``, see ``generated_frames``.
+        images: ``[N, network_channels, H, W]``, see ``generated_frames``.
 
     Example:
         >>> from danet.config import ModelConfig
@@ -112,7 +112,7 @@ def compare(reference: Any, other: Any, images: Tensor) -> Differences:
     Args:
         reference: a DANet or a DeployedDANet.
         other: another one with the same architecture.
-        images: ``[N, input_channels, H, W]``, see ``generated_frames``.
+        images: ``[N, network_channels, H, W]``, see ``generated_frames``.
 
     Example:
         >>> from danet.config import ModelConfig
@@ -145,7 +145,7 @@ def measure_speedup(reference: Any, other: Any, images: Tensor) -> float:
     Args:
         reference: a network.
         other: another network.
-        images: ``[N, input_channels, H, W]``, of which the first one is used.
+        images: ``[N, network_channels, H, W]``, of which the first one is used.
 
     Example:
         >>> network = torch.nn.Conv2d(1, 1, 3)

@@ -38,7 +38,7 @@ def count_flops(model: DANet, size: tuple[int, int] = (256, 320)) -> int:
     """
     fused = model.fused()
     parameter = next(fused.buffers())
-    image = torch.zeros(1, model.config.input_channels, *size, device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros(1, model.config.network_channels, *size, device=parameter.device, dtype=parameter.dtype)
     with FlopCounterMode(display=False) as counter:
         fused(image)
     return counter.get_total_flops()

@@ -37,7 +37,7 @@ def choose_amp(model: DANet, images: Tensor) -> tuple[Literal["off", "bfloat16"]
 
     Args:
         model: the network that is trained; it does not change.
-        images: a batch ``[N, input_channels, H, W]`` of the size that is trained with.
+        images: a batch ``[N, network_channels, H, W]`` of the size that is trained with.
 
     Example:
         >>> from danet.config import ModelConfig
@@ -56,7 +56,7 @@ def measure_speedup(model: DANet, images: Tensor) -> float:
 
     Args:
         model: the network; it does not change.
-        images: a batch ``[N, input_channels, H, W]``, float32, on the CPU.
+        images: a batch ``[N, network_channels, H, W]``, float32, on the CPU.
 
     Example:
         >>> from danet.config import ModelConfig

@@ -133,7 +133,7 @@ class DistillOptions:
         from danet.distill import Distiller, load_teacher
 
         device = next(model.parameters()).device
-        channels, target = options.model.input_channels, options.target_label
+        channels, target = options.model.network_channels, options.target_label
         teachers = {
             str(scale): load_teacher(path, channels=channels, device=device) for scale, path in self.files().items()
         }

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -39,17 +40,23 @@ def write_previews(dataset: DetectionDataset, sampler: EpochSampler, folder: Pat
     """
     if not (folder / SAMPLES).is_file():
         first = sampler.order(0).reshape(-1)[:SHOWN_SAMPLES].tolist()
-        write_image(folder / SAMPLES, sample_sheet([dataset[0, index] for index in first], dataset.classes))
+        write_image(
+            folder / SAMPLES,
+            sample_sheet([dataset[0, index] for index in first], dataset.classes, channels=dataset.channels),
+        )
     if not (folder / LABELS).is_file():
         write_png(folder / LABELS, label_figure(dataset))
 
 
-def sample_sheet(samples: Sequence[Sample], classes: Sequence[str]) -> np.ndarray:
+def sample_sheet(samples: Sequence[Sample], classes: Sequence[str], *, channels: int = 1) -> np.ndarray:
     """Samples as the network sees them, with their boxes and a legend.
+
+    Further channels of a sample (``model.lags``, ``model.local_contrast``) are shown at the right of its image.
 
     Args:
         samples: at least one.
         classes: names of the model's classes.
+        channels: number of the channels of a sample that are the image, 1 or 3.
 
     Returns:
         uint8 BGR ``[H, W, 3]``.
@@ -61,20 +68,24 @@ def sample_sheet(samples: Sequence[Sample], classes: Sequence[str]) -> np.ndarra
         >>> sample_sheet([sample], ["drone"]).shape[2]
         3
     """
-    sheet = contact_sheet([_draw(sample, classes) for sample in samples], COLUMNS)
+    sheet = contact_sheet([_draw(sample, classes, channels) for sample in samples], COLUMNS)
     entries = [(PALETTE[index % len(PALETTE)], name) for index, name in enumerate(classes[:MAX_CLASSES_SHOWN])]
     ignored = PALETTE[len(classes) % len(PALETTE)]
     return add_legend(sheet, [*entries, (ignored, "ignored in training"), (UNLABELLED_COLOR, "background class")])
 
 
-def _draw(sample: Sample, classes: Sequence[str]) -> np.ndarray:
+def _draw(sample: Sample, classes: Sequence[str], channels: int) -> np.ndarray:
     """One sample as a BGR image; ignore regions have the color and the name after those of the classes."""
-    normalized = sample.image.numpy().transpose(1, 2, 0).squeeze()
-    image = np.clip(127.5 + normalized * (127.5 / RANGE_UNITS), 0, 255).astype(np.uint8)
-    side = max(image.shape[:2])
+    scaled = np.clip(127.5 + sample.image.numpy() * (127.5 / RANGE_UNITS), 0, 255).astype(np.uint8)
+    side = max(scaled.shape[1:])
     factor = TILE_PIXELS / side if side > TILE_PIXELS else max(1, TILE_PIXELS // side)
     labels = np.where(sample.ignore, len(classes), sample.labels).tolist()
-    return draw_boxes(enlarge(image, factor), sample.boxes.numpy() * factor, None, labels, [*classes, "ignored"])
+    image = np.ascontiguousarray(scaled[:channels].transpose(1, 2, 0).squeeze())
+    boxes = sample.boxes.numpy() * factor
+    drawn = [draw_boxes(enlarge(image, factor), boxes, None, labels, [*classes, "ignored"])]
+    # Show the further channels without boxes, which would hide what moves.
+    drawn += [cv2.cvtColor(enlarge(channel, factor), cv2.COLOR_GRAY2BGR) for channel in scaled[channels:]]
+    return np.hstack(drawn)
 
 
 @matplotlib.rc_context(STYLE)

@@ -176,7 +176,7 @@ def _choose_amp(options: TrainOptions, model: DANet) -> TrainOptions:
         print("measuring training steps with and without mixed precision")
     batch = max(1, options.batch // distributed.world_size())
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, options.model.input_channels, *_image_size(options), generator=generator)
+    images = torch.randn(batch, options.model.network_channels, *_image_size(options), generator=generator)
     amp, reason = choose_amp(model, images)
     if speak:
         print(f"mixed precision {amp}: {reason}")
@@ -190,6 +190,8 @@ def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecor
         options.data,
         options.model.classes,
         channels=options.model.input_channels,
+        lags=options.model.lags,
+        local_contrast=options.model.local_contrast,
         augmentation=options.augmentation,
         seed=options.seed,
         cache_bytes=options.cache_mb * 2**20 // max(1, options.workers or 0),

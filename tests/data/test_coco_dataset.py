@@ -285,3 +285,32 @@ def test_load_coco_limits_categories_and_boxes_per_image(tmp_path, content):
     with pytest.raises(UserError, match="image 7: 100001 boxes in one image; the limit is 100000"):
         load_coco(save(tmp_path, {**content, "annotations": boxes}))
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("past", "message"),
+    [
+        (5, "past must be a list of at most 64 frames, got 5"),
+        ([[0.5, "b.png"]] * 65, "past must be a list of at most 64 frames"),
+        ([["b.png", 0.5]], "past must hold pairs of positive seconds and a file name"),
+        ([[0, "b.png"]], "past must hold pairs of positive seconds and a file name"),
+        ([[float("nan"), "b.png"]], "past must hold pairs of positive seconds and a file name"),
+        ([[0.5, "missing.png"]], "there is no file .*missing.png"),
+    ],
+)
+def test_load_coco_names_invalid_earlier_frames(tmp_path, past, message):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((30, 40), np.uint8))
+    image = {"id": 1, "file_name": "a.png", "width": 40, "height": 30, "past": past}
+    content = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "drone"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        load_coco(tmp_path / "a.json")
+
+
+def test_write_coco_keeps_the_earlier_frames(tmp_path):
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((30, 40), np.uint8))
+    nothing = np.zeros((0, 4), np.float32), [], np.zeros(0, bool)
+    record = ImageRecord(tmp_path / "a.png", 40, 30, *nothing, past=((0.5, tmp_path / "b.png"),))
+    write_coco(tmp_path / "a.json", [record], ["drone"])
+    assert load_coco(tmp_path / "a.json").records[0].past == ((0.5, tmp_path / "b.png"),)

@@ -69,7 +69,7 @@ def test_dataset_ignores_sources_of_weight_0(scenes, mixed):
     for epoch in range(8):
         for index in range(1, 7):
             dataset[epoch, index]
-    assert set(dataset._cache) == set(range(1, 7))
+    assert {path.parent.name for path in dataset._cache} == {"scenes"} and len(dataset._cache) == 6
 
 
 def test_dataset_three_channels(mixed):
@@ -189,3 +189,70 @@ def test_fingerprint_depends_on_the_annotations(scenes, mixed):
     weighted = DataSource(mixed, weight=2.0)
     prints = {DetectionDataset([source], ["uav"]).fingerprint() for source in (mixed, renamed, weighted)}
     assert len(prints) == 3
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A clip of three frames in which a target moves by 6 pixels in half a second."""
+    folder = tmp_path_factory.mktemp("clip")
+    background = np.random.default_rng(0).integers(90, 110, (96, 128)).astype(np.uint8)
+    records = []
+    for index in range(3):
+        image = background.copy()
+        x = 40 + 6 * index
+        image[50:54, x : x + 4] = 200
+        path = folder / f"{index}.png"
+        cv2.imwrite(str(path), image)
+        boxes = np.array([[x, 50, x + 4, 54]], np.float32)
+        past = tuple((0.5 * (index - other), folder / f"{other}.png") for other in range(index))
+        records.append(ImageRecord(path, 128, 96, boxes, ["drone"], np.zeros(1, bool), past=past))
+    write_coco(folder / "train.json", records, ["drone"])
+    return str(folder / "train.json")
+
+
+def test_dataset_adds_the_differences_to_earlier_frames(clip):
+    dataset = DetectionDataset([clip], ["drone"], lags=[0.5, 1.0], local_contrast=True)
+    first, second, third = (dataset[index].image for index in range(3))
+    assert first.shape == (4, 96, 128)
+    assert not first[2:].any() and not second[3].any() and third[3].any()
+    assert second[2, 51, 47] > 4 and second[2, 51, 41] < -4  # where the target is, and where it was
+    assert third[3, 51, 53] > 4 and third[3, 51, 41] < -4
+    plain = DetectionDataset([clip], ["drone"])
+    assert torch.equal(plain[2].image, third[:1])
+
+
+def test_dataset_crops_all_channels_alike(clip):
+    options = Augmentation.off(crop=(48, 64), around_target=1.0, scale=(0.8, 1.5), flip=0.5)
+    dataset = DetectionDataset([clip], ["drone"], lags=[0.5], augmentation=options, seed=1)
+    for epoch in range(12):
+        sample = dataset[epoch, 1]
+        x, y = ((sample.boxes[0, :2] + sample.boxes[0, 2:]) / 2).int().tolist()
+        assert sample.image[0, y, x] > 1 and sample.image[1, y, x] > 3
+
+
+def test_dataset_varies_the_brightness_of_all_frames_alike(clip):
+    options = Augmentation.off(polarity=0.5, gamma=0.3, contrast=(0.6, 1.3), shading=0.15, blur=0.5)
+    dataset = DetectionDataset([clip], ["drone"], lags=[0.5], augmentation=options)
+    for epoch in range(12):
+        image, difference = dataset[epoch, 1].image
+        assert (difference.abs() < 1).float().mean() > 0.97  # the background does not change
+        assert difference[51, 47] * torch.sign(image[51, 47]) > 3
+
+
+def test_dataset_moves_pasted_objects_through_the_earlier_frames(clip):
+    options = Augmentation.off(copy_paste=1.0)
+    dataset = DetectionDataset([clip], ["drone"], lags=[0.5], augmentation=options)
+    moved = still = 0
+    for epoch in range(20):
+        sample = dataset[epoch, 1]
+        for x0, y0, x1, y1 in sample.boxes[1:].int().tolist():
+            peak = sample.image[1, y0 : y1 + 1, x0 : x1 + 1].max()
+            moved, still = moved + int(peak > 3), still + int(peak <= 3)
+    assert moved > 5 and moved > still
+
+
+def test_dataset_leaves_out_the_earlier_frames_at_random(clip):
+    options = Augmentation.off(past_dropout=0.5)
+    dataset = DetectionDataset([clip], ["drone"], lags=[0.5], augmentation=options)
+    empty = sum(not dataset[epoch, 1].image[1].any() for epoch in range(40))
+    assert 10 <= empty <= 30

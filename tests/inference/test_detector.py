@@ -251,3 +251,51 @@ def test_load_chooses_the_device_as_the_command_does(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises((RuntimeError, AssertionError, UserError)):  # chosen, and not there
         danet.load()
+
+
+@pytest.fixture(scope="module")
+def temporal() -> Detector:
+    torch.manual_seed(0)
+    config = ModelConfig(name="danet_nano", classes=["drone"], lags=[0.1, 0.5], local_contrast=True)
+    return Detector(build_model(config), score_threshold=0.0, max_detections=20)
+
+
+def moving_frames(count: int) -> list[np.ndarray]:
+    frames = [frame(64, 96) // 8 + 100 for _ in range(count)]
+    for index, image in enumerate(frames):
+        image[30:34, 10 + 2 * index : 14 + 2 * index] = 220
+    return frames
+
+
+def test_earlier_frames_change_the_network_input(temporal):
+    frames = moving_frames(20)
+    tensor = temporal.preprocess([frames[15]] * 3, [{}, {0.1: frames[12]}, {0.1: frames[12], 0.5: frames[0]}])[0]
+    assert tensor.shape == (3, 4, 64, 96)
+    assert torch.equal(tensor[0], temporal.preprocess([frames[15]])[0][0])
+    assert torch.equal(tensor[:, :2], tensor[:1, :2].expand(3, -1, -1, -1))
+    assert tensor[:, 2].amax((1, 2)).tolist()[0] == 0 and tensor[1, 2].max() > 4 and not tensor[1, 3].any()
+    assert torch.equal(tensor[1, 2], tensor[2, 2]) and tensor[2, 3, 32, 41] > 4
+    assert len(temporal(frames[15])) == 20
+
+
+def test_earlier_frames_of_another_size_or_dtype_are_not_used(temporal):
+    frames = moving_frames(2)
+    others = [frames[0][:-1], frames[0].astype(np.uint16)]
+    tensor = temporal.preprocess([frames[1]] * 2, [{0.1: other} for other in others])[0]
+    assert not tensor[:, 2].any()
+
+
+def test_stream_compares_frames_with_earlier_ones(temporal, tmp_path):
+    frames = moving_frames(20)
+    with VideoWriter(tmp_path / "a.mkv", 30.0) as video:
+        for image in frames:
+            video.write(image)
+    streamed = list(temporal.stream(tmp_path / "a.mkv", batch=4))
+    assert len(streamed) == 20
+    decoded = [each.image for each, _ in streamed]
+    past = [{lag: decoded[i - step] for lag, step in ((0.1, 3), (0.5, 15)) if i >= step} for i in range(20)]
+    for index in (0, 3, 19):
+        expected = temporal.postprocess(*temporal.forward(*temporal.preprocess([decoded[index]], [past[index]])))[0]
+        assert_same(streamed[index][1], expected)
+    # The same frame as a single image gives other scores: the earlier frames have an effect.
+    assert not torch.equal(streamed[19][1].scores, temporal(decoded[19]).scores)

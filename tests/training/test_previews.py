@@ -30,8 +30,16 @@ def test_sample_sheet_colors_tell_classes_ignored_and_background():
 def test_sample_sheet_arranges_samples_of_any_size():
     none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
     samples = [Sample(torch.randn(3, 700, 500), *none)] * SHOWN_SAMPLES
-    sheet = sample_sheet(samples, ["drone"])
+    sheet = sample_sheet(samples, ["drone"], channels=3)
     assert COLUMNS * 220 < sheet.shape[1] < COLUMNS * 340 and sheet.std() > 5
+
+
+def test_sample_sheet_shows_further_channels_beside_the_image():
+    none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
+    image = torch.stack([torch.full((64, 64), value) for value in (-1.0, 0.0, 1.0)])
+    sheet = sample_sheet([Sample(image, *none)], ["drone"])
+    shown = {tuple(color) for color in sheet.reshape(-1, 3).tolist()}
+    assert {(63, 63, 63), (127, 127, 127), (191, 191, 191)} <= shown
 
 
 def test_label_figure_counts_boxes(tmp_path):

@@ -63,13 +63,23 @@ def _json_name(dataset: CocoDataset) -> str:
 def _copy(record: ImageRecord, dataset: CocoDataset, prefix: str, options: Options, out: ImportFolder) -> ImageRecord:
     """Copies an image, and checks that it has the size that the json states."""
     folder = os.path.abspath(options.images or dataset.path.parent)
-    parts = Path(os.path.relpath(record.path, folder)).parts
-    name = "/".join(part for part in parts if part != "..").removeprefix("images/")
-    path, width, height = out.copy(record.path, prefix + name.removeprefix(prefix))
+    path, width, height = out.copy(record.path, _stored_name(record.path, folder, prefix))
     if (width, height) != (record.width, record.height):
         said = f"the image is {width} x {height}, the json says {record.width} x {record.height}"
         raise UserError(f"{record.path}: {said}")
-    return replace(record, path=path)
+    past = tuple((seconds, _copy_past(file, folder, prefix, out)) for seconds, file in record.past)
+    return replace(record, path=path, past=past)
+
+
+def _copy_past(file: Path, folder: str, prefix: str, out: ImportFolder) -> Path:
+    """Copies an earlier frame of an image to the place that it has as an image of its own."""
+    return out.copy(file, _stored_name(file, folder, prefix))[0]
+
+
+def _stored_name(file: Path, folder: str, prefix: str) -> str:
+    parts = Path(os.path.relpath(file, folder)).parts
+    name = "/".join(part for part in parts if part != "..").removeprefix("images/")
+    return prefix + name.removeprefix(prefix)
 
 
 def _merge(records: Sequence[ImageRecord], out: ImportFolder) -> list[ImageRecord]:

@@ -49,6 +49,8 @@ MAX_CUT_DISTANCE_BITS = 144
 """Largest distance, of 1024 bits, between the average hashes of two frames between which a recording was only cut. On
 255 videos whose recordings are known, this finds 161 of 163 such pairs, and joins 13 of 88 others, which is
 harmless."""
+MAX_FRAMES_PER_SECOND = 1000.0
+"""A video that states a higher rate has a damaged header."""
 ORIGINAL_FOLDER = Path("Data", "Video_IR")
 """Folder of the infrared videos in the original repository, Drone-detection-dataset."""
 
@@ -76,6 +78,9 @@ class Options(ImportOptions):
 
     class_stride: dict[str, int] = field(default_factory=dict)
     """Different strides for the videos of some classes, such as '{bird: 15, airplane: 15}'."""
+
+    lags: list[float] = field(default_factory=list)
+    """Seconds: for each imported frame, also store the frames that much earlier, for networks with `model.lags`."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,15 @@ def import_svanstrom(options: Options) -> None:
     for name in options.class_stride:
         if name not in CLASSES:
             raise UserError(f"--class_stride: unknown class {name!r}; choose from {', '.join(CLASSES)}")
+    for lag in options.lags:
+        if not 0 < lag < math.inf:
+            raise UserError(f"--lags: must be positive seconds, got {lag}")
     videos = find_videos(Path(options.source), options.split, quiet=options.quiet)
     records: dict[str, list[ImageRecord]] = {}
     with ImportFolder(options) as out:
         for video in track(videos, "importing videos", quiet=options.quiet):
             stride = options.class_stride.get(video.category, options.stride)
-            records.setdefault(video.split, []).extend(import_video(video, out, stride))
+            records.setdefault(video.split, []).extend(import_video(video, out, stride, options.lags))
         for split, items in records.items():
             out.write(f"{split}.json", items, CLASSES)
         if videos[0].expected is None:
@@ -222,35 +230,54 @@ def _mp4s(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.mp4") if not path.name.startswith("._"))
 
 
-def import_video(video: Video, out: ImportFolder, stride: int) -> list[ImageRecord]:
+def import_video(video: Video, out: ImportFolder, stride: int, lags: Sequence[float] = ()) -> list[ImageRecord]:
     """Stores every ``stride``-th frame of a video, also those without boxes, and returns their records.
+
+    For each of these frames and each of the ``lags`` in seconds, the frame that much earlier is stored, too.
 
     Raises:
         UserError: if the video or its labels cannot be read, their numbers of frames differ, or a count differs from
-            splits.json.
+            splits.json; or if there are lags and the video does not state its frames per second.
     """
     labels = video.labels if video.labels is not None else read_labels(_label_file(video.path))
     if video.expected is not None:
         check_counts(video, labels)
+    steps = {lag: max(1, round(lag * _frame_rate(video.path))) for lag in lags}
     records = []
+    stored: dict[int, Path] = {}
     decoded = 0
-    for index, image in decode(video.path, stride):
+    for index, image in decode(video.path, stride, ahead=(0, *steps.values())):
         decoded = index + 1
         if image is None or index >= len(labels):
             continue
-        path = out.save_png(image, f"{video.name}/{index:06d}.png")
+        path = stored[index] = out.save_png(image, f"{video.name}/{index:06d}.png")
+        if index % stride:
+            continue
         boxes = [box for found in labels[index].values() for box in found]
         names = [name for name, found in labels[index].items() for _ in found]
         size = image.shape[1], image.shape[0]
-        extras = {"video": video.name, "frame": index, "recording": video.recording}
+        past = tuple((lag, stored[index - step]) for lag, step in steps.items() if index >= step)
+        extras = {"video": video.name, "frame": index, "recording": video.recording, "past": past}
         records.append(out.record(path, size, boxes, names, place=f"{video.name} frame {index}", **extras))
     if decoded != len(labels):
         raise UserError(f"{video.path}: {decoded} frames can be decoded, but {len(labels)} are labelled")
     return records
 
 
-def decode(path: Path, stride: int) -> Iterator[tuple[int, np.ndarray | None]]:
-    """Yields the index of each frame and, for every ``stride``-th frame, its grey image, uint8 ``[H, W]``, else None.
+def _frame_rate(path: Path) -> float:
+    """Frames per second that a video states."""
+    capture = cv2.VideoCapture(str(path))
+    rate = float(capture.get(cv2.CAP_PROP_FPS))
+    capture.release()
+    if not 0 < rate < MAX_FRAMES_PER_SECOND:
+        raise UserError(f"{path}: states no frame rate, which --lags needs, got {rate}")
+    return rate
+
+
+def decode(path: Path, stride: int, ahead: Sequence[int] = (0,)) -> Iterator[tuple[int, np.ndarray | None]]:
+    """Yields the index of each frame and, for some frames, the grey image, uint8 ``[H, W]``, else None.
+
+    These frames are the ``stride``-th ones, and those that come a number of frames in ``ahead`` before one of them.
 
     Raises:
         UserError: if the video is missing or cannot be opened.
@@ -264,7 +291,7 @@ def decode(path: Path, stride: int) -> Iterator[tuple[int, np.ndarray | None]]:
         index = 0
         while capture.grab():
             image = None
-            if index % stride == 0:
+            if any((index + step) % stride == 0 for step in ahead):
                 decoded, image = capture.retrieve()
                 if not decoded:
                     return

@@ -16,6 +16,8 @@ from danet.data.video_writer import VideoWriter
 from danet.utils.progress import track
 
 FPS = 30.0
+LAGS = (0.1, 0.5, 1.0)
+"""Seconds of the earlier frames that are listed for each frame."""
 MARGIN_PIXELS = 40
 """Width of the background beyond the frame on each side, over which the camera drifts."""
 
@@ -110,7 +112,8 @@ def write_video(
     drift = SmoothMotion(rng, (8.0, 25.0)), SmoothMotion(rng, (8.0, 25.0))
 
     (folder / "video").mkdir()
-    records = []
+    records: list[ImageRecord] = []
+    steps = {lag: round(lag * FPS) for lag in LAGS}
     with VideoWriter(folder / "video.mp4", FPS) as video:
         for index in track(range(frames), "making the video", quiet=quiet):
             seconds = index / FPS
@@ -132,6 +135,7 @@ def write_video(
             path.write_bytes(cv2.imencode(".png", frame)[1].tobytes())
             ignore = np.array(lost, bool)
             corners = np.array(boxes, np.float32).reshape(-1, 4)
-            origin: dict[str, Any] = {"video": "video", "frame": index, "recording": recording}
+            past = tuple((lag, records[index - step].path) for lag, step in steps.items() if index >= step)
+            origin: dict[str, Any] = {"video": "video", "frame": index, "recording": recording, "past": past}
             records.append(ImageRecord(path, width, height, corners, labels, ignore, **origin))
     return records

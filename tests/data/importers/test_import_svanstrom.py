@@ -12,7 +12,7 @@ import pytest
 from danet.data.__main__ import main
 from danet.data.coco_dataset import load_coco
 from danet.data.importers import svanstrom
-from danet.data.importers.svanstrom import check_counts, find_recordings, find_videos, read_labels
+from danet.data.importers.svanstrom import check_counts, decode, find_recordings, find_videos, read_labels
 from danet.data.video_writer import VideoWriter
 from danet.utils.errors import UserError
 
@@ -93,6 +93,24 @@ def test_svanstrom_keeps_frames_without_boxes(videos, tmp_path):
     records = load_coco(tmp_path / "out").records
     assert [item.frame for item in records if not item.names] == [304, 305]
     assert [item.frame for item in records] == list(range(len(records)))
+
+
+def test_svanstrom_stores_the_frames_at_the_lags(videos, tmp_path):
+    source = subset(videos, tmp_path / "in", ["IR_DRONE_067"])
+    assert run(source, "--stride", "20", "--lags", "0.1", "1.0", "--quiet") == 0
+    records = load_coco(tmp_path / "out").records
+    assert [item.frame for item in records] == list(range(0, 306, 20))
+    past = [[(lag, file.name) for lag, file in item.past] for item in records[:3]]
+    assert past == [[], [(0.1, "000017.png")], [(0.1, "000037.png"), (1.0, "000010.png")]]
+    frames = [image for _, image in decode(videos / "IR_DRONE_067.mp4", 1)]
+    for _, file in records[2].past:
+        assert (cv2.imread(str(file), cv2.IMREAD_UNCHANGED) == frames[int(file.stem)]).all()
+    # The frames survive a split of the dataset and an import of its json.
+    json = tmp_path / "out/train.json"
+    assert main(["import", "coco", str(json), str(tmp_path / "copy"), "--quiet"]) == 0
+    copied = load_coco(tmp_path / "copy").records
+    assert [[(lag, file.name) for lag, file in item.past] for item in copied[:3]] == past
+    assert all(file.is_relative_to(tmp_path / "copy") for item in copied for _, file in item.past)
 
 
 def test_svanstrom_imports_splits_into_one_folder(videos, tmp_path):

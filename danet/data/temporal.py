@@ -1,0 +1,208 @@
+"""Input channels that compare an image with its past and with its neighborhood (our decision).
+
+A small dim target is often invisible in a single frame: a person sees it because it moves. With ``model.lags``, the
+network gets, for each lag, the difference to the frame that many seconds before, after the motion of the camera has
+been removed. With ``model.local_contrast``, it gets the image again with its local mean and deviation removed, so that
+a dark band of sky keeps its own scale beside bright clouds.
+
+Images are ``[H, W]``, uint8 or uint16, of one size.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+from danet.data.normalize import CLIP_UNITS
+
+T = TypeVar("T")
+
+LAG_TOLERANCE = 0.25
+"""A frame stands for the frame at a lag if its age differs from the lag by at most this fraction of it."""
+MAX_SHIFT_FRACTION = 0.4
+"""Larger shifts, as a fraction of the side of the image, are not believed."""
+MIN_SHIFT_PIXELS = 0.1
+"""Smaller shifts are not corrected: interpolation would change the image more than the shift does."""
+CUT_FRACTION = 0.12
+"""Median absolute difference of two frames, in spans, above which the video was cut between them."""
+SMOOTHING_PIXELS = 1.0
+"""Standard deviation of the Gaussian that smooths a difference: its noise falls by 3.5, a target of 3 pixels by less
+than 2."""
+NOISE_UNITS = 0.25
+"""Standard deviation of the noise in a difference channel."""
+MIN_NOISE_SPANS = 1 / 256
+"""Lower bound of the noise of a difference in spans: compressed video has areas without any noise."""
+MIN_DEVIATION_SPANS = 1 / 64
+"""Lower bound of the local deviation in spans: in flat areas, it would otherwise show the blocks of the compression."""
+NEIGHBORHOOD_PIXELS = 31
+"""Side of the square over which the local contrast is measured."""
+
+
+def align(past: np.ndarray, image: np.ndarray, span: float) -> np.ndarray | None:
+    """Shifts an earlier frame so that its background covers that of ``image``.
+
+    The shift is found by phase correlation at half of the resolution, and is used only if it makes the frames more
+    similar than no shift. Where the earlier frame shows nothing, the result has the pixels of ``image``.
+
+    Args:
+        past, image: ``[H, W]``, uint8 or uint16.
+        span: span of the intensities of ``image``, see ``danet.data.normalize.intensity_range``.
+
+    Returns:
+        ``[H, W]`` of the same dtype, or None if the frames show different scenes, as after a cut.
+
+    Example:
+        >>> image = np.random.default_rng(0).integers(0, 255, (64, 96), np.uint8)
+        >>> aligned = align(np.roll(image, 4, axis=1), image, span=250.0)
+        >>> bool((aligned[:, :90] == image[:, :90]).all())
+        True
+    """
+    if past.shape != image.shape:
+        return None
+    candidates = [past]
+    shift = _global_shift(past, image)
+    if shift is not None:
+        candidates.append(_translate(past, shift, image))
+    differences = [np.abs(_centered_difference(image, each)) for each in candidates]
+    # Compare means, because the median of a flat sky is zero with any shift; limit the weight of moving targets.
+    best = int(np.argmin([np.minimum(difference, span / 4).mean() for difference in differences]))
+    return candidates[best] if np.median(differences[best]) <= CUT_FRACTION * span else None
+
+
+def _global_shift(past: np.ndarray, image: np.ndarray) -> np.ndarray | None:
+    """The shift (x, y) in pixels from ``past`` to ``image``; None if it is too small or too large to correct."""
+    height, width = (side // 2 for side in image.shape)
+    scaled = [cv2.resize(each, (width, height), interpolation=cv2.INTER_AREA) for each in (past, image)]
+    # Remove the mean: otherwise the window itself is the strongest pattern of both frames.
+    first, second = (each.astype(np.float32) - np.float32(each.mean()) for each in scaled)
+    (x, y), _ = cv2.phaseCorrelate(first, second, cv2.createHanningWindow((width, height), cv2.CV_32F))
+    shift = np.array([x * image.shape[1] / width, y * image.shape[0] / height])
+    is_small = np.abs(shift).max() < MIN_SHIFT_PIXELS
+    is_large = (np.abs(shift) > MAX_SHIFT_FRACTION * np.array(image.shape[::-1])).any()
+    return None if is_small or is_large or not np.isfinite(shift).all() else shift
+
+
+def _translate(past: np.ndarray, shift: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """``past`` shifted by (x, y) pixels; places that it does not cover have the pixels of ``image``."""
+    whole = np.rint(shift)
+    shift = whole if np.abs(shift - whole).max() < MIN_SHIFT_PIXELS else shift
+    matrix = np.array([[1.0, 0.0, shift[0]], [0.0, 1.0, shift[1]]])
+    # A transparent border keeps the pixels of the destination.
+    return cv2.warpAffine(
+        past, matrix, image.shape[::-1], dst=image.copy(), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT
+    )
+
+
+def _centered_difference(image: np.ndarray, past: np.ndarray) -> np.ndarray:
+    """The difference of every third pixel, minus its median, which is a change of the sensor's offset."""
+    difference = image[::3, ::3].astype(np.float32) - past[::3, ::3]
+    return difference - np.median(difference)
+
+
+def temporal_difference(image: np.ndarray, past: np.ndarray | None, span: float) -> np.ndarray:
+    """The smoothed difference to an aligned earlier frame, in units of its noise.
+
+    Args:
+        image: ``[H, W]``, uint8 or uint16.
+        past: the frame from ``align``, or None for a difference of zero.
+        span: span of the intensities of ``image``.
+
+    Returns:
+        float32 ``[H, W]``; the noise has a standard deviation of NOISE_UNITS, values are clipped to +-CLIP_UNITS.
+
+    Example:
+        >>> image = np.full((64, 96), 100, np.uint8)
+        >>> moved = image.copy()
+        >>> moved[20:24, 30:34] = 120
+        >>> float(temporal_difference(moved, image, span=64.0).max()) > 4
+        True
+    """
+    if past is None:
+        return np.zeros(image.shape, np.float32)
+    difference = cv2.subtract(image, past, dtype=cv2.CV_32F)
+    difference = cv2.GaussianBlur(difference, (0, 0), SMOOTHING_PIXELS)
+    sparse = difference[::3, ::3]
+    offset = float(np.median(sparse))
+    noise = 1.4826 * float(np.median(np.abs(sparse - offset)))  # the standard deviation of a normal distribution
+    difference -= np.float32(offset)
+    difference *= np.float32(NOISE_UNITS / max(noise, MIN_NOISE_SPANS * span))
+    return np.clip(difference, -CLIP_UNITS, CLIP_UNITS, out=difference)
+
+
+def local_contrast(image: np.ndarray, span: float) -> np.ndarray:
+    """The image minus its local mean, divided by its local standard deviation.
+
+    Args:
+        image: ``[H, W]``, uint8 or uint16.
+        span: span of the intensities of ``image``.
+
+    Returns:
+        float32 ``[H, W]``, clipped to +-CLIP_UNITS. Mean and deviation are those of the NEIGHBORHOOD_PIXELS around each
+        pixel; the deviation is at least MIN_DEVIATION_SPANS * span.
+
+    Example:
+        >>> image = np.full((64, 96), 100, np.uint8)
+        >>> image[20:23, 30:33] = 110
+        >>> float(local_contrast(image, span=64.0)[21, 31]) > 4
+        True
+    """
+    values = image.astype(np.float32)
+    size = NEIGHBORHOOD_PIXELS, NEIGHBORHOOD_PIXELS
+    mean = cv2.blur(values, size, borderType=cv2.BORDER_REFLECT_101)
+    values -= mean
+    deviation = cv2.blur(values * values, size, borderType=cv2.BORDER_REFLECT_101)
+    cv2.sqrt(deviation, dst=deviation)
+    np.maximum(deviation, MIN_DEVIATION_SPANS * span, out=deviation)
+    values /= deviation
+    return np.clip(values, -CLIP_UNITS, CLIP_UNITS, out=values)
+
+
+def extra_channels(
+    image: np.ndarray, past: Sequence[np.ndarray | None], span: float, *, with_local_contrast: bool
+) -> np.ndarray:
+    """All channels that ``model.local_contrast`` and ``model.lags`` add to the normalized image.
+
+    Args:
+        image: ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16.
+        past: for each lag the grey frame from ``align``, or None.
+        span: span of the intensities of ``image``.
+        with_local_contrast: whether the local contrast is the first channel.
+
+    Returns:
+        float32 ``[E, H, W]``: the local contrast, then one difference for each lag.
+
+    Example:
+        >>> extra_channels(np.zeros((64, 96), np.uint8), [None, None], 64.0, with_local_contrast=True).shape
+        (3, 64, 96)
+    """
+    grey = to_grey(image)
+    channels = [local_contrast(grey, span)] if with_local_contrast else []
+    channels += [temporal_difference(grey, each, span) for each in past]
+    return np.stack(channels) if channels else np.zeros((0, *grey.shape), np.float32)
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """Converts ``[H, W, 3]`` (BGR) to ``[H, W]``; a grey image is returned as it is."""
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+
+
+def choose_frames(frames: Iterable[tuple[float, T]], lags: Sequence[float]) -> dict[float, T]:
+    """Chooses for each lag the frame whose age is nearest to it.
+
+    Args:
+        frames: earlier frames, as pairs of their age in seconds and anything that stands for the frame.
+        lags: in seconds. A lag without a frame whose age differs by at most LAG_TOLERANCE of it is left out.
+
+    Example:
+        >>> choose_frames([(0.1, "a"), (0.52, "b"), (0.6, "c")], lags=[0.1, 0.5, 1.0])
+        {0.1: 'a', 0.5: 'b'}
+    """
+    chosen = {}
+    known = list(frames)
+    for lag in lags:
+        age, frame = min(known, key=lambda pair: abs(pair[0] - lag), default=(math.inf, None))
+        if frame is not None and abs(age - lag) <= LAG_TOLERANCE * lag:
+            chosen[lag] = frame
+    return chosen
