@@ -82,6 +82,15 @@ class Augmentation:
     copy_paste: float = 0.25
     """Probability of pasting one or two objects (targets or distractors) of a random training image."""
 
+    paste_scale: tuple[float, float] = (0.7, 1.3)
+    """Minimum and maximum magnification of a pasted object."""
+
+    paste_contrast: tuple[float, float] = (1.0, 1.0)
+    """Minimum and maximum factor of the contrast of a pasted object; its logarithm is uniformly distributed."""
+
+    paste_visibility: float = 3.0
+    """An object is pasted only where its contrast is at least this many standard deviations of the pixels there."""
+
     past_dropout: float = 0.2
     """With `model.lags`: probability of training on an image without its earlier frames, as on a single image."""
 
@@ -109,7 +118,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.crop is not None and min(self.crop) < 1:
             raise UserError(f"crop must be two positive numbers of pixels, got {self.crop}")
-        for name in ("scale", "contrast"):
+        for name in ("scale", "contrast", "paste_scale", "paste_contrast"):
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
                 raise UserError(f"{name} must be two positive numbers, the smaller first, got {(low, high)}")
@@ -125,7 +134,7 @@ class Augmentation:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        for name in ("gamma", "shading", "noise", "min_size"):
+        for name in ("gamma", "shading", "noise", "min_size", "paste_visibility"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.rotation <= 45:
@@ -139,5 +148,5 @@ class Augmentation:
             >>> Augmentation.off(flip=1.0).noise
             0.0
         """
-        nothing = {item.name: 0.0 for item in fields(cls)}
+        nothing: dict[str, Any] = {item.name: 0.0 for item in fields(cls) if not item.name.startswith("paste_")}
         return cls(**{**nothing, "crop": None, "scale": (1.0, 1.0), "contrast": (1.0, 1.0), **changes})

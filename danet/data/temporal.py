@@ -36,6 +36,8 @@ MIN_NOISE_SPANS = 1 / 256
 """Lower bound of the noise of a difference in spans: compressed video has areas without any noise."""
 MIN_DEVIATION_SPANS = 1 / 64
 """Lower bound of the local deviation in spans: in flat areas, it would otherwise show the blocks of the compression."""
+SPARSE = np.s_[::4, ::4]
+"""The pixels of which medians are computed."""
 NEIGHBORHOOD_PIXELS = 31
 """Side of the square over which the local contrast is measured."""
 
@@ -62,17 +64,27 @@ def align(past: np.ndarray, image: np.ndarray, span: float) -> np.ndarray | None
     if past.shape != image.shape:
         return None
     candidates = [past]
-    shift = _global_shift(past, image)
+    shift = global_shift(past, image)
     if shift is not None:
         candidates.append(_translate(past, shift, image))
-    differences = [np.abs(_centered_difference(image, each)) for each in candidates]
+    differences = [_absolute_difference(image, each) for each in candidates]
     # Compare means, because the median of a flat sky is zero with any shift; limit the weight of moving targets.
-    best = int(np.argmin([np.minimum(difference, span / 4).mean() for difference in differences]))
+    best = 0
+    if shift is not None:
+        best = int(np.argmin([np.minimum(difference, span / 4).mean() for difference in differences]))
     return candidates[best] if np.median(differences[best]) <= CUT_FRACTION * span else None
 
 
-def _global_shift(past: np.ndarray, image: np.ndarray) -> np.ndarray | None:
-    """The shift (x, y) in pixels from ``past`` to ``image``; None if it is too small or too large to correct."""
+def global_shift(past: np.ndarray, image: np.ndarray) -> np.ndarray | None:
+    """The shift (x, y) in pixels from ``past`` to ``image``, both ``[H, W]``.
+
+    None if the shift is too small or too large to correct.
+
+    Example:
+        >>> image = cv2.blur(np.random.default_rng(0).integers(0, 255, (128, 160), np.uint8), (5, 5))
+        >>> global_shift(np.roll(image, 4, axis=1), image).round().tolist()
+        [-4.0, 0.0]
+    """
     height, width = (side // 2 for side in image.shape)
     scaled = [cv2.resize(each, (width, height), interpolation=cv2.INTER_AREA) for each in (past, image)]
     # Remove the mean: otherwise the window itself is the strongest pattern of both frames.
@@ -95,18 +107,19 @@ def _translate(past: np.ndarray, shift: np.ndarray, image: np.ndarray) -> np.nda
     )
 
 
-def _centered_difference(image: np.ndarray, past: np.ndarray) -> np.ndarray:
-    """The difference of every third pixel, minus its median, which is a change of the sensor's offset."""
-    difference = image[::3, ::3].astype(np.float32) - past[::3, ::3]
-    return difference - np.median(difference)
+def _absolute_difference(image: np.ndarray, past: np.ndarray) -> np.ndarray:
+    """The absolute difference of some pixels, minus its median, which is a change of the sensor's offset."""
+    difference = image[SPARSE].astype(np.float32) - past[SPARSE]
+    difference -= np.median(difference)
+    return np.abs(difference, out=difference)
 
 
-def temporal_difference(image: np.ndarray, past: np.ndarray | None, span: float) -> np.ndarray:
+def temporal_difference(image: np.ndarray, past: np.ndarray, span: float) -> np.ndarray:
     """The smoothed difference to an aligned earlier frame, in units of its noise.
 
     Args:
         image: ``[H, W]``, uint8 or uint16.
-        past: the frame from ``align``, or None for a difference of zero.
+        past: the frame from ``align``.
         span: span of the intensities of ``image``.
 
     Returns:
@@ -119,11 +132,9 @@ def temporal_difference(image: np.ndarray, past: np.ndarray | None, span: float)
         >>> float(temporal_difference(moved, image, span=64.0).max()) > 4
         True
     """
-    if past is None:
-        return np.zeros(image.shape, np.float32)
     difference = cv2.subtract(image, past, dtype=cv2.CV_32F)
     difference = cv2.GaussianBlur(difference, (0, 0), SMOOTHING_PIXELS)
-    sparse = difference[::3, ::3]
+    sparse = difference[SPARSE]
     offset = float(np.median(sparse))
     noise = 1.4826 * float(np.median(np.abs(sparse - offset)))  # the standard deviation of a normal distribution
     difference -= np.float32(offset)
@@ -166,7 +177,7 @@ def extra_channels(
 
     Args:
         image: ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16.
-        past: for each lag the grey frame from ``align``, or None.
+        past: for each lag the grey frame from ``align``, or None for a difference of zero.
         span: span of the intensities of ``image``.
         with_local_contrast: whether the local contrast is the first channel.
 
@@ -178,9 +189,12 @@ def extra_channels(
         (3, 64, 96)
     """
     grey = to_grey(image)
-    channels = [local_contrast(grey, span)] if with_local_contrast else []
-    channels += [temporal_difference(grey, each, span) for each in past]
-    return np.stack(channels) if channels else np.zeros((0, *grey.shape), np.float32)
+    channels = np.empty((with_local_contrast + len(past), *grey.shape), np.float32)
+    if with_local_contrast:
+        channels[0] = local_contrast(grey, span)
+    for index, each in enumerate(past, int(with_local_contrast)):
+        channels[index] = 0.0 if each is None else temporal_difference(grey, each, span)
+    return channels
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def vary_frame(
     """First half of ``augment``, on the whole frame: pastes objects, then applies photometric distortion."""
     if rng.random() < options.copy_paste:
         for _ in range(rng.integers(1, 3)):
-            frame = paste_object(frame, frame if donor is None else donor, rng)
+            frame = paste_object(frame, frame if donor is None else donor, rng, options)
     image, past = _photometric_distortion(frame, rng, options)
     return frame._replace(image=image, past=past)
 
@@ -311,7 +311,9 @@ def change_contrast(image: np.ndarray, box: np.ndarray, factor: float) -> None:
     region += (factor - 1.0) * _per_channel(window, image) * (region - _border_level(region))
 
 
-def paste_object(frame: AnnotatedImage, donor: AnnotatedImage, rng: np.random.Generator) -> AnnotatedImage:
+def paste_object(
+    frame: AnnotatedImage, donor: AnnotatedImage, rng: np.random.Generator, options: Augmentation
+) -> AnnotatedImage:
     """Pastes a random object of ``donor``, randomly flipped and scaled, at a free place of ``frame``.
 
     The object's difference from its surroundings, in units of the span, is added with soft edges. The frame is returned
@@ -335,10 +337,12 @@ def paste_object(frame: AnnotatedImage, donor: AnnotatedImage, rng: np.random.Ge
         patch = patch[:, ::-1]
         box = np.array([patch.shape[1] - box[2], box[1], patch.shape[1] - box[0], box[3]], np.float32)
     before = np.array(patch.shape[1::-1])
-    after = np.maximum(np.rint(before * rng.uniform(0.7, 1.3)).astype(int), 3)
+    after = np.maximum(np.rint(before * rng.uniform(*options.paste_scale)).astype(int), 3)
     method = cv2.INTER_AREA if after[0] < before[0] else cv2.INTER_LINEAR
     patch = cv2.resize(patch, after.tolist(), interpolation=method)
     box = box * np.tile(after / before, 2)
+    if options.paste_contrast != (1.0, 1.0):
+        patch = patch * np.float32(math.exp(rng.uniform(*np.log(options.paste_contrast))))
 
     # Find a place without other boxes where the object is visible.
     for _ in range(8):
@@ -346,7 +350,7 @@ def paste_object(frame: AnnotatedImage, donor: AnnotatedImage, rng: np.random.Ge
         (x, y), (right, bottom) = place, place + after
         region = frame.image[y:bottom, x:right]
         occupied = intersection(frame.boxes, np.array([x, y, right, bottom])).any()
-        if occupied or np.abs(patch).max() < 3 * region.std():
+        if occupied or np.abs(patch).max() < options.paste_visibility * region.std():
             continue
         image = frame.image.copy()
         add_patch(image, patch, (x, y))

@@ -10,10 +10,12 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from danet.data.coco_dataset import ImageRecord, write_coco
+from danet.data.class_map import IGNORE
+from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
 from danet.data.dataset_summary import write_summary
 from danet.data.synthetic.clip import write_video
 from danet.data.synthetic.scene import CATEGORIES, make_scene
+from danet.data.synthetic.stress import TARGET, make_stress_set
 from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import write_text
@@ -48,6 +50,11 @@ class Options:
     seed: int = 0
     """Seed; the same seed gives the same files. A scene depends only on the seed and on its number."""
 
+    stress: str | None = None
+    """COCO json of real frames, better with earlier frames (`danet data import ... --lags`). Instead of scenes, makes a
+    stress set: tiny dim targets, half of them moving, are pasted into some of these frames. The output is moving.json,
+    still.json and their images; --images is the number of targets in each."""
+
     overwrite: bool = False
     """Replace a folder that this command has written before."""
 
@@ -65,7 +72,7 @@ def synthesize(options: Options) -> None:
     out = Path(options.out)
     try:
         with _new_folder(out) as folder:
-            written = _write(folder, size, options)
+            written = _write_stress(folder, options) if options.stress else _write(folder, size, options)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from error
     write_summary({out / name: records for name, records in written.items()}, json=options.json, quiet=options.quiet)
@@ -83,6 +90,19 @@ def _write(folder: Path, size: tuple[int, int], options: Options) -> dict[str, l
         written["video.json"] = write_video(folder, seed, options.video_frames, size, options.bits, options.quiet)
     for name, records in written.items():
         write_coco(folder / name, records, CATEGORIES)
+    write_text(folder / MARKER_FILE, cli.dump(options))
+    return written
+
+
+def _write_stress(folder: Path, options: Options) -> dict[str, list[ImageRecord]]:
+    """Writes the two stress sets; returns the records of each json."""
+    frames = load_coco(str(options.stress)).records
+    written = {}
+    for name, moving in (("moving", True), ("still", False)):
+        seed = (options.seed, 3, int(moving))
+        made = make_stress_set(frames, folder / name, options.images, seed, moving=moving, quiet=options.quiet)
+        written[f"{name}.json"] = made
+        write_coco(folder / f"{name}.json", made, [TARGET, IGNORE])
     write_text(folder / MARKER_FILE, cli.dump(options))
     return written
 
@@ -114,6 +134,8 @@ def _check(options: Options) -> tuple[int, int]:
     for name in ("images", "val_images", "video_frames", "seed"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name} must be 0 or more, got {getattr(options, name)}")
+    if options.stress and options.images == 0:
+        raise UserError("--stress: nothing to make, because --images is 0")
     if options.images + options.val_images + options.video_frames == 0:
         raise UserError("nothing to make: --images, --val_images and --video_frames are all 0")
     out = Path(options.out)

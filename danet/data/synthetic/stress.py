@@ -1,0 +1,176 @@
+"""A stress set: tiny dim targets in real frames, before dark sky and beside clouds (our decision).
+
+Detectors miss such targets most often. In each frame, one target is added to the pixels at a place that is dark, or
+structured, or random. In the earlier frames of the frame (``ImageRecord.past``), the target is where it was then. The
+same frames without a target are in the set as well: every detection in them is a false alarm.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from danet.boxes import intersection
+from danet.data.class_map import IGNORE
+from danet.data.coco_dataset import ImageRecord
+from danet.data.temporal import global_shift, to_grey
+from danet.data.transforms import add_patch
+from danet.utils.errors import UserError
+from danet.utils.image_io import read_image
+from danet.utils.progress import track
+
+TARGET = "drone"
+SIZE_PIXELS = (3.0, 10.0)
+"""Minimum and maximum side of a box; like labels of real videos, it is twice as large as the visible core."""
+CONTRAST_COUNTS = (2.0, 10.0)
+"""Minimum and maximum brightness of a target above its surroundings, in counts of an 8-bit image."""
+SPEED_PIXELS_PER_S = (5.0, 60.0)
+ASPECT = (1.0, 2.0)
+"""Ratio of the width of a target to its height."""
+PLACES: tuple[Literal["dark", "structured", "random"], ...] = ("dark", "structured", "random")
+CANDIDATES = 40
+"""Number of random places among which a dark or structured one is chosen."""
+SURROUNDINGS_PIXELS = 25
+"""Side of the square around a place whose brightness and structure are measured."""
+NEARBY_PIXELS = 9
+"""Side of the square around a place that may vary by no more than the contrast of the target."""
+MARGIN_PIXELS = 12
+"""Minimum distance of a target to the border of the image and to other objects."""
+
+
+def make_stress_set(
+    frames: Sequence[ImageRecord], folder: Path, count: int, seed: Sequence[int], *, moving: bool, quiet: bool = True
+) -> list[ImageRecord]:
+    """Writes frames with one added target each, and lists the same frames without it.
+
+    Args:
+        frames: real frames. Their own boxes become ignore regions.
+        folder: new folder for the images.
+        count: number of frames with a target; they are chosen at random, each at most once.
+        seed: seed of all randomness.
+        moving: whether the targets move against the background. Frames without earlier frames are then not used.
+        quiet: show no progress bar.
+
+    Returns:
+        The records of the ``count`` frames with a target, then those of the same frames as they are.
+
+    Raises:
+        UserError: there are too few frames, or an image cannot be read.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "a.png"
+        >>> _ = cv2.imwrite(str(path), np.full((64, 96), 100, np.uint8))
+        >>> frame = ImageRecord(path, 96, 64, np.zeros((0, 4)), [], np.zeros(0, bool))
+        >>> records = make_stress_set([frame], path.parent / "out", count=1, seed=[0], moving=False)
+        >>> [record.names for record in records]
+        [['drone'], []]
+    """
+    usable = [record for record in frames if min(record.width, record.height) > 4 * MARGIN_PIXELS]
+    usable = [record for record in usable if record.past or not moving]
+    if len(usable) < count:
+        needed = "with earlier frames " if moving else ""
+        raise UserError(f"stress set: {count} frames {needed}are needed, the dataset has {len(usable)}")
+    chosen = np.random.default_rng(seed).permutation(len(usable))[:count]
+    folder.mkdir(parents=True)
+    with_target, without = [], []
+    for index, number in enumerate(track(chosen.tolist(), "adding targets", quiet=quiet)):
+        record = usable[number]
+        record = replace(record, names=[IGNORE] * len(record.names), ignore=np.ones(len(record.names), bool))
+        rng = np.random.default_rng([*seed, index])
+        with_target.append(_add_target(record, folder / f"{index:05d}", rng, moving=moving))
+        without.append(_copy(record, folder / f"{index:05d}_without"))
+    return with_target + without
+
+
+def _add_target(record: ImageRecord, stem: Path, rng: np.random.Generator, *, moving: bool) -> ImageRecord:
+    """Writes a frame and its earlier frames with a target; returns the new record."""
+    image = read_image(record.path)
+    patch, box_size = _make_patch(rng, 1.0 if image.dtype == np.uint8 else 256.0)
+    centre = _choose_place(to_grey(image), record.boxes, float(patch.max()), rng)
+    velocity = np.zeros(2)
+    if moving:
+        speed = math.exp(rng.uniform(*np.log(SPEED_PIXELS_PER_S)))
+        direction = rng.uniform(0, 2 * math.pi)
+        velocity = speed * np.array([math.cos(direction), math.sin(direction)])
+    path = _write(image, patch, centre, stem.with_suffix(".png"))
+    past = []
+    for number, (seconds, file) in enumerate(record.past):
+        earlier = read_image(file)
+        shift = global_shift(to_grey(earlier), to_grey(image)) if earlier.shape == image.shape else None
+        position = centre - velocity * seconds - (np.zeros(2) if shift is None else shift)
+        past.append((seconds, _write(earlier, patch, position, stem.with_name(f"{stem.name}_{number}.png"))))
+    box = np.concatenate([centre - box_size / 2, centre + box_size / 2]).astype(np.float32)
+    return replace(
+        record,
+        path=path,
+        boxes=np.concatenate([record.boxes, box[None]]),
+        names=[*record.names, TARGET],
+        ignore=np.append(record.ignore, False),
+        past=tuple(past),
+    )
+
+
+def _copy(record: ImageRecord, stem: Path) -> ImageRecord:
+    """Writes a frame and its earlier frames as they are; returns the new record."""
+    nothing, place = np.zeros((1, 1), np.float32), np.zeros(2)
+    path = _write(read_image(record.path), nothing, place, stem.with_suffix(".png"))
+    past = [
+        (seconds, _write(read_image(file), nothing, place, stem.with_name(f"{stem.name}_{number}.png")))
+        for number, (seconds, file) in enumerate(record.past)
+    ]
+    return replace(record, path=path, past=tuple(past))
+
+
+def _make_patch(rng: np.random.Generator, counts: float) -> tuple[np.ndarray, np.ndarray]:
+    """A bright Gaussian spot, float32 ``[h, w]`` with odd sides, and the (width, height) of its box in pixels."""
+    size = rng.uniform(*SIZE_PIXELS)
+    aspect = math.sqrt(rng.uniform(*ASPECT))
+    box_size = np.array([size * aspect, size / aspect])
+    sigma = box_size / 5  # the core, at half of the maximum, is then half as wide as the box
+    radius = math.ceil(3 * sigma.max())
+    x, y = (np.exp(-0.5 * (np.arange(-radius, radius + 1) / each) ** 2) for each in sigma)
+    return (rng.uniform(*CONTRAST_COUNTS) * counts * np.outer(y, x)).astype(np.float32), box_size
+
+
+def _choose_place(grey: np.ndarray, boxes: np.ndarray, contrast: float, rng: np.random.Generator) -> np.ndarray:
+    """The centre (x, y) of a target, a multiple of whole pixels plus a half, away from all boxes.
+
+    Targets fly in the sky, not in the trees: the pixels next to it vary by less than its contrast, if there is such a
+    place among the candidates.
+    """
+    kind = PLACES[rng.integers(len(PLACES))]
+    height, width = grey.shape
+    nearby, _ = _deviation_and_mean(grey, NEARBY_PIXELS)
+    structure, brightness = _deviation_and_mean(grey, SURROUNDINGS_PIXELS)
+    places = rng.integers(MARGIN_PIXELS, [width - MARGIN_PIXELS, height - MARGIN_PIXELS], (CANDIDATES, 2))
+    margin = MARGIN_PIXELS * np.array([-1, -1, 1, 1])
+    free = [place for place in places if not intersection(boxes, np.tile(place, 2) + margin).any()] or list(places)
+    visible = [place for place in free if nearby[place[1], place[0]] <= contrast] or free[:1]
+    if kind == "dark":
+        best = min(visible, key=lambda place: brightness[place[1], place[0]])
+    elif kind == "structured":
+        best = max(visible, key=lambda place: structure[place[1], place[0]])
+    else:
+        best = visible[0]
+    return np.asarray(best) + 0.5
+
+
+def _deviation_and_mean(grey: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Standard deviation and mean of the square of ``side`` pixels around each pixel, float32 ``[H, W]``."""
+    values = grey.astype(np.float32)
+    mean = cv2.blur(values, (side, side))
+    variance = cv2.blur(values * values, (side, side)) - mean * mean
+    return np.sqrt(np.maximum(variance, 0)), mean
+
+
+def _write(image: np.ndarray, patch: np.ndarray, centre: np.ndarray, path: Path) -> Path:
+    """Writes an image with a patch whose middle pixel contains ``centre``."""
+    image = image.copy()
+    corner = np.floor(centre).astype(int) - np.array(patch.shape[::-1]) // 2
+    add_patch(image, patch if image.ndim == 2 else np.repeat(patch[..., None], 3, axis=2), corner.tolist())
+    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    return path

@@ -1,0 +1,99 @@
+import cv2
+import numpy as np
+import pytest
+
+from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
+from danet.data.synthetic import stress
+from danet.data.synthetic.stress import CONTRAST_COUNTS, make_stress_set
+from danet.data.synthetic.synthesize import main
+from danet.utils.errors import UserError
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """Frames of a camera that pans by 4 pixels per tenth of a second, each with one box and two earlier frames."""
+    rng = np.random.default_rng(0)
+    scene = cv2.GaussianBlur(rng.normal(120, 60, (200, 400)).astype(np.float32), (0, 0), 3)
+    records = []
+    for index in range(4):
+        files = {}
+        for lag in (0.0, 0.1, 0.5):
+            left = 60 + 30 * index - round(40 * lag)
+            files[lag] = tmp_path / f"in/{index}_{lag}.png"
+            files[lag].parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(files[lag]), np.clip(scene[20:148, left : left + 160], 0, 255).astype(np.uint8))
+        past = ((0.1, files[0.1]), (0.5, files[0.5]))
+        boxes = np.array([[70, 50, 90, 60]], np.float32)
+        records.append(ImageRecord(files[0.0], 160, 128, boxes, ["bird"], np.zeros(1, bool), past=past))
+    write_coco(tmp_path / "in/frames.json", records, ["bird"])
+    return records
+
+
+def difference(record, other):
+    """The signed difference of two images, float."""
+    return np.float32(cv2.imread(str(record), 0)) - cv2.imread(str(other), 0)
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_stress_set_adds_one_dim_target_to_each_frame(frames, tmp_path, moving):
+    records = make_stress_set(frames, tmp_path / "out", 4, [1], moving=moving)
+    assert [record.names for record in records] == [["ignore", "drone"]] * 4 + [["ignore"]] * 4
+    for record, original in zip(records[:4], records[4:], strict=True):
+        added = difference(record.path, original.path)
+        x0, y0, x1, y1 = record.boxes[1]
+        peak = np.unravel_index(added.argmax(), added.shape)
+        assert CONTRAST_COUNTS[0] - 1 <= added.max() <= CONTRAST_COUNTS[1] + 1 and added.min() >= 0
+        assert x0 <= peak[1] + 0.5 <= x1 and y0 <= peak[0] + 0.5 <= y1
+        assert min(x1 - x0, y1 - y0) >= 3 / 1.5 and max(x1 - x0, y1 - y0) <= 10 * 1.5
+        inside = added[max(int(y0) - 1, 0) : int(y1) + 2, max(int(x0) - 1, 0) : int(x1) + 2].sum()
+        assert inside > 0.9 * added.sum()
+
+
+def test_targets_move_against_the_background(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(stress, "SPEED_PIXELS_PER_S", (60.0, 60.1))
+    for moving in (True, False):
+        records = make_stress_set(frames, tmp_path / str(moving), 4, [2], moving=moving)
+        for record, original in zip(records[:4], records[4:], strict=True):
+            peaks = []
+            for seconds, path, other in [
+                (0.0, record.path, original.path),
+                *((lag, file, plain) for (lag, file), (_, plain) in zip(record.past, original.past, strict=True)),
+            ]:
+                added = difference(path, other)
+                if added.max() > 0:
+                    # The position on the background: the frame of ``seconds`` ago begins 40 * seconds further left.
+                    y, x = np.unravel_index(added.argmax(), added.shape)
+                    peaks.append((seconds, np.array([x - 40 * seconds, y])))
+            for seconds, place in peaks[1:]:
+                distance = np.linalg.norm(place - peaks[0][1])
+                assert distance == pytest.approx(60 * seconds if moving else 0, abs=2)
+
+
+def test_stress_set_depends_only_on_the_seed(frames, tmp_path):
+    first, again, other = (
+        make_stress_set(frames, tmp_path / name, 4, seed, moving=True)
+        for name, seed in (("a", [1]), ("b", [1]), ("c", [2]))
+    )
+    assert [record.boxes.tolist() for record in first] == [record.boxes.tolist() for record in again]
+    assert [record.path.read_bytes() for record in first] == [record.path.read_bytes() for record in again]
+    assert [record.boxes.tolist() for record in first] != [record.boxes.tolist() for record in other]
+
+
+def test_stress_set_refuses_too_few_frames(frames, tmp_path):
+    with pytest.raises(UserError, match="5 frames are needed, the dataset has 4"):
+        make_stress_set(frames, tmp_path / "out", 5, [0], moving=False)
+    frames[0].past = ()
+    with pytest.raises(UserError, match="4 frames with earlier frames are needed, the dataset has 3"):
+        make_stress_set(frames, tmp_path / "out", 4, [0], moving=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_synthesize_writes_stress_sets(frames, tmp_path, capsys):
+    source = str(tmp_path / "in/frames.json")
+    assert main([str(tmp_path / "out"), "--stress", source, "--images", "3", "--quiet"]) == 0
+    for name in ("moving", "still"):
+        records = load_coco(tmp_path / f"out/{name}.json").records
+        assert len(records) == 6 and all(len(record.past) == 2 for record in records)
+        assert all(file.is_relative_to(tmp_path / "out") for record in records for _, file in record.past)
+    assert main([str(tmp_path / "other"), "--stress", source, "--images", "9", "--quiet"]) == 2
+    assert "9 frames" in capsys.readouterr().err and not (tmp_path / "other").exists()
