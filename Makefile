@@ -53,6 +53,9 @@ kernels: $(KERNELS)  ## build what changed in csrc/
 
 SANITIZED := build/cmake-sanitize/libdanet.so
 SANITIZE_TESTS ?= sdc lcdc rep_conv softmax_gate fused_safem
+# Instruction sets to test with sanitizers, and the checks of the emulated CUDA kernels.
+CAPABILITIES ?= default avx2 avx512 amx-emulated
+EMULATIONS ?= check sanitize
 # libstdc++ is preloaded too: AddressSanitizer must intercept its exceptions before Python loads it.
 SANITIZERS = $(foreach lib,libasan.so libstdc++.so.6,$(shell $${CXX:-c++} -print-file-name=$(lib)))
 
@@ -61,15 +64,17 @@ sanitize: $(READY)  ## test the CPU kernels with AddressSanitizer and UndefinedB
 	@echo "building the kernels with sanitizers"
 	@SANITIZE=address,undefined $(RUN) setup.py --quiet build_ext --build-lib build/sanitized >build/sanitize.log 2>&1 \
 	  || { cat build/sanitize.log; exit 1; }
-	@for capability in default avx2 avx512 amx-emulated; do \
+	@for capability in $(CAPABILITIES); do \
 	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" DANET_LIBRARY=$(SANITIZED) DANET_CPU_CAPABILITY=$$capability \
 	    $(RUN) -m pytest -q -p no:cacheprovider $(SANITIZE_TESTS:%=tests/ops/test_%.py); \
 	done
 
 emulation: $(KERNELS)  ## run the CUDA kernels on the CPU, with the race checker and with sanitizers
-	@DANET_EMULATION=check $(RUN) -m pytest -q -p no:cacheprovider tests/ops/test_devices.py -k emulated
-	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" DANET_EMULATION=sanitize \
-	  $(RUN) -m pytest -q -s -p no:cacheprovider tests/ops/test_devices.py -k emulated
+	@for emulation in $(EMULATIONS); do \
+	  preload=; [ $$emulation != sanitize ] || preload="$(SANITIZERS)"; \
+	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$preload" DANET_EMULATION=$$emulation \
+	    $(RUN) -m pytest -q -s -p no:cacheprovider tests/ops/test_devices.py -k emulated; \
+	done
 
 DEMO := runs/demo
 

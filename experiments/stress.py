@@ -73,7 +73,11 @@ def main() -> None:
     for word in options.weights:
         name, _, path = word.partition("=")
         detector = danet.load(
-            None if path == "shipped" else path, score_threshold=MINIMUM_SCORE, classes="all", dtype=torch.float32
+            None if path == "shipped" else path,
+            polarity="white",
+            score_threshold=MINIMUM_SCORE,
+            classes="all",
+            dtype=torch.float32,
         )
         label = detector.classes.index(TARGET)
         for motion in ("moving", "still"):
