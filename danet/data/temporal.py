@@ -15,8 +15,6 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from danet.data.normalize import CLIP_UNITS
-
 T = TypeVar("T")
 
 LAG_TOLERANCE = 0.25
@@ -32,6 +30,10 @@ SMOOTHING_PIXELS = 1.0
 than 2."""
 NOISE_UNITS = 0.25
 """Standard deviation of the noise in a difference channel."""
+DEVIATION_UNITS = 0.5
+"""Local standard deviation in the channel of the local contrast."""
+LIMIT_UNITS = 4.0
+"""Values x become x / (1 + |x| / LIMIT_UNITS), so that strong targets do not hide the other channels."""
 MIN_NOISE_SPANS = 1 / 256
 """Lower bound of the noise of a difference in spans: compressed video has areas without any noise."""
 MIN_DEVIATION_SPANS = 1 / 64
@@ -123,13 +125,13 @@ def temporal_difference(image: np.ndarray, past: np.ndarray, span: float) -> np.
         span: span of the intensities of ``image``.
 
     Returns:
-        float32 ``[H, W]``; the noise has a standard deviation of NOISE_UNITS, values are clipped to +-CLIP_UNITS.
+        float32 ``[H, W]``; the noise has a standard deviation of NOISE_UNITS, values are below LIMIT_UNITS.
 
     Example:
         >>> image = np.full((64, 96), 100, np.uint8)
         >>> moved = image.copy()
         >>> moved[20:24, 30:34] = 120
-        >>> float(temporal_difference(moved, image, span=64.0).max()) > 4
+        >>> float(temporal_difference(moved, image, span=64.0).max()) > 3
         True
     """
     difference = cv2.subtract(image, past, dtype=cv2.CV_32F)
@@ -139,24 +141,24 @@ def temporal_difference(image: np.ndarray, past: np.ndarray, span: float) -> np.
     noise = 1.4826 * float(np.median(np.abs(sparse - offset)))  # the standard deviation of a normal distribution
     difference -= np.float32(offset)
     difference *= np.float32(NOISE_UNITS / max(noise, MIN_NOISE_SPANS * span))
-    return np.clip(difference, -CLIP_UNITS, CLIP_UNITS, out=difference)
+    return _compress(difference)
 
 
 def local_contrast(image: np.ndarray, span: float) -> np.ndarray:
-    """The image minus its local mean, divided by its local standard deviation.
+    """The image minus its local mean, divided by twice its local standard deviation.
 
     Args:
         image: ``[H, W]``, uint8 or uint16.
         span: span of the intensities of ``image``.
 
     Returns:
-        float32 ``[H, W]``, clipped to +-CLIP_UNITS. Mean and deviation are those of the NEIGHBORHOOD_PIXELS around each
-        pixel; the deviation is at least MIN_DEVIATION_SPANS * span.
+        float32 ``[H, W]``, values are below LIMIT_UNITS. Mean and deviation are those of the square of
+        NEIGHBORHOOD_PIXELS around each pixel; the deviation is at least MIN_DEVIATION_SPANS * span.
 
     Example:
         >>> image = np.full((64, 96), 100, np.uint8)
         >>> image[20:23, 30:33] = 110
-        >>> float(local_contrast(image, span=64.0)[21, 31]) > 4
+        >>> float(local_contrast(image, span=64.0)[21, 31]) > 1
         True
     """
     values = image.astype(np.float32)
@@ -166,8 +168,18 @@ def local_contrast(image: np.ndarray, span: float) -> np.ndarray:
     deviation = cv2.blur(values * values, size, borderType=cv2.BORDER_REFLECT_101)
     cv2.sqrt(deviation, dst=deviation)
     np.maximum(deviation, MIN_DEVIATION_SPANS * span, out=deviation)
+    values *= np.float32(DEVIATION_UNITS)
     values /= deviation
-    return np.clip(values, -CLIP_UNITS, CLIP_UNITS, out=values)
+    return _compress(values)
+
+
+def _compress(values: np.ndarray) -> np.ndarray:
+    """Limits values to +-LIMIT_UNITS smoothly, in place."""
+    divisor = np.abs(values)
+    divisor *= np.float32(1 / LIMIT_UNITS)
+    divisor += np.float32(1)
+    values /= divisor
+    return values
 
 
 def extra_channels(

