@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,16 +152,33 @@ def detect(options: DetectOptions) -> int:
     if not options.sources:
         raise UserError("sources: none given; name images, folders, videos, or the number of a webcam")
     cli.check_out(options)
+    from danet.inference.loading import choose_device
+    from danet.inference.shared_images import own_device
+    from danet.utils import distributed
+
+    device = choose_device(options.device, options.weights)
+    with distributed.process_group(device):
+        if distributed.world_size() > 1:  # started by torchrun: only the first process prints, and writes the boxes
+            quiet = options.quiet or distributed.rank() > 0
+            options = replace(options, device=own_device(device), quiet=quiet)
+        return _detect(options)
+
+
+def _detect(options: DetectOptions) -> int:
+    """Finds targets in the sources, or in the share of this process, see ``detect``."""
     import torch
 
     from danet.data.frame_sources import ImageFiles, open_sources
     from danet.data.video import Video
     from danet.inference.annotated_output import AnnotatedOutput, output_paths
     from danet.inference.box_files import BoxFiles
+    from danet.inference.shared_images import is_shared
+    from danet.inference.shared_sources import SharedSources
     from danet.inference.stream import DetectionStream
     from danet.inference.video_format import PLAYED_BY_BROWSERS, choose_codec, choose_suffix
     from danet.ops import describe
     from danet.ops.common import dtype_name
+    from danet.utils.distributed import gather_objects, rank
     from danet.utils.stop_signals import StopSignals
 
     detector = _load_detector(options)
@@ -172,7 +189,8 @@ def detect(options: DetectOptions) -> int:
         if isinstance(source, ImageFiles):
             source.check()
     suffix = choose_suffix(options.video_format)
-    out = _choose_folder(options, lambda folder: output_paths(sources, folder, video_suffix=suffix))
+    # Of several processes, the first one chooses the folder.
+    out = gather_objects(_choose_folder(options, lambda folder: output_paths(sources, folder, video_suffix=suffix)))[0]
     paths = output_paths(sources, out, video_suffix=suffix)
     has_video = options.save_images and any(isinstance(source, Video) for source in sources)
     if not options.quiet:
@@ -192,8 +210,8 @@ def detect(options: DetectOptions) -> int:
         "iou_threshold": detector.iou_threshold,
         "sources": [mask_url(source) for source in options.sources],
     }
-    csv = out / "boxes.csv" if options.save_csv else None
-    json = out / "boxes.json" if options.save_json else None
+    csv = out / "boxes.csv" if options.save_csv and rank() == 0 else None
+    json = out / "boxes.json" if options.save_json and rank() == 0 else None
     boxes = BoxFiles(csv, json, header, detector.classes)
     stream = DetectionStream(detector, batch=options.batch)
     output = AnnotatedOutput(
@@ -206,11 +224,17 @@ def detect(options: DetectOptions) -> int:
     total = None if None in totals else sum(count or 0 for count in totals)
     started = time.perf_counter()
     write_error = None
-    write_text(out / "config.yaml", cli.dump(options))
+    if rank() == 0:
+        write_text(out / "config.yaml", cli.dump(options))
     with StopSignals() as stop:
         try:
             with boxes, count_items("detect", total, "frames", quiet=options.quiet) as show_count:
-                for source, files in zip(sources, paths, strict=True):
+                if is_shared():
+                    writer = output if options.save_images else None
+                    share = SharedSources(stream, sources, paths, writer, stop.interrupt, max_pixels=options.max_pixels)
+                    for frame, detections in share.run():
+                        boxes.add(frame, detections)
+                for source, files in [] if is_shared() else zip(sources, paths, strict=True):
                     with contextlib.ExitStack() as stack:
                         write = stack.enter_context(output.open(source, files)) if options.save_images else None
                         stack.callback(
@@ -244,7 +268,7 @@ def detect(options: DetectOptions) -> int:
         "threads": torch.get_num_threads(),
         "batch": options.batch,
     }
-    if options.json is not None:
+    if options.json is not None and rank() == 0:
         try:
             write_json(options.json, figures)
         except UserError as error:

@@ -304,7 +304,7 @@ class Detector:
     @torch.inference_mode()
     def forward(self, batch: torch.Tensor, geometry: list) -> tuple[Any, list]:
         """Runs the network on its device; returns its output for ``postprocess``, and ``geometry`` unchanged."""
-        images = batch.to(self.device, self.model.input_dtype, memory_format=torch.channels_last)
+        images = self._to_device(batch)
         if self._tracker is None:
             return self._run(images, "black" if self.polarity == "black" else "white"), geometry
         polarity = self._tracker.polarity
@@ -315,6 +315,30 @@ class Detector:
         """Applies thresholds and NMS, maps the boxes to pixels of the images and clips them; returns CPU tensors."""
         decoded = self._choose_polarities(output) if isinstance(output, _AutoOutput) else self._decode(output)
         return [self._finish(found, *place) for found, place in zip(decoded, geometry, strict=True)]
+
+    @property
+    def chooses_polarity(self) -> bool:
+        """Whether the polarity of each image depends on the images before it."""
+        return self._tracker is not None
+
+    @torch.inference_mode()
+    def in_polarity(self, batch: torch.Tensor, geometry: list, polarity: Polarity) -> list[tuple[float, Detections]]:
+        """The detections of each image in one polarity, and the score for ``choose_polarity``."""
+        decoded = self._decode(self._run(self._to_device(batch), polarity))
+        return [
+            (self._best_score(found), self._finish(found, *at)) for found, at in zip(decoded, geometry, strict=True)
+        ]
+
+    def choose_polarity(self, best_score: Callable[[Polarity], float]) -> Polarity:
+        """The polarity of the next image, see ``PolarityTracker.choose``; "auto" only."""
+        assert self._tracker is not None
+        chosen = self._tracker.choose(best_score)
+        if self._tracker.is_decided and self._tracker.polarity != self._told_polarity:
+            self._tell_polarity(self._tracker)
+        return chosen
+
+    def _to_device(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch.to(self.device, self.model.input_dtype, memory_format=torch.channels_last)
 
     def _resize(self, image: np.ndarray) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
         """The image as the network sees it; its scale and its offset in (x, y), see ``preprocess``."""
@@ -388,10 +412,7 @@ class Detector:
 
         results = []
         for index in range(len(output.images)):
-            chosen = self._tracker.choose(functools.partial(best_score, index))
-            results.append(detect(index, chosen))
-            if self._tracker.is_decided and self._tracker.polarity != self._told_polarity:
-                self._tell_polarity(self._tracker)
+            results.append(detect(index, self.choose_polarity(functools.partial(best_score, index))))
         return results
 
     def _best_score(self, found: Detections) -> float:

@@ -77,12 +77,7 @@ def predict(
     batches = list(batches_of_equal_size(records, batch, lambda record: (record.height, record.width)))
     for number, part in enumerate(track(batches, "detecting", quiet=quiet)):
         started = time.perf_counter()
-        past = [choose_frames(record.past, detector.lags) for record in part]
-        tensor, geometry = detector.preprocess([record.path for record in part], past)
-        for record, (height, width, *_) in zip(part, geometry, strict=True):
-            if (height, width) != (record.height, record.width):
-                annotated = f"{record.width} x {record.height}"
-                raise UserError(f"{record.path}: the image is {width} x {height}, its annotation says {annotated}")
+        tensor, geometry = read_records(detector, part)
         ready = time.perf_counter()
         output = detector.forward(tensor, geometry)
         if detector.device.type == "cuda":
@@ -95,6 +90,30 @@ def predict(
             speed.network += computed - ready
             speed.decode += time.perf_counter() - computed
     return predictions, speed
+
+
+def read_records(detector: DatasetDetector, records: Sequence[ImageRecord]) -> tuple[torch.Tensor, list]:
+    """Preprocesses the images of records of equal size.
+
+    Raises:
+        UserError: an image cannot be read, or its size differs from the annotated size.
+
+    Example:
+        >>> import danet, numpy
+        >>> from danet.utils.image_io import write_image
+        >>> path = getfixture("tmp_path") / "a.png"
+        >>> write_image(path, numpy.zeros((48, 64), numpy.uint8))
+        >>> record = ImageRecord(path, 64, 48, numpy.zeros((0, 4)), [], numpy.zeros(0, bool))
+        >>> read_records(danet.load(), [record])[0].shape[2:]
+        torch.Size([48, 64])
+    """
+    past = [choose_frames(record.past, detector.lags) for record in records]
+    tensor, geometry = detector.preprocess([record.path for record in records], past)
+    for record, (height, width, *_) in zip(records, geometry, strict=True):
+        if (height, width) != (record.height, record.width):
+            annotated = f"{record.width} x {record.height}"
+            raise UserError(f"{record.path}: the image is {width} x {height}, its annotation says {annotated}")
+    return tensor, geometry
 
 
 def batches_of_equal_size(items: Iterable[T], batch: int, size: Callable[[T], tuple]) -> Iterator[list[T]]:

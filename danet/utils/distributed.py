@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from danet.utils.devices import find_device
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -128,6 +130,20 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient[ctx.own] * world_size()
+
+
+def gather_objects(own: T) -> list[T]:
+    """An object of each process, in the order of their ranks; all processes get the same list.
+
+    Example:
+        >>> gather_objects("a")
+        ['a']
+    """
+    if not _active():
+        return [own]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, own)
+    return found
 
 
 def _active() -> bool:
