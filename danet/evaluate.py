@@ -1,5 +1,6 @@
 """``danet evaluate``: measures a detector on annotated images, with 95 % intervals, curves and its worst mistakes."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # imported by `evaluate`, so that help and errors of options 
 PAGE = HelpPage(
     {
         "input": ["weights", "data", "tune", "class_map", "stride", "input_size"],
+        "other detectors": ["predictions", "tune_predictions", "class_names", "onnx.layout"],
         "detections": ["target", "threshold", "criterion", "iou"],
         "results": ["out", "quiet", "json"],
         "machine": ["device", "dtype", "batch", "threads"],
@@ -24,6 +26,9 @@ PAGE = HelpPage(
         "danet evaluate weights.safetensors val.json": "all metrics at score 0.5",
         "danet evaluate weights.safetensors val.json --tune tune.json": "also at a score chosen on other images",
         "danet evaluate local_contrast val.json": "the classical filter as a baseline",
+        "danet evaluate yolo11n.onnx val.json --tune tune.json": "an ONNX file of another detector",
+        "danet evaluate --predictions results.json val.json": "what any program has detected",
+        "torchrun --nproc-per-node 4 -m danet.evaluate weights.safetensors val.json": "with four processes",
     },
 )
 
@@ -36,7 +41,22 @@ def evaluate(options: EvaluateOptions) -> None:
     predictions.json, precision-recall and F1 curves, a sheet of the worst misses and false alarms, and one of hits and
     mistakes by size go to `out`.
     """
+    options.check_complete()
     cli.check_out(options)
+    from danet.inference.loading import choose_device
+    from danet.inference.shared_images import own_device
+    from danet.utils import distributed
+
+    device = choose_device(options.device, options.weights)
+    with distributed.process_group(device):
+        is_first = distributed.rank() == 0
+        if distributed.world_size() > 1:
+            options = dataclasses.replace(options, device=own_device(device), quiet=options.quiet or not is_first)
+        _evaluate(options, is_first)
+
+
+def _evaluate(options: EvaluateOptions, is_first: bool) -> None:
+    """Evaluates; only the first of several processes prints and writes."""
     from rich.console import Console
 
     from danet.evaluation.evaluator import Evaluator
@@ -47,15 +67,18 @@ def evaluate(options: EvaluateOptions) -> None:
     evaluator = Evaluator(options)
     if evaluator.device == "cpu":
         tune_malloc()
-    for message in evaluator.warnings:
+    for message in evaluator.warnings if is_first else []:
         print(f"danet evaluate: warning: {message}", file=sys.stderr)
     console = Console(quiet=options.quiet, highlight=False, width=_width())
     console.print(f"danet evaluate: {describe()}")
-    if evaluator.detector.dtype_note:
-        console.print(evaluator.detector.dtype_note)
+    for note in evaluator.notes:
+        console.print(note)
     tuned = evaluator.choose_threshold()
     if tuned is not None:
         console.print(f"score {tuned.threshold:.3f} chosen on {tuned.data} ({tuned.images} images, F1 {tuned.f1:.3f})")
+    if not is_first:
+        evaluator.predict()
+        return
     evaluation = evaluator.evaluate(tuned)
     written = evaluation.write()
     print_metrics(evaluation.content, console)
@@ -81,7 +104,8 @@ def _print_mistakes(console: "Console", content: dict, threshold: float) -> None
 
 def _print_speed(console: "Console", speed: dict) -> None:
     if not speed["images"]:
-        console.print("speed: not measured, there was only one batch")
+        is_stored = speed["method"].startswith("not measured")
+        console.print(f"speed: {speed['method'] if is_stored else 'not measured, there was only one batch'}")
         return
     parts = ", ".join(f"{name.replace('_', ' ')} {ms:.1f}" for name, ms in speed["milliseconds_per_image"].items())
     console.print(
@@ -92,12 +116,15 @@ def _print_speed(console: "Console", speed: dict) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # With --predictions there are no weights, and the first argument is the data.
+    has_predictions = any(word.partition("=")[0] == "--predictions" for word in argv)
     return cli.run(
         evaluate,
         EvaluateOptions,
         prog="danet evaluate",
-        positionals=["weights", "data"],
-        inputs={"weights": (LOCAL_CONTRAST,), "data": (), "tune": ()},
+        positionals=["data"] if has_predictions else ["weights", "data"],
+        inputs={"weights": (LOCAL_CONTRAST,), "data": ("",), "tune": (), "predictions": (), "tune_predictions": ()},
         page=PAGE,
         argv=argv,
     )

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from danet.inference.onnx_adapter_options import OnnxAdapterOptions
 from danet.utils.errors import UserError, check_values
 
 MIN_SCORE = 0.02
@@ -28,12 +29,27 @@ class EvaluateOptions:
         ('iou50', 0.5)
     """
 
-    weights: str
-    """Weights file (.safetensors) of danet train, an exported .onnx file, or local_contrast for the classical filter,
-    whose box sizes are calibrated on `tune`; also given as the first argument."""
+    weights: str | None = None
+    """Weights file (.safetensors) of danet train, an .onnx file of danet export or of another detector (see `onnx`), or
+    local_contrast for the classical filter, whose box sizes are calibrated on `tune`; also given as the first argument.
+    """
 
-    data: str
+    data: str = ""
     """COCO json (or a folder with one) to evaluate on; also given as the second argument."""
+
+    predictions: str | None = None
+    """Instead of `weights`: what any other program has detected in the images of `data`, as a json of COCO results or a
+    folder of YOLO text files with confidences."""
+
+    tune_predictions: str | None = None
+    """The predictions for the images of `tune`, in the same form as `predictions`."""
+
+    class_names: list[str] | None = None
+    """Names of another detector's classes in the order of their numbers, for `predictions` in YOLO text files and for
+    .onnx files that do not state them."""
+
+    onnx: OnnxAdapterOptions = field(default_factory=OnnxAdapterOptions)
+    """How an .onnx file of another detector takes images and returns boxes."""
 
     tune: str | None = None
     """COCO json of other images, on which the tuned score threshold is chosen: the middle of the range of thresholds
@@ -111,7 +127,20 @@ class EvaluateOptions:
         counts = ["stride", "batch", "max_detections", "threads", "resamples"]
         check_values(self, counts, "be at least 1", lambda value: value >= 1, prefix="--")
         check_values(self, ["seed"], "be 0 or more", lambda value: value >= 0, prefix="--")
+        if self.weights is not None and self.predictions is not None:
+            raise UserError("--predictions replaces the weights; give one of them")
+        if self.tune_predictions is not None and (self.predictions is None or self.tune is None):
+            raise UserError("--tune_predictions: needs --predictions and --tune")
+        if self.predictions is not None and self.tune is not None and self.tune_predictions is None:
+            raise UserError(f"--tune {self.tune}: give the predictions for its images, too (--tune_predictions)")
         if self.tune is not None and self.threshold is not None:
             raise UserError("--tune and --threshold exclude each other; give one of them")
         if not all(low < high for low, high in itertools.pairwise([0.0, *self.scale_edges, math.inf])):
             raise UserError(f"--scale_edges must be positive and ascending, got {self.scale_edges}")
+
+    def check_complete(self) -> None:
+        """Raises UserError if there is nothing to evaluate or no data."""
+        if self.weights is None and self.predictions is None:
+            raise UserError("--weights: a value is required")
+        if not self.data:
+            raise UserError("--data: a value is required")

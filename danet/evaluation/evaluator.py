@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from danet.boxes import Detections
+from danet.checkpoint import load_weights
 from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
 from danet.evaluation.contact_sheets import ContactSheets
@@ -20,18 +21,26 @@ from danet.evaluation.plots import PLOTS, write_png
 from danet.inference.coco_results import to_coco_results
 from danet.inference.detector import Detector
 from danet.inference.input_size import parse_size_option
-from danet.inference.loading import choose_device, load, parse_dtype
+from danet.inference.loading import choose_device, is_onnx, load, parse_dtype
 from danet.inference.local_contrast_detector import LocalContrastDetector
-from danet.inference.predict import predict
+from danet.inference.onnx_adapter import OnnxAdapter, count_onnx_parameters, is_foreign
+from danet.inference.predict import Speed
+from danet.inference.shared_images import is_shared, predict_shared
+from danet.inference.stored_predictions import StoredPredictions, prediction_classes
+from danet.models.summary import count_parameters
 from danet.ops import info
 from danet.ops.common import dtype_name
 from danet.utils import cli
+from danet.utils.distributed import world_size
 from danet.utils.errors import UserError
 from danet.utils.files import write_json, write_text
 from danet.utils.image_io import write_image
 from danet.utils.typed_options import paths_as_texts
 
 WORST_SHEET, SIZE_SHEET = "misses_and_false_alarms.png", "by_size.png"
+
+
+AnyDetector = Detector | LocalContrastDetector | OnnxAdapter | StoredPredictions
 
 
 class NoDetectionsError(UserError):
@@ -105,6 +114,7 @@ class Evaluator:
 
     def __init__(self, options: EvaluateOptions) -> None:
         self.options = options = paths_as_texts(options)
+        options.check_complete()
         self.warnings: list[str] = []
         self.data = load_coco(options.data, split="val")
         tune = None if options.tune is None else load_coco(options.tune, split="val")
@@ -116,9 +126,21 @@ class Evaluator:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.device = choose_device(options.device, options.weights)
-        self.detector = self._load_detector()
+        self.tune_detector: AnyDetector
+        self.detector: AnyDetector
+        if options.predictions is None:
+            self.detector = self.tune_detector = self._load_detector(options.weights or "")
+        else:
+            self.detector, self.tune_detector = self._read_predictions(self.data, tune)
         self.classes = self.detector.classes
         self.target = self._choose_target()
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines about the detector: its dtype, how an ONNX file of another program is used, or what was read."""
+        detectors = dict.fromkeys((self.detector, self.tune_detector))
+        lines = [getattr(each, "note", "") or each.dtype_note for each in detectors]
+        return [line for line in lines if line]
 
     def choose_threshold(self) -> TunedThreshold | None:
         """Chooses the score threshold on ``options.tune``; returns None if that is None.
@@ -128,18 +150,22 @@ class Evaluator:
         tune, criterion = self.options.tune, self.options.criterion
         if tune is None:
             return None
-        predictions, _ = predict(self.detector, self.tune_records, self.options.batch, quiet=self.options.quiet)
+        predictions, _ = self._predict(self.tune_detector, self.tune_records)
         inputs = self.tune_records, predictions, self.classes
         threshold, f1 = choose_threshold(*inputs, target=self.target, criterion=criterion)
         if threshold is None:
             raise NoDetectionsError(f"{tune}: no threshold can be chosen, no {self.target!r} is found there")
         return TunedThreshold(tune, len(self.tune_records), f1, threshold)
 
+    def predict(self) -> tuple[list[Detections], Speed]:
+        """Runs the detector on all images; with several processes, each of them must call it or ``evaluate``."""
+        return self._predict(self.detector, self.records)
+
     def evaluate(self, tuned: TunedThreshold | None = None) -> Evaluation:
         """Runs the detector on all images and computes the metrics; ``tuned`` is the result of ``choose_threshold``."""
         options, records, classes, target = self.options, self.records, self.classes, self.target
         threshold = options.threshold if tuned is None else tuned.threshold
-        predictions, speed = predict(self.detector, records, options.batch, quiet=options.quiet)
+        predictions, speed = self.predict()
         names = ("fixed", "criterion", "scale_edges", "resamples", "seed")
         settings: dict[str, Any] = {name: getattr(options, name) for name in names}
         inputs = records, predictions, classes
@@ -151,8 +177,14 @@ class Evaluator:
             f"{options.batch} images of equal size, scores from {MIN_SCORE}; the steps run one after the other "
             "(reading and preprocessing, network, decoding and suppression); the first batch is not counted"
         )
+        if is_shared():
+            method += f"; times of {world_size()} processes, summed, decoding as a part of the network"
+        if isinstance(self.detector, StoredPredictions):
+            method = "not measured, because the predictions were read from a file"
         content = {
             **metrics.to_json(),
+            "classes": classes,
+            "parameters": self._count_parameters(),
             "tuned_on": None if tuned is None else asdict(tuned),
             "mistakes": mistakes.causes(),
             "dtype": dtype_name(self.detector.dtype),
@@ -164,19 +196,47 @@ class Evaluator:
         sheets = {WORST_SHEET: draw.worst(mistakes), SIZE_SHEET: draw.by_size(mistakes, options.scale_edges)}
         return Evaluation(self, predictions, metrics, content, display_threshold, sheets)
 
-    def _load_detector(self) -> Detector | LocalContrastDetector:
+    def _predict(self, detector: "AnyDetector", records: Sequence[ImageRecord]) -> tuple[list[Detections], Speed]:
+        if isinstance(detector, StoredPredictions):
+            return detector.select(records), Speed()
+        return predict_shared(detector, records, self.options.batch, quiet=self.options.quiet)
+
+    def _read_predictions(
+        self, data: CocoDataset, tune: CocoDataset | None
+    ) -> tuple[StoredPredictions, StoredPredictions]:
+        """The stored predictions for ``data`` and for ``tune``."""
+        options = self.options
+        classes = prediction_classes([data, tune] if tune else [data], options.class_names, options.class_map)
+        limits: dict[str, Any] = {"score_threshold": MIN_SCORE, "max_detections": options.max_detections}
+        limits |= {"class_names": options.class_names, "class_map": options.class_map}
+        found = StoredPredictions(options.predictions or "", data, classes, **limits)
+        found_tune = StoredPredictions(options.tune_predictions or "", tune, classes, **limits) if tune else found
+        for each in dict.fromkeys((found, found_tune)):
+            self.warnings += each.warnings
+        return found, found_tune
+
+    def _count_parameters(self) -> int | None:
+        """Number of the network's parameters; None for filters and stored predictions."""
+        weights = self.options.weights or ""
+        if is_onnx(weights):
+            return count_onnx_parameters(weights)
+        return count_parameters(load_weights(weights)[0]) if isinstance(self.detector, Detector) else None
+
+    def _load_detector(self, weights: str) -> Detector | LocalContrastDetector | OnnxAdapter:
         options = self.options
         limits: dict[str, Any] = {"score_threshold": MIN_SCORE, "iou_threshold": options.iou}
         limits["max_detections"] = options.max_detections
-        if options.weights == LOCAL_CONTRAST:
+        if weights == LOCAL_CONTRAST:
             if options.target is None:
                 raise UserError(f"--target: name the class that {LOCAL_CONTRAST} is to find")
             detector = LocalContrastDetector(options.target, self.device, **limits)
             detector.calibrate(self.tune_records)
             return detector
-        size, dtype = parse_size_option(options.input_size), parse_dtype(options.dtype)
-        limits |= {"input_size": size, "dtype": dtype, "deploy": options.deploy, "classes": "all"}
-        return load(options.weights, self.device, **limits)
+        limits["input_size"] = parse_size_option(options.input_size)
+        if is_onnx(weights) and is_foreign(weights):
+            return OnnxAdapter(weights, options.onnx, class_names=options.class_names, **limits)
+        limits |= {"dtype": parse_dtype(options.dtype), "deploy": options.deploy, "classes": "all"}
+        return load(weights, self.device, **limits)
 
     def _check_disjoint(self) -> None:
         """Raises UserError if ``tune`` contains an evaluated image; warns if it shares a recording or a video."""

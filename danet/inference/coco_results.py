@@ -18,14 +18,14 @@ def to_coco_results(
 
     A class that the file does not have gets an id above the largest of the file.
     """
-    category_ids = _category_ids(data, classes)
+    ids = category_ids(data, classes)
     results = []
     for record, (boxes, scores, labels) in zip(records, predictions, strict=True):
         for (x0, y0, x1, y1), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
             results.append(
                 {
                     "image_id": record.image_id,
-                    "category_id": category_ids[classes[label]],
+                    "category_id": ids[classes[label]],
                     "bbox": [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)],
                     "score": round(score, 6),
                 }
@@ -41,8 +41,8 @@ def read_coco_results(
     Raises:
         UserError: the file is no COCO result file, or names an image or a category that ``data`` does not have.
     """
-    category_ids = _category_ids(data, classes)
-    labels = {category_ids[name]: label for label, name in enumerate(classes)}
+    ids = category_ids(data, classes)
+    labels = {ids[name]: label for label, name in enumerate(classes)}
     found: dict[object, list[tuple]] = {record.image_id: [] for record in records}
     try:
         for item in read_json(path):
@@ -59,8 +59,14 @@ def _to_detections(items: list[tuple]) -> Detections:
     return Detections(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.tensor(labels, dtype=torch.int64))
 
 
-def _category_ids(data: CocoDataset, classes: Sequence[str]) -> dict[str, int | str]:
-    """Category ids by name; a class that the file lacks gets an id above the largest."""
+def category_ids(data: CocoDataset, classes: Sequence[str]) -> dict[str, int | str]:
+    """Category ids by name; a class that the file lacks gets an id above the largest.
+
+    Example:
+        >>> from pathlib import Path
+        >>> category_ids(CocoDataset(Path("val.json"), [], ["drone"], category_ids={"drone": 5}), ["drone", "bird"])
+        {'drone': 5, 'bird': 6}
+    """
     largest = max((key for key in data.category_ids.values() if isinstance(key, int)), default=0)
     new = [name for name in classes if name not in data.category_ids]
     return data.category_ids | {name: number for number, name in enumerate(new, largest + 1)}

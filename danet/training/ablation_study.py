@@ -181,7 +181,7 @@ class Run:
             ) from error
 
     def _read_result(self) -> RunResult:
-        model, _ = load_weights(self.evaluation.weights)
+        model, _ = load_weights(self.evaluation.weights or "")
         metrics, training = read_json(self.folder / EVALUATED), read_json(self.folder / TRAINED)
         classes, criterion = model.config.classes, self.evaluation.criterion
         point = metrics["criteria"][criterion]["tuned"] or metrics["criteria"][criterion]["fixed"]

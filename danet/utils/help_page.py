@@ -98,7 +98,7 @@ def _short_text(option: Option) -> str:
         facts.append(type_name(option.hint))
     if option.default is dataclasses.MISSING:
         facts.append("required")
-    elif option.default not in (None, [], {}) and option.default is not False and "efault" not in sentence:
+    elif option.default not in (None, "", [], {}) and option.default is not False and "efault" not in sentence:
         facts.append(f"default: {_shown(option.default)}")
     return f"{sentence} ({'; '.join(facts)})" if facts else sentence
 
