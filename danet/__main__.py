@@ -9,6 +9,7 @@ COMMANDS = {
     "data": ("danet.data.__main__", "import, split, synthesize and inspect datasets"),
     "train": ("danet.train", "train a detector"),
     "evaluate": ("danet.evaluate", "evaluate a detector on a dataset"),
+    "compare": ("danet.compare", "compare detectors on the same images, with intervals of their differences"),
     "ablate": ("danet.ablate", "run an ablation: train variants of a recipe and compare them"),
     "report": ("danet.report.__main__", "write the report of a run or a benchmark as one HTML file"),
     "detect": ("danet.detect", "detect targets in images, folders, videos, streams or a webcam"),

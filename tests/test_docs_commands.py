@@ -19,7 +19,7 @@ from danet.data.coco_dataset import load_coco, write_coco
 ORDER = (
     *("danet data import", "danet data inspect", "danet data split", "danet data inspect data/mine/fit.json"),
     *("danet data synthesize", "danet data split data/demo", "danet train --preset svanstrom --preset"),
-    *("danet train --preset svanstrom --model.name", "danet train", "danet evaluate"),
+    *("danet train --preset svanstrom --model.name", "danet train", "danet evaluate", "danet compare"),
     *("danet export", "danet detect", "danet ablate", "danet report"),
 )
 SMALL = ("--model.name", "danet_nano", "--epochs", "1", "--batch", "4", "--augmentation.crop", "null")
@@ -29,6 +29,7 @@ ADDED = {
     "danet train --weights shipped": (*SMALL[2:], "--overwrite"),  # the model is that of the weights
     "danet train": (*SMALL, "--overwrite"),
     "danet evaluate": ("--resamples", "20"),
+    "danet compare": ("--resamples", "20"),
     "danet export": ("--overwrite",),
     "danet ablate": SMALL,  # after the lone --, to danet train
 }

@@ -21,7 +21,7 @@ LAYERS = (
     ("evaluation", "tracking"),
     ("training", "export"),
     ("report",),
-    ("train", "evaluate", "detect", "track", "ablate"),
+    ("train", "evaluate", "compare", "detect", "track", "ablate"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 COMMANDS = LAYERS[-1]

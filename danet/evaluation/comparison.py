@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from danet.evaluation.bootstrap import Estimate, Resampling, safe_divide
+from danet.evaluation.bootstrap import Estimate, Resampling, average_precisions, safe_divide
 from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, flatten, match
-from danet.evaluation.metrics import Counts
+from danet.evaluation.metrics import Counts, curve
 
 _CHUNK = 64
 """Resamples processed at once; limits the memory for their hits."""
@@ -48,6 +48,16 @@ class Outcome:
         _, hits, false, _ = self.counts()
         (_, top), (_, bottom) = draws.sums(2 * hits), draws.sums(hits + false + self.objects)
         return float(safe_divide(2 * hits.sum(), (hits + false + self.objects).sum())), safe_divide(top, bottom)
+
+    def average_precision(self, draws: Resampling) -> tuple[float, np.ndarray]:
+        """AP on all images, and in every resample ``[R]``."""
+        scores = np.concatenate([self.hit_scores, self.false_scores])
+        hit = np.arange(len(scores)) < len(self.hit_scores)
+        image = np.concatenate([self.hit_image, self.false_image])
+        order = np.argsort(-scores, kind="stable")
+        outcome = np.where(hit[order], HIT, FALSE_ALARM)
+        value = curve(scores[order], outcome, int(self.objects.sum())).average_precision()
+        return value, average_precisions(hit[order], image[order], self.objects, draws)
 
     def false_alarms(self, recall: float, images: np.ndarray) -> float | None:
         """False alarms per image on ``images`` (mask ``[N]``) at the highest threshold with at least this recall.

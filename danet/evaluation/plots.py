@@ -206,6 +206,29 @@ def ablation_figure(summary: dict) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
+def detectors_figure(lines: dict[str, dict | None], points: Sequence[dict], comparison: dict) -> Figure:
+    """Precision over recall of several detectors, with markers at their operating points (Fig. 4 of the paper).
+
+    Args:
+        lines: the columns ``recall`` and ``precision`` by the name of the detector; None without detections.
+        points: the operating point of each, as ``metrics.json`` has it.
+        comparison: the content of ``comparison.json``.
+    """
+    figure, axes = _new_figure("recall", "precision", height=HEIGHT + 0.12 * len(lines))
+    for index, ((name, line), point) in enumerate(zip(lines.items(), points, strict=True)):
+        # More lines than colors: the same color returns with other dashes.
+        turn, color = divmod(index, len(COLORS))
+        style: dict[str, Any] = {"color": COLORS[color], "linestyle": DASHES[(color + turn) % len(DASHES)]}
+        columns = line or {"recall": [], "precision": []}
+        axes.plot(columns["recall"], columns["precision"], label=name, **style)
+        if None not in (point["precision"]["value"], point["recall"]["value"]):
+            _mark(axes, "D", point["recall"]["value"], point["precision"]["value"], COLORS[color])
+    axes.set_title(f"{comparison['target']}, {CRITERIA[comparison['criterion']].title}")
+    _legend(figure, axes)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
 def line_figure(
     lines: Sequence[Line],
     x: str,

@@ -1,0 +1,103 @@
+import json
+
+import cv2
+import pytest
+from prediction_files import predicted, write_dataset, write_results
+
+from danet.compare import main
+from danet.evaluate import main as evaluate
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Paths of two datasets, and the folders of two evaluations: one of good detections, one of worse ones."""
+    folder = tmp_path_factory.mktemp("data")
+    paths = {name: write_dataset(folder / name, seed) for seed, name in enumerate(("val", "tune"))}
+    for name, jitter in (("good", 0.5), ("worse", 3.0)):
+        files = [
+            write_results(folder / f"{name}_{key}.json", predicted(paths[key], 5, jitter)) for key in ("val", "tune")
+        ]
+        words = ["--predictions", files[0], paths["val"], "--tune", paths["tune"], "--tune_predictions", files[1]]
+        paths[name] = str(folder / name)
+        assert evaluate([*words, "--out", paths[name], "--quiet", "--resamples", "100"]) == 0
+    return paths
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_compare_folders_and_files(data, tmp_path, capsys):
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    words = [data["good"], f"bad={data['worse']}", "local_contrast", "--target", "drone", "--threads", "1"]
+    assert main([*words, "--resamples", "100", "--out", str(out), "--json", str(report)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and "Differences" in captured.out and "local_contrast" in captured.out
+    content = read(report)
+    assert [row["name"] for row in content["detectors"]] == ["good", "bad", "local_contrast"]
+    assert content == read(out / "comparison.json") and content["data"] == data["val"]
+
+    # Every row has the metrics of its evaluation, and every difference is that of two rows.
+    good, bad, _ = content["detectors"]
+    metrics = read(tmp_path.parent / data["worse"] / "metrics.json")
+    assert bad["f1_iou50"] == metrics["criteria"]["iou50"]["tuned"]["f1"]
+    assert bad["ap_iou30"] == metrics["criteria"]["iou30"]["ap"]
+    assert bad["threshold"] == metrics["thresholds"]["tuned"]
+    for row, each in zip(content["detectors"][1:], content["differences"], strict=True):
+        for name in ("f1_iou30", "f1_iou50", "ap_iou30", "ap_iou50"):
+            assert each[name]["value"] == pytest.approx(row[name]["value"] - good[name]["value"], abs=1e-6)
+            assert each[name]["low"] <= each[name]["value"] <= each[name]["high"]
+    assert content["differences"][0]["f1_iou50"]["high"] < 0  # jitter of 3 pixels is worse for certain
+
+    text = (out / "comparison.md").read_text()
+    assert "| bad | good |" in text and "paired bootstrap over 6 videos" in text
+    picture = cv2.imread(str(out / "pr_curves.png"))
+    assert picture.shape[1] == 1050 and picture.std() > 5
+    # the folder of the file's own evaluation can be compared again, with the same result
+    again = [data["good"], f"bad={data['worse']}", str(out / "local_contrast"), "--resamples", "100", "--quiet"]
+    assert main([*again, "--out", str(tmp_path / "again")]) == 0
+    repeated = read(tmp_path / "again" / "comparison.json")
+    assert repeated["differences"] == content["differences"]
+
+
+def test_compare_with_itself_has_no_difference(data, tmp_path):
+    words = [f"a={data['good']}", f"b={data['good']}", "--resamples", "100", "--quiet", "--out", str(tmp_path)]
+    assert main(words) == 0
+    (each,) = read(tmp_path / "comparison.json")["differences"]
+    for name in ("f1_iou30", "ap_iou50", "false_alarms"):
+        assert each[name] == {"value": 0, "low": 0, "high": 0}
+
+
+def test_compare_reports_a_detector_that_finds_nothing(data, tmp_path, capsys):
+    blank = write_results(tmp_path / "blank.json", [])
+    out = tmp_path / "blank"
+    assert evaluate(["--predictions", blank, data["val"], "--out", str(out), "--quiet", "--resamples", "100"]) == 0
+    capsys.readouterr()
+    words = [data["good"], str(out), "--out", str(tmp_path / "out"), "--quiet", "--resamples", "50"]
+    assert main(words) == 0
+    error = capsys.readouterr().err
+    assert "blank: it has no tuned threshold; its metrics are those at score 0.5" in error and error.count("\n") == 1
+    assert "| blank | 0.500 (fixed) | - | 0.000 (0.00–0.00) |" in (tmp_path / "out" / "comparison.md").read_text()
+    assert read(tmp_path / "out" / "comparison.json")["differences"][0]["f1_iou50"]["high"] < 0
+
+
+def test_compare_errors_are_one_line(data, tmp_path, capsys):
+    other = write_dataset(tmp_path / "other", 3)
+    cases = [
+        ([data["good"]], "--detectors: name two or more, got 1"),
+        ([data["good"], data["good"]], "two have the same name"),
+        (["a.safetensors", "b.safetensors"], "--data: a value is required"),
+        (
+            [data["good"], str(tmp_path)],
+            "metrics.json: no such file; give a weights file or a folder of danet evaluate",
+        ),
+        ([data["good"], "missing.safetensors"], "missing.safetensors: no such file"),
+        ([data["good"], data["worse"], "--data", other], "--data of this evaluation is"),
+        ([data["good"], data["worse"], "--criterion", "iou30"], "--criterion of this evaluation is iou50, but iou30"),
+        ([data["good"], data["worse"], "--target", "bird"], "it is about the class 'drone', not about 'bird'"),
+        ([data["good"], data["worse"], "--recall", "2"], "--recall must lie between 0 and 1"),
+    ]
+    for words, message in cases:
+        assert main([*words, "--out", str(tmp_path / "out"), "--quiet"]) == 2, words
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
