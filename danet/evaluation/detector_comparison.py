@@ -71,7 +71,6 @@ class DetectorComparison:
         UserError: a file is missing or broken, or the folders are evaluations of other images, or with other options.
 
     Example:
-        >>> from danet.utils.files import write_json
         >>> DetectorComparison(CompareOptions(["a.safetensors", "b.onnx"], "val.json")).names
         ['a', 'b']
     """

@@ -59,6 +59,7 @@ class StoredPredictions:
             its image, or an image, an id or a class is not among those of ``data``.
 
     Example:
+        >>> import json
         >>> from danet.data.coco_dataset import load_coco
         >>> folder = getfixture("tmp_path")
         >>> (folder / "a.png").touch()
