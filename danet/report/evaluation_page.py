@@ -43,15 +43,17 @@ def evaluation_report(folder: Path, count: int) -> Page:
 def evaluation_lead(folder: Path, metrics: dict) -> str:
     """What was evaluated on what, in a paragraph."""
     options = _options(folder)
+    source = options.predictions or options.weights
     _, point = main_result(metrics)
     return (
-        f"{options.weights} on {metrics['images']} images of {options.data} with {metrics['objects']} objects of class "
+        f"{source} on {metrics['images']} images of {options.data} with {metrics['objects']} objects of class "
         f"{metrics['target']}, at score {point['threshold']:.3f} and {CRITERIA[metrics['criterion']].title}."
     )
 
 
 def evaluation_command(folder: Path) -> str:
-    return command_line("danet evaluate", _options(folder), ("weights", "data"))
+    options = _options(folder)
+    return command_line("danet evaluate", options, ("data",) if options.predictions else ("weights", "data"))
 
 
 def evaluation_sections(folder: Path, metrics: dict, prefix: str = "") -> list[Section]:

@@ -8,6 +8,7 @@ from danet.data.coco_dataset import load_coco
 from danet.evaluate import main
 from danet.evaluation.metrics import evaluate_predictions
 from danet.inference.coco_results import read_coco_results
+from danet.report.__main__ import main as report
 
 CLASSES = ["drone", "bird"]
 
@@ -51,6 +52,14 @@ def test_evaluate_predictions_of_another_program(data, tmp_path, capsys):
     again = {"val results": str(tmp_path / "coco" / "predictions.json")}
     assert run(data, tmp_path / "again", "--quiet", **again) == 0
     assert read(tmp_path / "again" / "metrics.json")["criteria"] == metrics["criteria"]
+
+
+def test_report_of_predictions_names_them(data, tmp_path):
+    assert run(data, tmp_path, "--quiet") == 0
+    assert report([str(tmp_path), "--quiet"]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert f"{data['val results']} on 24 images" in page
+    assert f"danet evaluate {data['val']}" in page and f"--predictions {data['val results']}" in page
 
 
 def test_evaluate_yolo_files_like_coco_results(data, tmp_path):
