@@ -94,7 +94,7 @@ class DetectorComparison:
         if given:
             first = next(iter(given.values()))
             data = data or first.options["data"]
-            tune = tune or first.options["tune"]
+            tune = tune or next((each.options["tune"] for each in given.values() if each.options["tune"]), None)
         if not data:
             raise UserError("--data: a value is required, unless the folder of an evaluation is given")
         found = []
@@ -140,7 +140,7 @@ class DetectorComparison:
             "resampled": draws.unit,
             "groups": draws.weights.shape[1],
             "data": first.options["data"],
-            "tune": first.options["tune"],
+            "tune": next((each.options["tune"] for each in found if each.options["tune"]), None),
             "sizes": [title for _, title, _ in size_ranges(options.scale_edges)],
             "detectors": rows,
             "differences": differences,
