@@ -13,7 +13,7 @@ from danet.utils.typed_options import paths_as_texts
 
 PAGE = HelpPage(
     {
-        "input": ["detectors", "data", "tune", "class_map", "stride", "input_size", "class_names"],
+        "input": ["detectors", "data", "tune", "class_map", "stride", "input_size", "polarity", "class_names"],
         "metrics": ["target", "criterion", "recall", "scale_edges"],
         "results": ["out", "quiet", "json"],
         "machine": ["device", "dtype", "batch", "threads"],

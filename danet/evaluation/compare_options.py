@@ -61,6 +61,9 @@ class CompareOptions:
     input_size: list[int | Literal["native"]] | None = None
     """Height and width in pixels to fit every image into, as in danet evaluate."""
 
+    polarity: Literal["white", "black"] = "white"
+    """black if hot is dark in the images, as in danet evaluate."""
+
     class_names: list[str] | None = None
     """Names of the classes of .onnx files that do not state them."""
 

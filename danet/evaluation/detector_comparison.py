@@ -162,7 +162,17 @@ class DetectorComparison:
 
     def _run(self, name: str, weights: str, data: str, tune: str | None, target: str | None) -> Evaluated:
         """Evaluates one detector into its folder."""
-        shared = ["criterion", "class_map", "scale_edges", "stride", "input_size", "class_names", "iou", "resamples"]
+        shared = [
+            "criterion",
+            "class_map",
+            "scale_edges",
+            "stride",
+            "input_size",
+            "polarity",
+            "class_names",
+            "iou",
+            "resamples",
+        ]
         shared += ["max_detections", "batch", "device", "dtype", "threads", "seed", "quiet"]
         values: dict[str, Any] = {key: getattr(self.options, key) for key in shared}
         folder = Path(self.options.out) / name

@@ -89,6 +89,10 @@ class EvaluateOptions:
     """Height and width in pixels (one number for a square) to fit every image into; native keeps its own size. By
     default, images of another scale than the weights were trained for are scaled, as in danet detect."""
 
+    polarity: Literal["white", "black"] = "white"
+    """white: hot is bright in the images. black: hot is dark, the images are inverted for the network. It is not chosen
+    automatically as in danet detect, because a dataset mixes images of several cameras."""
+
     iou: float = 0.5
     """IoU (0 to 1) above which non-maximum suppression drops the lower-scoring of two boxes."""
 

@@ -234,8 +234,13 @@ class Evaluator:
             return detector
         limits["input_size"] = parse_size_option(options.input_size)
         if is_onnx(weights) and is_foreign(weights):
+            if options.polarity != "white":
+                raise UserError(
+                    f"--polarity {options.polarity}: applies to networks of danet, but {weights} is another"
+                )
             return OnnxAdapter(weights, options.onnx, class_names=options.class_names, **limits)
         limits |= {"dtype": parse_dtype(options.dtype), "deploy": options.deploy, "classes": "all"}
+        limits["polarity"] = options.polarity
         return load(weights, self.device, **limits)
 
     def _check_disjoint(self) -> None:

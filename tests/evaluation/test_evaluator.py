@@ -4,10 +4,17 @@ from pathlib import Path
 import pytest
 from prediction_files import predicted, write_dataset, write_results, write_yolo
 
+from danet.checkpoint import save_weights
+from danet.config import ModelConfig
 from danet.data.coco_dataset import load_coco
+from danet.data.image_domain import ImageDomain
 from danet.evaluate import main
+from danet.evaluation.evaluate_options import EvaluateOptions
+from danet.evaluation.evaluator import Evaluator
 from danet.evaluation.metrics import evaluate_predictions
 from danet.inference.coco_results import read_coco_results
+from danet.inference.detector import Detector
+from danet.models import build_model
 from danet.report.__main__ import main as report
 
 CLASSES = ["drone", "bird"]
@@ -105,3 +112,22 @@ def test_invalid_predictions_are_one_line(data, tmp_path, capsys):
     assert run(data, tmp_path / "out", "--quiet", **{"tune results": empty}) == 2
     lines = capsys.readouterr().err.splitlines()
     assert "there are no detections with a score above 0.02" in lines[0] and "no threshold can be chosen" in lines[1]
+
+
+def test_evaluate_uses_all_images_in_one_polarity(data, tmp_path, monkeypatch):
+    # Weights for white-hot images of which a detector of a camera would choose the polarity by its first frames.
+    model = build_model(ModelConfig(name="danet_nano", classes=CLASSES))
+    save_weights(tmp_path / "w.safetensors", model, ImageDomain((64, 96), (64, 96)).to_metadata())
+    inverted = []
+
+    def run_network(detector, images, polarity):
+        inverted.append(polarity == "black")
+        return detector.model(images)
+
+    monkeypatch.setattr(Detector, "_run", run_network)
+    for polarity, expected in (("white", False), ("black", True)):
+        options = EvaluateOptions(str(tmp_path / "w.safetensors"), data["val"], polarity=polarity, quiet=True)
+        inverted.clear()
+        Evaluator(options).predict()
+        assert inverted == [expected] * len(inverted) and inverted
+    assert EvaluateOptions().polarity == "white"
