@@ -53,6 +53,15 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def("safem(Tensor input, Tensor prepared, Tensor? up, Tensor? weight, int groups, float scale) -> Tensor");
   // input [N, C, H, W] -> [N, C, 1, 1]; forward only
   library.def("sdc_mean(Tensor input, Tensor prepared, int groups) -> Tensor");
+  // value [N, S, M, D], sampling_locations [N, Q, M, L, P, 2], attention_weights [N, Q, M, L, P] (both of value's dtype or
+  // float32), spatial_shapes [L, 2] and level_start_index [L] (int64) -> [N, Q, M*D]
+  library.def(
+      "ms_deform_attn(Tensor value, Tensor sampling_locations, Tensor attention_weights, Tensor spatial_shapes, "
+      "Tensor level_start_index, bool softmax) -> Tensor");
+  // grad_output [N, Q, M*D] -> the gradients of value, sampling_locations and attention_weights
+  library.def(
+      "ms_deform_attn_backward(Tensor grad_output, Tensor value, Tensor sampling_locations, Tensor attention_weights, "
+      "Tensor spatial_shapes, Tensor level_start_index, bool softmax, bool deterministic) -> (Tensor, Tensor, Tensor)");
   // 0: baseline, 1: AVX2 and FMA, 2: AVX-512
   library.def("cpu_capability() -> int");
   // 0: none, 1: AMX for bfloat16, 2: the same emulated, for tests

@@ -7,6 +7,26 @@
 namespace danet {
 namespace {
 
+// Adds grad, times the corner's weight, to each corner of a cell; weight_of(corner) returns a weight in all lanes. The
+// corners must be four different pixels.
+template <typename A, int V, typename WeightOf>
+DANET_INLINE void scatter_corners(
+    const CornerPointers<A>& to, int64_t cell, const WeightOf& weight_of, const Vec<A> (&grad)[V], int count) {
+  constexpr int L = kLanes<A>;
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    // Load all corners before storing: rows are often a multiple of 4096 bytes apart, and the loads would hit 4K
+    // aliasing with the stores.
+    Vec<A> updated[4];
+#pragma GCC unroll 4
+    for (int corner = 0; corner < 4; ++corner)
+      updated[corner] =
+          multiply_add<A>(weight_of(corner), grad[v], load_channels(to.corner[corner] + cell + v * L, count));
+#pragma GCC unroll 4
+    for (int corner = 0; corner < 4; ++corner) store_channels(to.corner[corner] + cell + v * L, updated[corner], count);
+  }
+}
+
 // grad_input[corner of each tap] += weight * grad_output, for cells inside. Consecutive additions to the same element
 // are bound by store-to-load latency; interleaving the groups, which share no channel, hides it. Unless kAll, taps with
 // both rows outside the bounds are skipped.
@@ -26,19 +46,9 @@ DANET_INLINE void scatter(
         Vec<A> grad[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + g * group_channels + c + v * L, count);
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
-          // Load all corners before storing: rows are often a multiple of 4096 bytes apart, and the loads would hit 4K
-          // aliasing with the stores.
-          Vec<A> updated[4];
-#pragma GCC unroll 4
-          for (int corner = 0; corner < 4; ++corner)
-            updated[corner] = multiply_add<A>(
-                broadcast(taps.weight[corner][j]), grad[v], load_channels(to.corner[corner] + cell + v * L, count));
-#pragma GCC unroll 4
-          for (int corner = 0; corner < 4; ++corner)
-            store_channels(to.corner[corner] + cell + v * L, updated[corner], count);
-        }
+        scatter_corners<A>(
+            to, cell, [&](int corner) __attribute__((always_inline)) { return broadcast(taps.weight[corner][j]); },
+            grad, count);
       }
   });
 }
@@ -66,6 +76,19 @@ __attribute__((noinline)) void scatter_checked(
 template <typename A>
 constexpr int kTapsPerVector = kLanes<A> >= 4 ? kLanes<A> / 4 : 1;
 
+// Adds the products of grad with each corner of a cell to `product`, lane by lane.
+template <typename A, int V, typename T>
+DANET_INLINE void multiply_corners(
+    Vec<A> (&product)[4], const CornerPointers<const T>& from, int64_t cell, const Vec<A> (&grad)[V], int count) {
+#pragma GCC unroll 4
+  for (int corner = 0; corner < 4; ++corner) {
+    const T* p = from.corner[corner] + cell;
+    if (V > 1) p = opaque_pointer(p);  // one register for the V addresses
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) product[corner] += grad[v] * load_channels(p + v * kLanes<A>, count);
+  }
+}
+
 // Computes dot[corner] = sum_c grad_output[c] * input[c] at the corners of every tap, whose cells must lie inside the
 // image. Writes to taps.dot, for each kTapsPerVector taps, first their dots of corner 0, then those of corner 1, and so
 // on.
@@ -79,7 +102,7 @@ DANET_INLINE void corner_dots(
     const CornerPointers<const T> from(image + c, bounds);
     for (int64_t first = 0; first < num_taps; first += B) {
       // Multiply grad_output with the corners of kTapsPerVector taps, lane by lane.
-      Vec<A> product[B][4];
+      Vec<A> product[B][4] = {};
 #pragma GCC unroll 4
       for (int b = 0; b < B; ++b) {
         const int64_t j = first + b < num_taps ? first + b : num_taps - 1, cell = taps.cell[j];
@@ -87,14 +110,7 @@ DANET_INLINE void corner_dots(
         Vec<A> grad[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_at + v * L, count);
-#pragma GCC unroll 4
-        for (int corner = 0; corner < 4; ++corner) {
-          const T* p = from.corner[corner] + cell;
-          if (V > 1) p = opaque_pointer(p);  // one register for the V addresses
-          product[b][corner] = grad[0] * load_channels(p, count);
-#pragma GCC unroll 4
-          for (int v = 1; v < V; ++v) product[b][corner] += grad[v] * load_channels(p + v * L, count);
-        }
+        multiply_corners<A>(product[b], from, cell, grad, count);
       }
       // Reduce over the lanes, and add the dot products of the previous channels.
       const auto dot = sum_lanes<A>(product);

@@ -32,6 +32,22 @@ struct WeightsInRegisters {
 };
 #endif
 
+// Adds the four corners of a cell, times their weights, to `total`; weight_of(corner) returns a weight in all lanes. The
+// kChains sums are independent, to hide the latency of additions; their total is the result.
+template <typename A, int kChains, int V, typename T, typename WeightOf>
+DANET_INLINE void add_corners(
+    Vec<A> (&total)[kChains][V], const CornerPointers<const T>& from, int64_t cell, const WeightOf& weight_of,
+    int count) {
+#pragma GCC unroll 4
+  for (int corner = 0; corner < 4; ++corner) {
+    const Vec<A> weight = weight_of(corner);
+    const T* p = from.corner[corner] + cell;
+    if (V > 1) p = opaque_pointer(p);  // one register for the V addresses
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) total[corner % kChains][v] += weight * load_channels(p + v * kLanes<A>, count);
+  }
+}
+
 // Computes out [groups, group_channels] from the num_taps = groups * K taps of the table: for each group, the sum over
 // its K taps. All cells must lie inside the image. kTaps is K if it is known at compile time, else 0; runtime_K is K in
 // both cases. group_image points to the first channel of the first group in the first pixel. Not inlined, because the
@@ -54,15 +70,9 @@ __attribute__((noinline)) void gather_groups(
 #pragma GCC unroll 9
       for (int64_t k = 0; k < K; ++k) {
         // Add the four corners, times their weights.
-        const int64_t element = cell[k];
-#pragma GCC unroll 4
-        for (int corner = 0; corner < 4; ++corner) {
-          const Vec<A> weight = weights.broadcast_weight(corner, k);
-          const T* p = from.corner[corner] + element;
-          if (V > 1) p = opaque_pointer(p);  // one register for the V addresses
-#pragma GCC unroll 4
-          for (int v = 0; v < V; ++v) total[corner % kChains][v] += weight * load_channels(p + v * L, count);
-        }
+        const auto weight_of = [&](int corner)
+                                   __attribute__((always_inline)) { return weights.broadcast_weight(corner, k); };
+        add_corners<A>(total, from, cell[k], weight_of, count);
       }
       // Add up the chains, divide by the denominator of the softmax, and write back.
 #pragma GCC unroll 4

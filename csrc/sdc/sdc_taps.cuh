@@ -36,6 +36,25 @@ struct Sample {
   bool is_nan;
 };
 
+// Locates the sample at (y, x) of an image with H rows and W columns.
+template <typename A>
+GPU_DEVICE Sample<A> sample_at(A y, A x, uint32_t H, uint32_t W) {
+  Sample<A> sample;
+  sample.is_nan = y != y || x != x;
+  // floor_to_int saturates, so that far coordinates stay outside; clamp the fractions so that unused weights stay
+  // finite.
+  const int row = gpu::floor_to_int(y), column = gpu::floor_to_int(x);
+  sample.fraction_y = gpu::saturate(y - A(row)), sample.fraction_x = gpu::saturate(x - A(column));
+  // Find the corners inside the image. As unsigned integers, negative indices lie outside.
+  const uint32_t top = uint32_t(row), left = uint32_t(column);
+  const uint32_t in_valid_rows = (top < H ? kTopCorners : 0) | (top + 1 < H ? kBottomCorners : 0);
+  const uint32_t in_valid_columns = (left < W ? kLeftCorners : 0) | (left + 1 < W ? kRightCorners : 0);
+  const uint32_t corners_inside = sample.is_nan ? 0 : in_valid_rows & in_valid_columns;
+  sample.row = row;
+  sample.cell = {corners_inside > 0 ? int32_t(top * W + left) : 0, corners_inside};
+  return sample;
+}
+
 // Locates the sample of tap (outer, inner) with the offsets (first, second), for an output pixel whose window has its
 // center at (center_y, center_x); see the formula in sdc.h. The tap and the offsets are (y, x), or (x, y) if x_first.
 template <typename A>
@@ -48,20 +67,7 @@ GPU_DEVICE Sample<A> locate_sample(
   };
   const A y = x_first ? coordinate(0, inner, center_y, second) : coordinate(0, outer, center_y, first);
   const A x = x_first ? coordinate(1, outer, center_x, first) : coordinate(1, inner, center_x, second);
-  Sample<A> sample;
-  sample.is_nan = y != y || x != x;
-  // floor_to_int saturates, so that far coordinates stay outside; clamp the fractions so that unused weights stay
-  // finite.
-  const int row = gpu::floor_to_int(y), column = gpu::floor_to_int(x);
-  sample.fraction_y = gpu::saturate(y - A(row)), sample.fraction_x = gpu::saturate(x - A(column));
-  // Find the corners inside the image. As unsigned integers, negative indices lie outside.
-  const uint32_t top = uint32_t(row), left = uint32_t(column), H = uint32_t(p.H), W = uint32_t(p.W);
-  const uint32_t in_valid_rows = (top < H ? kTopCorners : 0) | (top + 1 < H ? kBottomCorners : 0);
-  const uint32_t in_valid_columns = (left < W ? kLeftCorners : 0) | (left + 1 < W ? kRightCorners : 0);
-  const uint32_t corners_inside = sample.is_nan ? 0 : in_valid_rows & in_valid_columns;
-  sample.row = row;
-  sample.cell = {corners_inside > 0 ? int32_t(top * W + left) : 0, corners_inside};
-  return sample;
+  return sample_at(y, x, uint32_t(p.H), uint32_t(p.W));
 }
 
 // exp(a). Half dtypes use the fast approximation, whose error is far below their precision.

@@ -222,12 +222,14 @@ DANET_INLINE bool prepare_taps(const SdcParams& p, TapTable<A>& taps, const TapI
 }
 
 // Tells, for a vector of cells and along one axis, which of them lie partly or wholly outside [first, last). `index` is
-// the row or column of a cell's first corner. If it is from first to last - 2, both corners are inside.
+// the row or column of a cell's first corner. If it is from first to last - 2, both corners are inside. Bound: int32_t,
+// or IntVec<A> if each cell has its own bound.
 template <typename A>
 struct BorderMasks {
   Mask<A> before, after, near;  // index < first; index > last - 2; a corner is inside
 
-  BorderMasks(IntVec<A> index, int32_t first, int32_t last)
+  template <typename Bound>
+  BorderMasks(IntVec<A> index, int32_t first, Bound last)
       : before(lanes(index < first)), after(lanes(index > last - 2)),
         near(lanes((index >= first - 1) & (index < last))) {}
 
@@ -307,6 +309,8 @@ struct CellBounds {
 
   CellBounds(const SdcParams& p, const ImageView& image, int64_t first, int64_t last)
       : first(int32_t(first)), last(int32_t(last)), W(int32_t(p.W)), stride(image.pixel_stride) {}
+
+  CellBounds(int32_t first, int32_t last, int32_t W, int64_t stride) : first(first), last(last), W(W), stride(stride) {}
 
   // Whether there are two rows and two columns, so that the corners of a cell are four different pixels.
   bool has_four_pixels() const { return last - first > 1 && W > 1; }

@@ -13,7 +13,15 @@ Example:
 from danet.ops.dcn import DCNv3Function, DCNv4Function, dcnv3, dcnv4
 from danet.ops.fused_safem import PreparedSafem, prepare_safem, safem, safem_reference, sdc_mean, sdc_mean_reference
 from danet.ops.info import describe, info
+from danet.ops.layers import (
+    MSDeformAttnFunction,
+    MultiScaleDeformableAttention,
+    MultiScaleDeformableAttnFunction,
+    multi_scale_deformable_attention,
+    replace_ms_deform_attn,
+)
 from danet.ops.lcdc import lcdc, lcdc_kernel_size, lcdc_reference
+from danet.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_reference
 from danet.ops.rep_conv import PreparedRepConv, prepare_rep_conv, rep_conv, rep_conv_reference
 from danet.ops.sdc import SDC, sdc, sdc_reference
 from danet.ops.softmax_gate import softmax_gate, softmax_gate_reference
@@ -22,6 +30,9 @@ __all__ = [
     "SDC",
     "DCNv3Function",
     "DCNv4Function",
+    "MSDeformAttnFunction",
+    "MultiScaleDeformableAttention",
+    "MultiScaleDeformableAttnFunction",
     "PreparedRepConv",
     "PreparedSafem",
     "dcnv3",
@@ -31,10 +42,14 @@ __all__ = [
     "lcdc",
     "lcdc_kernel_size",
     "lcdc_reference",
+    "ms_deform_attn",
+    "ms_deform_attn_reference",
+    "multi_scale_deformable_attention",
     "prepare_rep_conv",
     "prepare_safem",
     "rep_conv",
     "rep_conv_reference",
+    "replace_ms_deform_attn",
     "safem",
     "safem_reference",
     "sdc",

@@ -150,15 +150,20 @@ def register_gradient(
     reference: Callable,
     batched: Sequence[int] | None = None,
     backward_options: Callable[[], tuple] = tuple,
+    constants: int = 0,
+    memory_format: Callable[[Tensor], torch.memory_format] | None = None,
 ) -> None:
-    """Register <name>_backward as the gradient of <name>, whose first `tensors` arguments are differentiable.
+    """Register <name>_backward as the gradient of <name>, whose first `tensors` arguments are tensors.
 
     reference: takes the arguments of <name>; serves second derivatives.
     batched: indices of the tensor arguments of <name>_backward that have a batch dimension N; None: all.
     backward_options: returns the current values of the options that only <name>_backward has, after all others.
+    constants: number of tensor arguments, the last ones, that have no gradient, such as tensors of integers.
+    memory_format: returns the memory format of an argument's gradient; None: channels-last for images.
     """
     if WHY_NOT is not None:
         return
+    format_of, leaf_count = memory_format or _memory_format, tensors - constants
 
     def save(ctx: Any, inputs: tuple, count: int) -> None:
         ctx.save_for_backward(*inputs[:count])
@@ -167,16 +172,16 @@ def register_gradient(
     def backward(ctx: Any, grad_output: Tensor) -> tuple:
         operator = getattr(torch.ops.danet, f"{name}_backward")
         grads = operator(grad_output, *ctx.saved_tensors, *ctx.options, *backward_options())
-        return (*grads, *(None for _ in ctx.options))
+        return (*grads, *(None for _ in range(constants + len(ctx.options))))
 
     def backward_of_backward(ctx: Any, *grads: Tensor) -> tuple:
-        grad_output, *leaves = ctx.saved_tensors
-        options = ctx.options[: len(ctx.options) - len(backward_options())]
-        results = _double_backward(lambda *t: reference(*t, *options), leaves, grad_output, grads)
-        return (*results, *(None for _ in ctx.options))
+        grad_output, *inputs = ctx.saved_tensors
+        rest = (*inputs[leaf_count:], *ctx.options[: len(ctx.options) - len(backward_options())])
+        results = _double_backward(lambda *t: reference(*t, *rest), inputs[:leaf_count], grad_output, grads)
+        return (*results, *(None for _ in range(constants + len(ctx.options))))
 
     def fake(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(value, memory_format=_memory_format(value)) for value in arguments[:tensors])
+        return tuple(torch.empty_like(value, memory_format=format_of(value)) for value in arguments[:leaf_count])
 
     register(f"{name}_backward", tensors + 1, fake=fake, batched=batched)
     for operator, rule, count in ((name, backward, tensors), (f"{name}_backward", backward_of_backward, tensors + 1)):
