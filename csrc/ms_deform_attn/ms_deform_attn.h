@@ -21,7 +21,8 @@
 //   ms_deform_attn_torch.h                                      all devices: the operators that torch calls
 //   ms_deform_attn_cpu.cpp                                      CPU: limits, memory, threads
 //   ms_deform_attn_kernels.cpp, ms_deform_attn_{taps,forward,backward}.h   CPU: the kernels, once per instruction set
-//   ms_deform_attn_cuda.cu, ms_deform_attn_device.cuh           CUDA: launches; the kernels
+//   ms_deform_attn_cuda.cu                                      CUDA: launches
+//   ms_deform_attn_{taps,forward,backward}.cuh                  CUDA: the kernels
 #pragma once
 
 #include <cstdint>

@@ -91,11 +91,5 @@ GPU_DEVICE void prepare_points(
   __syncthreads();
 }
 
-// Shared memory in bytes of the levels and of the softmax's factors, which come before the taps.
-template <typename A>
-GPU_DEVICE int shared_bytes_before_taps(const MsDeformAttnParams& p, int items) {
-  return int(p.L * int64_t(sizeof(MsLevel))) + items * int(sizeof(SoftmaxFactors<A>));
-}
-
 }  // namespace
 }  // namespace danet

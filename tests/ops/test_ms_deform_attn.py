@@ -84,7 +84,7 @@ CASES = {
     "1 channel": {"D": 1, "M": 3},
     "300 points": {"P": 150, "Q": 2},
     "240 points": {"P": 120, "Q": 2},
-    "far outside": {"spread": 40.0},
+    "far outside": {"spread": 4.0, "Q": 20},
     "many queries": {"Q": 150},
 }
 
