@@ -24,6 +24,21 @@ def sdc_grid_sample(input: Tensor, offset: Tensor, mask: Tensor, groups: int) ->
     return out.view(N, C, H, W)
 
 
+def ms_deform_attn_grid_sample(
+    value: Tensor, locations: Tensor, weights: Tensor, shapes: list[tuple[int, int]]
+) -> Tensor:
+    """Multi-scale deformable attention with one ``F.grid_sample`` per level, as networks compute it on the CPU."""
+    N, _, M, D = value.shape
+    Q, L, P = weights.shape[1], weights.shape[3], weights.shape[4]
+    samples = []
+    for level, (pixels, (H, W)) in enumerate(zip(value.split([h * w for h, w in shapes], 1), shapes, strict=True)):
+        image = pixels.permute(0, 2, 3, 1).reshape(N * M, D, H, W)
+        grid = 2 * locations[:, :, :, level].transpose(1, 2).reshape(N * M, Q, P, 2) - 1
+        samples.append(F.grid_sample(image, grid, padding_mode="zeros", align_corners=False))
+    weighted = torch.cat(samples, -1) * weights.transpose(1, 2).reshape(N * M, 1, Q, L * P)
+    return weighted.sum(-1).view(N, M * D, Q).transpose(1, 2).contiguous()
+
+
 def lcdc_shifted(input: Tensor, weight: Tensor) -> Tensor:
     """sigmoid(lcdc(input)) * input computed with a padded copy and shifted multiply-adds along the innermost axis."""
     rows = input.permute(0, 2, 3, 1)

@@ -14,6 +14,7 @@ from danet.ops import (
     dcnv4,
     lcdc,
     lcdc_reference,
+    ms_deform_attn,
     prepare_rep_conv,
     rep_conv,
     rep_conv_reference,
@@ -158,6 +159,36 @@ def dcn_cases() -> Iterator[Case]:
                 yield Case("dcn", size, direction, call, others, factor * flops, factor * bytes, check)
 
 
+def ms_deform_attn_cases() -> Iterator[Case]:
+    """Encoder and decoder of Deformable DETR for an image of 800 x 800 pixels.
+
+    Every pixel of the encoder samples the pixels around it; the queries of the decoder sample anywhere.
+    """
+    shapes = [(100, 100), (50, 50), (25, 25), (13, 13)]
+    levels, M, D, P = torch.tensor(shapes), 8, 32, 4
+    starts = levels.prod(1).cumsum(0) - levels.prod(1)
+    S, L = int(levels.prod(1).sum()), len(shapes)
+    centers = torch.cat([torch.cartesian_prod(*((torch.arange(n) + 0.5) / n for n in pair)).flip(1) for pair in shapes])
+    around = centers.view(1, S, 1, 1, 1, 2) + 2 * torch.randn(1, S, M, L, P, 2) / levels.flip(1).view(L, 1, 2)
+    for name, locations in (("encoder", around), ("decoder", torch.rand(1, 300, M, L, P, 2))):
+        Q = locations.shape[1]
+        leaves = [torch.randn(1, S, M, D), locations, torch.rand(1, Q, M, L, P)]
+
+        def ours(*t: Tensor) -> Tensor:
+            return ms_deform_attn(t[0], levels, starts, t[1], t[2])
+
+        def grid_sample(*t: Tensor) -> Tensor:
+            return baselines.ms_deform_attn_grid_sample(*t, shapes=shapes)
+
+        flops, bytes = 8.0 * Q * M * L * P * D, 4.0 * M * (S * D + Q * (3 * L * P + D))
+        for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
+            call, factor = wrap(ours, leaves), 1 if direction == "forward" else 2
+            others: dict[str, Function | None] = {"grid_sample": wrap(grid_sample, leaves)}
+            check = same(call, wrap(grid_sample, leaves), 1e-2)
+            size = f"{name} 1x{Q} M{M} L{L} P{P} D{D}"
+            yield Case("ms_deform_attn", size, direction, call, others, factor * flops, factor * bytes, check)
+
+
 def lcdc_cases() -> Iterator[Case]:
     for C, H, W, k in ((64, 64, 80, 3), (128, 32, 40, 3), (256, 16, 20, 5)):
         leaves = [image(1, C, H, W), torch.randn(1, k)]
@@ -239,6 +270,7 @@ def rep_conv_case(
 CASES = {
     "sdc": sdc_cases,
     "dcn": dcn_cases,
+    "ms_deform_attn": ms_deform_attn_cases,
     "lcdc": lcdc_cases,
     "rep_conv": rep_conv_cases,
     "softmax_gate": softmax_gate_cases,

@@ -8,9 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from emulation.emulated import load, missing
+from ms_deform_attn_cases import CASES as ATTENTION_CASES
+from ms_deform_attn_cases import SHAPES
+from ms_deform_attn_cases import tensors as attention_tensors
 from sdc_cases import CASES, arguments
 
-from danet.ops import lcdc_reference, library, rep_conv_reference, sdc_reference, softmax_gate_reference
+from danet.ops import (
+    lcdc_reference,
+    library,
+    ms_deform_attn_reference,
+    rep_conv_reference,
+    sdc_reference,
+    softmax_gate_reference,
+)
 
 DTYPES = {
     "float64": (torch.float64, 1e-12),
@@ -42,7 +52,11 @@ class Device:
         if self.emulation:
             assert self.emulation.reports() == []
         for value in results:
-            assert value.ndim != 4 or value.is_contiguous(memory_format=torch.channels_last)
+            assert (
+                value.ndim != 4
+                or operator.startswith("ms_deform_attn")
+                or value.is_contiguous(memory_format=torch.channels_last)
+            )
         return [value.cpu().double() for value in results]
 
 
@@ -353,6 +367,73 @@ def test_rep_conv_forward(device, case, dtype, tf32):
         assert_near(results, [expected], 1e-3 if tf32 and device.name != "cpu" else 2 * tolerance)
 
 
+def attention_dtypes():
+    """Cases with a dtype of value, and one of locations and weights."""
+    for case in ATTENTION_CASES:
+        if case != "300 points":  # more points than the kernels support
+            yield pytest.param(case, "float32", "float32", id=f"{case}-float32")
+    for case in ("plain", "32 channels", "71 channels"):
+        for dtype, points in (("float64",) * 2, ("float16",) * 2, ("bfloat16",) * 2, ("bfloat16", "float32")):
+            yield pytest.param(case, dtype, points, id=f"{case}-{dtype}-{points}")
+
+
+def level_tensors(shapes):
+    """spatial_shapes and level_start_index."""
+    count = torch.tensor(shapes).prod(1)
+    return torch.tensor(shapes), count.cumsum(0) - count
+
+
+@pytest.mark.parametrize("softmax", [False, True], ids=["weights", "softmax"])
+@pytest.mark.parametrize("case, dtype, points", list(attention_dtypes()))
+def test_ms_deform_attn_forward_and_backward(device, case, dtype, points, softmax):
+    dtype, tolerance = DTYPES[dtype]
+    value, *others = attention_tensors(**ATTENTION_CASES[case])
+    tensors = [value.to(dtype), *(each.to(DTYPES[points][0]) for each in others)]
+    shapes = ATTENTION_CASES[case].get("shapes", SHAPES)
+
+    def reference(*t):
+        return ms_deform_attn_reference(t[0], shapes, None, *t[1:], softmax=softmax)
+
+    expected = reference(*(each.double() for each in tensors))
+    rest = (*level_tensors(shapes), softmax)
+    assert_near(device("ms_deform_attn", *tensors, *rest, seed=7), [expected], 2 * tolerance)
+    grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    grads = gradients(reference, tensors, grad_output)
+    for deterministic in (False, True):
+        results = device("ms_deform_attn_backward", grad_output, *tensors, *rest, deterministic, seed=5)
+        assert_near(results, grads, 3 * tolerance, terms=1)
+    again = device("ms_deform_attn_backward", grad_output, *tensors, *rest, True, seed=11)
+    assert all(map(torch.equal, results, again))
+
+
+def test_ms_deform_attn_nonfinite_locations(device):
+    shapes = [(6, 5), (0, 3), (3, 4)]
+    value, locations, weights = attention_tensors(shapes, D=8, Q=20, dtype=torch.float32)
+    locations[0, 3, 0, 0, 1, 0], locations[0, 5, 1, 1, 0, 1] = float("nan"), float("nan")  # the latter: an empty level
+    locations[1, 2, 0, 2, 2], locations[1, 4, 0, 0, 0, 1] = float("inf"), -1e30
+    expected = ms_deform_attn_reference(value.double(), shapes, None, locations.double(), weights.double())
+    assert expected.isnan().sum() == 8
+    rest = (*level_tensors(shapes), False)
+    assert_near(device("ms_deform_attn", value, locations, weights, *rest), [expected], 4e-6)
+    grad_output = torch.randn(2, 20, 16)
+    cpu = torch.ops.danet.ms_deform_attn_backward(grad_output, value, locations, weights, *rest, False)
+    for deterministic in (False, True):
+        results = device("ms_deform_attn_backward", grad_output, value, locations, weights, *rest, deterministic)
+        assert_near(results, [each.double() for each in cpu], 4e-6)
+
+
+def test_ms_deform_attn_level_outside_value(device):
+    """An error on the CPU. A CUDA device would have to be waited for, so the kernels give NaN."""
+    tensors = attention_tensors(D=8, dtype=torch.float32)
+    for shapes, starts in (([[6, 5], [3, 5]], [0, 30]), ([[6, 5], [3, 4]], [0, -1]), ([[6, 5], [-1, 4]], [0, 30])):
+        call = "ms_deform_attn", *tensors, torch.tensor(shapes), torch.tensor(starts), False
+        if device.name == "cpu":
+            with pytest.raises(RuntimeError, match=r"ms_deform_attn: "):
+                device(*call)
+        else:
+            assert device(*call)[0].isnan().all()
+
+
 DIRECT_ERRORS = {
     "sdc offset": ("sdc", "sdc: offset has the wrong shape", {1: (2, 18, 5, 6)}),
     "sdc mask": ("sdc", "sdc: mask must have input's dtype", {2: torch.float64}),
@@ -361,6 +442,8 @@ DIRECT_ERRORS = {
     "sdc dtype": ("sdc", "danet: dtype must be float64, float32, float16 or bfloat16", {0: torch.int32}),
     "lcdc weight": ("lcdc", "lcdc: weight must be", {1: (2, 3)}),
     "softmax_gate logits": ("softmax_gate", "softmax_gate: logits has the wrong shape", {1: (2, 8, 5, 7)}),
+    "ms_deform_attn weights": ("ms_deform_attn", "ms_deform_attn: attention_weights has the wrong shape", {2: (2, 5)}),
+    "ms_deform_attn shapes": ("ms_deform_attn", "ms_deform_attn: spatial_shapes and level_s", {3: torch.int32}),
     "rep_conv weight": ("rep_conv", "rep_conv: weight has the wrong shape", {1: (4, 9, 3, 3)}),
     "rep_conv bias": ("rep_conv", "rep_conv: bias has the wrong shape", {3: (5,)}),
     "rep_conv stride": ("rep_conv", "rep_conv: stride must be 1 or 2", {4: 3}),
@@ -376,6 +459,7 @@ def test_direct_call_error(device, case):
         "sdc": [*map(torch.zeros, ((2, 8, 5, 6), (2, 36, 5, 6), (2, 18, 5, 6))), 2, *windows, 1.0, True, False],
         "lcdc": [torch.zeros(2, 8, 5, 6), torch.zeros(1, 3), True],
         "softmax_gate": [torch.zeros(2, 8, 5, 6), torch.zeros(2, 8, 5, 6)],
+        "ms_deform_attn": [*attention_tensors(dtype=torch.float32), *level_tensors(SHAPES), False],
         "rep_conv": [torch.zeros(2, 8, 5, 6), torch.zeros(4, 8, 3, 3), None, None, 1, True, False],
     }
     arguments = calls[operator]

@@ -13,7 +13,7 @@ import pytest
 from danet.ops import info
 
 ROOT = Path(__file__).parents[2]
-TESTS = [ROOT / f"tests/ops/test_{name}.py" for name in ("sdc", "lcdc", "softmax_gate", "rep_conv")]
+TESTS = [ROOT / f"tests/ops/test_{name}.py" for name in ("sdc", "lcdc", "softmax_gate", "rep_conv", "ms_deform_attn")]
 
 
 def run_tests(capability: str, key: str, text: str, arguments: list) -> None:

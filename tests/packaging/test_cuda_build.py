@@ -29,6 +29,10 @@ EXPECTED = {
         "forward_kernel<danet::BFloat16, int, 8, 9, false>": ["LDG.E.128", "STG.E.128", "LDS.128"],
         "backward_kernel<danet::BFloat16, int, 8, 9, false, true>": ["LDG.E.128", ".ADD.F32x4", "SHFL"],
     },
+    "ms_deform_attn": {
+        "ms_forward_kernel<danet::BFloat16, float, int, 8>": ["LDG.E.128", "STG.E.128", "LDS.128"],
+        "ms_backward_kernel<danet::BFloat16, float, int, 8, true>": ["LDG.E.128", ".ADD.F32x4", "SHFL"],
+    },
     "lcdc": {"lcdc_forward_packets<danet::BFloat16": ["LDG.E.128", "STG.E.128", "SHFL"]},
     "softmax_gate": {"softmax_gate_in_registers<false, danet::BFloat16, 8": ["LDG.E.128", "STG.E.128", "SHFL.BFLY"]},
     "rep_conv": {"rep_conv_gemm<danet::BFloat16, true": ["HMMA.16816", "LDSM.16.M88.4", "LDGSTS", "STG.E.128"]},

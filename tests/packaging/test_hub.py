@@ -28,7 +28,7 @@ def test_hub_variant_files_and_metadata(variant):
     assert re.fullmatch(r"torch-stable-abi210-cpu-\w+-linux", variant.name)
     assert variant.parent.name == "build"
     names = {path.name for path in variant.iterdir()}
-    assert {"__init__.py", "sdc.py", "library.py", "libdanet.so", "metadata.json"} < names
+    assert {"__init__.py", "sdc.py", "layers.py", "library.py", "libdanet.so", "metadata.json"} < names
     assert all(name.endswith((".py", ".so", ".json")) for name in names)
     metadata = json.loads((variant / "metadata.json").read_text())
     assert metadata["backend"] == {"type": "cpu"}
@@ -54,6 +54,11 @@ compiled = torch.ops.danet.sdc(x, offset, mask, 1, 3, 3, 1, 1, 1, 1, 1, 1, 1.0, 
 assert torch.equal(ops.sdc(x, offset, mask), compiled)
 torch.testing.assert_close(ops.sdc(x, offset, mask), ops.sdc_reference(x, offset, mask))
 ops.SDC(8)(x).sum().backward()
+# transformers finds the layer by this name.
+layer, value = ops.layers.MultiScaleDeformableAttention(), torch.randn(1, 30, 2, 4)
+points = torch.rand(1, 5, 2, 1, 3, 2), torch.rand(1, 5, 2, 1, 3)
+out = layer(value, torch.tensor([[5, 6]]), [(5, 6)], torch.tensor([0]), *points, 64)
+torch.testing.assert_close(out, ops.ms_deform_attn_reference(value, [(5, 6)], None, *points))
 print(ops.__name__, ops.info()["operators"])
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
