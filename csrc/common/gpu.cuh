@@ -71,6 +71,13 @@ void launch(const char* op, void (*kernel)(Parameters...), const Launch& options
     throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error));
   }
 #else
+  if (emulation::settings.observer) {
+    emulation::ParameterBytes bytes;
+    (bytes.add(static_cast<Parameters>(arguments)), ...);
+    const emulation::LaunchRecord record{
+        op, reinterpret_cast<const void*>(kernel), options.grid, options.block, options.shared, bytes.data, bytes.size};
+    if (emulation::observe(record)) return;
+  }
   auto body = [&] { kernel(static_cast<Parameters>(arguments)...); };
   emulation::run(
       op, options.grid, options.block, options.shared, options.stream,
@@ -87,7 +94,7 @@ inline int multiprocessor_count() {
     throw std::runtime_error("danet: cannot query the CUDA device");
   return count;
 #else
-  return 4;
+  return emulation::settings.multiprocessors;
 #endif
 }
 

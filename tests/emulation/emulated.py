@@ -6,6 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -57,6 +61,41 @@ def _run(command: list[str | Path]) -> None:
         raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{done.stdout}")
 
 
+@dataclass(frozen=True)
+class KernelLaunch:
+    """One kernel launch: the operator, the kernel's demangled name, the sizes, and the bytes of its arguments as they
+    lie in constant memory."""
+
+    op: str
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    parameters: bytes
+
+
+class _Dim3(ctypes.Structure):
+    _fields_ = [(axis, ctypes.c_uint) for axis in "xyz"]
+
+    def sizes(self) -> tuple[int, int, int]:
+        return self.x, self.y, self.z
+
+
+class _Record(ctypes.Structure):
+    _fields_ = [
+        ("op", ctypes.c_char_p),
+        ("kernel", ctypes.c_void_p),
+        ("grid", _Dim3),
+        ("block", _Dim3),
+        ("shared_bytes", ctypes.c_size_t),
+        ("parameters", ctypes.c_void_p),
+        ("parameter_bytes", ctypes.c_size_t),
+    ]
+
+
+_Observer = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(_Record))
+
+
 class Emulation:
     """The loaded emulator. Its operators are torch.ops.danet_emulated.*, on CPU tensors."""
 
@@ -66,7 +105,9 @@ class Emulation:
         torch.ops.load_library(self.library)
         self._c = ctypes.CDLL(str(self.library))
         self._c.emulation_set_seed.argtypes = self._c.emulation_set_shared_limit.argtypes = [ctypes.c_uint64]
-        self._c.emulation_launches.restype = ctypes.c_uint64
+        self._c.emulation_launches.restype = self._c.emulation_offset.restype = ctypes.c_uint64
+        self._c.emulation_set_multiprocessors.argtypes = [ctypes.c_int]
+        self._c.emulation_set_observer.argtypes = self._c.emulation_offset.argtypes = [ctypes.c_void_p]
         self._c.emulation_take_reports.restype = ctypes.c_char_p
         self._reports: list[str] = []
 
@@ -77,6 +118,50 @@ class Emulation:
     def shared_limit(self, size: int) -> None:
         """Set the maximum shared memory per block, in bytes. The default is 227 KiB."""
         self._c.emulation_set_shared_limit(size)
+
+    def multiprocessors(self, count: int) -> None:
+        """Set the number of multiprocessors, by which kernels choose their grids. The default is 4."""
+        self._c.emulation_set_multiprocessors(count)
+
+    @contextmanager
+    def observed(self, observer: Callable[[KernelLaunch], bool]) -> Iterator[None]:
+        """Inside the block, call `observer` before every launch. If it returns true, the kernel does not run.
+
+        An exception of the observer is raised at the end of the block.
+        """
+        errors: list[BaseException] = []
+
+        def call(pointer) -> bool:
+            record = pointer.contents
+            try:
+                return observer(
+                    KernelLaunch(
+                        record.op.decode(),
+                        self._kernel_names[self._c.emulation_offset(record.kernel)],
+                        record.grid.sizes(),
+                        record.block.sizes(),
+                        record.shared_bytes,
+                        ctypes.string_at(record.parameters, record.parameter_bytes),
+                    )
+                )
+            except BaseException as error:
+                errors.append(error)
+                return True
+
+        callback = _Observer(call)
+        self._c.emulation_set_observer(ctypes.cast(callback, ctypes.c_void_p))
+        try:
+            yield
+        finally:
+            self._c.emulation_set_observer(None)
+        if errors:
+            raise errors[0]
+
+    @cached_property
+    def _kernel_names(self) -> dict[int, str]:
+        """The demangled names of the library's functions, by offset."""
+        lines = subprocess.run(["nm", "-C", self.library], capture_output=True, text=True, check=True).stdout
+        return {int(line[:16], 16): line[19:] for line in lines.splitlines() if line[17:18] in ("t", "T", "W")}
 
     def reports(self) -> list[str]:
         """The checker's reports since `clear`, one per error. Always empty outside mode "check"."""

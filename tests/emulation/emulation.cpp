@@ -478,6 +478,12 @@ void run(
 
 uint64_t launches() { return launch_count; }
 
+bool observe(const LaunchRecord& record) {
+  const bool skip = settings.observer(&record);
+  launch_count += skip;
+  return skip;
+}
+
 #if !defined(EMULATION_CHECKED)
 std::string take_reports() { return {}; }
 #endif

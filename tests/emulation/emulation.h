@@ -68,11 +68,41 @@ class Device {
   void *stream_, *outer_;
 };
 
+// A launch, as an observer gets it. `parameters` are the kernel's arguments as nvcc lays them out in constant memory.
+struct LaunchRecord {
+  const char* op;
+  const void* kernel;
+  dim3 grid, block;
+  size_t shared_bytes;
+  const void* parameters;
+  size_t parameter_bytes;
+};
+// Called before each launch. If it returns true, the emulator does not run the kernel.
+using Observer = bool (*)(const LaunchRecord*);
+
 struct Settings {
   uint64_t seed = 0;                 // order of blocks and threads: 0 ascending, 1 descending, others random
   size_t shared_limit = 227 * 1024;  // bytes per block: 227 KiB on sm_90; 99 KiB on sm_86, 89 and 120
+  int multiprocessors = 4;           // multiprocessors of the device, by which kernels choose their grids
+  Observer observer = nullptr;
 };
 extern Settings settings;
+bool observe(const LaunchRecord& record);
+
+// Collects the arguments of a kernel, each aligned to its type.
+struct ParameterBytes {
+  alignas(16) unsigned char data[4096] = {};
+  size_t size = 0;
+
+  template <typename T>
+  void add(const T& argument) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    size = (size + alignof(T) - 1) / alignof(T) * alignof(T);
+    assert(size + sizeof argument <= sizeof data);
+    std::memcpy(data + size, &argument, sizeof argument);
+    size += sizeof argument;
+  }
+};
 uint64_t launches();  // number of launches so far
 
 // threadIdx etc. of the running thread.
