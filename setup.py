@@ -4,6 +4,7 @@ Environment variables:
     MAX_JOBS: number of parallel compilations.
     CXX: the C++ compiler.
     SANITIZE: sanitizers to enable, such as address,undefined; builds the CPU kernels only.
+    WARNINGS_AS_ERRORS: 0 accepts warnings of the CUDA compiler, for a host compiler that was never tried.
     FORCE_CUDA: 1 builds CUDA kernels, 0 does not; by default they are built if torch has CUDA and nvcc is found.
     TORCH_CUDA_ARCH_LIST: GPU architectures, such as "8.0;9.0+PTX".
     CUDA_HOME, CUDACXX: where to find nvcc.
@@ -43,6 +44,7 @@ class BuildKernels(build_ext):
         folder = ROOT / "build" / ("cmake-sanitize" if sanitize else "cmake")
         configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DTORCH_DIR={torch}", f"-DSANITIZE={sanitize}"]
         configure += [f"-DCUDA_ARCHITECTURES={CUDA or ''}"] + ([f"-DCMAKE_CUDA_COMPILER={nvcc()}"] if CUDA else [])
+        configure += [f"-DWARNINGS_AS_ERRORS={os.environ.get('WARNINGS_AS_ERRORS', '1')}"]
         # Passed in every build: the ninja of an earlier isolated build no longer exists.
         self._run(*configure, f"-DCMAKE_MAKE_PROGRAM={ninja}")
         jobs = os.environ.get("MAX_JOBS")

@@ -109,36 +109,63 @@ def _driver() -> str:
         return "unknown"
 
 
+LARGE = (8, 64, 128, 160)
+SDC_SIZES = (LARGE, (8, 128, 64, 80), (8, 256, 32, 40), (1, 64, 64, 80))
+G, K = 4, 9  # groups and taps of SDC
+
+
+def hot_cases() -> Iterator[Case]:
+    """What a first run on a new device must measure: it takes less than a minute."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for direction in ("forward", "backward"):
+            yield sdc_case(LARGE, dtype, direction)
+    for layers in (1, 16):
+        yield rep_conv_case((1, 256, 16, 20), 256, layers=layers, dtype=torch.bfloat16)
+
+
+def sdc_case(sizes: tuple[int, int, int, int], dtype: torch.dtype, direction: str, *, compiled: bool = False) -> Case:
+    """One pass of SDC beside its reference; with ``compiled`` also beside torch.compile, which takes half a minute."""
+    N, C, H, W = sizes
+    predicted = image(N, 3 * G * K, H, W, dtype=dtype)
+    leaves = [image(N, C, H, W, dtype=dtype), predicted[:, : 2 * G * K], predicted[:, 2 * G * K :]]
+
+    def ours(*t: Tensor) -> Tensor:
+        return sdc(*t, groups=G)
+
+    def reference(*t: Tensor) -> Tensor:
+        return sdc_reference(*t, groups=G)
+
+    wrap = (lambda f, t: lambda: f(*t)) if direction == "forward" else backward_of
+    factor, tolerance = (1, 1) if direction == "forward" else (2, 50)
+    tolerance *= 1e-3 if dtype == torch.float32 else 0.1
+    functions = {"sdc_reference": reference}
+    if compiled:
+        functions["torch.compile"] = torch.compile(reference, dynamic=False)
+    elif (torchvision := baselines.torchvision_deform_conv(dtype, G)) is not None:
+        functions["torchvision"] = torchvision
+    others = {name: wrap(f, leaves) for name, f in functions.items()}
+    call = wrap(ours, leaves)
+    check = same(call, others["sdc_reference"], tolerance)
+    flops, bytes = 8.0 * N * C * H * W * K, float(dtype.itemsize * N * H * W * (2 * C + 3 * G * K))
+    name = f"{N}x{C}x{H}x{W} G{G} {str(dtype)[6:]}"
+    return Case("sdc", name, direction, call, others, factor * flops, factor * bytes, check)
+
+
 def sdc_cases() -> Iterator[Case]:
-    for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float32, 1e-3)):
-        for N, C, H, W in ((8, 64, 128, 160), (8, 128, 64, 80), (8, 256, 32, 40), (1, 64, 64, 80)):
-            G, K = 4, 9
-            predicted = image(N, 3 * G * K, H, W, dtype=dtype)
-            leaves = [image(N, C, H, W, dtype=dtype), predicted[:, : 2 * G * K], predicted[:, 2 * G * K :]]
-
-            def ours(*t: Tensor) -> Tensor:
-                return sdc(*t, groups=4)
-
-            def reference(*t: Tensor) -> Tensor:
-                return sdc_reference(*t, groups=4)
-
-            functions = {"sdc_reference": reference}
-            if (torchvision := baselines.torchvision_deform_conv(dtype, G)) is not None:
-                functions["torchvision"] = torchvision
-            elements = N * H * W * (2 * C + 3 * G * K)
-            size = f"{N}x{C}x{H}x{W} G4 {str(dtype)[6:]}"
-            for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
-                factor = 1 if direction == "forward" else 2
-                others = {name: wrap(f, leaves) for name, f in functions.items()}
-                if (H, W) == (128, 160) and direction == "forward":  # compilation takes half a minute per case
-                    others["torch.compile"] = wrap(torch.compile(reference, dynamic=False), leaves)
-                call = wrap(ours, leaves)
-                check = same(call, others["sdc_reference"], tolerance * (1 if direction == "forward" else 50))
-                flops, bytes = factor * 8.0 * N * C * H * W * K, float(factor * dtype.itemsize * elements)
-                yield Case("sdc", size, direction, call, others, flops, bytes, check)
+    for dtype in (torch.bfloat16, torch.float32):
+        for sizes in SDC_SIZES:
+            if sizes != LARGE:  # among hot_cases
+                for direction in ("forward", "backward"):
+                    yield sdc_case(sizes, dtype, direction)
 
     yield from sdc_pointwise_cases()
     yield from dcn_cases()
+
+
+def compiled_cases() -> Iterator[Case]:
+    """torch.compile beside SDC."""
+    for dtype in (torch.bfloat16, torch.float32):
+        yield sdc_case(LARGE, dtype, "forward", compiled=True)
 
 
 def sdc_pointwise_cases() -> Iterator[Case]:
@@ -240,10 +267,12 @@ def rep_conv_cases() -> Iterator[Case]:
 
 
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "hot": hot_cases,
+    "sdc": sdc_cases,
     "rep_conv": rep_conv_cases,
     "lcdc": lcdc_cases,
     "softmax_gate": softmax_gate_cases,
-    "sdc": sdc_cases,  # last: it takes longest
+    "compiled": compiled_cases,  # last: compilation takes longest
 }
 
 

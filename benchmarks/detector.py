@@ -21,13 +21,6 @@ from benchmarks.rivals import parse_rival, rival_functions
 from benchmarks.timing import ceilings, header, silent
 from danet.checkpoint import load_weights
 from danet.config import ModelConfig
-from danet.data.frame_sources import open_source
-from danet.data.synthetic.clip import write_video
-from danet.inference.annotated_output import AnnotatedOutput
-from danet.inference.box_files import BoxFiles
-from danet.inference.detector import Detector
-from danet.inference.loading import parse_dtype
-from danet.inference.stream import DetectionStream
 from danet.models import DANet, build_model
 from danet.models.blocks import FusedMBB
 from danet.models.fuse import FusedACFA, FusedSaFEM
@@ -105,7 +98,8 @@ def network_only(model: DANet, size: tuple[int, int], batch: int, options: argpa
     """Milliseconds per call of each function (50th, 95th and 99th percentile) and ratios of the medians."""
     device = torch.device(options.device)
     images = torch.randn(batch, model.config.network_channels, *size, device=device)
-    deployed = model.deploy(dtype=parse_dtype(options.dtype), device=device)
+    dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
+    deployed = model.deploy(dtype=dtype, device=device)
     dtype = deployed.dtype  # also of the baselines
     eager = copy.deepcopy(model).to(device=device, dtype=dtype)
     inputs = images.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -156,6 +150,14 @@ def end_to_end(model: DANet, size: tuple[int, int], frames: int, dtype: str, opt
 
     Without ``--weights`` the class scores of the random network are forced below the threshold, as for a clear sky.
     """
+    # Imported here: the network alone needs no video and no image library.
+    from danet.data.frame_sources import open_source
+    from danet.data.synthetic.clip import write_video
+    from danet.inference.annotated_output import AnnotatedOutput
+    from danet.inference.box_files import BoxFiles
+    from danet.inference.detector import Detector
+    from danet.inference.stream import DetectionStream
+
     model = copy.deepcopy(model)
     if options.weights is None:
         for tower in model.head.classify:
@@ -320,7 +322,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="an ONNX file of another detector, run in ONNX Runtime and OpenVINO if installed; may be repeated",
     )
     parser.add_argument(
-        "--frames", type=int, default=200, help="frames of the video for the video-to-video measurement; 0 skips it"
+        "--frames",
+        type=int,
+        help="frames of the video for the video-to-video measurement; 0 skips it (default: 200, on CUDA 0)",
     )
     parser.add_argument("--layers", action="store_true", help="also print the time of every layer")
     parser.add_argument("--json", type=Path, help="write the raw results to this file")
@@ -341,6 +345,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--rival: only with --device cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("benchmarks.detector: --device cuda: no CUDA device")
+    if options.frames is None:
+        options.frames = 0 if options.device == "cuda" else 200
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
@@ -391,10 +397,10 @@ def main(arguments: list[str] | None = None) -> int:
                         values = f"{row['milliseconds']:8.3f}{row['MFLOP']:9.1f}{row['times_peak']:15.2f}"
                         say(f"  {row['layer']:<32}{values}")
                 results.append(case)
-    if options.json is not None:
-        shown = {"device": options.device, "dtype": options.dtype, "calls": options.calls}
-        content = {"machine": {**facts, **shown}, "ceilings": ceiling, "cases": results}
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+                if options.json is not None:  # after every case, so that nothing is lost if the run is cut off
+                    shown = {"device": options.device, "dtype": options.dtype, "calls": options.calls}
+                    content = {"machine": {**facts, **shown}, "ceilings": ceiling, "cases": results}
+                    options.json.write_text(json.dumps(content, indent=1) + "\n")
     if options.plot is not None:
         machine = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads"
         plot(results, options.plot, f"{machine}, {options.dtype}, torch {facts['torch']}")

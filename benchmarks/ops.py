@@ -142,6 +142,10 @@ def plot(cases: list[Case], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
+CUDA_CASES = ("hot", "compiled")
+"""Names of cases that exist on CUDA only."""
+
+
 def measurements(device: str) -> ModuleType:
     """The module that measures on ``device``; it has header, ceilings, CASES, alternate and dispatch_cost."""
     if device == "cpu":
@@ -158,7 +162,13 @@ def measurements(device: str) -> ModuleType:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__)
-    parser.add_argument("operator", nargs="?", choices=CASES, help="measure only this operator")
+    parser.add_argument(
+        "operators",
+        nargs="*",
+        metavar="OPERATOR",
+        help=f"measure only these of {', '.join(CASES)}; on CUDA also hot (the most important cases) and compiled "
+        "(beside torch.compile)",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on (default: cpu)")
     parser.add_argument("--json", type=Path, help="write the raw results to this file")
     parser.add_argument("--plot", type=Path, help="write a bar chart to this file (.png)")
@@ -173,6 +183,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=30, help="measurements per function, at least 30")
     parser.add_argument("--quiet", action="store_true", help="print only errors")
     options = parser.parse_args(arguments)
+    for name in options.operators:
+        if name not in (*CASES, *CUDA_CASES):
+            parser.error(f"invalid choice: {name!r} (choose from {', '.join((*CASES, *CUDA_CASES))})")
     say = silent if options.quiet else print
     for path in (options.json, options.plot):
         if path is not None and not path.parent.is_dir():
@@ -196,8 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     here = measurements(options.device)
-    if options.operator and options.operator not in here.CASES:
-        parser.error(f"{options.operator} is not measured with --device {options.device}")
+    for name in options.operators:
+        if name not in here.CASES:
+            parser.error(f"{name} is not measured with --device {options.device}")
     if options.device == "cuda":
         here.INSTALLED.update(installed)
 
@@ -217,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
     broken = False
-    for name in [options.operator] if options.operator else here.CASES:
+    for name in options.operators or here.CASES:
         try:
             for case in here.CASES[name]():
                 measure(case, options.repetitions, here.alternate)

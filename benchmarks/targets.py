@@ -66,7 +66,7 @@ def reached(target: Target, cases: list["Case"], ceiling: dict[str, float]) -> f
             try:
                 return target.metric(case, ceiling)
             except KeyError:
-                return None
+                continue  # another case of this name may have the baseline
     return None
 
 

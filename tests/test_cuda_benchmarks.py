@@ -92,3 +92,27 @@ def test_make_gpu_without_device_fails():
     environment = {**os.environ, "PYTHON": sys.executable}
     result = subprocess.run(["bash", "benchmarks/gpu.sh"], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert (result.returncode, result.stdout) == (2, "make gpu: torch finds no CUDA device\n")
+
+
+BLOCKED = ("jsonargparse", "faster_coco_eval", "matio", "av", "tensorboard")
+"""Packages that a machine with a GPU may lack."""
+
+
+@pytest.mark.parametrize("module", ["ops", "detector", "hot_calls"])
+def test_stages_of_make_gpu_start_without_optional_packages(module):
+    program = (
+        f"import sys, runpy; sys.modules.update(dict.fromkeys({BLOCKED!r})); "
+        f"sys.argv = ['{module}', '--help']; runpy.run_module('benchmarks.{module}', run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"benchmarks.{module}" in result.stdout
+
+
+def test_network_benchmark_needs_no_image_library():
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['cv2', 'jsonargparse'])); "
+        "from benchmarks.detector import network_only"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")

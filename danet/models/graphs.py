@@ -17,7 +17,8 @@ class _Graph(NamedTuple):
 class CudaGraphs:
     """Calls a function by CUDA graphs, one per input shape, captured at the first call with that shape.
 
-    An output is valid until the next call: calls write to the same tensors, and all graphs share one memory pool.
+    An output is valid until the next call: calls write to the same tensors, and all graphs share one memory pool. So
+    only one thread may call an object; other threads need objects of their own.
 
     Args:
         function: function of one CUDA tensor. It must not synchronize, and must launch the same kernels whenever the
@@ -59,6 +60,8 @@ class CudaGraphs:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         first = next(iter(self.graphs.values()), None)
-        with torch.cuda.graph(graph, pool=None if first is None else first.graph.pool()):
+        # "thread_local": CUDA calls of other threads, such as those that load data, do not end the capture.
+        pool = None if first is None else first.graph.pool()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             output = self.function(static)
         return _Graph(graph, static, output)
