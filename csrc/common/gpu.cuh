@@ -214,6 +214,18 @@ GPU_DEVICE ComputeArray<T, kCount> to_compute(const AlignedArray<T, kCount>& arr
 
 // --- device: indices and warps --------------------------------------------------------------------------------------
 
+// Divides integers from 0 to 2^31 - 1 by a divisor that the host knows: a product and a shift instead of 20 instructions.
+// With shift = 31 + ceil(log2(divisor)), the rounded factor 2^shift / divisor has an error below 2^-31 / divisor.
+struct Divisor {
+  uint32_t divisor, factor, shift;
+
+  explicit Divisor(int64_t value) : divisor(uint32_t(value)), factor(0), shift(31) {
+    while (int64_t(1) << (shift - 31) < value) ++shift;
+    factor = uint32_t(((uint64_t(1) << shift) + divisor - 1) / divisor);
+  }
+  GPU_DEVICE int divide(int a) const { return int(uint64_t(uint32_t(a)) * factor >> shift); }
+};
+
 // Pixel i of image n.
 struct Pixel {
   int64_t n, i;

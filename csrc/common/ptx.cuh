@@ -11,6 +11,19 @@ namespace gpu {
 GPU_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 #endif
 
+// base + index * bytes in global memory, as one instruction; the compiler would use two.
+template <typename T>
+GPU_DEVICE const T* strided_address(const T* base, int32_t index, int32_t bytes) {
+#if defined(__CUDACC__)
+  const T* address;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(address) : "r"(index), "r"(bytes), "l"(base));
+  __builtin_assume(__isGlobal(address));  // else the compiler uses the slower generic loads
+  return address;
+#else
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + int64_t(index) * bytes);
+#endif
+}
+
 // Starts an asynchronous copy of kBytes (4, 8 or 16) from global to shared memory; writes zeros if !valid. Both
 // addresses must be aligned to kBytes.
 template <int kBytes>

@@ -25,25 +25,81 @@ GPU_DEVICE void atomic_add(float* p, const float (&v)[8]) {
   gpu::atomic_add_x4(p + 4, high);
 }
 
+// The channels of a packet that a lane adds to grad_input by atomic additions. The L2 cache adds one sector of 32 bytes
+// at a time, so a reduction should fill the sectors that it touches.
+template <int kPacketSize>
+struct AddedChannels {  // one channel, or four: 16 bytes, two lanes fill a sector
+  template <typename T>
+  using Values = gpu::AlignedArray<T, kPacketSize>;
+
+  GPU_DEVICE AddedChannels(int /* lane */, int /* packets */) {}
+  template <typename T>
+  GPU_DEVICE Values<T> load(const T* /* packet */, const Values<T>& loaded) const {
+    return loaded;
+  }
+  template <typename T, typename A>
+  GPU_DEVICE void add(A* to, A weight, const Values<T>& values) const {
+    const auto g = gpu::to_compute(values);
+    A added[kPacketSize];
+#pragma unroll
+    for (int v = 0; v < kPacketSize; ++v) added[v] = weight * g.values[v];
+    if constexpr (kPacketSize == 4)
+      gpu::atomic_add_x4(to, added);
+    else
+      atomicAdd(to, added[0]);
+  }
+};
+// Eight channels, whose sums are 32 bytes of float32 but need two reductions of 16 bytes. A reduction of all lanes would
+// fill only one half of each sector. So pairs of lanes share their two packets: the first reduction adds channels 0 to 3
+// (even lane) and 4 to 7 (odd lane) of the even lane's packet, the second those of the odd lane's packet. The offsets are
+// relative to a lane's own packet.
+template <>
+struct AddedChannels<8> {
+  template <typename T>
+  struct Values {
+    gpu::AlignedArray<T, 4> first, second;
+  };
+  int first_offset, second_offset;
+
+  GPU_DEVICE AddedChannels(int lane, int packets) {
+    const bool in_pairs = packets % 2 == 0, is_odd = lane % 2 == 1;
+    first_offset = in_pairs && is_odd ? -4 : 0;
+    second_offset = in_pairs && !is_odd ? 8 : 4;
+  }
+  template <typename T>
+  GPU_DEVICE Values<T> load(const T* packet, const gpu::AlignedArray<T, 8>& /* loaded */) const {
+    return {gpu::load<4>(packet + first_offset), gpu::load<4>(packet + second_offset)};
+  }
+  template <typename T>
+  GPU_DEVICE void add(float* to, float weight, const Values<T>& values) const {
+    const auto first = gpu::to_compute(values.first), second = gpu::to_compute(values.second);
+    float added[4];
+#pragma unroll
+    for (int v = 0; v < 4; ++v) added[v] = weight * first.values[v];
+    gpu::atomic_add_x4(to + first_offset, added);
+#pragma unroll
+    for (int v = 0; v < 4; ++v) added[v] = weight * second.values[v];
+    gpu::atomic_add_x4(to + second_offset, added);
+  }
+};
+
 // Computes grad_offset and grad_mask; with kScatter also grad_input, by atomic additions to global memory. `lanes`
 // neighboring lanes of a warp share an item. Each lane takes one packet of channels and computes its part of the
 // gradients of m, y and x; shuffles sum these parts. So grad_offset and grad_mask need no atomics, and the gradient of
 // the softmax needs no second pass over the image. A lane reads 4 * K packets of input and one of grad_output, and with
 // kScatter adds 4 * K packets of float32. Shared memory holds, per item, K taps of 24 bytes (float).
-// Roofline, computed for the case of sdc_forward.cuh (here 3.4 GFLOP) in bfloat16: Device memory moves 155 MB in 36 us.
-// Compiled for sm_90, a lane issues 344 instructions per tap and packet, which take 131 us. The L2 cache adds 380e6
-// floats atomically, which take 290 us if it adds 1.3e12 per second (assumed). These additions are the bottleneck. At
-// this rate the kernel would reach 12 % of the copy bandwidth; we expect 10 %.
-// Not yet measured on a GPU.
+// The additions to grad_input in the L2 cache are the bottleneck: benchmarks/gpu_model, docs/performance_model.md. Not
+// yet measured on a GPU.
 template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst, bool kScatter>
 __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
-    SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView input /* [N, H*W, C] */,
-    ImageView offset /* [N, H_out*W_out, G, K, 2] */, ImageView mask /* [N, H_out*W_out, G, K] */,
-    Compute<T>* __restrict__ grad_input /* [N, H*W, C] */, ImageView grad_offset /* as offset */,
-    ImageView grad_mask /* as mask */, int64_t num_items, int items_per_block, int lanes) {
+    SdcParams p, SamplingGrid<Compute<T>> sampling, ImageView grad_output /* [N, H_out*W_out, C] */,
+    ImageView input /* [N, H*W, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
+    ImageView mask /* [N, H_out*W_out, G, K] */, Compute<T>* __restrict__ grad_input /* [N, H*W, C] */,
+    ImageView grad_offset /* as offset */, ImageView grad_mask /* as mask */, int64_t num_items, int items_per_block,
+    int group_channels, int log2_lanes) {
   using A = Compute<T>;
   using Packet = gpu::AlignedArray<T, kPacketSize>;
-  const int K = kTaps > 0 ? kTaps : int(p.K), group_channels = int(p.C / p.G), packets = group_channels / kPacketSize;
+  const int K = kTaps > 0 ? kTaps : sampling.K, packets = group_channels / kPacketSize, lanes = 1 << log2_lanes;
   const Index first = Index(blockIdx.x) * items_per_block;
   const int count = int(Index(num_items) - first < items_per_block ? Index(num_items) - first : items_per_block);
   GPU_DYNAMIC_SHARED(BackwardTap<A>, taps);                                               // [items_per_block, K]
@@ -54,28 +110,32 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
   if (const int item = int(threadIdx.x); item < count) {
     const OutputItem<Index> output(p, first + item);
     prepare_taps<kTaps, kXFirst>(
-        p, offset.pixel<const T>(output.n, output.i) + output.g * p.offset_group_stride,
+        sampling, offset.pixel<const T>(output.n, output.i) + output.g * p.offset_group_stride,
         mask.pixel<const T>(output.n, output.i) + output.g * p.mask_group_stride, output.y, output.x,
         [&](int k, const Sample<A>& sample, A m) {
-          taps[item * K + k] = {sample.fraction_y, sample.fraction_x, m, sample.cell.top_left};
-          corners_inside[item * K + k] = sample.cell.corners_inside;
+          const SampledCell cell = sample.cell;
+          taps[item * K + k] = {sample.fraction_y, sample.fraction_x, m, cell.top_left};
+          corners_inside[item * K + k] = cell.corners_inside;
         });
   }
   __syncthreads();
 
   const Index stride = Index(input.pixel_stride), row_stride = Index(p.W) * stride;
   const Index grad_stride = Index(p.C), grad_row_stride = Index(p.W) * grad_stride;
-  const int lane = int(threadIdx.x) % lanes, items_per_pass = kThreads / lanes;
+  const int lane = int(threadIdx.x) & (lanes - 1), items_per_pass = kThreads >> log2_lanes;
+  const AddedChannels<kPacketSize> added_channels(lane, packets);
   // All threads run the same number of passes, because the shuffles need every lane.
-  const int passes = (count + items_per_pass - 1) / items_per_pass;
+  const int passes = (count + items_per_pass - 1) >> (kLog2Threads - log2_lanes);
   for (int pass = 0; pass < passes; ++pass) {
-    const int item = pass * items_per_pass + int(threadIdx.x) / lanes;
+    const int item = pass * items_per_pass + (int(threadIdx.x) >> log2_lanes);
     const bool active = item < count;
     const OutputItem<Index> output(p, first + (active ? item : 0));
     const T* grad = grad_output.pixel<const T>(output.n, output.i) + output.g * group_channels;
     const T* image = input.pixel<const T>(output.n, 0) + output.g * group_channels;
     A* grad_image = grad_input + int64_t(output.n) * p.H * p.W * p.C + output.g * group_channels;
     const Packet own = gpu::load<kPacketSize>(grad + lane * kPacketSize, active && lane < packets);
+    typename AddedChannels<kPacketSize>::template Values<T> own_added{};
+    if (kScatter && active && lane < packets) own_added = added_channels.load(grad + lane * kPacketSize, own);
     A mean = 0;  // sum_k m_k * grad_m_k, for the gradient of the softmax
 #pragma unroll 1
     for (int k = 0; k < K; ++k) {
@@ -86,23 +146,24 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
       A weight[4], dot[4] = {};
       bilinear(tap.fraction_y, tap.fraction_x, tap.m, weight);
       for (int packet = lane; active && packet < packets; packet += lanes) {
-        const auto g = gpu::to_compute(packet == lane ? own : gpu::load<kPacketSize>(grad + packet * kPacketSize));
+        const bool is_own = packet == lane;
+        const Packet loaded = is_own ? own : gpu::load<kPacketSize>(grad + packet * kPacketSize);
+        const auto g = gpu::to_compute(loaded);
         const T* top_left = image + Index(tap.top_left) * stride + packet * kPacketSize;
         A* grad_top_left = grad_image + Index(tap.top_left) * grad_stride + packet * kPacketSize;
+        typename AddedChannels<kPacketSize>::template Values<T> added_g = own_added;
+        if (kScatter && !is_own) added_g = added_channels.load(grad + packet * kPacketSize, loaded);
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
           // Load the corner, add to its dot product, and scatter grad_output to it.
           const bool is_inside = tap_corners_inside >> corner & 1;
           const auto x = gpu::to_compute(
               gpu::load<kPacketSize>(top_left + (corner / 2 * row_stride + corner % 2 * stride), is_inside));
-          A added[kPacketSize];
 #pragma unroll
-          for (int v = 0; v < kPacketSize; ++v) {
-            dot[corner] += g.values[v] * x.values[v];
-            added[v] = weight[corner] * g.values[v];
-          }
+          for (int v = 0; v < kPacketSize; ++v) dot[corner] += g.values[v] * x.values[v];
           if (kScatter && is_inside)
-            atomic_add(grad_top_left + (corner / 2 * grad_row_stride + corner % 2 * grad_stride), added);
+            added_channels.add(
+                grad_top_left + (corner / 2 * grad_row_stride + corner % 2 * grad_stride), weight[corner], added_g);
         }
       }
       // Compute the gradients of m, y and x, and reduce them over the lanes of the item.
@@ -115,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
       }
       mean += tap.m * grad_m;
       // Write grad_offset back, and keep grad_m until the mean is complete.
-      if (active && lane == k % lanes) {
+      if (active && lane == (k & (lanes - 1))) {
         grads_m[item * K + k] = grad_m;
         T* pair = grad_offset.pixel<T>(output.n, output.i) + output.g * p.offset_group_stride + 2 * k;
         pair[p.x_first ? 1 : 0] = gpu::from_compute<T>(A(p.offset_scale) * grad_y);
@@ -136,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
 // needs it.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) find_row_ranges(
-    SdcParams p, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
+    SdcParams p, SamplingGrid<Compute<T>> sampling, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
     int32_t* __restrict__ row_ranges /* [N * H_out, 2] */) {
   using A = Compute<T>;
   GPU_SHARED(ends, int32_t[2]);
@@ -152,7 +213,7 @@ __global__ void __launch_bounds__(kThreads) find_row_ranges(
               inner_size = int(p.kernel_size[p.x_first ? 0 : 1]);
     const T* pair = offset.pixel<const T>(n, y * p.W_out + x) + j / p.K * p.offset_group_stride + 2 * k;
     const Sample<A> sample = locate_sample<A>(
-        p, p.x_first, tap / inner_size, tap % inner_size, center_y, center_x + A(x * p.stride[1]),
+        sampling, p.x_first, tap / inner_size, tap % inner_size, center_y, center_x + A(x * p.stride[1]),
         gpu::to_compute(pair[0]), gpu::to_compute(pair[1]));
     const uint32_t corners_inside = sample.cell.corners_inside;
     if (corners_inside & kTopCorners) first = min(first, sample.row), last = max(last, sample.row);
@@ -171,8 +232,9 @@ __global__ void __launch_bounds__(kThreads) find_row_ranges(
 // output row is prepared once for each input row that it samples.
 template <typename T, int kPacketSize>
 __global__ void __launch_bounds__(32, 16) backward_in_order(
-    SdcParams p, ImageView grad_output /* [N, H_out*W_out, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
-    ImageView mask /* [N, H_out*W_out, G, K] */, const int32_t* __restrict__ row_ranges /* [N * H_out, 2] */,
+    SdcParams p, SamplingGrid<Compute<T>> sampling, ImageView grad_output /* [N, H_out*W_out, C] */,
+    ImageView offset /* [N, H_out*W_out, G, K, 2] */, ImageView mask /* [N, H_out*W_out, G, K] */,
+    const int32_t* __restrict__ row_ranges /* [N * H_out, 2] */,
     Compute<T>* __restrict__ grad_input /* [N, H*W, C], zeros */, int pixels) {
   using A = Compute<T>;
   const int K = int(p.K), group_channels = int(p.C / p.G), packets = group_channels / kPacketSize,
@@ -192,7 +254,7 @@ __global__ void __launch_bounds__(32, 16) backward_in_order(
       const int64_t i = y * p.W_out + x + lane;
       if (lane < count)
         prepare_taps</*kTaps=*/0, /*kXFirst=*/false>(
-            p, offset.pixel<const T>(n, i) + g * p.offset_group_stride,
+            sampling, offset.pixel<const T>(n, i) + g * p.offset_group_stride,
             mask.pixel<const T>(n, i) + g * p.mask_group_stride, int(y), int(x) + lane,
             [&](int k, const Sample<A>& sample, A m) {
               bilinear(sample.fraction_y, sample.fraction_x, m, corner_weights[lane * K + k].weight);

@@ -11,9 +11,8 @@ namespace {
 // Shared memory in bytes that a block may use on every device without opting in to more.
 constexpr int kSharedBytes = 48 * 1024;
 
-// Shared memory per item in bytes, enough for the forward and both backward kernels. Forward: CornerWeights and
-// SampledCell of each tap, and the item's offset in the input. Backward: BackwardTap, grad_m and the corners inside the
-// image of each tap.
+// Shared memory per item in bytes, enough for both kernels of the backward pass: BackwardTap, grad_m and the corners
+// inside the image of each tap.
 template <typename A>
 int shared_bytes_per_item(const SdcParams& p) {
   return int(p.K) * int(5 * sizeof(A) + sizeof(uint32_t)) + int(sizeof(int64_t));
@@ -37,9 +36,9 @@ bool fits_int32_index(const SdcParams& p, const ImageView& input) {
 template <typename T, typename Body>
 void dispatch(const SdcParams& p, const ImageView& input, const ImageView& offset, bool packets_fit, const Body& body) {
   constexpr Constant<gpu::Packet<T>::kSize> packet_size{};
-  // The kernels for 3x3 windows load the two offsets of a tap at once, so these pairs must be aligned. In DCNv4 they are
-  // not: a group has 3 * 9 = 27 elements.
-  const bool pairs_are_aligned = is_aligned<T>(offset, 2) && p.offset_group_stride % 2 == 0;
+  // In DCN's order, the kernels for 3x3 windows load the two offsets of a tap one by one; in the other order at once, so
+  // that these pairs must be aligned.
+  const bool pairs_are_aligned = p.x_first || (is_aligned<T>(offset, 2) && p.offset_group_stride % 2 == 0);
   const bool is_3x3 = p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && pairs_are_aligned;
   if constexpr (sizeof(T) < 8) {
     if (packets_fit && !fits_int32_index(p, input))
@@ -60,26 +59,33 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
   with_type(input, [&](auto type) {
     using T = decltype(type);
     using A = Compute<T>;
-    const int items_per_block = choose_items_per_block<A>(p);
     const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view});
+    const int bytes_per_item = int(p.K) * kForwardBytesPerTap<A> + 2 * int(sizeof(int64_t));
     dispatch<T>(p, x.view, offset, packets_fit, [&](auto index, auto packet_size, auto taps, auto x_first) {
+      constexpr int kPackets = sizeof(T) == 4 && decltype(taps)::value > 0 ? 2 : 1;
+      const int64_t packets = p.C / p.G / decltype(packet_size)::value;
+      const gpu::Divisor threads_per_item((packets + kPackets - 1) / kPackets);
+      const int64_t max_items =
+          std::min<int64_t>({kMaxItems, kSharedBytes / bytes_per_item, (int64_t(1) << 20) / threads_per_item.divisor});
+      const ForwardTiles tiles(p, int(std::max<int64_t>(1, max_items)));
       gpu::launch(
           "sdc",
           forward_kernel<
               T, decltype(index), decltype(packet_size)::value, decltype(taps)::value, decltype(x_first)::value>,
-          {blocks_for("sdc", num_items, items_per_block), kThreads,
-           size_t(items_per_block * shared_bytes_per_item<A>(p)), device_guard.stream()},
-          p, x.view, offset, mask, static_cast<T*>(out.view.data), num_items, items_per_block);
+          {blocks_for("sdc", tiles.num_blocks(p.N), 1), kThreads, size_t(tiles.items_per_block() * bytes_per_item),
+           device_guard.stream()},
+          p, SamplingGrid<A>(p), tiles, x.view, offset, mask, static_cast<T*>(out.view.data), int(p.C / p.G),
+          threads_per_item);
     });
   });
   return out.tensor;
 }
 
-// Lanes of a warp per item: a power of two that covers its packets, at most 32.
-int lanes_per_item(int64_t packets) {
-  int lanes = 1;
-  while (lanes < 32 && lanes < packets) lanes *= 2;
-  return lanes;
+// The binary logarithm of the lanes of a warp per item: a power of two that covers its packets, at most 32.
+int log2_lanes_per_item(int64_t packets) {
+  int log2_lanes = 0;
+  while (log2_lanes < 5 && 1 << log2_lanes < packets) ++log2_lanes;
+  return log2_lanes;
 }
 
 Tensor run_backward(
@@ -112,8 +118,8 @@ Tensor run_backward(
                           : backward_kernel<T, Index, kPacketSize, kTaps, kXFirst, /*kScatter=*/true>,
             {blocks_for("sdc", num_items, items_per_block), kThreads,
              size_t(items_per_block * shared_bytes_per_item<A>(p)), device_guard.stream()},
-            p, grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, num_items, items_per_block,
-            lanes_per_item(p.C / p.G / kPacketSize));
+            p, SamplingGrid<A>(p), grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, num_items,
+            items_per_block, int(p.C / p.G), log2_lanes_per_item(p.C / p.G / kPacketSize));
         if (!deterministic) return;
         // Deterministic: a second kernel finds the range of input rows that each output row samples; with these ranges,
         // a third kernel sums grad_input in a fixed order.
@@ -123,12 +129,12 @@ Tensor run_backward(
         const int pixels_per_pass = std::min(32, items_per_block);
         gpu::launch(
             "sdc", find_row_ranges<T>, {blocks_for("sdc", p.N * p.H_out, 1), kThreads, 0, device_guard.stream()}, p,
-            offset, rows);
+            SamplingGrid<A>(p), offset, rows);
         gpu::launch(
             "sdc", backward_in_order<T, kPacketSize>,
             {blocks_for("sdc", p.N * p.H * p.G, 1), 32, size_t(pixels_per_pass * shared_bytes_per_item<A>(p)),
              device_guard.stream()},
-            p, grad_out.view, offset, mask, rows, sums, pixels_per_pass);
+            p, SamplingGrid<A>(p), grad_out.view, offset, mask, rows, sums, pixels_per_pass);
       });
     });
   return grad_input.scalar_type() == input.scalar_type() ? grad_input

@@ -2,7 +2,8 @@
 // one output pixel. One thread prepares all taps of an item in shared memory; then the threads of the block share its
 // channels.
 //
-// Items are numbered pixel * G + g, so that out is [num_items, group_channels] with group_channels = C / G.
+// Items are numbered pixel * G + g, so that out is [num_items, group_channels] with group_channels = C / G. A block of
+// the forward kernel takes the items of a rectangle of output pixels, because neighboring pixels sample the same input.
 //
 // In the templates, T is the dtype of the tensors, and A = Compute<T> is the type of the arithmetic.
 #pragma once
@@ -13,10 +14,10 @@
 namespace danet {
 namespace {
 
-constexpr int kThreads = 128;
-// The maximum number of items per block, each of which one thread prepares. A block has fewer items if their taps
-// exceed the shared memory.
-constexpr int kMaxItems = 64;
+constexpr int kLog2Threads = 7, kThreads = 1 << kLog2Threads;
+// The maximum number of items per block, one for each thread, so that all warps prepare taps. A block has fewer items
+// if their taps exceed the shared memory.
+constexpr int kMaxItems = kThreads;
 
 // Sets of a cell's corners, as bit masks: bit 0 is the top left corner, then top right, bottom left, bottom right.
 constexpr uint32_t kTopCorners = 3, kBottomCorners = 12, kLeftCorners = 5, kRightCorners = 10, kAllCorners = 15;
@@ -27,12 +28,35 @@ struct SampledCell {
   uint32_t corners_inside;  // the set of corners inside the image
 };
 
+// Where the taps of an output pixel lie; computed on the host, so that the kernels convert and multiply less. Pairs are
+// (y, x). See the formula in sdc.h: first_tap and tap_step are scale * (k*d - h) for k = 0, and its step from k to
+// k + 1; center is the center of the window of output pixel (0, 0).
+template <typename A>
+struct SamplingGrid {
+  A scale, first_tap[2], tap_step[2];
+  int32_t center[2], stride[2], H, W, K;
+  int32_t inner_size;  // taps of the inner axis, on which consecutive taps are neighbors
+  bool x_first, remove_center, softmax;
+
+  explicit SamplingGrid(const SdcParams& p)
+      : scale(A(p.offset_scale)), H(int32_t(p.H)), W(int32_t(p.W)), K(int32_t(p.K)),
+        inner_size(int32_t(p.kernel_size[p.x_first ? 0 : 1])), x_first(p.x_first), remove_center(p.remove_center),
+        softmax(p.softmax) {
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t half = p.dilation[axis] * (p.kernel_size[axis] - 1) / 2;
+      first_tap[axis] = A(-p.offset_scale * double(half));
+      tap_step[axis] = A(p.offset_scale * double(p.dilation[axis]));
+      center[axis] = int32_t(sdc_center(p, axis)), stride[axis] = int32_t(p.stride[axis]);
+    }
+  }
+};
+
 // One sample of the image.
 template <typename A>
 struct Sample {
   A fraction_y, fraction_x;  // position in the cell, 0 to 1
   SampledCell cell;
-  int32_t row;  // of the top left corner
+  int32_t row, column;  // of the top left corner
   bool is_nan;
 };
 
@@ -50,27 +74,25 @@ GPU_DEVICE Sample<A> sample_at(A y, A x, uint32_t H, uint32_t W) {
   const uint32_t in_valid_rows = (top < H ? kTopCorners : 0) | (top + 1 < H ? kBottomCorners : 0);
   const uint32_t in_valid_columns = (left < W ? kLeftCorners : 0) | (left + 1 < W ? kRightCorners : 0);
   const uint32_t corners_inside = sample.is_nan ? 0 : in_valid_rows & in_valid_columns;
-  sample.row = row;
+  sample.row = row, sample.column = column;
   sample.cell = {corners_inside > 0 ? int32_t(top * W + left) : 0, corners_inside};
   return sample;
 }
 
 // Locates the sample of tap (outer, inner) with the offsets (first, second), for an output pixel whose window has its
-// center at (center_y, center_x); see the formula in sdc.h. The tap and the offsets are (y, x), or (x, y) if x_first.
+// center at (center_y, center_x). The tap and the offsets are (y, x), or (x, y) if x_first.
 template <typename A>
 GPU_DEVICE Sample<A> locate_sample(
-    const SdcParams& p, bool x_first, int outer, int inner, A center_y, A center_x, A first, A second) {
-  const A scale = A(p.offset_scale);
+    const SamplingGrid<A>& s, bool x_first, int outer, int inner, A center_y, A center_x, A first, A second) {
   const auto coordinate = [&](int axis, int k_axis, A center, A offset) {
-    const int d = int(p.dilation[axis]), half = d * int(p.kernel_size[axis] - 1) / 2;
-    return (scale * A(k_axis * d - half) + center) + scale * offset;
+    return (s.first_tap[axis] + A(k_axis) * s.tap_step[axis] + center) + s.scale * offset;
   };
   const A y = x_first ? coordinate(0, inner, center_y, second) : coordinate(0, outer, center_y, first);
   const A x = x_first ? coordinate(1, outer, center_x, first) : coordinate(1, inner, center_x, second);
-  return sample_at(y, x, uint32_t(p.H), uint32_t(p.W));
+  return sample_at(y, x, uint32_t(s.H), uint32_t(s.W));
 }
 
-// exp(a). Half dtypes use the fast approximation, whose error is far below their precision.
+// exp(a), and 1 / a. Half dtypes use fast approximations, whose error is far below their precision.
 template <typename T>
 GPU_DEVICE Compute<T> exponential(Compute<T> a) {
   if constexpr (sizeof(T) == 2)
@@ -78,64 +100,77 @@ GPU_DEVICE Compute<T> exponential(Compute<T> a) {
   else
     return exp(a);
 }
+template <typename T>
+GPU_DEVICE Compute<T> reciprocal(Compute<T> a) {
+  if constexpr (sizeof(T) == 2)
+    return gpu::fast_reciprocal(a);
+  else
+    return 1 / a;
+}
 
 // Calls store(k, sample, m) for the taps of one item at output pixel (y, x), with offset [K, 2] and mask [K] of the
-// item. kTaps == 9 selects the fully unrolled fast path for 3x3 windows with aligned pairs of offsets. Its tap order
-// kXFirst is a template parameter, because a run-time branch would spill registers. kTaps == 0 computes any window.
+// item. kTaps == 9 selects the fully unrolled fast path for 3x3 windows. Its tap order kXFirst is a template parameter,
+// because a run-time branch would spill registers. Pairs of offsets are loaded at once, except for kXFirst: in DCNv4's
+// joint tensor they are not aligned. kTaps == 0 computes any window.
 template <int kTaps, bool kXFirst, typename T, typename Store>
 GPU_DEVICE void prepare_taps(
-    const SdcParams& p, const T* __restrict__ offset, const T* __restrict__ mask, int y, int x, const Store& store) {
+    const SamplingGrid<Compute<T>>& s, const T* __restrict__ offset, const T* __restrict__ mask, int y, int x,
+    const Store& store) {
   using A = Compute<T>;
-  const A center_y = A(sdc_center(p, 0)) + A(y * int(p.stride[0]));
-  const A center_x = A(sdc_center(p, 1)) + A(x * int(p.stride[1]));
+  const A center_y = A(s.center[0] + y * s.stride[0]), center_x = A(s.center[1] + x * s.stride[1]);
   // The maximum skips NaN logits; exp carries them into the sum.
   if constexpr (kTaps > 0) {
     static_assert(kTaps == 9);
     // Load the offsets and the mask.
     gpu::AlignedArray<T, 2> pairs[kTaps];
 #pragma unroll
-    for (int k = 0; k < kTaps; ++k) pairs[k] = gpu::load<2>(offset + 2 * k);
+    for (int k = 0; k < kTaps; ++k) {
+      if constexpr (kXFirst)
+        pairs[k].values[0] = offset[2 * k], pairs[k].values[1] = offset[2 * k + 1];
+      else
+        pairs[k] = gpu::load<2>(offset + 2 * k);
+    }
     A m[kTaps], factor = 1;
 #pragma unroll
     for (int k = 0; k < kTaps; ++k) m[k] = gpu::to_compute(mask[k]);
     // Compute the numerators of the softmax and the reciprocal of its denominator.
-    if (p.softmax) {
+    if (s.softmax) {
       A top = m[0], sum = 0;
 #pragma unroll
       for (int k = 1; k < kTaps; ++k) top = max(top, m[k]);
 #pragma unroll
       for (int k = 0; k < kTaps; ++k) sum += m[k] = exponential<T>(m[k] - top);
-      factor = 1 / sum;
+      factor = reciprocal<T>(sum);
     }
     // Locate the samples.
 #pragma unroll
     for (int k = 0; k < kTaps; ++k) {
       const auto pair = gpu::to_compute(pairs[k]);
       store(
-          k, locate_sample<A>(p, kXFirst, k / 3, k % 3, center_y, center_x, pair.values[0], pair.values[1]),
+          k, locate_sample<A>(s, kXFirst, k / 3, k % 3, center_y, center_x, pair.values[0], pair.values[1]),
           m[k] * factor);
     }
   } else {
-    const int K = int(p.K), inner_size = int(p.kernel_size[p.x_first ? 0 : 1]);
+    const int K = s.K, inner_size = s.inner_size;
     // Compute the maximum of the logits and the reciprocal of the softmax's denominator.
     A top = 0, factor = 1;
-    if (p.softmax) {
+    if (s.softmax) {
       A sum = 0;
       top = gpu::to_compute(mask[0]);
       for (int k = 1; k < K; ++k) top = max(top, gpu::to_compute(mask[k]));
       for (int k = 0; k < K; ++k) sum += exponential<T>(gpu::to_compute(mask[k]) - top);
-      factor = 1 / sum;
+      factor = reciprocal<T>(sum);
     }
     // Compute the weights and locate the samples.
     for (int k = 0; k < K; ++k) {
-      const int tap = k + (p.remove_center && k >= K / 2 ? 1 : 0);
+      const int tap = k + (s.remove_center && k >= K / 2 ? 1 : 0);
       const A m = gpu::to_compute(mask[k]);
       store(
           k,
           locate_sample<A>(
-              p, p.x_first, tap / inner_size, tap % inner_size, center_y, center_x, gpu::to_compute(offset[2 * k]),
+              s, s.x_first, tap / inner_size, tap % inner_size, center_y, center_x, gpu::to_compute(offset[2 * k]),
               gpu::to_compute(offset[2 * k + 1])),
-          p.softmax ? exponential<T>(m - top) * factor : m);
+          s.softmax ? exponential<T>(m - top) * factor : m);
     }
   }
 }
