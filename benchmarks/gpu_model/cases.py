@@ -122,19 +122,19 @@ def stage_3_case(dtype: torch.dtype, budget: Budget) -> Case:
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    "sdc forward bfloat16": lambda: sdc_case("forward", HALF, Budget()),
-    "sdc forward float32": lambda: sdc_case("forward", FULL, Budget()),
-    "sdc backward bfloat16": lambda: sdc_case("backward", HALF, Budget()),
-    "sdc backward float32": lambda: sdc_case("backward", FULL, Budget()),
-    "lcdc forward bfloat16": lambda: lcdc_case("forward", HALF, Budget()),
-    "lcdc forward float32": lambda: lcdc_case("forward", FULL, Budget()),
-    "lcdc backward bfloat16": lambda: lcdc_case("backward", HALF, Budget()),
-    "lcdc backward float32": lambda: lcdc_case("backward", FULL, Budget()),
-    "softmax_gate forward bfloat16": lambda: softmax_gate_case("forward", HALF, Budget()),
-    "softmax_gate forward float32": lambda: softmax_gate_case("forward", FULL, Budget()),
-    "softmax_gate backward bfloat16": lambda: softmax_gate_case("backward", HALF, Budget()),
-    "softmax_gate backward float32": lambda: softmax_gate_case("backward", FULL, Budget()),
-    "rep_conv stage 3 N=1 bfloat16": lambda: stage_3_case(HALF, Budget()),
+    "sdc forward bfloat16": lambda: sdc_case("forward", HALF, Budget(share=0.33, imbalance=1.1, read_megabytes=125)),
+    "sdc forward float32": lambda: sdc_case("forward", FULL, Budget(share=0.42, imbalance=1.1, read_megabytes=245)),
+    "sdc backward bfloat16": lambda: sdc_case("backward", HALF, Budget(share=0.10, imbalance=1.1)),
+    "sdc backward float32": lambda: sdc_case("backward", FULL, Budget(share=0.13, imbalance=1.1)),
+    "lcdc forward bfloat16": lambda: lcdc_case("forward", HALF, Budget(share=0.85)),
+    "lcdc forward float32": lambda: lcdc_case("forward", FULL, Budget(share=0.85)),
+    "lcdc backward bfloat16": lambda: lcdc_case("backward", HALF, Budget(share=0.75)),
+    "lcdc backward float32": lambda: lcdc_case("backward", FULL, Budget(share=0.75)),
+    "softmax_gate forward bfloat16": lambda: softmax_gate_case("forward", HALF, Budget(share=0.85)),
+    "softmax_gate forward float32": lambda: softmax_gate_case("forward", FULL, Budget(share=0.85)),
+    "softmax_gate backward bfloat16": lambda: softmax_gate_case("backward", HALF, Budget(share=0.85)),
+    "softmax_gate backward float32": lambda: softmax_gate_case("backward", FULL, Budget(share=0.85)),
+    "rep_conv stage 3 N=1 bfloat16": lambda: stage_3_case(HALF, Budget(microseconds=8)),
 }
 """The cases by name. Building a case allocates its tensors."""
 
