@@ -26,6 +26,15 @@ GPU_DEVICE A max_ignore_nan(A a, A b) {
   return b > a ? b : a;
 }
 
+// exp(a). Half types use the fast approximation, whose error is far below their precision.
+template <typename T>
+GPU_DEVICE Compute<T> exponential(Compute<T> a) {
+  if constexpr (sizeof(T) == 2)
+    return gpu::fast_exp2(a * 1.44269504f);
+  else
+    return std::exp(a);
+}
+
 template <typename A>
 GPU_DEVICE A add(A a, A b) {
   return a + b;
@@ -93,14 +102,13 @@ GPU_DEVICE void write_results(
 // in registers, and shuffles reduce them.
 // Roofline, with s = element size: Forward moves 3 * s bytes per channel and computes 15 flops, one exponential
 // included. Backward moves 5 * s bytes and computes 25 flops. For N = 32, C = 64, 128x160 pixels and float32, they move
-// 0.50 GB and 0.84 GB. Memory is the bottleneck; we expect more than 90 % of the copy bandwidth. Not yet measured on a
-// GPU.
+// 0.50 GB and 0.84 GB. Memory is the bottleneck (docs/performance_model.md). Not yet measured on a GPU.
 template <bool kBackward, typename T, int kSize, int kRows>
 __global__ void __launch_bounds__(kThreads)
-    softmax_gate_in_registers(SoftmaxGateParams p, int lanes, SoftmaxGateViews t /* each [N, P, C] */) {
+    softmax_gate_in_registers(SoftmaxGateParams p, int log2_lanes, SoftmaxGateViews t /* each [N, P, C] */) {
   using A = Compute<T>;
-  const int lane = int(threadIdx.x) % lanes, C = int(p.C);
-  const int64_t pixel_index = int64_t(blockIdx.x) * (kThreads / lanes) + int(threadIdx.x) / lanes;
+  const int lanes = 1 << log2_lanes, lane = int(threadIdx.x) & (lanes - 1), C = int(p.C);
+  const int64_t pixel_index = int64_t(blockIdx.x) * (kThreads >> log2_lanes) + (int(threadIdx.x) >> log2_lanes);
   const bool exists = pixel_index < p.N * p.P;
   const gpu::Pixel pixel = gpu::split_pixel_index(p.N, p.P, exists ? pixel_index : 0);
   // Load the pixel
@@ -131,7 +139,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) sum += exps[r][v] = std::exp(exps[r][v] - top);
+    for (int v = 0; v < kSize; ++v) sum += exps[r][v] = exponential<T>(exps[r][v] - top);
     if constexpr (kBackward) products += sum_products(exps[r], grad[r], x[r]);
   }
   sum = reduce_lanes(lanes, sum, add<A>);
@@ -171,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
   const auto exponentials = [&](A(&exps)[kSize], int c) {
     const auto values = gpu::to_compute(gpu::load<kSize>(logits + c));
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) exps[v] = std::exp(values.values[v] - top);
+    for (int v = 0; v < kSize; ++v) exps[v] = exponential<T>(values.values[v] - top);
   };
   // Pass 2: reduce the sum of the exponentials and, in backward, of their products with g * x
 #pragma unroll 2
@@ -201,11 +209,11 @@ template <bool kBackward, typename T, int kSize>
 void launch_kernel(const SoftmaxGateParams& p, const SoftmaxGateViews& t, gpu::Stream stream) {
   const int64_t vectors = p.C / kSize, pixels = p.N * p.P;
   const auto with_rows = [&](auto rows) {
-    int lanes = 1;
-    while (lanes < 32 && lanes < vectors) lanes *= 2;
+    int log2_lanes = 0;
+    while (log2_lanes < 5 && 1 << log2_lanes < vectors) ++log2_lanes;
     gpu::launch(
         "softmax_gate", softmax_gate_in_registers<kBackward, T, kSize, decltype(rows)::value>,
-        {blocks_for("softmax_gate", pixels, kThreads / lanes), kThreads, 0, stream}, p, lanes, t);
+        {blocks_for("softmax_gate", pixels, kThreads >> log2_lanes), kThreads, 0, stream}, p, log2_lanes, t);
   };
   if (vectors <= 32) return with_rows(Constant<1>{});
   if (vectors <= 64) return with_rows(Constant<2>{});
