@@ -1,7 +1,7 @@
 """DANet: a real-time detector of small aerial targets in infrared video, and its deformable operators.
 
 The detector is described in https://doi.org/10.1145/3581783.3612146. Importing this package loads neither torch nor
-OpenCV; ``load``, ``Detector`` and ``ops`` do.
+OpenCV; ``load``, ``Detector``, ``Tracker`` and ``ops`` do.
 
 Example:
     >>> import danet, numpy
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from danet import ops
     from danet.inference.detector import Detector
+    from danet.tracking.tracker import Tracker
 
     __version__: str
 
-__all__ = ["Detector", "__version__", "load", "ops"]
+__all__ = ["Detector", "Tracker", "__version__", "load", "ops"]
 
 
 def load(weights: str | os.PathLike | None = None, device: str = "auto", **options: object) -> "Detector":
@@ -52,6 +53,8 @@ def __getattr__(name: str) -> object:
         return _read_version()
     if name == "Detector":
         return importlib.import_module("danet.inference.detector").Detector
+    if name == "Tracker":
+        return importlib.import_module("danet.tracking.tracker").Tracker
     if name == "ops":
         return importlib.import_module("danet.ops")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ COMMANDS = {
     "ablate": ("danet.ablate", "run an ablation: train variants of a recipe and compare them"),
     "report": ("danet.report.__main__", "write the report of a run or a benchmark as one HTML file"),
     "detect": ("danet.detect", "detect targets in images, folders, videos, streams or a webcam"),
+    "track": ("danet.track", "follow targets through videos and streams, and raise alarms"),
     "export": ("danet.export.__main__", "write a detector as a file for another runtime"),
 }
 
@@ -23,6 +24,7 @@ SYNONYMS = {
     **dict.fromkeys(("infer", "inference", "run"), "detect"),
     **dict.fromkeys(("eval", "test", "validate"), "evaluate"),
     **dict.fromkeys(("fit", "finetune", "fine-tune", "resume"), "train"),
+    **dict.fromkeys(("follow", "tracking", "alarm"), "track"),
     **dict.fromkeys(("convert", "onnx"), "export"),
     **{name: f"data {name}" for name in ("import", "split", "synthesize", "inspect")},
 }

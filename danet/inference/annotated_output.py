@@ -102,7 +102,7 @@ class AnnotatedOutput:
 
     def _write(self, frame: Frame, detections: Detections, target: Path | VideoWriter) -> None:
         started = time.perf_counter()
-        annotated = self._draw(frame.image, detections)
+        annotated = self.draw(frame.image, detections)
         if isinstance(target, VideoWriter):
             target.write(annotated)
         else:
@@ -110,7 +110,8 @@ class AnnotatedOutput:
             self.paths.append(target)
         self.seconds += time.perf_counter() - started
 
-    def _draw(self, image: np.ndarray, detections: Detections) -> np.ndarray:
+    def draw(self, image: np.ndarray, detections: Detections) -> np.ndarray:
+        """The frame with its detections: uint8 BGR ``[H * upscale, W * upscale, 3]``."""
         upscale = auto_upscale(*image.shape[:2]) if self.upscale is None else self.upscale
         return draw_boxes(
             enlarge(to_display(image), upscale),

@@ -1,11 +1,11 @@
 """The public detector: an image in, boxes in the pixels of that image out."""
 
+import contextlib
 import copy
 import functools
-import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, overload
 
@@ -26,7 +26,7 @@ from danet.inference.image_arrays import to_image
 from danet.inference.input_size import parse_input_size
 from danet.inference.polarity import TARGET_SCORE, Polarity, PolarityTracker
 from danet.inference.predict import batches_of_equal_size
-from danet.inference.stream import DetectionStream
+from danet.inference.stream import DetectionStream, FrameTracker
 from danet.models import DANet
 from danet.models.danet import MINIMUM_SIZE
 from danet.ops.common import dtype_name
@@ -209,15 +209,30 @@ class Detector:
             return self._detect_list(list(image))
         return self._detect_list([image])[0]
 
-    def stream(self, source: str | os.PathLike | int, *, batch: int = 1) -> Iterator[tuple[Frame, Detections]]:
+    @overload
+    def stream(
+        self, source: str | os.PathLike | int, *, batch: int = 1
+    ) -> Generator[tuple[Frame, Detections], None, None]: ...
+    @overload
+    def stream(
+        self, source: str | os.PathLike | int, *, batch: int = 1, tracker: FrameTracker
+    ) -> Generator[tuple[Frame, Detections, Any], None, None]: ...
+    def stream(
+        self, source: str | os.PathLike | int, *, batch: int = 1, tracker: FrameTracker | None = None
+    ) -> Generator[tuple, None, None]:
         """Detects in the frames of a video, a folder, a camera or a stream, one after the other.
+
+        Frames are decoded ahead of the network, at most a few. A live source never waits: if its frames come faster
+        than they are processed, the oldest ones are dropped. Closing the iterator closes the source.
 
         Args:
             source: a path, the URL of a stream, or the number of a camera.
             batch: frames that go through the network at once; 1 for a camera.
+            tracker: a ``danet.Tracker``, to follow the targets from frame to frame.
 
         Yields:
-            ``(frame, detections)``; ``frame.image`` holds the pixels.
+            ``(frame, detections)``, with a tracker ``(frame, detections, tracks)``; ``frame.image`` holds the pixels,
+            ``frame.time`` the seconds since the start.
 
         Raises:
             UserError: the source cannot be opened or a file is not readable.
@@ -227,9 +242,46 @@ class Detector:
             >>> _ = cv2.imwrite(str(getfixture("tmp_path") / "a.png"), np.zeros((48, 64), np.uint8))
             >>> [len(found) for frame, found in danet.load().stream(getfixture("tmp_path"))]
             [0]
+            >>> [tracks for _, _, tracks in danet.load().stream(getfixture("tmp_path"), tracker=danet.Tracker())]
+            [Tracks(0)]
         """
-        stream = DetectionStream(self, batch=batch)
-        return itertools.chain.from_iterable(map(stream.run, open_sources([str(source)])))
+        sources = open_sources([str(source)])  # errors are raised here, not at the first frame
+        return self._stream(sources, DetectionStream(self, batch=batch), tracker)
+
+    @staticmethod
+    def _stream(sources: list, stream: DetectionStream, tracker: FrameTracker | None) -> Generator[tuple, None, None]:
+        for source in sources:
+            frames: Any = stream.run(source) if tracker is None else stream.track(source, tracker)
+            with contextlib.closing(frames):
+                yield from frames
+
+    def with_thresholds(self, *, score: float) -> "Detector":
+        """A detector with the same network that reports all classes, with scores above ``score``.
+
+        Example:
+            >>> import danet
+            >>> detector = danet.load()
+            >>> sensitive = detector.with_thresholds(score=0.1)
+            >>> sensitive.score_threshold, sensitive.model is detector.model
+            (0.1, True)
+        """
+        other = copy.copy(self)
+        other.score_threshold = score
+        other.reported_classes = self.classes
+        other._is_reported = torch.ones(len(self.classes), dtype=torch.bool)
+        other.begin_source()
+        return other
+
+    def select(self, found: Detections) -> Detections:
+        """Those of ``found`` that this detector reports: of its classes, with scores above its threshold.
+
+        Example:
+            >>> import danet
+            >>> detector = danet.load(score_threshold=0.5)
+            >>> len(detector.select(detector.with_thresholds(score=0.1)(np.zeros((64, 96), np.uint8))))
+            0
+        """
+        return found[(found.scores > self.score_threshold) & self._is_reported[found.labels]]
 
     def batch(self, images: Sequence[Image]) -> list[Detections]:
         """Detects in several images at once; if their sizes differ, the smaller ones are padded."""

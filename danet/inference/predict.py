@@ -32,7 +32,12 @@ class DatasetDetector(Protocol):
 class FrameDetector(DatasetDetector, Protocol):
     """What a ``DetectionStream`` runs: a ``Detector``."""
 
+    score_threshold: float
+    reported_classes: list[str]
+
     def begin_source(self) -> None: ...
+    def with_thresholds(self, *, score: float) -> "FrameDetector": ...
+    def select(self, found: Detections, /) -> Detections: ...
 
 
 @dataclass

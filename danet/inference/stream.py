@@ -1,8 +1,10 @@
 """Detections in images, videos and live sources, frame by frame; reading overlaps with the network."""
 
+import contextlib
 import itertools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +25,15 @@ MAX_GROUP_PIXELS = 1 << 20
 """Where the network takes all cores, it computes groups of so many batches, or of fewer if they have so many pixels."""
 
 
+class FrameTracker(Protocol):
+    """What follows targets from frame to frame: a ``danet.tracking.tracker.Tracker``."""
+
+    @property
+    def score_threshold(self) -> float: ...
+    def begin_source(self, classes: Sequence[str] | None = None, /) -> None: ...
+    def update_frame(self, frame: Frame, detections: Detections, /) -> Any: ...
+
+
 class DetectionStream:
     """Runs a detector over all frames of a source, such as a folder, a video or a camera.
 
@@ -34,6 +45,7 @@ class DetectionStream:
         dropped: number of frames of live sources that were dropped.
         reading_seconds: time for reading and preprocessing, which may overlap with the network.
         network_seconds: time for the network and for decoding its output.
+        tracking_seconds: time of the tracker.
         has_free_core: whether a thread beside the network has a core of its own.
 
     Args:
@@ -55,7 +67,7 @@ class DetectionStream:
         self.detector = detector
         self.batch = batch
         self.dropped = 0
-        self.reading_seconds = self.network_seconds = 0.0
+        self.reading_seconds = self.network_seconds = self.tracking_seconds = 0.0
         self.has_free_core = detector.device.type != "cpu" or available_cores() > torch.get_num_threads()
 
     def run(self, source: ImageFiles | Video) -> Generator[tuple[Frame, Detections], None, None]:
@@ -64,6 +76,27 @@ class DetectionStream:
         live = isinstance(source, Video) and source.live
         batches = self._preprocess(source, 1 if live else self.batch)
         return self._prefetched(batches, live) if live or self.has_free_core else self._grouped(batches)
+
+    def track(
+        self, source: ImageFiles | Video, tracker: FrameTracker
+    ) -> Generator[tuple[Frame, Detections, Any], None, None]:
+        """Yields each frame with its detections and its tracks, in order.
+
+        The tracker gets the detections of all classes, down to the score that it needs; those that are yielded are the
+        same as of ``run``.
+        """
+        detector = self.detector
+        self.detector = detector.with_thresholds(score=min(detector.score_threshold, tracker.score_threshold))
+        tracker.begin_source(detector.reported_classes)
+        try:
+            with contextlib.closing(self.run(source)) as frames:
+                for frame, found in frames:
+                    started = time.perf_counter()
+                    tracks = tracker.update_frame(frame, found)
+                    self.tracking_seconds += time.perf_counter() - started
+                    yield frame, detector.select(found), tracks
+        finally:
+            self.detector = detector
 
     def _prefetched(self, batches: Iterator[tuple], live: bool) -> Generator[tuple[Frame, Detections], None, None]:
         """Detects while a thread prepares the next batches."""

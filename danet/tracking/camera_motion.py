@@ -104,7 +104,9 @@ class CameraMotion:
         """The similarity from ``before`` to ``grey``; None if none can be trusted."""
         corners = cv2.goodFeaturesToTrack(before, MAX_CORNERS, 0.02, 8, blockSize=5)
         if corners is not None and len(corners) >= MIN_INLIERS:
-            moved, found, _ = cv2.calcOpticalFlowPyrLK(before, grey, corners, None, winSize=(13, 13), maxLevel=3)
+            moved, found, _ = cv2.calcOpticalFlowPyrLK(
+                before, grey, corners, np.zeros_like(corners), winSize=(13, 13), maxLevel=3
+            )
             is_found = found[:, 0] == 1
             if is_found.sum() >= MIN_INLIERS:
                 matrix, inliers = cv2.estimateAffinePartial2D(

@@ -28,8 +28,8 @@ from danet.data.video import Frame
 from danet.tracking.association import assign, pair_costs
 from danet.tracking.camera_motion import CameraMotion, Motion
 from danet.tracking.kalman import KalmanFilter, States, to_boxes, to_measurements, warp
+from danet.tracking.tracker_options import TrackerOptions
 from danet.tracking.tracks import Track, Tracks
-from danet.utils.errors import check_values
 
 SCORE_WINDOW_FRAMES = 15
 """Frames over which the score of a track is averaged."""
@@ -41,61 +41,6 @@ DEFAULT_INTERVAL_S = 0.04
 """Time between two frames of a source that states none, such as a folder of images."""
 INTERVAL_WEIGHT = 0.1
 """Weight of the newest interval in the running mean of the time between frames."""
-
-
-@dataclass(frozen=True)
-class TrackerOptions:
-    """Options of a ``Tracker``. Raises UserError for a value out of range.
-
-    Example:
-        >>> TrackerOptions(high_score=0.6).low_score
-        0.1
-    """
-
-    high_score: float = 0.4
-    """Score of detections that are assigned first, and that may begin a target."""
-
-    low_score: float = 0.1
-    """Score of detections that may continue a target; detections with a lower score are not used."""
-
-    neutral_score: float = 0.15
-    """A detection with this score neither raises nor lowers the evidence of a target."""
-
-    miss: float = 0.4
-    """What a frame without a detection takes from the evidence of a confirmed target."""
-
-    tentative_miss: float = 1.0
-    """What it takes from the evidence of a target that is not confirmed yet."""
-
-    confirm: float = 4.0
-    """Evidence at which a target is reported."""
-
-    max_evidence: float = 12.0
-    """Largest evidence of a target."""
-
-    min_hits: int = 3
-    """Number of detections before a target is reported."""
-
-    max_gap: float = 1.0
-    """Seconds without a detection after which a target ends."""
-
-    coast: float = 0.2
-    """Seconds without a detection during which a target is reported at its predicted place."""
-
-    gate: float = 16.0
-    """Largest squared Mahalanobis distance between prediction and detection, of the centres and of the sizes: 16
-    excludes one in 3000 detections of a target that moves as the filter assumes."""
-
-    camera_motion: bool = True
-    """Estimate the motion of the camera and recognize cuts."""
-
-    def __post_init__(self) -> None:
-        scores = ["high_score", "low_score", "neutral_score"]
-        check_values(self, scores, "lie between 0 and 1", lambda value: 0 <= value <= 1)
-        positive = ["miss", "tentative_miss", "confirm", "max_evidence", "max_gap", "gate"]
-        check_values(self, positive, "be positive", lambda value: value > 0)
-        check_values(self, ["coast"], "be 0 or more", lambda value: value >= 0)
-        check_values(self, ["min_hits"], "be at least 1", lambda value: value >= 1)
 
 
 @dataclass
@@ -164,8 +109,13 @@ class Tracker:
         """The lowest score of a detection that the tracker uses."""
         return self.options.low_score
 
-    def begin_source(self) -> None:
-        """Ends all targets; call it before the frames of another source."""
+    def begin_source(self, classes: Sequence[str] | None = None) -> None:
+        """Ends all targets; call it before the frames of another source.
+
+        Args:
+            classes: names of the classes to report in this source, if the tracker was made without.
+        """
+        self._reported = classes if self.classes is None else self.classes
         self._camera = CameraMotion() if self.options.camera_motion else None
         self._end_targets()
         self._clock = 0.0
@@ -339,7 +289,7 @@ class Tracker:
                 continue
             label = int(target.class_scores.argmax())
             name = classes[label] if label < len(classes) else str(label)
-            if self.classes is not None and name not in self.classes:
+            if self._reported is not None and name not in self._reported:
                 continue
             is_detected = target.last_seen == self._clock
             mean = self._states.mean[index]

@@ -1,12 +1,14 @@
 """Text files that grow record by record and can be completed at any moment, also when the disk is full."""
 
+import contextlib
 import os
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from danet.utils.errors import UserError
-from danet.utils.files import atomic_path
+from danet.utils.files import atomic_path, write_error
 
 REMEMBERED_RECORDS = 1024
 """Records that can be removed again to make room for the end of the file."""
@@ -21,6 +23,8 @@ class GrowingFile:
     Args:
         path: the file.
         head: text before the records.
+        visible: let the file grow under its own name from the start, so that other programs can follow it and it
+            remains when the process is killed; it replaces an older file at once.
 
     Raises:
         UserError: from all methods, if the file cannot be written.
@@ -34,13 +38,13 @@ class GrowingFile:
         '[0, 1]'
     """
 
-    def __init__(self, path: str | os.PathLike, head: str) -> None:
+    def __init__(self, path: str | os.PathLike, head: str, *, visible: bool = False) -> None:
         self.path = Path(path)
         self.head = head
         self.tail = ""
         """Text after the records, which the end of the block writes."""
         self._ends: deque[int] = deque(maxlen=REMEMBERED_RECORDS)
-        self._place = atomic_path(path)
+        self._place = _created(self.path) if visible else atomic_path(path)
         self._file: int | None = None
 
     def __enter__(self) -> "GrowingFile":
@@ -103,3 +107,14 @@ class GrowingFile:
             os.close(self._file)
             self._file = None
         self._place.__exit__(kind, error, trace)
+
+
+@contextlib.contextmanager
+def _created(path: Path) -> Iterator[Path]:
+    """Yields ``path``, which exists and is empty."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    except OSError as error:
+        raise write_error(path, error) from error
+    yield path

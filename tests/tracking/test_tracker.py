@@ -6,7 +6,8 @@ import pytest
 from moving_targets import detections, follow, straight
 
 from danet.tracking.camera_motion import STILL, Motion
-from danet.tracking.tracker import Tracker, TrackerOptions
+from danet.tracking.tracker import Tracker
+from danet.tracking.tracker_options import TrackerOptions
 from danet.utils.errors import UserError
 
 FPS = 30

@@ -66,3 +66,14 @@ def test_growing_file_writes_invalid_characters_as_escapes(tmp_path):
     with GrowingFile(tmp_path / "a.txt", "") as file:
         file.append("a\udcffb")
     assert (tmp_path / "a.txt").read_text() == "a\\udcffb"
+
+
+def test_visible_file_grows_under_its_own_name(tmp_path):
+    path = tmp_path / "new" / "lines.txt"
+    with GrowingFile(path, "a\n", visible=True) as file:
+        assert path.read_text() == "a\n"
+        file.append("b\n")
+        assert path.read_text() == "a\nb\n"
+    assert path.read_text() == "a\nb\n"
+    with pytest.raises(UserError, match="cannot be written"), GrowingFile(tmp_path, "", visible=True):
+        pass

@@ -1,0 +1,92 @@
+"""What operators ask of alarms: how soon a target raises one, and how many false ones an hour of video brings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from danet.evaluation.bootstrap import Estimate, resample
+
+
+@dataclass(frozen=True)
+class AlarmedVideo:
+    """The alarms of one video.
+
+    Attributes:
+        name: of the video.
+        category: class of the objects that it shows.
+        seconds: its duration.
+        alarms: times of its alarms in seconds since its start, ascending.
+        has_target: whether it shows the class that raises alarms; its alarms are then not false.
+    """
+
+    name: str
+    category: str
+    seconds: float
+    alarms: tuple[float, ...]
+    has_target: bool
+
+
+def first_alarm_delays(videos: Sequence[AlarmedVideo]) -> dict[str, float | None]:
+    """Seconds until the first alarm of each video with a target; None without an alarm.
+
+    Example:
+        >>> first_alarm_delays([AlarmedVideo("a", "drone", 10.0, (0.4, 7.0), True)])
+        {'a': 0.4}
+    """
+    return {video.name: video.alarms[0] if video.alarms else None for video in videos if video.has_target}
+
+
+def summarize_alarms(videos: Sequence[AlarmedVideo], *, within: float = 1.0, resamples: int = 1000) -> dict:
+    """Probability of detection and false alarms, with 95 % intervals by bootstrap over the videos.
+
+    Args:
+        videos: with and without targets.
+        within: seconds in which the first alarm must come.
+        resamples: of the bootstrap.
+
+    Returns:
+        ``detected``: number of videos with a target and an alarm within the time; ``probability``: their share;
+        ``median_delay``: of the videos with an alarm; ``false_alarms``: for each distractor class, and for ``any``, the
+        number of alarms, of videos with one, of videos, and alarms per hour.
+
+    Example:
+        >>> videos = [AlarmedVideo("a", "drone", 10.0, (0.4,), True), AlarmedVideo("b", "bird", 360.0, (3.0,), False)]
+        >>> summary = summarize_alarms(videos)
+        >>> summary["detected"], summary["false_alarms"]["bird"]["per_hour"].value
+        (1, 10.0)
+    """
+    targets = [video for video in videos if video.has_target]
+    others = [video for video in videos if not video.has_target]
+    is_soon = np.array([bool(video.alarms) and video.alarms[0] <= within for video in targets], float)
+    delays = [video.alarms[0] for video in targets if video.alarms]
+    groups: dict[str, list[AlarmedVideo]] = {}
+    for video in others:
+        groups.setdefault(video.category, []).append(video)
+    if others:
+        groups["any"] = others
+    return {
+        "videos": len(targets),
+        "within_seconds": within,
+        "detected": int(is_soon.sum()),
+        "probability": _ratio(targets, is_soon, np.ones(len(targets)), resamples),
+        "median_delay": float(np.median(delays)) if delays else None,
+        "false_alarms": {name: _count_false_alarms(group, resamples) for name, group in groups.items()},
+    }
+
+
+def _count_false_alarms(videos: Sequence[AlarmedVideo], resamples: int) -> dict:
+    counts = np.array([len(video.alarms) for video in videos], float)
+    hours = np.array([video.seconds for video in videos]) / 3600.0
+    return {
+        "alarms": int(counts.sum()),
+        "videos_with_alarm": int((counts > 0).sum()),
+        "videos": len(videos),
+        "per_hour": _ratio(videos, counts, hours, resamples),
+    }
+
+
+def _ratio(videos: Sequence[AlarmedVideo], numerator: np.ndarray, denominator: np.ndarray, resamples: int) -> Estimate:
+    if not len(videos):
+        return Estimate(None)
+    return resample([video.name for video in videos], resamples).ratio(numerator, denominator)

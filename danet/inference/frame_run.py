@@ -1,0 +1,247 @@
+"""What ``danet detect`` and ``danet track`` share: they load the detector and run it over the frames of sources."""
+
+import contextlib
+import itertools
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import danet
+from danet.data.frame_sources import ImageFiles, open_sources
+from danet.data.video import Video
+from danet.inference.annotated_output import output_paths
+from danet.inference.detector import Detector
+from danet.inference.frame_options import FrameOptions
+from danet.inference.input_size import parse_size_option
+from danet.inference.loading import choose_device, parse_dtype
+from danet.inference.stream import DetectionStream
+from danet.inference.video_format import PLAYED_BY_BROWSERS, choose_codec, choose_suffix
+from danet.ops import describe
+from danet.ops.common import dtype_name
+from danet.utils.errors import UserError
+from danet.utils.files import write_json
+from danet.utils.malloc import share_malloc_arena, tune_malloc
+from danet.utils.printable import printable
+from danet.utils.stop_signals import StopSignals
+
+Source = ImageFiles | Video
+
+
+class FrameRun:
+    """One run of a command over all frames of its sources.
+
+    Invalid sources are found before anything is written. The run survives stop signals and a full disk: its files are
+    then complete up to that frame.
+
+    Attributes:
+        detector: the loaded detector.
+        sources: the opened sources.
+        out: the folder for the results.
+        paths: the annotated files of each source.
+        stream: detects in the frames; its attributes count frames and time.
+        error: why a file could not be written; None if all could.
+        seconds: duration of ``run``.
+
+    Args:
+        options: of the command.
+        prog: the command, such as ``danet detect``.
+        tables: names of the files in the folder beside the annotated ones; a folder that holds one of them belongs to
+            an earlier run.
+        thresholds: thresholds of the detector; those that are None keep their defaults.
+        suffixes: suffixes of further files that each source gets.
+
+    Raises:
+        UserError: the weights or a source cannot be opened, or ``options.out`` cannot be used.
+    """
+
+    def __init__(
+        self,
+        options: FrameOptions,
+        *,
+        prog: str,
+        tables: Sequence[str],
+        thresholds: dict[str, Any],
+        suffixes: Sequence[str] = (),
+    ) -> None:
+        self.options = options
+        self.prog = prog
+        self.detector = load_detector(options, thresholds)
+        self.sources = open_sources(options.sources, max_pixels=options.max_pixels)
+        for source in self.sources:
+            if isinstance(source, ImageFiles):
+                source.check()
+        suffix = choose_suffix(options.video_format)
+
+        def annotated(folder: Path) -> list[list[Path]]:
+            return output_paths(self.sources, folder, video_suffix=suffix)
+
+        def written(folder: Path) -> Iterator[Path]:
+            yield from (folder / name for name in tables)
+            for path in itertools.chain.from_iterable(annotated(folder)):
+                if options.save_images:
+                    yield path
+                yield from (path.with_suffix(end) for end in suffixes)
+
+        self.out = choose_folder(options, written)
+        self.paths = annotated(self.out)
+        self.stream = DetectionStream(self.detector, batch=options.batch)
+        self.error: str | None = None
+        self.seconds = 0.0
+        self._stop = StopSignals()
+        if not options.quiet:
+            self._print_start(suffix)
+
+    def run(
+        self,
+        process: Callable[[Source, Sequence[Path], Callable[[Iterable], Iterator]], None],
+        *,
+        files: Sequence[contextlib.AbstractContextManager],
+    ) -> None:
+        """Calls ``process(source, paths, interruptible)`` for every source.
+
+        Args:
+            process: iterates over ``interruptible(frames)``; a stop signal raises KeyboardInterrupt there, and nowhere
+                else, so that files stay whole.
+            files: what is opened before the first source and completed after the last one.
+        """
+        started = time.perf_counter()
+        with self._stop as stop:
+            try:
+                with contextlib.ExitStack() as stack:
+                    for each in files:
+                        stack.enter_context(each)
+                    for source, paths in zip(self.sources, self.paths, strict=True):
+                        process(source, paths, stop.interrupt)
+            except KeyboardInterrupt:
+                pass  # from a stop signal
+            except OSError as error:
+                self.error = f"{error.filename or self.out}: {error.strerror or error}"
+            except UserError as error:
+                self.error = str(error)
+        self.seconds = time.perf_counter() - started
+
+    def figures(self) -> dict[str, Any]:
+        """Times and settings of the run; the times of the parts may overlap."""
+        return {
+            "dropped": self.stream.dropped,
+            "seconds": self.seconds,
+            "reading_seconds": self.stream.reading_seconds,
+            "network_seconds": self.stream.network_seconds,
+            "device": str(self.detector.device),
+            "dtype": dtype_name(self.detector.dtype),
+            "threads": torch.get_num_threads(),
+            "batch": self.options.batch,
+        }
+
+    def finish(self, figures: dict[str, Any], print_summary: Callable[[], None]) -> int:
+        """Writes the figures to ``options.json``, prints the summary and how the run ended; returns the exit code."""
+        if self.options.json is not None:
+            try:
+                write_json(self.options.json, figures)
+            except UserError as error:
+                self.error = self.error or str(error)
+        frames, stop = figures["frames"], self._stop
+        with contextlib.suppress(OSError):  # after SIGHUP there is no terminal any more
+            if not self.options.quiet:
+                print_summary()
+            if stop.received is not None:
+                reason = "interrupted" if stop.received == signal.SIGINT else f"stopped by {stop.received.name}"
+                complete = "all files are complete" if self.error is None else self.error
+                print(f"{self.prog}: {reason} after {frames} frames; {complete}", file=sys.stderr)
+            elif self.error is not None:
+                print(f"{self.prog}: error: {self.error}; {frames} frames were processed", file=sys.stderr)
+        if stop.received is not None:
+            return stop.exit_code
+        is_incomplete = any(source.trouble is not None for source in self.sources)
+        return int(self.error is not None or is_incomplete)
+
+    @property
+    def total(self) -> int | None:
+        """Number of frames of all sources; None if it is unknown."""
+        totals = [source.total for source in self.sources]
+        return None if None in totals else sum(count or 0 for count in totals)
+
+    def _print_start(self, suffix: str) -> None:
+        options = self.options
+        print(describe())
+        if self.detector.dtype_note:
+            print(self.detector.dtype_note)
+        if self.out != Path(options.out):
+            print(f"{options.out} holds an earlier run; the results go to {self.out} (--overwrite replaces it)")
+        has_video = options.save_images and any(isinstance(source, Video) for source in self.sources)
+        if has_video and choose_codec(suffix) not in PLAYED_BY_BROWSERS:
+            print("annotated videos are MPEG-4, which web browsers do not play; OpenCV here cannot write H.264 or VP8")
+
+
+def load_detector(options: FrameOptions, thresholds: dict[str, Any]) -> Detector:
+    """Loads the detector, and prepares the process for it: a library must not make these settings."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    share_malloc_arena()
+    detector = danet.load(
+        options.weights,
+        choose_device(options.device, options.weights),
+        **{name: value for name, value in thresholds.items() if value is not None},
+        input_size=parse_size_option(options.input_size),
+        polarity=options.polarity,
+        classes=options.classes,
+        dtype=parse_dtype(options.dtype),
+        deploy=options.deploy,
+    )
+    detector.notify = lambda level, line: None if options.quiet else print(line)
+    if detector.device.type == "cpu":
+        tune_malloc()
+    return detector
+
+
+def choose_folder(options: FrameOptions, written: Callable[[Path], Iterable[Path]]) -> Path:
+    """The folder for the results: ``options.out``, or OUT-2, OUT-3 and so on if it holds files of an earlier run.
+
+    Args:
+        options: the options.
+        written: returns the files that the run writes into a folder.
+
+    Raises:
+        UserError: the folder has no name of its own to number, as "." has none, and holds files of an earlier run.
+    """
+    first = Path(options.out)
+
+    def is_free(folder: Path) -> bool:
+        return not any(path.exists() for path in written(folder))
+
+    if options.overwrite or is_free(first):
+        return first
+    if first.name in ("", ".."):
+        raise UserError(f"--out {options.out}: holds an earlier run; --overwrite replaces it, or give another --out")
+    numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in numbered if is_free(folder))
+
+
+def print_speed(figures: dict[str, Any], parts: dict[str, str]) -> None:
+    """Prints frames per second, and the milliseconds of each part: its name in ``figures`` -> its name in the text."""
+    frames = figures["frames"]
+    if figures["dropped"]:
+        print(f"{figures['dropped']} more frames were dropped because a live source does not wait")
+    if frames:
+        hardware = "{device}, {dtype}, threads {threads}, batch {batch}".format(**figures)
+        print(
+            f"{frames / figures['seconds']:.1f} frames/s from reading to writing, "
+            f"{frames / figures['network_seconds']:.1f} in the network and decoding alone ({hardware})"
+        )
+        each = (f"{name} {1e3 * figures[f'{part}_seconds'] / frames:.1f} ms" for part, name in parts.items())
+        print(f"per frame: {', '.join(each)}")
+
+
+def print_files(annotated: Sequence[Path], tables: Sequence[Path]) -> None:
+    """Prints the names of the files that were written; of a folder with many images only their number."""
+    for folder, group in itertools.groupby(annotated, key=lambda path: path.parent):
+        paths = list(group)
+        for line in paths if len(paths) <= 3 else [f"{folder} ({len(paths)} images)"]:
+            print(f"  {printable(line)}")
+    for path in tables:
+        print(f"  {printable(path)}")

@@ -1,0 +1,180 @@
+"""``danet track``: follows targets through videos, cameras and streams; writes tracks and videos, raises alarms."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from danet.inference.frame_options import FrameOptions
+from danet.tracking.alarm_options import AlarmOptions
+from danet.tracking.tracker_options import TrackerOptions
+from danet.utils import cli
+from danet.utils.files import write_text
+from danet.utils.help_page import HelpPage
+from danet.utils.printable import printable
+from danet.utils.progress import count_items
+
+PAGE = HelpPage(
+    {
+        "input": ["sources", "weights", "input_size", "polarity"],
+        "tracks": ["classes", "tracker.high_score", "tracker.confirm", "tracker.max_gap", "tracker.camera_motion"],
+        "alarms": ["alarm.hits", "alarm.window", "alarm.score", "alarm.classes", "alarm.zones", "webhook", "mqtt"],
+        "results": [
+            "out",
+            "overwrite",
+            "save_images",
+            "save_mot",
+            "save_jsonl",
+            "save_csv",
+            "show_scores",
+            "upscale",
+            "quiet",
+            "json",
+        ],
+        "machine": ["device", "dtype", "batch", "threads"],
+        "more": ["config", "print_config", "help", "help_all", "debug"],
+    },
+    {
+        "danet track video.mp4": "follow drones with the detector of the package; the results go to runs/track",
+        "danet track rtsp://camera/live --save_images false": "a stream; follow runs/track/tracks.jsonl while it grows",
+        "danet track 0 --alarm.hits 8 --webhook http://host/alarm": "a camera; alarms after 8 of the last 10 frames",
+    },
+)
+
+
+@dataclass
+class TrackOptions(FrameOptions):
+    """Options of ``danet track``."""
+
+    out: str = "runs/track"
+    """Folder for the results and config.yaml. If it holds the results of an earlier run, they go to runs/track-2,
+    runs/track-3 and so on."""
+
+    tracker: TrackerOptions = field(default_factory=TrackerOptions)
+    """Options of the tracker."""
+
+    alarm: AlarmOptions = field(default_factory=AlarmOptions)
+    """When a track raises an alarm."""
+
+    webhook: str | None = None
+    """URL to which the start and the end of every alarm are sent as JSON (HTTP POST)."""
+
+    mqtt: str | None = None
+    """MQTT broker to which they are sent: HOST, HOST:PORT or mqtt://USER:PASSWORD@HOST:PORT; needs paho-mqtt."""
+
+    mqtt_topic: str = "danet/alarms"
+    """Topic of the messages to the broker."""
+
+    save_mot: bool = True
+    """Write a text in the format of the MOT Challenge for each source."""
+
+    save_jsonl: bool = True
+    """Write tracks.jsonl: one JSON object per frame, as soon as the frame is done."""
+
+    save_csv: bool = True
+    """Write tracks.csv: one row per track and frame, with time stamps."""
+
+    show_trails: bool = True
+    """Draw the path of each target over the last frames."""
+
+
+def track(options: TrackOptions) -> int:
+    """Follows targets through videos, cameras and streams; a folder of images counts as one video.
+
+    The annotated videos, ``tracks.jsonl``, ``tracks.csv``, ``alarms.jsonl`` with a picture of each alarm in ``alarms``,
+    and for each source a text in the format of the MOT Challenge are written to ``options.out``. The tables grow under
+    their own names, each frame as soon as it is done. After Ctrl-C, SIGTERM and SIGHUP, and when the disk is full, all
+    files are complete up to that frame; after kill -9 the tables are.
+
+    Exit code: 0; 1 if frames of a source are missing or a file could not be written; 2 for invalid input; 130 after
+    Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+    """
+    options.check()
+    cli.check_out(options)
+    from danet.data.frame_sources import ImageFiles
+    from danet.inference.frame_run import FrameRun, print_files, print_speed
+    from danet.tracking.alarm_output import AlarmOutput
+    from danet.tracking.alarms import Alarms
+    from danet.tracking.annotated_tracks import AnnotatedTracks
+    from danet.tracking.delivery import mqtt, webhook
+    from danet.tracking.track_files import TrackFiles
+    from danet.tracking.tracker import Tracker
+
+    alarms = Alarms(options.alarm)
+    deliveries = [] if options.webhook is None else [webhook(options.webhook)]
+    deliveries += [] if options.mqtt is None else [mqtt(options.mqtt, options.mqtt_topic)]
+    run = FrameRun(
+        options,
+        prog="danet track",
+        tables=("config.yaml", "tracks.jsonl", "tracks.csv", "alarms.jsonl"),
+        thresholds={"iou_threshold": options.iou},
+        suffixes=(".txt",) if options.save_mot else (),
+    )
+    tracker = Tracker(options.tracker)
+    files = TrackFiles(
+        run.out / "tracks.csv" if options.save_csv else None, run.out / "tracks.jsonl" if options.save_jsonl else None
+    )
+    output = AnnotatedTracks(
+        run.detector.classes,
+        show_scores=options.show_scores,
+        upscale=None if options.upscale == "auto" else options.upscale,
+        background=run.stream.has_free_core,
+        show_trails=options.show_trails,
+    )
+    alarm_output = AlarmOutput(run.out, deliveries)
+    write_text(run.out / "config.yaml", cli.dump(options))
+    with count_items("track", run.total, "frames", quiet=options.quiet) as show_count:
+
+        def process(source: Any, paths: Sequence[Path], interruptible: Callable) -> None:
+            with contextlib.ExitStack() as stack:
+                # The images of a folder are frames of one video, whose text has the name of the folder or of the image.
+                is_folder = isinstance(source, ImageFiles) and len(paths) > 1
+                mot = (paths[0].parent if is_folder else paths[0]).with_suffix(".txt")
+                stack.enter_context(files.source(mot if options.save_mot else None))
+                write = stack.enter_context(output.open(source, paths)) if options.save_images else None
+                frames = stack.enter_context(contextlib.closing(run.stream.track(source, tracker)))
+                stack.callback(lambda: alarm_output.add(alarms.finish()))  # also after a stop signal
+                for number, (frame, _, tracks) in enumerate(interruptible(frames)):
+                    numbered = frame._replace(index=number) if isinstance(source, ImageFiles) else frame
+                    files.add(numbered, tracks)
+                    alarm_output.add(alarms.update_frame(numbered, tracks))
+                    if write is not None:
+                        write(frame, tracks)
+                    show_count(files.frames)
+
+        run.run(process, files=[files, alarm_output])
+
+    figures = {
+        "frames": files.frames,
+        "targets": dict(files.ids),
+        "boxes": files.boxes,
+        "cuts": tracker.cuts,
+        "alarms": alarms.started,
+        **run.figures(),
+        "tracking_seconds": run.stream.tracking_seconds,
+        "writing_seconds": output.seconds,
+    }
+
+    def print_summary() -> None:
+        by_class = ", ".join(f"{printable(name)} {count}" for name, count in files.ids.most_common())
+        count = f"{sum(files.ids.values())} targets{f' ({by_class})' if by_class else ''}"
+        cuts = f", {tracker.cuts} cuts" if tracker.cuts else ""
+        print(f"{files.frames} frames, {count}, {alarms.started} alarms{cuts}")
+        parts = {"reading": "reading", "network": "network and decoding", "tracking": "tracking"}
+        print_speed(figures, parts | {"writing": "drawing and writing"})
+        print_files(output.paths, [*files.paths, alarm_output.path])
+
+    return run.finish(figures, print_summary)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    inputs = {"sources": (), "weights": ()}
+    return cli.run(
+        track, TrackOptions, prog="danet track", positionals=["sources"], inputs=inputs, page=PAGE, argv=argv
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

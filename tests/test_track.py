@@ -1,0 +1,209 @@
+import csv
+import functools
+import http.server
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import danet
+from danet.checkpoint import save_weights
+from danet.config import ModelConfig
+from danet.data.frame_sources import open_source
+from danet.data.video_writer import VideoWriter
+from danet.models import build_model
+from danet.track import main
+from danet.tracking.tracker_options import TrackerOptions
+
+SENSITIVE = {"high_score": 0.005, "low_score": 0.001, "neutral_score": 0.001, "confirm": 1.0}
+"""Options with which the random weights of the tests give tracks: their scores spread around 0.01."""
+SWITCHES = [word for name, value in SENSITIVE.items() for word in (f"--tracker.{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    save_weights(path, build_model(ModelConfig(name="danet_nano", classes=["drone", "bird"])))
+    return str(path)
+
+
+def write_clip(path, frames=8, size=(96, 128)):
+    rng = np.random.default_rng(0)
+    scene = rng.normal(90, 5, size)
+    with VideoWriter(path, fps=20) as writer:
+        for index in range(frames):
+            image = scene.copy()
+            image[40:46, 40 + index : 48 + index] += 100
+            writer.write(image.astype(np.uint8))
+    return path
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def mot(path):
+    return np.loadtxt(path, delimiter=",", ndmin=2)
+
+
+def test_files_match_each_other_and_the_python_interface(weights, tmp_path, capsys):
+    clip, out = write_clip(tmp_path / "clip.mp4"), tmp_path / "out"
+    arguments = [
+        str(clip),
+        "--weights",
+        weights,
+        "--out",
+        str(out),
+        "--video_format",
+        "mp4",
+        "--upscale",
+        "2",
+        *SWITCHES,
+    ]
+    assert main([*arguments, "--json", str(tmp_path / "figures.json")]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "alarms.jsonl", "clip.mp4", "clip.txt", "config.yaml", "tracks.csv", "tracks.jsonl",
+    ]  # fmt: skip
+    records = lines(out / "tracks.jsonl")
+    assert [record["frame"] for record in records] == list(range(8))
+    assert [record["time"] for record in records] == [index / 20 for index in range(8)]
+    boxes = [(record["frame"], track) for record in records for track in record["tracks"]]
+    assert len(boxes) > 5
+
+    table = mot(out / "clip.txt")
+    assert table[:, 0].astype(int).tolist() == [frame + 1 for frame, _ in boxes], "MOT counts frames from 1"
+    assert table[:, 1].astype(int).tolist() == [track["id"] for _, track in boxes]
+    corners = np.array([track["box"] for _, track in boxes])
+    assert np.allclose(table[:, 2:6], np.column_stack([corners[:, :2], corners[:, 2:] - corners[:, :2]]), atol=0.011)
+    assert np.all(table[:, 7:] == -1)
+    with open(out / "tracks.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["frame"]), int(row["id"]), float(row["x0"])) for row in rows] == [
+        (frame, track["id"], track["box"][0]) for frame, track in boxes
+    ]
+    assert {float(row["time"]) for row in rows} <= {index / 20 for index in range(8)}
+
+    tracker = danet.Tracker(TrackerOptions(**SENSITIVE))
+    triples = list(danet.load(weights, score_threshold=0.5).stream(clip, tracker=tracker))
+    assert [tracks.to_dict() for _, _, tracks in triples] == [record["tracks"] for record in records]
+    assert all(len(found) == 0 for _, found, _ in triples), "detections have scores above the detector's threshold"
+
+    frames = list(open_source(out / "clip.mp4"))
+    assert len(frames) == 8 and frames[0].image.shape == (192, 256, 3)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["frames"] == 8 and sum(figures["targets"].values()) == len({track["id"] for _, track in boxes})
+    printed = capsys.readouterr().out
+    assert f"8 frames, {sum(figures['targets'].values())} targets" in printed and "tracking" in printed
+
+
+def test_images_of_a_folder_are_one_video(weights, tmp_path):
+    folder, out = tmp_path / "frames", tmp_path / "out"
+    folder.mkdir()
+    for index in range(5):
+        size = (96, 128) if index < 4 else (64, 80)  # the last frame has another size
+        cv2.imwrite(str(folder / f"{index}.png"), np.full(size, 90 + index, np.uint8))
+    assert main([str(folder), "--weights", weights, "--out", str(out), "--quiet", *SWITCHES]) == 0
+    records = lines(out / "tracks.jsonl")
+    assert [(record["frame"], record["time"]) for record in records] == [(index, None) for index in range(5)]
+    assert (out / "frames.txt").is_file() and len(list((out / "frames").iterdir())) == 5
+
+
+def test_damaged_video_gives_complete_files_and_exit_code_1(weights, tmp_path, capfd):
+    clip, out = write_clip(tmp_path / "clip.avi", frames=30), tmp_path / "out"
+    content = clip.read_bytes()
+    clip.write_bytes(content[: len(content) * 2 // 3])
+    code = main([str(clip), "--weights", weights, "--out", str(out), "--quiet", "--video_format", "mp4", *SWITCHES])
+    records = lines(out / "tracks.jsonl")
+    assert code == 1 and 0 < len(records) < 30
+    assert len(list(open_source(out / "clip.mp4"))) == len(records) and len(mot(out / "clip.txt"))
+    assert "clip.avi" in capfd.readouterr().err
+
+
+def test_killed_process_leaves_readable_files(weights, tmp_path):
+    clip, out = write_clip(tmp_path / "clip.mp4", frames=600), tmp_path / "out"
+    words = [str(clip), "--weights", weights, "--out", str(out), "--quiet", "--threads", "1", *SWITCHES]
+    process = subprocess.Popen([sys.executable, "-m", "danet", "track", *words])
+    try:
+        deadline = time.monotonic() + 120
+        path = out / "tracks.jsonl"
+        while time.monotonic() < deadline and not (path.exists() and path.read_text().count("\n") > 20):
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    records = lines(path)
+    assert 20 < len(records) <= 600 and [record["frame"] for record in records] == list(range(len(records)))
+    table = mot(out / "clip.txt")
+    assert table.shape[1] == 10 and table[-1, 0] <= len(records)
+
+
+def test_passwords_of_urls_are_neither_printed_nor_stored(weights, tmp_path, capfd):
+    write_clip(tmp_path / "clip.mp4", frames=3)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.func.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://user:s3cret@127.0.0.1:{server.server_port}/clip.mp4?token=s3cret"
+    out = tmp_path / "out"
+    assert main([url, "--weights", weights, "--out", str(out), "--save_images", "false", *SWITCHES]) == 0
+    server.shutdown()
+    printed = capfd.readouterr()
+    assert "s3cret" not in printed.out + printed.err
+    for path in out.iterdir():
+        assert "s3cret" not in path.read_text(), path.name
+    assert "/clip.mp4?token=***" in (out / "tracks.jsonl").read_text()
+
+
+def test_results_of_another_run_are_not_replaced(weights, tmp_path, capsys):
+    clip, out = write_clip(tmp_path / "clip.mp4", frames=3), tmp_path / "out"
+    arguments = [str(clip), "--weights", weights, "--out", str(out), "--save_images", "false"]
+    assert main(arguments) == 0 and main(arguments) == 0
+    assert (tmp_path / "out-2" / "tracks.jsonl").is_file()
+    assert "the results go to" in capsys.readouterr().out
+
+
+def test_invalid_options_are_one_line(tmp_path, capfd):
+    clip = write_clip(tmp_path / "clip.mp4", frames=2)
+    assert main([str(clip), "--tracker.high_score", "2", "--out", str(tmp_path / "out")]) == 2
+    assert "high_score must lie between 0 and 1, got 2" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_alarms_are_written_with_pictures_and_delivered(weights, tmp_path, capsys):
+    received = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    clip, out = write_clip(tmp_path / "clip.mp4", frames=10), tmp_path / "out"
+    alarm = ["--alarm.hits", "2", "--alarm.window", "4", "--alarm.score", "0.001"]
+    url = ["--webhook", f"http://127.0.0.1:{server.server_port}/?token=s3cret"]
+    arguments = [str(clip), "--weights", weights, "--out", str(out), "--save_images", "false", *SWITCHES, *alarm, *url]
+    assert main(arguments) == 0
+    server.shutdown()
+    events = lines(out / "alarms.jsonl")
+    starts = [event for event in events if event["event"] == "start"]
+    assert len(starts) == len(events) / 2 > 0, "every alarm ends with the video"
+    assert {path.name for path in (out / "alarms").iterdir()} == {f"{event['alarm']}.png" for event in starts}
+    assert [{**event, "crop": 0} for event in events] == [
+        {**{name: value for name, value in event.items() if name != "crop_jpeg"}, "crop": 0} for event in received
+    ]
+    assert all(len(event["crop_jpeg"]) > 100 for event in received)
+    assert f"{len(starts)} alarms" in capsys.readouterr().out
+    assert "s3cret" not in (out / "config.yaml").read_text()

@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+
+from danet.tracking.alarm_options import AlarmOptions, read_zones
+from danet.tracking.alarms import Alarms, crop_around
+from danet.tracking.tracks import Track, Tracks
+from danet.utils.errors import UserError
+
+FPS = 30
+
+
+def track(number=1, centre=(50.0, 40.0), *, score=0.8, name="drone", detected=True, path_length=0.0):
+    x, y = centre
+    box = (x - 3.0, y - 2.0, x + 3.0, y + 2.0)
+    return Track(number, box, score, 0, name, (0.0, 0.0), detected, 5, 0.5, path_length=path_length)
+
+
+def run(alarms, frames):
+    """Feeds lists of tracks; returns (frame, kind, track) of all events."""
+    events = []
+    for index, items in enumerate(frames):
+        found = alarms.update(Tracks(items), seconds=index / FPS, file="a.mp4", frame=index)
+        events += [(index, event.kind, event.track) for event in found]
+    return events
+
+
+def test_alarm_starts_after_m_of_n_frames_and_ends_after_a_pause():
+    alarms = Alarms(AlarmOptions(hits=3, window=5, end=0.5))
+    frames = [[track()], [], [track()], [], [track()]] + [[track()]] * 10 + [[]] * 30
+    assert run(alarms, frames) == [(4, "start", 1), (30, "end", 1)]
+
+
+def test_too_few_hits_in_the_window_raise_nothing():
+    alarms = Alarms(AlarmOptions(hits=3, window=5))
+    assert run(alarms, [[track()], [], [], [track()], [], []] * 5) == []
+
+
+def test_predicted_boxes_do_not_count():
+    assert run(Alarms(AlarmOptions(hits=2, window=5)), [[track(detected=False)]] * 20) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "quiet", "loud"),
+    [
+        ({"score": 0.7}, track(score=0.6), track(score=0.75)),
+        ({"classes": ["drone"]}, track(name="bird"), track()),
+        ({"displacement": 20.0}, track(path_length=19.0), track(path_length=21.0)),
+    ],
+)
+def test_conditions(options, quiet, loud):
+    assert run(Alarms(AlarmOptions(hits=2, window=2, **options)), [[quiet]] * 9) == []
+    assert run(Alarms(AlarmOptions(hits=2, window=2, **options)), [[loud]] * 9) == [(1, "start", 1)]
+
+
+def test_zones(tmp_path):
+    path = tmp_path / "zones.json"
+    corner = [[0, 0], [30, 0], [30, 30], [0, 30]]
+    path.write_text(json.dumps([corner, {"name": "gate", "points": [[40, 30], [60, 30], [60, 60], [40, 60]]}]))
+    alarms = Alarms(AlarmOptions(hits=2, window=3, zones=str(path)))
+    assert run(alarms, [[track(1, (80, 40)), track(2, (10, 10))]] * 5) == [(1, "start", 2)]
+    entered = [[track(1, (80.0 - 10 * index, 40.0))] for index in range(6)]  # inside from the third frame on
+    alarms = Alarms(AlarmOptions(hits=2, window=3, zones=str(path)))
+    events = [alarms.update(Tracks(items), seconds=i / FPS) for i, items in enumerate(entered)]
+    assert [len(each) for each in events] == [0, 0, 0, 1, 0, 0] and events[3][0].zone == "gate"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "zones must be a list of polygons, got dict"),
+        ("[]", "zones must be a list of polygons"),
+        ("[[[0, 0], [1, 1]]]", "zone 1 must be a list of at least three points"),
+        ('[{"name": "a", "points": [[0, 0], [1, 1], [2, "x"]]}]', "a must be a list of at least three points"),
+        ("[[[0, 0], [1, 1], [.inf, 2]]]", "zone 1 must be a list"),
+    ],
+)
+def test_invalid_zones_are_refused(tmp_path, text, message):
+    (tmp_path / "zones.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_zones(str(tmp_path / "zones.yaml"))
+
+
+def test_events_tell_the_place_and_keep_the_best_crop():
+    alarms = Alarms(AlarmOptions(hits=1, window=1))
+    images = [np.full((100, 120), level, np.uint8) for level in (10, 20, 30)]
+    events = []
+    for index, (image, score) in enumerate(zip(images, (0.6, 0.9, 0.7), strict=True)):
+        events += alarms.update(
+            Tracks([track(score=score)]), seconds=index / FPS, file="a.mp4", frame=index, image=image
+        )
+    events += alarms.finish()
+    start, end = events
+    assert (start.crop == 10).all() and (end.crop == 20).all(), "the end has the crop of the highest score"
+    assert start.alarm == end.alarm == 1 and end.score == 0.9
+    assert start.to_dict() | {"duration": 0} == {
+        "event": "start", "alarm": 1, "file": "a.mp4", "frame": 0, "time": 0.0, "track": 1, "class": "drone",
+        "score": 0.6, "box": [47.0, 38.0, 53.0, 42.0], "zone": None, "duration": 0,
+    }  # fmt: skip
+    json.dumps(end.to_dict())
+
+
+def test_every_track_raises_one_alarm():
+    alarms = Alarms(AlarmOptions(hits=2, window=3))
+    assert run(alarms, [[track(1), track(2, (90, 40))]] * 60) == [(1, "start", 1), (1, "start", 2)]
+    assert alarms.started == 2
+
+
+def test_memory_does_not_grow_with_tracks():
+    alarms = Alarms(AlarmOptions(end=0.1))
+    run(alarms, [[track(number)] for number in range(3000)])
+    assert len(alarms._watched) < 10
+
+
+@pytest.mark.parametrize("box", [(-5, -5, 3, 3), (95, 95, 130, 130), (0, 0, 100, 100), (50, 50, 50.1, 50.1)])
+def test_crop_at_the_edge(box):
+    crop = crop_around(np.zeros((100, 100), np.uint16), box)
+    assert crop.dtype == np.uint8 and crop.ndim == 3 and min(crop.shape[:2]) > 0
+
+
+def test_options_out_of_range_are_refused():
+    with pytest.raises(UserError, match=r"--alarm.hits must be at most --alarm.window \(3\), got 5"):
+        AlarmOptions(hits=5, window=3)
