@@ -29,6 +29,7 @@ PAGE = HelpPage(
         "danet evaluate yolo11n.onnx val.json --tune tune.json": "an ONNX file of another detector",
         "danet evaluate --predictions results.json val.json": "what any program has detected",
         "torchrun --nproc-per-node 4 -m danet.evaluate weights.safetensors val.json": "with four processes",
+        "danet evaluate --tracks runs/track val.json": "tracks and alarms of danet track (--tracks X --help: options)",
     },
 )
 
@@ -114,11 +115,26 @@ def _print_speed(console: "Console", speed: dict) -> None:
     )
 
 
+def _main_of_tracks(argv: Sequence[str] | None) -> int:
+    from danet.evaluation.track_evaluation import TrackEvaluationOptions, evaluate_tracks
+
+    return cli.run(
+        evaluate_tracks,
+        TrackEvaluationOptions,
+        prog="danet evaluate --tracks",
+        positionals=["data"],
+        inputs={"tracks": (), "data": ()},
+        argv=argv,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     # With --predictions there are no weights, and the first argument is the data.
     has_predictions = any(word.partition("=")[0] == "--predictions" for word in argv)
+    if any(word.partition("=")[0] == "--tracks" for word in argv):
+        return _main_of_tracks(argv)
     return cli.run(
         evaluate,
         EvaluateOptions,

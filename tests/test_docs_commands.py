@@ -20,7 +20,7 @@ ORDER = (
     *("danet data import", "danet data inspect", "danet data split", "danet data inspect data/mine/fit.json"),
     *("danet data synthesize", "danet data split data/demo", "danet train --preset svanstrom --preset"),
     *("danet train --preset svanstrom --model.name", "danet train", "danet evaluate", "danet compare"),
-    *("danet export", "danet detect", "danet ablate", "danet report"),
+    *("danet export", "danet detect", "danet track", "danet ablate", "danet report"),
 )
 SMALL = ("--model.name", "danet_nano", "--epochs", "1", "--batch", "4", "--augmentation.crop", "null")
 # Options added to a command to make it fast, by prefix.
@@ -87,6 +87,7 @@ def four_classes(scenes: Path, path: str) -> None:
 def test_docs_commands_run(project, capsys):
     ran = 0
     tested_elsewhere = ("danet data import svanstrom", "danet export runs/ir/weights.safetensors --format aoti")
+    tested_elsewhere += ("danet evaluate --tracks",)  # needs annotated videos
     for command in sorted(commands(), key=rank):
         if command.startswith(tested_elsewhere):  # need real videos or minutes of compiling
             continue

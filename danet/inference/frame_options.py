@@ -1,4 +1,4 @@
-"""Options that ``danet detect`` and ``danet track`` share, and their checks; importing this loads no torch."""
+"""Options of a command that runs a detector over frames, and their checks; importing this loads no torch."""
 
 from dataclasses import dataclass
 from typing import Literal

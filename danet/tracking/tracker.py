@@ -7,10 +7,12 @@ Each frame takes these steps:
 3. Detections with a high score are assigned to targets, then those with a low score to the remaining targets, as in
    ByteTrack (Zhang et al., ECCV 2022, https://arxiv.org/abs/2110.06864), but by Mahalanobis distance instead of IoU
    (``association``).
-4. Each target has an evidence, which detections raise and misses lower: a sequential test as in Blackman and Popoli,
+4. A confirmed target without a detection, and a detection beyond its gate, still belong together if they are close and
+   there is no other choice.
+5. Each target has an evidence, which detections raise and misses lower: a sequential test as in Blackman and Popoli,
    Design and Analysis of Modern Tracking Systems, 1999, chapter 6. A target is reported once its evidence reaches a
    threshold (track before confirm).
-5. The class of a target is that with the largest sum of scores over the whole track.
+6. The class of a target is that with the largest sum of scores over the whole track.
 
 The values of the options are our decision; they were chosen on the training videos of docs/results.md.
 """
@@ -23,7 +25,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from danet.boxes import Detections
+from danet.boxes import Detections, area, intersection
 from danet.data.video import Frame
 from danet.tracking.association import assign, pair_costs
 from danet.tracking.camera_motion import CameraMotion, Motion
@@ -35,6 +37,8 @@ SCORE_WINDOW_FRAMES = 15
 """Frames over which the score of a track is averaged."""
 TRAIL_POINTS = 64
 """Centres that a track remembers for drawing."""
+MAX_SHARED_FRACTION = 0.6
+"""Of two detections, the intersection of which is a larger part of the smaller box, only the better one is used."""
 MAX_TARGETS = 1000
 """Targets that are followed at the same time; more detections than this begin no new target."""
 DEFAULT_INTERVAL_S = 0.04
@@ -160,6 +164,8 @@ class Tracker:
         )
         usable = np.isfinite(boxes).all(1) & (scores >= self.options.low_score) if len(scores) else np.zeros(0, bool)
         boxes, scores, labels = boxes[usable], scores[usable], labels[usable].astype(np.int64)
+        single = _without_duplicates(boxes, scores)
+        boxes, scores, labels = boxes[single], scores[single], labels[single]
         measurements = to_measurements(boxes)
         is_high = scores >= self.options.high_score
         free_targets, free = np.arange(len(self._targets)), np.ones(len(scores), bool)
@@ -173,6 +179,14 @@ class Tracker:
             pairs += zip(free_targets[rows].tolist(), candidates[columns].tolist(), strict=True)
             free[candidates[columns]] = False
             free_targets = np.delete(free_targets, rows)
+
+        jumps = self._find_jumps(free_targets, np.flatnonzero(free & is_high), measurements)
+        for index, found in jumps:
+            moved = self.kalman.initiate(measurements[found : found + 1])
+            self._states.mean[index], self._states.covariance[index] = moved.mean[0], moved.covariance[0]
+            free[found] = False
+        pairs += jumps
+        free_targets = np.setdiff1d(free_targets, [index for index, _ in jumps])
 
         classes = detections.classes or []
         self._correct(pairs, boxes, measurements, scores, labels)
@@ -211,6 +225,23 @@ class Tracker:
                 target.origin = motion.matrix @ [*target.origin, 1.0]
                 target.trail = target.trail @ motion.matrix[:, :2].T + motion.matrix[:, 2]
         self._states = self.kalman.predict(self._states, elapsed)
+
+    def _find_jumps(
+        self, targets: np.ndarray, candidates: np.ndarray, measurements: np.ndarray
+    ) -> list[tuple[int, int]]:
+        """Pairs of a confirmed target and a detection beyond the gate that can only belong together.
+
+        A target jumps where the camera was jerked, and at a cut between two shots of the same scene.
+        """
+        confirmed = np.array([index for index in targets if self._targets[index].id], np.int64)
+        if not len(confirmed) or not len(candidates):
+            return []
+        places, found = self._states.mean[confirmed, :4], measurements[candidates]
+        size = np.exp(np.maximum(places[:, None, 2:].mean(2), found[None, :, 2:].mean(2)))
+        distance = np.hypot(*(places[:, None, :2] - found[None, :, :2]).transpose(2, 0, 1))
+        is_near = distance <= self.options.max_jump * size
+        alone = is_near & (is_near.sum(0) == 1)[None] & (is_near.sum(1) == 1)[:, None]
+        return [(int(confirmed[row]), int(candidates[column])) for row, column in np.argwhere(alone)]
 
     def _correct(
         self,
@@ -313,6 +344,22 @@ class Tracker:
     def _end_targets(self) -> None:
         self._targets = []
         self._states = self.kalman.initiate(np.zeros((0, 4)))
+
+
+def _without_duplicates(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Indices of the detections of which no better one covers the most part, or is covered by it.
+
+    Non-maximum suppression by IoU keeps a tight and a loose box of the same target.
+    """
+    order = np.argsort(-scores, kind="stable")
+    shared = intersection(boxes[order][:, None], boxes[order])
+    size = area(boxes[order])
+    covers = shared > MAX_SHARED_FRACTION * np.maximum(np.minimum(size[:, None], size), 1e-9)
+    kept: list[int] = []
+    for index in range(len(order)):
+        if not covers[index, kept].any():
+            kept.append(index)
+    return np.sort(order[kept])
 
 
 def _log_odds(score: float) -> float:

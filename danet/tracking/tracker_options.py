@@ -48,6 +48,10 @@ class TrackerOptions:
     """Largest squared Mahalanobis distance between prediction and detection, of the centres and of the sizes: 16
     excludes one in 3000 detections of a target that moves as the filter assumes."""
 
+    max_jump: float = 2.5
+    """Largest distance, in sizes of the target (square root of width times height), to a detection beyond the gate that
+    still continues a target if there is no other choice."""
+
     camera_motion: bool = True
     """Estimate the motion of the camera and recognize cuts."""
 
@@ -56,5 +60,5 @@ class TrackerOptions:
         check_values(self, scores, "lie between 0 and 1", lambda value: 0 <= value <= 1)
         positive = ["miss", "tentative_miss", "confirm", "max_evidence", "max_gap", "gate"]
         check_values(self, positive, "be positive", lambda value: value > 0)
-        check_values(self, ["coast"], "be 0 or more", lambda value: value >= 0)
+        check_values(self, ["coast", "max_jump"], "be 0 or more", lambda value: value >= 0)
         check_values(self, ["min_hits"], "be at least 1", lambda value: value >= 1)

@@ -3,8 +3,10 @@ import time
 import cv2
 import numpy as np
 import pytest
-from moving_targets import detections, follow, straight
+import torch
+from moving_targets import CLASSES, detections, follow, straight
 
+from danet.boxes import Detections
 from danet.tracking.camera_motion import STILL, Motion
 from danet.tracking.tracker import Tracker
 from danet.tracking.tracker_options import TrackerOptions
@@ -174,6 +176,25 @@ def test_cut_ends_all_tracks():
         if index == 10:
             assert len(tracks) == 0
     assert tracker.cuts == 1 and tracks.ids == [2]
+
+
+def test_tight_and_loose_box_of_one_target_give_one_track():
+    tracker = still_tracker()
+    for index in range(20):
+        tight, loose = detections([[50, 50]]), detections([[51, 50]], size=(14.0, 10.0), scores=[0.6])
+        both = Detections(*(torch.cat(each) for each in zip(tight._arrays(), loose._arrays(), strict=True)), CLASSES)
+        tracks = tracker.update(both, seconds=index / FPS)
+    assert tracks.ids == [1] and tracks[0].box == (47.0, 48.0, 53.0, 52.0)
+
+
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_jump_is_followed_only_if_there_is_no_other_choice(candidates):
+    """A target of 5 pixels jumps by 12, as at a cut between two shots of the same scene."""
+    tracker = still_tracker()
+    for index in range(30):
+        places = [[50, 50]] if index < 20 else [[62, 50], [50, 62]][:candidates]
+        tracks = tracker.update(detections(places), seconds=index / FPS)
+    assert (1 in tracks.ids) == (candidates == 1) and len(tracks) == candidates
 
 
 def test_class_is_decided_over_the_track():

@@ -1,0 +1,193 @@
+"""``danet evaluate --tracks``: compares the results of ``danet track``, or of any tracker, with annotated videos."""
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from danet.data.coco_dataset import ImageRecord, load_coco
+from danet.evaluation.alarm_metrics import AlarmedVideo, first_alarm_delays, summarize_alarms
+from danet.evaluation.bootstrap import Estimate
+from danet.evaluation.tracking_metrics import TrackedVideo, TrackingCounts, count_tracking, link_truth
+from danet.utils.errors import UserError, check_values
+from danet.utils.files import read_text, write_json
+
+
+@dataclass
+class TrackEvaluationOptions:
+    """Options of ``danet evaluate --tracks``.
+
+    Example:
+        >>> TrackEvaluationOptions("runs/track", "val.json").iou
+        0.3
+    """
+
+    tracks: str
+    """Folder with a text in the format of the MOT Challenge for each video, such as runs/track: VIDEO.txt. If it also
+    holds alarms.jsonl, false alarms per hour and the time to alarm are reported."""
+
+    data: str
+    """COCO json (or a folder with one) whose images state `video` and `frame`, such as danet data import svanstrom
+    writes; only annotated frames count."""
+
+    target: str = "drone"
+    """Class of the tracks; boxes of other classes are distractors."""
+
+    iou: float = 0.3
+    """Smallest IoU (0 to 1) at which a box of a track covers an object, for MOTA, IDF1, recall and precision; HOTA uses
+    19 thresholds."""
+
+    fps: float = 30.0
+    """Frames per second of the videos, for times of alarms and hours of video."""
+
+    within: float = 1.0
+    """Seconds within which a video with a target must raise an alarm."""
+
+    resamples: int = 1000
+    """Bootstrap resamples over the videos for the 95 % intervals."""
+
+    json: str | None = None
+    """Also write the metrics to this file."""
+
+    quiet: bool = False
+    """Print only errors."""
+
+    def __post_init__(self) -> None:
+        check_values(self, ["iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
+        check_values(self, ["fps", "within"], "be positive", lambda value: 0 < value < math.inf, prefix="--")
+        check_values(self, ["resamples"], "be at least 1", lambda value: value >= 1, prefix="--")
+
+
+def evaluate_tracks(options: TrackEvaluationOptions) -> None:
+    """Measures tracks on annotated videos: HOTA, MOTA, IDF1, identity switches, fragmentations, and alarms.
+
+    The numbers of the true targets come from the positions of the boxes, because COCO files have none.
+    """
+    folder = Path(options.tracks)
+    videos: dict[str, list[ImageRecord]] = {}
+    for record in load_coco(options.data).records:
+        if record.video is None or record.frame is None:
+            raise UserError(f"{options.data}: every image must state video and frame, got {record.path.name} without")
+        videos.setdefault(record.video, []).append(record)
+    if not any((folder / f"{name}.txt").is_file() for name in videos):
+        raise UserError(f"{folder}: must hold a file VIDEO.txt for the videos of {options.data}, got none of them")
+    counts = {name: _count(folder / f"{name}.txt", records, options) for name, records in sorted(videos.items())}
+    first, *others = counts.values()
+    content = {"tracks": options.tracks, "iou": options.iou, **sum(others, first).to_json()}
+    content["videos"] = {name: each.to_json() for name, each in counts.items()}
+    alarms = folder / "alarms.jsonl"
+    if alarms.is_file():
+        alarmed = _alarmed_videos(alarms, videos, options)
+        content["first_alarms"] = first_alarm_delays(alarmed)
+        content["alarms"] = summarize_alarms(alarmed, within=options.within, resamples=options.resamples)
+    if options.json is not None:
+        write_json(options.json, _plain(content))
+    if not options.quiet:
+        _print(content, len(videos))
+
+
+def read_mot(path: Path) -> dict[int, list[tuple[int, list[float]]]]:
+    """Reads a text in the format of the MOT Challenge: frame from 0 -> number and box (x0, y0, x1, y1) of each track.
+
+    A file that does not exist holds no tracks.
+
+    Raises:
+        UserError: a line does not begin with six finite numbers.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "a.txt"
+        >>> _ = path.write_text("1,7,10,20,4,2,0.9,-1,-1,-1")
+        >>> read_mot(path)
+        {0: [(7, [10.0, 20.0, 14.0, 22.0])]}
+    """
+    result: dict[int, list[tuple[int, list[float]]]] = {}
+    if not path.is_file():
+        return result
+    for number, row in enumerate(csv.reader(read_text(path).splitlines()), 1):
+        try:
+            frame, track, x, y, width, height = (float(word) for word in row[:6])
+            if not all(map(math.isfinite, (frame, track, x, y, width, height))):
+                raise ValueError
+        except ValueError:
+            expected = "must be frame,id,left,top,width,height and more"
+            raise UserError(f"{path}: line {number} {expected}, got {','.join(row)[:80]!r}") from None
+        result.setdefault(int(frame) - 1, []).append((int(track), [x, y, x + width, y + height]))
+    return result
+
+
+def _count(path: Path, records: list[ImageRecord], options: TrackEvaluationOptions) -> TrackingCounts:
+    tracks = read_mot(path)
+    ordered = sorted(records, key=lambda record: record.frame or 0)
+    truth, ids, boxes = [], [], []
+    for record in ordered:
+        is_target = np.array([name == options.target for name in record.names], bool) & ~record.ignore
+        truth.append(np.asarray(record.boxes, np.float64)[is_target])
+        found = tracks.get(record.frame or 0, [])
+        ids.append(np.array([number for number, _ in found], np.int64))
+        boxes.append(np.array([box for _, box in found], np.float64).reshape(-1, 4))
+    try:
+        video = TrackedVideo(link_truth(truth), truth, ids, boxes, path.stem)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return count_tracking(video, threshold=options.iou)
+
+
+def _alarmed_videos(
+    path: Path, videos: dict[str, list[ImageRecord]], options: TrackEvaluationOptions
+) -> list[AlarmedVideo]:
+    times: dict[str, list[float]] = {}
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        try:
+            event = json.loads(line)
+            if event["event"] == "start":
+                times.setdefault(Path(event["file"]).stem, []).append(float(event["time"]))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: line {number} must be an event of danet track, got {line[:80]!r}") from None
+    result = []
+    for name, records in sorted(videos.items()):
+        shown = [each for record in records for each in record.names]
+        has_target = options.target in shown
+        others = sorted(set(shown) - {options.target}, key=lambda each: -shown.count(each))
+        category = options.target if has_target else (others or ["nothing"])[0]
+        seconds = (max(record.frame or 0 for record in records) + 1) / options.fps
+        result.append(AlarmedVideo(name, category, seconds, tuple(sorted(times.get(name, []))), has_target))
+    return result
+
+
+def _plain(value: object) -> object:
+    """Replaces estimates by dicts, for JSON."""
+    if isinstance(value, Estimate):
+        return {"value": value.value, "low": value.low, "high": value.high}
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _print(content: dict, videos: int) -> None:
+    names = ("hota", "deta", "assa", "mota", "idf1", "recall", "precision")
+    scores = ", ".join(f"{name.upper() if len(name) < 5 else name} {content[name]:.3f}" for name in names)
+    print(f"{videos} videos, {content['objects']} objects: {scores}")
+    print(
+        f"identity switches {content['identity_switches']}, fragmentations {content['fragmentations']}, "
+        f"misses {content['misses']}, false alarms {content['false_alarms']} (boxes, IoU >= {content['iou']:g})"
+    )
+    if alarms := content.get("alarms"):
+        delay = "" if alarms["median_delay"] is None else f", median delay {alarms['median_delay']:.2f} s"
+        share = _show(alarms["probability"])
+        print(
+            f"alarm within {alarms['within_seconds']:g} s in {alarms['detected']} of {alarms['videos']} videos with a "
+            f"target, probability {share}{delay}"
+        )
+        for name, each in alarms["false_alarms"].items():
+            print(
+                f"false alarms, {name}: {each['alarms']} in {each['videos_with_alarm']} of {each['videos']} videos, "
+                f"per hour {_show(each['per_hour'])}"
+            )
+
+
+def _show(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "-"
+    interval = "" if estimate.low is None else f" ({estimate.low:.2f}-{estimate.high:.2f})"
+    return f"{estimate.value:.2f}{interval}"

@@ -1,0 +1,85 @@
+import json
+
+import numpy as np
+import pytest
+from detections import record
+
+from danet.data.coco_dataset import write_coco
+from danet.evaluate import main
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two videos of 20 frames: a drone that moves, and a bird. Every second frame is annotated."""
+    records = []
+    for name, category in (("day", "drone"), ("night", "bird")):
+        for frame in range(0, 20, 2):
+            path = tmp_path / f"{name}_{frame}.png"
+            path.touch()
+            one = record([(10 + frame, 20, 20 + frame, 28)], [category], video=name)
+            one.path, one.frame = path, frame
+            records.append(one)
+    write_coco(tmp_path / "val.json", records, ["drone", "bird"])
+    folder = tmp_path / "tracks"
+    folder.mkdir()
+    return tmp_path / "val.json", folder
+
+
+def write_track(path, frames, number=3):
+    path.write_text("".join(f"{f + 1},{number},{10 + f},20,10,8,0.9,-1,-1,-1\n" for f in frames))
+
+
+def run(data, folder, tmp_path, *more):
+    code = main(["--tracks", str(folder), str(data), "--json", str(tmp_path / "m.json"), *more])
+    return code, json.loads((tmp_path / "m.json").read_text()) if code == 0 else None
+
+
+def test_tracks_and_alarms_are_measured(dataset, tmp_path, capsys):
+    data, folder = dataset
+    write_track(folder / "day.txt", range(4, 20))
+    events = [
+        {"event": "start", "file": "clips/day.mp4", "time": 0.2},
+        {"event": "end", "file": "clips/day.mp4", "time": 0.6},
+        {"event": "start", "file": "clips/night.mp4", "time": 0.5},
+    ]
+    (folder / "alarms.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    code, content = run(data, folder, tmp_path)
+    assert code == 0
+    assert (content["objects"], content["misses"], content["false_alarms"]) == (10, 2, 0), "annotated frames only"
+    assert content["recall"] == 0.8 and content["precision"] == 1.0 and content["mota"] == 0.8
+    assert content["idf1"] == pytest.approx(16 / 18)
+    assert content["first_alarms"] == {"day": 0.2} and content["alarms"]["detected"] == 1
+    assert content["alarms"]["false_alarms"]["bird"]["per_hour"]["value"] == pytest.approx(3600 / (19 / 30))
+    printed = capsys.readouterr().out
+    assert "2 videos, 10 objects: HOTA" in printed and "false alarms, bird: 1 in 1 of 1 videos" in printed
+
+
+def test_track_on_a_distractor_is_a_false_alarm(dataset, tmp_path):
+    data, folder = dataset
+    write_track(folder / "day.txt", range(20))
+    write_track(folder / "night.txt", range(20))
+    code, content = run(data, folder, tmp_path, "--quiet")
+    assert code == 0 and content["false_alarms"] == 10 and content["recall"] == 1.0 and "alarms" not in content
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,3,10,20,10", "line 1 must be frame,id,left,top,width,height and more, got '1,3,10,20,10'"),
+        ("1,3,10,20,10,nan", "line 1 must be frame"),
+        ("1,3,1,1,5,5\n1,3,2,2,5,5", "day frame 0 holds a number of a track twice"),
+    ],
+)
+def test_invalid_tracks_are_one_line(dataset, tmp_path, capsys, text, message):
+    data, folder = dataset
+    (folder / "day.txt").write_text(text)
+    assert run(data, folder, tmp_path)[0] == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("danet evaluate --tracks: error: ") and message in line
+
+
+def test_folder_without_tracks_is_refused(dataset, tmp_path, capsys):
+    data, folder = dataset
+    assert run(data, folder, tmp_path)[0] == 2
+    assert "must hold a file VIDEO.txt" in capsys.readouterr().err
+    assert np.all([path.suffix != ".txt" for path in folder.iterdir()])
