@@ -151,6 +151,39 @@ class Detections:
         boxes, scores, labels = (values.tolist() for values in self._arrays())
         return {"boxes": boxes, "scores": scores, "labels": labels, "names": self.names}
 
+    def to_coco(self, image_id: int | str, category_ids: dict[str, int] | None = None) -> list[dict[str, Any]]:
+        """The detections in COCO's result format, with boxes as [x, y, width, height].
+
+        Args:
+            image_id: of the image.
+            category_ids: id of each class by its name; by default the label plus 1.
+
+        Example:
+            >>> found = Detections(torch.tensor([[1.0, 2, 3, 5]]), torch.tensor([0.5]), torch.tensor([0]), ["drone"])
+            >>> found.to_coco(7)
+            [{'image_id': 7, 'category_id': 1, 'bbox': [1.0, 2.0, 2.0, 3.0], 'score': 0.5}]
+        """
+        results = []
+        for each in (self[index] for index in range(len(self))):
+            x0, y0, x1, y1 = each.box
+            box = [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)]
+            category = each.label + 1 if category_ids is None else category_ids[each.name]
+            results.append({"image_id": image_id, "category_id": category, "bbox": box, "score": round(each.score, 6)})
+        return results
+
+    def to_supervision(self) -> Any:
+        """The detections as ``supervision.Detections``, with the names of the classes in ``data["class_name"]``.
+
+        Raises:
+            ImportError: the package supervision is not installed (pip install supervision).
+        """
+        import supervision
+
+        boxes, scores, labels = (np.asarray(values) for values in self.numpy()._arrays())
+        return supervision.Detections(
+            xyxy=boxes.reshape(-1, 4), confidence=scores, class_id=labels, data={"class_name": np.array(self.names)}
+        )
+
     def plot(
         self, image: np.ndarray | str | os.PathLike | None = None, *, scores: bool = True, upscale: float = 1.0
     ) -> np.ndarray:

@@ -10,6 +10,7 @@ from danet.inference.frame_options import FrameOptions
 from danet.tracking.alarm_options import AlarmOptions
 from danet.tracking.tracker_options import TrackerOptions
 from danet.utils import cli
+from danet.utils.errors import UserError
 from danet.utils.files import write_text
 from danet.utils.help_page import HelpPage
 from danet.utils.printable import printable
@@ -19,6 +20,7 @@ PAGE = HelpPage(
     {
         "input": ["sources", "weights", "input_size", "polarity"],
         "tracks": ["classes", "tracker.high_score", "tracker.confirm", "tracker.max_gap", "tracker.camera_motion"],
+        "distance": ["target_size", "focal_px"],
         "alarms": ["alarm.hits", "alarm.window", "alarm.score", "alarm.classes", "alarm.zones", "webhook", "mqtt"],
         "results": [
             "out",
@@ -66,6 +68,12 @@ class TrackOptions(FrameOptions):
     mqtt_topic: str = "danet/alarms"
     """Topic of the messages to the broker."""
 
+    target_size: float | None = None
+    """Width of the target in metres; with `focal_px`, tracks.jsonl states the distance of each track."""
+
+    focal_px: float | None = None
+    """Focal length of the camera in pixels of the frame."""
+
     save_mot: bool = True
     """Write a text in the format of the MOT Challenge for each source."""
 
@@ -98,9 +106,15 @@ def track(options: TrackOptions) -> int:
     from danet.tracking.alarms import Alarms
     from danet.tracking.annotated_tracks import AnnotatedTracks
     from danet.tracking.delivery import mqtt, webhook
+    from danet.tracking.distance import DistanceEstimator
     from danet.tracking.track_files import TrackFiles
     from danet.tracking.tracker import Tracker
 
+    if (options.target_size is None) != (options.focal_px is None):
+        raise UserError("--target_size and --focal_px must be given together; give both, or none")
+    estimator = None
+    if options.target_size is not None and options.focal_px is not None:
+        estimator = DistanceEstimator(options.target_size, options.focal_px)
     alarms = Alarms(options.alarm)
     deliveries = [] if options.webhook is None else [webhook(options.webhook)]
     deliveries += [] if options.mqtt is None else [mqtt(options.mqtt, options.mqtt_topic)]
@@ -137,7 +151,8 @@ def track(options: TrackOptions) -> int:
                 stack.callback(lambda: alarm_output.add(alarms.finish()))  # also after a stop signal
                 for number, (frame, _, tracks) in enumerate(interruptible(frames)):
                     numbered = frame._replace(index=number) if isinstance(source, ImageFiles) else frame
-                    files.add(numbered, tracks)
+                    distances = [] if estimator is None else list(map(estimator.estimate, tracks))
+                    files.add(numbered, tracks, distances)
                     alarm_output.add(alarms.update_frame(numbered, tracks))
                     if write is not None:
                         write(frame, tracks)

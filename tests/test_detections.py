@@ -89,3 +89,18 @@ def test_detections_save_by_suffix(tmp_path):
     assert lines[0] == "class,score,x0,y0,x1,y1" and lines[2] == "bird,0.7,30.0,30.0,40.0,44.0" and len(lines) == 4
     assert np.array_equal(cv2.imread(str(three().save(tmp_path / "a.png", image))), three().plot(image))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json", "a.png"]
+
+
+def test_conversion_to_supervision():
+    pytest.importorskip("supervision", reason="needs pip install supervision")
+    boxes = torch.tensor([[1.0, 2, 9, 8], [3, 3, 5, 6]])
+    found = Detections(boxes, torch.tensor([0.9, 0.4]), torch.tensor([1, 0]), ["drone", "bird"])
+    other = found.to_supervision()
+    assert other.xyxy.tolist() == boxes.tolist() and other.class_id.tolist() == [1, 0]
+    assert other.data["class_name"].tolist() == ["bird", "drone"] and len(found[:0].to_supervision()) == 0
+
+
+def test_conversion_to_coco_uses_the_ids_of_the_dataset():
+    found = Detections(torch.tensor([[1.0, 2, 9, 8]]), torch.tensor([0.9]), torch.tensor([1]), ["drone", "bird"])
+    (result,) = found.to_coco("a.png", {"bird": 16})
+    assert result == {"image_id": "a.png", "category_id": 16, "bbox": [1.0, 2.0, 8.0, 6.0], "score": 0.9}

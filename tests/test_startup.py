@@ -47,6 +47,7 @@ def test_help_of_data_commands_does_not_load_torch(name):
     ("words", "message"),
     [
         (["detect", "missing.mp4"], "danet detect: error: missing.mp4: no such file or folder\n"),
+        (["track", "missing.mp4"], "danet track: error: missing.mp4: no such file or folder\n"),
         (["detect", "/", "--weights", "missing.onnx"], "danet detect: error: missing.onnx: no such file or folder\n"),
         (["train", "missing.json"], "danet train: error: missing.json: no such file or folder\n"),
         (["train", "/", "--distill.small", "a.onnx"], "danet train: error: a.onnx: no such file or folder\n"),

@@ -68,8 +68,7 @@ def read_zones(path: str) -> list[tuple[str, list[tuple[float, float]]]]:
 def _read_zone(path: str, number: int, item: Any) -> tuple[str, list[tuple[float, float]]]:
     name = str(item.get("name", f"zone {number}")) if isinstance(item, dict) else f"zone {number}"
     points = item.get("points") if isinstance(item, dict) else item
-    is_polygon = isinstance(points, list) and len(points) >= 3
-    if not is_polygon or not all(_is_point(point) for point in points):
+    if not isinstance(points, list) or len(points) < 3 or not all(_is_point(point) for point in points):
         raise UserError(f"{path}: {name} must be a list of at least three points [x, y], got {str(points)[:80]}")
     return name, [(float(x), float(y)) for x, y in points]
 

@@ -72,16 +72,24 @@ class TrackFiles:
         """A context in which the frames of one source are added; ``mot`` is its MOT Challenge text, None for none."""
         return _SourceFile(self, mot)
 
-    def add(self, frame: Frame, tracks: Tracks, extra: dict[str, Any] | None = None) -> None:
-        """Adds the tracks of a frame; ``extra`` goes into its object in the JSON Lines.
+    def add(self, frame: Frame, tracks: Tracks, distances: Sequence[tuple[float, float]] = ()) -> None:
+        """Adds the tracks of a frame.
+
+        Args:
+            frame: of the source.
+            tracks: of the frame.
+            distances: for the JSON Lines, distance and its standard deviation of each track in metres, if known.
 
         Raises:
             UserError: the disk is full; the files keep the frames before this one.
         """
         seconds = None if frame.time is None else round(frame.time, 4)
         if self._jsonl is not None:
-            record = {"file": frame.name, "frame": frame.index, "time": seconds, "tracks": tracks.to_dict()}
-            self._jsonl.append(json.dumps(record | (extra or {})) + "\n")
+            items = tracks.to_dict()
+            for item, (distance, error) in zip(items, distances, strict=False):
+                item |= {"distance": round(distance, 2), "distance_error": round(error, 2)}
+            record = {"file": frame.name, "frame": frame.index, "time": seconds, "tracks": items}
+            self._jsonl.append(json.dumps(record) + "\n")
         if self._csv is not None and len(tracks):
             rows = [
                 (

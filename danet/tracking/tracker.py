@@ -337,6 +337,7 @@ class Tracker:
                     age=self._clock - target.first_seen,
                     trail=tuple(map(tuple, target.trail.tolist())),
                     path_length=float(np.hypot(*(mean[:2] - target.origin))),
+                    width_error=float(np.sqrt(self._states.covariance[index, 2, 2])),
                 )
             )
         return Tracks(sorted(reported, key=lambda track: track.id), classes)

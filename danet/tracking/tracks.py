@@ -47,6 +47,9 @@ class Track:
     """Distance in pixels between its first and its present centre, relative to the scene: the motion of the camera is
     not part of it."""
 
+    width_error: float = 0.0
+    """Standard deviation of the width of its box in the Kalman filter, relative to the width."""
+
     @property
     def centre(self) -> tuple[float, float]:
         """(x, y) in pixels."""

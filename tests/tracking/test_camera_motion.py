@@ -82,7 +82,7 @@ def test_clear_sky_is_no_cut_and_no_motion():
     rng, camera = np.random.default_rng(0), CameraMotion()
     for level in (100, 102, 105):
         motion = camera.estimate(np.clip(rng.normal(level, 1, (256, 320)), 0, 255).astype(np.uint8))
-        assert not motion.is_cut and np.array_equal(motion.matrix, STILL)
+        assert not motion.is_cut and np.abs(motion.matrix - STILL).max() < 0.5
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 300), (3, 5)])

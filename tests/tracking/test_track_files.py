@@ -1,12 +1,18 @@
 import json
+import tracemalloc
 
 import numpy as np
+import pytest
 from moving_targets import detections
 
 from danet.data.video import Frame
+from danet.tracking.alarm_options import AlarmOptions
+from danet.tracking.alarms import Alarms
+from danet.tracking.distance import DistanceEstimator
 from danet.tracking.track_files import TrackFiles
 from danet.tracking.tracker import Tracker
 from danet.tracking.tracker_options import TrackerOptions
+from danet.utils.errors import UserError
 
 
 def test_files_grow_with_every_frame(tmp_path):
@@ -22,23 +28,42 @@ def test_files_grow_with_every_frame(tmp_path):
     assert files.paths == [table, jsonl, mot] and dict(files.ids) == {"drone": 1} and files.boxes == 4
 
 
-def test_ten_hours_take_no_more_memory_than_one_minute(tmp_path):
-    """Ten hours at one frame per second; targets come and go. Memory is counted by Python, after the first minute."""
-    import tracemalloc
-
-    tracker = Tracker(TrackerOptions(camera_motion=False))
+@pytest.mark.parametrize("frames", [500, pytest.param(36_000, marks=pytest.mark.long)])
+def test_memory_is_constant_in_long_runs(tmp_path, frames):
+    """The long run is ten hours at one frame per second; targets come and go. Python counts its memory."""
+    tracker, alarms = Tracker(TrackerOptions(camera_motion=False)), Alarms(AlarmOptions(score=0.2))
     rng = np.random.default_rng(0)
     tracemalloc.start()
     try:
         with TrackFiles(None, tmp_path / "t.jsonl") as files, files.source(tmp_path / "t.txt"):
             start = 0
-            for index in range(2000):  # of 36,000; the long test of the command runs all
+            for index in range(frames):
                 place = [[20 + index % 50, 30]] if index % 60 < 50 else []
                 tracks = tracker.update(detections([*place, *rng.uniform(0, 300, (1, 2))]), seconds=float(index))
+                alarms.update(tracks, seconds=float(index))
                 files.add(Frame("camera0", index, None, float(index)), tracks)
-                if index == 600:
+                if index == 200:
                     start = tracemalloc.get_traced_memory()[0]
+        # A growing file remembers the ends of its last records, at most 1024 of 32 bytes.
         assert tracemalloc.get_traced_memory()[0] - start < 200_000
     finally:
         tracemalloc.stop()
-    assert sum(files.ids.values()) > 5
+    assert sum(files.ids.values()) > 2 and alarms.started > 2
+
+
+def test_distances_are_in_the_json_lines(tmp_path):
+    tracker, estimator = Tracker(TrackerOptions(camera_motion=False)), DistanceEstimator(0.35, 1200.0)
+    rng = np.random.default_rng(0)
+    with TrackFiles(None, tmp_path / "t.jsonl") as files, files.source(None):
+        for index in range(30):
+            found = detections([[20, 30]], size=(6.0 * np.exp(rng.normal(0, 0.1)), 4.0))
+            tracks = tracker.update(found, seconds=index / 30)
+            files.add(Frame("a.mp4", index, None, index / 30), tracks, list(map(estimator.estimate, tracks)))
+    (track,) = json.loads((tmp_path / "t.jsonl").read_text().splitlines()[-1])["tracks"]
+    assert track["distance"] == pytest.approx(70.0, rel=0.3)
+    assert 0.02 < track["distance_error"] / track["distance"] < 0.2
+
+
+def test_distance_needs_positive_values():
+    with pytest.raises(UserError, match="--focal_px must be positive, got 0"):
+        DistanceEstimator(0.35, 0)
