@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def evaluate_tracks(options: TrackEvaluationOptions) -> None:
         raise UserError(f"{folder}: must hold a file VIDEO.txt for the videos of {options.data}, got none of them")
     counts = {name: _count(folder / f"{name}.txt", records, options) for name, records in sorted(videos.items())}
     first, *others = counts.values()
-    content = {"tracks": options.tracks, "iou": options.iou, **sum(others, first).to_json()}
+    content: dict[str, Any] = {"tracks": options.tracks, "iou": options.iou, **sum(others, first).to_json()}
     content["videos"] = {name: each.to_json() for name, each in counts.items()}
     alarms = folder / "alarms.jsonl"
     if alarms.is_file():

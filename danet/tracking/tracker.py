@@ -190,8 +190,8 @@ class Tracker:
 
         classes = detections.classes or []
         self._correct(pairs, boxes, measurements, scores, labels)
-        for index in free_targets:
-            target = self._targets[index]
+        for missed in free_targets:
+            target = self._targets[missed]
             target.evidence -= self.options.miss if target.id else self.options.tentative_miss
             target.recent.append((0.0, -1))
         self._drop_ended()
