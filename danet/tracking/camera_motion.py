@@ -25,6 +25,8 @@ MAX_ZOOM = 1.25
 """Largest ratio of the scales of two successive frames; a larger one is a wrong fit."""
 MAX_SHIFT_FRACTION = 0.35
 """Largest shift between two successive frames, as a fraction of the frame's side."""
+MAX_RESIDUAL_RATIO = 0.9
+"""A shift is used if it reduces the mean difference of the frames to less than this part."""
 MIN_CORRELATION_RESPONSE = 0.1
 """Phase correlation with a lower peak (0 to 1) is not trusted."""
 THUMBNAIL = (32, 26)
@@ -125,13 +127,19 @@ class CameraMotion:
         (x, y), response = cv2.phaseCorrelate(half_before, half, self._window)
         if response < MIN_CORRELATION_RESPONSE:
             return None
+        shift = np.array([[1.0, 0.0, x], [0.0, 1.0, y]])
+        shifted = cv2.warpAffine(half_before, shift, half.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+        # In noise alone, any shift fits as badly as none.
+        if np.abs(shifted - half).mean() > MAX_RESIDUAL_RATIO * np.abs(half_before - half).mean():
+            return None
         return _checked(np.array([[1.0, 0.0, 2 * x], [0.0, 1.0, 2 * y]]), grey.shape)
 
 
 def _half(image: np.ndarray) -> np.ndarray:
-    """The image at half the size, float32."""
+    """The image at half the size, float32, with mean 0: the window would turn a mean into a picture of its own."""
     size = image.shape[1] // 2, image.shape[0] // 2
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    half = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    return half - half.mean()
 
 
 def _to_grey(image: np.ndarray) -> np.ndarray:

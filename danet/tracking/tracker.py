@@ -37,7 +37,7 @@ SCORE_WINDOW_FRAMES = 15
 """Frames over which the score of a track is averaged."""
 TRAIL_POINTS = 64
 """Centres that a track remembers for drawing."""
-MAX_SHARED_FRACTION = 0.6
+MAX_SHARED_FRACTION = 0.8
 """Of two detections, the intersection of which is a larger part of the smaller box, only the better one is used."""
 MAX_TARGETS = 1000
 """Targets that are followed at the same time; more detections than this begin no new target."""
