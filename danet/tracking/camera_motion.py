@@ -128,9 +128,11 @@ class CameraMotion:
         if response < MIN_CORRELATION_RESPONSE:
             return None
         shift = np.array([[1.0, 0.0, x], [0.0, 1.0, y]])
-        shifted = cv2.warpAffine(half_before, shift, half.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+        size = half.shape[::-1]
+        inside = cv2.warpAffine(np.ones_like(half), shift, size) > 0.5
+        after = np.abs(cv2.warpAffine(half_before, shift, size) - half)[inside]
         # In noise alone, any shift fits as badly as none.
-        if np.abs(shifted - half).mean() > MAX_RESIDUAL_RATIO * np.abs(half_before - half).mean():
+        if not len(after) or after.mean() > MAX_RESIDUAL_RATIO * np.abs(half_before - half)[inside].mean():
             return None
         return _checked(np.array([[1.0, 0.0, 2 * x], [0.0, 1.0, 2 * y]]), grey.shape)
 

@@ -180,7 +180,7 @@ class Tracker:
             free[candidates[columns]] = False
             free_targets = np.delete(free_targets, rows)
 
-        jumps = self._find_jumps(free_targets, np.flatnonzero(free & is_high), measurements)
+        jumps = self._find_jumps(free_targets, np.flatnonzero(free & is_high), measurements, labels)
         for index, found in jumps:
             moved = self.kalman.initiate(measurements[found : found + 1])
             self._states.mean[index], self._states.covariance[index] = moved.mean[0], moved.covariance[0]
@@ -227,9 +227,9 @@ class Tracker:
         self._states = self.kalman.predict(self._states, elapsed)
 
     def _find_jumps(
-        self, targets: np.ndarray, candidates: np.ndarray, measurements: np.ndarray
+        self, targets: np.ndarray, candidates: np.ndarray, measurements: np.ndarray, labels: np.ndarray
     ) -> list[tuple[int, int]]:
-        """Pairs of a confirmed target and a detection beyond the gate that can only belong together.
+        """Pairs of a confirmed target and a detection of its class beyond the gate that can only belong together.
 
         A target jumps where the camera was jerked, and at a cut between two shots of the same scene.
         """
@@ -239,7 +239,8 @@ class Tracker:
         places, found = self._states.mean[confirmed, :4], measurements[candidates]
         size = np.exp(np.maximum(places[:, None, 2:].mean(2), found[None, :, 2:].mean(2)))
         distance = np.hypot(*(places[:, None, :2] - found[None, :, :2]).transpose(2, 0, 1))
-        is_near = distance <= self.options.max_jump * size
+        classes = np.array([self._targets[index].class_scores.argmax() for index in confirmed])
+        is_near = (distance <= self.options.max_jump * size) & (classes[:, None] == labels[candidates])
         alone = is_near & (is_near.sum(0) == 1)[None] & (is_near.sum(1) == 1)[:, None]
         return [(int(confirmed[row]), int(candidates[column])) for row, column in np.argwhere(alone)]
 
