@@ -1,4 +1,4 @@
-"""What ``danet detect`` and ``danet track`` share: they load the detector and run it over the frames of sources."""
+"""Loads a detector and runs it over the frames of sources; files stay whole when the run is stopped."""
 
 import contextlib
 import itertools
