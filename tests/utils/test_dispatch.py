@@ -7,7 +7,7 @@ from danet.__main__ import main
 @pytest.mark.parametrize(
     ("words", "listed"),
     [
-        ([], ["data", "train", "evaluate", "ablate", "report", "detect"]),
+        ([], ["data", "train", "evaluate", "compare", "ablate", "report", "detect", "track"]),
         (["data"], ["import", "split", "synthesize", "inspect"]),
         (["data", "import"], ["coco", "yolo", "voc", "masks", "svanstrom"]),
     ],
