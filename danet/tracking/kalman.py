@@ -4,8 +4,8 @@ The state of a target is (x, y, a, b, vx, vy): its centre in pixels, the natural
 pixels, and the velocity of the centre in pixels per second. A measurement is a box as (x, y, a, b). The velocity is
 constant except for white noise of the acceleration; width and height are random walks (Bar-Shalom, Li and Kirubarajan,
 Estimation with Applications to Tracking and Navigation, 2001, chapter 6). The logarithm makes an error of the size
-relative: one pixel is much for a target of four pixels and little for one of a hundred. Noise values are our decision;
-they were chosen on the training videos of docs/results.md.
+relative: one pixel is much for a target of four pixels and little for one of a hundred. The values of the noise are our
+decision, set by hand on videos that are used neither for training nor for validation.
 """
 
 from dataclasses import dataclass

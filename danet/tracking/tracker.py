@@ -14,7 +14,8 @@ Each frame takes these steps:
    threshold (track before confirm).
 6. The class of a target is that with the largest sum of scores over the whole track.
 
-The values of the options are our decision; they were chosen on the training videos of docs/results.md.
+The values of the options are our decision, set by hand on three tuning videos (IR_DRONE_043, IR_DRONE_045 and
+IR_BIRD_028 of the Svanstrom dataset).
 """
 
 import itertools

@@ -116,7 +116,7 @@ def test_a_jump_of_the_time_forward_ends_tracks():
 
 
 def test_known_motion_of_the_camera_is_taken_out():
-    """The camera turns by 25 pixels per frame, to and fro; the target moves by one."""
+    """The camera turns by 25 pixels per frame, left and right; the target moves by one."""
     tracker = still_tracker()
     shift, place = np.zeros(2), np.array([150.0, 100.0])
     for index in range(40):
