@@ -6,9 +6,9 @@
 
 SVANSTROM is the folder of the videos with splits.json. ``detect`` stores the detections of ``danet_s`` down to score
 0.1 in one .npz per video and skips videos that are stored already. ``measure`` uses the videos that are stored. The
-options of the tracker, and those of the public trackers, are their defaults; those of ``danet`` were set by hand on
-three tuning videos. Identities of the ground truth come from ``link_truth``. ByteTrack and OC-SORT are those of the package
-``trackers`` (pip install trackers); without it they are left out.
+options of all trackers are their defaults; those of ``danet`` were set by hand on three tuning videos. Identities of
+the ground truth come from ``link_truth``. ByteTrack and OC-SORT are those of the package ``trackers`` (pip install
+trackers); without it they are left out.
 """
 
 import argparse
