@@ -109,7 +109,7 @@ def read_records(detector: DatasetDetector, records: Sequence[ImageRecord]) -> t
         >>> path = getfixture("tmp_path") / "a.png"
         >>> write_image(path, numpy.zeros((48, 64), numpy.uint8))
         >>> record = ImageRecord(path, 64, 48, numpy.zeros((0, 4)), [], numpy.zeros(0, bool))
-        >>> read_records(danet.load(), [record])[0].shape[2:]
+        >>> read_records(danet.load(input_size="native"), [record])[0].shape[2:]
         torch.Size([48, 64])
     """
     past = [choose_frames(record.past, detector.lags) for record in records]

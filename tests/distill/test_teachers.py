@@ -69,7 +69,7 @@ def test_load_teacher(tmp_path):
     save_weights(path, build_model(ModelConfig(name="danet_nano")))
     teacher = load_teacher(str(path), channels=1, device=torch.device("cpu"))
     assert teacher.widths == [16, 32, 64, 128]
-    with pytest.raises(UserError, match=r"r\.safetensors: a teacher for images of 1 channels, the student's have 3"):
+    with pytest.raises(UserError, match=r"r\.safetensors: a teacher with 1 input channels, the student has 3"):
         load_teacher(str(path), channels=3, device=torch.device("cpu"))
     with pytest.raises(UserError, match=r"missing\.safetensors: no such file"):
         load_teacher(str(tmp_path / "missing.safetensors"), channels=1, device=torch.device("cpu"))

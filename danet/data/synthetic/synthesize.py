@@ -15,7 +15,6 @@ from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
 from danet.data.dataset_summary import write_summary
 from danet.data.synthetic.clip import write_video
 from danet.data.synthetic.scene import CATEGORIES, make_scene
-from danet.data.synthetic.stress import TARGET, make_stress_set
 from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import write_text
@@ -96,6 +95,8 @@ def _write(folder: Path, size: tuple[int, int], options: Options) -> dict[str, l
 
 def _write_stress(folder: Path, options: Options) -> dict[str, list[ImageRecord]]:
     """Writes the two stress sets; returns the records of each json."""
+    from danet.data.synthetic.stress import TARGET, make_stress_set  # loads torch, which takes seconds
+
     frames = load_coco(str(options.stress)).records
     written = {}
     for name, moving in (("moving", True), ("still", False)):
