@@ -22,7 +22,17 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def(
       "dcnv3_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask" DANET_SDC_SCHEMA
       ", bool deterministic) -> (Tensor, Tensor, Tensor)");
-  // The same in DCNv3's order, with offset and mask in one tensor [N, at least 3*G*K, H_out, W_out]
+  // As sdc, without the sum over the taps: [N, K*C, H_out, W_out]; softmax must be false
+  library.def("deform_im2col(Tensor input, Tensor offset, Tensor mask" DANET_SDC_SCHEMA ") -> Tensor");
+  library.def(
+      "deform_im2col_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask" DANET_SDC_SCHEMA
+      ", bool deterministic) -> (Tensor, Tensor, Tensor)");
+  // weight [C_out, C, kernel_h, kernel_w] or, depth-wise, [C, 1, kernel_h, kernel_w], bias [C_out]
+  // -> [N, C_out, H_out, W_out]; only on the CPU, in float32; the other options as in deform_im2col
+  library.def(
+      "deform_conv2d(Tensor input, Tensor offset, Tensor mask, Tensor weight, Tensor? bias" DANET_SDC_SCHEMA
+      ") -> Tensor");
+  // As dcnv3, with offset and mask in one tensor [N, at least 3*G*K, H_out, W_out]
   library.def("dcnv4(Tensor input, Tensor offset_mask" DANET_SDC_SCHEMA ") -> Tensor");
   library.def(
       "dcnv4_backward(Tensor grad_output, Tensor input, Tensor offset_mask" DANET_SDC_SCHEMA

@@ -1,8 +1,24 @@
-"""Calls of sdc, with edge cases, for the tests of every device."""
+"""Calls of sdc, with edge cases, for the tests of every device, and one sample as a loop."""
 
+import itertools
 import math
 
+import numpy as np
 import torch
+
+
+def bilinear_loop(image: np.ndarray, y: float, x: float) -> np.ndarray:
+    """One sample of [C, H, W] at (y, x), zero outside."""
+    C, H, W = image.shape
+    if math.isnan(y) or math.isnan(x):
+        return np.full(C, np.nan)
+    sample = np.zeros(C)
+    if math.isinf(y) or math.isinf(x):
+        return sample
+    for row, column in itertools.product((math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)):
+        if 0 <= row < H and 0 <= column < W:
+            sample += (1 - abs(y - row)) * (1 - abs(x - column)) * image[:, row, column]
+    return sample
 
 
 def arguments(N, C, H, W, *, groups=1, spread=1.5, dtype=torch.float64, seed=0, **options):

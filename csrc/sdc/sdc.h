@@ -17,8 +17,11 @@
 // pass and zero in the backward pass; a sample with an infinite coordinate is zero. The gradients of their offsets are
 // zero.
 //
+// The gradient of an offset is the right-sided derivative. At a coordinate of exactly -1, this is the value of the first
+// row or column (as in torchvision); DCNv3 and DCNv4 instead ignore samples with Y <= -1 or X <= -1 altogether.
+//
 // The files of this folder:
-//   sdc_schema.h, sdc_torch.h                        all devices: options in the schemas; operators that torch calls
+//   sdc_schema.h, sdc_torch.h, sdc_arguments.h       all devices: options in the schemas; operators that torch calls
 //   sdc_check.h                                      all devices: the check of sizes and options
 //   sdc_cpu.cpp, sdc_parallel.h, sdc_image.h         CPU: limits, memory, threads
 //   sdc_kernels.cpp, sdc_{taps,forward,backward}.h   CPU: the kernels, compiled once per instruction set
@@ -35,7 +38,8 @@ namespace danet {
 
 // The layout of offsets and mask. kSdc and kDcnv3: two tensors. kDcnv4: one tensor, in which the 2 K offsets of a group
 // come before its K mask values. kDcnv3 and kDcnv4 have DCN's order of taps and pairs (see the top of this file).
-enum class SdcLayout { kSdc, kDcnv3, kDcnv4 };
+// kColumns: as kSdc, but the samples of a pixel, times m, are not summed over the taps: out is [N, K * C, H_out, W_out].
+enum class SdcLayout { kSdc, kDcnv3, kDcnv4, kColumns };
 
 // The options of a call, checked by check_sdc (sdc_check.h), and the sizes and strides derived from them.
 struct SdcParams : SdcOptions {
@@ -43,12 +47,16 @@ struct SdcParams : SdcOptions {
   bool x_first;  // the order of taps and pairs of DCNv3 and DCNv4
   // Elements from one group to the next: 2 K and K, or 3 K in DCNv4's joint tensor.
   int64_t offset_group_stride, mask_group_stride;
+  // Channels of out, and how many of them lie between a channel of one tap and that of the next: 0 in a sum over taps.
+  int64_t C_out, tap_stride;
 
   DANET_HOST_DEVICE SdcParams(const SdcOptions& options, SdcLayout layout)
       : SdcOptions(options), G(groups), K(kernel_size[0] * kernel_size[1] - (remove_center ? 1 : 0)),
-        H_out(output_size(H, 0)), W_out(output_size(W, 1)), x_first(layout != SdcLayout::kSdc),
+        H_out(output_size(H, 0)), W_out(output_size(W, 1)),
+        x_first(layout == SdcLayout::kDcnv3 || layout == SdcLayout::kDcnv4),
         offset_group_stride(layout == SdcLayout::kDcnv4 ? 3 * K : 2 * K),
-        mask_group_stride(layout == SdcLayout::kDcnv4 ? 3 * K : K) {}
+        mask_group_stride(layout == SdcLayout::kDcnv4 ? 3 * K : K), C_out(layout == SdcLayout::kColumns ? K * C : C),
+        tap_stride(layout == SdcLayout::kColumns ? C : 0) {}
 
  private:
   DANET_HOST_DEVICE int64_t output_size(int64_t size, int axis) const {

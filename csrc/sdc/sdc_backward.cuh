@@ -88,11 +88,13 @@ struct AddedChannels<8> {
 // gradients of m, y and x; shuffles sum these parts. So grad_offset and grad_mask need no atomics, and the gradient of
 // the softmax needs no second pass over the image. A lane reads 4 * K packets of input and one of grad_output, and with
 // kScatter adds 4 * K packets of float32. Shared memory holds, per item, K taps of 24 bytes (float).
+// With kColumns (deform_im2col), every tap has a grad_output of its own.
 // The additions to grad_input in the L2 cache are the bottleneck: benchmarks/gpu_model, docs/performance_model.md. Not
 // yet measured on a GPU.
-template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst, bool kScatter>
+template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst, bool kScatter, bool kColumns>
 __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
-    SdcParams p, SamplingGrid<Compute<T>> sampling, ImageView grad_output /* [N, H_out*W_out, C] */,
+    SdcParams p, SamplingGrid<Compute<T>> sampling,
+    ImageView grad_output /* [N, H_out*W_out, C], or [N, H_out*W_out, K, C] if kColumns */,
     ImageView input /* [N, H*W, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
     ImageView mask /* [N, H_out*W_out, G, K] */, Compute<T>* __restrict__ grad_input /* [N, H*W, C] */,
     ImageView grad_offset /* as offset */, ImageView grad_mask /* as mask */, int64_t num_items, int items_per_block,
@@ -133,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
     const T* grad = grad_output.pixel<const T>(output.n, output.i) + output.g * group_channels;
     const T* image = input.pixel<const T>(output.n, 0) + output.g * group_channels;
     A* grad_image = grad_input + int64_t(output.n) * p.H * p.W * p.C + output.g * group_channels;
-    const Packet own = gpu::load<kPacketSize>(grad + lane * kPacketSize, active && lane < packets);
+    Packet own = gpu::load<kPacketSize>(grad + lane * kPacketSize, active && lane < packets);
     typename AddedChannels<kPacketSize>::template Values<T> own_added{};
     if (kScatter && active && lane < packets) own_added = added_channels.load(grad + lane * kPacketSize, own);
     A mean = 0;  // sum_k m_k * grad_m_k, for the gradient of the softmax
@@ -145,6 +147,12 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
       if (active) tap = taps[item * K + k], tap_corners_inside = corners_inside[item * K + k];
       A weight[4], dot[4] = {};
       bilinear(tap.fraction_y, tap.fraction_x, tap.m, weight);
+      if constexpr (kColumns)
+        if (k > 0) {
+          grad += p.tap_stride;
+          own = gpu::load<kPacketSize>(grad + lane * kPacketSize, active && lane < packets);
+          if (kScatter && active && lane < packets) own_added = added_channels.load(grad + lane * kPacketSize, own);
+        }
       for (int packet = lane; active && packet < packets; packet += lanes) {
         const bool is_own = packet == lane;
         const Packet loaded = is_own ? own : gpu::load<kPacketSize>(grad + packet * kPacketSize);
@@ -232,7 +240,8 @@ __global__ void __launch_bounds__(kThreads) find_row_ranges(
 // output row is prepared once for each input row that it samples.
 template <typename T, int kPacketSize>
 __global__ void __launch_bounds__(32, 16) backward_in_order(
-    SdcParams p, SamplingGrid<Compute<T>> sampling, ImageView grad_output /* [N, H_out*W_out, C] */,
+    SdcParams p, SamplingGrid<Compute<T>> sampling,
+    ImageView grad_output /* [N, H_out*W_out, C], or [N, H_out*W_out, K, C] if tap_stride > 0 */,
     ImageView offset /* [N, H_out*W_out, G, K, 2] */, ImageView mask /* [N, H_out*W_out, G, K] */,
     const int32_t* __restrict__ row_ranges /* [N * H_out, 2] */,
     Compute<T>* __restrict__ grad_input /* [N, H*W, C], zeros */, int pixels) {
@@ -268,7 +277,7 @@ __global__ void __launch_bounds__(32, 16) backward_in_order(
         for (int corner = 0; corner < 4; ++corner) {
           const int pixel = cell.top_left + corner / 2 * W + corner % 2, column = pixel - row * W;
           if (!(cell.corners_inside >> corner & 1) || column < 0 || column >= W) continue;
-          const T* grad = grad_output.pixel<const T>(n, i - lane + j / K) + g * group_channels;
+          const T* grad = grad_output.pixel<const T>(n, i - lane + j / K) + j % K * p.tap_stride + g * group_channels;
           for (int packet = lane; packet < packets; packet += 32) {
             const auto values = gpu::to_compute(gpu::load<kPacketSize>(grad + packet * kPacketSize));
             A* to = grad_row + column * p.C + packet * kPacketSize;

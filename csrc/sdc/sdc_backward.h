@@ -45,7 +45,7 @@ DANET_INLINE void scatter(
         // Load grad_output.
         Vec<A> grad[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + g * group_channels + c + v * L, count);
+        for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_output + taps.out_channel[j] + c + v * L, count);
         scatter_corners<A>(
             to, cell, [&](int corner) __attribute__((always_inline)) { return broadcast(taps.weight[corner][j]); },
             grad, count);
@@ -64,7 +64,7 @@ __attribute__((noinline)) void scatter_checked(
       bounds.visit(taps.row[j], taps.column[j], [&](int corner, int64_t element) {
         A* pixel = grad_image + element + g * group_channels;
         for_vectors_of<A>(group_channels, [&](int64_t c, int count) {
-          const Vec<A> grad = load_channels(grad_output + g * group_channels + c, count);
+          const Vec<A> grad = load_channels(grad_output + taps.out_channel[j] + c, count);
           const Vec<A> weight = broadcast(taps.weight[corner][j]);
           store_channels(pixel + c, multiply_add<A>(weight, grad, load_channels(pixel + c, count)), count);
         });
@@ -106,7 +106,7 @@ DANET_INLINE void corner_dots(
 #pragma GCC unroll 4
       for (int b = 0; b < B; ++b) {
         const int64_t j = first + b < num_taps ? first + b : num_taps - 1, cell = taps.cell[j];
-        const T* grad_at = grad_output + taps.channel[j] + c;
+        const T* grad_at = grad_output + taps.out_channel[j] + c;
         Vec<A> grad[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) grad[v] = load_channels(grad_at + v * L, count);
@@ -209,8 +209,9 @@ void backward(
               return scatter</*kAll=*/true>(taps, groups, p.K, grad_bounds, grad, grad_image, group_channels);
             // Take the bounds-checked path if corners may be the same pixel (`scatter` loads all corners before it
             // stores any, and would lose an addition), or if a value is not finite (0 * Inf = NaN).
-            if (!grad_bounds.has_four_pixels() || !all_finite(grad, groups * group_channels) ||
-                !all_finite(taps.m, source.num_taps))
+            const bool finite = p.tap_stride > 0 ? all_finite(grad_output.pixel<T>(n, i), p.C_out)
+                                                 : all_finite(grad, groups * group_channels);
+            if (!grad_bounds.has_four_pixels() || !finite || !all_finite(taps.m, source.num_taps))
               return scatter_checked(taps, groups, p.K, grad_bounds, grad, grad_image, group_channels);
             clamp_cells</*kWeights=*/true>(p, taps, source.num_taps, first, last, source.grad_stride, taps.grad_cell);
             scatter</*kAll=*/false>(taps, groups, p.K, grad_bounds, grad, grad_image, group_channels);

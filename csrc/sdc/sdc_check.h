@@ -66,6 +66,7 @@ void check_sdc_limits(const char* op, const SdcParams& p, int64_t indices_per_pi
   require<Error>(
       fits_32_bits(p, indices_per_pixel), op, "an image must have (H + 4) * (W + 4) * ", indices_per_pixel,
       " < 2^31, got H = ", p.H, ", W = ", p.W);
+  require<Error>(double(p.C_out) < 0x1p31, op, "K * C must be < 2^31, got ", p.C_out);
   require<Error>(p.K <= kMaxTaps, op, "a window must have at most ", kMaxTaps, " taps, got ", p.K);
 }
 

@@ -13,7 +13,7 @@ int64_t row_cost(const SdcParams& p) { return p.W_out * p.K * (4 * p.G + p.C / 2
 Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
   check_sdc_limits<std::runtime_error>("sdc", p, p.C);
   const SdcKernels& kernels = DANET_KERNELS(sdc_kernels, dtype_of(input));
-  const Image x(compact_image(input, p)), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
+  const Image x(compact_image(input, p)), out(empty_image(input, {p.N, p.C_out, p.H_out, p.W_out}));
   parallel_for(p.N * p.H_out, row_cost(p), [&](int64_t begin, int64_t end) {
     kernels.forward(p, x.view, offset, mask, out.view, begin, end);
   });
@@ -25,7 +25,7 @@ Tensor run_backward(
     const SdcParams& p, const Tensor& grad_output, const Tensor& input, const ImageView& offset, const ImageView& mask,
     const ImageView& grad_offset, const ImageView& grad_mask, bool /* deterministic */) {
   check_sdc_limits<std::runtime_error>("sdc", p, p.C);
-  check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
+  check_like("sdc", "grad_output", grad_output, input, {p.N, p.C_out, p.H_out, p.W_out});
   const SdcKernels& kernels = DANET_KERNELS(sdc_kernels, dtype_of(input));
   const Image grad_out(grad_output), x(compact_image(input, p));
   const bool is_double = input.scalar_type() == ScalarType::Double;

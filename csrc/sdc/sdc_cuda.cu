@@ -1,5 +1,5 @@
-// SDC, DCNv3 and DCNv4 on CUDA devices, as torch calls them: choice of the kernel, launch, memory. The kernels are in
-// sdc_forward.cuh and sdc_backward.cuh.
+// SDC, DCNv3, DCNv4 and deform_im2col on CUDA devices, as torch calls them: choice of the kernel, launch, memory. The
+// kernels are in sdc_forward.cuh and sdc_backward.cuh.
 #include "../common/device.h"
 #include "sdc_backward.cuh"
 #include "sdc_forward.cuh"
@@ -53,7 +53,7 @@ void dispatch(const SdcParams& p, const ImageView& input, const ImageView& offse
 Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
   check_sdc_limits<std::runtime_error>("sdc", p, 1);
   const DeviceGuard device_guard(input);
-  const Image x(input), out(empty_image(input, {p.N, p.C, p.H_out, p.W_out}));
+  const Image x(input), out(empty_image(input, {p.N, p.C_out, p.H_out, p.W_out}));
   const int64_t num_items = p.N * p.H_out * p.W_out * p.G;
   if (num_items == 0) return out.tensor;
   with_type(input, [&](auto type) {
@@ -62,6 +62,14 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
     const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view});
     const int bytes_per_item = int(p.K) * kForwardBytesPerTap<A> + 2 * int(sizeof(int64_t));
     dispatch<T>(p, x.view, offset, packets_fit, [&](auto index, auto packet_size, auto taps, auto x_first) {
+      if (p.tap_stride > 0) {
+        const int items_per_block = choose_items_per_block<A>(p);
+        return gpu::launch(
+            "deform_im2col", im2col_kernel<T, decltype(packet_size)::value>,
+            {blocks_for("deform_im2col", num_items, items_per_block), kThreads,
+             size_t(items_per_block * shared_bytes_per_item<A>(p)), device_guard.stream()},
+            p, SamplingGrid<A>(p), x.view, offset, mask, out.view, num_items, items_per_block);
+      }
       constexpr int kPackets = sizeof(T) == 4 && decltype(taps)::value > 0 ? 2 : 1;
       const int64_t packets = p.C / p.G / decltype(packet_size)::value;
       const gpu::Divisor threads_per_item((packets + kPackets - 1) / kPackets);
@@ -92,7 +100,7 @@ Tensor run_backward(
     const SdcParams& p, const Tensor& grad_output, const Tensor& input, const ImageView& offset, const ImageView& mask,
     const ImageView& grad_offset, const ImageView& grad_mask, bool deterministic) {
   check_sdc_limits<std::runtime_error>("sdc", p, 1);
-  check_like("sdc", "grad_output", grad_output, input, {p.N, p.C, p.H_out, p.W_out});
+  check_like("sdc", "grad_output", grad_output, input, {p.N, p.C_out, p.H_out, p.W_out});
   const DeviceGuard device_guard(input);
   const Image grad_out(grad_output), x(input);
   const bool is_double = input.scalar_type() == ScalarType::Double;
@@ -112,10 +120,16 @@ Tensor run_backward(
         using Index = decltype(index);
         constexpr int kPacketSize = decltype(packet_size)::value, kTaps = decltype(taps)::value;
         constexpr bool kXFirst = decltype(x_first)::value;
+        // The kernels of deform_im2col take any window. They are few, because each takes long to compile.
+        constexpr bool kScatter = true, kColumns = true;
+        const auto kernel =
+            p.tap_stride > 0
+                ? (deterministic ? backward_kernel<T, Index, kPacketSize, 0, false, !kScatter, kColumns>
+                                 : backward_kernel<T, Index, kPacketSize, 0, false, kScatter, kColumns>)
+                : (deterministic ? backward_kernel<T, Index, kPacketSize, kTaps, kXFirst, !kScatter, !kColumns>
+                                 : backward_kernel<T, Index, kPacketSize, kTaps, kXFirst, kScatter, !kColumns>);
         gpu::launch(
-            "sdc",
-            deterministic ? backward_kernel<T, Index, kPacketSize, kTaps, kXFirst, /*kScatter=*/false>
-                          : backward_kernel<T, Index, kPacketSize, kTaps, kXFirst, /*kScatter=*/true>,
+            "sdc", kernel,
             {blocks_for("sdc", num_items, items_per_block), kThreads,
              size_t(items_per_block * shared_bytes_per_item<A>(p)), device_guard.stream()},
             p, SamplingGrid<A>(p), grad_out.view, x.view, offset, mask, sums, grad_offset, grad_mask, num_items,

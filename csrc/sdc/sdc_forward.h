@@ -1,5 +1,6 @@
 // The forward pass of SDC (sdc.h) on the CPU. It prepares the taps of a pixel (sdc_taps.h). Then, one group at a time,
-// it gathers whole vectors of channels from the four corners of each tap, and sums them.
+// it gathers whole vectors of channels from the four corners of each tap, and sums them (or, for deform_im2col, writes
+// each tap on its own).
 #pragma once
 
 #include "sdc_taps.h"
@@ -49,15 +50,16 @@ DANET_INLINE void add_corners(
 }
 
 // Computes out [groups, group_channels] from the num_taps = groups * K taps of the table: for each group, the sum over
-// its K taps. All cells must lie inside the image. kTaps is K if it is known at compile time, else 0; runtime_K is K in
-// both cases. group_image points to the first channel of the first group in the first pixel. Not inlined, because the
-// loop needs all registers.
+// its K taps. Returns whether all results are finite. All cells must lie inside the image. kTaps is K if it is known at
+// compile time, else 0; runtime_K is K in both cases. group_image points to the first channel of the first group in the
+// first pixel. Not inlined, because the loop needs all registers.
 template <typename Weights, int kTaps, typename T, typename A>
-__attribute__((noinline)) void gather_groups(
+__attribute__((noinline)) bool gather_groups(
     const TapTable<A>& taps, int64_t num_taps, int64_t runtime_K, bool softmax, const CellBounds& bounds,
     const T* group_image, T* out, int64_t group_channels) {
   constexpr int L = kLanes<A>;
   const int64_t K = kTaps > 0 ? kTaps : runtime_K;
+  Vec<A> zero_or_nan{};  // NaN in lanes in which a result was not finite
   for (int64_t first = 0; first < num_taps; first += K, out += group_channels) {
     const Vec<A> factor = broadcast<A>(softmax ? 1 / sum_values<kTaps>(taps.m + first, K) : A(1));
     for_channels<A>(group_channels, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
@@ -80,15 +82,18 @@ __attribute__((noinline)) void gather_groups(
         Vec<A> result = total[0][v];
 #pragma GCC unroll 4
         for (int chain = 1; chain < kChains; ++chain) result += total[chain][v];
-        store_channels(out + c + v * L, result * factor, count);
+        result *= factor;
+        zero_or_nan += result * A(0);
+        store_channels(out + c + v * L, result, count);
       }
     });
   }
+  return !any<A>(zero_or_nan != zero_or_nan);
 }
 
 // Chooses the instance of gather_groups.
 template <typename T, typename A>
-DANET_INLINE void gather(
+DANET_INLINE bool gather(
     const TapTable<A>& taps, int64_t num_taps, int64_t K, bool softmax, const CellBounds& bounds, const T* group_image,
     T* out, int64_t group_channels) {
 #if defined(__AVX512F__)
@@ -105,17 +110,55 @@ DANET_INLINE void gather(
   if constexpr (kLanes<A> > 4 && !kHasBroadcastLane<A>)
     if (K == 9)
       return gather_groups<WeightsInMemory<A>, 9>(taps, num_taps, K, softmax, bounds, group_image, out, group_channels);
-  gather_groups<WeightsInMemory<A>, 0>(taps, num_taps, K, softmax, bounds, group_image, out, group_channels);
+  return gather_groups<WeightsInMemory<A>, 0>(taps, num_taps, K, softmax, bounds, group_image, out, group_channels);
 }
 
-// Computes out [group_channels] of the one group in `source`, with a bounds check of every corner. This slow path is
-// correct for all cells and values.
+// Writes the sample of every tap, times m, to its channels of out. Returns whether all of them are finite. All cells
+// must lie inside the image.
+template <typename T, typename A>
+__attribute__((noinline)) bool gather_samples(
+    const TapTable<A>& taps, int64_t num_taps, const CellBounds& bounds, const T* group_image, T* out,
+    int64_t group_channels) {
+  constexpr int L = kLanes<A>;
+  const CornerPointers<const T> from(group_image, bounds);
+  Vec<A> zero_or_nan{};  // NaN in lanes in which a sample was not finite
+  for (int64_t j = 0; j < num_taps; ++j) {
+    const Vec<A> weight[4] = {
+        broadcast<A>(taps.weight[0][j]), broadcast<A>(taps.weight[1][j]), broadcast<A>(taps.weight[2][j]),
+        broadcast<A>(taps.weight[3][j])};
+    const int64_t element = taps.cell[j];
+    T* to = out + taps.out_channel[j];
+    for_channels<A>(group_channels, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
+      constexpr int V = decltype(block)::vectors;
+      // Add the four corners, times their weights, and write back.
+      Vec<A> sample[V] = {};
+#pragma GCC unroll 4
+      for (int corner = 0; corner < 4; ++corner) {
+        const T* values = from.corner[corner] + element + c;
+        if (V > 1) values = opaque_pointer(values);  // one register for the V addresses
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sample[v] += weight[corner] * load_channels(values + v * L, count);
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        zero_or_nan += sample[v] * A(0);
+        store_channels(to + c + v * L, sample[v], count);
+      }
+    });
+  }
+  return !any<A>(zero_or_nan != zero_or_nan);
+}
+
+// Computes out [group_channels] of the one group in `source`, with a bounds check of every corner, and with weights that
+// are divided by the denominator of the softmax before the sum. This slow path is correct for all cells and values.
 template <typename T, typename A, typename S>
 __attribute__((noinline)) void sum_taps_checked(
     const SdcParams& p, TapTable<A>& taps, const TapInputs<A, S>& source, const CellBounds& bounds,
     const T* group_image, T* out, int64_t group_channels) {
   prepare_taps</*kBackward=*/false>(p, taps, source);
-  const Vec<A> factor = broadcast<A>(p.softmax ? 1 / sum_values<0>(taps.m, p.K) : A(1));
+  const A factor = p.softmax ? 1 / sum_values<0>(taps.m, p.K) : A(1);
+  for (int corner = 0; corner < 4; ++corner)
+    for (int64_t k = 0; k < p.K; ++k) taps.weight[corner][k] *= factor;
   for_vectors_of<A>(group_channels, [&](int64_t c, int count) {
     Vec<A> total{};
     for (int64_t k = 0; k < p.K; ++k) {
@@ -123,8 +166,12 @@ __attribute__((noinline)) void sum_taps_checked(
         total += taps.weight[corner][k] * load_channels(group_image + element + c, count);
       });
       if (taps.weight[0][k] != taps.weight[0][k]) total += taps.weight[0][k];  // a NaN coordinate or mask
+      if (p.tap_stride > 0) {
+        store_channels(out + k * p.tap_stride + c, total, count);
+        total = Vec<A>{};
+      }
     }
-    store_channels(out + c, total * factor, count);
+    if (p.tap_stride == 0) store_channels(out + c, total, count);
   });
 }
 
@@ -137,15 +184,18 @@ DANET_INLINE void sum_taps(
   // Prepare the taps, gather and sum.
   const bool inside = prepare_taps</*kBackward=*/false>(p, taps, source);
   if (!inside) clamp_cells</*kWeights=*/true>(p, taps, source.num_taps, 0, p.H, source.stride, taps.cell);
-  gather(taps, source.num_taps, p.K, p.softmax, bounds, group_image, out, group_channels);
-  if (inside || !any_nan(out, source.num_taps / p.K * group_channels)) return;
-  // A clamped cell reads pixels that the sample does not use, with weight 0. If such a pixel is not finite, 0 * Inf =
-  // NaN: compute the groups that are NaN again, with bounds checks.
+  const bool finite = p.tap_stride > 0
+                          ? gather_samples(taps, source.num_taps, bounds, group_image, out, group_channels)
+                          : gather(taps, source.num_taps, p.K, p.softmax, bounds, group_image, out, group_channels);
+  if (finite) return;
+  // Compute the groups that are not finite again. A sum before the division may have overflowed, or a clamped cell has
+  // read a pixel that the sample does not use: if that is not finite, 0 * Inf = NaN.
   TapInputs<A, S> group = source;
   group.num_taps = p.K;
   for (int64_t j = 0; j < source.num_taps; j += p.K, group.offset += p.offset_group_stride,
                group.mask += p.mask_group_stride, group_image += group_channels, out += group_channels)
-    if (any_nan(out, group_channels)) sum_taps_checked(p, taps, group, bounds, group_image, out, group_channels);
+    if (p.tap_stride > 0 || !all_finite(out, group_channels))
+      sum_taps_checked(p, taps, group, bounds, group_image, out, group_channels);
 }
 
 // SdcKernels::forward.

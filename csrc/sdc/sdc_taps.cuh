@@ -89,7 +89,10 @@ GPU_DEVICE Sample<A> locate_sample(
   };
   const A y = x_first ? coordinate(0, inner, center_y, second) : coordinate(0, outer, center_y, first);
   const A x = x_first ? coordinate(1, outer, center_x, first) : coordinate(1, inner, center_x, second);
-  return sample_at(y, x, uint32_t(s.H), uint32_t(s.W));
+  Sample<A> sample = sample_at(y, x, uint32_t(s.H), uint32_t(s.W));
+  // DCNv3 and DCNv4 ignore samples at -1, whose offsets have gradients in sdc.
+  if (x_first && (y <= -1 || x <= -1)) sample.cell = {0, 0};
+  return sample;
 }
 
 // exp(a), and 1 / a. Half dtypes use fast approximations, whose error is far below their precision.

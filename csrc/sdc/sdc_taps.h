@@ -24,6 +24,7 @@ struct TapTable {
   A fraction_y[kCapacity], fraction_x[kCapacity];  // backward: position in the cell, 0 to 1
   int32_t row[kCapacity], column[kCapacity];       // top left corner of the cell, from -2 to H and -2 to W
   int32_t channel[kCapacity];                      // first channel of the tap's group
+  int32_t out_channel[kCapacity];                  // the same in out, see SdcParams::tap_stride
   int32_t cell[kCapacity];                         // element offset in the image of that channel at the top left corner
   int32_t grad_cell[kCapacity];                    // backward: the same in grad_input
   A dot[4 * kCapacity];                            // backward: dot products of grad_output and the corners
@@ -42,6 +43,7 @@ struct TapTable {
       tap_y[j] = A(sdc_tap_distance(p, 0, k));
       tap_x[j] = A(sdc_tap_distance(p, 1, k));
       channel[j] = int32_t(g * (p.C / p.G));
+      out_channel[j] = int32_t(channel[j] + k * p.tap_stride);
     }
   }
 };
@@ -147,6 +149,11 @@ DANET_INLINE bool fill_table(
     if (!kBackward) m = (y != y) | (x != x) ? y + x : m;
     y = clamp<A>(y, -2, A(p.H));
     x = clamp<A>(x, -2, A(p.W));
+    // DCNv3 and DCNv4 ignore samples at -1, whose offsets have gradients in sdc.
+    if (p.x_first) {
+      y = y > -1 ? y : broadcast<A>(-2);
+      x = x > -1 ? x : broadcast<A>(-2);
+    }
     // Find the cell.
     Vec<A> floor_y, floor_x;
     IntVec<A> row = floor<A>(y, floor_y), column = floor<A>(x, floor_x);

@@ -1,13 +1,11 @@
-// The operators that torch calls, on every device: sdc, dcnv3, dcnv4 and their backward operators. They check the
-// arguments and prepare the views of offset and mask; run_forward and run_backward, defined in the source of a device,
-// do the rest.
+// The operators that torch calls, on every device: sdc, dcnv3, dcnv4, deform_im2col and their backward operators. They
+// check the arguments and prepare the views of offset and mask; run_forward and run_backward, defined in the source of a
+// device, do the rest.
 #pragma once
 
 #include <tuple>
 
-#include "../common/tensor.h"
-#include "sdc_check.h"
-#include "sdc_schema.h"
+#include "sdc_arguments.h"
 
 namespace danet {
 namespace {
@@ -19,27 +17,6 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
 Tensor run_backward(
     const SdcParams& p, const Tensor& grad_output, const Tensor& input, const ImageView& offset, const ImageView& mask,
     const ImageView& grad_offset, const ImageView& grad_mask, bool deterministic);
-
-// The options of a call, from the operator's arguments.
-inline SdcOptions sdc_options(const Tensor& input DANET_SDC_PARAMETERS) {
-  SdcOptions options;
-  options.N = input.size(0), options.C = input.size(1), options.H = input.size(2), options.W = input.size(3);
-#define ASSIGN(type, schema_type, name, member) options.member = name;
-  DANET_SDC_OPTIONS(ASSIGN)
-#undef ASSIGN
-  return options;
-}
-
-// The parameters of a call of sdc or dcnv3 (layout), whose shapes, dtypes and devices are checked as well.
-template <SdcLayout layout>
-SdcParams check_call(const Tensor& input, const Tensor& offset, const Tensor& mask DANET_SDC_PARAMETERS) {
-  const char* op = layout == SdcLayout::kSdc ? "sdc" : "dcnv3";
-  check_input(op, input);
-  const SdcParams p = check_sdc<std::runtime_error>(op, sdc_options(input DANET_SDC_ARGUMENTS), layout);
-  check_like(op, "offset", offset, input, {p.N, 2 * p.G * p.K, p.H_out, p.W_out});
-  check_like(op, "mask", mask, input, {p.N, p.G * p.K, p.H_out, p.W_out});
-  return p;
-}
 
 // The parameters of a call of dcnv4. offset_mask holds the offsets and then the mask of each group; further channels
 // are not used.
@@ -102,6 +79,8 @@ inline void register_operators(torch::stable::detail::StableLibrary& library) {
   library.impl("sdc_backward", TORCH_BOX(&sdc_backward<SdcLayout::kSdc>));
   library.impl("dcnv3", TORCH_BOX(&sdc<SdcLayout::kDcnv3>));
   library.impl("dcnv3_backward", TORCH_BOX(&sdc_backward<SdcLayout::kDcnv3>));
+  library.impl("deform_im2col", TORCH_BOX(&sdc<SdcLayout::kColumns>));
+  library.impl("deform_im2col_backward", TORCH_BOX(&sdc_backward<SdcLayout::kColumns>));
   library.impl("dcnv4", TORCH_BOX(&dcnv4));
   library.impl("dcnv4_backward", TORCH_BOX(&dcnv4_backward));
 }

@@ -40,13 +40,13 @@ void backward(
     const T *g = grad_output.pixel<T>(n, i), *x = input.pixel<T>(n, i);
     T *to_input = grad_input.pixel<T>(n, i), *to_logits = grad_logits.pixel<T>(n, i);
     // Compute the exponentials and their sum, then the sum of s * g * x
-    const A sum = exponentials(logits.pixel<T>(n, i), exps, p.C);
+    const A inverse = 1 / exponentials(logits.pixel<T>(n, i), exps, p.C);
     Vec<A> products{};
     for_vectors_of<A>(p.C, [&](int64_t c, int count) {
-      products += load(exps + c) * (load_channels(g + c, count) * load_channels(x + c, count));
+      products += (load(exps + c) * inverse) * (load_channels(g + c, count) * load_channels(x + c, count));
     });
     // Write both gradients
-    const A mean = sum_lanes<A>(products) / sum, factor = A(p.C) / sum;
+    const A mean = sum_lanes<A>(products), factor = A(p.C) * inverse;
     for_vectors_of<A>(p.C, [&](int64_t c, int count) {
       Vec<A> grad = load_channels(g + c, count), weight = load(exps + c) * factor;
       store_channels(to_input + c, weight * grad, count);

@@ -10,7 +10,17 @@ Example:
     torch.Size([1, 16, 8, 8])
 """
 
-from danet.ops.dcn import DCNv3Function, DCNv4Function, dcnv3, dcnv4
+from danet.ops.dcn import (
+    DCNv3Function,
+    DCNv4Function,
+    dcnv3,
+    dcnv3_core_pytorch,
+    dcnv3_reference,
+    dcnv4,
+    dcnv4_reference,
+)
+from danet.ops.dcn_modules import DCNv3, DCNv4
+from danet.ops.deform_conv import deform_conv2d, deform_conv2d_reference
 from danet.ops.fused_safem import PreparedSafem, prepare_safem, safem, safem_reference, sdc_mean, sdc_mean_reference
 from danet.ops.info import describe, info
 from danet.ops.layers import (
@@ -23,20 +33,29 @@ from danet.ops.layers import (
 from danet.ops.lcdc import lcdc, lcdc_kernel_size, lcdc_reference
 from danet.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_reference
 from danet.ops.rep_conv import PreparedRepConv, prepare_rep_conv, rep_conv, rep_conv_reference
-from danet.ops.sdc import SDC, sdc, sdc_reference
+from danet.ops.sdc import sdc, sdc_reference
+from danet.ops.sdc_module import SDC, DepthwiseDeformConv
 from danet.ops.softmax_gate import softmax_gate, softmax_gate_reference
 
 __all__ = [
     "SDC",
+    "DCNv3",
     "DCNv3Function",
+    "DCNv4",
     "DCNv4Function",
+    "DepthwiseDeformConv",
     "MSDeformAttnFunction",
     "MultiScaleDeformableAttention",
     "MultiScaleDeformableAttnFunction",
     "PreparedRepConv",
     "PreparedSafem",
     "dcnv3",
+    "dcnv3_core_pytorch",
+    "dcnv3_reference",
     "dcnv4",
+    "dcnv4_reference",
+    "deform_conv2d",
+    "deform_conv2d_reference",
     "describe",
     "info",
     "lcdc",

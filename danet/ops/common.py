@@ -102,6 +102,13 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
     return number
 
 
+def number(value: Any) -> Any:
+    """A NumPy scalar or a 0-d tensor as a Python number; every other value as it is."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
 def pair(op: str, name: str, value: Any, minimum: int) -> tuple[int, int]:
     """(y, x) from an integer or a pair of integers; TypeError otherwise, ValueError if one is below `minimum`."""
     sides = value if isinstance(value, (tuple, list)) else (value, value)

@@ -222,7 +222,7 @@ def _has_fused_kernel(input: Tensor, weights: PreparedSafem, *others: Tensor | N
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *others)):
         return False
     _, C, H, W = input.shape
-    return library.has_kernel(input) and (H + 4) * (W + 4) * C < MAX_ELEMENTS
+    return library.runs_compiled(input) and (H + 4) * (W + 4) * C < MAX_ELEMENTS
 
 
 def _sample(input: Tensor, weights: PreparedSafem, sdc: Any) -> Tensor:

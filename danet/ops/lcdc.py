@@ -58,7 +58,7 @@ def lcdc(input: Tensor, weight: Tensor, *, gate: bool = False) -> Tensor:
     """
     input, weight = autocast(input, weight)
     check_lcdc(input, weight, gate)
-    if library.has_kernel(input):
+    if library.runs_compiled(input):
         return library.call("lcdc", input, weight, gate)
     return lcdc_reference(input, weight, gate=gate)
 

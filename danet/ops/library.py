@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 CPU_LIBRARY = Path(os.environ.get("DANET_LIBRARY") or Path(__file__).with_name("libdanet.so"))
@@ -97,6 +98,20 @@ def has_kernel(tensor: Tensor) -> bool:
     return WHY_NOT is None and (kind in ("cpu", "meta") or (kind == "cuda" and WHY_NOT_CUDA is None))
 
 
+def in_forward_mode() -> bool:
+    """Whether forward-mode differentiation is active (torch.func.jvp, jacfwd, forward_ad.dual_level).
+
+    The compiled operators have no forward-mode derivative, and torch would silently take it as zero. Public functions
+    therefore run as their references then.
+    """
+    return forward_ad._current_level >= 0  # the public API does not tell it
+
+
+def runs_compiled(tensor: Tensor) -> bool:
+    """Whether a public function runs its compiled operator on this tensor's device now."""
+    return has_kernel(tensor) and not in_forward_mode()
+
+
 @functools.cache  # once
 def _warn_of_cuda() -> None:
     warnings.warn(f"danet.ops: slow reference operators on CUDA tensors, {WHY_NOT_CUDA}", RuntimeWarning, stacklevel=4)
@@ -110,7 +125,7 @@ _below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 def call(name: str, *arguments: Any) -> Tensor:
     """Call torch.ops.danet.<name>(*arguments) for the public function.
 
-    Raises RuntimeError if torch.func's grad, vjp or jvp is active, which the operators do not support.
+    Raises RuntimeError if torch.func's grad or vjp is active, which the operators do not support.
     """
     operator = getattr(torch.ops.danet, name).default
     try:
@@ -120,8 +135,9 @@ def call(name: str, *arguments: Any) -> Tensor:
             return operator(*arguments)
     except RuntimeError as error:
         if "functorch" in str(error):
+            name = {"deform_im2col": "deform_conv2d"}.get(name, name)  # the public function
             raise RuntimeError(
-                f"{name}: torch.func's grad, vjp and jvp are not supported (vmap is); use torch.autograd, or "
+                f"{name}: torch.func's grad and vjp are not supported (jvp and vmap are); use torch.autograd, or "
                 f"{name}_reference"
             ) from error
         raise
@@ -170,6 +186,9 @@ def register_gradient(
         ctx.options = inputs[count:]
 
     def backward(ctx: Any, grad_output: Tensor) -> tuple:
+        if in_forward_mode():
+            rest = (*ctx.saved_tensors[leaf_count:], *ctx.options)
+            return (*gradients(reference, ctx.saved_tensors[:leaf_count], rest, grad_output), *(None for _ in rest))
         operator = getattr(torch.ops.danet, f"{name}_backward")
         grads = operator(grad_output, *ctx.saved_tensors, *ctx.options, *backward_options())
         return (*grads, *(None for _ in range(constants + len(ctx.options))))
@@ -232,6 +251,23 @@ def _merge_into_batch(value: Tensor | None, dim: int | None, size: int) -> Tenso
     return value.flatten(0, 1)
 
 
+def _own_leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Aliases of the tensors that require gradients.
+
+    Derivatives with respect to an alias are partial: they do not include paths through other arguments that were
+    computed from the same tensor, such as a gradient of the result.
+    """
+    return [value.view_as(value) if value.requires_grad else value.detach().requires_grad_() for value in tensors]
+
+
+def gradients(reference: Callable, tensors: Sequence[Tensor], options: tuple, grad_output: Tensor) -> tuple:
+    """The gradients of `tensors` through the reference, with their own tangents."""
+    with torch.enable_grad():
+        leaves = _own_leaves(tensors)
+        out = reference(*leaves, *options)
+        return torch.autograd.grad(out, leaves, grad_output, create_graph=True, materialize_grads=True)
+
+
 def _double_backward(reference: Callable, tensors: list[Tensor], grad_output: Tensor, grads: tuple) -> tuple:
     """The gradients of `grad_output` and `tensors`, from `grads`, those of a backward operator's results.
 
@@ -241,8 +277,8 @@ def _double_backward(reference: Callable, tensors: list[Tensor], grad_output: Te
     if torch.compiler.is_compiling():
         raise RuntimeError("danet: second derivatives are not supported under torch.compile; use eager mode")
     with torch.enable_grad():
-        leaves = [value if value.requires_grad else value.detach().requires_grad_() for value in tensors]
-        grad_leaf = grad_output if grad_output.requires_grad else grad_output.detach().requires_grad_()
+        leaves = _own_leaves(tensors)
+        (grad_leaf,) = _own_leaves([grad_output])
         first = torch.autograd.grad(reference(*leaves), leaves, grad_leaf, create_graph=True, allow_unused=True)
         used = [
             (value, grad) for value, grad in zip(first, grads, strict=True) if value is not None and grad is not None

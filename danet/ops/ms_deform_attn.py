@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from danet.ops import library
 from danet.ops.common import autocast, check_bool, check_shape, check_tensor, compute_dtype, dtype_name, memoize_check
@@ -101,8 +100,7 @@ def ms_deform_attn(
     shapes, starts = _level_tensors(value, spatial_shapes, level_start_index)
     tensors = value, sampling_locations, attention_weights
     sizes = check_ms_deform_attn(*tensors, shapes, starts, softmax)
-    compiled = library.has_kernel(value) and sizes.L * sizes.P <= MAX_POINTS and sizes.S < MAX_PIXELS
-    if compiled and not _has_tangent(*tensors):
+    if library.runs_compiled(value) and sizes.L * sizes.P <= MAX_POINTS and sizes.S < MAX_PIXELS:
         return library.call("ms_deform_attn", *tensors, shapes, starts, softmax)
     return _unchecked_reference(*tensors, shapes, starts, softmax)
 
@@ -202,13 +200,6 @@ def check_ms_deform_attn(
     return MsDeformAttnSizes(N, S, M, D, Q, L, P)
 
 
-def _has_tangent(*tensors: Tensor) -> bool:
-    """Whether forward-mode AD is active for a tensor: torch would give a compiled operator a tangent of zero."""
-    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
-        return False
-    return any(forward_ad.unpack_dual(value).tangent is not None for value in tensors)
-
-
 def _unchecked_reference(
     value: Tensor, locations: Tensor, weights: Tensor, shapes: Tensor, starts: Tensor, softmax: bool
 ) -> Tensor:
@@ -251,14 +242,8 @@ def _unchecked_reference(
         pixels = value[:, start : start + H * W].to(dtype).permute(0, 2, 1, 3).reshape(N * M, H, W, D)
         table = F.pad(pixels, (0, 0, 1, 2, 1, 2)).view(-1, D)
         row = (head * (H + 3) + 1 + y_floor.long()) * (W + 3) + 1 + x_floor.long()
-        gather = weighted_gather if forward_ad._current_level < 0 else _forward_mode_gather
-        out = out + gather(table, corners, row.view(-1, P), (0, 1, W + 3, W + 4))
+        out = out + weighted_gather(table, corners, row.view(-1, P), (0, 1, W + 3, W + 4))
     return out.view(N, Q, M * D).to(value.dtype)
-
-
-def _forward_mode_gather(table: Tensor, weight: Tensor, base: Tensor, steps: tuple[int, ...]) -> Tensor:
-    """`weighted_gather` in operations that have forward-mode derivatives; it stores the samples."""
-    return sum((weight[i].unsqueeze(2) * table[base + step]).sum(1) for i, step in enumerate(steps))  # type: ignore
 
 
 def _fake(value: Tensor, locations: Tensor, weights: Tensor, shapes: Tensor, starts: Tensor, softmax: bool) -> Tensor:

@@ -126,7 +126,7 @@ def rep_conv(
 def _compute(
     input: Tensor, weight: Tensor, prepared: Tensor | None, bias: Tensor | None, stride: int, relu: bool
 ) -> Tensor:
-    if library.has_kernel(input):
+    if library.runs_compiled(input):
         tf32 = input.is_cuda and _allows_tf32()
         return library.call("rep_conv", input, weight, prepared, bias, stride, relu, tf32)
     return rep_conv_reference(input, weight, bias, stride=stride, relu=relu)

@@ -8,7 +8,8 @@ which torch has a fused loop on every device, so that the samples themselves are
     project:  weight[i, b, j]  = sum_d out[b, d] * table[base[b, j] + steps[i], d]
     scatter:  table[r]         = sum_{i, b, j: base[b, j] + steps[i] = r} weight[i, b, j] * out[b]
 
-These are the three contractions of one trilinear form: the derivatives of each are the other two, to any order.
+These are the three contractions of one trilinear form: the derivatives of each are the other two, to any order. The
+tangent of each (forward mode) is the contraction itself with a tangent in place of each operand.
 """
 
 from typing import Any
@@ -30,6 +31,30 @@ def weighted_gather(table: Tensor, weight: Tensor, base: Tensor, steps: Steps) -
     return _Gather.apply(table, weight, base, steps)
 
 
+def _vmap_by_loop(function: Any, info: Any, in_dims: tuple, arguments: tuple) -> tuple[Tensor, int]:
+    """The vmap rule of a contraction: one call per element of the vmap dimension."""
+    results = [
+        function.apply(
+            *(
+                value.select(dim, i) if isinstance(value, Tensor) and dim is not None else value
+                for value, dim in zip(arguments, in_dims, strict=True)
+            )
+        )
+        for i in range(info.batch_size)
+    ]
+    return torch.stack(results), 0
+
+
+def _tangent(function: Any, operands: tuple, tangents: tuple, rest: tuple) -> Tensor | None:
+    """The tangent of a contraction, which is linear in each of its two operands; None if both tangents are."""
+    terms = [
+        function.apply(*operands[:i], tangent, *operands[i + 1 :], *rest)
+        for i, tangent in enumerate(tangents)
+        if tangent is not None
+    ]
+    return sum(terms[1:], terms[0]) if terms else None
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(table: Tensor, weight: Tensor, base: Tensor, steps: Steps) -> Tensor:
@@ -42,6 +67,16 @@ class _Gather(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         table, weight, base, ctx.steps = inputs
         ctx.save_for_backward(table, weight, base)
+        ctx.save_for_forward(table, weight, base)
+
+    @staticmethod
+    def jvp(ctx: Any, table_tangent: Tensor | None, weight_tangent: Tensor | None, *_: Any) -> Tensor | None:
+        table, weight, base = ctx.saved_tensors
+        return _tangent(_Gather, (table, weight), (table_tangent, weight_tangent), (base, ctx.steps))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmap_by_loop(_Gather, info, in_dims, arguments)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
@@ -70,6 +105,16 @@ class _Project(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         out, table, base, ctx.steps = inputs
         ctx.save_for_backward(out, table, base)
+        ctx.save_for_forward(out, table, base)
+
+    @staticmethod
+    def jvp(ctx: Any, out_tangent: Tensor | None, table_tangent: Tensor | None, *_: Any) -> Tensor | None:
+        out, table, base = ctx.saved_tensors
+        return _tangent(_Project, (out, table), (out_tangent, table_tangent), (base, ctx.steps))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmap_by_loop(_Project, info, in_dims, arguments)
 
     @staticmethod
     def backward(ctx: Any, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
@@ -101,8 +146,18 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        out, weight, base, ctx.steps, _ = inputs
+        out, weight, base, ctx.steps, ctx.rows = inputs
         ctx.save_for_backward(out, weight, base)
+        ctx.save_for_forward(out, weight, base)
+
+    @staticmethod
+    def jvp(ctx: Any, out_tangent: Tensor | None, weight_tangent: Tensor | None, *_: Any) -> Tensor | None:
+        out, weight, base = ctx.saved_tensors
+        return _tangent(_Scatter, (out, weight), (out_tangent, weight_tangent), (base, ctx.steps, ctx.rows))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmap_by_loop(_Scatter, info, in_dims, arguments)
 
     @staticmethod
     def backward(ctx: Any, grad_table: Tensor) -> tuple[Tensor | None, ...]:

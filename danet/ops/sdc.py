@@ -1,4 +1,6 @@
-"""SDC, the separable deformable convolution of DANet (section 3.1.1, equation 1): operator and module.
+"""SDC, the separable deformable convolution of DANet (section 3.1.1, equation 1): the operator.
+
+The module `SDC`, which predicts offsets and mask, is in danet/ops/sdc_module.py.
 
 Paper: https://doi.org/10.1145/3581783.3612146. The operator is equation 1 without its point-wise projection w_g. For
 output position (y, x) of channel c, in group g = c // (C / G),
@@ -33,9 +35,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
-from danet.ops import library
+from danet.ops import library, onnx_form
 from danet.ops.common import (
     autocast,
     check_bool,
@@ -45,6 +48,7 @@ from danet.ops.common import (
     compute_dtype,
     integer,
     memoize_check,
+    number,
     pair,
 )
 from danet.ops.sampling import weighted_gather
@@ -189,7 +193,7 @@ def sdc(
         ValueError: if a shape or device does not match, if groups does not divide C, if an option is out of range, or
             if the window, with its dilation, is larger than the padded input.
         RuntimeError: from the compiled kernels, if a stride, padding or dilation is 2**24 or more, or if torch.func's
-            grad, vjp or jvp is active.
+            grad or vjp is active. In forward mode (torch.func.jvp) the reference runs instead.
 
     Example:
         >>> import torch
@@ -199,8 +203,17 @@ def sdc(
         >>> sdc(input, offset, mask, groups=2).shape
         torch.Size([1, 8, 32, 40])
     """
+    if has_torch_function((input, offset, mask)):  # torch.fx, and subclasses of Tensor
+        given: Any = {"groups": groups, "kernel_size": kernel_size, "stride": stride, "padding": padding}
+        more: Any = {
+            "dilation": dilation,
+            "offset_scale": offset_scale,
+            "softmax": softmax,
+            "remove_center": remove_center,
+        }
+        return handle_torch_function(sdc, (input, offset, mask), input, offset, mask, **given, **more)
     input, offset, mask = autocast(input, offset, mask)
-    arguments = groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center
+    arguments = groups, kernel_size, stride, padding, dilation, number(offset_scale), softmax, remove_center
     sizes, options = check_sdc(input, offset, mask, *arguments)
     return run("sdc", unchecked_reference, (input, offset, mask), sizes, options)
 
@@ -231,21 +244,35 @@ def sdc_reference(
         >>> torch.allclose(sdc(*tensors), sdc_reference(*tensors), atol=1e-5)
         True
     """
-    arguments = groups, kernel_size, stride, padding, dilation, offset_scale, softmax, remove_center
+    arguments = groups, kernel_size, stride, padding, dilation, number(offset_scale), softmax, remove_center
     sizes, options = check_sdc(input, offset, mask, *arguments)
     return unchecked_reference(input, offset, mask, sizes, options)
 
 
-def unchecked_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSizes, options: SdcOptions) -> Tensor:
+def unchecked_reference(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    sizes: SdcSizes,
+    options: SdcOptions,
+    *,
+    ignore_border: bool = False,
+    sum_taps: bool = True,
+) -> Tensor:
     """`sdc_reference` on validated arguments.
+
+    ignore_border: samples with a coordinate <= -1 have neither values nor gradients, as in DCNv3 and DCNv4.
+    sum_taps: if False, the result is [N, K*C, H_out, W_out], the samples times the mask (`deform_im2col`).
 
     It lays out the padded images as a table with one row per pixel and group. Every sample is a weighted sum of four
     rows, those of the pixels around it (see `danet.ops.sampling`).
     """
     N, C, H, W, G, K, H_out, W_out = sizes
     dtype = compute_dtype(input.dtype)
-    offset = offset.permute(0, 2, 3, 1).to(dtype).contiguous().view(N, H_out, W_out, G, K, 2)
-    mask = mask.permute(0, 2, 3, 1).to(dtype).contiguous().view(N, H_out, W_out, G, K)
+    if onnx_form.is_active():
+        return _onnx_form(input, offset, mask, sizes, options, sum_taps=sum_taps)
+    offset = offset.permute(0, 2, 3, 1).to(dtype).contiguous().reshape(N, H_out, W_out, G, K, 2)
+    mask = mask.permute(0, 2, 3, 1).to(dtype).contiguous().reshape(N, H_out, W_out, G, K)
     if options.softmax:
         # Written out, because torch.softmax is several times slower over so short an axis.
         mask = (mask - mask.detach().amax(-1, keepdim=True)).exp()
@@ -259,8 +286,9 @@ def unchecked_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcS
     x = torch.add(tap_x, dx, alpha=options.offset_scale)
     nan = y.isnan() | x.isnan()
     mask = mask.masked_fill(nan, math.nan)
-    y = y.masked_fill(nan, -2).clamp(-2, H)
-    x = x.masked_fill(nan, -2).clamp(-2, W)
+    outside = nan | (y <= -1) | (x <= -1) if ignore_border else nan
+    y = y.masked_fill(outside, -2).clamp(-2, H)
+    x = x.masked_fill(outside, -2).clamp(-2, W)
 
     # Compute the weights of the four corners.
     y_floor, x_floor = y.detach().floor(), x.detach().floor()
@@ -272,7 +300,7 @@ def unchecked_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcS
 
     # Lay out the padded images as one table, with a row for the channels of each group at each pixel.
     H_pad, W_pad = H + 4, W + 4
-    table = F.pad(input.permute(0, 2, 3, 1).to(dtype), (0, 0, 2, 2, 2, 2)).view(N * H_pad * W_pad * G, C // G)
+    table = F.pad(input.permute(0, 2, 3, 1).to(dtype), (0, 0, 2, 2, 2, 2)).reshape(N * H_pad * W_pad * G, C // G)
     index_dtype = torch.int32 if 4 * max(table.numel(), mask.numel()) < 2**31 else torch.int64
     image_index = torch.arange(N, dtype=index_dtype, device=input.device).view(N, 1, 1, 1, 1)
     group = torch.arange(G, dtype=index_dtype, device=input.device).view(G, 1)
@@ -280,8 +308,26 @@ def unchecked_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcS
     top_left = (padded_row * W_pad + 2 + x_floor.to(index_dtype)) * G + group
 
     # Sum the table rows of the four corners over all taps of a group.
-    out = weighted_gather(table, weight.view(4, -1, K), top_left.view(-1, K), (0, G, W_pad * G, (W_pad + 1) * G))
+    bag = K if sum_taps else 1
+    steps = (0, G, W_pad * G, (W_pad + 1) * G)
+    out = weighted_gather(table, weight.reshape(4, -1, bag), top_left.reshape(-1, bag), steps)
+    if not sum_taps:
+        samples = out.view(N, H_out, W_out, G, K, C // G).transpose(3, 4)
+        return samples.reshape(N, H_out, W_out, K * C).to(input.dtype).permute(0, 3, 1, 2)
     return out.view(N, H_out, W_out, C).to(input.dtype).permute(0, 3, 1, 2)
+
+
+def _onnx_form(
+    input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSizes, options: SdcOptions, *, sum_taps: bool
+) -> Tensor:
+    """The same by standard operators of ONNX."""
+    N, C, _, _, G, K, H_out, W_out = sizes
+    if sum_taps and not options.remove_center and options.offset_scale == 1 and onnx_form.uses_deform_conv():
+        weights = mask.unflatten(1, (G, K)).softmax(2).flatten(1, 2) if options.softmax else mask
+        ones = torch.ones(C, 1, *options.kernel_size, dtype=input.dtype, device=input.device)
+        return onnx_form.deform_conv(input, offset, weights, ones, None, options, (N, C, H_out, W_out))
+    taps = _tap_positions(sizes, options, input.dtype, input.device)
+    return onnx_form.sample_grid(input, offset, mask, sizes, options, taps, sum_taps=sum_taps)
 
 
 def _tap_positions(
@@ -329,12 +375,21 @@ def run(
     """
     input = tensors[0]
     indices = (sizes.H + 4) * (sizes.W + 4) * (1 if input.is_cuda else sizes.C)
-    if library.has_kernel(input) and sizes.K <= MAX_TAPS and indices < MAX_ELEMENTS:
+    if onnx_form.is_active():
+        return reference(*tensors, sizes, options)
+    if library.runs_compiled(input) and sizes.K <= MAX_TAPS and indices < MAX_ELEMENTS:
         return library.call(op, *tensors, *options.to_schema())
     return reference(*tensors, sizes, options)
 
 
-def register(op: str, num_tensors: int, reference: Callable[..., Tensor], check: Callable[..., SdcSizes]) -> None:
+def register(
+    op: str,
+    num_tensors: int,
+    reference: Callable[..., Tensor],
+    check: Callable[..., SdcSizes],
+    *,
+    sum_taps: bool = True,
+) -> None:
     """Register the Python side of an operator: its fake kernel, its vmap rule and its gradient.
 
     The fake kernel infers the shape of the result.
@@ -342,12 +397,13 @@ def register(op: str, num_tensors: int, reference: Callable[..., Tensor], check:
     num_tensors: number of its tensor arguments, [N, channels, height, width] each; SDC's options come after them.
     reference: takes the tensors, the sizes and the options.
     check: takes `op`, the tensors and the options, and returns the sizes; TypeError or ValueError if one is invalid.
+    sum_taps: whether the result has C channels, or K*C.
     """
 
     def fake(*arguments: Any) -> Tensor:
         tensors, options = arguments[:num_tensors], SdcOptions.from_schema(op, *arguments[num_tensors:])
         sizes = check(op, *tensors, options)
-        shape = (sizes.N, sizes.C, sizes.H_out, sizes.W_out)
+        shape = (sizes.N, sizes.C if sum_taps else sizes.K * sizes.C, sizes.H_out, sizes.W_out)
         input = tensors[0]
         return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
@@ -365,79 +421,3 @@ def register(op: str, num_tensors: int, reference: Callable[..., Tensor], check:
 
 
 register("sdc", 3, unchecked_reference, check_images)
-
-
-class SDC(nn.Module):
-    """Separable Deformable Convolution, which predicts its own offsets and mask (DANet, section 3.1.1, equation 1).
-
-    A 3x3 depth-wise convolution, batch norm, ReLU and a 1x1 convolution predict 3*G*K channels: 2*G*K offsets, then
-    G*K mask logits. The 1x1 convolution starts at zero (our decision, as in Deformable ConvNets), so that the untrained
-    module takes the mean over an undeformed window before it applies `projection`.
-
-    `projection` is a 1x1 convolution that computes sum_g w_g z_g of equation 1. z_g are the C / G channels that `sdc`
-    returns for group g, and w_g is a C x (C / G) matrix. The matrices of all groups side by side are one C x C matrix,
-    the weight of `projection`. It has no bias, because the equation has none.
-
-    Args:
-        channels: C, of input and output.
-        groups: G, must divide C (4 in the paper).
-        kernel_size: side of the square window, odd.
-
-    Shape:
-        [N, C, H, W] -> [N, C, H, W].
-
-    Raises:
-        TypeError: if an argument is not an integer.
-        ValueError: if an argument is below 1, if groups does not divide channels, or if kernel_size is even.
-
-    Example:
-        >>> import torch
-        >>> from danet.ops import SDC
-        >>> SDC(8, groups=2)(torch.randn(1, 8, 32, 40)).shape
-        torch.Size([1, 8, 32, 40])
-
-    Migration from torchvision's `deform_conv2d`:
-        The module SDC replaces three layers: the convolution that predicts offset and mask, `DeformConv2d(channels,
-        channels, kernel_size, padding=kernel_size // 2, groups=channels)`, and a 1x1 convolution after it. A dense
-        DeformConv2d (groups=1) computes something different. To replace it, use an SDC, whose 1x1 convolution mixes the
-        channels, and train the network again.
-
-        Let offset_groups be the number of offset groups of deform_conv2d, which it infers from the shape of `offset`.
-        The operator `sdc(input, offset, m, groups=offset_groups, softmax=False)` equals `deform_conv2d(input, offset,
-        torch.ones(C, 1, 3, 3), padding=1, mask=m)`: offset and mask have the same channels in the same order. In
-        torchvision, m is usually a sigmoid; in SDC it is a softmax over the taps, which the operator computes. sdc has
-        no weight tensor. To replace a depth-wise weight w that is equal for all channels of a group, pass m * w (w has
-        one value per tap and group).
-    """
-
-    def __init__(self, channels: int, *, groups: int = 4, kernel_size: int = 3) -> None:
-        super().__init__()
-        if integer("SDC", "channels", channels, minimum=1) % integer("SDC", "groups", groups, minimum=1) != 0:
-            raise ValueError(f"SDC: groups must divide channels = {channels}, got {groups}")
-        if integer("SDC", "kernel_size", kernel_size, minimum=1) % 2 == 0:
-            raise ValueError(f"SDC: kernel_size must be odd, got {kernel_size}")
-        self.groups = groups
-        self.kernel_size = kernel_size
-        mask_channels = groups * kernel_size**2
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-        self.predictor = nn.Conv2d(channels, 3 * mask_channels, 1)
-        self.projection = nn.Conv2d(channels, channels, 1, bias=False)
-        for parameter in self.predictor.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, input: Tensor) -> Tensor:
-        predicted = self.predictor(F.relu(self.norm(self.depthwise(input))))
-        mask_channels = self.groups * self.kernel_size**2
-        sampled = sdc(
-            input,
-            predicted[:, : 2 * mask_channels],
-            predicted[:, 2 * mask_channels :],
-            groups=self.groups,
-            kernel_size=self.kernel_size,
-            padding=self.kernel_size // 2,
-        )
-        return self.projection(sampled)
-
-    def extra_repr(self) -> str:
-        return f"groups={self.groups}, kernel_size={self.kernel_size}"

@@ -42,7 +42,7 @@ def softmax_gate(input: Tensor, logits: Tensor) -> Tensor:
     """
     input, logits = autocast(input, logits)
     check_softmax_gate(input, logits)
-    if library.has_kernel(input):
+    if library.runs_compiled(input):
         return library.call("softmax_gate", input, logits)
     return softmax_gate_reference(input, logits)
 

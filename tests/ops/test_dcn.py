@@ -1,11 +1,23 @@
 """DCNv3 and DCNv4 against an implementation by F.grid_sample, like the checks in InternImage's repository."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from danet.ops import DCNv3Function, DCNv4Function, dcnv3, dcnv4, sdc
+from danet.ops import (
+    DCNv3,
+    DCNv3Function,
+    DCNv4,
+    DCNv4Function,
+    dcnv3,
+    dcnv3_core_pytorch,
+    dcnv3_reference,
+    dcnv4,
+    dcnv4_reference,
+    sdc,
+)
 
 
 def dcnv3_by_grid_sample(input, offset, mask, kernel, stride, pad, dilation, group, scale, remove_center):
@@ -183,3 +195,132 @@ def test_dcnv4_narrow_offset_mask_error():
     assert str(raised.value) == (
         "dcnv4: offset_mask must be [N, H_out, W_out, P] = [2, 6, 7, 54] with P = 3*G*K or more, got [2, 6, 7, 53]"
     )
+
+
+def at_border(op, extra=()):
+    """The result and the gradients of a 1x1 window, of which one sample is at (y, x) = (-1, 0.5), one at (0.5, -1)."""
+    input = torch.rand(1, 3, 4, 2, dtype=torch.float64) + 1
+    offset = torch.zeros(1, 3, 4, 2, dtype=torch.float64)
+    offset[0, 0, 0] = torch.tensor([0.5, -1.0])
+    offset[0, 1, 0] = torch.tensor([-1.0, -0.5])
+    mask = torch.ones(1, 3, 4, 1, dtype=torch.float64)
+    arguments = (1, 1, 1, 1, 0, 0, 1, 1, 1, 2, 1.0)
+    leaves = (input, offset, mask) if op in (dcnv3, dcnv3_reference) else (input, torch.cat([offset, mask], 3))
+    leaves = [t.requires_grad_() for t in leaves]
+    out = op(*leaves, *arguments, *extra)
+    return out, torch.autograd.grad(out.sum(), leaves)
+
+
+@pytest.mark.parametrize("op", [dcnv3, dcnv3_reference, dcnv4, dcnv4_reference])
+def test_dcn_ignores_samples_at_minus_one(op):
+    """The originals skip samples with a coordinate <= -1, so that no gradient is left; sdc has a right-sided one."""
+    out, grads = at_border(op)
+    assert out[0, :2, 0].abs().sum() == 0
+    for grad in grads[1:]:
+        assert grad[0, :2, 0].abs().sum() == 0
+        assert grad[0, 0, 1].abs().sum() > 0
+    input, offset, mask = (
+        t.permute(0, 3, 1, 2) for t in (torch.ones(1, 3, 4, 2), torch.zeros(1, 3, 4, 2), torch.ones(1, 3, 4, 1))
+    )
+    offset = offset.clone()
+    offset[0, 0, 0, 0] = -1
+    offset.requires_grad_()
+    options = {"kernel_size": 1, "padding": 0, "softmax": False}
+    assert torch.autograd.grad(sdc(input, offset, mask, **options).sum(), offset)[0][0, 0, 0, 0] == 2
+
+
+def test_dcn_accepts_calls_of_other_versions():
+    input, offset, mask = draw(2, 6, 7, 2, 4)
+    arguments = (3, 3, 1, 1, 1, 1, 1, 1, 2, 4)
+    expected = dcnv3(input, offset, mask, *arguments, 2.0)
+    softmaxed = dcnv3(input, offset, mask, *arguments, 2.0, softmax=True)
+    both = packed(offset, mask, 2, 56)
+    for scale in (np.float32(2), np.float64(2), torch.tensor(2.0), 2):
+        assert_close(dcnv3(input, offset, mask.unflatten(3, (2, 9)), *arguments, scale), expected, rtol=0, atol=0)
+        assert_close(dcnv4(input, both, *arguments, scale, 256, 0, 64, 256), expected)
+        assert_close(dcnv4(input, both, *arguments, scale, 256, 0, 64, 256, True), softmaxed)
+    assert_close(dcnv3(input, offset, mask, *arguments, 2.0, 256, False, True), softmaxed, rtol=0, atol=0)
+    assert_close(dcnv3_core_pytorch(input, offset, mask, *arguments, 2.0, False), expected)
+    with pytest.raises(TypeError, match="dcnv4: further arguments must be at most two integers and softmax as a bool"):
+        dcnv4(input, both, *arguments, 2.0, 256, 0, "64")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dcn_large_finite_inputs_stay_finite(dtype):
+    input, offset, mask = (t.to(dtype) for t in draw(1, 8, 9, 2, 8))
+    input = torch.full_like(input, 2e38)
+    arguments = (3, 3, 1, 1, 0, 0, 1, 1, 2, 8, 1.0)
+    inside = offset.unflatten(3, (2, 9, 2))[:, :6, :7].remainder(0.9).flatten(3)
+    logits = (mask[:, :6, :7] * 20).contiguous()
+    expected = dcnv3_reference(input.double(), inside.double(), logits.double(), *arguments, softmax=True)
+    for out in (
+        dcnv3(input, inside, logits, *arguments, softmax=True),
+        dcnv4(input, packed(inside, logits, 2, 56), *arguments, softmax=True),
+    ):
+        assert_close(out.double(), expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=0)
+
+
+def test_dcn_module_state_matches_the_originals():
+    """Names and shapes of the parameters in checkpoints of InternImage (LN, center_feature_scale) and DCNv4."""
+    v3 = {name: tuple(p.shape) for name, p in DCNv3(8, group=2, center_feature_scale=True).state_dict().items()}
+    assert v3 == {
+        "center_feature_scale_proj_weight": (2, 8),
+        "center_feature_scale_proj_bias": (2,),
+        "dw_conv.0.weight": (8, 1, 3, 3),
+        "dw_conv.0.bias": (8,),
+        "dw_conv.1.1.weight": (8,),
+        "dw_conv.1.1.bias": (8,),
+        "offset.weight": (36, 8),
+        "offset.bias": (36,),
+        "mask.weight": (18, 8),
+        "mask.bias": (18,),
+        "input_proj.weight": (8, 8),
+        "input_proj.bias": (8,),
+        "output_proj.weight": (8, 8),
+        "output_proj.bias": (8,),
+    }
+    assert "dw_conv.1.0.running_mean" in DCNv3(8, norm_layer="BN").state_dict()
+    v4 = {
+        name: tuple(p.shape) for name, p in DCNv4(8, group=2, dw_kernel_size=3, output_bias=False).state_dict().items()
+    }
+    assert v4 == {
+        "offset_mask_dw.weight": (8, 1, 3, 3),
+        "offset_mask_dw.bias": (8,),
+        "offset_mask.weight": (56, 8),
+        "offset_mask.bias": (56,),
+        "value_proj.weight": (8, 8),
+        "value_proj.bias": (8,),
+        "output_proj.weight": (8, 8),
+    }
+    assert set(DCNv4(8, without_pointwise=True).state_dict()) == {"offset_mask.weight", "offset_mask.bias"}
+
+
+@pytest.mark.parametrize("remove_center", [False, True])
+def test_dcn_modules_compute_the_formula(remove_center):
+    torch.manual_seed(0)
+    input = torch.randn(2, 6, 7, 8, dtype=torch.float64)
+    options = {"group": 2, "center_feature_scale": True, "remove_center": remove_center}
+    v3, v4 = DCNv3(8, **options).double(), DCNv4(8, dw_kernel_size=3, **options).double()
+    for parameter in (*v3.parameters(), *v4.parameters()):
+        torch.nn.init.normal_(parameter, std=0.3)
+    arguments = ((3, 3), (1, 1), (1, 1), (1, 1), 2, 1.0, remove_center)
+
+    query = v3.dw_conv(input.permute(0, 3, 1, 2))
+    projected, K = v3.input_proj(input), 9 - remove_center
+    mask = v3.mask(query).unflatten(3, (2, K)).softmax(4).flatten(3)
+    sampled = dcnv3_by_grid_sample(projected, v3.offset(query), mask, *arguments)
+    scale = (query @ v3.center_feature_scale_proj_weight.T + v3.center_feature_scale_proj_bias).sigmoid()
+    scale = torch.cat([scale[..., :1].expand(2, 6, 7, 4), scale[..., 1:].expand(2, 6, 7, 4)], 3)
+    assert_close(v3(input), v3.output_proj(sampled * (1 - scale) + projected * scale))
+
+    predictor = v4.offset_mask_dw(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    groups = v4.offset_mask(predictor)[..., : 6 * K].unflatten(3, (2, 3 * K))
+    projected = v4.value_proj(input)
+    offset, mask = groups[..., : 2 * K].flatten(3), groups[..., 2 * K :].flatten(3)
+    sampled = dcnv3_by_grid_sample(projected, offset, mask, *arguments)
+    scale = (sampled @ v4.center_feature_scale_proj_weight.T + v4.center_feature_scale_proj_bias).sigmoid()
+    scale = torch.cat([scale[..., :1].expand(2, 6, 7, 4), scale[..., 1:].expand(2, 6, 7, 4)], 3)
+    expected = v4.output_proj(sampled * (1 - scale) + projected * scale)
+    assert_close(v4(input.flatten(1, 2), shape=(6, 7)).unflatten(1, (6, 7)), expected)
+    with pytest.raises(ValueError, match=r"DCNv4: input must have H \* W = 6 \* 6 pixels, got 42; pass shape"):
+        v4(input.flatten(1, 2))

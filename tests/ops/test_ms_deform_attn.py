@@ -122,6 +122,18 @@ def test_ms_deform_attn_forward_mode():
         assert_close(torch.func.jvp(call, tuple(leaves), tuple(tangents))[1], expected, rtol=1e-6, atol=1e-6)
 
 
+def test_ms_deform_attn_forward_over_reverse():
+    """A tangent of grad_output alone also reaches the gradients."""
+    leaves = [each.requires_grad_() for each in tensors()]
+    out = ms_deform_attn(leaves[0], SHAPES, None, *leaves[1:])
+    direction, tangent = torch.randn_like(out), torch.randn_like(out)
+    expected = torch.autograd.grad(out, leaves, tangent, retain_graph=True)  # gradients are linear in grad_output
+    with forward_ad.dual_level():
+        grads = torch.autograd.grad(out, leaves, forward_ad.make_dual(direction, tangent))
+        for value, right in zip(grads, expected, strict=True):
+            assert_close(forward_ad.unpack_dual(value).tangent, right)
+
+
 def test_ms_deform_attn_gradients_at_the_border_are_those_of_the_original():
     """Samples at exactly -1 or at the size contribute nothing, and have no gradient."""
     value, locations, weights = tensors([(4, 8)], N=1, M=1, D=3, Q=4, P=1)
@@ -285,7 +297,7 @@ def test_ms_deform_attn_vmap():
 
 
 def test_ms_deform_attn_functorch_gradients_error():
-    with pytest.raises(RuntimeError, match=r"^ms_deform_attn: torch.func's grad, vjp and jvp are not supported"):
+    with pytest.raises(RuntimeError, match=r"^ms_deform_attn: torch.func's grad and vjp are not supported"):
         torch.func.grad(lambda *t: ms_deform_attn(t[0], SHAPES, None, *t[1:]).sum())(*tensors())
 
 

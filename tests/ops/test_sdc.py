@@ -8,23 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sdc_cases import CASES, arguments
+from sdc_cases import CASES, arguments, bilinear_loop
 
 from danet.ops import SDC, sdc, sdc_reference
-
-
-def bilinear_loop(image: np.ndarray, y: float, x: float) -> np.ndarray:
-    """One sample of [C, H, W] at (y, x), zero outside."""
-    C, H, W = image.shape
-    if math.isnan(y) or math.isnan(x):
-        return np.full(C, np.nan)
-    sample = np.zeros(C)
-    if math.isinf(y) or math.isinf(x):
-        return sample
-    for row, column in itertools.product((math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)):
-        if 0 <= row < H and 0 <= column < W:
-            sample += (1 - abs(y - row)) * (1 - abs(x - column)) * image[:, row, column]
-    return sample
 
 
 def sdc_loop(

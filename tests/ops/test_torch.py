@@ -5,11 +5,27 @@ import sys
 
 import pytest
 import torch
-from torch.func import functional_call, grad, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, vmap
 from torch.testing import assert_close
 
 import danet.ops
-from danet.ops import dcnv3, dcnv4, lcdc, rep_conv, rep_conv_reference, sdc, softmax_gate
+from danet.ops import (
+    dcnv3,
+    dcnv3_reference,
+    dcnv4,
+    dcnv4_reference,
+    deform_conv2d,
+    deform_conv2d_reference,
+    lcdc,
+    lcdc_reference,
+    rep_conv,
+    rep_conv_reference,
+    sdc,
+    sdc_reference,
+    softmax_gate,
+    softmax_gate_reference,
+)
 from danet.ops.library import CPU_LIBRARY
 
 
@@ -28,6 +44,9 @@ def tensors(op, N=2, dtype=torch.float32):
         return draw(N, 9, 4, 5), draw(1, 3)
     if op == "softmax_gate":
         return draw(N, 9, 4, 5), draw(N, 9, 4, 5)
+    if op == "deform_conv2d":
+        weight = draw(4, 8, 3, 3)
+        return draw(N, 8, 6, 7), draw(N, 36, 6, 7), weight, draw(4), draw(N, 18, 6, 7)
     return draw(N, 16, 9, 10), draw(24, 16, 3, 3, scale=0.1), draw(24)
 
 
@@ -38,9 +57,20 @@ CALLS = {
     "dcnv4": lambda *t: dcnv4(*t, *WINDOWS, 2, 4, 1.0, softmax=True),
     "lcdc": lambda *t: lcdc(*t, gate=True),
     "softmax_gate": softmax_gate,
+    "deform_conv2d": lambda *t: deform_conv2d(*t[:4], padding=1, mask=t[4]),
     "rep_conv": rep_conv,
 }
-DIFFERENTIABLE = ["sdc", "dcnv3", "dcnv4", "lcdc", "softmax_gate"]
+REFERENCES = {
+    "sdc": lambda *t: sdc_reference(*t, groups=2),
+    "dcnv3": lambda *t: dcnv3_reference(*t, *WINDOWS, 2, 4, 1.0, softmax=True),
+    "dcnv4": lambda *t: dcnv4_reference(*t, *WINDOWS, 2, 4, 1.0, softmax=True),
+    "lcdc": lambda *t: lcdc_reference(*t, gate=True),
+    "softmax_gate": softmax_gate_reference,
+    "deform_conv2d": lambda *t: deform_conv2d_reference(*t[:4], padding=1, mask=t[4]),
+    "rep_conv": rep_conv_reference,
+}
+SCHEMAS = ["sdc", "dcnv3", "dcnv4", "lcdc", "softmax_gate"]  # operators with a schema of the same name and tensors
+DIFFERENTIABLE = [*SCHEMAS, "deform_conv2d"]
 OPTIONS = {
     **dict.fromkeys(("sdc", "dcnv3", "dcnv4"), (2, *WINDOWS, 1.0, True, False)),
     "lcdc": (True,),
@@ -60,13 +90,13 @@ def test_ops_are_compiled():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("op", DIFFERENTIABLE)
+@pytest.mark.parametrize("op", SCHEMAS)
 def test_opcheck(op, dtype):
     arguments = [t.requires_grad_() for t in images(op, tensors(op, dtype=dtype))]
     torch.library.opcheck(getattr(torch.ops.danet, op).default, (*arguments, *OPTIONS[op]))
 
 
-@pytest.mark.parametrize("op", DIFFERENTIABLE)
+@pytest.mark.parametrize("op", SCHEMAS)
 def test_opcheck_backward(op):
     arguments = [t.requires_grad_() for t in images(op, tensors(op))]
     grad_output = torch.randn_like(arguments[0]).requires_grad_()
@@ -153,8 +183,80 @@ def test_batched_gradients(op):
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_functorch_gradients_error(op):
-    with pytest.raises(RuntimeError, match=f"^{op}: torch.func's grad, vjp and jvp are not supported"):
+    with pytest.raises(RuntimeError, match=f"^{op}: torch.func's grad and vjp are not supported"):
         grad(lambda *t: CALLS[op](*t).sum())(*tensors(op))
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_forward_mode_derivatives(op):
+    arguments = [t.requires_grad_() for t in tensors(op, N=1, dtype=torch.float64)]
+    torch.autograd.gradcheck(
+        CALLS[op], arguments, check_forward_ad=True, check_backward_ad=op in DIFFERENTIABLE, fast_mode=True
+    )
+    tangents = [torch.randn_like(t) for t in arguments]
+    out, tangent = jvp(CALLS[op], tuple(arguments), tuple(tangents))
+    expected_out, expected = jvp(REFERENCES[op], tuple(arguments), tuple(tangents))
+    assert_close(out, expected_out)
+    assert_close(tangent, expected)
+    assert tangent.abs().sum() > 0
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_forward_over_reverse(op):
+    """A tangent of grad_output alone also reaches the gradients."""
+    leaves = [t.requires_grad_() for t in tensors(op, N=1, dtype=torch.float64)]
+    out = CALLS[op](*leaves)
+    direction, tangent = torch.randn_like(out), torch.randn_like(out)
+    expected = torch.autograd.grad(out, leaves, tangent, retain_graph=True)  # gradients are linear in grad_output
+    with forward_ad.dual_level():
+        grads = torch.autograd.grad(out, leaves, forward_ad.make_dual(direction, tangent))
+        for value, right in zip(grads, expected, strict=True):
+            assert_close(forward_ad.unpack_dual(value).tangent, right)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_reference_function_transforms(op):
+    """vmap, grad and jvp of references, and their compositions, equal loops over plain autograd."""
+    draws = [[scale * t for t in tensors(op, N=1, dtype=torch.float64)] for scale in (1, 0.5)]
+    pairs = [torch.stack(each) for each in zip(*draws, strict=True)]
+    loss = lambda *t: REFERENCES[op](*t).square().sum()  # noqa: E731
+    batched = vmap(grad(loss))(*pairs)
+    for i in range(2):
+        leaves = [t[i].clone().requires_grad_() for t in pairs]
+        expected = torch.autograd.grad(loss(*leaves), leaves[:1])[0]
+        assert_close(batched[i], expected)
+    one = [t[0] for t in pairs]
+    product = jvp(grad(loss), tuple(one), tuple(one))[1]  # Hessian times vector
+    leaves = [t.clone().requires_grad_() for t in one]
+    first = torch.autograd.grad(loss(*leaves), leaves[0], create_graph=True)[0]
+    columns = torch.autograd.grad(first, leaves, product)
+    # The Hessian is symmetric: <product, product> both ways.
+    assert_close(sum((c * t).sum() for c, t in zip(columns, one, strict=True)), product.square().sum())
+
+
+@pytest.mark.parametrize("op", ["sdc", "dcnv3", "dcnv4", "deform_conv2d"])
+def test_fx_symbolic_trace(op):
+    class Module(torch.nn.Module):
+        def forward(self, a, b, c, d, e):
+            return CALLS[op](*[t for t, _ in zip((a, b, c, d, e), arguments, strict=False)])
+
+    arguments = tensors(op)
+    traced = torch.fx.symbolic_trace(Module())
+    assert any(getattr(node.target, "__name__", "") == op for node in traced.graph.nodes)
+    padded = [*arguments, *[torch.zeros(1)] * (5 - len(arguments))]
+    assert_close(traced(*padded), CALLS[op](*arguments), rtol=0, atol=0)
+
+
+def test_sdc_module_script_and_symbolic_trace():
+    module = danet.ops.SDC(8, groups=2, kernel_size=5)
+    torch.nn.init.normal_(module.predictor.weight)
+    input = torch.randn(2, 8, 6, 7)
+    for converted in (torch.jit.script(module), torch.fx.symbolic_trace(module), torch.jit.trace(module, input)):
+        module.zero_grad()
+        out = converted(input)
+        assert_close(out, module(input))
+        out.sum().backward()
+        assert module.predictor.weight.grad.abs().sum() > 0
 
 
 def test_functional_call():
@@ -167,6 +269,18 @@ def test_functional_call():
 def test_second_derivatives(op):
     arguments = [t.requires_grad_() for t in tensors(op, N=1, dtype=torch.float64)]
     torch.autograd.gradgradcheck(CALLS[op], arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_gradient_penalty(op):
+    """Second derivatives in which the gradient of the result depends on the same tensors, as in a gradient penalty."""
+    results = []
+    for function in (CALLS[op], REFERENCES[op]):
+        leaves = [t.requires_grad_() for t in tensors(op, N=1, dtype=torch.float64)]
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -188,7 +302,7 @@ def test_rep_conv_gradient_error():
     assert input.grad is not None
 
 
-@pytest.mark.parametrize("op", DIFFERENTIABLE)
+@pytest.mark.parametrize("op", SCHEMAS)
 def test_results_are_deterministic_in_threads(op):
     shapes = {"sdc": [(1, 64, 40, 33), (1, 72, 40, 33), (1, 36, 40, 33)], "lcdc": [(3, 33, 40, 33), (1, 5)]}
     shapes["softmax_gate"] = [(3, 33, 40, 33)] * 2

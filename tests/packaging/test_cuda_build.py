@@ -27,7 +27,7 @@ NAMES = [name.removesuffix("+PTX").replace(".", "") for name in ARCHITECTURES.sp
 EXPECTED = {
     "sdc": {
         "forward_kernel<danet::BFloat16, int, 8, 9, false>": ["LDG.E.128", "STG.E.128", "LDS.128"],
-        "backward_kernel<danet::BFloat16, int, 8, 9, false, true>": ["LDG.E.128", ".ADD.F32x4", "SHFL"],
+        "backward_kernel<danet::BFloat16, int, 8, 9, false, true, false>": ["LDG.E.128", ".ADD.F32x4", "SHFL"],
     },
     "ms_deform_attn": {
         "ms_forward_kernel<danet::BFloat16, float, int, 8>": ["LDG.E.128", "STG.E.128", "LDS.128"],
