@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # The packages and top-level modules of danet, lowest layer first. A module may import its own package and lower layers.
 LAYERS = (
-    ("ops", "utils"),
+    ("ops", "utils", "testing"),
     ("detections",),
     ("config", "boxes"),
     ("models",),
