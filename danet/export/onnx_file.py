@@ -15,25 +15,39 @@ from torch import Tensor, nn
 from danet.export.network import trace
 from danet.inference import export_description
 from danet.inference.onnx_network import OnnxNetwork
+from danet.ops import onnx_form
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 22
-"""The first ONNX opset whose DeformConv accepts all dtypes of ``sdc``, bfloat16 included."""
+"""The first ONNX opset whose DeformConv accepts all dtypes of ``sdc``, bfloat16 included.
+
+ONNX Runtime runs it from version 1.25 on.
+"""
+
+MIN_OPSET = 18
+"""The lowest opset that torch.onnx writes without a conversion."""
 
 
-def export_onnx(network: nn.Module, images: Tensor, path: str | os.PathLike, *, names: Sequence[str]) -> None:
+def export_onnx(
+    network: nn.Module, images: Tensor, path: str | os.PathLike, *, names: Sequence[str], opset: int = OPSET
+) -> None:
     """Writes a network as an ONNX file for any batch and image size.
 
+    ``sdc``, ``dcnv3``, ``dcnv4``, ``deform_conv2d`` and their modules become DeformConv nodes with opset 22 or later
+    (ONNX Runtime 1.25 or newer), and GridSample nodes with lower opsets, for older runtimes.
+
     Args:
-        network: a module of torch's own operators, such as ``Predictions``.
+        network: a module of torch's own operators and of the deformable operators of ``danet.ops``.
         images: an example input ``[N, C, H, W]``, see ``EXAMPLE_SHAPE``.
         path: the file to write.
         names: names of the outputs of ``network(images)``.
+        opset: version of ONNX's operators, at least 18.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
+        ValueError: ``opset`` is below 18.
 
     Example:
         >>> import tempfile
@@ -46,7 +60,11 @@ def export_onnx(network: nn.Module, images: Tensor, path: str | os.PathLike, *, 
     """
     import onnx
 
-    onnx.save(to_onnx(network, images, names), os.fspath(path))
+    if opset < MIN_OPSET:
+        raise ValueError(f"export_onnx: opset must be >= {MIN_OPSET}, got {opset}")
+    with onnx_form.standard_operators(deform_conv=opset >= OPSET):
+        model = to_onnx(network, images, names, opset)
+    onnx.save(model, os.fspath(path))
 
 
 def write(network: nn.Module, images: Tensor, path: Path, description: dict, *, nms: bool = False) -> None:
@@ -61,14 +79,14 @@ def write(network: nn.Module, images: Tensor, path: Path, description: dict, *, 
     onnx.save(model, path)
 
 
-def to_onnx(network: nn.Module, images: Tensor, names: Sequence[str]) -> "onnx.ModelProto":
+def to_onnx(network: nn.Module, images: Tensor, names: Sequence[str], opset: int = OPSET) -> "onnx.ModelProto":
     """Converts a network to an ONNX model for any batch and image size, see ``export_onnx``."""
     with _without_warnings():
         program = torch.onnx.export(
             trace(network, images),
             input_names=["images"],
             output_names=list(names),
-            opset_version=OPSET,
+            opset_version=opset,
             dynamo=True,
             optimize=True,
             external_data=False,

@@ -91,7 +91,7 @@ def deform_conv2d(
         shape = (sizes.N, weight.shape[0], sizes.H_out, sizes.W_out)
         return onnx_form.deform_conv(input, offset, _mask(input, mask, sizes), weight, bias, options, shape)
     mask = _mask(input, mask, sizes)
-    if _has_fused_kernel(input, weight, sizes):
+    if not onnx_form.is_active() and _has_fused_kernel(input, weight, sizes):
         return library.call("deform_conv2d", input, offset, mask, weight, bias, *options.to_schema())
     samples = run("deform_im2col", _im2col_reference, (input, offset, mask), sizes, options)
     return _multiply(samples, weight, bias, sizes)

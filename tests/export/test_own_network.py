@@ -1,0 +1,69 @@
+"""Networks of a user's own with deformable operators, as ONNX files in ONNX Runtime."""
+
+import pytest
+import torch
+from torch import nn
+
+from danet.export import export_onnx
+from danet.ops import SDC, DCNv3, deform_conv2d, sdc
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+class Network(nn.Module):
+    """SDC, sdc with other options, a dense deform_conv2d and DCNv3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.sdc = SDC(8, groups=2)
+        self.predictor = nn.Conv2d(8, 54, 3, padding=1)
+        self.weight = nn.Parameter(torch.randn(6, 8, 3, 3))
+        self.bias = nn.Parameter(torch.randn(6))
+        self.dcnv3 = DCNv3(6, group=2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.sdc(self.stem(images))
+        predicted = self.predictor(x)
+        x = sdc(x, predicted[:, :36], predicted[:, 36:], groups=2, dilation=2, padding=2, offset_scale=1.5)
+        x = deform_conv2d(x, predicted[:, :18], self.weight, self.bias, padding=1, mask=predicted[:, 36:45].sigmoid())
+        return self.dcnv3(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    network = Network().eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+@pytest.mark.parametrize(("opset", "node"), [(22, "DeformConv"), (18, "GridSample")])
+def test_export_onnx_of_own_network(network, opset, node, tmp_path):
+    path = tmp_path / "network.onnx"
+    export_onnx(network, torch.randn(2, 1, 12, 14), path, names=["features"], opset=opset)
+    types = [each.op_type for each in onnx.load(path).graph.node]
+    assert node in types and "danet" not in " ".join(types)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    images = torch.randn(3, 1, 17, 13)
+    (out,) = session.run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(out), network(images), rtol=1e-3, atol=1e-3)
+
+
+def test_torch_onnx_export_of_sdc(tmp_path):
+    """torch's own exporter writes the module as it is."""
+    module, input = SDC(8).eval(), torch.randn(1, 8, 6, 7)
+    nn.init.normal_(module.predictor.weight)
+    torch.onnx.export(module, (input,), tmp_path / "sdc.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "sdc.onnx", providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {session.get_inputs()[0].name: input.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), module(input), rtol=1e-3, atol=1e-4)
+
+
+def test_export_onnx_opset_error(network, tmp_path):
+    with pytest.raises(ValueError, match="export_onnx: opset must be >= 18, got 16"):
+        export_onnx(network, torch.randn(2, 1, 12, 14), tmp_path / "a.onnx", names=["features"], opset=16)
