@@ -92,8 +92,8 @@ def check_operator(
         >>> from danet.testing import check_operator
         >>> cases = {"small": (torch.randn(2, 3, 4), torch.randn(2, 3, 4))}
         >>> report = check_operator(torch.mul, lambda a, b: a * b, cases, skip=["compile", "export"], quiet=True)
-        >>> report.rows[0]
-        ('values', 'yes', 'float32, largest relative error 0.0e+00')
+        >>> report.rows[0][:2]
+        ('values', 'yes')
     """
     unknown = set(skip) - set(CHECKS)
     if unknown:

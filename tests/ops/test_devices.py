@@ -21,6 +21,7 @@ from danet.ops import (
     sdc_reference,
     softmax_gate_reference,
 )
+from danet.ops.sdc import SdcOptions, unchecked_reference
 
 DTYPES = {
     "float64": (torch.float64, 1e-12),
@@ -135,6 +136,58 @@ def test_sdc_forward_and_backward(device, case, dtype):
     for deterministic in (False, True):
         results = device("sdc_backward", grad_output, *tensors, *sdc_options(options), deterministic, seed=5)
         assert_near(results, grads, 2 * tolerance, terms=1)
+
+
+IM2COL_CASES = [
+    "groups",
+    "packets",
+    "12 channels per group",
+    "kernel 3x2",
+    "stride",
+    "offsets far outside",
+    "one pixel",
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("case", IM2COL_CASES)
+def test_deform_im2col_forward_and_backward(device, case, dtype):
+    *sizes, options = SDC_CASES[case]
+    dtype, tolerance = DTYPES[dtype]
+    tensors, options = arguments(*sizes, dtype=dtype, **{**options, "softmax": False})
+    more = sdc_options(options)
+    validated = SdcOptions.from_schema("deform_im2col", *more)
+    call_sizes = validated.sizes("deform_im2col", tensors[0].shape)
+
+    def reference(*t):
+        return unchecked_reference(*t, call_sizes, validated, sum_taps=False)
+
+    expected = reference(*(value.double() for value in tensors))
+    assert_near(device("deform_im2col", *tensors, *more), [expected], tolerance)
+    # The sum over the taps is sdc.
+    summed = expected.unflatten(1, (call_sizes.K, call_sizes.C)).sum(1)
+    assert_near([summed], [sdc_reference(*(value.double() for value in tensors), **options)], 1e-12)
+    grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    grads = gradients(reference, tensors, grad_output)
+    for deterministic in (False, True):
+        results = device("deform_im2col_backward", grad_output, *tensors, *more, deterministic, seed=5)
+        assert_near(results, grads, 2 * tolerance, terms=1)
+
+
+@pytest.mark.parametrize("operator", ["dcnv3", "sdc"])
+def test_samples_at_minus_one(device, operator):
+    """DCNv3 ignores samples at exactly -1; sdc gives their offsets right-sided derivatives."""
+    input = torch.rand(1, 4, 3, 4) + 1
+    offset, mask = torch.zeros(1, 2, 3, 4), torch.ones(1, 1, 3, 4)
+    offset[0, :, 0, 0] = -1  # the sample lies at (-1, -1)
+    offset[0, 1 if operator == "dcnv3" else 0, 0, 2] = -1  # at (-1, 2): y is the second of DCNv3's pair
+    more = (1, 1, 1, 1, 1, 0, 0, 1, 1, 1.0, False, False)
+    out = device(operator, input, offset, mask, *more)[0]
+    assert out[0, :, 0, 0].abs().sum() == 0 and out[0, :, 0, 2].abs().sum() == 0
+    for deterministic in (False, True):
+        grads = device(f"{operator}_backward", torch.ones(1, 4, 3, 4), input, offset, mask, *more, deterministic)
+        assert (grads[1][0, :, 0, 2].abs().sum() > 0) == (operator == "sdc")
+        assert grads[1][0, :, 0, 1].abs().sum() > 0
 
 
 def to_dcn_layout(offset, mask, groups, kernel_size, remove_center):
