@@ -52,7 +52,7 @@ $(KERNELS): $(SOURCES) | $(READY)
 kernels: $(KERNELS)  ## build what changed in csrc/
 
 SANITIZED := build/cmake-sanitize/libdanet.so
-SANITIZE_TESTS ?= sdc lcdc rep_conv softmax_gate fused_safem ms_deform_attn
+SANITIZE_TESTS ?= sdc lcdc rep_conv softmax_gate fused_safem ms_deform_attn deform_conv
 # Instruction sets to test with sanitizers, and the checks of the emulated CUDA kernels.
 CAPABILITIES ?= default avx2 avx512 amx-emulated
 EMULATIONS ?= check sanitize

@@ -23,7 +23,8 @@ import torch
 import danet
 from danet.boxes import iou
 from danet.data.frame_sources import open_source
-from danet.data.importers.svanstrom import CLASSES, find_videos, read_labels
+from danet.data.importers.svanstrom import find_videos
+from danet.data.importers.svanstrom_labels import CLASSES, read_labels
 from danet.data.video import Frame
 from danet.detections import Detections
 from danet.evaluation.alarm_metrics import AlarmedVideo, first_alarm_delays, summarize_alarms

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.gpu_model import cases, model
 from benchmarks.gpu_model.kernels import ROOT, MachineCode, compile_cubin
+from benchmarks.gpu_model.operands import UnsupportedCode
 
 
 def main() -> int:
@@ -26,7 +27,12 @@ def main() -> int:
     code = MachineCode([compile_cubin(ROOT / f"csrc/{name}/{name}_cuda.cu", options.folder) for name in operators])
     results = []
     for name in names:
-        results.append(cases.predict(cases.CASES[name](), code))
+        try:
+            results.append(cases.predict(cases.CASES[name](), code))
+        except UnsupportedCode as error:
+            parser.error(
+                f"{name}: the performance model does not support {error}; see benchmarks/gpu_model/operands.py"
+            )
     print("\n".join(cases.rows(results)))
     if options.bounds:
         for result in results:

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.gpu_model import float_instructions, memory_instructions  # noqa: F401  (register instructions)
 from benchmarks.gpu_model.instructions import BUILDERS
-from benchmarks.gpu_model.operands import Execute, read_predicate, reader_u64
+from benchmarks.gpu_model.operands import Execute, UnsupportedCode, read_predicate, reader_u64
 from benchmarks.gpu_model.sass import Function, Instruction
 
 Array = np.ndarray
@@ -171,7 +171,7 @@ class Machine:
         self.blocks = np.fromiter(blocks, np.int64)
         count = launch.threads
         if count % 32:
-            raise NotImplementedError("blocks must have whole warps")
+            raise UnsupportedCode(f"a block of {count} threads, which are no whole warps")
         self.threads = len(self.blocks) * count
         self.warps = self.threads // 32
         self.warp_count = count // 32
@@ -196,7 +196,7 @@ class Machine:
     def constants(self, bank: int, addresses: Array) -> Array:
         """32 bits of each address of a constant bank."""
         if bank != 0:
-            raise NotImplementedError(f"constant bank {bank}")
+            raise UnsupportedCode(f"constant bank {bank}")
         return self._bank[addresses // 4]
 
     def special_register(self, name: str, lanes: Array) -> Array:
@@ -216,7 +216,7 @@ class Machine:
             "SRZ": lambda: np.zeros_like(lanes),
         }
         if name not in values:
-            raise NotImplementedError(f"special register {name}")
+            raise UnsupportedCode(f"special register {name}")
         return values[name]().astype(np.uint32)
 
     def record(self, instruction: Instruction, space: str, lanes: Array, addresses: Array, width: int) -> None:
@@ -224,7 +224,12 @@ class Machine:
         self.counts.accesses.append(Access(instruction, space, lanes, addresses, width))
 
     def run(self, max_steps: int = 2_000_000) -> Record:
-        """Executes all threads to their end. Raises RuntimeError on a deadlock or an invalid access."""
+        """Executes all threads to their end.
+
+        Raises:
+            RuntimeError: a deadlock, or an access outside of the tensors.
+            UnsupportedCode: an instruction that the model does not know was reached.
+        """
         with np.errstate(all="ignore"):
             steps = 0
             while self.alive.any():
@@ -270,7 +275,7 @@ class Machine:
             return _unknown(instruction)
         try:
             execute = builder(instruction)
-        except NotImplementedError:
+        except UnsupportedCode:
             return _unknown(instruction)
         if instruction.predicate is None:
             return execute
@@ -293,7 +298,7 @@ class Machine:
 
 def _unknown(instruction: Instruction) -> Execute:
     def execute(m, i):
-        raise NotImplementedError(f"instruction {instruction.text}")
+        raise UnsupportedCode(f"instruction {instruction.text}")
 
     return execute
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from benchmarks.gpu_model.instructions import opcode
 from benchmarks.gpu_model.operands import (
+    UnsupportedCode,
     read_predicate,
     reader_address,
     reader_u32,
@@ -80,7 +81,7 @@ def reduce(instruction):
         operands.pop(0)
     if operands[0].kind == "register":
         if operands[0].number != ZERO:
-            raise NotImplementedError(instruction.text)
+            raise UnsupportedCode(f"instruction {instruction.text}")
         operands.pop(0)
     read_address, width, modifiers = reader_address(operands[0]), width_of(instruction), instruction.modifiers
     double = "F64" in modifiers
@@ -237,7 +238,7 @@ def load_matrices(instruction):
     """ldmatrix: lane 8 * k + r gives the address of row r of matrix k."""
     target, source = instruction.operands
     if instruction.modifiers != ("16", "M88", "4"):
-        raise NotImplementedError(instruction.text)
+        raise UnsupportedCode(f"instruction {instruction.text}")
     read_address, stores = reader_address(source), [writer_u32(_part(target, part)) for part in range(4)]
 
     def execute(m, i):
@@ -258,7 +259,7 @@ def multiply_matrices(instruction):
     target, a, b, c = instruction.operands
     tf32, brain = "TF32" in modifiers, "BF16" in modifiers
     if "F32" not in modifiers or modifiers[0] not in ("16816", "1688") or (modifiers[0] == "1688" and not tf32):
-        raise NotImplementedError(instruction.text)
+        raise UnsupportedCode(f"instruction {instruction.text}")
     read_a = [reader_u32(_part(a, part)) for part in range(4)]
     read_b = [reader_u32(_part(b, part)) for part in range(2)]
     read_c = [reader_u32(_part(c, part)) for part in range(4)]

@@ -7,62 +7,31 @@ import logging
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, overload
+from typing import Any, Literal, NamedTuple, overload
 
-import cv2
 import numpy as np
 import torch
 
-from danet.boxes import Detections, area, clip
-from danet.config import ModelConfig
+from danet.boxes import Detections, area
 from danet.data.frame_sources import open_sources
 from danet.data.image_domain import ImageDomain
 from danet.data.image_folder import IMAGE_SUFFIXES
-from danet.data.normalize import intensity_range, normalize
-from danet.data.temporal import align, extra_channels, to_grey
-from danet.data.transforms import letterbox
 from danet.data.video import Frame
-from danet.inference.image_arrays import to_image
 from danet.inference.input_size import parse_input_size
+from danet.inference.network_protocol import DeployableNetwork, Network
 from danet.inference.polarity import TARGET_SCORE, Polarity, PolarityTracker
 from danet.inference.predict import batches_of_equal_size
+from danet.inference.preprocessing import Image, Placement, Preprocessor, read_pixels
 from danet.inference.stream import DetectionStream, FrameTracker
 from danet.models import DANet
-from danet.models.danet import MINIMUM_SIZE
 from danet.ops.common import dtype_name
 from danet.utils.errors import UserError
-from danet.utils.image_io import read_image
 
 LIST_BATCH = 8
 """Images of a list that go through the network at once."""
 
 SUPPORTED_CLASSES = "supported_classes"
 """Key of the metadata under which the classes are listed that the weights detect reliably."""
-
-Image = np.ndarray | torch.Tensor | str | os.PathLike
-
-
-class Network(Protocol):
-    """What a ``Detector`` runs: a ``DANet``, a ``DeployedDANet`` or an ``OnnxNetwork``."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def input_dtype(self) -> torch.dtype: ...
-    def __call__(self, images: torch.Tensor, /) -> Any: ...
-    def decode(
-        self, output: Any, /, *, score_threshold: float, iou_threshold: float, max_detections: int
-    ) -> list[Detections]: ...
-
-
-class DeployableNetwork(Network, Protocol):
-    """What a ``Detector`` is made of: a ``DANet`` or an ``OnnxNetwork``."""
-
-    def deploy(self, *, dtype: torch.dtype | Literal["auto"]) -> Network: ...
 
 
 class Detector:
@@ -150,7 +119,9 @@ class Detector:
         is_known = self.domain is not None and self.domain.polarity != "any"
         self.polarity = "white" if polarity == "auto" and not is_known else polarity
         self.begin_source()
-        self._told_scaling = False
+        self.preprocessor = Preprocessor(
+            self.model.config, self.input_size, self.domain, notify=lambda level, text: self.notify(level, text)
+        )
 
     @property
     def dtype_note(self) -> str:
@@ -301,7 +272,7 @@ class Detector:
     def _detect_list(self, images: Sequence[Any]) -> list[Detections]:
         """Detects in a list of any length; images of equal size that follow each other form batches."""
         results = []
-        pairs = ((image, _read(image)) for image in images)
+        pairs = ((image, read_pixels(image)) for image in images)
         for part in batches_of_equal_size(pairs, LIST_BATCH, lambda pair: pair[1].shape[:2]):
             for (image, array), found in zip(part, self.batch([array for _, array in part]), strict=True):
                 found.image = image if isinstance(image, (str, os.PathLike)) else array
@@ -315,43 +286,9 @@ class Detector:
 
     def preprocess(
         self, images: Sequence[Image], past: Sequence[Mapping[float, Image]] | None = None
-    ) -> tuple[torch.Tensor, list[tuple[int, int, tuple[float, float], tuple[float, float]]]]:
-        """Reads, letterboxes and normalizes images into a batch ``[N, C, H, W]`` of float32.
-
-        Smaller images of a batch are padded at the right and at the bottom with 0, the normalized median.
-
-        Args:
-            images: see ``__call__``.
-            past: for each image its earlier frames, as far as they are known: lag in seconds, one of ``lags`` -> frame
-                of the size of the image. Only networks with lags use them.
-
-        Returns:
-            The batch, and for each image what ``postprocess`` needs: height, width, and the scale and the
-            offset in (x, y) of the image that the network sees.
-        """
-        config = self.model.config
-        channels = config.input_channels
-        placed, geometry = [], []
-        for index, image in enumerate(images):
-            array = _read(image)
-            if channels == 1 and array.ndim == 3:
-                array = cv2.cvtColor(array, cv2.COLOR_BGR2GRAY)
-            height, width = array.shape[:2]
-            intensities = intensity_range(array)  # before the letterbox, whose padding must not count
-            array, scale, offset = self._resize(array)
-            normalized = normalize(array, channels, intensities)
-            if config.network_channels > channels:
-                extra = self._extra_channels(array, past[index] if past else {}, intensities.span, (height, width))
-                normalized = np.concatenate([normalized, extra])
-            placed.append(normalized)
-            geometry.append((height, width, scale, offset))
-        shape = [max(MINIMUM_SIZE, *(p.shape[axis] for p in placed)) for axis in (1, 2)]
-        if len(placed) == 1 and placed[0].shape[1:] == tuple(shape):
-            return torch.from_numpy(placed[0][None]), geometry
-        batch = np.zeros((len(placed), placed[0].shape[0], *shape), np.float32)
-        for i, p in enumerate(placed):
-            batch[i, :, : p.shape[1], : p.shape[2]] = p
-        return torch.from_numpy(batch), geometry
+    ) -> tuple[torch.Tensor, list[Placement]]:
+        """Turns images into a batch ``[N, C, H, W]`` of float32 for ``forward``, see ``Preprocessor``."""
+        return self.preprocessor(images, past)
 
     @torch.inference_mode()
     def forward(self, batch: torch.Tensor, geometry: list) -> tuple[Any, list]:
@@ -366,7 +303,7 @@ class Detector:
     def postprocess(self, output: Any, geometry: list) -> list[Detections]:
         """Applies thresholds and NMS, maps the boxes to pixels of the images and clips them; returns CPU tensors."""
         decoded = self._choose_polarities(output) if isinstance(output, _AutoOutput) else self._decode(output)
-        return [self._finish(found, *place) for found, place in zip(decoded, geometry, strict=True)]
+        return [self._finish(found, place) for found, place in zip(decoded, geometry, strict=True)]
 
     @property
     def chooses_polarity(self) -> bool:
@@ -377,9 +314,7 @@ class Detector:
     def in_polarity(self, batch: torch.Tensor, geometry: list, polarity: Polarity) -> list[tuple[float, Detections]]:
         """The detections of each image in one polarity, and the score for ``choose_polarity``."""
         decoded = self._decode(self._run(self._to_device(batch), polarity))
-        return [
-            (self._best_score(found), self._finish(found, *at)) for found, at in zip(decoded, geometry, strict=True)
-        ]
+        return [(self._best_score(found), self._finish(found, at)) for found, at in zip(decoded, geometry, strict=True)]
 
     def choose_polarity(self, best_score: Callable[[Polarity], float]) -> Polarity:
         """The polarity of the next image, see ``PolarityTracker.choose``; "auto" only."""
@@ -391,45 +326,6 @@ class Detector:
 
     def _to_device(self, batch: torch.Tensor) -> torch.Tensor:
         return batch.to(self.device, self.model.input_dtype, memory_format=torch.channels_last)
-
-    def _resize(self, image: np.ndarray) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
-        """The image as the network sees it; its scale and its offset in (x, y), see ``preprocess``."""
-        height, width = image.shape[:2]
-        if isinstance(self.input_size, tuple):
-            if self.input_size == (height, width):
-                return image, (1.0, 1.0), (0.0, 0.0)
-            image, _, (scale, offset) = letterbox(image, np.zeros((0, 4), np.float32), self.input_size)
-            return image, (scale, scale), offset
-        fitted = self.domain.fitted_size(height, width) if self.input_size is None and self.domain is not None else None
-        if fitted is None:
-            return image, (1.0, 1.0), (0.0, 0.0)
-        if not self._told_scaling:
-            self._told_scaling = True
-            self.notify(
-                logging.WARNING,
-                f"frames of {width} x {height} pixels are scaled to {fitted[1]} x {fitted[0]}, close to the size of "
-                f"the training images ({self.domain}); "
-                "--input_size native (input_size='native' in Python) turns this off",
-            )
-        # Cubic interpolation keeps small targets sharp: bilinear interpolation loses a tenth of them when it enlarges.
-        method = cv2.INTER_AREA if fitted[0] < height else cv2.INTER_CUBIC
-        resized = cv2.resize(image, fitted[::-1], interpolation=method)
-        return resized, (fitted[1] / width, fitted[0] / height), (0.0, 0.0)
-
-    def _extra_channels(
-        self, image: np.ndarray, past: Mapping[float, Image], span: float, size: tuple[int, int]
-    ) -> np.ndarray:
-        """The channels that compare a resized image with its neighborhood and its earlier frames of ``size``."""
-        grey = to_grey(image)
-        aligned: list[np.ndarray | None] = []
-        for lag in self.lags:
-            frame = _read(past[lag]) if lag in past else None
-            if frame is None or frame.shape[:2] != size or frame.dtype != image.dtype:
-                aligned.append(None)
-            else:
-                aligned.append(align(to_grey(self._resize(frame)[0]), grey, span))
-        with_local_contrast = self.model.config.local_contrast
-        return extra_channels(grey, aligned, span, with_local_contrast=with_local_contrast)
 
     def _run(self, images: torch.Tensor, polarity: Polarity) -> Any:
         # Normalized images have their median at 0, so that changing the sign swaps black-hot and white-hot.
@@ -482,15 +378,12 @@ class Detector:
             f"polarity {meaning}, {reason}; --polarity white or black (polarity= in Python) sets it",
         )
 
-    def _finish(
-        self, found: Detections, height: int, width: int, scale: tuple[float, float], offset: tuple[float, float]
-    ) -> Detections:
+    def _finish(self, found: Detections, placement: Placement) -> Detections:
         """Maps the boxes to pixels of the image, and selects the detections to report."""
         found = Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), self.classes)
         if len(found) == 0:
             return found
-        offsets, scales = torch.tensor([*offset, *offset]), torch.tensor([*scale, *scale])
-        found.boxes = clip((found.boxes - offsets) / scales, height, width)
+        found.boxes = placement.to_image(found.boxes)
         is_inside = area(found.boxes) > 0  # not boxes that lie in the padding
         return found[is_inside & (found.scores > self.score_threshold) & self._is_reported[found.labels]]
 
@@ -514,8 +407,3 @@ class _AutoOutput(NamedTuple):
     images: torch.Tensor
     polarity: Polarity
     output: Any
-
-
-def _read(image: Any) -> np.ndarray:
-    """The pixels of an image or a path."""
-    return read_image(image) if isinstance(image, (str, os.PathLike)) else to_image(image)

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.gpu_model import model, transactions
 from benchmarks.gpu_model.kernels import Cubin, Execution, compile_cubin, cuobjdump, nvcc, process_memory
 from benchmarks.gpu_model.machine import Launch, Machine
+from benchmarks.gpu_model.operands import UnsupportedCode
 
 pytestmark = pytest.mark.skipif(nvcc() is None or cuobjdump() is None, reason="no nvcc, or no cuobjdump")
 
@@ -153,3 +154,15 @@ def test_invalid_access_is_reported(kernels):
         launch = Launch("synthetic", (1, 1, 1), (32, 1, 1), 0, struct.pack("qqi", 4096 * 2, 4096 * 3, 1))
         kernel = kernels["read_strided"]
         Machine(kernel.function, launch, [0], process_memory()).run()
+
+
+def test_unsupported_code_is_named(kernels):
+    with pytest.raises(UnsupportedCode, match="a block of 33 threads, which are no whole warps"):
+        execute(kernels["copy_packets"], aligned(4 * 64), aligned(4 * 64), threads=33)
+    machine = Machine(
+        kernels["copy_packets"].function, Launch("x", (1, 1, 1), (32, 1, 1), 0, b""), [0], process_memory()
+    )
+    with pytest.raises(UnsupportedCode, match="constant bank 3"):
+        machine.constants(3, np.zeros(32, np.int64))
+    with pytest.raises(UnsupportedCode, match="special register SR_NTID"):
+        machine.special_register("SR_NTID", np.arange(32))

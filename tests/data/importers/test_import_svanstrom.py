@@ -11,8 +11,9 @@ import pytest
 
 from danet.data.__main__ import main
 from danet.data.coco_dataset import load_coco
-from danet.data.importers import svanstrom
-from danet.data.importers.svanstrom import check_counts, decode, find_recordings, find_videos, read_labels
+from danet.data.importers import svanstrom_labels
+from danet.data.importers.svanstrom import check_counts, decode, find_recordings, find_videos
+from danet.data.importers.svanstrom_labels import read_labels
 from danet.data.video_writer import VideoWriter
 from danet.utils.errors import UserError
 
@@ -263,11 +264,11 @@ def test_file_that_crashes_mat_io_is_one_error(tmp_path, monkeypatch):
         assert os.getpid() != parent
         os.kill(os.getpid(), signal.SIGSEGV)
 
-    monkeypatch.setattr(svanstrom, "_load_mat", crash)
+    monkeypatch.setattr(svanstrom_labels, "_load_mat", crash)
     path = tmp_path / "IR_DRONE_001_LABELS.mat"
     path.write_bytes(b"damaged")
     with pytest.raises(UserError, match="mat-io crashed while it read this file"):
-        svanstrom.read_labels(path)
+        read_labels(path)
 
 
 def test_read_labels_without_mat_io(tmp_path, monkeypatch):
