@@ -173,9 +173,9 @@ def track(options: TrackOptions) -> int:
 
     def print_summary() -> None:
         by_class = ", ".join(f"{printable(name)} {count}" for name, count in files.ids.most_common())
-        count = f"{sum(files.ids.values())} targets{f' ({by_class})' if by_class else ''}"
-        cuts = f", {tracker.cuts} cuts" if tracker.cuts else ""
-        print(f"{files.frames} frames, {count}, {alarms.started} alarms{cuts}")
+        count = f"targets: {sum(files.ids.values())}{f' ({by_class})' if by_class else ''}"
+        cuts = f", cuts: {tracker.cuts}" if tracker.cuts else ""
+        print(f"frames: {files.frames}, {count}, alarms: {alarms.started}{cuts}")
         parts = {"reading": "reading", "network": "network and decoding", "tracking": "tracking"}
         print_speed(figures, parts | {"writing": "drawing and writing"})
         print_files(output.paths, [*files.paths, alarm_output.path])

@@ -101,7 +101,7 @@ def test_files_match_each_other_and_the_python_interface(weights, tmp_path, caps
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["frames"] == 8 and sum(figures["targets"].values()) == len({track["id"] for _, track in boxes})
     printed = capsys.readouterr().out
-    assert f"8 frames, {sum(figures['targets'].values())} targets" in printed and "tracking" in printed
+    assert f"frames: 8, targets: {sum(figures['targets'].values())}" in printed and "tracking" in printed
 
 
 def test_images_of_a_folder_are_one_video(weights, tmp_path):
@@ -205,5 +205,5 @@ def test_alarms_are_written_with_pictures_and_delivered(weights, tmp_path, capsy
         {**{name: value for name, value in event.items() if name != "crop_jpeg"}, "crop": 0} for event in received
     ]
     assert all(len(event["crop_jpeg"]) > 100 for event in received)
-    assert f"{len(starts)} alarms" in capsys.readouterr().out
+    assert f"alarms: {len(starts)}" in capsys.readouterr().out
     assert "s3cret" not in (out / "config.yaml").read_text()

@@ -1,8 +1,8 @@
 """Computes the time of a kernel launch from what the interpreter counted, for each resource of the device.
 
-The prediction is the time of the slowest resource, divided by EFFICIENCY, plus nothing else: launches of a captured
-network overlap their start with the end of the launch before. The constants come from NVIDIA's documents where they
-say, else they are assumptions, to be fitted to a measurement. docs/performance_model.md lists them.
+The prediction is the time of the slowest resource, divided by EFFICIENCY. Nothing is added for the start of a launch,
+because in a captured network it overlaps with the end of the previous launch. Constants that NVIDIA documents are taken
+from there; the others are assumptions, to be fitted to a measurement. docs/performance_model.md lists them.
 """
 
 from collections import Counter

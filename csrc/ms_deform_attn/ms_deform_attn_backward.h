@@ -112,7 +112,8 @@ __attribute__((noinline)) void scatter_levels(
           scatter_corners<A>(to, cell, weight_of, grad, count);
           continue;
         }
-        // One corner at a time: some lie outside the band, or two are the same pixel, in a level of one row or column.
+        // Add one corner at a time: some corners may lie outside the band, and two corners are the same pixel if the
+        // level has only one row or column.
         for (int corner = 0; corner < 4; ++corner) {
           const int32_t corner_row = level.H > 1 ? row + corner / 2 : 0;
           if (corner_row < bounds.first || corner_row >= bounds.last) continue;

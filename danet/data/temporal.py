@@ -18,28 +18,29 @@ import numpy as np
 T = TypeVar("T")
 
 LAG_TOLERANCE = 0.25
-"""A frame stands for the frame at a lag if its age differs from the lag by at most this fraction of it."""
+"""A frame is used for a lag if its age differs from the lag by at most this fraction of the lag."""
 MAX_SHIFT_FRACTION = 0.4
-"""Larger shifts, as a fraction of the side of the image, are not believed."""
+"""Larger shifts, as a fraction of the side of the image, are rejected as wrong estimates."""
 MIN_SHIFT_PIXELS = 0.1
 """Smaller shifts are not corrected: interpolation would change the image more than the shift does."""
 CUT_FRACTION = 0.12
-"""Median absolute difference of two frames, in spans, above which the video was cut between them."""
+"""Two frames whose median absolute difference exceeds this fraction of the intensity span show different scenes."""
 SMOOTHING_PIXELS = 1.0
-"""Standard deviation of the Gaussian that smooths a difference: its noise falls by 3.5, a target of 3 pixels by less
-than 2."""
+"""Standard deviation of the Gaussian that smooths a difference. It divides the noise by 3.5, but the contrast of a
+target of 3 pixels by less than 2."""
 NOISE_UNITS = 0.25
-"""Standard deviation of the noise in a difference channel."""
+"""A difference channel is scaled so that its noise has this standard deviation."""
 DEVIATION_UNITS = 0.5
-"""Local standard deviation in the channel of the local contrast."""
+"""The local contrast channel is scaled so that its local standard deviation has this value."""
 LIMIT_UNITS = 4.0
 """Values x become x / (1 + |x| / LIMIT_UNITS), so that strong targets do not hide the other channels."""
 MIN_NOISE_SPANS = 1 / 256
-"""Lower bound of the noise of a difference in spans: compressed video has areas without any noise."""
+"""Lower bound of the noise of a difference, as a fraction of the intensity span: compressed video can be noise-free."""
 MIN_DEVIATION_SPANS = 1 / 64
-"""Lower bound of the local deviation in spans: in flat areas, it would otherwise show the blocks of the compression."""
+"""Lower bound of the local deviation, as a fraction of the intensity span. Without it, the local contrast of flat areas
+would show the blocks of the video compression."""
 SPARSE = np.s_[::4, ::4]
-"""The pixels of which medians are computed."""
+"""Medians are computed from every fourth pixel of every fourth row, to save time."""
 NEIGHBORHOOD_PIXELS = 31
 """Side of the square over which the local contrast is measured."""
 
@@ -48,7 +49,7 @@ def align(past: np.ndarray, image: np.ndarray, span: float) -> np.ndarray | None
     """Shifts an earlier frame so that its background covers that of ``image``.
 
     The shift is found by phase correlation at half of the resolution, and is used only if it makes the frames more
-    similar than no shift. Where the earlier frame shows nothing, the result has the pixels of ``image``.
+    similar than no shift. Pixels that the shifted frame does not cover are copied from ``image``.
 
     Args:
         past, image: ``[H, W]``, uint8 or uint16.

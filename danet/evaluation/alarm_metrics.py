@@ -1,4 +1,4 @@
-"""What operators ask of alarms: how soon a target raises one, and how many false ones an hour of video brings."""
+"""Metrics of alarms: the delay until a target raises an alarm, and the number of false alarms per hour of video."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ def summarize_alarms(videos: Sequence[AlarmedVideo], *, within: float = 1.0, res
 
     Returns:
         ``detected``: number of videos with a target and an alarm within the time; ``probability``: their share;
-        ``median_delay``: of the videos with an alarm; ``false_alarms``: for each distractor class, and for ``any``, the
-        number of alarms, of videos with one, of videos, and alarms per hour.
+        ``median_delay``: of the videos with a target and an alarm; ``false_alarms``: for each distractor class, and for
+        ``any``, the numbers of alarms, of videos with an alarm and of all videos, and the alarms per hour.
 
     Example:
         >>> videos = [AlarmedVideo("a", "drone", 10.0, (0.4,), True), AlarmedVideo("b", "bird", 360.0, (3.0,), False)]

@@ -38,7 +38,7 @@ class EvaluateOptions:
     """COCO json (or a folder with one) to evaluate on; also given as the second argument."""
 
     predictions: str | None = None
-    """Instead of `weights`: what any other program has detected in the images of `data`, as a json of COCO results or a
+    """Instead of `weights`: the detections of any other program in the images of `data`, as a json of COCO results or a
     folder of YOLO text files with confidences."""
 
     tune_predictions: str | None = None

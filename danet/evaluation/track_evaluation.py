@@ -168,7 +168,7 @@ def _plain(value: object) -> object:
 def _print(content: dict, videos: int) -> None:
     names = ("hota", "deta", "assa", "mota", "idf1", "recall", "precision")
     scores = ", ".join(f"{name.upper() if len(name) < 5 else name} {content[name]:.3f}" for name in names)
-    print(f"{videos} videos, {content['objects']} objects: {scores}")
+    print(f"{scores} (videos: {videos}, objects: {content['objects']})")
     print(
         f"identity switches {content['identity_switches']}, fragmentations {content['fragmentations']}, "
         f"misses {content['misses']}, false alarms {content['false_alarms']} (boxes, IoU >= {content['iou']:g})"

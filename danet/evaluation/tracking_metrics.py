@@ -23,12 +23,12 @@ EPSILON = np.finfo(float).eps
 
 @dataclass(frozen=True)
 class TrackedVideo:
-    """The true and the found tracks of one video with T frames.
+    """The ground-truth tracks and the predicted tracks of one video with T frames.
 
     Attributes:
-        truth_ids: T arrays, int ``[G]``: number of each true target in the frame.
+        truth_ids: T arrays, int ``[G]``: id of each ground-truth target in the frame.
         truth_boxes: T arrays ``[G, 4]`` (x0, y0, x1, y1) in pixels.
-        ids: T arrays, int ``[K]``: number of each track in the frame.
+        ids: T arrays, int ``[K]``: id of each predicted track in the frame.
         boxes: T arrays ``[K, 4]``.
         name: of the video.
 
@@ -232,7 +232,7 @@ def _number(ids: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
 
 
 def link_truth(boxes: Sequence[np.ndarray], *, max_jump: float = 2.0) -> list[np.ndarray]:
-    """Gives the boxes of a video, which have no identities, a number each (our decision).
+    """Assigns track ids to the boxes of a video whose annotations have none (our decision).
 
     A box continues one of the frame before if their centres differ by at most ``max_jump`` sizes (square root of width
     times height, the larger of both); the assignment with the smallest sum of distances is used. Any other box begins a

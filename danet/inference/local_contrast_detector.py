@@ -71,7 +71,7 @@ class LocalContrastDetector:
             self.box_size = tuple(np.median(ratios, axis=0).tolist())
 
     lags: tuple[float, ...] = ()
-    """This detector compares an image with no earlier frames."""
+    """Empty, because this detector uses no earlier frames."""
 
     def preprocess(
         self, paths: Sequence[str | os.PathLike], past: object = None

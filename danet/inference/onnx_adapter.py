@@ -30,7 +30,7 @@ OUTPUTS = {"boxes_scores": 2, "boxes_scores_labels": 3}
 """Number of outputs of the layouts that have more than one."""
 
 MAX_CANDIDATES = 30_000
-"""Boxes of an image that take part in suppression at most, those with the best scores."""
+"""Maximum number of boxes per image in non-maximum suppression; those with the highest scores are used."""
 
 
 class Placement(NamedTuple):
@@ -107,7 +107,7 @@ class OnnxAdapter:
         self.note = f"{path}: output {self.layout}, input {size}, {options.resize}, classes {', '.join(self.classes)}"
 
     lags: tuple[float, ...] = ()
-    """This detector compares an image with no earlier frames."""
+    """Empty, because this detector uses no earlier frames."""
 
     def preprocess(self, paths: Sequence[str | os.PathLike], past: object = None) -> tuple[Tensor, list[Placement]]:
         """Reads images of one size, and scales them to ``[N, C, H, W]``; 16-bit images are stretched to 8 bits.

@@ -16,7 +16,7 @@ ACTIVATIONS = {"ReLU": nn.ReLU, "SiLU": nn.SiLU, "GELU": nn.GELU}
 
 
 class _Permute(nn.Module):
-    """[N, C, H, W] -> [N, H, W, C]. It has no parameters, but an index in the names of its neighbors' parameters."""
+    """[N, C, H, W] -> [N, H, W, C]. As a layer of its own, it keeps the numbering of the layers in checkpoints."""
 
     def forward(self, input: Tensor) -> Tensor:
         return input.permute(0, 2, 3, 1)

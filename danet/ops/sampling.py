@@ -8,8 +8,8 @@ which torch has a fused loop on every device, so that the samples themselves are
     project:  weight[i, b, j]  = sum_d out[b, d] * table[base[b, j] + steps[i], d]
     scatter:  table[r]         = sum_{i, b, j: base[b, j] + steps[i] = r} weight[i, b, j] * out[b]
 
-These are the three contractions of one trilinear form: the derivatives of each are the other two, to any order. The
-tangent of each (forward mode) is the contraction itself with a tangent in place of each operand.
+These are the three contractions of one trilinear form: the derivatives of each are the other two, to any order. In
+forward mode, the tangent of a contraction is the sum of two calls, each with the tangent in place of one operand.
 """
 
 from typing import Any

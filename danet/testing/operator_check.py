@@ -41,7 +41,7 @@ CHECKS = (
 
 @dataclass
 class Report:
-    """What holds: `rows` has one (check, "yes", "no" or "skipped", explanation) per check."""
+    """The results of the checks: `rows` has one (check, "yes", "no" or "skipped", explanation) per check."""
 
     rows: list[tuple[str, str, str]] = field(default_factory=list)
 

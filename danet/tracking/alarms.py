@@ -46,9 +46,9 @@ class AlarmEvent:
     name: str
     """Class of the track."""
     score: float
-    """Of the track; at the end the largest during the alarm."""
+    """Score of the track; in the end event, its largest score."""
     box: tuple[float, float, float, float]
-    """(x0, y0, x1, y1) in pixels, the last one at the end."""
+    """(x0, y0, x1, y1) in pixels; in the end event, the last box of the track."""
     zone: str | None
     """Name of the zone; None without zones."""
     duration: float

@@ -16,8 +16,8 @@ def pair_costs(kalman: KalmanFilter, states: States, measurements: np.ndarray, *
     """Costs of pairs of N predicted states and M measurements ``[N, M]``; infinite for pairs outside of the gate.
 
     The cost is the negative logarithm of the likelihood of the measurement up to a constant: the squared Mahalanobis
-    distances of centre and size, and the logarithm of the area that the prediction deems possible. Without the latter,
-    a target whose place is vague would take detections from one whose place is known.
+    distances of centre and size, plus the log-determinant of the position covariance. Without the last term, a target
+    whose position is uncertain would take detections away from a target whose position is well known.
 
     Args:
         kalman: the filter, which knows the noise of the measurements.

@@ -88,7 +88,7 @@ class CameraMotion:
         if shape_before != shape:
             return Motion(STILL, is_cut=True)
         matrix = self._fit(before, grey)
-        # What lies under the thumbnail before, moved with the camera, must look like the thumbnail now.
+        # Recognize cuts: move the previous frame with the camera, and compare its thumbnail with the current one.
         if matrix is not None and not np.array_equal(matrix, STILL):
             moved = cv2.warpAffine(before, matrix, grey.shape[::-1], flags=cv2.INTER_NEAREST, borderValue=-1)
             covered = cv2.warpAffine(np.full_like(before, 255), matrix, grey.shape[::-1], flags=cv2.INTER_NEAREST)
@@ -131,14 +131,14 @@ class CameraMotion:
         size = half.shape[::-1]
         inside = cv2.warpAffine(np.ones_like(half), shift, size) > 0.5
         after = np.abs(cv2.warpAffine(half_before, shift, size) - half)[inside]
-        # In noise alone, any shift fits as badly as none.
+        # Reject the shift if it does not make the frames more similar, as in frames that contain only noise.
         if not len(after) or after.mean() > MAX_RESIDUAL_RATIO * np.abs(half_before - half)[inside].mean():
             return None
         return _checked(np.array([[1.0, 0.0, 2 * x], [0.0, 1.0, 2 * y]]), grey.shape)
 
 
 def _half(image: np.ndarray) -> np.ndarray:
-    """The image at half the size, float32, with mean 0: the window would turn a mean into a picture of its own."""
+    """The image at half the size, float32, with mean 0: the window would turn a mean into a pattern of both frames."""
     size = image.shape[1] // 2, image.shape[0] // 2
     half = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     return half - half.mean()

@@ -15,10 +15,10 @@ from danet.utils.errors import UserError
 from danet.utils.urls import mask_url, mask_urls
 
 MAX_WAITING = 256
-"""Messages that wait while a receiver does not answer; of more, the oldest are dropped."""
+"""Maximum number of messages that wait while a receiver does not answer; if more arrive, the oldest are dropped."""
 FIRST_RETRY_S = 0.5
 MAX_RETRY_S = 30.0
-"""The time between two attempts doubles from the first to the second of these."""
+"""The time between two attempts begins with FIRST_RETRY_S and doubles up to MAX_RETRY_S."""
 TIMEOUT_S = 10.0
 """How long one attempt may take."""
 MQTT_PORT = 1883
@@ -65,7 +65,7 @@ class Delivery:
         left = sum(item is not None for item in list(self._queue.queue)) + self._thread.is_alive()
         if left:
             self.dropped += left
-            print(f"{self._name}: {left} alarms could not be delivered", file=sys.stderr)
+            print(f"{self._name}: events that could not be delivered: {left}", file=sys.stderr)
 
     def _put(self, item: str | None) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Follows targets through a video: detections of single frames in, tracks with stable numbers out.
+"""Follows targets through a video: turns the detections of single frames into tracks with stable ids.
 
 Each frame takes these steps:
 
@@ -39,9 +39,9 @@ SCORE_WINDOW_FRAMES = 15
 TRAIL_POINTS = 64
 """Centres that a track remembers for drawing."""
 MAX_SHARED_FRACTION = 0.8
-"""Of two detections, the intersection of which is a larger part of the smaller box, only the better one is used."""
+"""If two boxes share more than this fraction of the smaller box, only the one with the higher score is used."""
 MAX_TARGETS = 1000
-"""Targets that are followed at the same time; more detections than this begin no new target."""
+"""Maximum number of targets that are followed at the same time; further detections begin no new target."""
 DEFAULT_INTERVAL_S = 0.04
 """Time between two frames of a source that states none, such as a folder of images."""
 INTERVAL_WEIGHT = 0.1
@@ -350,9 +350,10 @@ class Tracker:
 
 
 def _without_duplicates(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Indices of the detections of which no better one covers the most part, or is covered by it.
+    """Indices of the detections that remain if boxes suppress others with a lower score.
 
-    Non-maximum suppression by IoU keeps a tight and a loose box of the same target.
+    The criterion is the intersection divided by the area of the smaller box. With IoU instead, a tight and a loose box
+    of the same target would both remain.
     """
     order = np.argsort(-scores, kind="stable")
     shared = intersection(boxes[order][:, None], boxes[order])

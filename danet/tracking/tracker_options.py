@@ -24,10 +24,10 @@ class TrackerOptions:
     """A detection with this score neither raises nor lowers the evidence of a target."""
 
     miss: float = 0.4
-    """What a frame without a detection takes from the evidence of a confirmed target."""
+    """Amount that each frame without a detection subtracts from the evidence of a confirmed target."""
 
     tentative_miss: float = 1.0
-    """What it takes from the evidence of a target that is not confirmed yet."""
+    """Amount that each frame without a detection subtracts from the evidence of a target that is not confirmed yet."""
 
     confirm: float = 4.0
     """Evidence at which a target is reported."""

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CPU_TIMES = Path("/proc/stat")
-"""File in which Linux counts what each CPU has done."""
+"""File in which Linux reports the busy and idle time of each CPU."""
 INTERVAL_S = 1.0
-"""Time between two looks at the load."""
+"""Time between two measurements of the load."""
 BUSY_SHARE = 0.25
-"""The machine is busy if other programs use at least this fraction of the time of our cores ..."""
+"""Waits become short if other programs use at least this fraction of the time of this process's cores."""
 QUIET_SHARE = 0.1
-"""... and becomes quiet if they use less than this."""
+"""Waits become normal again if other programs use less than this fraction."""
 PARALLEL_ELEMENTS = 1 << 20
-"""Elements of a tensor on which torch uses all of its threads."""
+"""Number of elements of a tensor that is large enough for torch to use all of its threads."""
 
 
 class OtherLoad:
@@ -44,7 +44,10 @@ class OtherLoad:
         return min(max((used - own) / elapsed, 0.0), 1.0) if elapsed > 0 else 0.0
 
     def _read(self) -> tuple[float, float, float]:
-        """Seconds: of the cores together, of these busy, and those of this process and its ended children."""
+        """Three sums in seconds: all time of the cores, their busy time, and the CPU time of this process.
+
+        The CPU time of this process includes its ended children.
+        """
         ticks_per_second = os.sysconf("SC_CLK_TCK")
         total = used = 0.0
         for line in self._cpu_times.read_text().splitlines():
@@ -58,11 +61,11 @@ class OtherLoad:
 
 @contextmanager
 def short_waits() -> Iterator[None]:
-    """Lets the waiting OpenMP threads of torch sleep almost at once, as long as the context is entered.
+    """Context manager: inside, the waiting OpenMP threads of torch sleep almost at once instead of spinning.
 
-    libgomp spins a hundred times only, whatever GOMP_SPINCOUNT says, while it manages more threads than there are
-    cores. So this starts a second pool of its threads, which then sleep, from a Python thread that does nothing else.
-    With another OpenMP library it has no effect.
+    While libgomp manages more threads than there are cores, a waiting thread spins only a hundred times before it
+    sleeps, whatever the value of GOMP_SPINCOUNT. This function therefore starts a second pool of OpenMP threads from a
+    Python thread that does nothing else. The second pool sleeps. With another OpenMP library it has no effect.
 
     Example:
         >>> import torch

@@ -51,7 +51,8 @@ def test_tracks_and_alarms_are_measured(dataset, tmp_path, capsys):
     assert content["first_alarms"] == {"day": 0.2} and content["alarms"]["detected"] == 1
     assert content["alarms"]["false_alarms"]["bird"]["per_hour"]["value"] == pytest.approx(3600 / (19 / 30))
     printed = capsys.readouterr().out
-    assert "2 videos, 10 objects: HOTA" in printed and "false alarms, bird: 1 in 1 of 1 videos" in printed
+    assert "HOTA" in printed and "(videos: 2, objects: 10)" in printed
+    assert "false alarms, bird: 1 in 1 of 1 videos" in printed
 
 
 def test_track_on_a_distractor_is_a_false_alarm(dataset, tmp_path):

@@ -37,7 +37,7 @@ CANDIDATES = 40
 SURROUNDINGS_PIXELS = 25
 """Side of the square around a place whose brightness and structure are measured."""
 NEARBY_PIXELS = 9
-"""Side of the square around a place that may vary by no more than the contrast of the target."""
+"""Side of the square around a target in which the standard deviation must not exceed the contrast of the target."""
 MARGIN_PIXELS = 12
 """Minimum distance of a target to the border of the image and to other objects."""
 
@@ -137,10 +137,10 @@ def _make_patch(rng: np.random.Generator, counts: float) -> tuple[np.ndarray, np
 
 
 def _choose_place(grey: np.ndarray, boxes: np.ndarray, contrast: float, rng: np.random.Generator) -> np.ndarray:
-    """The centre (x, y) of a target, a multiple of whole pixels plus a half, away from all boxes.
+    """Chooses the centre (x, y) of a target: the middle of a pixel, away from all boxes.
 
-    Targets fly in the sky, not in the trees: the pixels next to it vary by less than its contrast, if there is such a
-    place among the candidates.
+    Targets fly in the sky, not in the trees. Candidates around which the standard deviation exceeds the contrast of the
+    target are therefore used only if there are no others.
     """
     kind = PLACES[rng.integers(len(PLACES))]
     height, width = grey.shape
