@@ -153,9 +153,33 @@ template <typename T>
 DANET_INLINE Vec<Compute<T>> load(const T* p) {
   return bits_as<Vec<T>>(p);
 }
+DANET_INLINE Vec<float> widen_bfloat16(U16 bits) { return (Vec<float>)(__builtin_convertvector(bits, U32) << 16); }
+// Rounds to the nearest value, ties to even. NOTE: the instruction of AVX512_BF16 replaces subnormal values by zero.
+DANET_INLINE U16 narrow_to_bfloat16(Vec<float> v) {
+#if defined(__AVX512BF16__)
+  return (U16)_mm512_cvtneps_pbh((__m512)v);
+#else
+  const U32 bits = (U32)v, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector(v != v ? (bits >> 16 | 0x40) : rounded, U16);
+#endif
+}
 template <>
 DANET_INLINE Vec<float> load(const BFloat16* p) {
-  return (Vec<float>)(__builtin_convertvector(bits_as<U16>(p), U32) << 16);
+  return widen_bfloat16(bits_as<U16>(p));
+}
+
+// Pairs of bfloat16 values: every 32-bit lane holds one value in its low half and one in its high half.
+DANET_INLINE U32 pair_bfloat16(U16 low, U16 high) {
+  return __builtin_convertvector(low, U32) | __builtin_convertvector(high, U32) << 16;
+}
+// sum + a.low * b.low + a.high * b.high in every lane.
+DANET_INLINE Vec<float> add_pair_products(Vec<float> sum, U32 a, U32 b) {
+#if defined(__AVX512BF16__)
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  sum += (Vec<float>)(a & 0xffff0000u) * (Vec<float>)(b & 0xffff0000u);
+  return sum + (Vec<float>)(a << 16) * (Vec<float>)(b << 16);
+#endif
 }
 template <>
 DANET_INLINE Vec<float> load(const Half* p) {
@@ -174,9 +198,7 @@ DANET_INLINE void store(T* p, Vec<Compute<T>> v) {
 }
 template <>
 DANET_INLINE void store(BFloat16* p, Vec<float> v) {
-  U32 bits = (U32)v;
-  U32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  U16 narrow = __builtin_convertvector(v != v ? (bits >> 16 | 0x40) : rounded, U16);
+  const U16 narrow = narrow_to_bfloat16(v);
   std::memcpy(p, &narrow, sizeof narrow);
 }
 template <>
@@ -216,6 +238,23 @@ DANET_INLINE Vec<float> load_first(const float* p, int64_t count) {
 template <>
 DANET_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
   _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+}
+template <>
+DANET_INLINE Vec<float> load_first(const BFloat16* p, int64_t count) {
+  return widen_bfloat16((U16)_mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p));
+}
+template <>
+DANET_INLINE void store_first(BFloat16* p, Vec<float> v, int64_t count) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), (__m256i)narrow_to_bfloat16(v));
+}
+template <>
+DANET_INLINE Vec<float> load_first(const Half* p, int64_t count) {
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p));
+}
+template <>
+DANET_INLINE void store_first(Half* p, Vec<float> v, int64_t count) {
+  const __m256i narrow = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), narrow);
 }
 #elif defined(__AVX2__)
 DANET_INLINE __m256i first_lanes(int64_t count) {

@@ -52,18 +52,22 @@ struct SafemKernels {
   int64_t (*prepared_size)(const SafemParams&);
   // Packs the weights for the instruction set.
   void (*prepare)(const SafemParams&, const SafemWeights&, float* prepared);
+  // The size, in elements, of the image that `make_pairs` writes; 0 if the kernels do not need one.
+  int64_t (*pairs_size)(const SafemParams&);
+  // Writes the image of pairs of horizontal neighbours (safem_pairs.h), rows [begin, end) of all N * H rows.
+  void (*make_pairs)(const SafemParams&, ImageView input, int64_t begin, int64_t end, uint32_t* pairs);
   // The largest number of pixels that `forward` and `sum` should get at once.
   int64_t (*block_pixels)(const SafemParams&);
   // The scratch memory for this number of pixels, in bytes.
   int64_t (*scratch_size)(const SafemParams&, int64_t pixels);
   // Computes pixels [begin, end) of image n. up.data may be null; weight [C] belongs to the image.
   void (*forward)(
-      const SafemParams&, ImageView input, const float* prepared, ImageView up, const float* weight, ImageView out,
-      int64_t n, int64_t begin, int64_t end, char* scratch);
+      const SafemParams&, ImageView input, const uint32_t* pairs, const float* prepared, ImageView up, const float* weight,
+      ImageView out, int64_t n, int64_t begin, int64_t end, char* scratch);
   // Computes the sum of z over those pixels: sum [C].
   void (*sum)(
-      const SafemParams&, ImageView input, const float* prepared, float* sum, int64_t n, int64_t begin, int64_t end,
-      char* scratch);
+      const SafemParams&, ImageView input, const uint32_t* pairs, const float* prepared, float* sum, int64_t n,
+      int64_t begin, int64_t end, char* scratch);
 };
 
 // For float32: the argument must be DType::kFloat.

@@ -1,8 +1,9 @@
 // SaFEM on the CPU (safem.h) for images of the dtype T. A block of pixels goes through all steps while it is in the L2
 // cache, so that intermediate results never reach memory. All sums, the offsets and the softmax are float32.
 //
-// The file that includes this one defines Layer<T>, a 1x1 convolution: it multiplies rows of C values of type T by a
-// matrix [columns, C], and chooses the layout of that matrix.
+// The file that includes this one defines two parts for T: Layer<T>, a 1x1 convolution, which multiplies rows of C values
+// of type T by a matrix [columns, C], and Source<T>, which reads the image: the depth-wise convolution and the sampling.
+// Both choose the layout of their weights.
 #pragma once
 
 #include "../sdc/sdc_forward.h"
@@ -23,10 +24,22 @@ constexpr int L = kLanes<float>;
 //   static void prepare(const float* weight, int64_t columns, int64_t C, float* prepared)
 //   static void apply(const T* rows, int64_t count, int64_t stride, const float* prepared, const float* bias, int64_t C,
 //                     int64_t columns, Out* out, int64_t out_stride, activation)
+//   static F gelu(F x)                                 the activation, as exact as T needs it
 // `apply` computes out = activation(weight * row + bias) for `count` rows; `stride` and `out_stride` are the distances
 // between successive rows, in values. bias has padded(columns) values, and so has each row of `out`.
 template <typename T>
 struct Layer;
+
+// The image that the kernels read, with a prepared depth-wise weight:
+//   Source(const SafemParams&, ImageView input, const uint32_t* pairs)   pairs: see SafemKernels::make_pairs
+//   static int64_t weight_size(int64_t C)              the size of a prepared weight, in floats
+//   static void prepare(const float* weight, int64_t C, float* prepared)
+//   void depthwise_relu(p, prepared, bias, n, i, T* out)   out [C] = relu(depthwise(x) + bias) of pixel i of image n
+//   static int64_t pairs_size(p), static void make_pairs(...)   see SafemKernels
+//   uint32_t stride                                    elements between pixels, for the cells of a TapTable
+//   void sum_taps(p, taps, inputs, n, channel, out, channels)   sdc's sum_taps for the groups from `channel` on
+template <typename T>
+struct Source;
 
 // The offsets of the parts of the prepared weights, in floats.
 template <typename T>
@@ -36,7 +49,7 @@ struct WeightLayout {
   explicit WeightLayout(const SafemParams& p) {
     const int64_t predicted = 3 * kSafemTaps * p.G, C = Layer<T>::padded(p.C), hidden = Layer<T>::padded(2 * p.C);
     depthwise = 0;
-    depthwise_bias = depthwise + kSafemTaps * C;
+    depthwise_bias = depthwise + Source<T>::weight_size(p.C);
     predictor = depthwise_bias + C;
     predictor_bias = predictor + Layer<T>::weight_size(predicted, p.C);
     expand = predictor_bias + Layer<T>::padded(predicted);
@@ -57,9 +70,7 @@ void prepare(const SafemParams& p, const SafemWeights& weights, float* prepared)
   const WeightLayout<T> layout(p);
   const int64_t predicted = 3 * kSafemTaps * p.G;
   std::memset(prepared, 0, size_t(layout.size) * sizeof(float));
-  for (int64_t c = 0; c < p.C; ++c)
-    for (int64_t k = 0; k < kSafemTaps; ++k)
-      prepared[layout.depthwise + k * Layer<T>::padded(p.C) + c] = weights.depthwise[c * kSafemTaps + k];
+  Source<T>::prepare(weights.depthwise, p.C, prepared + layout.depthwise);
   std::memcpy(prepared + layout.depthwise_bias, weights.depthwise_bias, size_t(p.C) * sizeof(float));
   Layer<T>::prepare(weights.predictor, predicted, p.C, prepared + layout.predictor);
   std::memcpy(prepared + layout.predictor_bias, weights.predictor_bias, size_t(predicted) * sizeof(float));
@@ -101,54 +112,17 @@ int64_t scratch_size(const SafemParams& p, int64_t pixels) {
   return BlockRows<T>(p, pixels, nullptr).size;
 }
 
-// gelu(x) = x * Phi(x), with Phi the cumulative normal distribution. Its tail is approximated to 1e-7 by formula 7.1.26
-// of Abramowitz and Stegun, Handbook of Mathematical Functions.
-DANET_INLINE F gelu(F x) {
-  const F z = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
-  F tail = t * 0.5307027145f - 0.7265760135f;
-  tail = tail * t + 0.7107068705f;
-  tail = tail * t - 0.142248368f;
-  tail = tail * t + 0.127414796f;
-  tail = tail * t * exp_unchecked(-clamp_max(z * z, 80.0f));
-  return x * (x < 0.0f ? tail : 1.0f - tail);
-}
-
-// out = relu(depthwise(x) + bias) of pixel i.
-template <typename T>
-DANET_INLINE void depthwise_relu(
-    const SafemParams& p, const ImageView& input, const float* weight, const float* bias, int64_t n, int64_t i,
-    T* out) {
-  const int64_t y = i / p.W, x = i - y * p.W, C_pad = Layer<T>::padded(p.C);
-  // Collect the taps inside the image.
-  const T* pixels[kSafemTaps];
-  const float* weights[kSafemTaps];
-  int count = 0;
-  for (int64_t k = 0; k < kSafemTaps; ++k) {
-    const int64_t row = y + k / 3 - 1, column = x + k % 3 - 1;
-    if (row < 0 || row >= p.H || column < 0 || column >= p.W) continue;
-    pixels[count] = input.pixel<T>(n, row * p.W + column);
-    weights[count++] = weight + k * C_pad;
-  }
-  // Sum them, one vector of channels at a time.
-  for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-    F sum = load(bias + c);
-    for (int k = 0; k < count; ++k) sum += load(weights[k] + c) * load_channels(pixels[k] + c, lanes);
-    store(out + c, clamp_min(sum, 0.0f));
-  });
-}
-
 // Computes z of the pixels [begin, end) of image n, and stores it in rows.features.
 template <typename T>
 void sample(
-    const SafemParams& p, const ImageView& input, const float* prepared, int64_t n, int64_t begin, int64_t end,
+    const SafemParams& p, const Source<T>& source, const float* prepared, int64_t n, int64_t begin, int64_t end,
     BlockRows<T>& rows) {
   const WeightLayout<T> layout(p);
   const int64_t count = end - begin, num_taps = kSafemTaps * p.G, group_channels = p.C / p.G;
   // Predict the offsets and the mask.
   for (int64_t i = begin; i < end; ++i)
-    depthwise_relu(
-        p, input, prepared + layout.depthwise, prepared + layout.depthwise_bias, n, i,
-        rows.features + (i - begin) * rows.C);
+    source.depthwise_relu(
+        p, prepared + layout.depthwise, prepared + layout.depthwise_bias, n, i, rows.features + (i - begin) * rows.C);
   Layer<T>::apply(
       rows.features, count, rows.C, prepared + layout.predictor, prepared + layout.predictor_bias, p.C, 3 * num_taps,
       rows.predictions, rows.predicted, [](F v) { return v; });
@@ -156,39 +130,38 @@ void sample(
   // Sample with SDC.
   const SdcParams sdc = sdc_params(p);
   TapTable<float> taps(sdc);
-  const CellBounds bounds(sdc, input, 0, p.H);
   for (int64_t i = begin; i < end; ++i) {
     const float* predicted = rows.predictions + (i - begin) * rows.predicted;
     const int64_t y = i / p.W, x = i - y * p.W;
     for (int64_t g = 0; g < p.G; g += taps.groups) {
       const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
-      const TapInputs<float, float> source{
+      const TapInputs<float, float> inputs{
           predicted + 2 * g * kSafemTaps,
           predicted + 2 * num_taps + g * kSafemTaps,
           float(sdc_center(sdc, 0) + double(y)),
           float(sdc_center(sdc, 1) + double(x)),
           groups * kSafemTaps,
-          uint32_t(input.pixel_stride),
+          source.stride,
           0};
-      sum_taps(
-          sdc, taps, source, bounds, input.pixel<T>(n, 0) + g * group_channels,
-          rows.features + (i - begin) * rows.C + g * group_channels, group_channels);
+      const int64_t channel = g * group_channels;
+      source.sum_taps(
+          sdc, taps, inputs, n, channel, rows.features + (i - begin) * rows.C + channel, group_channels);
     }
   }
 }
 
 template <typename T>
 void forward(
-    const SafemParams& p, ImageView input, const float* prepared, ImageView up, const float* weight, ImageView out,
-    int64_t n, int64_t begin, int64_t end, char* scratch) {
+    const SafemParams& p, ImageView input, const uint32_t* pairs, const float* prepared, ImageView up, const float* weight,
+    ImageView out, int64_t n, int64_t begin, int64_t end, char* scratch) {
   const WeightLayout<T> layout(p);
   const int64_t count = end - begin;
   BlockRows<T> rows(p, count, scratch);
-  sample(p, input, prepared, n, begin, end, rows);
+  sample(p, Source<T>(p, input, pairs), prepared, n, begin, end, rows);
   // Apply the FFN.
   Layer<T>::apply(
       rows.features, count, rows.C, prepared + layout.expand, prepared + layout.expand_bias, p.C, 2 * p.C, rows.hiddens,
-      rows.hidden, [](F v) { return gelu(v); });
+      rows.hidden, [](F v) { return Layer<T>::gelu(v); });
   Layer<T>::apply(
       rows.hiddens, count, rows.hidden, prepared + layout.reduce, prepared + layout.reduce_bias, 2 * p.C, p.C,
       rows.predictions, rows.predicted, [](F v) { return v; });
@@ -219,10 +192,10 @@ void forward(
 
 template <typename T>
 void sum(
-    const SafemParams& p, ImageView input, const float* prepared, float* sum, int64_t n, int64_t begin, int64_t end,
-    char* scratch) {
+    const SafemParams& p, ImageView input, const uint32_t* pairs, const float* prepared, float* sum, int64_t n,
+    int64_t begin, int64_t end, char* scratch) {
   BlockRows<T> rows(p, end - begin, scratch);
-  sample(p, input, prepared, n, begin, end, rows);
+  sample(p, Source<T>(p, input, pairs), prepared, n, begin, end, rows);
   for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
     F total{};
     for (int64_t i = 0; i < end - begin; ++i) total += load(rows.features + i * rows.C + c);
@@ -238,7 +211,9 @@ int64_t block_pixels(const SafemParams& p) {
 }
 
 template <typename T>
-constexpr SafemKernels kKernels = {prepared_size<T>, prepare<T>, block_pixels<T>, scratch_size<T>, forward<T>, sum<T>};
+constexpr SafemKernels kKernels = {
+    prepared_size<T>, prepare<T>, Source<T>::pairs_size, Source<T>::make_pairs, block_pixels<T>, scratch_size<T>,
+    forward<T>, sum<T>};
 
 }  // namespace
 }  // namespace danet

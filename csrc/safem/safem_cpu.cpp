@@ -90,6 +90,15 @@ void for_blocks(const SafemParams& p, const SafemKernels& kernels, int64_t& bloc
   });
 }
 
+// The image of pairs, if the kernels need one.
+Tensor make_pairs(const SafemParams& p, const SafemKernels& kernels, const ImageView& input) {
+  const Tensor pairs = torch::stable::empty({kernels.pairs_size(p)}, ScalarType::Int);
+  if (pairs.numel() == 0) return pairs;
+  uint32_t* const to = static_cast<uint32_t*>(pairs.mutable_data_ptr());
+  parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) { kernels.make_pairs(p, input, begin, end, to); });
+  return pairs;
+}
+
 Tensor safem(
     const Tensor& input, const Tensor& prepared, const std::optional<Tensor>& up, const std::optional<Tensor>& weight,
     int64_t groups, double scale) {
@@ -111,9 +120,11 @@ Tensor safem(
   const ImageView none{nullptr, 0, 0};
   int64_t blocks;
   if (p.N == 0) return out.tensor;
+  const Tensor pairs_tensor = make_pairs(p, kernels, x.view);
+  const uint32_t* pairs = static_cast<const uint32_t*>(pairs_tensor.const_data_ptr());
   for_blocks(p, kernels, blocks, [&](int64_t /* block_index */, int64_t n, int64_t begin, int64_t end, char* scratch) {
     kernels.forward(
-        p, x.view, weights, deep ? deep->view : none, own ? own + n * p.C : nullptr, out.view, n, begin, end, scratch);
+        p, x.view, pairs, weights, deep ? deep->view : none, own ? own + n * p.C : nullptr, out.view, n, begin, end, scratch);
   });
   return out.tensor;
 }
@@ -126,9 +137,11 @@ Tensor sdc_mean(const Tensor& input, const Tensor& prepared, int64_t groups) {
   const Tensor mean = torch::stable::empty({p.N, p.C, 1, 1}, ScalarType::Float);
   const Scratch sums(std::max<int64_t>(1, p.N * p.H * p.W * p.C) * int64_t(sizeof(float)));
   float* sum = reinterpret_cast<float*>(sums.get());
+  const Tensor pairs_tensor = make_pairs(p, kernels, x.view);
+  const uint32_t* pairs = static_cast<const uint32_t*>(pairs_tensor.const_data_ptr());
   int64_t blocks = 0;
   for_blocks(p, kernels, blocks, [&](int64_t block_index, int64_t n, int64_t begin, int64_t end, char* scratch) {
-    kernels.sum(p, x.view, weights, sum + block_index * p.C, n, begin, end, scratch);
+    kernels.sum(p, x.view, pairs, weights, sum + block_index * p.C, n, begin, end, scratch);
   });
   // Add up the blocks in their order, so that the result does not depend on the threads.
   float* result = static_cast<float*>(mean.mutable_data_ptr());

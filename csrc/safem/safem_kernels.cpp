@@ -17,6 +17,18 @@ struct Layer<float> {
     pack_panels(weight, columns, C, prepared);
   }
 
+  // gelu(x) = x * Phi(x), with Phi the cumulative normal distribution. Its tail is approximated to 1e-7 by formula 7.1.26
+  // of Abramowitz and Stegun, Handbook of Mathematical Functions.
+  static DANET_INLINE F gelu(F x) {
+    const F z = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
+    F tail = t * 0.5307027145f - 0.7265760135f;
+    tail = tail * t + 0.7107068705f;
+    tail = tail * t - 0.142248368f;
+    tail = tail * t + 0.127414796f;
+    tail = tail * t * exp_unchecked(-clamp_max(z * z, 80.0f));
+    return x * (x < 0.0f ? tail : 1.0f - tail);
+  }
+
   template <typename Activation>
   static DANET_INLINE void apply(
       const float* rows, int64_t count, int64_t stride, const float* weight, const float* bias, int64_t C,
@@ -36,6 +48,54 @@ struct Layer<float> {
             store(out + row * out_stride + L, activation(high + high_bias));
           });
     }
+  }
+};
+
+// The depth-wise weight is stored as [tap, channel].
+template <>
+struct Source<float> {
+  ImageView input;
+  CellBounds bounds;
+  uint32_t stride;
+
+  Source(const SafemParams& p, ImageView input, const uint32_t* /* pairs */)
+      : input(input), bounds(sdc_params(p), input, 0, p.H), stride(uint32_t(input.pixel_stride)) {}
+
+  static int64_t pairs_size(const SafemParams&) { return 0; }
+  static void make_pairs(const SafemParams&, ImageView, int64_t, int64_t, uint32_t*) {}
+
+  static int64_t weight_size(int64_t C) { return kSafemTaps * Layer<float>::padded(C); }
+  static void prepare(const float* weight, int64_t C, float* prepared) {
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t k = 0; k < kSafemTaps; ++k)
+        prepared[k * Layer<float>::padded(C) + c] = weight[c * kSafemTaps + k];
+  }
+
+  DANET_INLINE void depthwise_relu(
+      const SafemParams& p, const float* weight, const float* bias, int64_t n, int64_t i, float* out) const {
+    const int64_t y = i / p.W, x = i - y * p.W, C_pad = Layer<float>::padded(p.C);
+    // Collect the taps inside the image.
+    const float* pixels[kSafemTaps];
+    const float* weights[kSafemTaps];
+    int count = 0;
+    for (int64_t k = 0; k < kSafemTaps; ++k) {
+      const int64_t row = y + k / 3 - 1, column = x + k % 3 - 1;
+      if (row < 0 || row >= p.H || column < 0 || column >= p.W) continue;
+      pixels[count] = input.pixel<float>(n, row * p.W + column);
+      weights[count++] = weight + k * C_pad;
+    }
+    // Sum them, one vector of channels at a time.
+    for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      F sum = load(bias + c);
+      for (int k = 0; k < count; ++k) sum += load(weights[k] + c) * load_channels(pixels[k] + c, lanes);
+      store(out + c, clamp_min(sum, 0.0f));
+    });
+  }
+
+  DANET_INLINE void sum_taps(
+      const SdcParams& p, TapTable<float>& taps, const TapInputs<float, float>& inputs, int64_t n, int64_t channel,
+      float* out, int64_t group_channels) const {
+    danet::sum_taps(p, taps, inputs, bounds, input.pixel<float>(n, 0) + channel, out, group_channels);
   }
 };
 

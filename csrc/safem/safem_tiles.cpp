@@ -1,6 +1,6 @@
 // The CPU kernels of SaFEM in bfloat16 on the matrix unit.
 #include "../common/amx.h"
-#include "safem_block.h"
+#include "safem_pairs.h"
 
 namespace danet {
 namespace {
@@ -24,6 +24,21 @@ struct Layer<BFloat16> {
           const int64_t c = d * kTileDepth + row, column = panel * kBlockColumns + lane;
           return from_compute<BFloat16>(c < C && column < columns ? weight[column * C + c] : 0);
         });
+  }
+
+  // gelu(x) = x * Phi(x), with Phi the cumulative normal distribution. Phi(x) - 0.5 is an odd minimax polynomial up to
+  // |x| = 4, from where on it counts as constant. The error is below 1.3e-4, less than half of the rounding of a result
+  // of 0.03; the exact form takes twice as long.
+  static DANET_INLINE F gelu(F x) {
+    const F bounded = clamp<float>(x, -4, 4), square = bounded * bounded;
+    F p = square * -1.2191822e-9f + 1.00376219e-7f;
+    p = p * square - 3.59845194e-6f;
+    p = p * square + 7.46639707e-5f;
+    p = p * square - 1.01004506e-3f;
+    p = p * square + 9.54216439e-3f;
+    p = p * square - 6.60082325e-2f;
+    p = p * square + 3.98792535e-1f;
+    return x * (bounded * p + 0.5f);
   }
 
   template <typename Out, typename Activation>

@@ -175,6 +175,20 @@ __attribute__((noinline)) void sum_taps_checked(
   });
 }
 
+// Computes those groups of `source` again whose results are not finite. A sum before the division may have overflowed,
+// or a clamped cell has read a pixel that the sample does not use: if that is not finite, 0 * Inf = NaN.
+template <typename T, typename A, typename S>
+void sum_not_finite_groups(
+    const SdcParams& p, TapTable<A>& taps, const TapInputs<A, S>& source, const CellBounds& bounds,
+    const T* group_image, T* out, int64_t group_channels) {
+  TapInputs<A, S> group = source;
+  group.num_taps = p.K;
+  for (int64_t j = 0; j < source.num_taps; j += p.K, group.offset += p.offset_group_stride,
+               group.mask += p.mask_group_stride, group_image += group_channels, out += group_channels)
+    if (p.tap_stride > 0 || !all_finite(out, group_channels))
+      sum_taps_checked(p, taps, group, bounds, group_image, out, group_channels);
+}
+
 // Computes out [groups, group_channels] of the groups in `source`, whose offsets and mask may have another dtype S than
 // the image.
 template <typename T, typename A, typename S>
@@ -187,15 +201,7 @@ DANET_INLINE void sum_taps(
   const bool finite = p.tap_stride > 0
                           ? gather_samples(taps, source.num_taps, bounds, group_image, out, group_channels)
                           : gather(taps, source.num_taps, p.K, p.softmax, bounds, group_image, out, group_channels);
-  if (finite) return;
-  // Compute the groups that are not finite again. A sum before the division may have overflowed, or a clamped cell has
-  // read a pixel that the sample does not use: if that is not finite, 0 * Inf = NaN.
-  TapInputs<A, S> group = source;
-  group.num_taps = p.K;
-  for (int64_t j = 0; j < source.num_taps; j += p.K, group.offset += p.offset_group_stride,
-               group.mask += p.mask_group_stride, group_image += group_channels, out += group_channels)
-    if (p.tap_stride > 0 || !all_finite(out, group_channels))
-      sum_taps_checked(p, taps, group, bounds, group_image, out, group_channels);
+  if (!finite) sum_not_finite_groups(p, taps, source, bounds, group_image, out, group_channels);
 }
 
 // SdcKernels::forward.
