@@ -231,10 +231,7 @@ def layers(model: DANet, size: tuple[int, int], peak: float, dtype: str) -> list
     network = model.deploy(dtype=getattr(torch, dtype)).network
     started, seconds = {}, defaultdict(list)
     for name, module in network.named_modules():
-        parent = name.rpartition(".")[0]
-        if isinstance(module, (FusedMBB, FusedSaFEM, FusedACFA)) or (
-            isinstance(module, nn.Conv2d) and parent.endswith("laterals")
-        ):
+        if isinstance(module, (FusedMBB, FusedSaFEM, FusedACFA)):
             module.register_forward_pre_hook(lambda m, x, n=name: started.update({n: time.perf_counter()}))
             module.register_forward_hook(lambda m, x, y, n=name: seconds[n].append(time.perf_counter() - started[n]))
     image = torch.randn(1, model.config.network_channels, *size)

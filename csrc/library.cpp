@@ -45,14 +45,15 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def("softmax_gate(Tensor input, Tensor logits) -> Tensor");
   // grad_output [N, C, H, W] -> the gradients of input and logits
   library.def("softmax_gate_backward(Tensor grad_output, Tensor input, Tensor logits) -> (Tensor, Tensor)");
-  // input [N, C, H, W], weight [C_out, C, 3, 3], prepared: prepare_rep_conv(weight), bias [C_out]
-  // -> [N, C_out, ceil(H / stride), ceil(W / stride)]; forward only. tf32: CUDA kernels may round float32 to TF32
+  // input [N, C, H, W], weight [C_out, C, 3, 3] or [C_out, C, 1, 1], prepared: prepare_rep_conv(weight), bias [C_out]
+  // -> [N, C_out, ceil(H / stride), ceil(W / stride)] of out_dtype, by default weight's dtype; forward only. On the CPU,
+  // weight and bias may be float32 for an input of 16 bits. tf32: CUDA kernels may round float32 to TF32
   library.def(
-      "rep_conv(Tensor input, Tensor weight, Tensor? prepared, Tensor? bias, int stride, bool relu, bool tf32) "
-      "-> Tensor");
-  // weight [C_out, C, 3, 3] -> packed weights; their type and layout depend on stride and instruction set and may change
-  // between versions
-  library.def("prepare_rep_conv(Tensor weight, int stride) -> Tensor");
+      "rep_conv(Tensor input, Tensor weight, Tensor? prepared, Tensor? bias, int stride, bool relu, bool tf32, "
+      "ScalarType? out_dtype=None) -> Tensor");
+  // weight as above -> packed weights for inputs of input_dtype, by default weight's dtype; their type and layout depend
+  // on the other arguments and on the instruction set and may change between versions
+  library.def("prepare_rep_conv(Tensor weight, int stride, ScalarType? input_dtype=None) -> Tensor");
   // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32, or bfloat16 if
   // there is a matrix unit -> packed weights for images of that dtype; their layout depends on the instruction set and
   // may change between versions. sdc_mean needs no expand and reduce
@@ -63,6 +64,12 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def("safem(Tensor input, Tensor prepared, Tensor? up, Tensor? weight, int groups, float scale) -> Tensor");
   // input [N, C, H, W] -> [N, C, 1, 1]; forward only
   library.def("sdc_mean(Tensor input, Tensor prepared, int groups) -> Tensor");
+  // input [N, C, H, W], prepared with expand and reduce -> [N, C]; forward only
+  library.def("acfa_weight(Tensor input, Tensor prepared, int groups) -> Tensor");
+  // image [N, C, H, W] -> the values of `outputs` after the program (program/program.h) has run; forward only
+  library.def(
+      "run_program(Tensor image, Tensor[] tensors, int[] code, float[] numbers, int num_values, int[] outputs) "
+      "-> Tensor[]");
   // value [N, S, M, D], sampling_locations [N, Q, M, L, P, 2], attention_weights [N, Q, M, L, P] (both of value's dtype or
   // float32), spatial_shapes [L, 2] and level_start_index [L] (int64) -> [N, Q, M*D]
   library.def(

@@ -3,7 +3,8 @@
 //
 //   out[n, o, y, x] = relu(bias[o] + sum_{c, i, j < 3} weight[o, c, i, j] * input[n, c, y*s - 1 + i, x*s - 1 + j])
 //
-// with stride s = 1 or 2, and zeros outside the input.
+// with stride s = 1 or 2, and zeros outside the input. Kernels of 1x1, which have no padding and stride 1, are computed
+// on the matrix unit, or else by torch.
 //
 // In bfloat16 on processors with a matrix unit, the CPU computes this sum directly (rep_conv_tiles.cpp), except for
 // layers with fewer than kFewChannels input or output channels. Otherwise it mostly uses Winograd's algorithm (Lavin and
@@ -27,7 +28,12 @@ struct RepConvParams {
   int64_t N, C, C_out, H, W;
   bool relu;
   int64_t stride;
+  int64_t kernel_size = 3;  // or 1
+  // On the matrix unit: the weight is float32, and each of its values is multiplied as the sum of two bfloat16 values.
+  // Bias and result are float32.
+  bool has_wide_weight = false;
 
+  int64_t taps() const { return kernel_size * kernel_size; }
   int64_t H_out() const { return (H - 1) / stride + 1; }
   int64_t W_out() const { return (W - 1) / stride + 1; }
 };
@@ -64,20 +70,25 @@ struct RepConvKernels {
   void (*few_inputs)(
       const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
       int64_t end);
+  // The same for an input and a bias in float32, with a result in bfloat16.
+  void (*few_inputs_to_bfloat16)(
+      const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
+      int64_t end);
 };
 
 DANET_DECLARE_KERNELS(RepConvKernels, rep_conv_kernels)
 
-// The kernels on the matrix unit, for bfloat16.
+// The kernels on the matrix unit, for an input in bfloat16. Weight and bias are bfloat16, or float32 if
+// RepConvParams::has_wide_weight.
 struct RepConvTileKernels {
   int64_t (*panels)(const RepConvParams&);         // of output channels
   int64_t (*prepared_size)(const RepConvParams&);  // in values
-  // Lays out the weight [C_out, C, 9].
-  void (*prepare)(const RepConvParams&, const BFloat16* weight, BFloat16* prepared);
+  // Lays out the weight [C_out, C, taps].
+  void (*prepare)(const RepConvParams&, const void* weight, BFloat16* prepared);
   int64_t (*scratch_size)(const RepConvParams&, int64_t rows);  // in bytes, for this number of output rows
   // Computes the output rows [begin, end) of image n and the panels [first, last) of output channels.
   void (*forward)(
-      const RepConvParams&, ImageView input, const BFloat16* prepared, const BFloat16* bias, ImageView out, int64_t n,
+      const RepConvParams&, ImageView input, const BFloat16* prepared, const void* bias, ImageView out, int64_t n,
       int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch);
 };
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../common/threads.h"
+#include "../program/program.h"
 #include "rep_conv_check.h"
 #include "rep_conv_library.h"
 
@@ -20,19 +21,34 @@ bool has_avx512_bf16() {
 
 enum class RepConvMethod { kTiles, kWinograd, kFewOutputs, kFewInputs, kTorch };
 
+// The dtypes of the input and of the weight. Either they are the same, or the input has 16 bits and the weight is
+// float32.
+struct RepConvTypes {
+  ScalarType input, weight;
+};
+
 // Chooses the algorithm. If there is a matrix unit, it computes bfloat16 layers with at least kFewChannels input and
-// output channels; smaller ones are computed as in float32. torch's convolution (oneDNN) computes float64, bfloat16 on
-// processors without a matrix unit that have instructions for it, and layers with few output channels at stride 2.
-// Winograd computes layers with enough channels to amortize its transforms.
-RepConvMethod choose_method(ScalarType type, int64_t C, int64_t C_out, int64_t stride) {
-  const bool has_tiles = type == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone;
-  if (has_tiles && C >= kFewChannels && C_out >= kFewChannels) return RepConvMethod::kTiles;
-  if (type == ScalarType::Double || (type == ScalarType::BFloat16 && !has_tiles && has_avx512_bf16()))
-    return RepConvMethod::kTorch;
-  if (C < kFewChannels) return RepConvMethod::kFewInputs;
-  if (C_out < kFewChannels && stride != 1) return RepConvMethod::kTorch;
-  if (C_out < kFewChannels) return C <= kFewOutputsMaxChannels ? RepConvMethod::kFewOutputs : RepConvMethod::kTorch;
+// output channels; smaller ones are computed as in float32. It also computes layers at stride 1 with a float32 weight
+// for an input in bfloat16. torch's convolution (oneDNN) computes float64, 1x1 kernels, bfloat16 on processors without a
+// matrix unit that have instructions for it, and layers with few output channels at stride 2. Winograd computes layers
+// with enough channels to amortize its transforms.
+RepConvMethod choose_method(RepConvTypes types, const RepConvParams& p) {
+  const bool has_tiles = types.input == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone;
+  if (has_tiles && types.weight == ScalarType::Float && p.stride == 1) return RepConvMethod::kTiles;
+  if (has_tiles && types.weight == types.input && p.C >= kFewChannels && p.C_out >= kFewChannels)
+    return RepConvMethod::kTiles;
+  if (types.weight == ScalarType::Double || p.kernel_size == 1) return RepConvMethod::kTorch;
+  if (types.weight == ScalarType::BFloat16 && !has_tiles && has_avx512_bf16()) return RepConvMethod::kTorch;
+  if (p.C < kFewChannels) return RepConvMethod::kFewInputs;
+  if (p.C_out < kFewChannels && p.stride != 1) return RepConvMethod::kTorch;
+  if (p.C_out < kFewChannels) return p.C <= kFewOutputsMaxChannels ? RepConvMethod::kFewOutputs : RepConvMethod::kTorch;
   return RepConvMethod::kWinograd;
+}
+
+// As check_rep_conv, with the decision about a wide weight.
+RepConvParams with_wide_weight(RepConvParams p, RepConvTypes types, RepConvMethod method) {
+  p.has_wide_weight = method == RepConvMethod::kTiles && types.weight != types.input;
+  return p;
 }
 
 // torch's convolution. Half types are converted to float32 if the processor has no instructions for them.
@@ -68,21 +84,22 @@ ScalarType prepared_type(RepConvMethod method) {
 
 // Lays the weight out as rep_conv reads it for this dtype and stride on this processor. Returns an empty tensor if
 // rep_conv reads the weight itself.
-Tensor prepare_rep_conv(const Tensor& weight, int64_t stride) {
+Tensor prepare_rep_conv(const Tensor& weight, int64_t stride, std::optional<ScalarType> input_dtype) {
   DANET_CHECK(
-      weight.is_cpu() && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
-      "rep_conv: weight must be [C_out, C, 3, 3] on the CPU");
-  const RepConvParams p{0, weight.size(1), weight.size(0), 0, 0, false, stride};
+      weight.is_cpu() && weight.dim() == 4 && weight.size(2) == weight.size(3) &&
+          (weight.size(2) == 1 || weight.size(2) == 3),
+      "rep_conv: weight must be [C_out, C, 3, 3] or [C_out, C, 1, 1] on the CPU");
+  const RepConvTypes types{input_dtype ? *input_dtype : weight.scalar_type(), weight.scalar_type()};
+  RepConvParams p{0, weight.size(1), weight.size(0), 0, 0, false, stride, weight.size(2), false};
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(weight));
-  const RepConvMethod method = choose_method(weight.scalar_type(), p.C, p.C_out, stride);
+  const RepConvMethod method = choose_method(types, p);
+  p = with_wide_weight(p, types, method);
   const Tensor prepared = torch::stable::empty(prepared_sizes(kernels, p, method), prepared_type(method));
   if (method == RepConvMethod::kTorch) return prepared;
   if (method == RepConvMethod::kTiles) {
     const Tensor dense = torch::stable::contiguous(weight);
     DANET_TILE_KERNELS(rep_conv_tile_kernels)
-        .prepare(
-            p, static_cast<const BFloat16*>(dense.const_data_ptr()),
-            static_cast<BFloat16*>(prepared.mutable_data_ptr()));
+        .prepare(p, dense.const_data_ptr(), static_cast<BFloat16*>(prepared.mutable_data_ptr()));
     return prepared;
   }
   float* to = static_cast<float*>(prepared.mutable_data_ptr());
@@ -99,8 +116,7 @@ Tensor prepare_rep_conv(const Tensor& weight, int64_t stride) {
 // The convolution on the matrix unit. Blocks of output rows are divided over the threads, and panels of output channels
 // too if an image has few pixels.
 void convolve_with_tiles(
-    const RepConvParams& p, const ImageView& input, const Tensor& prepared, const BFloat16* bias,
-    const ImageView& out) {
+    const RepConvParams& p, const ImageView& input, const Tensor& prepared, const void* bias, const ImageView& out) {
   const RepConvTileKernels& kernels = DANET_TILE_KERNELS(rep_conv_tile_kernels);
   const BFloat16* weights = static_cast<const BFloat16*>(prepared.const_data_ptr());
   const int64_t H = p.H_out(), threads = torch::stable::get_num_threads(), panels = kernels.panels(p);
@@ -127,44 +143,66 @@ void convolve_with_tiles(
   });
 }
 
+// The result of convolve_with_torch or of a kernel, in the dtype that the caller wants.
+Tensor converted(const Tensor& t, ScalarType type) {
+  return t.scalar_type() == type ? t
+                                 : torch::stable::contiguous(torch::stable::to(t, type), MemoryFormat::ChannelsLast);
+}
+
+}  // namespace
+
 Tensor rep_conv(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& prepared, const std::optional<Tensor>& bias,
-    int64_t stride, bool relu, bool /* tf32 */) {
-  const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu);
-  const RepConvMethod method = choose_method(input.scalar_type(), p.C, p.C_out, stride);
+    const Tensor& given, const Tensor& weight, const std::optional<Tensor>& prepared, const std::optional<Tensor>& bias,
+    int64_t stride, bool relu, bool /* tf32 */, std::optional<ScalarType> out_dtype) {
+  RepConvParams p = check_rep_conv(given, weight, bias, stride, relu, /*can_be_wider=*/true);
+  const ScalarType type = weight.scalar_type(), out_type = out_dtype ? *out_dtype : type;
+  const RepConvTypes types{given.scalar_type(), type};
+  const RepConvMethod method = choose_method(types, p);
+  p = with_wide_weight(p, types, method);
+  // Only the matrix unit reads an input whose dtype differs from the weight's.
+  const Tensor input = method == RepConvMethod::kTiles ? given : converted(given, type);
   // NOTE: a weight that is not prepared must be laid out in every call. At stride 2 that costs more than Winograd
   // saves.
   const bool is_unprepared = !prepared && stride == 2 && method == RepConvMethod::kWinograd;
-  if (is_unprepared || method == RepConvMethod::kTorch) return convolve_with_torch(input, weight, bias, stride, relu);
+  if (is_unprepared || method == RepConvMethod::kTorch)
+    return converted(convolve_with_torch(input, weight, bias, stride, relu), out_type);
 
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(input));
-  const Tensor packed = prepared ? *prepared : prepare_rep_conv(weight, stride);
+  const Tensor packed = prepared ? *prepared : prepare_rep_conv(weight, stride, given.scalar_type());
   const std::vector<int64_t> expected = prepared_sizes(kernels, p, method);
   DANET_CHECK(
       packed.is_cpu() && packed.is_contiguous() && packed.scalar_type() == prepared_type(method) &&
           packed.dim() == int64_t(expected.size()) &&
           std::equal(expected.begin(), expected.end(), packed.sizes().begin()),
-      "rep_conv: prepared does not match the weight and stride");
-  const Image x(input), out(empty_image(input, {p.N, p.C_out, p.H_out(), p.W_out()}));
+      "rep_conv: prepared does not match the weight, the stride and the dtype of the input");
+  // This kernel converts its results itself.
+  const bool narrows =
+      method == RepConvMethod::kFewInputs && type == ScalarType::Float && out_type == ScalarType::BFloat16;
+  const Image x(input);
+  const Image out(
+      torch::stable::empty(
+          {p.N, p.C_out, p.H_out(), p.W_out()}, narrows ? out_type : type, std::nullopt, input.device(), std::nullopt,
+          MemoryFormat::ChannelsLast));
   std::optional<Tensor> contiguous_bias;
   if (bias) contiguous_bias = torch::stable::contiguous(*bias);
   const void* b = contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr;
   if (method == RepConvMethod::kTiles) {
-    convolve_with_tiles(p, x.view, packed, static_cast<const BFloat16*>(b), out.view);
-    return out.tensor;
+    convolve_with_tiles(p, x.view, packed, b, out.view);
+    return converted(out.tensor, out_type);
   }
   const float* weights = static_cast<const float*>(packed.const_data_ptr());
   if (method == RepConvMethod::kFewOutputs) {
     parallel_for(p.N * p.H, p.W * p.C * p.C_out, [&](int64_t begin, int64_t end) {
       kernels.few_outputs(p, x.view, weights, b, out.view, begin, end);
     });
-    return out.tensor;
+    return converted(out.tensor, out_type);
   }
   if (method == RepConvMethod::kFewInputs) {
+    const auto few_inputs = narrows ? kernels.few_inputs_to_bfloat16 : kernels.few_inputs;
     parallel_for(p.N * p.H_out(), p.W_out() * p.C * p.C_out, [&](int64_t begin, int64_t end) {
-      kernels.few_inputs(p, x.view, weights, b, out.view, begin, end);
+      few_inputs(p, x.view, weights, b, out.view, begin, end);
     });
-    return out.tensor;
+    return converted(out.tensor, out_type);
   }
 
   // Divide the tiles into blocks of nearly equal size. If there are few blocks, balance them over the threads: split
@@ -173,7 +211,7 @@ Tensor rep_conv(
   const WinogradKernels& winograd = kernels.winograd[stride - 1];
   const int64_t tiles = p.N * ((p.H_out() + 3) / 4) * ((p.W_out() + 3) / 4);
   const int64_t threads = torch::stable::get_num_threads();
-  if (tiles == 0) return out.tensor;
+  if (tiles == 0) return converted(out.tensor, out_type);
   const int64_t panels = expected[0];
   int64_t blocks = (tiles + winograd.tiles_per_block(p) - 1) / winograd.tiles_per_block(p), parts = 1;
   if (blocks < 4 * threads) {
@@ -192,10 +230,8 @@ Tensor rep_conv(
           panels * (part + 1) / parts, scratch.get());
     }
   });
-  return out.tensor;
+  return converted(out.tensor, out_type);
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(danet, CPU, library) {
   library.impl("rep_conv", TORCH_BOX(&rep_conv));

@@ -418,12 +418,13 @@ Tensor run_implicit_gemm(
 
 Tensor rep_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& /* prepared */,
-    const std::optional<Tensor>& bias, int64_t stride, bool relu, bool tf32) {
-  const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu);
+    const std::optional<Tensor>& bias, int64_t stride, bool relu, bool tf32, std::optional<ScalarType> out_dtype) {
+  const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu, /*can_be_wider=*/false);
+  DANET_CHECK(!out_dtype || *out_dtype == input.scalar_type(), "rep_conv: out_dtype must be input's dtype on CUDA");
   const DeviceGuard device_guard(input);
   // [C_out, 3, 3, C] in memory
   const Tensor weight_rows = torch::stable::contiguous(weight, MemoryFormat::ChannelsLast);
-  if (use_torch_convolution(p, stride, input.scalar_type(), tf32))
+  if (p.kernel_size == 1 || use_torch_convolution(p, stride, input.scalar_type(), tf32))
     return torch::stable::contiguous(
         call_torch_convolution(
             torch::stable::contiguous(input, MemoryFormat::ChannelsLast), weight_rows, bias, stride, relu),
@@ -436,7 +437,7 @@ Tensor rep_conv(
 }
 
 // The CUDA kernels read the weight in its own layout: there is nothing to prepare.
-Tensor prepare_rep_conv(const Tensor& weight, int64_t /* stride */) {
+Tensor prepare_rep_conv(const Tensor& weight, int64_t /* stride */, std::optional<ScalarType> /* input_dtype */) {
   return torch::stable::empty({0}, weight.scalar_type(), std::nullopt, weight.device());
 }
 

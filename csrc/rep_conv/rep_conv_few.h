@@ -132,7 +132,7 @@ DANET_INLINE void multiply_windows(
   for (int r = 0; r < kMaxRows; ++r) finish(r, sum[r][0], sum[r][1]);
 }
 
-template <typename T>
+template <typename T, typename Out>
 void few_inputs(
     const RepConvParams& p, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
     int64_t end) {
@@ -161,7 +161,7 @@ void few_inputs(
         for (int k = 0; k < 9; ++k) taps[k] = copies + k * p.C;
       }
       // Multiply with every panel of output channels, add bias and ReLU, and write back
-      T* pixels = out.pixel<T>(n, y * W_out + x);
+      Out* pixels = out.pixel<Out>(n, y * W_out + x);
       for (int64_t o = 0; o < p.C_out; o += kPanel) {
         const auto finish = [&](int64_t r, int64_t channel, F value) __attribute__((always_inline)) {
           if (channel >= p.C_out || r >= count) return;

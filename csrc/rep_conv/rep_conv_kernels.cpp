@@ -7,7 +7,11 @@ namespace {
 
 template <typename T>
 constexpr RepConvKernels kKernels = {
-    kPanel, {kWinograd<WinogradStride1, T>, kWinograd<WinogradStride2, T>}, few_outputs<T>, few_inputs<T>};
+    kPanel,
+    {kWinograd<WinogradStride1, T>, kWinograd<WinogradStride2, T>},
+    few_outputs<T>,
+    few_inputs<T, T>,
+    few_inputs<float, BFloat16>};
 
 }  // namespace
 

@@ -17,13 +17,18 @@ constexpr int L = kLanes<float>;
 
 // The number of tiles of kTileDepth channels of the input.
 int64_t channel_tiles(const RepConvParams& p) { return (p.C + kTileDepth - 1) / kTileDepth; }
-int64_t panels_of(const RepConvParams& p) { return (p.C_out + kBlockColumns - 1) / kBlockColumns; }
+// The number of output channels of a panel of weights, which has kBlockColumns columns. A wide weight takes two columns:
+// it is rounded to bfloat16 in the first half of the panel, and the rest of it is in the second half.
+int64_t panel_channels(const RepConvParams& p) { return p.has_wide_weight ? kBlockColumns / 2 : kBlockColumns; }
+int64_t panels_of(const RepConvParams& p) { return (p.C_out + panel_channels(p) - 1) / panel_channels(p); }
 
 // The weights of a panel of kBlockColumns output channels are used in parts of at most 36 KiB, so that they stay in the
-// first-level cache. A part has at most kDepthPerPart tiles of channels: all nine taps of them if it has one or two
-// tiles, else three taps.
+// first-level cache. A part has at most kDepthPerPart tiles of channels: all taps of them if it has one or two tiles,
+// else three taps.
 constexpr int64_t kDepthPerPart = 4;
-int64_t taps_per_part(int64_t part_depth) { return part_depth <= 2 ? 9 : 3; }
+int64_t taps_per_part(const RepConvParams& p, int64_t part_depth) {
+  return part_depth <= 2 || p.taps() == 1 ? p.taps() : 3;
+}
 
 // The number of blocks of pixels that are multiplied with one part of the weights before the next part is loaded.
 constexpr int64_t kBlocksPerWeightPart = 8;
@@ -36,8 +41,14 @@ struct PaddedInput {
   // At stride 2: the first pixel of the parts with even rows and columns, even and odd, odd and even, odd and odd.
   int64_t part[4];
 
-  PaddedInput(const RepConvParams& p, int64_t rows) : rows(rows) {
+  PaddedInput(const RepConvParams& p, int64_t rows) : rows(rows), part{} {
     channels = channel_tiles(p) * kTileDepth;
+    if (p.taps() == 1) {  // no border
+      pitch = p.W;
+      tap[0] = 0;
+      pixels = rows * pitch + kBlockRows;
+      return;
+    }
     // Rows have one pixel more than the output, so that the border between two rows is zero. At stride 1, this pixel is
     // the right border of one row and the left border of the next; the copy begins with one more zero pixel. At stride
     // 2, it is the first pixel of each row of odd columns, the left border, and the last one of each row of even columns.
@@ -65,8 +76,9 @@ struct PaddedInput {
   int64_t size() const { return pixels * channels; }
 
   // The pixel of the copy that holds pixel (y, x) of the input, for output rows from `first` on.
-  DANET_INLINE int64_t position(int64_t stride, int64_t first, int64_t y, int64_t x) const {
-    if (stride == 1) return 1 + (y - first + 1) * pitch + x;
+  DANET_INLINE int64_t position(const RepConvParams& p, int64_t first, int64_t y, int64_t x) const {
+    if (p.taps() == 1) return (y - first) * pitch + x;
+    if (p.stride == 1) return 1 + (y - first + 1) * pitch + x;
     const int64_t row = y % 2 == 0 ? y / 2 - first : (y + 1) / 2 - first, column = (x + 1) / 2;
     return part[(y % 2 != 0) * 2 + (x % 2 != 0)] + row * pitch + column;
   }
@@ -76,27 +88,49 @@ struct PaddedInput {
 void copy_input(
     const RepConvParams& p, const ImageView& input, int64_t n, int64_t first, const PaddedInput& padded,
     BFloat16* copy) {
+  const int64_t border = p.kernel_size / 2, top = first * p.stride - border;
+  const int64_t bottom = (first + padded.rows - 1) * p.stride + border;
+  if (p.stride == 1 && p.C == padded.channels && input.pixel_stride == p.C) {
+    // Whole rows are contiguous: copy them, and write zeros around them.
+    BFloat16* const end = copy + padded.size();
+    for (int64_t y = top; y <= bottom; ++y) {
+      BFloat16* to = copy + padded.position(p, first, y, 0) * p.C;
+      // The zeros before this row begin where the last row ended.
+      if (y == top) std::memset(copy, 0, size_t(to - copy) * sizeof(BFloat16));
+      if (y < 0 || y >= p.H)
+        std::memset(to, 0, size_t(p.W * p.C) * sizeof(BFloat16));
+      else
+        std::memcpy(to, input.pixel<BFloat16>(n, y * p.W), size_t(p.W * p.C) * sizeof(BFloat16));
+      to += p.W * p.C;
+      const int64_t zeros = y == bottom ? end - to : (padded.pitch - p.W) * p.C;
+      std::memset(to, 0, size_t(zeros) * sizeof(BFloat16));
+    }
+    return;
+  }
   std::memset(copy, 0, size_t(padded.size()) * sizeof(BFloat16));
-  const int64_t top = first * p.stride - 1, bottom = (first + padded.rows - 1) * p.stride + 1;
   for (int64_t y = top < 0 ? 0 : top; y <= bottom && y < p.H; ++y)
     for (int64_t x = 0; x < p.W; ++x) {
-      BFloat16* to = copy + padded.position(p.stride, first, y, x) * padded.channels;
+      BFloat16* to = copy + padded.position(p, first, y, x) * padded.channels;
       std::memcpy(to, input.pixel<BFloat16>(n, y * p.W + x), size_t(p.C) * sizeof(BFloat16));
     }
 }
 
 // Adds the bias to the sums of one block, applies ReLU, and writes the pixels that exist. first: the number of the
-// block's first pixel, counted with the dropped pixel at the end of each row.
+// block's first pixel, counted with the dropped pixel at the end of each row. Out: the type of the bias and the result,
+// float for a wide weight.
+template <typename Out>
 void write_block(
-    const RepConvParams& p, const float* sums, const BFloat16* bias, int64_t channels, bool relu, int64_t first,
-    int64_t end, int64_t pitch, BFloat16* out, int64_t pixel_stride) {
+    const RepConvParams& p, const float* sums, const Out* bias, int64_t channels, bool relu, int64_t first, int64_t end,
+    int64_t pitch, Out* out, int64_t pixel_stride) {
   for (int64_t column = 0; column < channels; column += L) {
     const int lanes = column + L <= channels ? 0 : int(channels - column);
     const Vec<float> b = bias == nullptr ? Vec<float>{} : load_channels(bias + column, lanes);
     int64_t row = first / pitch, x = first % pitch;
     for (int64_t i = 0; i < kBlockRows && first + i < end; ++i) {
       if (x < p.W_out()) {
-        const Vec<float> value = load_channels(sums + i * kBlockColumns + column, lanes) + b;
+        Vec<float> value = load_channels(sums + i * kBlockColumns + column, lanes) + b;
+        if (std::is_same<Out, float>::value)
+          value += load_channels(sums + i * kBlockColumns + kBlockColumns / 2 + column, lanes);
         store_channels(
             out + (row * p.W_out() + x) * pixel_stride + column, relu ? clamp_min(value, 0.0f) : value, lanes);
       }
@@ -110,29 +144,30 @@ int64_t scratch_size(const RepConvParams& p, int64_t rows) {
          kBlocksPerWeightPart * kBlockRows * kBlockColumns * int64_t(sizeof(float));
 }
 
-void forward(
-    const RepConvParams& p, ImageView input, const BFloat16* prepared, const BFloat16* bias, ImageView out, int64_t n,
+template <typename Out>
+void multiply_blocks(
+    const RepConvParams& p, ImageView input, const BFloat16* prepared, const Out* bias, ImageView out, int64_t n,
     int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch) {
   const PaddedInput padded(p, end - begin);
   float* const sums = reinterpret_cast<float*>(scratch);
   BFloat16* const copy = reinterpret_cast<BFloat16*>(sums + kBlocksPerWeightPart * kBlockRows * kBlockColumns);
   copy_input(p, input, n, begin, padded, copy);
 
-  const int64_t depth = channel_tiles(p), pixels = padded.rows * padded.pitch;
+  const int64_t depth = channel_tiles(p), panel_size = panel_channels(p), pixels = padded.rows * padded.pitch;
   const int64_t blocks = (pixels + kBlockRows - 1) / kBlockRows;
   TileBlock tiles;
   for (int64_t panel = first; panel < last; ++panel) {
-    const int64_t o = panel * kBlockColumns, channels = p.C_out - o < kBlockColumns ? p.C_out - o : kBlockColumns;
+    const int64_t o = panel * panel_size, channels = p.C_out - o < panel_size ? p.C_out - o : panel_size;
     for (int64_t turn = 0; turn < blocks; turn += kBlocksPerWeightPart) {
       const int64_t turn_end = turn + kBlocksPerWeightPart < blocks ? turn + kBlocksPerWeightPart : blocks;
-      const BFloat16* weight = prepared + panel * 9 * depth * kRightSize;
+      const BFloat16* weight = prepared + panel * p.taps() * depth * kRightSize;
       // Take the weights in parts that fit into the first-level cache. Between the parts, the sums of the blocks are
       // kept in memory.
       for (int64_t d = 0; d < depth; d += kDepthPerPart) {
         const int64_t part_depth = depth - d < kDepthPerPart ? depth - d : kDepthPerPart;
-        const int64_t taps = taps_per_part(part_depth);
-        for (int64_t tap = 0; tap < 9; tap += taps, weight += taps * part_depth * kRightSize) {
-          const bool is_first = d == 0 && tap == 0, is_last = d + part_depth == depth && tap + taps == 9;
+        const int64_t taps = taps_per_part(p, part_depth);
+        for (int64_t tap = 0; tap < p.taps(); tap += taps, weight += taps * part_depth * kRightSize) {
+          const bool is_first = d == 0 && tap == 0, is_last = d + part_depth == depth && tap + taps == p.taps();
           for (int64_t block = turn; block < turn_end; ++block) {
             float* const block_sums = sums + (block - turn) * kBlockRows * kBlockColumns;
             is_first ? tiles.clear() : tiles.load(block_sums);
@@ -147,7 +182,7 @@ void forward(
             if (is_last)
               write_block(
                   p, block_sums, bias == nullptr ? nullptr : bias + o, channels, p.relu, block * kBlockRows, pixels,
-                  padded.pitch, out.pixel<BFloat16>(n, begin * p.W_out()) + o, out.pixel_stride);
+                  padded.pitch, out.pixel<Out>(n, begin * p.W_out()) + o, out.pixel_stride);
           }
         }
       }
@@ -155,19 +190,44 @@ void forward(
   }
 }
 
-int64_t prepared_size(const RepConvParams& p) { return panels_of(p) * 9 * channel_tiles(p) * kRightSize; }
+void forward(
+    const RepConvParams& p, ImageView input, const BFloat16* prepared, const void* bias, ImageView out, int64_t n,
+    int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch) {
+  const auto run = [&](const auto* typed_bias) {
+    multiply_blocks(p, input, prepared, typed_bias, out, n, begin, end, first, last, scratch);
+  };
+  p.has_wide_weight ? run(static_cast<const float*>(bias)) : run(static_cast<const BFloat16*>(bias));
+}
 
-// Lays out the weight [C_out, C, 9] in the order in which `forward` reads it, with zeros for channels that do not exist.
-void prepare(const RepConvParams& p, const BFloat16* weight, BFloat16* prepared) {
+int64_t prepared_size(const RepConvParams& p) { return panels_of(p) * p.taps() * channel_tiles(p) * kRightSize; }
+
+// Lays out a weight in the order in which `forward` reads it. value(column, i) is what a column of a panel holds of
+// element i of the weight.
+template <typename Value>
+void pack_panels(const RepConvParams& p, BFloat16* prepared, const Value& value) {
   const int64_t tiles = channel_tiles(p);
   for (int64_t panel = 0; panel < panels_of(p); ++panel)
     for (int64_t d = 0; d < tiles; d += kDepthPerPart)
-      for (int64_t k = 0; k < 9; ++k)
+      for (int64_t k = 0; k < p.taps(); ++k)
         for (int64_t i = d; i < tiles && i < d + kDepthPerPart; ++i, prepared += kRightSize)
           pack_right(prepared, [&](int64_t depth, int64_t column) {
-            const int64_t c = i * kTileDepth + depth, o = panel * kBlockColumns + column;
-            return c < p.C && o < p.C_out ? weight[(o * p.C + c) * 9 + k] : BFloat16{0};
+            const int64_t c = i * kTileDepth + depth, o = panel * panel_channels(p) + column % panel_channels(p);
+            return c < p.C && o < p.C_out ? value(column, (o * p.C + c) * p.taps() + k) : BFloat16{0};
           });
+}
+
+// Packs the weight [C_out, C, taps], with zeros for channels that do not exist.
+void prepare(const RepConvParams& p, const void* weight, BFloat16* prepared) {
+  if (!p.has_wide_weight) {
+    const BFloat16* values = static_cast<const BFloat16*>(weight);
+    return pack_panels(p, prepared, [&](int64_t /* column */, int64_t i) { return values[i]; });
+  }
+  const float* values = static_cast<const float*>(weight);
+  pack_panels(p, prepared, [&](int64_t column, int64_t i) {
+    const BFloat16 rounded = from_compute<BFloat16>(values[i]);
+    if (column < panel_channels(p)) return rounded;
+    return from_compute<BFloat16>(values[i] - to_compute(rounded));
+  });
 }
 
 constexpr RepConvTileKernels kKernels = {panels_of, prepared_size, prepare, scratch_size, forward};

@@ -11,7 +11,8 @@
 // up[n, c, y, x] is channel ((y % 2) * 2 + x % 2) * C + c of pixel (y / 2, x / 2) of a feature map of half the size:
 // the output of a 2x2 transposed convolution of stride 2 before its pixels are moved to their places. w_g of SDC is
 // folded into expand, and batch norms into the convolutions before them. sdc_mean is the mean of z over the pixels of
-// an image.
+// an image. acfa_weight is the channel weight w_d of ACFA (equation 4): sigmoid(reduce gelu(expand mean + expand_bias) +
+// reduce_bias) of that mean.
 #pragma once
 
 #include <cstdint>
@@ -62,12 +63,14 @@ struct SafemKernels {
   int64_t (*scratch_size)(const SafemParams&, int64_t pixels);
   // Computes pixels [begin, end) of image n. up.data may be null; weight [C] belongs to the image.
   void (*forward)(
-      const SafemParams&, ImageView input, const uint32_t* pairs, const float* prepared, ImageView up, const float* weight,
-      ImageView out, int64_t n, int64_t begin, int64_t end, char* scratch);
+      const SafemParams&, ImageView input, const uint32_t* pairs, const float* prepared, ImageView up,
+      const float* weight, ImageView out, int64_t n, int64_t begin, int64_t end, char* scratch);
   // Computes the sum of z over those pixels: sum [C].
   void (*sum)(
       const SafemParams&, ImageView input, const uint32_t* pairs, const float* prepared, float* sum, int64_t n,
       int64_t begin, int64_t end, char* scratch);
+  // Computes acfa_weight, weight [C], from the mean [C] of z. The scratch memory is that of one pixel.
+  void (*channel_weight)(const SafemParams&, const float* mean, const float* prepared, float* weight, char* scratch);
 };
 
 // For float32: the argument must be DType::kFloat.

@@ -144,27 +144,32 @@ void sample(
           source.stride,
           0};
       const int64_t channel = g * group_channels;
-      source.sum_taps(
-          sdc, taps, inputs, n, channel, rows.features + (i - begin) * rows.C + channel, group_channels);
+      source.sum_taps(sdc, taps, inputs, n, channel, rows.features + (i - begin) * rows.C + channel, group_channels);
     }
   }
 }
 
+// Computes rows.predictions = FFN(rows.features) of `count` pixels.
 template <typename T>
-void forward(
-    const SafemParams& p, ImageView input, const uint32_t* pairs, const float* prepared, ImageView up, const float* weight,
-    ImageView out, int64_t n, int64_t begin, int64_t end, char* scratch) {
-  const WeightLayout<T> layout(p);
-  const int64_t count = end - begin;
-  BlockRows<T> rows(p, count, scratch);
-  sample(p, Source<T>(p, input, pairs), prepared, n, begin, end, rows);
-  // Apply the FFN.
+void apply_ffn(
+    const SafemParams& p, const WeightLayout<T>& layout, const float* prepared, int64_t count, BlockRows<T>& rows) {
   Layer<T>::apply(
       rows.features, count, rows.C, prepared + layout.expand, prepared + layout.expand_bias, p.C, 2 * p.C, rows.hiddens,
       rows.hidden, [](F v) { return Layer<T>::gelu(v); });
   Layer<T>::apply(
       rows.hiddens, count, rows.hidden, prepared + layout.reduce, prepared + layout.reduce_bias, 2 * p.C, p.C,
       rows.predictions, rows.predicted, [](F v) { return v; });
+}
+
+template <typename T>
+void forward(
+    const SafemParams& p, ImageView input, const uint32_t* pairs, const float* prepared, ImageView up,
+    const float* weight, ImageView out, int64_t n, int64_t begin, int64_t end, char* scratch) {
+  const WeightLayout<T> layout(p);
+  const int64_t count = end - begin;
+  BlockRows<T> rows(p, count, scratch);
+  sample(p, Source<T>(p, input, pairs), prepared, n, begin, end, rows);
+  apply_ffn(p, layout, prepared, count, rows);
 
   // Apply the channel softmax gate, and write back.
   const int64_t up_W = (p.W + 1) / 2;
@@ -203,6 +208,17 @@ void sum(
   });
 }
 
+template <typename T>
+void channel_weight(const SafemParams& p, const float* mean, const float* prepared, float* weight, char* scratch) {
+  const WeightLayout<T> layout(p);
+  BlockRows<T> rows(p, 1, scratch);
+  for (int64_t c = 0; c < p.C; ++c) rows.features[c] = from_compute<T>(mean[c]);
+  apply_ffn(p, layout, prepared, 1, rows);
+  for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    store_channels(weight + c, 1.0f / (1.0f + exp(-load(rows.predictions + c))), lanes);
+  });
+}
+
 // Pixels per block: enough to reuse each panel of weights from the cache, and few enough to stay in the cache
 // themselves.
 template <typename T>
@@ -213,7 +229,7 @@ int64_t block_pixels(const SafemParams& p) {
 template <typename T>
 constexpr SafemKernels kKernels = {
     prepared_size<T>, prepare<T>, Source<T>::pairs_size, Source<T>::make_pairs, block_pixels<T>, scratch_size<T>,
-    forward<T>, sum<T>};
+    forward<T>,       sum<T>,     channel_weight<T>};
 
 }  // namespace
 }  // namespace danet

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../common/threads.h"
+#include "../program/program.h"
 #include "../sdc/sdc_image.h"
 #include "safem.h"
 
@@ -99,6 +100,8 @@ Tensor make_pairs(const SafemParams& p, const SafemKernels& kernels, const Image
   return pairs;
 }
 
+}  // namespace
+
 Tensor safem(
     const Tensor& input, const Tensor& prepared, const std::optional<Tensor>& up, const std::optional<Tensor>& weight,
     int64_t groups, double scale) {
@@ -124,17 +127,18 @@ Tensor safem(
   const uint32_t* pairs = static_cast<const uint32_t*>(pairs_tensor.const_data_ptr());
   for_blocks(p, kernels, blocks, [&](int64_t /* block_index */, int64_t n, int64_t begin, int64_t end, char* scratch) {
     kernels.forward(
-        p, x.view, pairs, weights, deep ? deep->view : none, own ? own + n * p.C : nullptr, out.view, n, begin, end, scratch);
+        p, x.view, pairs, weights, deep ? deep->view : none, own ? own + n * p.C : nullptr, out.view, n, begin, end,
+        scratch);
   });
   return out.tensor;
 }
 
-Tensor sdc_mean(const Tensor& input, const Tensor& prepared, int64_t groups) {
-  const SafemParams p = check_safem("sdc_mean", input, groups, 1, false);
-  const SafemKernels& kernels = kernels_of("sdc_mean", input.scalar_type());
-  const float* weights = floats("sdc_mean", "prepared", prepared, kernels.prepared_size(p));
+namespace {
+
+// Computes the means of z, mean [N, C].
+void compute_means(
+    const SafemParams& p, const SafemKernels& kernels, const Tensor& input, const float* weights, float* mean) {
   const Image x(compact_image(input, sdc_params(p)));
-  const Tensor mean = torch::stable::empty({p.N, p.C, 1, 1}, ScalarType::Float);
   const Scratch sums(std::max<int64_t>(1, p.N * p.H * p.W * p.C) * int64_t(sizeof(float)));
   float* sum = reinterpret_cast<float*>(sums.get());
   const Tensor pairs_tensor = make_pairs(p, kernels, x.view);
@@ -144,22 +148,43 @@ Tensor sdc_mean(const Tensor& input, const Tensor& prepared, int64_t groups) {
     kernels.sum(p, x.view, pairs, weights, sum + block_index * p.C, n, begin, end, scratch);
   });
   // Add up the blocks in their order, so that the result does not depend on the threads.
-  float* result = static_cast<float*>(mean.mutable_data_ptr());
   for (int64_t n = 0; n < p.N; ++n)
     for (int64_t c = 0; c < p.C; ++c) {
       double total = 0;
       for (int64_t block = 0; block < blocks; ++block) total += sum[(n * blocks + block) * p.C + c];
-      result[n * p.C + c] = float(total / double(p.H * p.W));
+      mean[n * p.C + c] = float(total / double(p.H * p.W));
     }
+}
+
+Tensor sdc_mean(const Tensor& input, const Tensor& prepared, int64_t groups) {
+  const SafemParams p = check_safem("sdc_mean", input, groups, 1, false);
+  const SafemKernels& kernels = kernels_of("sdc_mean", input.scalar_type());
+  const float* weights = floats("sdc_mean", "prepared", prepared, kernels.prepared_size(p));
+  const Tensor mean = torch::stable::empty({p.N, p.C, 1, 1}, ScalarType::Float);
+  compute_means(p, kernels, input, weights, static_cast<float*>(mean.mutable_data_ptr()));
   return torch::stable::to(mean, input.scalar_type());
 }
 
 }  // namespace
 
+Tensor acfa_weight(const Tensor& input, const Tensor& prepared, int64_t groups) {
+  const SafemParams p = check_safem("acfa_weight", input, groups, 1, true);
+  const SafemKernels& kernels = kernels_of("acfa_weight", input.scalar_type());
+  const float* weights = floats("acfa_weight", "prepared", prepared, kernels.prepared_size(p));
+  const Tensor result = torch::stable::empty({p.N, p.C}, ScalarType::Float);
+  float* const values = static_cast<float*>(result.mutable_data_ptr());
+  compute_means(p, kernels, input, weights, values);
+  Scratch scratch(kernels.scratch_size(p, 1));
+  for (int64_t n = 0; n < p.N; ++n)
+    kernels.channel_weight(p, values + n * p.C, weights, values + n * p.C, scratch.get());
+  return torch::stable::to(result, input.scalar_type());
+}
+
 STABLE_TORCH_LIBRARY_IMPL(danet, CPU, library) {
   library.impl("prepare_safem", TORCH_BOX(&prepare_safem));
   library.impl("safem", TORCH_BOX(&safem));
   library.impl("sdc_mean", TORCH_BOX(&sdc_mean));
+  library.impl("acfa_weight", TORCH_BOX(&acfa_weight));
 }
 
 }  // namespace danet

@@ -67,8 +67,7 @@ struct Source<float> {
   static int64_t weight_size(int64_t C) { return kSafemTaps * Layer<float>::padded(C); }
   static void prepare(const float* weight, int64_t C, float* prepared) {
     for (int64_t c = 0; c < C; ++c)
-      for (int64_t k = 0; k < kSafemTaps; ++k)
-        prepared[k * Layer<float>::padded(C) + c] = weight[c * kSafemTaps + k];
+      for (int64_t k = 0; k < kSafemTaps; ++k) prepared[k * Layer<float>::padded(C) + c] = weight[c * kSafemTaps + k];
   }
 
   DANET_INLINE void depthwise_relu(

@@ -46,8 +46,7 @@ struct Source<BFloat16> {
         const BFloat16* next = x + 1 < p.W ? pixel + input.pixel_stride : nullptr;
         int64_t c = 0;
         for (; c + L <= p.C; c += L) {
-          const U32 both =
-              pair_bfloat16(bits_as<U16>(pixel + c), next == nullptr ? U16{} : bits_as<U16>(next + c));
+          const U32 both = pair_bfloat16(bits_as<U16>(pixel + c), next == nullptr ? U16{} : bits_as<U16>(next + c));
           std::memcpy(pairs + c, &both, sizeof both);
         }
         for (; c < p.C; ++c) pairs[c] = pixel[c].bits | (next == nullptr ? 0 : uint32_t(next[c].bits) << 16);
@@ -105,8 +104,7 @@ struct Source<BFloat16> {
     if (!inside) clamp_cells</*kWeights=*/true>(p, taps, inputs.num_taps, 0, p.H, stride, taps.cell);
     if (gather(p, taps, inputs.num_taps, pairs + n * image_stride + channel, out, group_channels)) return;
     // Compute the groups that are not finite again, as in sdc.
-    sum_not_finite_groups(
-        p, taps, inputs, bounds, input.pixel<BFloat16>(n, 0) + channel, out, group_channels);
+    sum_not_finite_groups(p, taps, inputs, bounds, input.pixel<BFloat16>(n, 0) + channel, out, group_channels);
   }
 
  private:

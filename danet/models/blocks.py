@@ -104,54 +104,59 @@ class MBB(nn.Module):
 
 
 class FusedMBB(nn.Module):
-    """A 3x3 convolution, bias and an optional ReLU in one pass (``danet.ops.rep_conv``).
+    """A 3x3 or 1x1 convolution, bias and an optional ReLU in one pass (``danet.ops.rep_conv``).
 
-    It is an MBB for inference, or another 3x3 convolution, such as one that predicts scores or boxes.
+    It is an MBB for inference, or another convolution, such as one that predicts scores or boxes.
 
     Args:
-        weight: ``[C_out, C, 3, 3]``.
+        weight: ``[C_out, C, 3, 3]`` or ``[C_out, C, 1, 1]``.
         bias: ``[C_out]``.
         stride: of the convolution, 1 or 2.
         relu: whether a ReLU follows.
 
     Attributes:
         out_dtype: dtype of the result; if None, it is that of the weight.
+        input_dtype: dtype of the input; if None, it is that of the weight. Call ``prepare`` after a change.
     """
 
     weight: Tensor
     bias: Tensor
     out_dtype: torch.dtype | None
+    input_dtype: torch.dtype | None
     transformed: Tensor | None  # see ``PreparedRepConv``
 
     def __init__(self, weight: Tensor, bias: Tensor, *, stride: int = 1, relu: bool = True) -> None:
         super().__init__()
         self.stride = stride
         self.relu = relu
-        self.out_dtype = None
+        self.out_dtype = self.input_dtype = None
         self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", bias)
         self.register_buffer("transformed", None, persistent=False)
-        self._prepare()
+        self.prepare()
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = PreparedRepConv(self.weight, self.transformed, self.stride)
-        out = rep_conv(x, weight, self.bias, stride=self.stride, relu=self.relu)
-        return out if self.out_dtype is None else out.to(self.out_dtype)
+        weight = PreparedRepConv(self.weight, self.transformed, self.stride, self.input_dtype)
+        return rep_conv(x, weight, self.bias, stride=self.stride, relu=self.relu, out_dtype=self.out_dtype)
 
-    def _prepare(self) -> None:
-        self.transformed = prepare_rep_conv(self.weight, stride=self.stride).transformed
+    def prepare(self) -> None:
+        """Lays the weight out for the kernel."""
+        prepared = prepare_rep_conv(self.weight, stride=self.stride, input_dtype=self.input_dtype)
+        self.transformed = prepared.transformed
 
     # Prepare the weight again after a move, a conversion or a loaded state.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedMBB":
         before = self.weight, self.transformed
         super()._apply(fn, recurse)
+        if self.weight.dtype != before[0].dtype:
+            self.input_dtype = None  # the input is probably converted too
         if self.weight is not before[0] or self.transformed is not before[1]:
-            self._prepare()
+            self.prepare()
         return self
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        self._prepare()
+        self.prepare()
 
 
 def fold_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

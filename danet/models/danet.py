@@ -77,8 +77,13 @@ class DANet(nn.Module):
         self.neck = Neck(widths, neck_width, acfa=config.acfa, groups=config.groups, literal=config.literal_acfa)
         self.head: Head = HEADS[config.head](neck_width, self.backbone.strides, len(config.classes))
 
+    def accepts(self, images: Tensor) -> bool:
+        """Whether the images have the number of dimensions and channels and the size that ``forward`` needs."""
+        has_channels = images.ndim == 4 and images.shape[1] == self.config.network_channels
+        return has_channels and min(images.shape[2:]) >= MINIMUM_SIZE
+
     def forward(self, images: Tensor) -> Output:
-        if images.ndim != 4 or images.shape[1] != self.config.network_channels or min(images.shape[2:]) < MINIMUM_SIZE:
+        if not self.accepts(images):
             raise ValueError(
                 f"DANet: images must be [N, {self.config.network_channels}, H, W] with H, W >= {MINIMUM_SIZE}, "
                 f"got {list(images.shape)}"

@@ -13,6 +13,7 @@ from danet.models.blocks import FusedMBB
 from danet.models.fuse import fuse_modules
 from danet.models.graphs import CudaGraphs
 from danet.models.heads import Output
+from danet.models.program import CpuProgram, can_run_program, program_of
 from danet.models.rounding import round_with_error_diffusion
 from danet.utils.memory_format import channels_last
 
@@ -21,7 +22,8 @@ class DeployedDANet(nn.Module):
     """A DANet for inference: fused (see ``danet.models.fuse``), channels-last, with CUDA graphs on CUDA devices.
 
     It is called like a DANet and decodes like one. On CUDA devices without gradients, it replays one CUDA graph per
-    image shape: an output is valid until the next call.
+    image shape: an output is valid until the next call. On the CPU without gradients, one operator call runs the whole
+    network (``danet.models.program``); hooks of single layers are then not called.
 
     Args:
         network: a DANet in eval mode; it is changed, so that the caller must not use it afterwards.
@@ -60,8 +62,14 @@ class DeployedDANet(nn.Module):
         if exact is not None:
             stem.load_state_dict(exact.state_dict())
         self.config: ModelConfig = self.network.config
-        self.graphs = CudaGraphs(self.network)
+        self._reset_programs()
         self.dtype_reason = ""
+
+    def _reset_programs(self) -> None:
+        """Forgets the CUDA graphs and the CPU program, which use the old weights."""
+        self.graphs = CudaGraphs(self.network)
+        self.program: CpuProgram | None = None
+        self.has_program = True  # until it is found that the network has none
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DeployedDANet":
         before = self.dtype
@@ -69,7 +77,7 @@ class DeployedDANet(nn.Module):
         if self.dtype != before:
             self.dtype_reason = ""
         self._choose_input_dtype()
-        self.graphs = CudaGraphs(self.network)  # the old graphs read the old weights
+        self._reset_programs()
         return self
 
     def _choose_input_dtype(self) -> None:
@@ -104,7 +112,16 @@ class DeployedDANet(nn.Module):
         no_graph = torch.is_grad_enabled() or torch.compiler.is_compiling()
         if images.is_cuda and not no_graph and not torch.cuda.is_current_stream_capturing():
             return self.graphs(images)
+        if self.has_program and can_run_program(images) and self.network.accepts(images):
+            if self.program is None or not self.program.is_current():
+                self.program = program_of(self.network)
+                self.has_program = self.program is not None
+            if self.program is not None:
+                return self.program(images)
         return self.network(images)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "program": None}  # a copy makes its own program
 
     def decode(self, output: Output, **options: Any) -> list[Detections]:
         """Detections of every image of the batch, see ``DANet.decode``."""

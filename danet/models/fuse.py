@@ -1,20 +1,20 @@
 """Fused forms of the network's parts for inference; the parts compute the same function in eval mode.
 
 MBB: branches and norms become one convolution. SaFEM: one pass, w_g of eq. 1 becomes part of the FFN's first layer.
-ACFA: the sum of both levels becomes the end of its SaFEM's pass. Head: both towers of a level become one.
+ACFA: the sum of both levels becomes the end of its SaFEM's pass. Head: both towers of a level become one. Neck: 1x1
+convolutions have prepared weights.
 """
 
 from collections.abc import Callable
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danet.models.acfa import ACFA
-from danet.models.blocks import FFN, MBB, fold_norm
+from danet.models.acfa import ACFA, Neck
+from danet.models.blocks import FFN, MBB, FusedMBB, fold_norm
 from danet.models.heads import Head
 from danet.models.safem import SaFEM
-from danet.ops import SDC, prepare_safem, safem, sdc_mean
+from danet.ops import SDC, acfa_weight, prepare_safem, safem
 
 
 def fuse_modules(parent: nn.Module) -> None:
@@ -35,19 +35,24 @@ def fuse_modules(parent: nn.Module) -> None:
         elif isinstance(child, ACFA) and not child.literal:
             setattr(parent, name, FusedACFA(child))
         else:
+            if isinstance(child, Neck):
+                child.laterals = nn.ModuleList(map(fuse_pointwise, child.laterals))
             fuse_modules(child)
 
 
-class PreparedSaFEM(nn.Module):
-    """Weights of ``danet.ops.safem``, or of ``sdc_mean`` without ``ffn``; prepared again after a move or conversion."""
+def fuse_pointwise(conv: Any) -> FusedMBB:
+    """A 1x1 convolution as a module whose weight is prepared."""
+    return FusedMBB(conv.weight.detach(), conv.bias.detach(), relu=False)
 
-    def __init__(self, sdc: SDC, ffn: FFN | None = None) -> None:
+
+class PreparedSaFEM(nn.Module):
+    """Weights of ``danet.ops.safem`` or ``acfa_weight``; prepared again after a move or conversion."""
+
+    def __init__(self, sdc: SDC, ffn: FFN) -> None:
         super().__init__()
         self.groups = sdc.groups
         depthwise, depthwise_bias = fold_norm(sdc.depthwise.weight, sdc.norm)
-        tensors = [depthwise, depthwise_bias, *sdc.predictor.parameters()]
-        if ffn is not None:
-            tensors += fold_projection(sdc, ffn)
+        tensors = [depthwise, depthwise_bias, *sdc.predictor.parameters(), *fold_projection(sdc, ffn)]
         for i, tensor in enumerate(tensors):
             self.register_buffer(f"_{i}", tensor.detach().to(sdc.predictor.weight.dtype).contiguous())
         self._prepare()
@@ -85,36 +90,15 @@ class FusedSaFEM(nn.Module):
 class FusedACFA(nn.Module):
     """An ACFA that adds the deep level at the end of its SaFEM's pass; not for the literal form."""
 
-    expand: Tensor
-    expand_bias: Tensor
-    reduce: Tensor
-    reduce_bias: Tensor
-    up: Tensor
-    up_bias: Tensor
-
     def __init__(self, module: ACFA) -> None:
         super().__init__()
         self.scale = module.spatial.scale
         self.shallow = PreparedSaFEM(module.spatial.sdc, module.spatial.ffn)
-        self.deep = PreparedSaFEM(module.sdc)
-        expand, expand_bias, reduce, reduce_bias = fold_projection(module.sdc, module.ffn)
+        self.deep = PreparedSaFEM(module.sdc, module.ffn)
         # The 2x2 transposed convolution of stride 2 does not overlap: it is a 1x1 convolution to 4 C channels.
-        weight, bias = module.deconv.parameters()
-        up = weight.permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]
-        tensors = {
-            "expand": expand[:, :, 0, 0],
-            "expand_bias": expand_bias,
-            "reduce": reduce[:, :, 0, 0],
-            "reduce_bias": reduce_bias,
-            "up": up,
-            "up_bias": bias.repeat(4),
-        }
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor.detach().clone())
+        weight, bias = (parameter.detach() for parameter in module.deconv.parameters())
+        self.up = FusedMBB(weight.permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None], bias.repeat(4), relu=False)
 
     def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
-        mean = sdc_mean(deep, self.deep.weights).flatten(1)
-        hidden = F.gelu(F.linear(mean, self.expand, self.expand_bias))
-        w_d = torch.sigmoid(F.linear(hidden, self.reduce, self.reduce_bias))
-        up = F.conv2d(deep, self.up, self.up_bias)
-        return safem(shallow, self.shallow.weights, up=up, weight=w_d, scale=self.scale)
+        weight = acfa_weight(deep, self.deep.weights)
+        return safem(shallow, self.shallow.weights, up=self.up(deep), weight=weight, scale=self.scale)

@@ -21,7 +21,16 @@ from danet.ops.dcn import (
 )
 from danet.ops.dcn_modules import DCNv3, DCNv4
 from danet.ops.deform_conv import deform_conv2d, deform_conv2d_reference
-from danet.ops.fused_safem import PreparedSafem, prepare_safem, safem, safem_reference, sdc_mean, sdc_mean_reference
+from danet.ops.fused_safem import (
+    PreparedSafem,
+    acfa_weight,
+    acfa_weight_reference,
+    prepare_safem,
+    safem,
+    safem_reference,
+    sdc_mean,
+    sdc_mean_reference,
+)
 from danet.ops.info import describe, info
 from danet.ops.layers import (
     MSDeformAttnFunction,
@@ -49,6 +58,8 @@ __all__ = [
     "MultiScaleDeformableAttnFunction",
     "PreparedRepConv",
     "PreparedSafem",
+    "acfa_weight",
+    "acfa_weight_reference",
     "dcnv3",
     "dcnv3_core_pytorch",
     "dcnv3_reference",

@@ -9,6 +9,10 @@ Equations 1 and 2 of section 3.1.1 (https://doi.org/10.1145/3581783.3612146), in
     out[c] = scale * C * s[c] * x[c]                                       or, as ACFA combines two levels (equation 3),
     out[c] = scale * C * s[c] * up[c] + weight[n, c] * x[c]
 
+and the channel weights of ACFA's deeper level (equation 4), `acfa_weight`:
+
+    weight[n, c] = sigmoid(reduce gelu(expand mean over the pixels of z + expand_bias) + reduce_bias)
+
 w_g of equation 1 is folded into `expand`, and batch norms into the convolutions before them. On the CPU in float32, and
 in bfloat16 if the processor has a matrix unit, one kernel takes a block of pixels through all steps while it is in the
 cache; elsewhere each step is a call of its own.
@@ -193,6 +197,53 @@ def sdc_mean(input: Tensor, weights: PreparedSafem) -> Tensor:
     return _sample(input, weights, sdc).mean(dim=(2, 3), keepdim=True)
 
 
+def acfa_weight(input: Tensor, weights: PreparedSafem) -> Tensor:
+    """The channel weights of ACFA's deeper level (equation 4), w_d = sigmoid(FFN(sdc_mean(input))).
+
+    Args:
+        input: [N, C, H, W], float64, float32, float16 or bfloat16: the deeper level.
+        weights: from `prepare_safem`, of input's dtype, with expand and reduce.
+
+    Returns:
+        [N, C] of input's dtype, the argument `weight` of `safem` for the shallower level.
+
+    Raises:
+        TypeError: if input is not a dense tensor of a supported dtype, if weights do not come from `prepare_safem`, or
+            if their dtypes differ.
+        ValueError: if a shape or device does not match, or if weights lack expand and reduce.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import acfa_weight, prepare_safem
+        >>> shapes = (8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,), (16, 8, 1, 1), (16,), (8, 16, 1, 1), (8,)
+        >>> weights = prepare_safem(*map(torch.randn, shapes), groups=2)
+        >>> acfa_weight(torch.randn(3, 8, 5, 6), weights).shape
+        torch.Size([3, 8])
+    """
+    _check_safem(input, weights, None, None)
+    if _has_fused_kernel(input, weights):
+        return library.call("acfa_weight", input, weights.packed, weights.groups)
+    return _acfa_weight_in_steps(input, weights, sdc)
+
+
+def acfa_weight_reference(input: Tensor, weights: PreparedSafem) -> Tensor:
+    """`acfa_weight` in plain PyTorch, for any device and any order of derivatives.
+
+    Arguments and errors are those of `acfa_weight`.
+
+    Example:
+        >>> import torch
+        >>> from danet.ops import acfa_weight, acfa_weight_reference, prepare_safem
+        >>> shapes = (8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,), (16, 8, 1, 1), (16,), (8, 16, 1, 1), (8,)
+        >>> weights = prepare_safem(*(torch.randn(shape, dtype=torch.float64) for shape in shapes), groups=2)
+        >>> input = torch.randn(1, 8, 5, 6, dtype=torch.float64)
+        >>> torch.allclose(acfa_weight(input, weights), acfa_weight_reference(input, weights))
+        True
+    """
+    _check_safem(input, weights, None, None)
+    return _acfa_weight_in_steps(input, weights, sdc_reference)
+
+
 def sdc_mean_reference(input: Tensor, weights: PreparedSafem) -> Tensor:
     """`sdc_mean` in plain PyTorch, for any device and any order of derivatives.
 
@@ -252,6 +303,13 @@ def _safem_in_steps(
     return scale * softmax_gate(placed, logits.to(placed.dtype)) + weight[:, :, None, None] * input
 
 
+def _acfa_weight_in_steps(input: Tensor, weights: PreparedSafem, sdc: Any) -> Tensor:
+    assert weights.expand is not None and weights.reduce is not None  # by _check_safem
+    mean = _sample(input, weights, sdc).mean(dim=(2, 3), keepdim=True)
+    hidden = F.gelu(F.conv2d(mean, weights.expand, weights.expand_bias))
+    return torch.sigmoid(F.conv2d(hidden, weights.reduce, weights.reduce_bias)).flatten(1)
+
+
 def _check_input(input: Any, weights: Any) -> None:
     check_image("safem", "input", input)
     if not isinstance(weights, PreparedSafem):
@@ -285,6 +343,10 @@ def _fake_mean(input: Tensor, packed: Tensor, groups: int) -> Tensor:
     return input.new_empty((input.shape[0], input.shape[1], 1, 1))
 
 
+def _fake_acfa_weight(input: Tensor, packed: Tensor, groups: int) -> Tensor:
+    return input.new_empty(input.shape[:2])
+
+
 def _flops(input: Any, packed: Any, up: Any, weight: Any, groups: int, scale: float, **_: Any) -> int:
     """FLOPs of the convolutions for an input of shape `input`; a multiply-add counts as two."""
     return 2 * math.prod(input) * (9 + 27 * groups + 4 * input[1])
@@ -296,4 +358,5 @@ def _flops_mean(input: Any, packed: Any, groups: int, **_: Any) -> int:
 
 
 library.register("safem", 4, fake=_fake, batched=[0, 2, 3], flops=_flops)
+library.register("acfa_weight", 2, fake=_fake_acfa_weight, batched=[0], flops=_flops_mean)
 library.register("sdc_mean", 2, fake=_fake_mean, batched=[0], flops=_flops_mean)

@@ -122,7 +122,7 @@ def _warn_of_cuda() -> None:
 _below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 
 
-def call(name: str, *arguments: Any) -> Tensor:
+def call(name: str, *arguments: Any) -> Any:
     """Call torch.ops.danet.<name>(*arguments) for the public function.
 
     Raises RuntimeError if torch.func's grad or vjp is active, which the operators do not support.

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.func import vmap
 
-from danet.ops import prepare_safem, safem, safem_reference, sdc_mean, sdc_mean_reference
+from danet.ops import (
+    acfa_weight,
+    acfa_weight_reference,
+    prepare_safem,
+    safem,
+    safem_reference,
+    sdc_mean,
+    sdc_mean_reference,
+)
 from danet.ops.fused_safem import _has_fused_kernel
 
 
@@ -104,6 +112,26 @@ def test_sdc_mean_matches_float64_steps(case):
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [name for name in CASES if name != "no image"])
+def test_acfa_weight_matches_float64_steps(case, dtype):
+    if dtype == torch.bfloat16:
+        needs_matrix_unit()
+    N, C, H, W, G = CASES[case]
+    input, weights = make_inputs(N, C, H, W)[0].to(dtype), make_weights(C, G, dtype)
+    exact = acfa_weight_reference(input.double(), prepare_safem(*(value.double() for value in weights), groups=G))
+    prepared = prepare_safem(*weights, groups=G)
+    assert prepared.packed is not None
+    out = acfa_weight(input, prepared)
+    assert out.dtype == dtype and out.shape == (N, C)
+    assert (out.double() - exact).abs().max() < (2e-5 if dtype == torch.float32 else 2e-2)
+
+
+def test_acfa_weight_needs_expand_and_reduce():
+    with pytest.raises(ValueError, match="safem: weights must have expand and reduce"):
+        acfa_weight(torch.zeros(1, 8, 4, 5), prepare_safem(*make_weights(8, 4, torch.float32)[:4], groups=4))
+
+
 def test_safem_matches_the_training_module():
     from danet.models.safem import SaFEM  # the module that training uses
 
@@ -162,9 +190,10 @@ def test_safem_large_logits_stay_finite():
     assert ((out.double() - expected).abs() < 0.05 * (1 + expected.abs())).float().mean() > 0.98
 
 
-def test_safem_nan_pixel_stays_local():
-    weights = prepare_safem(*make_weights(16, 4, torch.float32), groups=4)
-    input = torch.randn(2, 16, 9, 9)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_safem_nan_pixel_stays_local(dtype):
+    weights = prepare_safem(*make_weights(16, 4, dtype), groups=4)
+    input = torch.randn(2, 16, 9, 9).to(dtype)
     clean = safem(input, weights)
     input[0, 3, 4, 4] = float("nan")
     out = safem(input, weights)
@@ -208,6 +237,7 @@ def test_safem_opcheck_and_compile():
     torch.library.opcheck(torch.ops.danet.safem.default, (input, weights.packed, None, None, 4, 1.0))
     torch.library.opcheck(torch.ops.danet.safem.default, (input, weights.packed, up, weight, 4, 1.0))
     torch.library.opcheck(torch.ops.danet.sdc_mean.default, (input, means.packed, 4))
+    torch.library.opcheck(torch.ops.danet.acfa_weight.default, (input, weights.packed, 4))
     compiled = torch.compile(lambda x: safem(x, weights, up=up, weight=weight), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(input), safem(input, weights, up=up, weight=weight), rtol=0, atol=0)
 

@@ -122,6 +122,59 @@ def test_rep_conv_in_bfloat16_keeps_nan_in_its_row():
     assert torch.equal(out[..., :16], expected[..., :16])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("C", "C_out"), [(5, 3), (32, 64), (64, 33), (71, 130)])
+def test_rep_conv_with_1x1_kernel_matches_float64(C, C_out, dtype):
+    generator = torch.Generator().manual_seed(C)
+    input = torch.randn(2, C + 3, 9, 11, generator=generator).to(dtype, memory_format=torch.channels_last)[:, 3:]
+    weight = (torch.randn(C_out, C, 1, 1, generator=generator) / C**0.5).to(dtype)
+    bias = torch.randn(C_out, generator=generator).to(dtype)
+    exact = torch.nn.functional.conv2d(input.double(), weight.double(), bias.double())
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+    for function in (rep_conv, rep_conv_reference):
+        for given_weight in (weight, prepare_rep_conv(weight)):
+            out = function(input, given_weight, bias, relu=False)
+            assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
+            assert (out.double() - exact).norm() < tolerance * exact.norm()
+
+
+@pytest.mark.parametrize("input_dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), (1, 1)])
+@pytest.mark.parametrize(("C", "C_out"), [(64, 4), (40, 17), (3, 33)])
+def test_rep_conv_with_float32_weight_for_half_input(C, C_out, kernel_size, stride, input_dtype):
+    """The matrix unit multiplies such a weight as the sum of two bfloat16 values."""
+    generator = torch.Generator().manual_seed(C)
+    input = torch.randn(2, C, 13, 9, generator=generator).to(input_dtype)
+    weight = torch.randn(C_out, C, kernel_size, kernel_size, generator=generator) / (C * kernel_size**2) ** 0.5
+    bias = torch.randn(C_out, generator=generator)
+    exact = rep_conv_reference(input.double(), weight.double(), bias.double(), stride=stride)
+    prepared = prepare_rep_conv(weight, stride=stride, input_dtype=input_dtype)
+    for given_weight in (weight, prepared, prepare_rep_conv(weight, stride=stride)):
+        for function in (rep_conv, rep_conv_reference):
+            out = function(input, given_weight, bias, stride=stride)
+            assert out.dtype == torch.float32
+            assert (out.double() - exact).norm() < 3e-5 * exact.norm()
+    narrow = rep_conv(input, prepared, bias, stride=stride, out_dtype=input_dtype)
+    assert torch.equal(narrow, rep_conv(input, prepared, bias, stride=stride).to(input_dtype))
+
+
+@pytest.mark.parametrize("C", [1, 7, 16])
+def test_rep_conv_converts_its_result(C):
+    """With few input channels, one kernel computes in float32 and writes bfloat16."""
+    input, weight, bias = torch.randn(2, C, 21, 30), torch.randn(24, C, 3, 3), torch.randn(24)
+    for dtype in (torch.bfloat16, torch.float16):
+        prepared = prepare_rep_conv(weight, stride=2)
+        out = rep_conv(input, prepared, bias, stride=2, out_dtype=dtype)
+        assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(out, rep_conv(input, prepared, bias, stride=2).to(dtype))
+
+
+def test_prepared_weight_for_another_input_dtype_is_prepared_again():
+    weight, input = torch.randn(16, 32, 3, 3), torch.randn(1, 32, 8, 8)
+    prepared = prepare_rep_conv(weight, input_dtype=torch.bfloat16)
+    torch.testing.assert_close(rep_conv(input, prepared), rep_conv(input, weight), rtol=0, atol=0)
+
+
 def test_rep_conv_nan_stays_within_its_tile():
     input, weight = torch.randn(1, 16, 24, 24), torch.randn(16, 16, 3, 3)
     expected = rep_conv(input, weight)
@@ -154,12 +207,13 @@ def test_rep_conv_backward_raises():
 
 
 INPUT, WEIGHT = torch.zeros(2, 8, 4, 5), torch.zeros(6, 8, 3, 3)
+WEIGHT_SHAPES = "rep_conv: weight must be [C_out, C, 3, 3] or [C_out, C, 1, 1]"
 ERRORS = [
     ((None, WEIGHT), {}, TypeError, "rep_conv: input must be a tensor, got NoneType"),
     ((INPUT[0], WEIGHT), {}, ValueError, "rep_conv: input must be [N, C, H, W], got [8, 4, 5]"),
     ((INPUT, None), {}, TypeError, "rep_conv: weight must be a tensor, got NoneType"),
-    ((INPUT, WEIGHT[..., 0]), {}, ValueError, "rep_conv: weight must be [C_out, C, 3, 3], got [6, 8, 3]"),
-    ((INPUT, WEIGHT[..., :2]), {}, ValueError, "rep_conv: weight must be [C_out, C, 3, 3], got [6, 8, 3, 2]"),
+    ((INPUT, WEIGHT[..., 0]), {}, ValueError, f"{WEIGHT_SHAPES}, got [6, 8, 3]"),
+    ((INPUT, WEIGHT[..., :2]), {}, ValueError, f"{WEIGHT_SHAPES}, got [6, 8, 3, 2]"),
     (
         (INPUT, WEIGHT[:, :4]),
         {},
@@ -183,6 +237,30 @@ ERRORS = [
     ),
     ((INPUT, WEIGHT), {"stride": 3}, ValueError, "rep_conv: stride must be 1 or 2, got 3"),
     ((INPUT, WEIGHT), {"stride": (1, 1)}, TypeError, "rep_conv: stride must be an integer, got (1, 1)"),
+    (
+        (INPUT, WEIGHT[..., :1, :1]),
+        {"stride": 2},
+        ValueError,
+        "rep_conv: stride must be 1 for a weight [C_out, C, 1, 1], got 2",
+    ),
+    (
+        (INPUT.bfloat16(), WEIGHT.half()),
+        {},
+        TypeError,
+        "rep_conv: weight must have input's dtype bfloat16 or float32, got float16",
+    ),
+    (
+        (INPUT.bfloat16(), WEIGHT, torch.zeros(6).bfloat16()),
+        {},
+        TypeError,
+        "rep_conv: bias must have weight's dtype float32, got bfloat16",
+    ),
+    (
+        (INPUT, WEIGHT),
+        {"out_dtype": torch.int8},
+        TypeError,
+        "rep_conv: out_dtype must be float64, float32, float16 or bfloat16, got torch.int8",
+    ),
     ((INPUT, WEIGHT), {"relu": 0}, TypeError, "rep_conv: relu must be True or False, got 0"),
 ]
 
@@ -198,4 +276,4 @@ def test_rep_conv_error(arguments, options, error, text):
 def test_prepare_rep_conv_error():
     with pytest.raises(ValueError) as caught:
         prepare_rep_conv(torch.zeros(3, 3))
-    assert str(caught.value) == "rep_conv: weight must be [C_out, C, 3, 3], got [3, 3]"
+    assert str(caught.value) == f"{WEIGHT_SHAPES}, got [3, 3]"

@@ -112,6 +112,8 @@ def test_opcheck_backward(op):
 def test_opcheck_rep_conv(stride):
     input, weight, bias = tensors("rep_conv")
     torch.library.opcheck(torch.ops.danet.rep_conv.default, (input, weight, None, bias, stride, True, False))
+    options = (None, bias, 1, False, False, torch.bfloat16)
+    torch.library.opcheck(torch.ops.danet.rep_conv.default, (input, weight[..., :1, :1].contiguous(), *options))
 
 
 @pytest.mark.parametrize("op", CALLS)

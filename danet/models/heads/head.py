@@ -8,6 +8,7 @@ Knowledge Distiller) are parts of the training that read the backbone's features
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -114,6 +115,7 @@ class Head(nn.Module, ABC):
         for tower in self.towers or ():
             tower.classify.float()
             tower.regress.float()
+            tower.match_input_dtype()
 
     def score_parameters(self) -> list[nn.Parameter]:
         """Weights and biases of the convolutions that predict the scores, one pair per level.
@@ -187,8 +189,20 @@ class FusedTowers(nn.Module):
             FusedMBB(tower[1].weight.detach(), tower[1].bias.detach(), relu=False) for tower in (classify, regress)
         )
 
+    def match_input_dtype(self) -> None:
+        """Prepares the predicting convolutions for the dtype of ``blocks``, which may differ from theirs."""
+        for module in (self.classify, self.regress):
+            dtype = self.blocks.weight.dtype
+            module.input_dtype = dtype if dtype != module.weight.dtype else None
+            module.prepare()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedTowers":
+        super()._apply(fn, recurse)
+        self.match_input_dtype()
+        return self
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.blocks(x).to(self.classify.weight.dtype)
+        y = self.blocks(x)
         return self.classify(y[:, : self.channels]), self.regress(y[:, self.channels :])
 
 

@@ -1,0 +1,39 @@
+// A program: the calls of a whole network for inference on the CPU, which run_program makes without returning to Python
+// in between. A call from Python costs 10 to 15 microseconds, as much as a small layer itself.
+//
+// A program is a list of integers. It computes with numbered values: value 0 is the image, and each instruction writes
+// one value. Tensors that do not change, such as weights, are taken by their index from a list, and numbers from another
+// one. danet/models/program.py writes programs. The instructions, with their arguments:
+//
+//   kConvolve    out, in, weight, prepared, bias, stride, relu, out_dtype    rep_conv
+//   kNarrow      out, in, first channel, number of channels
+//   kSafem       out, in, prepared, up, weight, groups, scale                safem; up and weight are values or kNone,
+//                                                                            scale is an index of the list of numbers
+//   kAcfaWeight  out, in, prepared, groups                                   acfa_weight
+//   kFree        value                                                       the value is not needed any more
+//
+// weight, prepared and bias of kConvolve, and prepared of the others, are indices of the list of tensors; an absent one
+// is kNone. out_dtype is an index of kDTypes or kNone.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "../common/tensor.h"
+
+namespace danet {
+
+enum Instruction : int64_t { kConvolve, kNarrow, kSafem, kAcfaWeight, kFree };
+constexpr int64_t kNone = -1;
+constexpr ScalarType kDTypes[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double};
+
+// The operators that programs call, from csrc/rep_conv and csrc/safem; see their schemas in library.cpp.
+Tensor rep_conv(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& prepared, const std::optional<Tensor>& bias,
+    int64_t stride, bool relu, bool tf32, std::optional<ScalarType> out_dtype);
+Tensor safem(
+    const Tensor& input, const Tensor& prepared, const std::optional<Tensor>& up, const std::optional<Tensor>& weight,
+    int64_t groups, double scale);
+Tensor acfa_weight(const Tensor& input, const Tensor& prepared, int64_t groups);
+
+}  // namespace danet

@@ -1,0 +1,109 @@
+// The torch operator run_program (program.h).
+#include <vector>
+
+#include "program.h"
+
+namespace danet {
+namespace {
+
+// Reads the integers of a program in their order, and looks up what they stand for. Throws if one of them is out of
+// range: the operator must be safe for direct callers.
+class Reader {
+ public:
+  Reader(
+      const std::vector<int64_t>& code, const std::vector<Tensor>& tensors, const std::vector<double>& numbers,
+      std::vector<std::optional<Tensor>>& values)
+      : code_(code), tensors_(tensors), numbers_(numbers), values_(values) {}
+
+  bool has_more() const { return position_ < code_.size(); }
+  int64_t integer() {
+    DANET_CHECK(has_more(), "run_program: the program ends within an instruction");
+    return code_[position_++];
+  }
+  std::optional<Tensor> optional_tensor() {
+    const int64_t i = integer();
+    return i == kNone ? std::nullopt : std::optional<Tensor>(tensors_[checked(i, tensors_.size())]);
+  }
+  const Tensor& tensor() { return tensors_[checked(integer(), tensors_.size())]; }
+  std::optional<Tensor>& value() { return values_[checked(integer(), values_.size())]; }
+  const Tensor& input() {
+    const std::optional<Tensor>& t = value();
+    DANET_CHECK(t.has_value(), "run_program: an instruction reads a value that does not exist");
+    return *t;
+  }
+  std::optional<Tensor> optional_input() {
+    if (has_more() && code_[position_] == kNone) return ++position_, std::nullopt;
+    return input();
+  }
+  double number() { return numbers_[checked(integer(), numbers_.size())]; }
+  std::optional<ScalarType> dtype() {
+    const int64_t i = integer();
+    return i == kNone ? std::nullopt : std::optional<ScalarType>(kDTypes[checked(i, std::size(kDTypes))]);
+  }
+
+ private:
+  static size_t checked(int64_t index, size_t size) {
+    DANET_CHECK(index >= 0 && size_t(index) < size, "run_program: the index ", index, " is out of range");
+    return size_t(index);
+  }
+
+  const std::vector<int64_t>& code_;
+  const std::vector<Tensor>& tensors_;
+  const std::vector<double>& numbers_;
+  std::vector<std::optional<Tensor>>& values_;
+  size_t position_ = 0;
+};
+
+// Runs the next instruction.
+void run_instruction(Reader& read) {
+  const int64_t instruction = read.integer();
+  std::optional<Tensor>& out = read.value();
+  // NOTE: the arguments are read into variables, because the order of evaluation in a call is not defined.
+  switch (instruction) {
+    case kConvolve: {
+      const Tensor &input = read.input(), &weight = read.tensor();
+      const std::optional<Tensor> prepared = read.optional_tensor(), bias = read.optional_tensor();
+      const int64_t stride = read.integer(), relu = read.integer();
+      out = rep_conv(input, weight, prepared, bias, stride, relu != 0, /*tf32=*/false, read.dtype());
+      return;
+    }
+    case kNarrow: {
+      Tensor input = read.input();
+      const int64_t first = read.integer(), count = read.integer();
+      out = torch::stable::narrow(input, 1, first, count);
+      return;
+    }
+    case kSafem: {
+      const Tensor &input = read.input(), &prepared = read.tensor();
+      const std::optional<Tensor> up = read.optional_input(), weight = read.optional_input();
+      const int64_t groups = read.integer();
+      out = safem(input, prepared, up, weight, groups, read.number());
+      return;
+    }
+    case kAcfaWeight: {
+      const Tensor &input = read.input(), &prepared = read.tensor();
+      out = acfa_weight(input, prepared, read.integer());
+      return;
+    }
+    case kFree: out.reset(); return;
+    default: DANET_CHECK(false, "run_program: ", instruction, " is not an instruction");
+  }
+}
+
+std::vector<Tensor> run_program(
+    const Tensor& image, std::vector<Tensor> tensors, std::vector<int64_t> code, std::vector<double> numbers,
+    int64_t num_values, std::vector<int64_t> outputs) {
+  DANET_CHECK(num_values >= 1 && num_values <= 1 << 20, "run_program: num_values must be from 1 to 2^20");
+  std::vector<std::optional<Tensor>> values(static_cast<size_t>(num_values));
+  values[0] = image;
+  for (Reader reader(code, tensors, numbers, values); reader.has_more();) run_instruction(reader);
+  std::vector<Tensor> results;
+  for (Reader reader(outputs, tensors, numbers, values); reader.has_more();) results.push_back(reader.input());
+  return results;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(danet, CPU, library) { library.impl("run_program", TORCH_BOX(&run_program)); }
+
+}  // namespace danet

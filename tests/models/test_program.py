@@ -1,0 +1,131 @@
+"""The CPU program of a deployed network: it computes what the network computes when it is called layer by layer."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from danet.config import ModelConfig
+from danet.models import build_model
+from danet.models.program import CpuProgram, program_of
+from danet.ops import info
+
+pytestmark = pytest.mark.skipif(info()["operators"] != "compiled", reason="the operators are not compiled")
+
+CONFIG = ModelConfig(name="danet_nano", classes=["drone", "bird"])
+
+
+def trained(config=CONFIG, seed=0):
+    """A network whose attention is not uniform, as it would be right after the initialization."""
+    torch.manual_seed(seed)
+    model = build_model(config).eval()
+    for module in model.modules():
+        if type(module).__name__ == "FFN":
+            torch.nn.init.normal_(module[2].weight, std=0.2)
+    return model
+
+
+def dtypes():
+    return [torch.float32, torch.bfloat16] if torch.ops.danet.matrix_unit() else [torch.float32]
+
+
+def layer_by_layer(deployed, images):
+    images = images.to(dtype=deployed.input_dtype, memory_format=torch.channels_last)
+    return deployed.network(images)
+
+
+def tensors(output):
+    return [*output.features, *output.logits, *output.deltas]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 96), (2, 1, 33, 71), (3, 1, 32, 32)])
+@torch.no_grad()
+def test_program_equals_the_network_bit_for_bit(shape):
+    for dtype in dtypes():
+        deployed = trained().deploy(dtype=dtype)
+        images = torch.randn(shape)
+        output = deployed(images)
+        assert isinstance(deployed.program, CpuProgram)
+        for one, two in zip(tensors(output), tensors(layer_by_layer(deployed, images)), strict=True):
+            assert one.dtype == two.dtype and torch.equal(one, two)
+
+
+@torch.no_grad()
+def test_features_of_an_earlier_call_are_not_overwritten():
+    deployed = trained().deploy()
+    first = deployed(torch.randn(1, 1, 64, 64))
+    before = copy.deepcopy(first)
+    deployed(torch.randn(1, 1, 64, 64))
+    assert all(torch.equal(one, two) for one, two in zip(tensors(first), tensors(before), strict=True))
+
+
+@torch.no_grad()
+def test_program_follows_new_weights_and_conversions():
+    deployed, other = trained().deploy(), trained(seed=1).deploy()
+    images = torch.randn(1, 1, 64, 64)
+    old = deployed(images)
+    deployed.load_state_dict(other.state_dict())
+    new = deployed(images)
+    assert not torch.equal(old.logits[0], new.logits[0])
+    assert torch.equal(new.logits[0], layer_by_layer(deployed, images).logits[0])
+    deployed.network.backbone.stages[0][0].double()  # one part alone, below the deployed network
+    deployed.network.backbone.stages[0][0].float()
+    assert torch.equal(new.logits[0], deployed(images).logits[0])
+
+
+@torch.no_grad()
+def test_copy_of_a_deployed_network_has_its_own_program():
+    deployed = trained().deploy()
+    images = torch.randn(1, 1, 64, 64)
+    expected = deployed(images)
+    other = copy.deepcopy(deployed)
+    other.network.head.towers[0].classify.bias.add_(1)
+    assert torch.equal(deployed(images).logits[0], expected.logits[0])
+    torch.testing.assert_close(other(images).logits[0], expected.logits[0] + 1)
+
+
+@pytest.mark.parametrize("options", [{"literal_acfa": True}, {"acfa": False}])
+@torch.no_grad()
+def test_networks_without_a_program_run_layer_by_layer(options):
+    config = ModelConfig(name="danet_nano", classes=["drone"], **options)
+    deployed = trained(config).deploy()
+    assert program_of(deployed.network) is None
+    images = torch.randn(1, 1, 64, 64)
+    assert torch.equal(deployed(images).logits[0], layer_by_layer(deployed, images).logits[0])
+
+
+@torch.no_grad()
+def test_flop_counter_still_sees_every_layer():
+    deployed = trained().deploy()
+    images = torch.randn(1, 1, 64, 64)
+    deployed(images)
+    with FlopCounterMode(display=False) as counter:
+        deployed(images)
+    with FlopCounterMode(display=False) as expected:
+        layer_by_layer(deployed, images)
+    assert counter.get_total_flops() == expected.get_total_flops() > 1e6
+
+
+@torch.no_grad()
+def test_wrong_image_sizes_have_the_same_error():
+    deployed = trained().deploy()
+    with pytest.raises(ValueError, match=r"DANet: images must be \[N, 1, H, W\] with H, W >= 32"):
+        deployed(torch.zeros(1, 1, 31, 64))
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ([0], "the program ends within an instruction"),
+        ([7, 1], "7 is not an instruction"),
+        ([0, 1, 0, 5, -1, -1, 1, 1, -1], "the index 5 is out of range"),
+        ([0, 9, 0, 0, -1, -1, 1, 1, -1], "the index 9 is out of range"),
+        ([1, 1, 2, 0, 1], "an instruction reads a value that does not exist"),
+        ([0, 1, 0, 0, -1, -1, 3, 1, -1], "rep_conv: stride must be 1 or 2"),
+    ],
+)
+def test_malformed_programs_are_refused(code, text):
+    image, weight = torch.zeros(1, 1, 8, 8), torch.zeros(4, 1, 3, 3)
+    with pytest.raises(RuntimeError, match=text):
+        torch.ops.danet.run_program(image, [weight], code, [], 3, [0])
