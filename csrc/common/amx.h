@@ -26,11 +26,12 @@ constexpr int64_t right_index(int64_t depth, int64_t column) {
   return column / 16 * (kRightSize / 2) + depth / 2 * 32 + column % 16 * 2 + depth % 2;
 }
 
-// Packs value(depth, column) as a right operand.
+// Packs value(depth, column) as a right operand of `columns` columns: kBlockColumns, or half of them, which take half of
+// the memory.
 template <typename Value>
-void pack_right(BFloat16* right, const Value& value) {
+void pack_right(BFloat16* right, const Value& value, int64_t columns = kBlockColumns) {
   for (int64_t depth = 0; depth < kTileDepth; ++depth)
-    for (int64_t column = 0; column < kBlockColumns; ++column) right[right_index(depth, column)] = value(depth, column);
+    for (int64_t column = 0; column < columns; ++column) right[right_index(depth, column)] = value(depth, column);
 }
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
@@ -86,6 +87,14 @@ class TileBlock {
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
+  // The same for a right operand with the first half of the columns only.
+  DANET_INLINE void multiply_add_half(const BFloat16* left, int64_t stride, const BFloat16* right) {
+    _tile_loadd(4, left, 2 * stride);
+    _tile_loadd(6, right, 64);
+    _tile_loadd(5, left + 16 * stride, 2 * stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(2, 5, 6);
+  }
 };
 
 #else
@@ -99,24 +108,32 @@ class TileBlock {
   DANET_INLINE void load(const float* sums) { std::memcpy(sums_, sums, sizeof sums_); }
   DANET_INLINE void store(float* sums) const { std::memcpy(sums, sums_, sizeof sums_); }
   void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right) {
-    float values[kTileDepth][kBlockColumns];
+    multiply_columns<kBlockColumns>(left, stride, right);
+  }
+  void multiply_add_half(const BFloat16* left, int64_t stride, const BFloat16* right) {
+    multiply_columns<kBlockColumns / 2>(left, stride, right);
+  }
+
+ private:
+  template <int64_t kColumns>
+  void multiply_columns(const BFloat16* left, int64_t stride, const BFloat16* right) {
+    float values[kTileDepth][kColumns];
     for (int64_t depth = 0; depth < kTileDepth; ++depth)
-      for (int64_t column = 0; column < kBlockColumns; ++column)
+      for (int64_t column = 0; column < kColumns; ++column)
         values[depth][column] = to_compute(right[right_index(depth, column)]);
     for (int64_t row = 0; row < kBlockRows; ++row) {
-      float even[kBlockColumns] = {}, odd[kBlockColumns] = {};
+      float even[kColumns] = {}, odd[kColumns] = {};
       for (int64_t depth = 0; depth < kTileDepth; depth += 2) {
         const float first = to_compute(left[row * stride + depth]), second = to_compute(left[row * stride + depth + 1]);
-        for (int64_t column = 0; column < kBlockColumns; ++column) {
+        for (int64_t column = 0; column < kColumns; ++column) {
           even[column] += first * values[depth][column];
           odd[column] += second * values[depth + 1][column];
         }
       }
-      for (int64_t column = 0; column < kBlockColumns; ++column) sums_[row][column] += even[column] + odd[column];
+      for (int64_t column = 0; column < kColumns; ++column) sums_[row][column] += even[column] + odd[column];
     }
   }
 
- private:
   float sums_[kBlockRows][kBlockColumns];
 };
 

@@ -65,15 +65,13 @@ struct RepConvKernels {
   void (*few_outputs)(
       const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
       int64_t end);
+  // The size of the scratch memory of few_inputs, in values.
+  int64_t (*few_inputs_scratch)(const RepConvParams&);
   // For fewer than kFewChannels input channels, any stride: a matrix product whose rows are the windows. prepared: panels
   // [ceil(C_out / panel), 9 * C, panel]. Computes the output rows n * H_out + y in [begin, end).
   void (*few_inputs)(
       const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
-      int64_t end);
-  // The same for an input and a bias in float32, with a result in bfloat16.
-  void (*few_inputs_to_bfloat16)(
-      const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
-      int64_t end);
+      int64_t end, float* scratch);
 };
 
 DANET_DECLARE_KERNELS(RepConvKernels, rep_conv_kernels)
@@ -90,6 +88,11 @@ struct RepConvTileKernels {
   void (*forward)(
       const RepConvParams&, ImageView input, const BFloat16* prepared, const void* bias, ImageView out, int64_t n,
       int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch);
+  // RepConvKernels::few_inputs for an input and a bias in float32 and a result in bfloat16, with AVX-512's panels. Not to
+  // be called if the unit is emulated.
+  void (*few_inputs)(
+      const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
+      int64_t end, float* scratch);
 };
 
 DANET_DECLARE_TILE_KERNELS(RepConvTileKernels, rep_conv_tile_kernels)

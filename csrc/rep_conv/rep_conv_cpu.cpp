@@ -175,9 +175,9 @@ Tensor rep_conv(
           packed.dim() == int64_t(expected.size()) &&
           std::equal(expected.begin(), expected.end(), packed.sizes().begin()),
       "rep_conv: prepared does not match the weight, the stride and the dtype of the input");
-  // This kernel converts its results itself.
-  const bool narrows =
-      method == RepConvMethod::kFewInputs && type == ScalarType::Float && out_type == ScalarType::BFloat16;
+  // With AMX, and therefore AVX512_BF16, one kernel converts its results itself.
+  const bool narrows = method == RepConvMethod::kFewInputs && type == ScalarType::Float &&
+                       out_type == ScalarType::BFloat16 && matrix_unit() == MatrixUnit::kAmx;
   const Image x(input);
   const Image out(
       torch::stable::empty(
@@ -198,9 +198,10 @@ Tensor rep_conv(
     return converted(out.tensor, out_type);
   }
   if (method == RepConvMethod::kFewInputs) {
-    const auto few_inputs = narrows ? kernels.few_inputs_to_bfloat16 : kernels.few_inputs;
+    const auto few_inputs = narrows ? DANET_TILE_KERNELS(rep_conv_tile_kernels).few_inputs : kernels.few_inputs;
     parallel_for(p.N * p.H_out(), p.W_out() * p.C * p.C_out, [&](int64_t begin, int64_t end) {
-      few_inputs(p, x.view, weights, b, out.view, begin, end);
+      const Scratch scratch(kernels.few_inputs_scratch(p) * int64_t(sizeof(float)));
+      few_inputs(p, x.view, weights, b, out.view, begin, end, reinterpret_cast<float*>(scratch.get()));
     });
     return converted(out.tensor, out_type);
   }

@@ -132,47 +132,73 @@ DANET_INLINE void multiply_windows(
   for (int r = 0; r < kMaxRows; ++r) finish(r, sum[r][0], sum[r][1]);
 }
 
+// The bias of a vector of channels of which at most `count` exist; zero without bias.
+template <typename T>
+DANET_INLINE F load_bias(const void* bias, int64_t channel, int64_t count) {
+  if (bias == nullptr || count <= 0) return F{};
+  return load_channels(static_cast<const T*>(bias) + channel, count >= kLanes<float> ? 0 : int(count));
+}
+
+// The number of pixels of a row of the copy below.
+DANET_INLINE int64_t copied_pixels(const RepConvParams& p) {
+  return ((p.W_out() + kMaxRows - 1) / kMaxRows * kMaxRows - 1) * p.stride + 3;
+}
+inline int64_t few_inputs_scratch(const RepConvParams& p) { return 3 * copied_pixels(p) * p.C; }
+
 template <typename T, typename Out>
 void few_inputs(
     const RepConvParams& p, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
-    int64_t end) {
+    int64_t end, float* scratch) {
   constexpr int L = kLanes<float>;
-  const T zeros[kFewChannels] = {};
-  const int64_t K = 9 * p.C, H_out = p.H_out(), W_out = p.W_out();
-  float copies[kMaxRows * 9 * kFewChannels] = {};
+  const int64_t K = 9 * p.C, H_out = p.H_out(), W_out = p.W_out(), row_size = copied_pixels(p) * p.C;
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t n = row / H_out, y = row - n * H_out, top = y * p.stride - 1;
-    for (int64_t x = 0; x < W_out; x += kMaxRows) {
-      const int64_t count = W_out - x < kMaxRows ? W_out - x : kMaxRows, left = x * p.stride - 1;
-      const bool inside = top >= 0 && top + 2 < p.H && left >= 0 && left + (kMaxRows - 1) * p.stride + 2 < p.W;
-      // Locate the windows: read float32 inside the image in place, otherwise copy the windows
-      const float* taps[9];
-      int64_t step = K;
-      if (std::is_same<T, float>::value && inside) {
-        const WindowPixels<float> window(p, input, n, y, x, nullptr);
-        for (int k = 0; k < 9; ++k) taps[k] = window.pixels[k];
-        step = p.stride * input.pixel_stride;
-      } else {
-        for (int64_t r = 0; r < count; ++r) {
-          const WindowPixels<T> window(p, input, n, y, x + r, zeros);
-          for (int64_t k = 0; k < 9; ++k)
-            for (int64_t c = 0; c < p.C; ++c) copies[r * K + k * p.C + c] = to_compute(window.pixels[k][c]);
-        }
-        for (int k = 0; k < 9; ++k) taps[k] = copies + k * p.C;
+    const int64_t n = row / H_out, y = row - n * H_out;
+    // Copy the three input rows in float32, with zeros outside the image, so that no pixel needs a special case
+    for (int64_t i = 0; i < 3; ++i) {
+      const int64_t from_row = y * p.stride - 1 + i;
+      float* to = scratch + i * row_size;
+      std::memset(to, 0, size_t(row_size) * sizeof(float));
+      if (from_row < 0 || from_row >= p.H) continue;
+      // The copy begins with column -1, and ends where its size ends or the image does.
+      const int64_t last = row_size / p.C - 1, columns = p.W < last ? p.W : last;
+      if (input.pixel_stride == p.C) {
+        const T* from = input.pixel<T>(n, from_row * p.W);
+        for_vectors_of<float>(columns * p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+          store_channels(to + p.C + c, load_channels(from + c, lanes), lanes);
+        });
+        continue;
       }
+      for (int64_t x = 0; x < columns; ++x)
+        for (int64_t c = 0; c < p.C; ++c) to[(x + 1) * p.C + c] = to_compute(input.pixel<T>(n, from_row * p.W + x)[c]);
+    }
+    for (int64_t x = 0; x < W_out; x += kMaxRows) {
+      const int64_t count = W_out - x < kMaxRows ? W_out - x : kMaxRows;
+      const float* taps[9];
+      for (int k = 0; k < 9; ++k) taps[k] = scratch + k / 3 * row_size + (x * p.stride + k % 3) * p.C;
       // Multiply with every panel of output channels, add bias and ReLU, and write back
       Out* pixels = out.pixel<Out>(n, y * W_out + x);
+      const int64_t pixel_stride = out.pixel_stride;
+      const float low_limit = p.relu ? 0.0f : -__builtin_inff();
       for (int64_t o = 0; o < p.C_out; o += kPanel) {
-        const auto finish = [&](int64_t r, int64_t channel, F value) __attribute__((always_inline)) {
-          if (channel >= p.C_out || r >= count) return;
-          const int lanes = channel + L <= p.C_out ? 0 : int(p.C_out - channel);
-          if (bias != nullptr) value += load_channels(static_cast<const T*>(bias) + channel, lanes);
-          store_channels(pixels + r * out.pixel_stride + channel, p.relu ? clamp_min(value, 0.0f) : value, lanes);
-        };
+        const int64_t channels = p.C_out - o;
+        // In memory, because the sums need all registers.
+        alignas(64) float biases[kPanel];
+        store(biases, load_bias<T>(bias, o, channels));
+        store(biases + L, load_bias<T>(bias, o + L, channels - L));
+        const bool is_whole = channels >= kPanel && count == kMaxRows;
         multiply_windows(
-            taps, step, prepared + o * K, p.C, [&](int64_t r, F low, F high) __attribute__((always_inline)) {
-              finish(r, o, low);
-              finish(r, o + L, high);
+            taps, p.stride * p.C, prepared + o * K, p.C, [&](int64_t r, F low, F high) __attribute__((always_inline)) {
+              const float* b = opaque_pointer(static_cast<const float*>(biases));
+              low = clamp_min(low + load(b), low_limit);
+              high = clamp_min(high + load(b + L), low_limit);
+              Out* pixel = pixels + r * pixel_stride + o;
+              if (is_whole) {
+                store(pixel, low);
+                store(pixel + L, high);
+              } else if (r < count) {
+                store_up_to(pixel, low, channels);
+                store_up_to(pixel + L, high, channels - L);
+              }
             });
       }
     }

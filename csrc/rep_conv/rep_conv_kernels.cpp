@@ -10,8 +10,8 @@ constexpr RepConvKernels kKernels = {
     kPanel,
     {kWinograd<WinogradStride1, T>, kWinograd<WinogradStride2, T>},
     few_outputs<T>,
-    few_inputs<T, T>,
-    few_inputs<float, BFloat16>};
+    few_inputs_scratch,
+    few_inputs<T, T>};
 
 }  // namespace
 

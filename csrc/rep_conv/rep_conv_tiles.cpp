@@ -8,7 +8,7 @@
 // At stride 2, even and odd rows and columns are copied apart: each tap then reads only one of the four parts, in which
 // its pixels are neighbours as at stride 1.
 #include "../common/amx.h"
-#include "rep_conv.h"
+#include "rep_conv_few.h"
 
 namespace danet {
 namespace {
@@ -17,9 +17,13 @@ constexpr int L = kLanes<float>;
 
 // The number of tiles of kTileDepth channels of the input.
 int64_t channel_tiles(const RepConvParams& p) { return (p.C + kTileDepth - 1) / kTileDepth; }
-// The number of output channels of a panel of weights, which has kBlockColumns columns. A wide weight takes two columns:
-// it is rounded to bfloat16 in the first half of the panel, and the rest of it is in the second half.
-int64_t panel_channels(const RepConvParams& p) { return p.has_wide_weight ? kBlockColumns / 2 : kBlockColumns; }
+// The columns of a panel of weights: half of a block if that is enough for all output channels. A wide weight takes two
+// columns: it is rounded to bfloat16 in the first half of the panel, and the rest of it is in the second half.
+bool has_half_panel(const RepConvParams& p) { return p.has_wide_weight && p.C_out <= kBlockColumns / 4; }
+int64_t panel_columns(const RepConvParams& p) { return has_half_panel(p) ? kBlockColumns / 2 : kBlockColumns; }
+int64_t panel_channels(const RepConvParams& p) { return p.has_wide_weight ? panel_columns(p) / 2 : panel_columns(p); }
+// The size of a panel's weights of one tap and one tile of channels.
+int64_t right_size(const RepConvParams& p) { return panel_columns(p) * kTileDepth; }
 int64_t panels_of(const RepConvParams& p) { return (p.C_out + panel_channels(p) - 1) / panel_channels(p); }
 
 // The weights of a panel of kBlockColumns output channels are used in parts of at most 36 KiB, so that they stay in the
@@ -111,7 +115,13 @@ void copy_input(
   for (int64_t y = top < 0 ? 0 : top; y <= bottom && y < p.H; ++y)
     for (int64_t x = 0; x < p.W; ++x) {
       BFloat16* to = copy + padded.position(p, first, y, x) * padded.channels;
-      std::memcpy(to, input.pixel<BFloat16>(n, y * p.W + x), size_t(p.C) * sizeof(BFloat16));
+      const BFloat16* from = input.pixel<BFloat16>(n, y * p.W + x);
+      if (p.C != padded.channels) {
+        std::memcpy(to, from, size_t(p.C) * sizeof(BFloat16));
+        continue;
+      }
+      for (int64_t c = 0; c < p.C; c += kTileDepth)  // faster than a call of memcpy
+        std::memcpy(to + c, from + c, kTileDepth * sizeof(BFloat16));
     }
 }
 
@@ -130,7 +140,7 @@ void write_block(
       if (x < p.W_out()) {
         Vec<float> value = load_channels(sums + i * kBlockColumns + column, lanes) + b;
         if (std::is_same<Out, float>::value)
-          value += load_channels(sums + i * kBlockColumns + kBlockColumns / 2 + column, lanes);
+          value += load_channels(sums + i * kBlockColumns + panel_channels(p) + column, lanes);
         store_channels(
             out + (row * p.W_out() + x) * pixel_stride + column, relu ? clamp_min(value, 0.0f) : value, lanes);
       }
@@ -144,7 +154,7 @@ int64_t scratch_size(const RepConvParams& p, int64_t rows) {
          kBlocksPerWeightPart * kBlockRows * kBlockColumns * int64_t(sizeof(float));
 }
 
-template <typename Out>
+template <typename Out, bool kHalfPanel>
 void multiply_blocks(
     const RepConvParams& p, ImageView input, const BFloat16* prepared, const Out* bias, ImageView out, int64_t n,
     int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch) {
@@ -153,6 +163,7 @@ void multiply_blocks(
   BFloat16* const copy = reinterpret_cast<BFloat16*>(sums + kBlocksPerWeightPart * kBlockRows * kBlockColumns);
   copy_input(p, input, n, begin, padded, copy);
 
+  constexpr int64_t kStep = kHalfPanel ? kRightSize / 2 : kRightSize;
   const int64_t depth = channel_tiles(p), panel_size = panel_channels(p), pixels = padded.rows * padded.pitch;
   const int64_t blocks = (pixels + kBlockRows - 1) / kBlockRows;
   TileBlock tiles;
@@ -160,13 +171,13 @@ void multiply_blocks(
     const int64_t o = panel * panel_size, channels = p.C_out - o < panel_size ? p.C_out - o : panel_size;
     for (int64_t turn = 0; turn < blocks; turn += kBlocksPerWeightPart) {
       const int64_t turn_end = turn + kBlocksPerWeightPart < blocks ? turn + kBlocksPerWeightPart : blocks;
-      const BFloat16* weight = prepared + panel * p.taps() * depth * kRightSize;
+      const BFloat16* weight = prepared + panel * p.taps() * depth * kStep;
       // Take the weights in parts that fit into the first-level cache. Between the parts, the sums of the blocks are
       // kept in memory.
       for (int64_t d = 0; d < depth; d += kDepthPerPart) {
         const int64_t part_depth = depth - d < kDepthPerPart ? depth - d : kDepthPerPart;
         const int64_t taps = taps_per_part(p, part_depth);
-        for (int64_t tap = 0; tap < p.taps(); tap += taps, weight += taps * part_depth * kRightSize) {
+        for (int64_t tap = 0; tap < p.taps(); tap += taps, weight += taps * part_depth * kStep) {
           const bool is_first = d == 0 && tap == 0, is_last = d + part_depth == depth && tap + taps == p.taps();
           for (int64_t block = turn; block < turn_end; ++block) {
             float* const block_sums = sums + (block - turn) * kBlockRows * kBlockColumns;
@@ -175,8 +186,9 @@ void multiply_blocks(
             const BFloat16* right = weight;
             for (int64_t k = tap; k < tap + taps; ++k) {
               const BFloat16* left = copy + (padded.tap[k] + block * kBlockRows) * padded.channels + d * kTileDepth;
-              for (int64_t i = 0; i < part_depth; ++i, left += kTileDepth, right += kRightSize)
-                tiles.multiply_add(left, padded.channels, right);
+              for (int64_t i = 0; i < part_depth; ++i, left += kTileDepth, right += kStep)
+                kHalfPanel ? tiles.multiply_add_half(left, padded.channels, right)
+                           : tiles.multiply_add(left, padded.channels, right);
             }
             tiles.store(block_sums);
             if (is_last)
@@ -193,13 +205,16 @@ void multiply_blocks(
 void forward(
     const RepConvParams& p, ImageView input, const BFloat16* prepared, const void* bias, ImageView out, int64_t n,
     int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch) {
-  const auto run = [&](const auto* typed_bias) {
-    multiply_blocks(p, input, prepared, typed_bias, out, n, begin, end, first, last, scratch);
+  const auto run = [&](const auto* typed_bias, auto half) {
+    using Out = std::decay_t<decltype(*typed_bias)>;
+    multiply_blocks<Out, half.value>(p, input, prepared, typed_bias, out, n, begin, end, first, last, scratch);
   };
-  p.has_wide_weight ? run(static_cast<const float*>(bias)) : run(static_cast<const BFloat16*>(bias));
+  if (has_half_panel(p)) return run(static_cast<const float*>(bias), std::true_type{});
+  if (p.has_wide_weight) return run(static_cast<const float*>(bias), std::false_type{});
+  run(static_cast<const BFloat16*>(bias), std::false_type{});
 }
 
-int64_t prepared_size(const RepConvParams& p) { return panels_of(p) * p.taps() * channel_tiles(p) * kRightSize; }
+int64_t prepared_size(const RepConvParams& p) { return panels_of(p) * p.taps() * channel_tiles(p) * right_size(p); }
 
 // Lays out a weight in the order in which `forward` reads it. value(column, i) is what a column of a panel holds of
 // element i of the weight.
@@ -209,11 +224,13 @@ void pack_panels(const RepConvParams& p, BFloat16* prepared, const Value& value)
   for (int64_t panel = 0; panel < panels_of(p); ++panel)
     for (int64_t d = 0; d < tiles; d += kDepthPerPart)
       for (int64_t k = 0; k < p.taps(); ++k)
-        for (int64_t i = d; i < tiles && i < d + kDepthPerPart; ++i, prepared += kRightSize)
-          pack_right(prepared, [&](int64_t depth, int64_t column) {
+        for (int64_t i = d; i < tiles && i < d + kDepthPerPart; ++i, prepared += right_size(p)) {
+          const auto value_at = [&](int64_t depth, int64_t column) {
             const int64_t c = i * kTileDepth + depth, o = panel * panel_channels(p) + column % panel_channels(p);
             return c < p.C && o < p.C_out ? value(column, (o * p.C + c) * p.taps() + k) : BFloat16{0};
-          });
+          };
+          pack_right(prepared, value_at, panel_columns(p));
+        }
 }
 
 // Packs the weight [C_out, C, taps], with zeros for channels that do not exist.
@@ -230,7 +247,8 @@ void prepare(const RepConvParams& p, const void* weight, BFloat16* prepared) {
   });
 }
 
-constexpr RepConvTileKernels kKernels = {panels_of, prepared_size, prepare, scratch_size, forward};
+constexpr RepConvTileKernels kKernels = {panels_of,    prepared_size, prepare,
+                                         scratch_size, forward,       few_inputs<float, BFloat16>};
 
 }  // namespace
 

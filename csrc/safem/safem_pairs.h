@@ -90,10 +90,14 @@ struct Source<BFloat16> {
     }
     // Sum them, one vector of channels at a time, in two chains of additions to hide their latency.
     for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-      F sum[2] = {load(bias + c), F{}};
-      for (int k = 0; k < count; ++k)
-        sum[k % 2] = add_pair_products(sum[k % 2], load_pairs(pixels[k] + c, lanes), load_pairs(factors[k] + c, 0));
-      store(out + c, clamp_min(sum[0] + sum[1], 0.0f));
+      const auto add_pair = [&](F sum, int k) __attribute__((always_inline)) {
+        return add_pair_products(sum, load_pairs(pixels[k] + c, lanes), load_pairs(factors[k] + c, 0));
+      };
+      F even = load(bias + c), odd{};
+      int k = 0;
+      for (; k + 2 <= count; k += 2) even = add_pair(even, k), odd = add_pair(odd, k + 1);
+      if (k < count) even = add_pair(even, k);
+      store(out + c, clamp_min(even + odd, 0.0f));
     });
   }
 
@@ -119,7 +123,7 @@ struct Source<BFloat16> {
       for (int half = 0; half < 2; ++half) {
         F left = load(taps.weight[2 * half] + j), right = load(taps.weight[2 * half + 1] + j);
         if (p.W == 1) left += right, right = F{};  // both corners are the same pixel
-        const U32 pair = pair_bfloat16(narrow_to_bfloat16(left), narrow_to_bfloat16(right));
+        const U32 pair = pair_bfloat16(left, right);
         std::memcpy(weights[half] + j, &pair, sizeof pair);
       }
     const int64_t below = p.H > 1 ? row_stride : 0;
