@@ -56,10 +56,7 @@ class CpuProgram:
 
     def is_current(self) -> bool:
         """Whether the modules still have the weights that the program uses."""
-        for buffers, name, value in self.sources:  # a loop, which is faster than all(); this runs for every image
-            if buffers.get(name) is not value:
-                return False
-        return True
+        return all(buffers.get(name) is value for buffers, name, value in self.sources)
 
     def __call__(self, images: Tensor) -> Output:
         """Runs the network on images of the dtype of its first layer, channels-last."""
