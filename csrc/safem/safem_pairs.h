@@ -16,13 +16,34 @@ namespace {
 
 // Loads the first `count` elements of a vector, or all of them if count is 0.
 DANET_INLINE U32 load_pairs(const uint32_t* p, int count) {
-  return (U32)load_channels(reinterpret_cast<const float*>(p), count);
+  if (count == 0) return bits_as<U32>(p);
+#if defined(__AVX512F__)
+  return (U32)_mm512_maskz_loadu_epi32(__mmask16((1u << count) - 1), p);
+#else
+  U32 v{};
+  std::memcpy(&v, p, size_t(count) * sizeof *p);
+  return v;
+#endif
 }
 
-// The depth-wise weight is stored as pairs, [row of the window, variant, channel]. Each variant fits another pair of
-// columns of the window.
 constexpr int64_t padded_channels(int64_t C) { return (C + L - 1) / L * L; }
 enum DepthwisePair { kLeftMiddle, kMiddleRight, kRightOnly, kMiddleOnly, kDepthwisePairs };
+
+// The weights of a pixel's taps as pairs: half[0] for the upper corners and half[1] for the lower ones. one_column: the
+// image has one column, so that both corners of a row are the same pixel.
+struct PairWeights {
+  alignas(64) uint32_t half[2][kMaxTaps + 16];
+
+  DANET_INLINE PairWeights(const TapTable<float>& taps, int64_t num_taps, bool one_column) {
+    for (int64_t j = 0; j < num_taps; j += L)
+      for (int i = 0; i < 2; ++i) {
+        F left = load(taps.weight[2 * i] + j), right = load(taps.weight[2 * i + 1] + j);
+        if (one_column) left += right, right = F{};
+        const U32 pair = pair_bfloat16(left, right);
+        std::memcpy(half[i] + j, &pair, sizeof pair);
+      }
+  }
+};
 
 template <>
 struct Source<BFloat16> {
@@ -117,16 +138,14 @@ struct Source<BFloat16> {
   __attribute__((noinline)) bool gather(
       const SdcParams& p, const TapTable<float>& taps, int64_t num_taps, const uint32_t* group_pairs, BFloat16* out,
       int64_t group_channels) const {
-    // Round the weights of the upper and of the lower corners to pairs
-    alignas(64) uint32_t weights[2][kMaxTaps + 16];
-    for (int64_t j = 0; j < num_taps; j += L)
-      for (int half = 0; half < 2; ++half) {
-        F left = load(taps.weight[2 * half] + j), right = load(taps.weight[2 * half + 1] + j);
-        if (p.W == 1) left += right, right = F{};  // both corners are the same pixel
-        const U32 pair = pair_bfloat16(left, right);
-        std::memcpy(weights[half] + j, &pair, sizeof pair);
-      }
+    const PairWeights weights(taps, num_taps, /*one_column=*/p.W == 1);
     const int64_t below = p.H > 1 ? row_stride : 0;
+#if defined(__AVX512F__)
+    if (group_channels * 2 == L && num_taps % (2 * kSafemTaps) == 0)
+      return gather_side_by_side<2>(taps, weights, num_taps, group_pairs, below, out);
+    if (group_channels * 4 == L && num_taps % (4 * kSafemTaps) == 0)
+      return gather_side_by_side<4>(taps, weights, num_taps, group_pairs, below, out);
+#endif
     F zero_or_nan{};  // NaN in lanes in which a result was not finite
     for (int64_t first = 0; first < num_taps; first += kSafemTaps, out += group_channels) {
       const F factor = broadcast<float>(1 / sum_values<kSafemTaps>(taps.m + first, kSafemTaps));
@@ -139,7 +158,7 @@ struct Source<BFloat16> {
         for (int64_t k = 0; k < kSafemTaps; ++k)
 #pragma GCC unroll 2
           for (int half = 0; half < 2; ++half) {
-            const U32 weight = weights[half][first + k] + U32{};
+            const U32 weight = weights.half[half][first + k] + U32{};
             const uint32_t* corner = at + half * below + taps.cell[first + k];
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
@@ -161,6 +180,67 @@ struct Source<BFloat16> {
     }
     return !any<float>(zero_or_nan != zero_or_nan);
   }
+
+#if defined(__AVX512F__)
+  // The same if a group has half (kGroups = 2) or a quarter (4) of the channels of a vector: that many groups are
+  // computed side by side in one vector, because an instruction for pairs takes as long for few lanes as for all.
+  template <int kGroups>
+  DANET_INLINE bool gather_side_by_side(
+      const TapTable<float>& taps, const PairWeights& weights, int64_t num_taps, const uint32_t* group_pairs,
+      int64_t below, BFloat16* out) const {
+    constexpr int kChains = 4;
+    F zero_or_nan{};
+    for (int64_t first = 0; first < num_taps; first += kGroups * kSafemTaps, out += L) {
+      float factors[kGroups];
+      for (int g = 0; g < kGroups; ++g)
+        factors[g] = 1 / sum_values<kSafemTaps>(taps.m + first + g * kSafemTaps, kSafemTaps);
+      F total[kChains] = {};
+#pragma GCC unroll 9
+      for (int64_t k = 0; k < kSafemTaps; ++k)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          const uint32_t* const corners = group_pairs + half * below;
+          const U32 weight = side_by_side<kGroups>(
+              [&](int g) __attribute__((always_inline)) { return weights.half[half][first + g * kSafemTaps + k]; });
+          const U32 values = load_side_by_side<kGroups>(
+              [&](int g) __attribute__((always_inline)) { return corners + taps.cell[first + g * kSafemTaps + k]; });
+          F& sum = total[(2 * k + half) % kChains];
+          sum = add_pair_products(sum, values, weight);
+        }
+      const F factor = (F)side_by_side<kGroups>(
+          [&](int g) __attribute__((always_inline)) { return bits_as<uint32_t>(factors + g); });
+      const F result = ((total[0] + total[1]) + (total[2] + total[3])) * factor;
+      zero_or_nan += result * 0.0f;
+      store(out, result);
+    }
+    return !any<float>(zero_or_nan != zero_or_nan);
+  }
+
+  // A vector whose parts repeat one value each: value(g) in part g.
+  template <int kGroups, typename Value>
+  static DANET_INLINE U32 side_by_side(const Value& value) {
+    __m512i v = _mm512_set1_epi32(int(value(0)));
+#pragma GCC unroll 4
+    for (int g = 1; g < kGroups; ++g) {
+      const __mmask16 part = __mmask16(((1u << L / kGroups) - 1) << g * (L / kGroups));
+      v = _mm512_mask_set1_epi32(v, part, int(value(g)));
+    }
+    return (U32)v;
+  }
+  // A vector whose parts are loaded from at(g).
+  template <int kGroups, typename At>
+  static DANET_INLINE U32 load_side_by_side(const At& at) {
+    if constexpr (kGroups == 2) {
+      const __m512i first = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at(0))));
+      return (U32)_mm512_inserti64x4(first, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at(1))), 1);
+    } else {
+      __m512i v = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at(0))));
+      v = _mm512_inserti32x4(v, _mm_loadu_si128(reinterpret_cast<const __m128i*>(at(1))), 1);
+      v = _mm512_inserti32x4(v, _mm_loadu_si128(reinterpret_cast<const __m128i*>(at(2))), 2);
+      return (U32)_mm512_inserti32x4(v, _mm_loadu_si128(reinterpret_cast<const __m128i*>(at(3))), 3);
+    }
+  }
+#endif
 };
 
 }  // namespace

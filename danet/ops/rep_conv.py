@@ -133,7 +133,10 @@ def rep_conv(
         raw, prepared = weight.weight, weight.transformed if weight.stride == stride else None
         if isinstance(input, Tensor) and (weight.input_dtype or raw.dtype) != input.dtype:
             prepared = None
+    dtype = raw.dtype if isinstance(raw, Tensor) else None
     input, raw, bias = autocast(input, raw, bias)
+    if dtype is not None and raw.dtype != dtype:
+        prepared = None  # it holds the weight in its own dtype
     check_rep_conv(input, raw, bias, stride, relu, out_dtype)
     if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (input, raw, bias)):
         return _ForwardOnly.apply(input, raw, prepared, bias, stride, relu, out_dtype)

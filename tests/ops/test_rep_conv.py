@@ -277,3 +277,11 @@ def test_prepare_rep_conv_error():
     with pytest.raises(ValueError) as caught:
         prepare_rep_conv(torch.zeros(3, 3))
     assert str(caught.value) == f"{WEIGHT_SHAPES}, got [3, 3]"
+
+
+def test_autocast_does_not_use_a_weight_that_was_prepared_in_float32():
+    input, weight = torch.randn(1, 16, 9, 9), torch.randn(16, 16, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = rep_conv(input, prepare_rep_conv(weight))
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, rep_conv(input.bfloat16(), weight.bfloat16()))
