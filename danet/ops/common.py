@@ -92,6 +92,14 @@ def check_bool(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
 
 
+def flag(op: str, name: str, value: Any) -> bool:
+    """`value` as a bool; TypeError unless it is True, False, 1 or 0, which callers of the original operators pass."""
+    given = number(value)
+    if not isinstance(given, int) or given not in (0, 1):
+        raise TypeError(f"{op}: {name} must be True, False, 1 or 0, got {value!r}")
+    return bool(given)
+
+
 def integer(op: str, name: str, value: Any, minimum: int) -> int:
     """`value` as an int; TypeError unless it is an integer, ValueError if it is below `minimum`."""
     number = _index(value)

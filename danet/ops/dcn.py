@@ -23,6 +23,7 @@ from danet.ops.common import (
     check_like_input,
     check_shape,
     check_tensor,
+    flag,
     memoize_check,
     number,
 )
@@ -61,17 +62,18 @@ def dcnv3(
         offset_scale: scales the distance of every sampling point (tap position plus offset) from the center of the
             window.
         im2col_step: ignored; a batch of any size is one call.
-        remove_center: leave out the middle tap, so that K is one less; needs an odd kernel size.
+        remove_center: leave out the middle tap, so that K is one less; needs an odd kernel size. A bool, 0 or 1.
         further: further positional arguments of some versions of the originals: up to two integers or None that choose
             the launch (DCNv4's `d_stride` and `block_thread`), which have no effect, and `softmax` as a bool.
-        softmax: take mask as logits; the kernel normalizes them over the K taps of a group.
+        softmax: take mask as logits; the kernel normalizes them over the K taps of a group. It cannot be True if
+            `further` says False.
 
     Returns:
         [N, H_out, W_out, C].
 
     Raises:
         TypeError: if a tensor argument is not a dense tensor of a supported dtype, if dtypes differ, or if an option
-            has the wrong type.
+            has the wrong type or is given twice.
         ValueError: if a shape or device does not match, if group * group_channels is not C, if an option is out of
             range, or if the window is larger than the padded input.
 
@@ -273,14 +275,19 @@ def _options(
     op: str, group: Any, pairs: tuple, offset_scale: Any, remove_center: Any, further: tuple, softmax: Any
 ) -> tuple:
     """The arguments of `SdcOptions.validate` after `op`."""
-    launch, flags = further, further[-1:] if further and isinstance(further[-1], bool) else ()
+    # Originals with a `softmax` of their own pass it as the last positional argument.
+    flags = further[-1:] if further and isinstance(further[-1], bool) else ()
     launch = further[: len(further) - len(flags)]
     if len(launch) > 2 or any(isinstance(value, bool) or not isinstance(value, (int, type(None))) for value in launch):
         raise TypeError(
             f"{op}: further arguments must be at most two integers and softmax as a bool, got {further!r}; "
             "pass softmax by name"
         )
-    return group, *pairs, number(offset_scale), *(flags or (softmax,)), bool(remove_center)
+    if flags and softmax is not False and softmax is not flags[0]:
+        raise TypeError(
+            f"{op}: softmax must be given once, got {flags[0]} by position and {softmax!r} by name; pass it by name"
+        )
+    return group, *pairs, number(offset_scale), *(flags or (softmax,)), flag(op, "remove_center", remove_center)
 
 
 def _dcnv3(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danet.ops.common import integer
+from danet.ops.common import flag, integer
 from danet.ops.dcn import dcnv3, dcnv4
 
 ACTIVATIONS = {"ReLU": nn.ReLU, "SiLU": nn.SiLU, "GELU": nn.GELU}
@@ -41,9 +41,10 @@ class _Deformable(nn.Module):
         super().__init__()
         if integer(name, "channels", channels, minimum=1) % integer(name, "group", group, minimum=1) != 0:
             raise ValueError(f"{name}: group must divide channels = {channels}, got {group}")
+        remove_center = flag(name, "remove_center", remove_center)
         if remove_center and integer(name, "kernel_size", kernel_size, minimum=1) % 2 == 0:
             raise ValueError(f"{name}: remove_center needs an odd kernel_size, got {kernel_size}")
-        self.channels, self.group, self.remove_center = channels, group, bool(remove_center)
+        self.channels, self.group, self.remove_center = channels, group, remove_center
         self.center_feature_scale = center_feature_scale
         self.taps = group * (kernel_size**2 - self.remove_center)
         sides = (kernel_size, kernel_size, stride, stride, pad, pad, dilation, dilation)

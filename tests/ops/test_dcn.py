@@ -245,6 +245,34 @@ def test_dcn_accepts_calls_of_other_versions():
         dcnv4(input, both, *arguments, 2.0, 256, 0, "64")
 
 
+def test_dcn_contradicting_softmax_error():
+    """A call with remove_center twice, for example, must not lose the softmax that it asks for by name."""
+    input, offset, mask = draw(2, 6, 7, 2, 4)
+    arguments = (3, 3, 1, 1, 1, 1, 1, 1, 2, 4, 1.0, 256, False)
+    text = "softmax must be given once, got False by position and True by name; pass it by name"
+    for op, tensors in ((dcnv3, (input, offset, mask)), (dcnv4, (input, packed(offset, mask, 2, 56)))):
+        with pytest.raises(TypeError, match=f"{op.__name__}: {text}"):
+            op(*tensors, *arguments, False, softmax=True)
+        assert_close(op(*tensors, *arguments, True, softmax=True), op(*tensors, *arguments, softmax=True))
+
+
+def test_dcn_remove_center_types():
+    arguments = (3, 3, 1, 1, 1, 1, 1, 1, 2, 4, 1.0, 256)
+    for remove_center, values in ((False, (0, np.bool_(False), np.int64(0))), (True, (1, np.bool_(True)))):
+        input, offset, mask = draw(2, 6, 7, 2, 4, remove_center=remove_center)
+        both = packed(offset, mask, 2, 56)
+        expected = dcnv3(input, offset, mask, *arguments, remove_center)
+        for value in values:
+            assert_close(dcnv3(input, offset, mask, *arguments, value), expected, rtol=0, atol=0)
+            assert_close(dcnv4(input, both, *arguments, value), expected)
+    for wrong in ("False", 2, 0.0, None, [0]):
+        with pytest.raises(TypeError) as raised:
+            dcnv4(input, both, *arguments, wrong)
+        assert str(raised.value) == f"dcnv4: remove_center must be True, False, 1 or 0, got {wrong!r}"
+        with pytest.raises(TypeError, match="DCNv3: remove_center must be True, False, 1 or 0, got"):
+            DCNv3(8, group=2, remove_center=wrong)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dcn_large_finite_inputs_stay_finite(dtype):
     input, offset, mask = (t.to(dtype) for t in draw(1, 8, 9, 2, 8))
