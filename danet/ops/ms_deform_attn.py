@@ -161,7 +161,9 @@ def _level_tensors(value: Any, shapes: Any, starts: Any) -> tuple[Any, Any]:
             raise TypeError(f"ms_deform_attn: {name} must be a tensor of integers, got {given!r}") from None
         if tensor.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"ms_deform_attn: {name} must be int64 or int32, got {dtype_name(tensor.dtype)}")
-        result.append(tensor.to(device=value.device, dtype=torch.int64, non_blocking=True))
+        # Copy to another device. A copy to a GPU needs no wait, because the kernels run after it on the same stream; a
+        # copy to the CPU must be complete, because the CPU reads it at once.
+        result.append(tensor.to(device=value.device, dtype=torch.int64, non_blocking=not value.is_cpu))
     return result[0], result[1]
 
 

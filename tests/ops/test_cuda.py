@@ -14,6 +14,7 @@ from danet.ops import (
     lcdc,
     lcdc_reference,
     library,
+    ms_deform_attn,
     prepare_rep_conv,
     rep_conv,
     rep_conv_reference,
@@ -75,6 +76,18 @@ def test_operator_uses_current_stream(op):
         out = function(*delayed)
     stream.synchronize()
     assert_close(out, expected)
+
+
+def test_ms_deform_attn_on_the_cpu_waits_for_levels_from_the_gpu():
+    value, locations, weights = torch.randn(1, 42, 2, 8), torch.rand(1, 7, 2, 2, 4, 2), torch.rand(1, 7, 2, 2, 4)
+    shapes = torch.tensor([[6, 5], [3, 4]])
+    expected = ms_deform_attn(value, shapes, None, locations, weights)
+    delayed = torch.zeros_like(shapes, device=DEVICE)
+    source = shapes.to(DEVICE)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(50_000_000)  # cycles: tens of milliseconds
+    delayed.copy_(source)
+    assert_close(ms_deform_attn(value, delayed, None, locations, weights), expected)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

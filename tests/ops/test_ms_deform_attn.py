@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from ms_deform_attn_cases import CASES, SHAPES, tensors
 from torch.autograd import forward_ad
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from danet.ops import (
     MSDeformAttnFunction,
@@ -70,6 +71,28 @@ def test_ms_deform_attn_matches_loop(case, softmax):
     expected = loop(value, shapes, locations, exact)
     for function in (ms_deform_attn, ms_deform_attn_reference):
         assert_close(function(value, shapes, None, locations, weights, softmax=softmax), expected)
+
+
+class CopiesToCpu(TorchDispatchMode):
+    """Records `non_blocking` of every copy whose result is on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.non_blocking = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and out.is_cpu:
+            self.non_blocking.append((kwargs or {}).get("non_blocking", False))
+        return out
+
+
+def test_ms_deform_attn_waits_for_copies_to_the_cpu():
+    """The CPU reads the sizes of the levels at once. test_cuda.py has the same with a real copy from a GPU."""
+    value, locations, weights = tensors()
+    with CopiesToCpu() as copies:
+        ms_deform_attn(value, torch.tensor(SHAPES, dtype=torch.int32), None, locations, weights)
+    assert copies.non_blocking == [False]
 
 
 @pytest.mark.parametrize("softmax", [False, True])
