@@ -13,7 +13,8 @@ import pytest
 from danet.ops import info
 
 ROOT = Path(__file__).parents[2]
-TESTS = [ROOT / f"tests/ops/test_{name}.py" for name in ("sdc", "lcdc", "softmax_gate", "rep_conv", "ms_deform_attn")]
+NAMES = ("sdc", "dcn", "deform_conv", "lcdc", "softmax_gate", "rep_conv", "ms_deform_attn", "fused_safem")
+TESTS = [ROOT / f"tests/ops/test_{name}.py" for name in NAMES]
 
 
 def run_tests(capability: str, key: str, text: str, arguments: list) -> None:
