@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sdc_cases import bilinear_loop
+from torch.autograd import forward_ad
 from torch.testing import assert_close
 
 from danet.ops import SDC, deform_conv2d, deform_conv2d_reference
@@ -137,6 +138,51 @@ def test_deform_conv2d_second_derivatives_of_the_fused_kernel():
             results.append(torch.autograd.grad(sum(g.square().sum() for g in first) * 1e-6, leaves))
         for actual, right in zip(*results, strict=True):
             assert_close(actual.double(), right, rtol=1e-3, atol=1e-3 * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("case", ["dense", "depth-wise", "depth-wise, offset groups"])
+def test_deform_conv2d_forward_over_reverse_of_the_fused_kernel(case, has_bias):
+    """A tangent of grad_output reaches the gradients of float32, which are linear in grad_output."""
+    *sizes, options = CASES[case]
+    tensors, options = draw(*sizes, **options)
+    tensors = [t for i, t in enumerate(tensors) if has_bias or i != 3]
+
+    def call(function, leaves):
+        bias = leaves[3] if has_bias else None
+        return function(*leaves[:3], bias, **options, mask=leaves[-1])
+
+    wide = [t.clone().requires_grad_() for t in tensors]
+    expected = call(deform_conv2d_reference, wide)
+    direction, tangent = torch.randn_like(expected), torch.randn_like(expected)
+    primals = torch.autograd.grad(expected, wide, direction, retain_graph=True)
+    tangents = torch.autograd.grad(expected, wide, tangent)
+    leaves = [t.float().requires_grad_() for t in tensors]
+    out = call(deform_conv2d, leaves)
+    assert "danet_deform_conv2d" in out.grad_fn.name()
+    with forward_ad.dual_level():
+        grads = torch.autograd.grad(out, leaves, forward_ad.make_dual(direction.float(), tangent.float()))
+        for grad, *right in zip(grads, primals, tangents, strict=True):
+            for actual, each in zip(forward_ad.unpack_dual(grad), right, strict=True):
+                assert_close(actual.double(), each, rtol=1e-4, atol=1e-4 * float(each.abs().max()))
+
+
+@pytest.mark.parametrize("case", ["dense", "depth-wise"])
+def test_deform_conv2d_forward_mode_in_float32(case):
+    """In forward mode the fused kernel, which has no tangents, does not run."""
+    *sizes, options = CASES[case]
+    tensors, options = draw(*sizes, **options)
+    directions = [torch.randn_like(t) for t in tensors]
+
+    def call(*t):
+        return deform_conv2d(*t[:4], **options, mask=t[4])
+
+    step = 1e-6
+    ends = [call(*(t + s * d for t, d in zip(tensors, directions, strict=True))) for s in (step, -step)]
+    expected = (ends[0] - ends[1]) / (2 * step)
+    single, single_directions = (tuple(t.float() for t in each) for each in (tensors, directions))
+    tangent = torch.func.jvp(call, single, single_directions)[1]
+    assert_close(tangent.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_deform_conv2d_opcheck():
