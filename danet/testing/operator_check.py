@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Function = Callable[..., Tensor]
+from danet.testing.derivatives import Function, leaves_of, run, second_derivatives, tangents
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """The largest error of each dtype, relative to the norm of the reference in float64. The inputs are rounded first."""
@@ -137,10 +137,9 @@ class _Subject:
     overload: Any
     options: tuple
 
-    @property
-    def smallest(self) -> list[Tensor]:
-        """Copies of the tensors of the first case, in float64."""
-        return [t.detach().double() for t in next(iter(self.cases.values()))]
+    def smallest(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        """The tensors of the first case in this dtype, without their gradients."""
+        return [t.detach().to(dtype) for t in next(iter(self.cases.values()))]
 
     def is_batched(self, index: int) -> bool:
         return self.batched is None or index in self.batched
@@ -163,8 +162,8 @@ class _Subject:
     def error(self, case: str, dtype: torch.dtype) -> float:
         """The relative error of forward and gradients; AssertionError if it is too large."""
         tensors = [t.detach().to(dtype) for t in self.cases[case]]
-        actual, actual_grads = _run(self.operator, tensors)
-        expected, expected_grads = _run(self.reference, [t.double() for t in tensors])
+        actual, actual_grads = run(self.operator, tensors)
+        expected, expected_grads = run(self.reference, [t.double() for t in tensors])
         if actual.dtype != dtype:
             raise AssertionError(f"{case}: the result must have the dtype {dtype}, got {actual.dtype}")
         largest = 0.0
@@ -172,58 +171,73 @@ class _Subject:
             name = f"{case}: " + ("the result" if what < 0 else f"the gradient of tensor {what}")
             if a.shape != b.shape:
                 raise AssertionError(f"{name} must have the shape {list(b.shape)}, got {list(a.shape)}")
-            # Sums may cancel: an error is also small if it is small for a typical gradient.
-            norm = max(float(b.norm()), 1e-2 * math.sqrt(max(b.numel(), 1)))
-            error = float((a.double() - b).norm()) / norm
+            error = _relative_error(a, b)
             if not error <= TOLERANCES[dtype] * (1 if what < 0 else 4):
                 raise AssertionError(f"{name} has the relative error {error:.1e} in {dtype}")
             largest = max(largest, error)
         return largest
 
     def gradients(self) -> str:
-        torch.autograd.gradcheck(self.operator, _leaves(self.smallest), fast_mode=True)
+        torch.autograd.gradcheck(self.operator, leaves_of(self.smallest()), fast_mode=True)
         return "finite differences in float64"
 
     def second_derivatives(self) -> str:
-        torch.autograd.gradgradcheck(self.operator, _leaves(self.smallest), fast_mode=True)
-        return "finite differences in float64"
+        torch.autograd.gradgradcheck(self.operator, leaves_of(self.smallest()), fast_mode=True)
+        self.compare_float32(second_derivatives, "the second derivative of tensor")
+        return "finite differences in float64, float32 equal to float64"
 
     def forward_mode(self) -> str:
         torch.autograd.gradcheck(
-            self.operator, _leaves(self.smallest), fast_mode=True, check_forward_ad=True, check_backward_ad=False
+            self.operator, leaves_of(self.smallest()), fast_mode=True, check_forward_ad=True, check_backward_ad=False
         )
-        return "finite differences in float64"
+        self.compare_float32(tangents, "the tangent for a direction of tensor")
+        return "finite differences in float64, float32 equal to float64"
+
+    def compare_float32(self, derivatives: Callable[[Function, list[Tensor]], list[Tensor]], what: str) -> None:
+        """AssertionError unless the derivatives in float32, which may have kernels of its own, are those in float64."""
+        tensors = self.smallest(torch.float32)
+        expected = derivatives(self.operator, [t.double() for t in tensors])
+        for i, (a, b) in enumerate(zip(derivatives(self.operator, tensors), expected, strict=True)):
+            error = _relative_error(a, b)
+            if not error <= 10 * TOLERANCES[torch.float32]:
+                raise AssertionError(f"{what} {i} has the relative error {error:.1e} in torch.float32")
 
     def memory_layouts(self) -> str:
         for name, case in self.cases.items():
             tensors = [t.detach().float() for t in case]
-            expected, expected_grads = _run(self.operator, tensors)
+            expected, expected_grads = run(self.operator, tensors)
             for layout, change in _LAYOUTS.items():
                 for i in range(len(tensors)):
                     changed = [change(t) if j == i else t for j, t in enumerate(tensors)]
                     plain = [t.contiguous() for t in changed] if layout == "stride 0" else tensors
-                    right = _run(self.operator, plain) if layout == "stride 0" else (expected, expected_grads)
-                    actual = _run(self.operator, changed)
+                    right = run(self.operator, plain) if layout == "stride 0" else (expected, expected_grads)
+                    actual = run(self.operator, changed)
                     for a, b in zip([actual[0], *actual[1]], [right[0], *right[1]], strict=True):
                         _assert_close(a, b, f"{name}: tensor {i} with {layout}")
         return ", ".join(_LAYOUTS)
 
     def empty_batch(self) -> str:
-        tensors = [t[:0] if self.is_batched(i) else t for i, t in enumerate(self.smallest)]
-        out, grads = _run(self.operator, tensors)
-        if out.numel() != 0:
-            raise AssertionError(f"the result of an empty batch must be empty, got {list(out.shape)}")
-        if any(grad.shape != t.shape or grad.any() for grad, t in zip(grads, tensors, strict=True)):
-            raise AssertionError("the gradients of an empty batch must be zero, with the shapes of the tensors")
+        for dtype in (torch.float64, torch.float32):
+            tensors = [t[:0] if self.is_batched(i) else t for i, t in enumerate(self.smallest(dtype))]
+            out, grads = run(self.operator, tensors)
+            if out.numel() != 0:
+                raise AssertionError(f"the result of an empty batch must be empty, got {list(out.shape)} in {dtype}")
+            if any(grad.shape != t.shape or grad.any() for grad, t in zip(grads, tensors, strict=True)):
+                raise AssertionError(
+                    f"the gradients of an empty batch must be zero, with the shapes of the tensors, in {dtype}"
+                )
         return "empty result, zero gradients"
 
     def not_a_number_and_infinity(self) -> str:
-        for i, value in itertools.product(range(len(self.smallest)), (math.nan, math.inf, -math.inf)):
-            tensors = self.smallest
+        values, dtypes = (math.nan, math.inf, -math.inf), (torch.float64, torch.float32)
+        for dtype, i, value in itertools.product(dtypes, range(len(self.smallest())), values):
+            tensors = self.smallest(dtype)
             tensors[i] = tensors[i].contiguous().clone()
             tensors[i].view(-1)[tensors[i].numel() // 2] = value
             with torch.no_grad():
-                _assert_close(self.operator(*tensors), self.reference(*tensors), f"tensor {i} with a value of {value}")
+                expected = self.reference(*(t.double() for t in tensors)).to(dtype)
+                what = f"tensor {i} with a value of {value} in {dtype}"
+                _assert_close(self.operator(*tensors), expected, what, rtol=1e-4, atol=1e-5)
         return "as the reference"
 
     def threads(self) -> str:
@@ -232,7 +246,7 @@ class _Subject:
         try:
             for count in (1, 2, 3, 5):
                 torch.set_num_threads(count)
-                results.append(_run(self.operator, tensors))
+                results.append(run(self.operator, tensors))
         finally:
             torch.set_num_threads(before)
         for out, grads in results[1:]:
@@ -243,9 +257,9 @@ class _Subject:
     def uninitialized_memory(self) -> str:
         for name, case in self.cases.items():
             tensors = [t.detach().float() for t in case]
-            expected = _run(self.operator, tensors)
+            expected = run(self.operator, tensors)
             with _memory_full_of_nan():
-                actual = _run(self.operator, tensors)
+                actual = run(self.operator, tensors)
             for a, b in zip([actual[0], *actual[1]], [expected[0], *expected[1]], strict=True):
                 _assert_close(a, b, f"{name}: with results allocated full of NaN")
         return "results do not depend on it"
@@ -253,7 +267,8 @@ class _Subject:
     def opcheck(self) -> str:
         if self.overload is None:
             raise _Inapplicable("no overload is given")
-        torch.library.opcheck(self.overload, (*_leaves(self.smallest), *self.options))
+        for dtype in (torch.float64, torch.float32):
+            torch.library.opcheck(self.overload, (*leaves_of(self.smallest(dtype)), *self.options))
         return "schema, fake kernel, autograd"
 
     def compile(self) -> str:
@@ -261,12 +276,12 @@ class _Subject:
         compiled = torch.compile(self.operator, fullgraph=True, dynamic=True, backend="aot_eager")
         for repeats in (1, 2, 3):
             tensors = self.repeated(repeats)
-            for a, b in zip(_flat(_run(compiled, tensors)), _flat(_run(self.operator, tensors)), strict=True):
+            for a, b in zip(*(_flat(run(f, tensors)) for f in (compiled, self.operator)), strict=True):
                 _assert_close(a, b, f"batch times {repeats}")
         return "without graph breaks, for any batch size"
 
     def repeated(self, count: int) -> list[Tensor]:
-        tensors = [t.float() for t in self.smallest]
+        tensors = self.smallest(torch.float32)
         return [torch.cat([t] * count) if self.is_batched(i) else t for i, t in enumerate(tensors)]
 
     def export(self) -> str:
@@ -283,7 +298,7 @@ class _Subject:
         return "torch.export"
 
     def autocast(self) -> str:
-        tensors = [t.float() for t in self.smallest]
+        tensors = self.smallest(torch.float32)
         with torch.no_grad():
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 out = self.operator(*tensors)
@@ -292,39 +307,34 @@ class _Subject:
         return f"the result is {str(out.dtype).removeprefix('torch.')}"
 
     def vmap(self) -> str:
-        tensors = self.smallest
-        pairs = [torch.stack([t, t * 0.5]) for t in tensors]
-        with torch.no_grad():
-            actual = torch.func.vmap(self.operator)(*pairs)
-            for i in range(2):
-                _assert_close(actual[i], self.operator(*(t[i] for t in pairs)), f"slice {i}")
-            # Only the first tensor has the dimension.
-            one = torch.func.vmap(self.operator, in_dims=(0, *[None] * (len(pairs) - 1)))(pairs[0], *tensors[1:])
-            _assert_close(one[1], self.operator(pairs[0][1], *tensors[1:]), "a dimension of the first tensor alone")
+        for dtype in (torch.float64, torch.float32):
+            tensors = self.smallest(dtype)
+            pairs = [torch.stack([t, t * 0.5]) for t in tensors]
+            with torch.no_grad():
+                actual = torch.func.vmap(self.operator)(*pairs)
+                for i in range(2):
+                    _assert_close(actual[i], self.operator(*(t[i] for t in pairs)), f"slice {i} in {dtype}")
+                # Only the first tensor has the dimension.
+                one = torch.func.vmap(self.operator, in_dims=(0, *[None] * (len(pairs) - 1)))(pairs[0], *tensors[1:])
+                right = self.operator(pairs[0][1], *tensors[1:])
+                _assert_close(one[1], right, f"a dimension of the first tensor alone in {dtype}")
         return "equal to a loop"
-
-
-def _leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.detach().requires_grad_() for t in tensors]
-
-
-def _run(function: Function, tensors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The result, and the gradients of the tensors for a fixed gradient of the result."""
-    leaves = _leaves(tensors)
-    out = function(*leaves)
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
-    grads = torch.autograd.grad(out, leaves, direction, allow_unused=True, materialize_grads=True)
-    return out.detach(), grads
 
 
 def _flat(result: tuple[Tensor, tuple[Tensor, ...]]) -> list[Tensor]:
     return [result[0], *result[1]]
 
 
-def _assert_close(actual: Tensor, expected: Tensor, what: str) -> None:
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    # Sums may cancel: an error is also small if it is small for a typical element.
+    actual, expected = actual.detach().double(), expected.detach().double()
+    norm = max(float(expected.norm()), 1e-2 * math.sqrt(max(expected.numel(), 1)))
+    return float((actual - expected).norm()) / norm
+
+
+def _assert_close(actual: Tensor, expected: Tensor, what: str, **tolerance: Any) -> None:
     try:
-        torch.testing.assert_close(actual, expected, equal_nan=True)
+        torch.testing.assert_close(actual, expected, equal_nan=True, **tolerance)
     except AssertionError as error:
         raise AssertionError(f"{what}: {' '.join(str(error).split())}") from None
 

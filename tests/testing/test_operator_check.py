@@ -6,8 +6,6 @@ import torch
 from danet.ops import deform_conv2d, deform_conv2d_reference, sdc, sdc_reference
 from danet.testing import CHECKS, check_operator
 
-QUICK = ["compile", "export", "opcheck"]
-
 
 def scale(input, factor):
     return input * factor.sigmoid()
@@ -67,22 +65,113 @@ def fails_on_empty(input, factor):
     return scale(input, factor)
 
 
+class WrongTangent(torch.autograd.Function):
+    """`scale` with a wrong derivative in forward mode."""
+
+    @staticmethod
+    def forward(input, factor):
+        return scale(input, factor)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, input_tangent, factor_tangent):
+        _, factor = ctx.saved_tensors
+        return sum(t for t in (input_tangent, factor_tangent) if t is not None) * factor.sigmoid()
+
+
+class WrongVmap(torch.autograd.Function):
+    """`scale` with a vmap rule that looks only at the first tensor."""
+
+    @staticmethod
+    def forward(input, factor):
+        return scale(input, factor)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def vmap(info, in_dims, input, factor):
+        first = factor if in_dims[1] is None else factor[0]
+        return torch.stack([scale(each, first) for each in input]), 0
+
+
+def promotes_half(input, factor):
+    return scale(input.float(), factor.float()) if input.dtype == torch.float16 else scale(input, factor)
+
+
+def depends_on_threads(input, factor):
+    return scale(input, factor) * (1 + 5e-7 * torch.get_num_threads())
+
+
+def branches_on_values(input, factor):
+    return scale(input, factor) if input.sum() < 1e9 else input
+
+
+def rounds_under_autocast(input, factor):
+    if torch.is_autocast_enabled("cpu"):
+        return scale(input.bfloat16(), factor.bfloat16()).float()
+    return scale(input, factor)
+
+
 MISTAKES = {
     "values": lambda a, b: scale(a, b) * 1.001,
+    "dtypes": promotes_half,
     "gradients": Wrong.apply,
     "second derivatives": Detached.apply,
-    "forward mode": Wrong.apply,
+    "forward mode": WrongTangent.apply,
     "memory layouts": ignores_strides,
     "empty batch": fails_on_empty,
     "not-a-number and infinity": swallows_nan,
+    "threads": depends_on_threads,
     "uninitialized memory": reads_uninitialized,
+    "export": branches_on_values,
+    "autocast": rounds_under_autocast,
+    "vmap": WrongVmap.apply,
 }
+"""By check, an operator whose mistake this check must find. opcheck and compile have tests of their own."""
+
+
+def only(check):
+    """The argument `skip` to run a single check."""
+    return [name for name in CHECKS if name != check]
+
+
+def test_every_check_has_a_mistake():
+    assert {*MISTAKES, "opcheck", "compile"} == set(CHECKS)
 
 
 @pytest.mark.parametrize("check", MISTAKES)
 def test_check_operator_finds_the_mistake(check):
     with pytest.raises(AssertionError, match=f"\n{check}: "):
-        check_operator(MISTAKES[check], scale, cases(), skip=QUICK, quiet=True)
+        check_operator(MISTAKES[check], scale, cases(), skip=only(check), quiet=True)
+
+
+FLOAT32 = ["second derivatives", "forward mode", "empty batch", "not-a-number and infinity", "vmap"]
+
+
+@pytest.mark.parametrize("check", FLOAT32)
+def test_check_operator_finds_the_mistake_of_float32_alone(check):
+    """An operator may have a kernel for one dtype only."""
+
+    def wrong(input, factor):
+        return (MISTAKES[check] if input.dtype == torch.float32 else scale)(input, factor)
+
+    with pytest.raises(AssertionError, match=f"\n{check}: "):
+        check_operator(wrong, scale, cases(), skip=only(check), quiet=True)
+
+
+@pytest.mark.parametrize("wrong_dtype", [torch.float64, torch.float32])
+def test_check_operator_finds_a_wrong_fake_kernel(wrong_dtype):
+    name = f"danet_test_{str(wrong_dtype).removeprefix('torch.')}::scale"
+    operator = torch.library.custom_op(name, scale, mutates_args=(), schema="(Tensor input, Tensor factor) -> Tensor")
+    operator.register_fake(lambda input, factor: input.new_empty(input.shape if input.dtype != wrong_dtype else ()))
+    options = {"skip": only("opcheck"), "quiet": True, "overload": operator._opoverload}
+    with pytest.raises(AssertionError, match="\nopcheck: "):
+        check_operator(scale, scale, cases(), **options)
 
 
 def test_check_operator_finds_graph_breaks():
@@ -91,7 +180,7 @@ def test_check_operator_finds_graph_breaks():
         return scale(input, factor)
 
     with pytest.raises(AssertionError, match="\ncompile: "):
-        check_operator(breaks, scale, cases(), skip=[name for name in CHECKS if name != "compile"], quiet=True)
+        check_operator(breaks, scale, cases(), skip=only("compile"), quiet=True)
 
 
 def test_check_operator_passes_and_prints(capsys):
