@@ -27,15 +27,15 @@ def sdc_grid_sample(input: Tensor, offset: Tensor, mask: Tensor, groups: int) ->
 def ms_deform_attn_grid_sample(
     value: Tensor, locations: Tensor, weights: Tensor, shapes: list[tuple[int, int]]
 ) -> Tensor:
-    """Multi-scale deformable attention with one ``F.grid_sample`` per level, as networks compute it on the CPU."""
+    """Multi-scale deformable attention with one ``F.grid_sample`` per level, the usual eager implementation."""
     N, _, M, D = value.shape
     Q, L, P = weights.shape[1], weights.shape[3], weights.shape[4]
     samples = []
     for level, (pixels, (H, W)) in enumerate(zip(value.split([h * w for h, w in shapes], 1), shapes, strict=True)):
         image = pixels.permute(0, 2, 3, 1).reshape(N * M, D, H, W)
         grid = 2 * locations[:, :, :, level].transpose(1, 2).reshape(N * M, Q, P, 2) - 1
-        samples.append(F.grid_sample(image, grid, padding_mode="zeros", align_corners=False))
-    weighted = torch.cat(samples, -1) * weights.transpose(1, 2).reshape(N * M, 1, Q, L * P)
+        samples.append(F.grid_sample(image, grid.to(value.dtype), padding_mode="zeros", align_corners=False))
+    weighted = torch.cat(samples, -1) * weights.to(value.dtype).transpose(1, 2).reshape(N * M, 1, Q, L * P)
     return weighted.sum(-1).view(N, M * D, Q).transpose(1, 2).contiguous()
 
 
@@ -68,43 +68,67 @@ def rep_conv_eager(input: Tensor, weight: Tensor, bias: Tensor, stride: int) -> 
     return F.relu_(F.conv2d(input, weight, bias, stride=stride, padding=1))
 
 
-def onnxruntime_deform_conv(input: Tensor, offset: Tensor, mask: Tensor, groups: int) -> Callable[[], object] | None:
-    """ONNX Runtime's DeformConv with one channel per group: SDC without the softmax, which favors ONNX Runtime.
+def onnxruntime_deform_conv(
+    input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor | None = None
+) -> Callable[[], Tensor] | None:
+    """ONNX Runtime's DeformConv, 3x3 with padding 1 on the CPU.
 
-    Returns None if onnx or onnxruntime is not installed.
+    weight: [C_out, C / groups, 3, 3]; None: depth-wise with weights of one, which is SDC without the softmax, and so
+    favors ONNX Runtime.
+
+    Returns None if onnx or onnxruntime is not installed, or if the tensors are not on the CPU.
     """
     try:
         import onnx
         import onnxruntime
     except ImportError:
         return None
-    C = input.shape[1]
-    tensors = {"X": input, "W": torch.ones(C, 1, 3, 3), "offset": offset, "mask": mask}
+    if not input.is_cpu:
+        return None
+    weight = torch.ones(input.shape[1], 1, 3, 3) if weight is None else weight
+    tensors = {"X": input, "W": weight, "offset": offset, "mask": mask}
     arrays = {name: value.contiguous().numpy() for name, value in tensors.items()}
     node = onnx.helper.make_node(
         "DeformConv",
         ["X", "W", "offset", "", "mask"],
         ["Y"],
-        group=C,
-        offset_group=groups,
+        group=input.shape[1] // weight.shape[1],
+        offset_group=offset.shape[1] // 18,
         kernel_shape=[3, 3],
         pads=[1, 1, 1, 1],
     )
     values = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, a.shape) for n, a in arrays.items()]
-    result = onnx.helper.make_tensor_value_info("Y", onnx.TensorProto.FLOAT, input.shape)
+    shape = (input.shape[0], weight.shape[0], *input.shape[2:])
+    result = onnx.helper.make_tensor_value_info("Y", onnx.TensorProto.FLOAT, shape)
     graph = onnx.helper.make_graph([node], "deform_conv", values, [result])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # idle spinning threads would slow the other baselines
+    # Threads that spin while they wait would slow the other baselines.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, arrays)
+    return lambda: torch.from_numpy(session.run(None, arrays)[0])
 
 
 def torchvision_deform_conv(dtype: torch.dtype, groups: int) -> Callable[..., Tensor] | None:
     """torchvision's deform_conv2d, depth-wise with weights of one, after a separate softmax: the same function as SDC.
+
+    Returns None if torchvision is not installed or does not support ``dtype``.
+    """
+    if (deform_conv2d := torchvision_deform_conv2d(dtype)) is None:
+        return None
+
+    def function(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        N, _, H, W = mask.shape
+        m = mask.reshape(N, groups, -1, H, W).softmax(2).reshape(mask.shape)
+        weight = torch.ones(input.shape[1], 1, 3, 3, dtype=dtype, device=input.device)
+        return deform_conv2d(input, offset.contiguous(), m, weight)
+
+    return function
+
+
+def torchvision_deform_conv2d(dtype: torch.dtype) -> Callable[..., Tensor] | None:
+    """torchvision's deform_conv2d of input, offset, mask and weight, with padding 1.
 
     Returns None if torchvision is not installed or does not support ``dtype``.
     """
@@ -114,14 +138,7 @@ def torchvision_deform_conv(dtype: torch.dtype, groups: int) -> Callable[..., Te
         return None
     if dtype == torch.bfloat16:
         return None
-
-    def function(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        N, _, H, W = mask.shape
-        m = mask.reshape(N, groups, -1, H, W).softmax(2).reshape(mask.shape)
-        weight = torch.ones(input.shape[1], 1, 3, 3, dtype=dtype, device=input.device)
-        return deform_conv2d(input, offset.contiguous(), weight, padding=1, mask=m)
-
-    return function
+    return lambda input, offset, mask, weight: deform_conv2d(input, offset, weight, padding=1, mask=mask)
 
 
 def torchvision_dense(weight: Tensor, groups: int) -> Callable[..., Tensor] | None:
@@ -130,13 +147,11 @@ def torchvision_dense(weight: Tensor, groups: int) -> Callable[..., Tensor] | No
     SDC followed by a 1x1 convolution replaces it in networks, but it is another function with more parameters.
     Returns None if torchvision is not installed.
     """
-    try:
-        from torchvision.ops import deform_conv2d
-    except ImportError:
+    if (deform_conv2d := torchvision_deform_conv2d(weight.dtype)) is None:
         return None
 
     def function(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        return deform_conv2d(input, offset.contiguous(), weight, padding=1, mask=mask.sigmoid())
+        return deform_conv2d(input, offset.contiguous(), mask.sigmoid(), weight)
 
     return function
 

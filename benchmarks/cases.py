@@ -1,4 +1,4 @@
-"""The cases that ``benchmarks.ops`` measures on the CPU."""
+"""The cases that ``benchmarks.ops`` measures on the CPU. ``benchmarks.cuda`` uses some of them too."""
 
 import functools
 import math
@@ -12,9 +12,12 @@ from benchmarks import baselines
 from danet.ops import (
     dcnv3,
     dcnv4,
+    deform_conv2d,
+    deform_conv2d_reference,
     lcdc,
     lcdc_reference,
     ms_deform_attn,
+    ms_deform_attn_reference,
     prepare_rep_conv,
     rep_conv,
     rep_conv_reference,
@@ -116,7 +119,7 @@ def sdc_cases() -> Iterator[Case]:
             yield Case("sdc", size, "both", call, both, 3 * flops, 3 * bytes, same(call, both["sdc_reference"], 1e-3))
             continue
         forward = {name: lambda f=f, t=leaves: f(*t) for name, f in functions.items()}
-        forward["onnxruntime"] = baselines.onnxruntime_deform_conv(*leaves, groups=4)
+        forward["onnxruntime"] = baselines.onnxruntime_deform_conv(*leaves)
         call = lambda f=ours, t=leaves: f(*t)  # noqa: E731
         yield Case("sdc", size, "forward", call, forward, flops, bytes, same(call, forward["sdc_reference"], 1e-4))
         backward = {name: backward_of(f, leaves) for name, f in functions.items()}
@@ -159,33 +162,82 @@ def dcn_cases() -> Iterator[Case]:
                 yield Case("dcn", size, direction, call, others, factor * flops, factor * bytes, check)
 
 
-def ms_deform_attn_cases() -> Iterator[Case]:
-    """Encoder and decoder of Deformable DETR for an image of 800 x 800 pixels.
+def deform_conv_cases(N: int = 1, dtype: torch.dtype = torch.float32) -> Iterator[Case]:
+    """Dense, depth-wise and grouped layers of ``deform_conv2d``, with a mask, beside torchvision and ONNX Runtime."""
+    layers = (
+        # C, C_out, H, W, offset groups, weight groups
+        (64, 64, 64, 80, 1, 1),
+        (128, 128, 32, 40, 4, 1),
+        (256, 256, 16, 20, 1, 1),
+        (64, 64, 64, 80, 4, 64),
+        (128, 128, 32, 40, 4, 128),
+        (64, 64, 64, 80, 1, 4),
+    )
+    for C, C_out, H, W, G, groups in layers:
+        K = 9
+        leaves = [image(N, C, H, W, dtype=dtype), image(N, 2 * G * K, H, W, dtype=dtype), torch.rand(N, G * K, H, W)]
+        leaves[2] = leaves[2].to(dtype, memory_format=torch.channels_last)
+        leaves.append((torch.randn(C_out, C // groups, 3, 3) * 0.1).to(dtype))
+        planes = [t.contiguous() for t in leaves]  # the layout that torchvision computes in
+
+        def ours(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+            return deform_conv2d(x, offset, weight, padding=1, mask=mask)
+
+        def reference(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+            return deform_conv2d_reference(x, offset, weight, padding=1, mask=mask)
+
+        kind = "dense" if groups == 1 else "depth-wise" if groups == C else f"{groups} groups"
+        size = f"{N}x{C}x{H}x{W} to {C_out} {kind} G{G}" + ("" if dtype == torch.float32 else f" {str(dtype)[6:]}")
+        flops = 2.0 * N * C * H * W * K * (4 + C_out / groups)
+        bytes = dtype.itemsize * float(N * H * W * (C + C_out + 3 * G * K) + leaves[3].numel())
+        for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
+            factor, tolerance = (1, 2e-3) if direction == "forward" else (2, 2e-2)
+            tolerance *= 1 if dtype == torch.float32 else 50
+            others: dict[str, Function | None] = {}
+            if (torchvision := baselines.torchvision_deform_conv2d(dtype)) is not None:
+                others["torchvision"] = wrap(torchvision, planes)
+            if direction == "forward" and dtype == torch.float32:
+                others["onnxruntime"] = baselines.onnxruntime_deform_conv(*leaves)
+            call = wrap(ours, leaves)
+            check = same(call, wrap(reference, leaves), tolerance)
+            yield Case("deform_conv", size, direction, call, others, factor * flops, factor * bytes, check)
+
+
+def ms_deform_attn_cases(N: int = 1, dtype: torch.dtype = torch.float32) -> Iterator[Case]:
+    """Encoder and decoder of Deformable DETR for an image of 800 x 800 pixels; locations and weights in float32.
 
     Every pixel of the encoder samples the pixels around it; the queries of the decoder sample anywhere.
     """
     shapes = [(100, 100), (50, 50), (25, 25), (13, 13)]
-    levels, M, D, P = torch.tensor(shapes), 8, 32, 4
-    starts = levels.prod(1).cumsum(0) - levels.prod(1)
-    S, L = int(levels.prod(1).sum()), len(shapes)
+    counts = [H * W for H, W in shapes]
+    levels, starts = torch.tensor(shapes), torch.tensor([sum(counts[:i]) for i in range(len(counts))])
+    S, L, M, D, P = sum(counts), len(shapes), 8, 32, 4
     centers = torch.cat([torch.cartesian_prod(*((torch.arange(n) + 0.5) / n for n in pair)).flip(1) for pair in shapes])
-    around = centers.view(1, S, 1, 1, 1, 2) + 2 * torch.randn(1, S, M, L, P, 2) / levels.flip(1).view(L, 1, 2)
-    for name, locations in (("encoder", around), ("decoder", torch.rand(1, 300, M, L, P, 2))):
+    sides = levels.flip(1).view(L, 1, 2)  # (W, H)
+    around = centers.view(1, S, 1, 1, 1, 2) + 2 * torch.randn(N, S, M, L, P, 2) / sides
+    for name, locations in (("encoder", around), ("decoder", torch.rand(N, 300, M, L, P, 2))):
+        # Move the samples away from whole pixels, where the gradients of locations jump.
+        cell = (locations * sides).floor()
+        locations = (cell + 0.6 + 0.8 * (locations * sides - cell)) / sides
         Q = locations.shape[1]
-        leaves = [torch.randn(1, S, M, D), locations, torch.rand(1, Q, M, L, P)]
+        leaves = [torch.randn(N, S, M, D).to(dtype), locations, torch.rand(N, Q, M, L, P)]
 
         def ours(*t: Tensor) -> Tensor:
             return ms_deform_attn(t[0], levels, starts, t[1], t[2])
 
+        def reference(*t: Tensor) -> Tensor:
+            return ms_deform_attn_reference(t[0], levels, starts, t[1], t[2])
+
         def grid_sample(*t: Tensor) -> Tensor:
             return baselines.ms_deform_attn_grid_sample(*t, shapes=shapes)
 
-        flops, bytes = 8.0 * Q * M * L * P * D, 4.0 * M * (S * D + Q * (3 * L * P + D))
+        elements = N * M * D * (S + Q), N * M * Q * 3 * L * P
+        flops, bytes = 8.0 * N * Q * M * L * P * D, dtype.itemsize * elements[0] + 4.0 * elements[1]
         for direction, wrap in (("forward", lambda f, t: lambda: f(*t)), ("backward", backward_of)):
             call, factor = wrap(ours, leaves), 1 if direction == "forward" else 2
             others: dict[str, Function | None] = {"grid_sample": wrap(grid_sample, leaves)}
-            check = same(call, wrap(grid_sample, leaves), 1e-2)
-            size = f"{name} 1x{Q} M{M} L{L} P{P} D{D}"
+            check = same(call, wrap(reference, leaves), 5e-2 if dtype == torch.float32 else 1.0)
+            size = f"{name} {N}x{Q} M{M} L{L} P{P} D{D}" + ("" if dtype == torch.float32 else f" {str(dtype)[6:]}")
             yield Case("ms_deform_attn", size, direction, call, others, factor * flops, factor * bytes, check)
 
 
@@ -270,6 +322,7 @@ def rep_conv_case(
 CASES = {
     "sdc": sdc_cases,
     "dcn": dcn_cases,
+    "deform_conv": deform_conv_cases,
     "ms_deform_attn": ms_deform_attn_cases,
     "lcdc": lcdc_cases,
     "rep_conv": rep_conv_cases,

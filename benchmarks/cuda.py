@@ -1,5 +1,6 @@
 """The cases that ``benchmarks.ops`` measures on a CUDA device, and its timing with CUDA events."""
 
+import itertools
 import platform
 import statistics
 import subprocess
@@ -11,7 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import baselines
-from benchmarks.cases import Case, Function, backward_of, image, rep_conv_case, same
+from benchmarks.cases import (
+    Case,
+    Function,
+    backward_of,
+    deform_conv_cases,
+    image,
+    ms_deform_attn_cases,
+    rep_conv_case,
+    same,
+)
 from benchmarks.timing import origin
 from danet.ops import lcdc, lcdc_reference, library, sdc, sdc_reference, softmax_gate, softmax_gate_reference
 
@@ -266,9 +276,16 @@ def rep_conv_cases() -> Iterator[Case]:
     yield rep_conv_case((1, 256, 16, 20), 256, layers=1, dtype=torch.float32)
 
 
+def half_and_single(cases: Callable[[int, torch.dtype], Iterator[Case]]) -> Callable[[], Iterator[Case]]:
+    """The cases of the CPU with eight images each, in a half dtype and in float32. torchvision has no bfloat16."""
+    return lambda: itertools.chain.from_iterable(cases(8, dtype) for dtype in (torch.float16, torch.float32))
+
+
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "hot": hot_cases,
     "sdc": sdc_cases,
+    "deform_conv": half_and_single(deform_conv_cases),
+    "ms_deform_attn": half_and_single(ms_deform_attn_cases),
     "rep_conv": rep_conv_cases,
     "lcdc": lcdc_cases,
     "softmax_gate": softmax_gate_cases,

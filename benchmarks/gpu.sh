@@ -72,7 +72,8 @@ fi
 
 test=("$python" -m pytest -q -p no:cacheprovider -m "not long")
 record 40 "2/8  one test of each operator" smoke \
-  "${test[@]}" -x tests/ops/test_devices.py -k "cuda and (packets or 14x14 or stage or k3)"
+  "${test[@]}" -x tests/ops/test_devices.py \
+  -k "cuda and (packets or 14x14 or stage or k3 or im2col and groups or ms_deform_attn and many)"
 ops=("$python" -m benchmarks.ops --device cuda)
 record 60 "3/8  the most important kernels" operators-hot "${ops[@]}" hot --json "$results/operators-hot.json"
 record 45 "3/8  the detector" detector \
@@ -90,7 +91,8 @@ fi
 record 60 "5/8  tests on the device" tests \
   "${test[@]}" -k cuda tests/ops/test_devices.py tests/ops/test_cuda.py tests/models/test_graphs.py
 record 110 "6/8  the other cases" operators \
-  "${ops[@]}" sdc rep_conv lcdc softmax_gate --plot "$results/operators.png" --json "$results/operators.json"
+  "${ops[@]}" sdc rep_conv lcdc softmax_gate deform_conv ms_deform_attn \
+  --plot "$results/operators.png" --json "$results/operators.json"
 
 # Give every tensor an allocation of its own, so that memcheck sees every access beyond it.
 if command -v compute-sanitizer >/dev/null; then
@@ -98,7 +100,8 @@ if command -v compute-sanitizer >/dev/null; then
     record 35 "7/8  compute-sanitizer, $tool" "$tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
       compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "${test[@]}" tests/ops/test_devices.py tests/ops/test_cuda.py \
-      -k "cuda and (packets or 14x14 or stage or tiles or k3 or k5 or 64-) and (float32 or bfloat16)"
+      -k "cuda and (packets or 14x14 or stage or tiles or k3 or k5 or 64- or ms_deform_attn and (plain or many)) and \
+      (float32 or bfloat16)"
   done
 else
   echo "== 7/8  skipped: compute-sanitizer is not installed"

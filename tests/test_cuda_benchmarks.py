@@ -1,6 +1,7 @@
 """``benchmarks.ops`` for CUDA devices and ``make gpu``: everything that can be tested without a device."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,14 @@ def test_cases_run_on_meta_tensors(benchmarks):
                 assert case.bytes > 0 and case.flops > 0
                 cases.add((case.name, case.direction))
     assert {(target.case, target.direction) for target in benchmarks["targets"].TARGETS} <= cases
+
+
+def test_make_gpu_measures_every_operator(benchmarks):
+    """dcnv3 and dcnv4 have the kernels of sdc."""
+    measured = set(benchmarks["cuda"].CASES)
+    assert set(benchmarks["ops"].CASES) - {"dcn"} <= measured
+    commands = re.findall(r'"\$\{ops\[@\]\}" ([a-z_ ]+)', (ROOT / "benchmarks/gpu.sh").read_text())
+    assert measured == {name for command in commands for name in command.split()}
 
 
 def case_of(ops, **changes):
