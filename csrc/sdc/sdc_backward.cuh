@@ -174,6 +174,10 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
                 grad_top_left + (corner / 2 * grad_row_stride + corner % 2 * grad_stride), weight[corner], added_g);
         }
       }
+      // Corners outside have a dot product of zero, even if grad_output is NaN or infinite.
+#pragma unroll
+      for (int corner = 0; corner < 4; ++corner)
+        if (!(tap_corners_inside >> corner & 1)) dot[corner] = 0;
       // Compute the gradients of m, y and x, and reduce them over the lanes of the item.
       A grad_m, grad_y, grad_x;
       bilinear_gradients(tap.fraction_y, tap.fraction_x, tap.m, dot, grad_m, grad_y, grad_x);

@@ -313,6 +313,28 @@ def test_sdc_nonfinite_logits(device):
     assert_near(device("sdc", *tensors, *sdc_options(options)), [expected], 2e-6)
 
 
+@pytest.mark.parametrize("operator", ["sdc", "deform_im2col"])
+def test_nonfinite_grad_output_of_corners_outside(device, operator):
+    """Corners outside the image count as zero, so that zero times infinity does not make a gradient NaN."""
+    tensors, options = arguments(2, 16, 5, 6, groups=2, spread=4.0, softmax=False, dtype=torch.float32)
+    tensors[1][0, 0, 2, 2] = -100.0  # the first tap of group 0 lies far outside the image
+    K, C = 9, 16
+    columns = K if operator == "deform_im2col" else 1
+    grad_output = torch.randn(2, columns * C, 5, 6)
+    images = grad_output.unflatten(1, (columns, C))
+    images[0, :, 3, 2, 2], images[1, :, 9, 4, 5], images[1, :, 1, 0, 1] = float("inf"), float("nan"), -float("inf")
+    cpu = getattr(torch.ops.danet, f"{operator}_backward")(grad_output, *tensors, *sdc_options(options), False)
+    assert not any(grad.isfinite().all() for grad in cpu)
+    for deterministic in (False, True):
+        grads = device(f"{operator}_backward", grad_output, *tensors, *sdc_options(options), deterministic)
+        assert grads[1][0, :2, 2, 2].abs().sum() == 0 and grads[2][0, 0, 2, 2] == 0
+        for grad, expected in zip(grads, cpu, strict=True):
+            assert torch.equal(grad.isnan(), expected.isnan())
+            assert torch.equal(grad.isinf(), expected.isinf())
+            finite = grad.isfinite()
+            assert_near([grad[finite]], [expected[finite].double()], 4e-6)
+
+
 LCDC_CASES = {
     # N, C, H, W, k, whether all positions share one kernel
     "k3": (2, 64, 4, 5, 3, True),
