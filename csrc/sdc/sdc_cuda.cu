@@ -50,8 +50,16 @@ void dispatch(const SdcParams& p, const ImageView& input, const ImageView& offse
   body(int64_t{}, Constant<1>{}, Constant<0>{}, std::false_type{});
 }
 
-Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
+// Throws if the call exceeds the limits of these kernels, which also index the pixels of an output image with int32_t.
+void check_limits(const SdcParams& p) {
   check_sdc_limits<std::runtime_error>("sdc", p, 1);
+  require<std::runtime_error>(
+      double(p.H_out) * double(p.W_out) < 0x1p31, "sdc",
+      "the output must have H_out * W_out < 2^31, got H_out = ", p.H_out, ", W_out = ", p.W_out);
+}
+
+Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
+  check_limits(p);
   const DeviceGuard device_guard(input);
   const Image x(input), out(empty_image(input, {p.N, p.C_out, p.H_out, p.W_out}));
   const int64_t num_items = p.N * p.H_out * p.W_out * p.G;
@@ -99,7 +107,7 @@ int log2_lanes_per_item(int64_t packets) {
 Tensor run_backward(
     const SdcParams& p, const Tensor& grad_output, const Tensor& input, const ImageView& offset, const ImageView& mask,
     const ImageView& grad_offset, const ImageView& grad_mask, bool deterministic) {
-  check_sdc_limits<std::runtime_error>("sdc", p, 1);
+  check_limits(p);
   check_like("sdc", "grad_output", grad_output, input, {p.N, p.C_out, p.H_out, p.W_out});
   const DeviceGuard device_guard(input);
   const Image grad_out(grad_output), x(input);

@@ -29,7 +29,6 @@ from danet.ops.common import (
 )
 from danet.ops.sdc import (
     MAX_ELEMENTS,
-    MAX_TAPS,
     Pair,
     SdcOptions,
     SdcSizes,
@@ -172,7 +171,7 @@ def _mask(input: Tensor, mask: Tensor | None, sizes: SdcSizes) -> Tensor:
 def _has_fused_kernel(input: Tensor, weight: Tensor, sizes: SdcSizes) -> bool:
     """Whether one kernel computes this call: on the CPU, float32, one weight group or a depth-wise layer."""
     C, C_group = sizes.C, weight.shape[1]
-    fits = sizes.K <= MAX_TAPS and (sizes.H + 4) * (sizes.W + 4) * C < MAX_ELEMENTS and sizes.K * C < MAX_ELEMENTS
+    fits = sizes.fit_kernels(is_cuda=False) and sizes.K * C < MAX_ELEMENTS
     has_form = C_group == C or (C_group == 1 and weight.shape[0] == C)
     return input.is_cpu and input.dtype == torch.float32 and has_form and fits and library.runs_compiled(input)
 

@@ -62,8 +62,8 @@ MAX_ELEMENTS = 2**31
 """Limit of the kernels' 32-bit indices (of elements or pixels) within one image with a border of two pixels per side.
 
 The CPU kernels index elements and need C * (H + 4) * (W + 4) < MAX_ELEMENTS; the CUDA kernels index pixels and need
-(H + 4) * (W + 4) < MAX_ELEMENTS. The reference implementation computes calls with larger images. The batch size has no
-limit.
+(H + 4) * (W + 4) < MAX_ELEMENTS and H_out * W_out < MAX_ELEMENTS. The reference implementation computes calls with
+larger images. The batch size has no limit.
 """
 
 
@@ -78,6 +78,15 @@ class SdcSizes(NamedTuple):
     K: int
     H_out: int
     W_out: int
+
+    def fit_kernels(self, is_cuda: bool) -> bool:
+        """Whether the compiled kernels can compute the call, see MAX_TAPS and MAX_ELEMENTS."""
+        pixels = (self.H + 4) * (self.W + 4)
+        if is_cuda:
+            fits = pixels < MAX_ELEMENTS and self.H_out * self.W_out < MAX_ELEMENTS
+        else:
+            fits = pixels * self.C < MAX_ELEMENTS
+        return fits and self.K <= MAX_TAPS
 
 
 PAIR_OPTIONS = ("kernel_size", "stride", "padding", "dilation")
@@ -374,10 +383,9 @@ def run(
     tensors: the tensor arguments, [N, channels, height, width] each.
     """
     input = tensors[0]
-    indices = (sizes.H + 4) * (sizes.W + 4) * (1 if input.is_cuda else sizes.C)
     if onnx_form.is_active():
         return reference(*tensors, sizes, options)
-    if library.runs_compiled(input) and sizes.K <= MAX_TAPS and indices < MAX_ELEMENTS:
+    if library.runs_compiled(input) and sizes.fit_kernels(input.is_cuda):
         return library.call(op, *tensors, *options.to_schema())
     return reference(*tensors, sizes, options)
 

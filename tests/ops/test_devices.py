@@ -547,6 +547,19 @@ def test_direct_call_error(device, case):
         device(operator, *arguments)
 
 
+@pytest.mark.parametrize("operator", ["sdc", "dcnv3", "deform_im2col"])
+def test_huge_output_error(device, operator):
+    """The CUDA kernels index output pixels with 32 bits. The images here take no memory: all pixels are one."""
+    if device.name == "cpu":
+        pytest.skip("the CPU kernels index with 64 bits")
+    side, half = 46341, 23170  # 46341^2 is the first square of at least 2^31
+    input, offset, mask = torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 2).permute(0, 3, 1, 2), torch.zeros(1, 1, 1, 1)
+    offset, mask = (value.to(device.where).expand(1, -1, side, side) for value in (offset, mask))
+    options = (1, 1, 1, 1, 1, half, half, 1, 1, 1.0, False, False)
+    with pytest.raises(RuntimeError, match=r"sdc: the output must have H_out \* W_out < 2\^31, got H_out = 46341"):
+        device(operator, input, offset, mask, *options)
+
+
 LAUNCHES = {"sdc": 1, "lcdc": 1, "softmax_gate": 1, "sdc_backward": 1, "lcdc_backward": 2, "softmax_gate_backward": 1}
 """Kernel launches per call. lcdc_backward needs a second one, to add up the blocks' sums for the shared weight."""
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sdc_cases import CASES, arguments, bilinear_loop
 
 from danet.ops import SDC, sdc, sdc_reference
+from danet.ops.sdc import SdcSizes
 
 
 def sdc_loop(
@@ -389,3 +390,16 @@ def test_sdc_module_error(options, text):
     with pytest.raises(ValueError) as caught:
         SDC(**options)
     assert str(caught.value) == text
+
+
+def test_sdc_limits_of_the_kernels():
+    """Larger calls run as the reference: indices of 32 bits would overflow, without an error."""
+    small = SdcSizes(N=1, C=1, H=1, W=1, G=1, K=9, H_out=46340, W_out=46340)
+    huge = small._replace(H_out=46341, W_out=46341)  # 2^31 pixels or more
+    assert small.fit_kernels(is_cuda=True) and small.fit_kernels(is_cuda=False)
+    assert not huge.fit_kernels(is_cuda=True) and huge.fit_kernels(is_cuda=False)  # the CPU counts pixels with 64 bits
+    for is_cuda in (False, True):
+        assert not small._replace(H=46341, W=46341).fit_kernels(is_cuda)
+        assert not small._replace(K=257).fit_kernels(is_cuda)
+        assert small._replace(H=2**14, W=2**14, C=4).fit_kernels(is_cuda)
+        assert small._replace(H=2**14, W=2**14, C=8).fit_kernels(is_cuda) == is_cuda
