@@ -1,9 +1,11 @@
 """Compiles the CUDA kernels and runs them, as machine code, in place of the emulator."""
 
+import hashlib
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,31 +27,47 @@ from emulation.emulated import Emulation, KernelLaunch, load  # noqa: E402
 del sys.path[:2]
 
 ARCHITECTURE = "90"
-RESOURCES = re.compile(r"Function (\S+):\s*\n?\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)")
+RESOURCES = re.compile(r"Function (\S+):\s*\n?\s*REG:(\d+) STACK:\d+ SHARED:(\d+)")
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel: its machine code, registers per thread, and bytes of static shared memory and of stack."""
+    """A compiled kernel: its machine code, registers per thread, and bytes of static shared memory."""
 
     function: Function
     registers: int
     shared_bytes: int
-    stack_bytes: int
 
 
 def compile_cubin(source: Path, folder: Path, flags: tuple[str, ...] = ()) -> Path:
-    """Compile one CUDA source for ARCHITECTURE, unless the folder has an up-to-date result."""
-    cubin = folder / f"{source.stem}.cubin"
-    inputs = [source, *source.parent.glob("*.*h"), *(ROOT / "csrc/common").glob("*.*h")]
-    if cubin.exists() and cubin.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
-        return cubin
+    """Compile one CUDA source for ARCHITECTURE, unless the folder has an up-to-date result.
+
+    A result is up to date if the command and the compiler are the same, and the content of every file that the compiler
+    read. The record of them lies beside the cubin.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    cubin, dependencies, record = (folder / f"{source.stem}.{end}" for end in ("cubin", "d", "json"))
     include = Path(torch.__path__[0]) / "include"
     options = ["-std=c++17", "-O3", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *flags]
-    command = [nvcc(), *options, "-cubin", f"-arch=sm_{ARCHITECTURE}", "-isystem", include, source, "-o", cubin]
+    arguments = [*options, "-cubin", f"-arch=sm_{ARCHITECTURE}", "-isystem", include, source, "-o", cubin]
+    command = [str(value) for value in (nvcc(), *arguments, "-MD", "-MF", dependencies)]
+    compiler = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=True).stdout
+    facts = {"command": command, "compiler": compiler}
+    if cubin.exists() and record.exists():
+        stored = json.loads(record.read_text())
+        if stored == {**facts, "files": _digests(stored["files"])}:
+            return cubin
+    record.unlink(missing_ok=True)
     subprocess.run(command, check=True)
+    # The compiler lists the files as a rule of make: "target : file file \\ file".
+    files = dependencies.read_text().partition(" : ")[2].replace("\\\n", " ").split()
+    record.write_text(json.dumps({**facts, "files": _digests(files)}))
     return cubin
+
+
+def _digests(files: Iterable[str]) -> dict[str, str]:
+    """A hash of the content of every file; empty for a file that no longer exists."""
+    return {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() if Path(name).exists() else "" for name in files}
 
 
 class Cubin:
@@ -70,9 +88,9 @@ class Cubin:
         names = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
         found = {}
         for name, readable in zip(mangled, names.stdout.splitlines(), strict=True):
-            registers, stack, shared = self._usage[name]
+            registers, shared = self._usage[name]
             # The listing counts the bytes that the system reserves.
-            found[plain_name(readable)] = Kernel(self._functions[name], registers, max(0, shared - 1024), stack)
+            found[plain_name(readable)] = Kernel(self._functions[name], registers, max(0, shared - 1024))
         return found
 
 

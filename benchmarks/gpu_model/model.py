@@ -50,7 +50,6 @@ _UNITS = {
     "multiply-add": (1, ("FFMA", "FMUL", "FADD", "IMAD", "HFMA2", "HADD2", "HMUL2")),
     "double": (2, ("DFMA", "DADD", "DMUL", "DSETP")),
     "matrix": (13, ("HMMA",)),  # mma.sync reaches 60 % of the tensor cores' peak rate on sm_90
-    "memory": (4, ("LDG", "STG", "LDS", "STS", "LDGSTS", "LDSM", "REDG", "SHFL", "ATOMS", "LD", "ST")),
 }
 UNIT_OF = {opcode: unit for unit, (_, opcodes) in _UNITS.items() for opcode in opcodes}
 UNIT_CYCLES = {unit: cycles for unit, (cycles, _) in _UNITS.items()}
@@ -62,8 +61,8 @@ class Counts:
 
     ``issue``: instructions issued in each of the four sub-cores. ``units``: busy cycles of each execution unit, in the
     busiest sub-core. ``opcodes``: instructions of all warps by opcode. ``wavefronts``: cycles of the L1 data path.
-    ``read_bytes``: unique bytes of sectors that a block reads from global memory. ``reductions``: atomic packets.
-    ``latency``: cycles from the start to the end of the block if it runs alone.
+    ``read_bytes``: unique bytes of sectors that a block reads from global memory. ``reductions``: transactions of
+    atomic additions. ``latency``: cycles from the start to the end of the block if it runs alone.
     """
 
     issue: np.ndarray
@@ -216,7 +215,7 @@ def predict(counts: Counts, device: Device, dram_bytes: float) -> Prediction:
         "issue": counts.issue.max() * busy,
         "L1": counts.wavefronts * busy,
         "latency": counts.latency * waves,
-        **{unit: value * busy for unit, value in counts.units.items() if unit not in ("memory",)},
+        **{unit: value * busy for unit, value in counts.units.items()},
     }
     bounds = {name: value / device.clock for name, value in cycles.items()}
     bounds["device memory"] = dram_bytes / device.copy_rate

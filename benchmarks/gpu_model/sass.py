@@ -68,16 +68,6 @@ class Function:
         """The index of the instruction at an address."""
         return address // 16
 
-    def loops(self) -> list[tuple[int, int]]:
-        """The first and the last index of every loop, that is of every backward branch and its target."""
-        found = []
-        for instruction in self.instructions:
-            if instruction.opcode == "BRA" and instruction.operands:
-                target = self.at(instruction.operands[-1].bits)
-                if target < instruction.index:
-                    found.append((target, instruction.index))
-        return found
-
 
 def functions(cubin: Path, cuobjdump: dict) -> dict[str, Function]:
     """The kernels of a cubin, by mangled name. ``cuobjdump``: arguments for subprocess.run (tests/cuda_tools.py)."""

@@ -27,8 +27,8 @@ class Transactions:
     """The transactions of one kind of access, summed over warps.
 
     ``requests``: instructions of a warp. ``wavefronts``: cycles of the L1 data path. ``sectors``: different sectors
-    per request, summed. ``packets``: for reductions, sectors times the atomic operations that a sector needs (one for
-    each instruction and sector). ``full_sectors``: those of which all 32 bytes are accessed.
+    per request, summed; for atomic additions, this is the number of operations in the L2 cache. ``full_sectors``: those
+    of which all 32 bytes are accessed.
     """
 
     requests: int = 0

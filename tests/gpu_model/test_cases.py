@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_model import cases, model
-from benchmarks.gpu_model.sass import instruction, parse
+from benchmarks.gpu_model.sass import instruction
 from benchmarks.gpu_model.transactions import Transactions
 
 
@@ -35,8 +35,8 @@ def test_prediction_takes_the_slowest_resource():
     bytes = 4.3e12 * 20e-6
     assert model.predict(counts(), model.H200, bytes).bottleneck == "device memory"
     assert model.predict(counts(), model.H100, bytes).seconds > model.predict(counts(), model.H200, bytes).seconds
-    packets = Transactions(sectors=10**6)
-    assert model.predict(counts(reductions=packets), model.H200, 0).bottleneck == "reductions"
+    additions = Transactions(sectors=10**6)
+    assert model.predict(counts(reductions=additions), model.H200, 0).bottleneck == "reductions"
 
 
 def test_busiest_sub_core_decides():
@@ -74,12 +74,3 @@ def test_control_fields_and_operands_are_parsed():
     assert target.number == 12
     assert [(term.kind, term.value) for term in address.terms] == [("register", 0), ("immediate", -16)]
     assert (parsed.stall, parsed.write_barrier, parsed.read_barrier, parsed.wait) == (1, 2, 7, 0)
-
-
-def test_loops_are_backward_branches():
-    lines = ["        /*0000*/                   FADD R0, R0, 1 ;   /* 0x0000000000000000 */"]
-    lines += ["                                          /* 0x000fe20000000000 */"]
-    lines += ["        /*0010*/               @P0 BRA 0x0 ;   /* 0x0000000000000000 */"]
-    lines += ["                                          /* 0x000fe20000000000 */"]
-    (function,) = parse("\n\t\tFunction : kernel\n" + "\n".join(lines)).values()
-    assert function.loops() == [(0, 1)]

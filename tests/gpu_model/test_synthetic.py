@@ -1,6 +1,7 @@
 """The interpreter of machine code and the model give the known answers for small kernels (synthetic.cu)."""
 
 import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,31 @@ def test_unsupported_code_is_named(kernels):
         machine.constants(3, np.zeros(32, np.int64))
     with pytest.raises(UnsupportedCode, match="special register SR_NTID"):
         machine.special_register("SR_NTID", np.arange(32))
+
+
+def test_compile_cubin_reuses_only_what_is_up_to_date(tmp_path):
+    """A header in any folder, the flags and the source decide; touching a file does not."""
+    source, header = tmp_path / "kernel.cu", tmp_path / "elsewhere" / "value.inc"
+    header.parent.mkdir()
+    header.write_text("constexpr int kValue = 10;")
+    source.write_text(f'#include "{header}"\n__global__ void kernel(int* to) {{ to[threadIdx.x] = kValue + EXTRA; }}\n')
+
+    def compiled(extra):
+        """The value that the compiled kernel writes, and when it was compiled."""
+        path = compile_cubin(source, tmp_path / "out", (f"-DEXTRA={extra}",))
+        (kernel,) = Cubin(path).kernels.values()
+        to = aligned(32, np.int32)
+        execute(kernel, to)
+        return int(to[0]), path.stat().st_mtime_ns
+
+    first = compiled(0)
+    source.touch()
+    assert first == compiled(0) and first[0] == 10
+    assert compiled(2)[0] == 12
+    header.write_text("constexpr int kValue = 20;")
+    assert compiled(2)[0] == 22
+    cubin = tmp_path / "out/kernel.cubin"
+    source.write_text("this is not C++")
+    with pytest.raises(subprocess.CalledProcessError):
+        compiled(0)
+    assert not cubin.with_suffix(".json").exists()
