@@ -57,6 +57,14 @@ void with_type(const Tensor& tensor, const Body& body) {
   }
 }
 
+// The binary logarithm of the number of lanes of a warp that share an item of this many packets: the smallest power of
+// two that covers the packets, at most 32.
+inline int log2_lanes_per_item(int64_t packets) {
+  int log2_lanes = 0;
+  while (log2_lanes < 5 && 1 << log2_lanes < packets) ++log2_lanes;
+  return log2_lanes;
+}
+
 // Whether the address of every pixel is a multiple of `count` elements.
 template <typename T>
 bool is_aligned(const ImageView& view, int count) {

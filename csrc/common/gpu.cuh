@@ -47,6 +47,9 @@ using Stream = void*;
 
 // --- host: launches -------------------------------------------------------------------------------------------------
 
+// Bytes of shared memory that a block may use on every device without opting in to more.
+constexpr int kDefaultSharedBytes = 48 * 1024;
+
 struct Launch {
   dim3 grid, block;
   size_t shared;  // bytes of dynamic shared memory
@@ -58,7 +61,7 @@ template <typename... Parameters, typename... Arguments>
 void launch(const char* op, void (*kernel)(Parameters...), const Launch& options, Arguments&&... arguments) {
 #if defined(__CUDACC__)
   cudaError_t error = cudaSuccess;
-  if (options.shared > 48 * 1024)  // more than the default limit must be requested
+  if (options.shared > kDefaultSharedBytes)  // more must be requested
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(options.shared));
   if (error == cudaSuccess) {
     cudaLaunchConfig_t config{};

@@ -152,6 +152,15 @@ GPU_DEVICE float fast_reciprocal(float x) {
 #endif
 }
 
+// exp(a). Half types T use the fast approximation, whose error is far below their precision.
+template <typename T>
+GPU_DEVICE Compute<T> exponential(Compute<T> a) {
+  if constexpr (sizeof(T) == 2)
+    return fast_exp2(a * 1.44269504f);
+  else
+    return std::exp(a);
+}
+
 // Adds four floats atomically to global memory; p must be aligned to 16 bytes. One instruction from sm_90 on.
 GPU_DEVICE void atomic_add_x4(float* p, const float (&v)[4]) {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900

@@ -84,18 +84,13 @@ __attribute__((noinline)) bool gather_weighted(
       const float* w = weight + channel + c;
       for (int64_t k = 0; k < p.K; ++k, w += p.C) {
         // Add the four corners times their weights to the sample, and the sample times the weight of the tap.
-        const int64_t element = taps.cell[first + k];
-        F sample[V] = {};
+        const auto weight_of = [&](int corner) __attribute__((always_inline)) {
+          return broadcast<float>(taps.weight[corner][first + k]);
+        };
+        F sample[1][V] = {};
+        add_corners<float>(sample, from, taps.cell[first + k], weight_of, count);
 #pragma GCC unroll 4
-        for (int corner = 0; corner < 4; ++corner) {
-          const F corner_weight = broadcast<float>(taps.weight[corner][first + k]);
-          const float* values = from.corner[corner] + element;
-          if (V > 1) values = opaque_pointer(values);  // one register for the V addresses
-#pragma GCC unroll 4
-          for (int v = 0; v < V; ++v) sample[v] += corner_weight * load_channels(values + v * L, count);
-        }
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) total[v] += sample[v] * load_channels(w + v * L, count);
+        for (int v = 0; v < V; ++v) total[v] += sample[0][v] * load_channels(w + v * L, count);
       }
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {

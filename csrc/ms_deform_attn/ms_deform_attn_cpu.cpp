@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "../common/threads.h"
-#include "../sdc/sdc.h"
 #include "ms_deform_attn_torch.h"
 
 namespace danet {
@@ -13,7 +12,6 @@ namespace {
 
 // The levels of a call; throws unless every level lies within the S pixels of value.
 std::vector<MsLevel> read_levels(const MsDeformAttnParams& p, const Tensor& shapes, const Tensor& starts) {
-  DANET_CHECK(p.L * p.P <= kMaxTaps, "ms_deform_attn: L * P must be at most ", kMaxTaps, ", got ", p.L, " * ", p.P);
   const Tensor sizes = torch::stable::contiguous(shapes), firsts = torch::stable::contiguous(starts);
   const int64_t* size = static_cast<const int64_t*>(sizes.const_data_ptr());
   const int64_t* first = static_cast<const int64_t*>(firsts.const_data_ptr());

@@ -7,9 +7,6 @@
 namespace danet {
 namespace {
 
-// Shared memory in bytes that a block may use on every device without opting in to more.
-constexpr int64_t kMsSharedBytes = 48 * 1024;
-
 // Shared memory of a block in bytes, enough for the forward and the backward kernel.
 template <typename A>
 int64_t shared_bytes(const MsDeformAttnParams& p, int items) {
@@ -22,7 +19,7 @@ int64_t shared_bytes(const MsDeformAttnParams& p, int items) {
 template <typename A>
 int choose_items(const MsDeformAttnParams& p, int64_t num_items) {
   int items = 32;
-  while (items > 1 && (shared_bytes<A>(p, items) > kMsSharedBytes ||
+  while (items > 1 && (shared_bytes<A>(p, items) > gpu::kDefaultSharedBytes ||
                        (items > 8 && num_items / items < 2 * gpu::multiprocessor_count())))
     items /= 2;
   return items;
@@ -41,9 +38,6 @@ struct MsCall {
       : value(value), locations(locations), weights(weights), shapes(torch::stable::contiguous(shapes)),
         starts(torch::stable::contiguous(starts)) {
     in.p = check_ms_deform_attn(value, locations, weights, shapes, starts, softmax);
-    DANET_CHECK(
-        in.p.L * in.p.P <= kMaxTaps, "ms_deform_attn: L * P must be at most ", kMaxTaps, ", got ", in.p.L, " * ",
-        in.p.P);
     in.p.head_stride = this->value.tensor.stride(2);
     in.shapes = static_cast<const int64_t*>(this->shapes.const_data_ptr());
     in.starts = static_cast<const int64_t*>(this->starts.const_data_ptr());
@@ -127,8 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
         using S = decltype(s);
         using Index = decltype(index);
         constexpr int kPacketSize = decltype(packet_size)::value;
-        int lanes = 1;  // of a warp per item: a power of two that covers its packets, at most 32
-        while (lanes < 32 && lanes < p.D / kPacketSize) lanes *= 2;
+        const int lanes = 1 << log2_lanes_per_item(p.D / kPacketSize);
         gpu::launch(
             "ms_deform_attn",
             deterministic ? ms_backward_kernel<T, S, Index, kPacketSize, /*kScatter=*/false>

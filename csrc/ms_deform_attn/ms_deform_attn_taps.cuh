@@ -74,7 +74,7 @@ GPU_DEVICE void prepare_points(
       const S* logit = in.weights.pixel<const S>(output.n, output.q) + output.m * K;
       A top = gpu::to_compute(logit[0]), sum = 0;
       for (int k = 1; k < K; ++k) top = max(top, gpu::to_compute(logit[k]));
-      for (int k = 0; k < K; ++k) sum += exponential<S>(gpu::to_compute(logit[k]) - top);
+      for (int k = 0; k < K; ++k) sum += gpu::exponential<S>(gpu::to_compute(logit[k]) - top);
       factors[item] = {top, 1 / sum};
     }
   __syncthreads();
@@ -85,7 +85,7 @@ GPU_DEVICE void prepare_points(
     const MsLevel level = levels[k / P];
     const S* location = in.locations.pixel<const S>(output.n, output.q) + (output.m * K + k) * 2;
     A m = gpu::to_compute(in.weights.pixel<const S>(output.n, output.q)[output.m * K + k]);
-    if (in.p.softmax) m = exponential<S>(m - factors[item].top) * factors[item].factor;
+    if (in.p.softmax) m = gpu::exponential<S>(m - factors[item].top) * factors[item].factor;
     store(tap, level, locate_point<A>(level, location), m);
   }
   __syncthreads();

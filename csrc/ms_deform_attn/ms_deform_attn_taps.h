@@ -42,22 +42,10 @@ struct MsTapTable {
 // Fills taps.m with the attention weights, or with the softmax of the logits.
 template <typename A, typename S>
 DANET_INLINE void fill_weights(const MsDeformAttnParams& p, MsTapTable<A>& taps, const S* weights) {
-  constexpr int L = kLanes<A>;
-  const PaddedValues<S, L> padded(weights, taps.K);
-  const int64_t rounded = taps.K < L ? L : taps.K;
-  Bits<A> largest{};
-  for_vectors<L>(rounded, [&](int64_t j) __attribute__((always_inline)) {
-    const Vec<A> m = load(padded.values + j);
-    largest = unsigned_max(largest, (Bits<A>)m & ~(Bits<A>)broadcast<A>(A(-0.0)));
-    store(taps.m + j, p.softmax ? exp(m) : m);
-  });
+  fill_mask(weights, taps.K, taps.K, p.softmax, taps.m);
   if (!p.softmax) return;
-  if (any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kMaxUnshiftedLogit)))) {
-    for (int64_t j = 0; j < taps.K; ++j) taps.m[j] = to_compute(weights[j]);
-    exp_shifted(taps.m, 1, taps.K);
-  }
   const A factor = 1 / sum_values<0>(taps.m, taps.K);
-  for (int64_t j = 0; j < taps.K; j += L) store(taps.m + j, load(taps.m + j) * factor);
+  for (int64_t j = 0; j < taps.K; j += kLanes<A>) store(taps.m + j, load(taps.m + j) * factor);
 }
 
 // The nearest first row or column whose cell lies inside a level of this size; zero if the level has only one.

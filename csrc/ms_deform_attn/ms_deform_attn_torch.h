@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "../common/tensor.h"
+#include "../sdc/sdc.h"
 #include "ms_deform_attn.h"
 
 namespace danet {
@@ -74,6 +75,7 @@ inline MsDeformAttnParams check_ms_deform_attn(
       weights.scalar_type() == locations.scalar_type() &&
           (points == dtype || (points == DType::kFloat && dtype != DType::kDouble)),
       op, ": sampling_locations and attention_weights must both have value's dtype, or both float32");
+  DANET_CHECK(p.L * p.P <= kMaxTaps, op, ": L * P must be at most ", kMaxTaps, ", got ", p.L, " * ", p.P);
   DANET_CHECK(p.S < int64_t(1) << 31, op, ": value must have fewer than 2^31 pixels, got ", p.S);
   return p;
 }

@@ -8,9 +8,6 @@
 namespace danet {
 namespace {
 
-// Shared memory in bytes that a block may use on every device without opting in to more.
-constexpr int kSharedBytes = 48 * 1024;
-
 // Shared memory per item in bytes, enough for both kernels of the backward pass: BackwardTap, grad_m and the corners
 // inside the image of each tap.
 template <typename A>
@@ -20,7 +17,7 @@ int shared_bytes_per_item(const SdcParams& p) {
 
 template <typename A>
 int choose_items_per_block(const SdcParams& p) {
-  return std::max(1, std::min(kMaxItems, kSharedBytes / shared_bytes_per_item<A>(p)));
+  return std::max(1, std::min(kMaxItems, gpu::kDefaultSharedBytes / shared_bytes_per_item<A>(p)));
 }
 
 // Whether the index of every item, and the element offset of every pixel within its image, fit into int32_t.
@@ -81,8 +78,8 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
       constexpr int kPackets = sizeof(T) == 4 && decltype(taps)::value > 0 ? 2 : 1;
       const int64_t packets = p.C / p.G / decltype(packet_size)::value;
       const gpu::Divisor threads_per_item((packets + kPackets - 1) / kPackets);
-      const int64_t max_items =
-          std::min<int64_t>({kMaxItems, kSharedBytes / bytes_per_item, (int64_t(1) << 20) / threads_per_item.divisor});
+      const int64_t max_items = std::min<int64_t>(
+          {kMaxItems, gpu::kDefaultSharedBytes / bytes_per_item, (int64_t(1) << 20) / threads_per_item.divisor});
       const ForwardTiles tiles(p, int(std::max<int64_t>(1, max_items)));
       gpu::launch(
           "sdc",
@@ -95,13 +92,6 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
     });
   });
   return out.tensor;
-}
-
-// The binary logarithm of the lanes of a warp per item: a power of two that covers its packets, at most 32.
-int log2_lanes_per_item(int64_t packets) {
-  int log2_lanes = 0;
-  while (log2_lanes < 5 && 1 << log2_lanes < packets) ++log2_lanes;
-  return log2_lanes;
 }
 
 Tensor run_backward(

@@ -95,14 +95,7 @@ GPU_DEVICE Sample<A> locate_sample(
   return sample;
 }
 
-// exp(a), and 1 / a. Half dtypes use fast approximations, whose error is far below their precision.
-template <typename T>
-GPU_DEVICE Compute<T> exponential(Compute<T> a) {
-  if constexpr (sizeof(T) == 2)
-    return gpu::fast_exp2(a * 1.44269504f);
-  else
-    return exp(a);
-}
+// 1 / a. Half dtypes use the fast approximation, whose error is far below their precision.
 template <typename T>
 GPU_DEVICE Compute<T> reciprocal(Compute<T> a) {
   if constexpr (sizeof(T) == 2)
@@ -142,7 +135,7 @@ GPU_DEVICE void prepare_taps(
 #pragma unroll
       for (int k = 1; k < kTaps; ++k) top = max(top, m[k]);
 #pragma unroll
-      for (int k = 0; k < kTaps; ++k) sum += m[k] = exponential<T>(m[k] - top);
+      for (int k = 0; k < kTaps; ++k) sum += m[k] = gpu::exponential<T>(m[k] - top);
       factor = reciprocal<T>(sum);
     }
     // Locate the samples.
@@ -161,7 +154,7 @@ GPU_DEVICE void prepare_taps(
       A sum = 0;
       top = gpu::to_compute(mask[0]);
       for (int k = 1; k < K; ++k) top = max(top, gpu::to_compute(mask[k]));
-      for (int k = 0; k < K; ++k) sum += exponential<T>(gpu::to_compute(mask[k]) - top);
+      for (int k = 0; k < K; ++k) sum += gpu::exponential<T>(gpu::to_compute(mask[k]) - top);
       factor = reciprocal<T>(sum);
     }
     // Compute the weights and locate the samples.
@@ -173,7 +166,7 @@ GPU_DEVICE void prepare_taps(
           locate_sample<A>(
               s, s.x_first, tap / inner_size, tap % inner_size, center_y, center_x, gpu::to_compute(offset[2 * k]),
               gpu::to_compute(offset[2 * k + 1])),
-          s.softmax ? exponential<T>(m - top) * factor : m);
+          s.softmax ? gpu::exponential<T>(m - top) * factor : m);
     }
   }
 }

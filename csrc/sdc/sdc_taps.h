@@ -183,20 +183,20 @@ DANET_INLINE bool fill_table(
       __builtin_convertvector((last_row >= uint32_t(p.H - 1)) | (last_column >= uint32_t(p.W - 1)), Mask<A>));
 }
 
-// Fills taps.m with the mask, or with the numerators of its softmax over the taps of each group.
+// Fills m with the mask of num_taps taps, or with the numerators of its softmax over the K taps of each group.
 template <typename A, typename T>
-DANET_INLINE void fill_mask(const SdcParams& p, TapTable<A>& taps, const TapInputs<A, T>& source) {
+DANET_INLINE void fill_mask(const T* mask, int64_t num_taps, int64_t K, bool softmax, A* m) {
   constexpr int L = kLanes<A>;
-  const PaddedValues<T, L> masks(source.mask, source.num_taps);
+  const PaddedValues<T, L> masks(mask, num_taps);
   Bits<A> largest{};
-  for_vectors<L>(source.num_taps < L ? L : source.num_taps, [&](int64_t j) __attribute__((always_inline)) {
-    Vec<A> m = load(masks.values + j);
-    largest = unsigned_max(largest, (Bits<A>)m & ~(Bits<A>)broadcast<A>(A(-0.0)));
-    store(taps.m + j, p.softmax ? exp(m) : m);
+  for_vectors<L>(num_taps < L ? L : num_taps, [&](int64_t j) __attribute__((always_inline)) {
+    const Vec<A> values = load(masks.values + j);
+    largest = unsigned_max(largest, (Bits<A>)values & ~(Bits<A>)broadcast<A>(A(-0.0)));
+    store(m + j, softmax ? exp(values) : values);
   });
-  if (p.softmax && any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kMaxUnshiftedLogit)))) {
-    for (int64_t j = 0; j < source.num_taps; ++j) taps.m[j] = to_compute(source.mask[j]);
-    exp_shifted(taps.m, source.num_taps / p.K, p.K);
+  if (softmax && any<A>((Mask<A>)(largest > (Bits<A>)broadcast<A>(kMaxUnshiftedLogit)))) {
+    for (int64_t j = 0; j < num_taps; ++j) m[j] = to_compute(mask[j]);
+    exp_shifted(m, num_taps / K, K);
   }
 }
 
@@ -219,7 +219,7 @@ DANET_INLINE bool prepare_taps(const SdcParams& p, TapTable<A>& taps, const TapI
     bool in_range, inside = fill_table</*kBackward=*/false, /*kExp=*/true>(p, taps, source, &in_range);
     if (in_range) return inside;
   }
-  fill_mask(p, taps, source);
+  fill_mask(source.mask, source.num_taps, p.K, p.softmax, taps.m);
   if (kBackward && p.softmax) {
     fill_per_group(taps, source.num_taps, p.K, [&](int64_t first) { return 1 / sum_values<0>(taps.m + first, p.K); });
     for (int64_t j = 0; j < source.num_taps; j += kLanes<A>)

@@ -26,15 +26,6 @@ GPU_DEVICE A max_ignore_nan(A a, A b) {
   return b > a ? b : a;
 }
 
-// exp(a). Half types use the fast approximation, whose error is far below their precision.
-template <typename T>
-GPU_DEVICE Compute<T> exponential(Compute<T> a) {
-  if constexpr (sizeof(T) == 2)
-    return gpu::fast_exp2(a * 1.44269504f);
-  else
-    return std::exp(a);
-}
-
 template <typename A>
 GPU_DEVICE A add(A a, A b) {
   return a + b;
@@ -139,7 +130,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) sum += exps[r][v] = exponential<T>(exps[r][v] - top);
+    for (int v = 0; v < kSize; ++v) sum += exps[r][v] = gpu::exponential<T>(exps[r][v] - top);
     if constexpr (kBackward) products += sum_products(exps[r], grad[r], x[r]);
   }
   sum = reduce_lanes(lanes, sum, add<A>);
@@ -179,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
   const auto exponentials = [&](A(&exps)[kSize], int c) {
     const auto values = gpu::to_compute(gpu::load<kSize>(logits + c));
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) exps[v] = exponential<T>(values.values[v] - top);
+    for (int v = 0; v < kSize; ++v) exps[v] = gpu::exponential<T>(values.values[v] - top);
   };
   // Pass 2: reduce the sum of the exponentials and, in backward, of their products with g * x
 #pragma unroll 2
@@ -209,8 +200,7 @@ template <bool kBackward, typename T, int kSize>
 void launch_kernel(const SoftmaxGateParams& p, const SoftmaxGateViews& t, gpu::Stream stream) {
   const int64_t vectors = p.C / kSize, pixels = p.N * p.P;
   const auto with_rows = [&](auto rows) {
-    int log2_lanes = 0;
-    while (log2_lanes < 5 && 1 << log2_lanes < vectors) ++log2_lanes;
+    const int log2_lanes = log2_lanes_per_item(vectors);
     gpu::launch(
         "softmax_gate", softmax_gate_in_registers<kBackward, T, kSize, decltype(rows)::value>,
         {blocks_for("softmax_gate", pixels, kThreads >> log2_lanes), kThreads, 0, stream}, p, log2_lanes, t);
