@@ -13,8 +13,8 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from benchmarks import baselines, targets
-from benchmarks.cases import CASES, Case, Function, image  # noqa: F401 (used through `measurements`)
+from benchmarks import baselines, cuda, targets
+from benchmarks.cases import CASES, Case, Function, image  # noqa: F401 (used through `here`)
 from benchmarks.timing import alternate, ceilings, header, silent  # noqa: F401 (likewise)
 from danet.ops import info, lcdc, library, rep_conv, sdc, softmax_gate
 
@@ -142,22 +142,13 @@ def plot(cases: list[Case], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-CUDA_CASES = ("hot", "compiled")
-"""Names of cases that exist on CUDA only."""
-
-
-def measurements(device: str) -> ModuleType:
-    """The module that measures on ``device``; it has header, ceilings, CASES, alternate and dispatch_cost."""
-    if device == "cpu":
-        return sys.modules[__name__]
+def use_cuda() -> None:
+    """Make CUDA the default device; SystemExit if there is no device, or if there are no kernels."""
     why = "no CUDA device" if not torch.cuda.is_available() else library.WHY_NOT_CUDA
     if why is not None:
         raise SystemExit(f"benchmarks.ops: --device cuda: {why}")
     torch.set_default_device("cuda")
     torch.cuda.set_stream(torch.cuda.Stream())  # CUDA graphs cannot capture the default stream
-    from benchmarks import cuda
-
-    return cuda
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -183,9 +174,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=30, help="measurements per function, at least 30")
     parser.add_argument("--quiet", action="store_true", help="print only errors")
     options = parser.parse_args(arguments)
+    # The module that measures on this device; it has header, ceilings, CASES, alternate and dispatch_cost.
+    here: ModuleType = cuda if options.device == "cuda" else sys.modules[__name__]
     for name in options.operators:
-        if name not in (*CASES, *CUDA_CASES):
-            parser.error(f"invalid choice: {name!r} (choose from {', '.join((*CASES, *CUDA_CASES))})")
+        if name not in here.CASES:
+            names = ", ".join(here.CASES)
+            parser.error(f"invalid choice: {name!r} with --device {options.device} (choose from {names})")
     say = silent if options.quiet else print
     for path in (options.json, options.plot):
         if path is not None and not path.parent.is_dir():
@@ -208,12 +202,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit(f"benchmarks.ops: the compiled operators are missing: {info()['why']}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    here = measurements(options.device)
-    for name in options.operators:
-        if name not in here.CASES:
-            parser.error(f"{name} is not measured with --device {options.device}")
     if options.device == "cuda":
-        here.INSTALLED.update(installed)
+        use_cuda()
+        cuda.INSTALLED.update(installed)
 
     facts, ceiling, costs = here.header(), here.ceilings(), here.dispatch_cost()
     say(", ".join(f"{name} {value}" for name, value in facts.items()))

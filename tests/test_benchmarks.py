@@ -88,7 +88,9 @@ def test_detector_rejects_wrong_options(arguments, text):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("sdx",), "invalid choice: 'sdx'"),
+        (("sdx",), "invalid choice: 'sdx' with --device cpu (choose from sdc, dcn, "),
+        (("hot",), "invalid choice: 'hot' with --device cpu"),
+        (("dcn", "--device", "cuda"), "invalid choice: 'dcn' with --device cuda (choose from hot, sdc, "),
         (("sdc", "--json", "/no/such/folder/x.json"), "/no/such/folder/x.json: no such folder"),
         (("sdc", "--baseline", "dcnv5=x", "--device", "cuda"), "--baseline dcnv5: must be one of dcnv3, dcnv4"),
         (("sdc", "--baseline", "dcnv4=x"), "--baseline needs --device cuda"),

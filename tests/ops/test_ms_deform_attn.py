@@ -6,12 +6,12 @@ import types
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from ms_deform_attn_cases import CASES, SHAPES, tensors
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.baselines import ms_deform_attn_grid_sample
 from danet.ops import (
     MSDeformAttnFunction,
     MultiScaleDeformableAttention,
@@ -28,16 +28,8 @@ DETR_SHAPES = [(100, 100), (50, 50), (25, 25), (13, 13)]
 
 def grid_sample_form(value, shapes, locations, weights, softmax=False):
     """The operator with one `F.grid_sample` per level, as networks compute it without a kernel."""
-    N, _, M, D = value.shape
-    Q, L, P = locations.shape[1], locations.shape[3], locations.shape[4]
-    weights = weights.flatten(3).softmax(-1) if softmax else weights.flatten(3)
-    samples = []
-    for level, (pixels, (H, W)) in enumerate(zip(value.split([h * w for h, w in shapes], 1), shapes, strict=True)):
-        image = pixels.permute(0, 2, 3, 1).reshape(N * M, D, H, W)
-        grid = 2 * locations[:, :, :, level].transpose(1, 2).reshape(N * M, Q, P, 2) - 1
-        samples.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    weights = weights.transpose(1, 2).reshape(N * M, 1, Q, L * P)
-    return (torch.cat(samples, -1) * weights).sum(-1).view(N, M * D, Q).transpose(1, 2)
+    weights = weights.flatten(3).softmax(-1).view(weights.shape) if softmax else weights
+    return ms_deform_attn_grid_sample(value, locations, weights, shapes)
 
 
 def loop(value, shapes, locations, weights):
