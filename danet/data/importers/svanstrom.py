@@ -31,6 +31,7 @@ from danet.data.importers.svanstrom_labels import CLASSES, Labels, read_labels
 from danet.data.leakage import HASH_BITS, average_hash
 from danet.data.recording_split import split_by_recording
 from danet.data.scales import SCALES, box_sizes
+from danet.data.temporal import choose_frames
 from danet.utils.errors import UserError
 from danet.utils.files import read_json
 from danet.utils.image_io import squeeze_grey
@@ -45,6 +46,8 @@ MAX_CUT_DISTANCE_BITS = 144
 harmless."""
 MAX_FRAMES_PER_SECOND = 1000.0
 """A video that states a higher rate has a damaged header."""
+NO_FRAME_AT_LAG = "lags of a video dropped: its frames are too far apart"
+"""A kind of repair."""
 ORIGINAL_FOLDER = Path("Data", "Video_IR")
 """Folder of the infrared videos in the original repository, Drone-detection-dataset."""
 
@@ -71,7 +74,8 @@ class Options(ImportOptions):
     """Different strides for the videos of some classes, such as '{bird: 15, airplane: 15}'."""
 
     lags: list[float] = field(default_factory=list)
-    """Seconds: for each imported frame, also store the frames that much earlier, for networks with `model.lags`."""
+    """Seconds: for each imported frame, also store the frames that are about that much earlier, for networks with
+    `model.lags`. The annotation file states the real age of each, which depends on the frame rate of the video."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,8 @@ def _mp4s(folder: Path) -> list[Path]:
 def import_video(video: Video, out: ImportFolder, stride: int, lags: Sequence[float] = ()) -> list[ImageRecord]:
     """Stores every ``stride``-th frame of a video, also those without boxes, and returns their records.
 
-    For each of these frames and each of the ``lags`` in seconds, the frame that much earlier is stored, too.
+    For each of these frames and each of the ``lags`` in seconds, the frame whose age is nearest to the lag is stored,
+    too. The records state the age that this frame has at the frame rate of the video.
 
     Raises:
         UserError: if the video or its labels cannot be read, their numbers of frames differ, or a count differs from
@@ -233,11 +238,11 @@ def import_video(video: Video, out: ImportFolder, stride: int, lags: Sequence[fl
     labels = video.labels if video.labels is not None else read_labels(_label_file(video.path))
     if video.expected is not None:
         check_counts(video, labels)
-    steps = {lag: max(1, round(lag * _frame_rate(video.path))) for lag in lags}
+    steps = _past_steps(video, out, lags) if lags else {}
     records = []
     stored: dict[int, Path] = {}
     decoded = 0
-    for index, image in decode(video.path, stride, ahead=(0, *steps.values())):
+    for index, image in decode(video.path, stride, ahead=(0, *steps)):
         decoded = index + 1
         if image is None or index >= len(labels):
             continue
@@ -247,12 +252,28 @@ def import_video(video: Video, out: ImportFolder, stride: int, lags: Sequence[fl
         boxes = [box for found in labels[index].values() for box in found]
         names = [name for name, found in labels[index].items() for _ in found]
         size = image.shape[1], image.shape[0]
-        past = tuple((lag, stored[index - step]) for lag, step in steps.items() if index >= step)
+        past = tuple((age, stored[index - step]) for step, age in steps.items() if index >= step)
         extras = {"video": video.name, "frame": index, "recording": video.recording, "past": past}
         records.append(out.record(path, size, boxes, names, place=f"{video.name} frame {index}", **extras))
     if decoded != len(labels):
         raise UserError(f"{video.path}: {decoded} frames can be decoded, but {len(labels)} are labelled")
     return records
+
+
+def _past_steps(video: Video, out: ImportFolder, lags: Sequence[float]) -> dict[int, float]:
+    """Finds the earlier frames to store: number of frames before an image -> its age in seconds.
+
+    A lag is dropped, and counted as a repair, if networks would not use the frame that is nearest to it.
+    """
+    rate = _frame_rate(video.path)
+    steps = {}
+    for lag in lags:
+        step = max(1, round(lag * rate))
+        if choose_frames([(step / rate, step)], [lag]):
+            steps[step] = step / rate
+        else:
+            out.repairs.add(NO_FRAME_AT_LAG, f"{video.name}: {lag:g} s at {rate:g} frames per second")
+    return steps
 
 
 def _frame_rate(path: Path) -> float:

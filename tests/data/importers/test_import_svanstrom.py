@@ -12,7 +12,16 @@ import pytest
 from danet.data.__main__ import main
 from danet.data.coco_dataset import load_coco
 from danet.data.importers import svanstrom_labels
-from danet.data.importers.svanstrom import check_counts, decode, find_recordings, find_videos
+from danet.data.importers.base import ImportFolder
+from danet.data.importers.svanstrom import (
+    Options,
+    Video,
+    check_counts,
+    decode,
+    find_recordings,
+    find_videos,
+    import_video,
+)
 from danet.data.importers.svanstrom_labels import read_labels
 from danet.data.video_writer import VideoWriter
 from danet.utils.errors import UserError
@@ -112,6 +121,36 @@ def test_svanstrom_stores_the_frames_at_the_lags(videos, tmp_path):
     copied = load_coco(tmp_path / "copy").records
     assert [[(lag, file.name) for lag, file in item.past] for item in copied[:3]] == past
     assert all(file.is_relative_to(tmp_path / "copy") for item in copied for _, file in item.past)
+
+
+def write_video(path, rate, frames=12):
+    """A video with empty labels; frame i has the grey value 10 * i."""
+    with VideoWriter(path, rate) as writer:
+        for index in range(frames):
+            writer.write(np.full((64, 96), 10 * index, np.uint8))
+    return Video(path, path.stem, "drone", "train", path.stem, None, labels=[{} for _ in range(frames)])
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(10, [2, 5]), (12, [3, 6]), (30, [7, 15])])
+def test_svanstrom_states_the_real_age_of_earlier_frames(tmp_path, rate, steps):
+    video = write_video(tmp_path / "IR_DRONE_001.mp4", rate, frames=20)
+    options = Options(str(tmp_path), str(tmp_path / "out"), quiet=True)
+    records = import_video(video, ImportFolder(options), stride=19, lags=[0.22, 0.5])
+    assert [record.frame for record in records] == [0, 19]
+    assert records[0].past == ()
+    assert [int(file.stem) for _, file in records[1].past] == [19 - step for step in steps]
+    assert [age for age, _ in records[1].past] == pytest.approx([step / rate for step in steps])
+
+
+def test_svanstrom_drops_and_counts_lags_shorter_than_the_frame_interval(tmp_path):
+    video = write_video(tmp_path / "IR_DRONE_001.mp4", 10)
+    out = ImportFolder(Options(str(tmp_path), str(tmp_path / "out"), quiet=True))
+    (_, last) = import_video(video, out, stride=11, lags=[0.04, 0.1, 0.12])
+    assert [(age, file.name) for age, file in last.past] == [(0.1, "000010.png")]
+    assert out.repairs.lines() == [
+        "1 lags of a video dropped: its frames are too far apart, the first: IR_DRONE_001: 0.04 s at 10 frames per "
+        "second"
+    ]
 
 
 def test_svanstrom_imports_splits_into_one_folder(videos, tmp_path):
