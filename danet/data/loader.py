@@ -25,7 +25,7 @@ from danet.data.data_options import Augmentation, DataSource
 from danet.data.normalize import intensity_range, normalize
 from danet.data.scales import SizeRange
 from danet.data.shared_records import SharedRecords
-from danet.data.temporal import align, choose_frames, extra_channels, to_grey
+from danet.data.temporal import MissingFrames, align, choose_frames, extra_channels, to_grey
 from danet.data.transforms import AnnotatedImage, vary_frame, warp_and_crop
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
@@ -167,13 +167,15 @@ class DetectionDataset(Dataset):
 
         # Images of sources with weight 0 are neither shown nor used as donors of pasted objects.
         self._used_indices = np.flatnonzero(np.repeat(np.array(self.weights) > 0, self.sizes))
-        used = (r for records, weight in zip(loaded, self.weights, strict=True) if weight > 0 for r in records)
+        used = [r for records, weight in zip(loaded, self.weights, strict=True) if weight > 0 for r in records]
         present = {name for r in used for name, skip in zip(r.names, r.ignore, strict=True) if not skip}
         self.records = SharedRecords(itertools.chain.from_iterable(loaded))
         missing = [name for name in self.classes if name not in present]
         if missing:
             known = ", ".join(sorted(present)) or "no boxes"
             raise UserError(f"model.classes: the training data has no box named {missing[0]!r} (it has: {known})")
+        self.missing_past = MissingFrames((r.past for r in used), self.lags)
+        """Counts the used images that lack an earlier frame."""
 
     def __len__(self) -> int:
         """Returns the number of images in all sources."""

@@ -10,7 +10,7 @@ Images are ``[H, W]``, uint8 or uint16, of one size.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -233,3 +233,46 @@ def choose_frames(frames: Iterable[tuple[float, T]], lags: Sequence[float]) -> d
         if frame is not None and abs(age - lag) <= LAG_TOLERANCE * lag:
             chosen[lag] = frame
     return chosen
+
+
+class MissingFrames:
+    """Counts the images that lack an earlier frame for a lag, whose input channel is zero there.
+
+    Args:
+        pasts: for each image its earlier frames, as pairs of their age in seconds and anything else.
+        lags: in seconds.
+
+    Attributes:
+        images: number of images.
+        counts: lag -> number of images without a frame for it.
+
+    Example:
+        >>> missing = MissingFrames([[], [(0.1, "a.png")], [(0.1, "b.png"), (0.5, "a.png")]], lags=[0.1, 0.5])
+        >>> missing.counts
+        {0.1: 1, 0.5: 2}
+        >>> missing.line("images")
+        'of 3 images, 1 lack the earlier frame for lag 0.1 s and 2 for lag 0.5 s; their input channels are zero'
+    """
+
+    def __init__(self, pasts: Iterable[Sequence[tuple[float, Any]]], lags: Sequence[float]) -> None:
+        self.images = 0
+        self.counts = dict.fromkeys(lags, 0)
+        for past in pasts if lags else ():
+            self.images += 1
+            found = choose_frames(past, lags)
+            for lag in lags:
+                self.counts[lag] += lag not in found
+
+    @property
+    def unavailable(self) -> list[float]:
+        """Lags for which no image has a frame."""
+        return [lag for lag, count in self.counts.items() if count == self.images]
+
+    def line(self, images: str) -> str | None:
+        """One line about the counts; None if no image lacks a frame. ``images`` names the images."""
+        parts = [(count, f"for lag {lag:g} s") for lag, count in self.counts.items() if count]
+        if not parts:
+            return None
+        texts = [f"{parts[0][0]} lack the earlier frame {parts[0][1]}", *(f"{n} {text}" for n, text in parts[1:])]
+        listed = " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
+        return f"of {self.images} {images}, {listed}; their input channels are zero"

@@ -12,6 +12,7 @@ from danet.boxes import Detections
 from danet.checkpoint import load_weights
 from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
+from danet.data.temporal import MissingFrames
 from danet.evaluation.contact_sheets import ContactSheets
 from danet.evaluation.curves import thin_curves, write_curves
 from danet.evaluation.evaluate_options import LOCAL_CONTRAST, MIN_SCORE, EvaluateOptions
@@ -107,7 +108,7 @@ class Evaluator:
 
     ``options.threads`` sets torch's number of threads for the whole process. ``warnings`` lists problems of the data
     that make the result doubtful: repairs that were made when the data were read, recordings or videos that are in both
-    ``data`` and ``tune``, or no object of the target class.
+    ``data`` and ``tune``, images without the earlier frames of ``model.lags``, or no object of the target class.
 
     Raises UserError if a file is missing or broken, if ``data`` and ``tune`` share images, or if a class is unknown.
     """
@@ -134,6 +135,8 @@ class Evaluator:
             self.detector, self.tune_detector = self._read_predictions(self.data, tune)
         self.classes = self.detector.classes
         self.target = self._choose_target()
+        if isinstance(self.detector, Detector):
+            self._warn_of_missing_frames(self.detector.lags)
 
     @property
     def notes(self) -> list[str]:
@@ -258,6 +261,13 @@ class Evaluator:
                 where = f"{options.tune} and {options.data}"
                 self.warnings.append(f"{where} share {len(both)} {name}s, such as {min(both)}")
                 return
+
+    def _warn_of_missing_frames(self, lags: Sequence[float]) -> None:
+        """Warns of images without the earlier frames that the network compares them with."""
+        for path, records in ((self.options.data, self.records), (self.options.tune, self.tune_records)):
+            line = MissingFrames((record.past for record in records), lags).line("images")
+            if line:
+                self.warnings.append(f"{path}: {line}; import the videos with --lags")
 
     def _choose_target(self) -> str:
         target = self.classes[0] if self.options.target is None else self.options.target

@@ -59,9 +59,9 @@ class Detector:
         dtype: dtype of the network.
         dtype_reason: why "auto" chose this dtype; empty if the caller chose it, and if there was no choice
             (``deploy=False``, ONNX files).
-        notify: function that is called with a log level and a line of text when images are scaled or a polarity was
-            decided; by default the logger of this module. Without a logging setup, Python prints only the warnings:
-            that images are scaled or inverted.
+        notify: function that is called with a log level and a line of text when images are scaled, lack the earlier
+            frames of ``lags``, or a polarity was decided; by default the logger of this module. Without a logging
+            setup, Python prints only the warnings: that images are scaled, inverted, or lack earlier frames.
 
     Raises:
         ValueError: a threshold does not lie between 0 and 1, or polarity or input_size has a value that is not listed
@@ -289,6 +289,10 @@ class Detector:
     ) -> tuple[torch.Tensor, list[Placement]]:
         """Turns images into a batch ``[N, C, H, W]`` of float32 for ``forward``, see ``Preprocessor``."""
         return self.preprocessor(images, past)
+
+    def tell_missing_frames(self, lags: Sequence[float]) -> None:
+        """Calls ``notify`` once with a line about lags for which a source has no earlier frames."""
+        self.preprocessor.tell_missing_frames(lags)
 
     @torch.inference_mode()
     def forward(self, batch: torch.Tensor, geometry: list) -> tuple[Any, list]:

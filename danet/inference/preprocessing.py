@@ -53,7 +53,8 @@ class Preprocessor:
             None scales images to about the area of the training images if ``domain`` states it and the images are
             larger or smaller by more than the network tolerates.
         domain: the images that the network was trained for; None if they are not known.
-        notify: called with a log level and a line of text when images are scaled for the first time.
+        notify: called with a log level and a line of text when images are scaled, or lack earlier frames, for the
+            first time.
 
     Example:
         >>> preprocess = Preprocessor(ModelConfig(), "native", None, notify=print)
@@ -72,7 +73,7 @@ class Preprocessor:
     ) -> None:
         self.config, self.input_size, self.domain = config, input_size, domain
         self._notify = notify
-        self._told_scaling = False
+        self._told_scaling = self._told_missing_frames = False
 
     def __call__(
         self, images: Sequence[Image], past: Sequence[Mapping[float, Image]] | None = None
@@ -89,6 +90,8 @@ class Preprocessor:
         Returns:
             The batch, and the place of each image in it.
         """
+        if past is None and self.config.lags:
+            self.tell_missing_frames(self.config.lags)
         prepared = [self._prepare(image, past[index] if past else {}) for index, image in enumerate(images)]
         arrays, placements = [array for array, _ in prepared], [placement for _, placement in prepared]
         shape = [max(MINIMUM_SIZE, *(array.shape[axis] for array in arrays)) for axis in (1, 2)]
@@ -98,6 +101,19 @@ class Preprocessor:
         for padded, array in zip(batch, arrays, strict=True):
             padded[:, : array.shape[1], : array.shape[2]] = array
         return torch.from_numpy(batch), placements
+
+    def tell_missing_frames(self, lags: Sequence[float]) -> None:
+        """Notifies once that images have no earlier frames for some lags."""
+        if self._told_missing_frames:
+            return
+        self._told_missing_frames = True
+        listed = ", ".join(f"{lag:g}" for lag in lags)
+        self._notify(
+            logging.WARNING,
+            f"the network compares an image with the frames {listed} s earlier, which single images and videos of a "
+            "low frame rate do not have: these input channels are zero; detect in the video itself, or use other "
+            "weights",
+        )
 
     def _prepare(self, image: Image, past: Mapping[float, Image]) -> tuple[np.ndarray, Placement]:
         """All channels of one image, float32 ``[C, H, W]``."""

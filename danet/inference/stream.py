@@ -125,6 +125,8 @@ class DetectionStream:
         history = FrameHistory(self.detector.lags)
         for frames in batches_of_equal_size(source, batch, lambda frame: frame.image.shape[:2]):
             past = [history.add(frame) for frame in frames]
+            if history.missing:
+                self.detector.tell_missing_frames(history.missing)
             prepared = frames, *self.detector.preprocess([frame.image for frame in frames], past)
             self.reading_seconds += time.perf_counter() - started
             yield prepared

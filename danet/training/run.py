@@ -12,6 +12,7 @@ from danet import ops
 from danet.data.coco_dataset import ImageRecord
 from danet.data.loader import MINIMUM_SIZE, DetectionDataset, EpochSampler, collate, default_workers, load_source
 from danet.data.scales import SizeRange
+from danet.data.temporal import MissingFrames
 from danet.models import DANet, build_model, summary
 from danet.training.mixed_precision import choose_amp, may_be_faster
 from danet.training.options import TrainOptions
@@ -62,7 +63,7 @@ class TrainingResult:
     end_reason: str = ""
     """Why a finished run ended before its last epoch: early stopping or a time limit; empty after the last epoch."""
     warnings: list[str] = field(default_factory=list)
-    """What makes the result doubtful, such as a model that has learned nothing."""
+    """What makes the result doubtful, such as images without earlier frames, or a model that has learned nothing."""
 
 
 def train(options: TrainOptions) -> TrainingResult:
@@ -124,15 +125,24 @@ def train(options: TrainOptions) -> TrainingResult:
 
 
 def _warnings(trainer: Trainer) -> list[str]:
-    """Warnings about the result of a finished run."""
+    """Warnings about the data and the result of a finished run."""
     best, steps = trainer.state.progress.best, trainer.state.progress.step
+    warnings = _data_warnings(trainer)
     if not best or best["ap50"] >= MIN_LEARNED_AP50:
-        return []
+        return warnings
     pictures = f"look at the boxes in {trainer.folder / SAMPLES} and at {trainer.folder / LABELS}"
     return [
+        *warnings,
         f"the model has learned nothing: its best AP50 is {best['ap50']:.3f} after {steps} steps; "
-        f"{pictures if trainer.options.plots else 'check the labels'}, train longer (--epochs), or lower --lr"
+        f"{pictures if trainer.options.plots else 'check the labels'}, train longer (--epochs), or lower --lr",
     ]
+
+
+def _data_warnings(trainer: Trainer) -> list[str]:
+    """Warnings about images that lack earlier frames."""
+    validation = MissingFrames((record.past for record in trainer.validation), trainer.options.model.lags)
+    lines = [trainer.dataset.missing_past.line("training images"), validation.line("validation images")]
+    return [f"model.lags: {line}" for line in lines if line]
 
 
 def build_trainer(options: TrainOptions, device: torch.device) -> tuple[Trainer, list[str]]:
@@ -197,6 +207,11 @@ def _load_data(options: TrainOptions) -> tuple[DetectionDataset, list[ImageRecor
         cache_bytes=options.cache_mb * 2**20 // max(1, options.workers or 0),
         size_range=size_range,
     )
+    for lag in dataset.missing_past.unavailable:
+        raise UserError(
+            f"model.lags: no training image has an earlier frame for lag {lag:g} s (field 'past'); import the videos "
+            f"with --lags {lag:g}, or train without this lag"
+        )
     validation = load_source(options.val, "val") if options.val else []
     if size_range is not None:
         validation = [size_range.ignore_other_scales(record) for record in validation if size_range.accepts(record)]
@@ -232,4 +247,5 @@ def _header(trainer: Trainer, new_classes: list[str]) -> str:
     ]
     if new_classes:
         lines.append(f"{options.weights} has no class {', '.join(new_classes)}: its scores start from random weights")
+    lines += [f"warning: {line}" for line in _data_warnings(trainer)]
     return "\n".join(lines)

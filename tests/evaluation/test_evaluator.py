@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from prediction_files import predicted, write_dataset, write_results, write_yolo
 
 from danet.checkpoint import save_weights
 from danet.config import ModelConfig
-from danet.data.coco_dataset import load_coco
+from danet.data.coco_dataset import load_coco, write_coco
 from danet.data.image_domain import ImageDomain
 from danet.evaluate import main
 from danet.evaluation.evaluate_options import EvaluateOptions
@@ -131,3 +132,20 @@ def test_evaluate_uses_all_images_in_one_polarity(data, tmp_path, monkeypatch):
         Evaluator(options).predict()
         assert inverted == [expected] * len(inverted) and inverted
     assert EvaluateOptions().polarity == "white"
+
+
+def test_evaluate_warns_of_images_without_earlier_frames(data, tmp_path, capsys):
+    records = load_coco(data["val"]).records
+    for index in range(5):
+        records[index] = replace(records[index], past=((0.5, records[0].path),))
+    some = tmp_path / "some.json"
+    write_coco(some, records, CLASSES)
+    weights = tmp_path / "lags.safetensors"
+    save_weights(weights, build_model(ModelConfig(name="danet_nano", classes=CLASSES, lags=[0.5])))
+    options = EvaluateOptions(str(weights), str(some), quiet=True)
+    assert Evaluator(options).warnings == [
+        f"{some}: of 24 images, 19 lack the earlier frame for lag 0.5 s; their input channels are zero; import the "
+        "videos with --lags"
+    ]
+    assert main([str(weights), data["val"], "--out", str(tmp_path / "out"), "--quiet", "--resamples", "10"]) == 0
+    assert "of 24 images, 24 lack the earlier frame for lag 0.5 s" in capsys.readouterr().err

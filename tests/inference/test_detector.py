@@ -299,3 +299,38 @@ def test_stream_compares_frames_with_earlier_ones(temporal, tmp_path):
         assert_same(streamed[index][1], expected)
     # The same frame as a single image gives other scores: the earlier frames have an effect.
     assert not torch.equal(streamed[19][1].scores, temporal(decoded[19]).scores)
+
+
+def notices_of(lags, detect) -> list[str]:
+    """The lines about missing earlier frames that a detector with these lags gives during ``detect``."""
+    fresh = Detector(build_model(ModelConfig(name="danet_nano", lags=lags)))
+    lines: list[str] = []
+    fresh.notify = lambda level, line: lines.append(line)
+    detect(fresh)
+    return [line for line in lines if "earlier" in line]
+
+
+def test_missing_earlier_frames_are_told_once(tmp_path):
+    frames = moving_frames(8)
+    for index in range(3):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), frames[index])
+
+    def detect_images(fresh):
+        fresh(frames[0])
+        fresh([frames[0], frames[1]])
+        list(fresh.stream(tmp_path))
+
+    (line,) = notices_of([0.1, 0.5], detect_images)
+    assert "the frames 0.1, 0.5 s earlier" in line and "these input channels are zero" in line
+    assert len(notices_of([0.1], lambda fresh: list(fresh.stream(tmp_path)))) == 1
+    assert notices_of([], detect_images) == []
+
+
+def test_missing_earlier_frames_of_a_video_depend_on_its_frame_rate(tmp_path):
+    for rate in (4.0, 30.0):
+        with VideoWriter(tmp_path / f"{rate:g}.mkv", rate) as video:
+            for image in moving_frames(8):
+                video.write(image)
+    (line,) = notices_of([0.1, 0.5], lambda fresh: list(fresh.stream(tmp_path / "4.mkv")))
+    assert "the frames 0.1 s earlier" in line
+    assert notices_of([0.1, 0.5], lambda fresh: list(fresh.stream(tmp_path / "30.mkv"))) == []
