@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from danet.checkpoint import load_weights
+from danet.config import ModelConfig
 from danet.models import DANet
 from danet.utils.errors import UserError
 from danet.utils.memory_format import channels_last
@@ -77,25 +78,33 @@ class Teacher:
         return [m.shape[1] for m in maps]
 
 
-def load_teacher(path: str | os.PathLike, *, channels: int, device: torch.device) -> Teacher:
+INPUT_OPTIONS = ("input_channels", "local_contrast", "lags")
+"""Options of a model that define the channels of its input."""
+
+
+def load_teacher(path: str | os.PathLike, *, student: ModelConfig, device: torch.device) -> Teacher:
     """Loads a teacher from a weights file of ``danet train``.
 
     Args:
         path: the file.
-        channels: input channels of the student.
+        student: configuration of the student, whose input the teacher gets.
         device: where the teacher runs.
 
     Raises:
-        UserError: the file is missing or holds no weights, or its network takes images with other channels.
+        UserError: the file is missing or holds no weights, or its network takes other input channels than the student,
+            or the same in another order.
 
     Example:
         >>> from danet.checkpoint import SHIPPED
-        >>> load_teacher(SHIPPED, channels=1, device=torch.device("cpu")).widths
+        >>> load_teacher(SHIPPED, student=ModelConfig(), device=torch.device("cpu")).widths
         [32, 64, 128, 256]
     """
     network, _ = load_weights(path, device)
-    if network.config.network_channels != channels:
-        raise UserError(
-            f"{path}: a teacher with {network.config.network_channels} input channels, the student has {channels}"
-        )
-    return Teacher(channels_last(network), channels=channels)
+    for name in INPUT_OPTIONS:
+        theirs, ours = getattr(network.config, name), getattr(student, name)
+        if theirs != ours:
+            raise UserError(
+                f"{path}: a teacher with model.{name} {theirs}, but the student has {ours}, so their inputs differ; "
+                "train the teacher with the options of the student"
+            )
+    return Teacher(channels_last(network), channels=student.network_channels)

@@ -133,9 +133,9 @@ class DistillOptions:
         from danet.distill import Distiller, load_teacher
 
         device = next(model.parameters()).device
-        channels, target = options.model.network_channels, options.target_label
+        student, target = options.model, options.target_label
         teachers = {
-            str(scale): load_teacher(path, channels=channels, device=device) for scale, path in self.files().items()
+            str(scale): load_teacher(path, student=student, device=device) for scale, path in self.files().items()
         }
         return Distiller(
             model.widths, teachers, weight=self.weight, edges=options.scale_edges, target=target, literal=self.literal

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from foreign import Foreign
@@ -67,12 +69,27 @@ def test_teacher_fingerprint_covers_buffers():
 def test_load_teacher(tmp_path):
     path = tmp_path / "teacher.safetensors"
     save_weights(path, build_model(ModelConfig(name="danet_nano")))
-    teacher = load_teacher(str(path), channels=1, device=torch.device("cpu"))
+    teacher = load_teacher(str(path), student=ModelConfig(), device=torch.device("cpu"))
     assert teacher.widths == [16, 32, 64, 128]
-    with pytest.raises(UserError, match=r"r\.safetensors: a teacher with 1 input channels, the student has 3"):
-        load_teacher(str(path), channels=3, device=torch.device("cpu"))
     with pytest.raises(UserError, match=r"missing\.safetensors: no such file"):
-        load_teacher(str(tmp_path / "missing.safetensors"), channels=1, device=torch.device("cpu"))
+        load_teacher(str(tmp_path / "missing.safetensors"), student=ModelConfig(), device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "message"),
+    [
+        ({}, {"input_channels": 3}, "model.input_channels 1, but the student has 3"),
+        ({"local_contrast": True}, {"lags": [0.5]}, "model.local_contrast True, but the student has False"),
+        ({"lags": [0.1]}, {"lags": [0.5]}, "model.lags [0.1], but the student has [0.5]"),
+        ({"lags": [0.1, 0.5]}, {"lags": [0.5, 0.1]}, "model.lags [0.1, 0.5], but the student has [0.5, 0.1]"),
+    ],
+)
+def test_load_teacher_refuses_another_input(tmp_path, teacher, student, message):
+    """Also if the number of input channels agrees."""
+    path = tmp_path / "teacher.safetensors"
+    save_weights(path, build_model(ModelConfig(name="danet_nano", **teacher)))
+    with pytest.raises(UserError, match=re.escape(f"teacher.safetensors: a teacher with {message}")):
+        load_teacher(str(path), student=ModelConfig(**student), device=torch.device("cpu"))
 
 
 def receptive_field(depths):
