@@ -198,12 +198,15 @@ class DetectionDataset(Dataset):
     def fingerprint(self) -> str:
         """Returns a text that changes with the images and the weights of the sources.
 
-        Of the images, the names, order, sizes and annotations count.
+        Of the images, the names, order, sizes and annotations count; with lags, also the names and ages of earlier
+        frames.
         """
         digest = hashlib.sha256(repr((self.sizes, self.weights)).encode())
         for r in self.records:
             digest.update(repr((r.path.name, r.width, r.height, r.names)).encode())
             digest.update(r.boxes.tobytes() + r.ignore.tobytes())
+            if self.lags:
+                digest.update(repr([(age, path.name) for age, path in r.past]).encode())
         return f"{len(self)} images, {digest.hexdigest()[:12]}"
 
     def _crop(self, frame: AnnotatedImage, rng: np.random.Generator) -> AnnotatedImage:

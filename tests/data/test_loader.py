@@ -1,10 +1,13 @@
+from dataclasses import replace
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from scenes import write_scenes
 
-from danet.data.coco_dataset import ImageRecord, write_coco
+from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
 from danet.data.loader import (
     MINIMUM_SIZE,
     DataSource,
@@ -189,6 +192,24 @@ def test_fingerprint_depends_on_the_annotations(scenes, mixed):
     weighted = DataSource(mixed, weight=2.0)
     prints = {DetectionDataset([source], ["uav"]).fingerprint() for source in (mixed, renamed, weighted)}
     assert len(prints) == 3
+
+
+def test_fingerprint_depends_on_earlier_frames_only_with_lags(clip):
+    records = load_coco(clip).records
+    prints = {}
+    changes = {
+        "same": records[2].past,
+        "age": ((0.6, records[1].path),),
+        "frame": ((0.5, records[0].path),),
+        "none": (),
+    }
+    for name, past in changes.items():
+        path = Path(clip).with_name(f"{name}.json")
+        write_coco(path, [*records[:2], replace(records[2], past=past)], ["drone"])
+        prints[name] = [DetectionDataset([str(path)], ["drone"], lags=lags).fingerprint() for lags in ((), (0.5,))]
+    plain, with_lags = zip(*prints.values(), strict=True)
+    assert len(set(plain)) == 1 and len(set(with_lags)) == 4
+    assert prints["same"] == [DetectionDataset([clip], ["drone"], lags=lags).fingerprint() for lags in ((), (0.5,))]
 
 
 @pytest.fixture(scope="module")
