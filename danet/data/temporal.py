@@ -64,13 +64,37 @@ def align(past: np.ndarray, image: np.ndarray, span: float) -> np.ndarray | None
         >>> bool((aligned[:, :90] == image[:, :90]).all())
         True
     """
+    alignment = _find_alignment(past, image, span)
+    return None if alignment is None else alignment[1]
+
+
+def background_shift(past: np.ndarray, image: np.ndarray, span: float) -> np.ndarray | None:
+    """The shift (x, y) in pixels by which ``align`` moves an earlier frame; zeros if it does not move the frame.
+
+    Arguments as for ``align``. None if the shift is unknown, because the frames show different scenes.
+
+    Example:
+        >>> image = cv2.blur(np.random.default_rng(0).integers(0, 255, (128, 160), np.uint8), (5, 5))
+        >>> background_shift(np.roll(image, 4, axis=1), image, span=250.0).round().tolist()
+        [-4.0, 0.0]
+        >>> background_shift(image, image, span=250.0).tolist()
+        [0.0, 0.0]
+        >>> background_shift(255 - image, image, span=64.0) is None
+        True
+    """
+    alignment = _find_alignment(past, image, span)
+    return None if alignment is None else alignment[0]
+
+
+def _find_alignment(past: np.ndarray, image: np.ndarray, span: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """The shift (x, y) of an earlier frame and the shifted frame; None if the frames show different scenes."""
     if past.shape != image.shape:
         return None
-    candidates = [past]
-    shift = global_shift(past, image)
+    candidates = [(np.zeros(2), past)]
+    shift = _estimate_shift(past, image)
     if shift is not None:
-        candidates.append(_translate(past, shift, image))
-    differences = [_absolute_difference(image, each) for each in candidates]
+        candidates.append((shift, _translate(past, shift, image)))
+    differences = [_absolute_difference(image, each) for _, each in candidates]
     # Compare means, because the median of a flat sky is zero with any shift; limit the weight of moving targets.
     best = 0
     if shift is not None:
@@ -78,15 +102,10 @@ def align(past: np.ndarray, image: np.ndarray, span: float) -> np.ndarray | None
     return candidates[best] if np.median(differences[best]) <= CUT_FRACTION * span else None
 
 
-def global_shift(past: np.ndarray, image: np.ndarray) -> np.ndarray | None:
-    """The shift (x, y) in pixels from ``past`` to ``image``, both ``[H, W]``.
+def _estimate_shift(past: np.ndarray, image: np.ndarray) -> np.ndarray | None:
+    """The shift (x, y) in pixels from ``past`` to ``image`` by phase correlation.
 
-    None if the shift is too small or too large to correct.
-
-    Example:
-        >>> image = cv2.blur(np.random.default_rng(0).integers(0, 255, (128, 160), np.uint8), (5, 5))
-        >>> global_shift(np.roll(image, 4, axis=1), image).round().tolist()
-        [-4.0, 0.0]
+    None if there is nothing to try beside no shift: the estimate is too small to correct, or too large to be right.
     """
     height, width = (side // 2 for side in image.shape)
     scaled = [cv2.resize(each, (width, height), interpolation=cv2.INTER_AREA) for each in (past, image)]

@@ -5,6 +5,7 @@ import pytest
 from danet.data.temporal import (
     NOISE_UNITS,
     align,
+    background_shift,
     choose_frames,
     extra_channels,
     local_contrast,
@@ -50,6 +51,17 @@ def test_align_ignores_a_large_moving_target():
     past[60:90, 30:70] = 255
     aligned = align(past, image, span=120.0)
     assert (aligned == past).all()
+
+
+def test_background_shift_tells_no_shift_from_an_unknown_one():
+    rng = np.random.default_rng(10)
+    scene = np.clip(make_background(rng, (200, 240)), 0, 255).astype(np.uint8)
+    image, moved = scene[20:180, 20:220], scene[20:180, 26:226]
+    assert background_shift(image, image, 100.0).tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(background_shift(moved, image, 100.0), [6.0, 0.0], atol=0.2)
+    other = np.clip(make_background(np.random.default_rng(11)), 0, 255).astype(np.uint8)
+    for unknown in (other, image[:-1]):
+        assert background_shift(unknown, image, 100.0) is None
 
 
 @pytest.mark.parametrize("other", ["another scene", "another size"])

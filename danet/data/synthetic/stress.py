@@ -1,10 +1,12 @@
 """A stress set: tiny dim targets in real frames, before dark sky and beside clouds (our decision).
 
 Detectors miss such targets most often. In each frame, one target is added to the pixels at a place that is dark, or
-structured, or random. In the earlier frames of the frame (``ImageRecord.past``), the target is where it was then. The
-same frames without a target are in the set as well: every detection in them is a false alarm.
+structured, or random. In the earlier frames of the frame (``ImageRecord.past``), the target is where it was then; those
+from which the motion of the camera is not known, as before a cut, are left out. The same frames without a target are in
+the set as well: every detection in them is a false alarm.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +19,8 @@ import numpy as np
 from danet.boxes import intersection
 from danet.data.class_map import IGNORE
 from danet.data.coco_dataset import ImageRecord
-from danet.data.temporal import global_shift, to_grey
+from danet.data.normalize import intensity_range
+from danet.data.temporal import background_shift, to_grey
 from danet.data.transforms import add_patch
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
@@ -71,23 +74,38 @@ def make_stress_set(
     """
     usable = [record for record in frames if min(record.width, record.height) > 4 * MARGIN_PIXELS]
     usable = [record for record in usable if record.past or not moving]
-    if len(usable) < count:
+    order = np.random.default_rng(seed).permutation(len(usable))
+    candidates = (_keep_known_shifts(usable[number]) for number in order)
+    chosen = list(itertools.islice((each for each in candidates if each[0].past or not moving), count))
+    if len(chosen) < count:
         needed = "with earlier frames " if moving else ""
-        raise UserError(f"stress set: {count} frames {needed}are needed, the dataset has {len(usable)}")
-    chosen = np.random.default_rng(seed).permutation(len(usable))[:count]
+        raise UserError(f"stress set: {count} frames {needed}are needed, the dataset has {len(chosen)}")
     folder.mkdir(parents=True)
     with_target, without = [], []
-    for index, number in enumerate(track(chosen.tolist(), "adding targets", quiet=quiet)):
-        record = usable[number]
+    for index, (record, shifts) in enumerate(track(chosen, "adding targets", quiet=quiet)):
         record = replace(record, names=[IGNORE] * len(record.names), ignore=np.ones(len(record.names), bool))
         rng = np.random.default_rng([*seed, index])
-        with_target.append(_add_target(record, folder / f"{index:05d}", rng, moving=moving))
+        with_target.append(_add_target(record, shifts, folder / f"{index:05d}", rng, moving=moving))
         without.append(_copy(record, folder / f"{index:05d}_without"))
     return with_target + without
 
 
-def _add_target(record: ImageRecord, stem: Path, rng: np.random.Generator, *, moving: bool) -> ImageRecord:
-    """Writes a frame and its earlier frames with a target; returns the new record."""
+def _keep_known_shifts(record: ImageRecord) -> tuple[ImageRecord, list[np.ndarray]]:
+    """The record with those earlier frames from which the shift (x, y) of the background is known; and these shifts."""
+    image = read_image(record.path)
+    span = intensity_range(image).span
+    shifts = [background_shift(to_grey(read_image(file)), to_grey(image), span) for _, file in record.past]
+    past = tuple(each for each, shift in zip(record.past, shifts, strict=True) if shift is not None)
+    return replace(record, past=past), [shift for shift in shifts if shift is not None]
+
+
+def _add_target(
+    record: ImageRecord, shifts: Sequence[np.ndarray], stem: Path, rng: np.random.Generator, *, moving: bool
+) -> ImageRecord:
+    """Writes a frame and its earlier frames with a target; returns the new record.
+
+    ``shifts`` are those of the background from each earlier frame.
+    """
     image = read_image(record.path)
     patch, box_size = _make_patch(rng, 1.0 if image.dtype == np.uint8 else 256.0)
     centre = _choose_place(to_grey(image), record.boxes, float(patch.max()), rng)
@@ -98,11 +116,9 @@ def _add_target(record: ImageRecord, stem: Path, rng: np.random.Generator, *, mo
         velocity = speed * np.array([math.cos(direction), math.sin(direction)])
     path = _write(image, patch, centre, stem.with_suffix(".png"))
     past = []
-    for number, (seconds, file) in enumerate(record.past):
-        earlier = read_image(file)
-        shift = global_shift(to_grey(earlier), to_grey(image)) if earlier.shape == image.shape else None
-        position = centre - velocity * seconds - (np.zeros(2) if shift is None else shift)
-        past.append((seconds, _write(earlier, patch, position, stem.with_name(f"{stem.name}_{number}.png"))))
+    for number, ((seconds, file), shift) in enumerate(zip(record.past, shifts, strict=True)):
+        position = centre - velocity * seconds - shift
+        past.append((seconds, _write(read_image(file), patch, position, stem.with_name(f"{stem.name}_{number}.png"))))
     box = np.concatenate([centre - box_size / 2, centre + box_size / 2]).astype(np.float32)
     return replace(
         record,

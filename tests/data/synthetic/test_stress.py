@@ -52,6 +52,7 @@ def test_stress_set_adds_one_dim_target_to_each_frame(frames, tmp_path, moving):
 def test_targets_move_against_the_background(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(stress, "SPEED_PIXELS_PER_S", (60.0, 60.1))
     for moving in (True, False):
+        compared = []
         records = make_stress_set(frames, tmp_path / str(moving), 4, [2], moving=moving)
         for record, original in zip(records[:4], records[4:], strict=True):
             peaks = []
@@ -64,9 +65,26 @@ def test_targets_move_against_the_background(frames, tmp_path, monkeypatch):
                     # The position on the background: the frame of ``seconds`` ago begins 40 * seconds further left.
                     y, x = np.unravel_index(added.argmax(), added.shape)
                     peaks.append((seconds, np.array([x - 40 * seconds, y])))
+            assert peaks[0][0] == 0.0
             for seconds, place in peaks[1:]:
                 distance = np.linalg.norm(place - peaks[0][1])
                 assert distance == pytest.approx(60 * seconds if moving else 0, abs=2)
+                compared.append(seconds)
+        # A target of half a second ago may lie outside of the image.
+        assert compared.count(0.1) == 4 and 0.5 in compared
+
+
+def test_stress_set_leaves_out_earlier_frames_of_another_scene(frames, tmp_path):
+    """The place of the target in such a frame is not known."""
+    other = np.random.default_rng(9).integers(0, 255, (16, 20)).astype(np.uint8)
+    cv2.imwrite(str(frames[0].past[1][1]), cv2.resize(other, (160, 128)))
+    cv2.imwrite(str(frames[1].past[0][1]), np.zeros((64, 64), np.uint8))  # another size
+    for moving in (True, False):
+        found = make_stress_set(frames, tmp_path / str(moving), 4, [3], moving=moving)
+        ages = sorted([age for age, _ in record.past] for record in found)
+        assert ages == sorted([[0.1], [0.5], [0.1, 0.5], [0.1, 0.5]] * 2)
+        for record in found:
+            assert all(cv2.imread(str(file)).shape == (128, 160, 3) for _, file in record.past)
 
 
 def test_stress_set_depends_only_on_the_seed(frames, tmp_path):
@@ -84,6 +102,10 @@ def test_stress_set_refuses_too_few_frames(frames, tmp_path):
         make_stress_set(frames, tmp_path / "out", 5, [0], moving=False)
     frames[0].past = ()
     with pytest.raises(UserError, match="4 frames with earlier frames are needed, the dataset has 3"):
+        make_stress_set(frames, tmp_path / "out", 4, [0], moving=True)
+    for _, file in frames[1].past:
+        cv2.imwrite(str(file), np.zeros((64, 64), np.uint8))  # the shift from another size is not known
+    with pytest.raises(UserError, match="4 frames with earlier frames are needed, the dataset has 2"):
         make_stress_set(frames, tmp_path / "out", 4, [0], moving=True)
     assert not (tmp_path / "out").exists()
 
