@@ -15,6 +15,7 @@ from danet.boxes import Detections, area, centred_boxes, clip, nms
 from danet.data.image_record import check_categories
 from danet.inference import export_description
 from danet.inference.onnx_adapter_options import OnnxAdapterOptions
+from danet.inference.onnx_box_check import BoxCheck
 from danet.inference.onnx_network import open_session
 from danet.models.danet import MINIMUM_SIZE
 from danet.utils.errors import UserError
@@ -103,6 +104,10 @@ class OnnxAdapter:
         self._size = self._choose_size(shape[2:], input_size)
         self.classes = self._choose_classes(class_names)
         self.layout = self._choose_layout()
+        self._box_kind: str = options.boxes
+        if self._box_kind == "auto":
+            self._box_kind = "cxcywh" if self.layout in ("yolo", "yolov5") else "xyxy"
+        self._box_check = BoxCheck(self.path, self._box_kind, relative=options.relative)
         size = "the size of each image" if self._size is None else f"{self._size[0]} x {self._size[1]}"
         self.note = f"{path}: output {self.layout}, input {size}, {options.resize}, classes {', '.join(self.classes)}"
 
@@ -137,7 +142,10 @@ class OnnxAdapter:
         return results, geometry
 
     def postprocess(self, output: list[list[np.ndarray]], geometry: list[Placement]) -> list[Detections]:
-        """Applies thresholds and suppression, and maps the boxes to pixels of the images."""
+        """Applies thresholds and suppression, and maps the boxes to pixels of the images.
+
+        Raises UserError if the values or the boxes of the file do not fit the options, see ``BoxCheck``.
+        """
         return [self._decode(*each) for each in zip(output, geometry, strict=True)]
 
     def _decode(self, outputs: list[np.ndarray], place: Placement) -> Detections:
@@ -209,16 +217,17 @@ class OnnxAdapter:
 
     def _to_corners(self, boxes: Tensor, place: Placement) -> Tensor:
         """Boxes as corners in pixels of the network's input."""
-        kind = self.options.boxes
-        if kind == "auto":
-            kind = "cxcywh" if self.layout in ("yolo", "yolov5") else "xyxy"
         if not self.options.relative and len(boxes) and float(boxes.abs().max()) <= 1:
             raise UserError(f"{self.path}: all boxes lie between 0 and 1 pixels; --onnx.relative true scales them")
+        values = boxes
         if self.options.relative:
             boxes = boxes * torch.tensor([place.input_width, place.input_height] * 2)
-        if kind == "cxcywh":
-            return centred_boxes(boxes[:, :2], boxes[:, 2:])
-        return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1) if kind == "xywh" else boxes
+        if self._box_kind == "cxcywh":
+            boxes = centred_boxes(boxes[:, :2], boxes[:, 2:])
+        elif self._box_kind == "xywh":
+            boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        self._box_check.add(values, boxes, (place.input_height, place.input_width))
+        return boxes
 
     def _place(self, image: np.ndarray) -> tuple[np.ndarray, Placement]:
         """Scales an image to the size of the input, and its values as the options say: float32 ``[C, H, W]``."""

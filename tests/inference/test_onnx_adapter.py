@@ -1,46 +1,18 @@
 import numpy as np
 import pytest
+from onnx_files import detect, model
 
 from danet.inference.onnx_adapter import OnnxAdapter, count_onnx_parameters, is_foreign
 from danet.inference.onnx_adapter_options import OnnxAdapterOptions
 from danet.utils.errors import UserError
 from danet.utils.image_io import write_image
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
 CLASSES = ["drone", "bird"]
 ULTRALYTICS = {"author": "Ultralytics", "task": "detect", "names": "{0: 'drone', 1: 'bird'}", "imgsz": "[64, 64]"}
 # Three predictions in the input of 64 x 64: two of one drone, and a bird.
 CENTRES = np.array([[30, 30, 10, 8], [31, 30, 10, 8], [30, 30, 10, 8]], np.float32)
 SCORES = np.array([[0.9, 0.1], [0.7, 0.0], [0.2, 0.6]], np.float32)
 CORNERS = np.concatenate([CENTRES[:, :2] - CENTRES[:, 2:] / 2, CENTRES[:, :2] + CENTRES[:, 2:] / 2], axis=1)
-
-
-def model(path, outputs, metadata=None, size=(64, 64), batch=1, channels=3):
-    """An ONNX file whose outputs are the given arrays, whatever the images are."""
-    helper, numpy_helper = onnx.helper, onnx.numpy_helper
-    nodes = [
-        helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0),
-        helper.make_node("Cast", ["mean"], ["m64"], to=7),
-    ]
-    values, names = [], []
-    for index, array in enumerate(outputs):
-        name, kind = f"output{index}", helper.np_dtype_to_tensor_dtype(array.dtype)
-        values.append(numpy_helper.from_array(array, f"value{index}"))
-        nodes += [
-            helper.make_node("Sub", ["m64", "m64"], [f"zero{index}"]),
-            helper.make_node("Cast", [f"zero{index}"], [f"cast{index}"], to=kind),
-            helper.make_node("Add", [f"value{index}", f"cast{index}"], [name]),
-        ]
-        names.append(helper.make_tensor_value_info(name, kind, array.shape))
-    image = helper.make_tensor_value_info("images", 1, [batch, channels, *size])
-    built = helper.make_model(
-        helper.make_graph(nodes, "graph", [image], names, values), opset_imports=[helper.make_opsetid("", 17)]
-    )
-    built.ir_version = 9
-    helper.set_model_props(built, metadata or {})
-    onnx.save(built, path)
-    return str(path)
 
 
 @pytest.fixture
@@ -50,10 +22,6 @@ def frame(tmp_path):
     image[20:40, 40:60] = 255
     write_image(tmp_path / "frame.png", image)
     return tmp_path / "frame.png"
-
-
-def detect(adapter, *paths):
-    return adapter.postprocess(*adapter.forward(*adapter.preprocess(paths)))
 
 
 def check(found):
