@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import cv2
 import pytest
@@ -79,6 +80,54 @@ def test_compare_reports_a_detector_that_finds_nothing(data, tmp_path, capsys):
     assert "blank: it has no tuned threshold; its metrics are those at score 0.5" in error and error.count("\n") == 1
     assert "| blank | 0.500 (fixed) | - | 0.000 (0.00–0.00) |" in (tmp_path / "out" / "comparison.md").read_text()
     assert read(tmp_path / "out" / "comparison.json")["differences"][0]["f1_iou50"]["high"] < 0
+
+
+def without_a_box(content):
+    del content["annotations"][0]
+
+
+def with_a_moved_box(content):
+    content["annotations"][0]["bbox"][0] += 1
+
+
+def with_another_class(content):
+    content["annotations"][0]["category_id"] = content["categories"][1]["id"]
+
+
+def without_an_image(content):
+    removed = content["images"].pop()
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] != removed["id"]]
+
+
+def with_another_video(content):
+    content["images"][0]["video"] = "another"
+
+
+@pytest.mark.parametrize("part", ["val", "tune"])
+@pytest.mark.parametrize(
+    "change", [without_a_box, with_a_moved_box, with_another_class, without_an_image, with_another_video]
+)
+def test_compare_refuses_evaluations_of_another_state_of_the_data(tmp_path, capsys, change, part):
+    paths = {name: write_dataset(tmp_path / name, seed) for seed, name in enumerate(("val", "tune"))}
+    folders = []
+    for number in range(2):
+        results = {
+            key: write_results(tmp_path / f"{number}_{key}.json", predicted(path, number, 1.0)[:20])
+            for key, path in paths.items()
+        }
+        words = ["--predictions", results["val"], paths["val"], "--tune", paths["tune"]]
+        words += ["--tune_predictions", results["tune"], "--out", str(tmp_path / f"run{number}")]
+        assert evaluate([*words, "--quiet", "--resamples", "10"]) == 0
+        folders.append(str(tmp_path / f"run{number}"))
+        if number == 0:
+            content = read(Path(paths[part]))
+            change(content)
+            Path(paths[part]).write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main([*folders, "--out", str(tmp_path / "out"), "--quiet", "--resamples", "10"]) == 2
+    error = capsys.readouterr().err
+    assert f"run0/metrics.json: {paths[part]} has changed since this evaluation: it has 2" in error
+    assert error.count("\n") == 1
 
 
 def test_compare_errors_are_one_line(data, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Images with their annotations in memory, the limits of a dataset, and the repairs that readers of files make."""
 
+import hashlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -68,6 +69,32 @@ class ImageRecord:
     def group(self) -> str:
         """Name of the images that a split keeps together: the recording, else the video, else the image's path."""
         return self.recording or self.video or str(self.path)
+
+
+def annotation_bytes(record: ImageRecord) -> bytes:
+    """The file name, the size and the boxes of an image, for hashes of datasets.
+
+    Example:
+        >>> record = ImageRecord(Path("a.png"), 64, 48, np.zeros((0, 4), np.float32), [], np.zeros(0, bool))
+        >>> annotation_bytes(record)
+        b"('a.png', 64, 48, [])"
+    """
+    header = repr((record.path.name, record.width, record.height, record.names)).encode()
+    return header + record.boxes.tobytes() + record.ignore.tobytes()
+
+
+def fingerprint(records: Sequence[ImageRecord]) -> str:
+    """A text that changes with the names, order, sizes, annotations and videos of images, but not with their folder.
+
+    Example:
+        >>> record = ImageRecord(Path("a.png"), 64, 48, np.zeros((0, 4), np.float32), [], np.zeros(0, bool))
+        >>> fingerprint([record])
+        '1 images, 0 boxes, 0156c4974bf1'
+    """
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(annotation_bytes(record) + repr(record.video).encode())
+    return f"{len(records)} images, {sum(len(r.names) for r in records)} boxes, {digest.hexdigest()[:12]}"
 
 
 class Repairs:

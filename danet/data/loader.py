@@ -22,6 +22,7 @@ from danet.data.batch_loader import BatchLoader
 from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import ImageRecord, load_coco
 from danet.data.data_options import Augmentation, DataSource
+from danet.data.image_record import annotation_bytes
 from danet.data.normalize import intensity_range, normalize
 from danet.data.scales import SizeRange
 from danet.data.shared_records import SharedRecords
@@ -203,8 +204,7 @@ class DetectionDataset(Dataset):
         """
         digest = hashlib.sha256(repr((self.sizes, self.weights)).encode())
         for r in self.records:
-            digest.update(repr((r.path.name, r.width, r.height, r.names)).encode())
-            digest.update(r.boxes.tobytes() + r.ignore.tobytes())
+            digest.update(annotation_bytes(r))
             if self.lags:
                 digest.update(repr([(age, path.name) for age, path in r.past]).encode())
         return f"{len(self)} images, {digest.hexdigest()[:12]}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from danet.data.coco_dataset import load_coco
+from danet.data.image_record import fingerprint
 from danet.evaluation.bootstrap import Estimate, Resampling, resample
 from danet.evaluation.compare_options import CompareOptions
 from danet.evaluation.comparison import Outcome, compare, detection_outcome
@@ -78,6 +79,7 @@ class DetectorComparison:
     def __init__(self, options: CompareOptions) -> None:
         self.options = options
         self.warnings: list[str] = []
+        self._fingerprints: dict[str, str] = {}  # of the data, by path
         self._sources = dict(map(_name_of, options.detectors))
         self.names = list(self._sources)
         if len(self.names) < len(options.detectors):
@@ -207,10 +209,27 @@ class DetectorComparison:
                         f"{place}: --{key} of this evaluation is {each.options[key]}, but {wanted} is compared; give "
                         f"--{key} here, or evaluate it again"
                     )
+            self._check_content(each)
             if each.metrics["thresholds"]["tuned"] is None and tune is not None:
                 line = f"{each.name}: it has no tuned threshold; its metrics are those at score {each.threshold:g}"
                 if not any(text.startswith(f"{each.name}: ") for text in self.warnings):
                     self.warnings.append(line)
+
+    def _check_content(self, each: Evaluated) -> None:
+        """Raises UserError if the images or labels have changed since an evaluation."""
+        for key in ("data", "tune"):
+            path = each.options[key]
+            if path is None:
+                continue
+            if path not in self._fingerprints:
+                records = select_images(load_coco(path, split="val"), self.options.stride, self.options.class_map)
+                self._fingerprints[path] = fingerprint(records)
+            now, then = self._fingerprints[path], each.metrics["fingerprints"][key]
+            if now != then:
+                raise UserError(
+                    f"{each.folder / METRICS}: {path} has changed since this evaluation: it has {now}, and had {then}; "
+                    "evaluate it again"
+                )
 
     def _row(self, each: Evaluated, outcomes: dict[str, Outcome], empty: np.ndarray) -> dict:
         """One detector's row; F1 and AP as estimates with intervals."""
@@ -227,7 +246,7 @@ class DetectorComparison:
             **{f"f1_{key}": each.point(metrics["criteria"][key])["f1"] for key in COMPARED},
             **{f"ap_{key}": metrics["criteria"][key]["ap"] for key in COMPARED},
             "f1_by_size": [each.point(scale)["f1"] for scale in metrics["scales"]],
-            "false_alarms": _all_rates(metrics, options.criterion, options.recall) or asdict(_plain(alarms)),
+            "false_alarms": _all_rates(metrics, options.criterion, options.recall) or asdict(Estimate(alarms)),
             "highest_recall": _finite(outcomes[options.criterion].highest_recall),
             "parameters": metrics.get("parameters"),
             "fps": metrics["speed"].get("fps_network_and_decode"),
@@ -267,6 +286,7 @@ def read_evaluation(name: str, folder: Path) -> Evaluated:
         raise UserError(f"{path}: no such file; give a weights file or a folder of danet evaluate")
     metrics = read_json(path)
     keys = {"target", "thresholds", "criteria", "scales", "options", "speed", "false_alarms", "other_classes"}
+    keys |= {"fingerprints"}
     if not isinstance(metrics, dict) or keys - metrics.keys():
         raise UserError(f"{path}: not the metrics of danet evaluate; evaluate the detector again")
     return Evaluated(name, folder, metrics, read_curves(folder / CURVES))
@@ -346,10 +366,6 @@ def _all_rates(metrics: dict, criterion: str, recall: float) -> dict | None:
     groups = metrics["false_alarms"]
     everywhere = [group for group in groups if group["distractor"] == ALL] or groups[:1]
     return everywhere[0]["rates"].get(f"recall {recall:.2f} {criterion}") if everywhere else None
-
-
-def _plain(value: float | None) -> Estimate:
-    return Estimate(value)
 
 
 def _finite(value: float) -> float | None:

@@ -12,6 +12,7 @@ from danet.boxes import Detections
 from danet.checkpoint import load_weights
 from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
+from danet.data.image_record import fingerprint
 from danet.data.temporal import MissingFrames
 from danet.evaluation.contact_sheets import ContactSheets
 from danet.evaluation.curves import thin_curves, write_curves
@@ -189,6 +190,7 @@ class Evaluator:
             "classes": classes,
             "parameters": self._count_parameters(),
             "tuned_on": None if tuned is None else asdict(tuned),
+            "fingerprints": {"data": fingerprint(records), "tune": fingerprint(self.tune_records)},
             "mistakes": mistakes.causes(),
             "dtype": dtype_name(self.detector.dtype),
             "speed": speed.to_json(method),
