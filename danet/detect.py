@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,16 +152,10 @@ def detect(options: DetectOptions) -> int:
     if not options.sources:
         raise UserError("sources: none given; name images, folders, videos, or the number of a webcam")
     cli.check_out(options)
-    from danet.inference.loading import choose_device
-    from danet.inference.shared_images import own_device
-    from danet.utils import distributed
+    from danet.inference.shared_images import shared_run
 
-    device = choose_device(options.device, options.weights)
-    with distributed.process_group(device):
-        if distributed.world_size() > 1:  # started by torchrun: only the first process prints, and writes the boxes
-            quiet = options.quiet or distributed.rank() > 0
-            options = replace(options, device=own_device(device), quiet=quiet)
-        return _detect(options)
+    with shared_run(options) as own:
+        return _detect(own)
 
 
 def _detect(options: DetectOptions) -> int:
@@ -223,7 +217,7 @@ def _detect(options: DetectOptions) -> int:
     totals = [source.total for source in sources]
     total = None if None in totals else sum(count or 0 for count in totals)
     started = time.perf_counter()
-    write_error = None
+    write_error, is_incomplete = None, False
     if rank() == 0:
         write_text(out / "config.yaml", cli.dump(options))
     with StopSignals() as stop:
@@ -234,6 +228,7 @@ def _detect(options: DetectOptions) -> int:
                     share = SharedSources(stream, sources, paths, writer, stop.interrupt, max_pixels=options.max_pixels)
                     for frame, detections in share.run():
                         boxes.add(frame, detections)
+                    is_incomplete = share.has_failed_peer
                 for source, files in [] if is_shared() else zip(sources, paths, strict=True):
                     with contextlib.ExitStack() as stack:
                         write = stack.enter_context(output.open(source, files)) if options.save_images else None
@@ -286,7 +281,7 @@ def _detect(options: DetectOptions) -> int:
             print(f"danet detect: error: {write_error}; {boxes.frames} frames were processed", file=sys.stderr)
     if stop.received is not None:
         return stop.exit_code
-    is_incomplete = any(source.trouble is not None for source in sources)
+    is_incomplete = is_incomplete or any(source.trouble is not None for source in sources)
     return int(write_error is not None or is_incomplete)
 
 

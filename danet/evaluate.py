@@ -1,6 +1,5 @@
 """``danet evaluate``: measures a detector on annotated images, with 95 % intervals, curves and its worst mistakes."""
 
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -44,16 +43,11 @@ def evaluate(options: EvaluateOptions) -> None:
     """
     options.check_complete()
     cli.check_out(options)
-    from danet.inference.loading import choose_device
-    from danet.inference.shared_images import own_device
+    from danet.inference.shared_images import shared_run
     from danet.utils import distributed
 
-    device = choose_device(options.device, options.weights)
-    with distributed.process_group(device):
-        is_first = distributed.rank() == 0
-        if distributed.world_size() > 1:
-            options = dataclasses.replace(options, device=own_device(device), quiet=options.quiet or not is_first)
-        _evaluate(options, is_first)
+    with shared_run(options) as own:
+        _evaluate(own, distributed.rank() == 0)
 
 
 def _evaluate(options: EvaluateOptions, is_first: bool) -> None:

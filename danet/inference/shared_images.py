@@ -5,14 +5,16 @@ camera by the images before, every process repeats this choice for all images in
 """
 
 import itertools
-import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar, cast
 
 from danet.boxes import Detections
 from danet.data.coco_dataset import ImageRecord
 from danet.inference.detector import Detector
+from danet.inference.loading import choose_device
 from danet.inference.polarity import FIRST_FRAMES, TARGET_SCORE, Polarity
 from danet.inference.predict import DatasetDetector, Speed, batches_of_equal_size, predict, read_records
 from danet.utils import distributed
@@ -55,14 +57,38 @@ def is_shared() -> bool:
     return distributed.world_size() > 1
 
 
-def own_device(device: str) -> str:
-    """The device of this process: with several GPUs, that of its local rank.
+class SharedOptions(Protocol):
+    """The options of a command that ``torchrun`` may start in several processes."""
+
+    weights: Any
+    device: str
+    quiet: bool
+
+
+Options = TypeVar("Options", bound=SharedOptions)
+
+
+@contextmanager
+def shared_run(options: Options) -> Iterator[Options]:
+    """Joins the processes that ``torchrun`` started, and yields the options for this one.
+
+    Each process gets the device of its local rank, and only the first one prints. An error in one process ends all,
+    see ``danet.utils.distributed.shared_errors``. Without ``torchrun``, the options are yielded unchanged.
 
     Example:
-        >>> own_device("cpu")
-        'cpu'
+        >>> from danet.evaluation.evaluate_options import EvaluateOptions
+        >>> with shared_run(EvaluateOptions("a.safetensors", "val.json", device="cpu")) as options:
+        ...     print(options.device, options.quiet)
+        cpu False
     """
-    return f"cuda:{os.environ['LOCAL_RANK']}" if is_shared() and device.startswith("cuda") else device
+    with (
+        distributed.process_group(choose_device(options.device, options.weights)) as device,
+        distributed.shared_errors(),
+    ):
+        if is_shared():
+            quiet = options.quiet or distributed.rank() > 0
+            options = replace(cast(Any, options), device=str(device), quiet=quiet)
+        yield options
 
 
 def find_candidates(detector: Detector, tensor: Any, geometry: list, first: int) -> list[Candidates]:

@@ -36,6 +36,9 @@ class SharedSources:
         interrupt: wraps an iterator, and raises KeyboardInterrupt from it after a stop signal.
         max_pixels: larger images are refused.
 
+    Attributes:
+        has_failed_peer: whether frames are missing because of an error of another process, which prints it.
+
     Raises:
         UserError: a source is a camera or a stream, which cannot be shared.
     """
@@ -59,31 +62,34 @@ class SharedSources:
         self._stream, self._detector, self._output = stream, stream.detector, output
         self._sources, self._paths, self._interrupt = sources, paths, interrupt
         self._max_pixels = max_pixels
+        self.has_failed_peer = False
 
     def run(self) -> Generator[tuple[Frame, Detections], None, None]:
         """Yields the frames of all sources with their detections, without pixels, in every process.
 
-        A KeyboardInterrupt is raised again after the frames that were processed before it.
+        After the frames that were processed before it, an exception is raised again: a KeyboardInterrupt, or an error
+        of a source or an annotated file. The other processes then end as usual, with ``has_failed_peer``.
         """
         own: list[dict[int, Found]] = [{} for _ in self._sources]
-        stopped = False
+        failure: KeyboardInterrupt | UserError | OSError | None = None
         try:
             self._detect(own)
-        except KeyboardInterrupt:
-            stopped = True
+        except (KeyboardInterrupt, UserError, OSError) as error:
+            failure = error
         troubles = [source.trouble for source in self._sources]
-        shares = distributed.gather_objects((own, troubles))
+        shares = distributed.gather_objects((own, troubles, isinstance(failure, Exception)))
+        self.has_failed_peer = any(has_failed for _, _, has_failed in shares) and not isinstance(failure, Exception)
         for number, source in enumerate(self._sources):
             source.trouble = next((share[1][number] for share in shares if share[1][number] is not None), None)
-            merged = {index: found for share, _ in shares for index, found in share[number].items()}
+            merged = {index: found for share in shares for index, found in share[0][number].items()}
             frames = [merged[index] for index in sorted(merged)]
             if isinstance(source, ImageFiles):
                 frames = self._finish_images(
                     source, self._paths[number], frames, {f.name for f, _ in own[number].values()}
                 )
             yield from frames
-        if stopped:
-            raise KeyboardInterrupt
+        if failure is not None:
+            raise failure
 
     def _detect(self, own: list[dict[int, Found]]) -> None:
         """Fills in the frames of this process by source and position."""

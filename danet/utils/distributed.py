@@ -1,10 +1,11 @@
 """Helpers for training with several processes that ``torchrun`` started; with one process they do nothing."""
 
+import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,11 +13,16 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from danet.utils.devices import find_device
+from danet.utils.errors import FaultError, PeerError
+from danet.utils.guard import explain
 
 T = TypeVar("T")
 
+CLOSED_CONNECTION = re.compile(r"(closed|reset) by peer|remote process (exited|has terminated)", re.IGNORECASE)
+"""Messages of gloo and NCCL if another process has ended."""
 
-@contextmanager
+
+@contextlib.contextmanager
 def process_group(device: str) -> Iterator[torch.device]:
     """Initializes the process group if ``torchrun`` started this process, and yields the device of this process.
 
@@ -27,6 +33,7 @@ def process_group(device: str) -> Iterator[torch.device]:
 
     Raises:
         UserError: the device is unknown or not available.
+        FaultError: another process has ended, so that this one cannot continue.
 
     Example:
         >>> with process_group("cpu") as device:
@@ -45,8 +52,56 @@ def process_group(device: str) -> Iterator[torch.device]:
     try:
         yield chosen
         dist.barrier()  # leaving early would close the connections of processes that still run
+    except RuntimeError as error:
+        if not CLOSED_CONNECTION.search(str(error)):
+            raise
+        raise FaultError("another process of this run has ended; it has printed why, unless it was killed") from error
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def shared_errors() -> Iterator[None]:
+    """Ends the block in all processes if it raises an exception in one of them.
+
+    The exception is raised in its own process (the first one, if it is raised in several), and PeerError in the others,
+    when they reach ``gather_objects`` or the end of the block. ``gather_objects`` must be the only communication
+    between the processes in the block.
+
+    Example:
+        >>> with shared_errors():
+        ...     print(gather_objects("a"))
+        ['a']
+    """
+    try:
+        yield
+    except PeerError:
+        raise  # all processes know already
+    except Exception as error:
+        if not CLOSED_CONNECTION.search(str(error)):
+            with contextlib.suppress(RuntimeError):  # the other processes have ended meanwhile
+                _exchange("error", explain(error)[0])
+        raise
+    else:
+        _exchange("end", None)
+
+
+def _exchange(kind: Literal["value", "error", "end"], own: Any) -> list[Any]:
+    """Sends a value or the exit code of an error to all processes, and returns the values of all.
+
+    Raises:
+        PeerError: another process has sent an error, and this one has not, or only after that process by rank.
+    """
+    if not _active():
+        return [own]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, (kind, own))
+    failed = [number for number, (sent, _) in enumerate(found) if sent == "error"]
+    if failed:
+        dist.barrier()  # all processes end now; see ``process_group``
+    if failed and failed[0] != rank():
+        raise PeerError(found[failed[0]][1])
+    return [value for _, value in found]
 
 
 def rank() -> int:
@@ -135,15 +190,14 @@ class _Gather(torch.autograd.Function):
 def gather_objects(own: T) -> list[T]:
     """An object of each process, in the order of their ranks; all processes get the same list.
 
+    Raises:
+        PeerError: another process has failed, see ``shared_errors``.
+
     Example:
         >>> gather_objects("a")
         ['a']
     """
-    if not _active():
-        return [own]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, own)
-    return found
+    return _exchange("value", own)
 
 
 def _active() -> bool:

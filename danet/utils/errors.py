@@ -37,6 +37,19 @@ class FaultError(UserError):
     exit_code = 1
 
 
+class PeerError(Exception):
+    """An error of another process of ``torchrun``, which prints it; commands exit with its code and print nothing.
+
+    Example:
+        >>> PeerError(2).exit_code
+        2
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"another process has failed with the exit code {exit_code}")
+        self.exit_code = exit_code
+
+
 def one_line(text: str) -> str:
     """Makes one line of at most MAX_MESSAGE_CHARACTERS that is safe to print.
 

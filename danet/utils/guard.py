@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from danet.utils.errors import UserError, one_line
+from danet.utils.errors import PeerError, UserError, one_line
 from danet.utils.files import DISK_FAULTS
 from danet.utils.names import MAX_PATH_CHARACTERS
 
@@ -37,7 +37,8 @@ def run_guarded(prog: str, work: Callable[[], int | None], *, debug: bool = Fals
     1 for a FaultError and for a full or broken disk). If another package cannot be imported (2) or the memory is
     exhausted (1), the line says what to do. For any other exception it states the file or the operation that caused it,
     and asks for a report (1). Ctrl-C returns 130. If the reader of stdout or stderr has ended (BrokenPipeError),
-    nothing is printed and the exit code is 141. SystemExit is not caught.
+    nothing is printed and the exit code is 141; nor is anything printed for a PeerError, whose process prints it.
+    SystemExit is not caught.
 
     Args:
         prog: the command, such as ``danet train``.
@@ -54,6 +55,8 @@ def run_guarded(prog: str, work: Callable[[], int | None], *, debug: bool = Fals
         return code
     except KeyboardInterrupt:
         return _fail(prog, "interrupted", INTERRUPTED)
+    except PeerError as error:
+        return error.exit_code
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _discard_unread_output():
             return BROKEN_PIPE
