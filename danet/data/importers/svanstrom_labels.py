@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import os
+import pickle
 import signal
 import warnings
 from pathlib import Path
@@ -22,28 +23,6 @@ CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.
 """Signals that end a process because of an error in its own code."""
 
 
-def _check_in_child_process(path: str | os.PathLike) -> None:
-    """Reads a label file in a child process first, because mat-io's compiled code crashes on some damaged files.
-
-    Raises UserError if the child process crashes. Other errors are left to the reading in this process.
-    """
-    if not hasattr(os, "fork"):
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python warns about a fork beside threads; this child only reads the file
-        pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            faulthandler.disable()
-            _load_mat(path)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES:
-        raise UserError(
-            f"{path}: no readable groundTruth labels (mat-io crashed while it read this file, probably damaged)"
-        )
-
-
 def _load_mat(path: str | os.PathLike) -> dict:
     import matio
 
@@ -53,6 +32,43 @@ def _load_mat(path: str | os.PathLike) -> dict:
         warnings.simplefilter("error", category=UserWarning)
         content: dict = matio.load_from_mat(str(path))
         return content
+
+
+def _read_table(path: str | os.PathLike) -> list[dict[str, np.ndarray]] | str:
+    """The table of a label file: for each frame column -> boxes; or what is wrong with the file, as a text."""
+    try:
+        table = _load_mat(path)["gTruth"].properties["any"][0, 0]["LabelData"][:, 0]
+        columns = [name for name in table.dtype.names if name != "Time"]
+        return [{str(name): np.asarray(row[name]) for name in columns} for row in table]
+    except Exception as error:  # matio raises many kinds of errors on broken files
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _read_table_in_child_process(path: str | os.PathLike) -> list[dict[str, np.ndarray]] | str:
+    """``_read_table`` in a child process, because mat-io's compiled code crashes on some damaged files."""
+    if not hasattr(os, "fork"):
+        return _read_table(path)
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns about a fork beside threads; this child only reads the file
+        pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            faulthandler.disable()
+            os.close(reader)
+            with os.fdopen(writer, "wb") as pipe:
+                pipe.write(pickle.dumps(_read_table(path)))
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        content = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES:
+        return "mat-io crashed while it read this file, probably damaged"
+    if not content:  # it was killed, or the table cannot be sent
+        return "the process that read this file sent no table"
+    table: list[dict[str, np.ndarray]] | str = pickle.loads(content)
+    return table
 
 
 def read_labels(path: str | os.PathLike) -> Labels:
@@ -68,15 +84,10 @@ def read_labels(path: str | os.PathLike) -> Labels:
         raise UserError(f"{path}: reading MATLAB labels needs mat-io: pip install mat-io ({error})") from error
     if not Path(path).is_file():
         raise UserError(f"{path}: no such label file")
-    _check_in_child_process(path)
-    try:
-        content = _load_mat(path)
-        table = content["gTruth"].properties["any"][0, 0]["LabelData"][:, 0]
-        columns = {str(name): str(name).lower() for name in table.dtype.names if name != "Time"}
-        rows = [{column: np.asarray(row[column]) for column in columns} for row in table]
-    except Exception as error:  # matio raises many kinds of errors on broken files
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{path}: no readable groundTruth labels ({problem})") from error
+    rows = _read_table_in_child_process(path)
+    if isinstance(rows, str):
+        raise UserError(f"{path}: no readable groundTruth labels ({rows})")
+    columns = {name: name.lower() for row in rows[:1] for name in row}
     for name in columns.values():
         if name not in CLASSES:
             raise UserError(f"{path}: unknown class {quote(name)}; known are {', '.join(CLASSES)}")

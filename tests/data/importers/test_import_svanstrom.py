@@ -310,6 +310,26 @@ def test_file_that_crashes_mat_io_is_one_error(tmp_path, monkeypatch):
         read_labels(path)
 
 
+def test_read_labels_reads_a_file_only_in_the_child_process(videos, monkeypatch):
+    parent, load = os.getpid(), svanstrom_labels._load_mat
+
+    def load_in_child(path):
+        assert os.getpid() != parent
+        return load(path)
+
+    monkeypatch.setattr(svanstrom_labels, "_load_mat", load_in_child)
+    assert len(read_labels(videos / "IR_DRONE_067_LABELS.mat")) == 306
+
+
+def test_file_that_ends_the_child_process_is_one_error(tmp_path, monkeypatch):
+    """Such as by the system, if the memory is full."""
+    monkeypatch.setattr(svanstrom_labels, "_load_mat", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    path = tmp_path / "IR_DRONE_001_LABELS.mat"
+    path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="the process that read this file sent no table"):
+        read_labels(path)
+
+
 def test_read_labels_without_mat_io(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matio", None)
     with pytest.raises(UserError, match="needs mat-io: pip install mat-io"):
