@@ -10,12 +10,13 @@ import numpy as np
 
 from danet.data.coco_dataset import load_coco
 from danet.data.image_record import fingerprint
+from danet.data.image_selection import select_images
 from danet.evaluation.bootstrap import Estimate, Resampling, resample
 from danet.evaluation.compare_options import CompareOptions
 from danet.evaluation.comparison import Outcome, compare, detection_outcome
 from danet.evaluation.curves import Curves, read_curves
 from danet.evaluation.evaluate_options import LOCAL_CONTRAST, EvaluateOptions
-from danet.evaluation.evaluator import Evaluator, NoDetectionsError, select_images
+from danet.evaluation.evaluator import Evaluator, NoDetectionsError
 from danet.evaluation.formatting import UNDEFINED, difference, estimate, number
 from danet.evaluation.matching import CRITERIA
 from danet.evaluation.metrics import ALL, size_ranges

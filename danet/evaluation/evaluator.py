@@ -10,9 +10,9 @@ import torch
 
 from danet.boxes import Detections
 from danet.checkpoint import load_weights
-from danet.data.class_map import apply_class_map
 from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
 from danet.data.image_record import fingerprint
+from danet.data.image_selection import select_images
 from danet.data.temporal import MissingFrames
 from danet.evaluation.contact_sheets import ContactSheets
 from danet.evaluation.curves import thin_curves, write_curves
@@ -301,23 +301,6 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     """
     evaluator = Evaluator(options)
     return evaluator.evaluate(evaluator.choose_threshold())
-
-
-def select_images(data: CocoDataset, stride: int = 1, class_map: Mapping[str, str] | None = None) -> list[ImageRecord]:
-    """Returns every ``stride``-th image of each video, with categories renamed by ``class_map``.
-
-    Raises UserError if the dataset has no images.
-    """
-    position: dict[str | None, int] = {}
-    chosen = []
-    for record in data.records:
-        index = position.get(record.video, 0)
-        position[record.video] = index + 1
-        if index % stride == 0:
-            chosen.append(apply_class_map(record, class_map or {}))
-    if not chosen:
-        raise UserError(f"{data.path}: no images")
-    return chosen
 
 
 def _check_class_map(class_map: Mapping[str, str], categories: Sequence[str]) -> None:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from danet.data.coco_dataset import load_coco
+from danet.data.image_selection import select_images
 from danet.evaluation.curves import read_curves
 from danet.evaluation.evaluate_options import EvaluateOptions
-from danet.evaluation.evaluator import SIZE_SHEET, WORST_SHEET, select_images
+from danet.evaluation.evaluator import SIZE_SHEET, WORST_SHEET
 from danet.evaluation.formatting import interval, number
 from danet.evaluation.matching import CRITERIA
 from danet.evaluation.plots import PLOTS

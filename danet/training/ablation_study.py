@@ -14,13 +14,14 @@ import yaml
 
 from danet.checkpoint import load_weights
 from danet.data.coco_dataset import ImageRecord, load_coco
+from danet.data.image_selection import select_images
 from danet.data.loader import DataSource, load_source
 from danet.evaluation.ablate_options import AblateOptions
 from danet.evaluation.ablation import RATIOS, RunResult, summarize, to_markdown
 from danet.evaluation.comparison import detection_outcome
 from danet.evaluation.cross_validation import divide_into_folds, join_folds, write_folds
 from danet.evaluation.evaluate_options import EvaluateOptions
-from danet.evaluation.evaluator import Evaluator, NoDetectionsError, select_images
+from danet.evaluation.evaluator import Evaluator, NoDetectionsError
 from danet.evaluation.plots import ablation_figure, write_png
 from danet.inference.coco_results import read_coco_results
 from danet.models.summary import count_parameters

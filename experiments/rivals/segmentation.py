@@ -16,7 +16,6 @@ import importlib
 import sys
 import time
 import types
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from danet.boxes import Detections
 from danet.data.coco_dataset import CocoDataset, ImageRecord, load_coco
+from danet.data.image_selection import select_images
 from danet.data.normalize import normalize
 from danet.inference.coco_results import to_coco_results
 from danet.utils.files import write_json
@@ -178,17 +178,6 @@ def train(network: nn.Module, arguments: argparse.Namespace, data: CocoDataset) 
     return {"steps": step, "seconds": seconds}
 
 
-def every_nth(records: Sequence[ImageRecord], stride: int) -> list[ImageRecord]:
-    """Every N-th image of each video, as danet evaluate --stride takes them."""
-    seen: Counter[str | None] = Counter()
-    chosen = []
-    for record in records:
-        if seen[record.video] % stride == 0:
-            chosen.append(record)
-        seen[record.video] += 1
-    return chosen
-
-
 def export(network: nn.Module, path: Path, size: tuple[int, int]) -> None:
     """Writes the network as ONNX, to measure its speed with benchmarks.detector."""
     if hasattr(network, "mode"):
@@ -225,7 +214,7 @@ def main() -> None:
     started, images = time.time(), 0
     for split in ("tune", "val"):
         data = load_coco(arguments.data / f"{split}.json")
-        chosen = every_nth(data.records, arguments.stride)
+        chosen = select_images(data, arguments.stride)
         images += len(chosen)
         found = [detect(network, record) for record in chosen]
         results = to_coco_results(data, chosen, found, arguments.classes)
