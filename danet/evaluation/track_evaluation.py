@@ -1,6 +1,7 @@
 """``danet evaluate --tracks``: compares the results of ``danet track``, or of any tracker, with annotated videos."""
 
 import csv
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from danet.evaluation.bootstrap import Estimate
 from danet.evaluation.tracking_metrics import TrackedVideo, TrackingCounts, count_tracking, link_truth
 from danet.utils.errors import UserError, check_values
 from danet.utils.files import read_text, write_json
+from danet.utils.names import quote
 
 
 @dataclass
@@ -73,12 +75,20 @@ def evaluate_tracks(options: TrackEvaluationOptions) -> None:
         if record.video is None or record.frame is None:
             raise UserError(f"{options.data}: every image must state video and frame, got {record.path.name} without")
         videos.setdefault(record.video, []).append(record)
+    for name, records in videos.items():
+        records.sort(key=lambda record: record.frame or 0)
+        for one, other in itertools.pairwise(records):
+            if one.frame == other.frame:
+                raise UserError(
+                    f"{options.data}: frame {one.frame} of video {quote(name)} must occur once, got it twice"
+                )
     if not any((folder / f"{name}.txt").is_file() for name in videos):
         raise UserError(f"{folder}: must hold a file VIDEO.txt for the videos of {options.data}, got none of them")
     counts = {name: _count(folder / f"{name}.txt", records, options) for name, records in sorted(videos.items())}
     first, *others = counts.values()
     content: dict[str, Any] = {"tracks": options.tracks, "iou": options.iou, **sum(others, first).to_json()}
     content["videos"] = {name: each.to_json() for name, each in counts.items()}
+    content["largest_frame_gap"] = max(map(_largest_gap, videos.values()))
     alarms = folder / "alarms.jsonl"
     if alarms.is_file():
         alarmed = _alarmed_videos(alarms, videos, options)
@@ -121,19 +131,24 @@ def read_mot(path: Path) -> dict[int, list[tuple[int, list[float]]]]:
 
 def _count(path: Path, records: list[ImageRecord], options: TrackEvaluationOptions) -> TrackingCounts:
     tracks = read_mot(path)
-    ordered = sorted(records, key=lambda record: record.frame or 0)
     truth, ids, boxes = [], [], []
-    for record in ordered:
+    for record in records:
         is_target = np.array([name == options.target for name in record.names], bool) & ~record.ignore
         truth.append(np.asarray(record.boxes, np.float64)[is_target])
         found = tracks.get(record.frame or 0, [])
         ids.append(np.array([number for number, _ in found], np.int64))
         boxes.append(np.array([box for _, box in found], np.float64).reshape(-1, 4))
+    frames = [record.frame or 0 for record in records]
     try:
-        video = TrackedVideo(link_truth(truth), truth, ids, boxes, path.stem)
+        video = TrackedVideo(link_truth(truth, frames=frames), truth, ids, boxes, path.stem)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     return count_tracking(video, threshold=options.iou)
+
+
+def _largest_gap(records: list[ImageRecord]) -> int:
+    """Largest distance in frames between two annotated frames that follow each other; 1 if all are annotated."""
+    return max(((other.frame or 0) - (one.frame or 0) for one, other in itertools.pairwise(records)), default=1)
 
 
 def _alarmed_videos(
@@ -173,6 +188,11 @@ def _print(content: dict, videos: int) -> None:
         f"identity switches {content['identity_switches']}, fragmentations {content['fragmentations']}, "
         f"misses {content['misses']}, false alarms {content['false_alarms']} (boxes, IoU >= {content['iou']:g})"
     )
+    if content["largest_frame_gap"] > 1:
+        print(
+            f"identities of the ground truth were linked over gaps of up to {content['largest_frame_gap']} frames; "
+            "HOTA, IDF1 and identity switches are exact only if every frame is annotated"
+        )
     if alarms := content.get("alarms"):
         delay = "" if alarms["median_delay"] is None else f", median delay {alarms['median_delay']:.2f} s"
         share = _show(alarms["probability"])

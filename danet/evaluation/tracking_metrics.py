@@ -231,37 +231,52 @@ def _number(ids: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
     return [np.searchsorted(known, np.asarray(each, np.int64)) for each in ids], len(known)
 
 
-def link_truth(boxes: Sequence[np.ndarray], *, max_jump: float = 2.0) -> list[np.ndarray]:
+def link_truth(
+    boxes: Sequence[np.ndarray], *, frames: Sequence[int] | None = None, max_jump: float = 2.0
+) -> list[np.ndarray]:
     """Assigns track ids to the boxes of a video whose annotations have none (our decision).
 
-    A box continues one of the frame before if their centres differ by at most ``max_jump`` sizes (square root of width
-    times height, the larger of both); the assignment with the smallest sum of distances is used. Any other box begins a
-    new target, also after a frame without it.
+    A box continues one of the annotated frame before if their centres differ by at most ``max_jump`` sizes (square root
+    of width times height, the larger of both) for each frame between the two; the assignment with the smallest sum of
+    distances is used. Any other box begins a new target, also after an annotated frame without it.
 
     Args:
-        boxes: for each frame the boxes of one class ``[G, 4]`` in pixels.
+        boxes: for each annotated frame the boxes of one class ``[G, 4]`` in pixels.
+        frames: number of each annotated frame in the video; None if every frame is annotated.
         max_jump: see above.
 
     Returns:
-        For each frame int64 ``[G]``.
+        For each annotated frame int64 ``[G]``.
+
+    Raises:
+        ValueError: ``frames`` and ``boxes`` differ in length, or the frame numbers do not ascend.
 
     Example:
         >>> first, second = np.array([[0.0, 0, 4, 4], [50, 50, 54, 54]]), np.array([[51.0, 50, 55, 54]])
         >>> [ids.tolist() for ids in link_truth([first, second])]
         [[1, 2], [2]]
     """
+    numbers = list(range(len(boxes)) if frames is None else frames)
+    if len(numbers) != len(boxes):
+        raise ValueError(f"link_truth: frames must have one entry per frame, got {len(numbers)} for {len(boxes)}")
+    gaps = np.diff(numbers, prepend=numbers[:1])
+    if (gaps[1:] < 1).any():
+        again = numbers[1 + int(np.flatnonzero(gaps[1:] < 1)[0])]
+        raise ValueError(f"link_truth: frame numbers must ascend, got {again} again or too late")
     newest, result = 0, []
     previous, previous_ids = np.zeros((0, 4)), np.zeros(0, np.int64)
-    for frame in boxes:
+    for frame, gap in zip(boxes, gaps.tolist(), strict=True):
+        # Widen the gate by the gap, because a target moves on in the frames between two annotated ones.
+        gate = max_jump * gap
         current = np.asarray(frame, np.float64).reshape(-1, 4)
         ids = np.zeros(len(current), np.int64)
         centres = [(each[:, :2] + each[:, 2:]) / 2 for each in (previous, current)]
         sizes = [np.sqrt(np.prod(each[:, 2:] - each[:, :2], axis=1)) for each in (previous, current)]
         distance = np.hypot(*(centres[0][:, None] - centres[1][None]).transpose(2, 0, 1))
         distance = distance / np.maximum(np.maximum(sizes[0][:, None], sizes[1][None]), 1e-6)
-        rows, columns = linear_sum_assignment(np.where(distance <= max_jump, distance, 1e6))
+        rows, columns = linear_sum_assignment(np.where(distance <= gate, distance, 1e6))
         for row, column in zip(rows, columns, strict=True):
-            if distance[row, column] <= max_jump:
+            if distance[row, column] <= gate:
                 ids[column] = previous_ids[row]
         new = np.flatnonzero(ids == 0)
         ids[new] = np.arange(newest + 1, newest + 1 + len(new))

@@ -8,21 +8,29 @@ from danet.data.coco_dataset import write_coco
 from danet.evaluate import main
 
 
+def frame_of(folder, video, frame, *args, **kwargs):
+    """An annotated frame of a video; see ``record`` for the other arguments."""
+    one = record(*args, video=video, **kwargs)
+    one.path, one.frame = folder / f"{video}_{frame}.png", frame
+    one.path.touch()
+    return one
+
+
+def write_dataset(folder, records):
+    write_coco(folder / "val.json", records, ["drone", "bird", "ignore"])
+    (folder / "tracks").mkdir()
+    return folder / "val.json", folder / "tracks"
+
+
 @pytest.fixture
 def dataset(tmp_path):
     """Two videos of 20 frames: a drone that moves, and a bird. Every second frame is annotated."""
-    records = []
-    for name, category in (("day", "drone"), ("night", "bird")):
-        for frame in range(0, 20, 2):
-            path = tmp_path / f"{name}_{frame}.png"
-            path.touch()
-            one = record([(10 + frame, 20, 20 + frame, 28)], [category], video=name)
-            one.path, one.frame = path, frame
-            records.append(one)
-    write_coco(tmp_path / "val.json", records, ["drone", "bird"])
-    folder = tmp_path / "tracks"
-    folder.mkdir()
-    return tmp_path / "val.json", folder
+    records = [
+        frame_of(tmp_path, name, frame, [(10 + frame, 20, 20 + frame, 28)], [category])
+        for name, category in (("day", "drone"), ("night", "bird"))
+        for frame in range(0, 20, 2)
+    ]
+    return write_dataset(tmp_path, records)
 
 
 def write_track(path, frames, number=3):
@@ -61,6 +69,36 @@ def test_track_on_a_distractor_is_a_false_alarm(dataset, tmp_path):
     write_track(folder / "night.txt", range(20))
     code, content = run(data, folder, tmp_path, "--quiet")
     assert code == 0 and content["false_alarms"] == 10 and content["recall"] == 1.0 and "alarms" not in content
+
+
+def test_truth_is_linked_over_gaps_between_annotated_frames(tmp_path, capsys):
+    """The drone moves by 4 pixels, 0.4 sizes, per frame; only every tenth frame is annotated."""
+    records = [
+        frame_of(tmp_path, "day", frame, [(10 + 4 * frame, 20, 20 + 4 * frame, 30)], ["drone"])
+        for frame in range(0, 60, 10)
+    ]
+    data, folder = write_dataset(tmp_path, reversed(records))
+    (folder / "day.txt").write_text("".join(f"{f + 1},3,{10 + 4 * f},20,10,10,0.9,-1,-1,-1\n" for f in range(60)))
+    code, content = run(data, folder, tmp_path)
+    assert code == 0 and content["idf1"] == content["hota"] == 1.0 and content["largest_frame_gap"] == 10
+    assert "ground truth were linked over gaps of up to 10 frames" in capsys.readouterr().out
+
+
+def test_no_gap_is_reported_if_every_frame_is_annotated(tmp_path, capsys):
+    records = [frame_of(tmp_path, "day", frame, [(10, 20, 20, 30)], ["drone"]) for frame in range(3)]
+    data, folder = write_dataset(tmp_path, records)
+    (folder / "day.txt").write_text("1,3,10,20,10,10,0.9,-1,-1,-1\n")
+    code, content = run(data, folder, tmp_path)
+    assert code == 0 and content["largest_frame_gap"] == 1 and "gaps" not in capsys.readouterr().out
+
+
+def test_frame_that_occurs_twice_is_refused(tmp_path, capsys):
+    records = [frame_of(tmp_path, "day", frame, [(10, 20, 20, 30)], ["drone"]) for frame in (0, 1)]
+    records[1].frame = 0
+    data, folder = write_dataset(tmp_path, records)
+    (folder / "day.txt").touch()
+    assert run(data, folder, tmp_path)[0] == 2
+    assert "frame 0 of video 'day' must occur once, got it twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -129,3 +129,24 @@ def test_link_truth_keeps_crossing_boxes_apart_and_begins_anew_after_a_jump():
     frames += [np.array([[200.0, 200, 210, 210]])]
     ids = link_truth(frames)
     assert all(each.tolist() == [1, 2] for each in ids[:-1]) and ids[-1].tolist() == [3]
+
+
+def test_link_truth_widens_the_gate_by_the_gap_between_annotated_frames():
+    every = [np.array([[x, 0, x + 4, 4], [x, 200, x + 4, 204.0]]) for x in range(0, 200, 5)]
+    numbers = list(range(0, 40, 10))  # the targets move by 50 pixels, 12.5 sizes, from one annotated frame to the next
+    strided = [every[number] for number in numbers]
+    assert [ids.tolist() for ids in link_truth(strided, frames=numbers)] == [[1, 2]] * 4
+    assert [ids.tolist() for ids in link_truth(strided)] == [[1, 2], [3, 4], [5, 6], [7, 8]], "without gaps, a jump"
+
+
+def test_link_truth_uses_the_gap_before_each_frame():
+    frames = [np.array([[x, 0, x + 4, 4.0]]) for x in (0, 50, 100)]
+    assert [ids.tolist() for ids in link_truth(frames, frames=[0, 10, 11])] == [[1], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"), [([0], "one entry per frame, got 1 for 2"), ([3, 3], "must ascend"), ([3, 1], "must ascend")]
+)
+def test_link_truth_refuses_invalid_frame_numbers(frames, message):
+    with pytest.raises(ValueError, match=message):
+        link_truth([np.zeros((0, 4))] * 2, frames=frames)
