@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from danet.inference.frame_options import FrameOptions
@@ -101,7 +100,7 @@ def track(options: TrackOptions) -> int:
     options.check()
     cli.check_out(options)
     from danet.data.frame_sources import ImageFiles
-    from danet.inference.frame_run import FrameRun, print_files, print_speed
+    from danet.inference.frame_run import FrameRun, SourceFiles, print_files, print_speed
     from danet.tracking.alarm_output import AlarmOutput
     from danet.tracking.alarms import Alarms
     from danet.tracking.annotated_tracks import AnnotatedTracks
@@ -121,9 +120,9 @@ def track(options: TrackOptions) -> int:
     run = FrameRun(
         options,
         prog="danet track",
-        tables=("config.yaml", "tracks.jsonl", "tracks.csv", "alarms.jsonl"),
+        tables=("config.yaml", "tracks.jsonl", "tracks.csv", "alarms.jsonl", "alarms"),
         thresholds={"iou_threshold": options.iou},
-        suffixes=(".txt",) if options.save_mot else (),
+        texts=options.save_mot,
     )
     tracker = Tracker(options.tracker)
     files = TrackFiles(
@@ -140,13 +139,10 @@ def track(options: TrackOptions) -> int:
     write_text(run.out / "config.yaml", cli.dump(options))
     with count_items("track", run.total, "frames", quiet=options.quiet) as show_count:
 
-        def process(source: Any, paths: Sequence[Path], interruptible: Callable) -> None:
+        def process(source: Any, own: SourceFiles, interruptible: Callable) -> None:
             with contextlib.ExitStack() as stack:
-                # The images of a folder are frames of one video, whose text has the name of the folder or of the image.
-                is_folder = isinstance(source, ImageFiles) and len(paths) > 1
-                mot = (paths[0].parent if is_folder else paths[0]).with_suffix(".txt")
-                stack.enter_context(files.source(mot if options.save_mot else None))
-                write = stack.enter_context(output.open(source, paths)) if options.save_images else None
+                stack.enter_context(files.source(own.text if options.save_mot else None))
+                write = stack.enter_context(output.open(source, own.annotated)) if options.save_images else None
                 frames = stack.enter_context(contextlib.closing(run.stream.track(source, tracker)))
                 stack.callback(lambda: alarm_output.add(alarms.finish()))  # also after a stop signal
                 for number, (frame, _, tracks) in enumerate(interruptible(frames)):

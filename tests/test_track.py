@@ -46,6 +46,17 @@ def write_clip(path, frames=8, size=(96, 128)):
     return path
 
 
+def write_images(folder, frames):
+    """A folder of images with a target that moves."""
+    folder.mkdir(parents=True)
+    scene = np.random.default_rng(0).normal(90, 5, (96, 128))
+    for index in range(frames):
+        image = scene.copy()
+        image[40:46, 40 + index : 48 + index] += 100
+        cv2.imwrite(str(folder / f"{index}.png"), image.astype(np.uint8))
+    return folder
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -168,6 +179,58 @@ def test_results_of_another_run_are_not_replaced(weights, tmp_path, capsys):
     assert main(arguments) == 0 and main(arguments) == 0
     assert (tmp_path / "out-2" / "tracks.jsonl").is_file()
     assert "the results go to" in capsys.readouterr().out
+
+
+def test_sources_of_equal_names_have_texts_of_their_own(weights, tmp_path, capsys):
+    """A video, the images of two folders and one image are all named "clip"; the folders differ in their lengths."""
+    (tmp_path / "a").mkdir()
+    clip, image = write_clip(tmp_path / "a" / "clip.mp4", frames=3), tmp_path / "a" / "clip.png"
+    cv2.imwrite(str(image), np.full((96, 128), 90, np.uint8))
+    folders = [tmp_path / "b" / "clip", tmp_path / "c" / "clip"]
+    for folder, frames in zip(folders, (5, 7), strict=True):
+        write_images(folder, frames)
+    sources, out = [str(clip), *map(str, folders), str(image)], tmp_path / "out"
+    words = ["--weights", weights, "--out", str(out), "--save_images", "false", *SWITCHES]
+    assert main([*sources, *words]) == 0
+    texts = [out / name for name in ("clip.txt", "clip_2.txt", "clip_3.txt", "clip_4.txt")]
+    assert sorted(out.glob("*.txt")) == texts
+    assert [int(mot(path)[-1, 0]) for path in texts[:3]] == [3, 5, 7], "the last frame with a track"
+    assert [line.strip() for line in capsys.readouterr().out.splitlines() if line.endswith(".txt")] == list(
+        map(str, texts)
+    )
+
+
+def test_texts_of_folders_and_patterns_are_named_after_the_folder(weights, tmp_path):
+    for name in ("flight.01", "flight.02"):
+        write_images(tmp_path / name, 3)
+    write_images(tmp_path / "single", 1)
+    out = tmp_path / "runs" / "out"
+    sources = [str(tmp_path / "flight.01"), str(tmp_path / "flight.02" / "*.png"), str(tmp_path / "single")]
+    assert main([*sources, "--weights", weights, "--out", str(out), "--quiet"]) == 0
+    assert sorted(path.name for path in out.glob("*.txt")) == ["flight.01.txt", "flight.02.txt", "single.txt"]
+    assert [path.name for path in out.parent.iterdir()] == ["out"], "nothing is written beside the folder"
+
+
+@pytest.mark.parametrize("earlier", ["frames.txt", "alarms/1.png"])
+def test_results_of_a_folder_are_not_replaced(weights, tmp_path, earlier):
+    write_images(tmp_path / "frames", 2)
+    path = tmp_path / "out" / earlier
+    path.parent.mkdir(parents=True)
+    path.write_text("earlier")
+    words = [str(tmp_path / "frames"), "--weights", weights, "--out", str(tmp_path / "out"), "--save_images", "false"]
+    assert main([*words, "--quiet"]) == 0
+    assert path.read_text() == "earlier" and (tmp_path / "out-2" / "frames.txt").is_file()
+    assert not (tmp_path / "out" / "config.yaml").exists()
+
+
+def test_files_with_other_names_are_no_earlier_run(weights, tmp_path):
+    write_images(tmp_path / "frames", 2)
+    path = tmp_path / "out" / "frames" / "0.txt"  # a label file, for example
+    path.parent.mkdir(parents=True)
+    path.write_text("label")
+    words = [str(tmp_path / "frames"), "--weights", weights, "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 0
+    assert path.read_text() == "label" and (tmp_path / "out" / "frames.txt").is_file()
 
 
 def test_invalid_options_are_one_line(tmp_path, capfd):

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -127,26 +128,61 @@ def output_paths(sources: Sequence[ImageFiles | Video], out: Path, *, video_suff
 
     Equal names get the endings _2, _3 and so on. Raises UserError if a file would replace a source.
     """
-    taken: set[Path] = set()
-    inputs = {Path(source.name).resolve() for source in sources if isinstance(source, Video)}
-    inputs |= {path.resolve() for source in sources if isinstance(source, ImageFiles) for path in source.paths}
-
-    def unique(folder: Path, stem: str, suffix: str) -> Path:
-        names = (f"{stem}{'' if n == 1 else f'_{n}'}{suffix}" for n in itertools.count(1))
-        path = next(folder / name for name in names if folder / name not in taken)
-        if path.resolve() in inputs:
-            raise UserError(f"--out {out}: the result would replace the source {path}")
-        taken.add(path)
-        return path
-
+    paths = _UniquePaths(sources, out)
     outputs = []
     for source in sources:
         if isinstance(source, Video):
-            outputs.append([unique(out, source.stem, video_suffix)])
+            outputs.append([paths.add(out, source.stem, video_suffix)])
             continue
         name = Path(source.name)
         folder = out / name.resolve().name if name.is_dir() else out
         # JPEG stays JPEG; every other format becomes PNG, which every viewer shows.
         suffixes = [path.suffix if path.suffix.lower() in (".jpg", ".jpeg") else ".png" for path in source.paths]
-        outputs.append([unique(folder, path.stem, end) for path, end in zip(source.paths, suffixes, strict=True)])
+        outputs.append([paths.add(folder, path.stem, end) for path, end in zip(source.paths, suffixes, strict=True)])
     return outputs
+
+
+def source_paths(sources: Sequence[ImageFiles | Video], out: Path, *, suffix: str) -> list[Path]:
+    """Path of a file about each source, such as its tracks: ``out/clip.txt``, or ``out/folder.txt`` for its images.
+
+    Equal names get the endings _2, _3 and so on, also if a folder and a video share one. Raises UserError if a file
+    would replace a source.
+
+    Example:
+        >>> folders = [ImageFiles(name, [Path(name, "1.png"), Path(name, "2.png")]) for name in ("a/x", "b/x")]
+        >>> [path.name for path in source_paths(folders, Path("out"), suffix=".txt")]
+        ['x.txt', 'x_2.txt']
+    """
+    paths = _UniquePaths(sources, out)
+    return [paths.add(out, _source_stem(source), suffix) for source in sources]
+
+
+def _source_stem(source: ImageFiles | Video) -> str:
+    """Name of a source without suffix; images of several folders have the name of the folder that contains these."""
+    if isinstance(source, Video):
+        return source.stem
+    if Path(source.name).is_dir():
+        return Path(source.name).resolve().name or "images"
+    if len(source.paths) == 1:
+        return source.paths[0].stem
+    return Path(os.path.commonpath([path.parent.resolve() for path in source.paths])).name or "images"
+
+
+class _UniquePaths:
+    """Gives every file a path of its own, which is not that of a source."""
+
+    def __init__(self, sources: Sequence[ImageFiles | Video], out: Path) -> None:
+        self._out = out
+        self._taken: set[Path] = set()
+        self._inputs = {Path(source.name).resolve() for source in sources if isinstance(source, Video)}
+        self._inputs |= {
+            path.resolve() for source in sources if isinstance(source, ImageFiles) for path in source.paths
+        }
+
+    def add(self, folder: Path, stem: str, suffix: str) -> Path:
+        names = (f"{stem}{'' if n == 1 else f'_{n}'}{suffix}" for n in itertools.count(1))
+        path = next(folder / name for name in names if folder / name not in self._taken)
+        if path.resolve() in self._inputs:
+            raise UserError(f"--out {self._out}: the result would replace the source {path}")
+        self._taken.add(path)
+        return path

@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import danet
 from danet.data.frame_sources import ImageFiles, open_sources
 from danet.data.video import Video
-from danet.inference.annotated_output import output_paths
+from danet.inference.annotated_output import output_paths, source_paths
 from danet.inference.detector import Detector
 from danet.inference.frame_options import FrameOptions
 from danet.inference.input_size import parse_size_option
@@ -32,6 +32,15 @@ from danet.utils.stop_signals import StopSignals
 Source = ImageFiles | Video
 
 
+class SourceFiles(NamedTuple):
+    """Paths of the files about one source; the options decide which of them are written."""
+
+    annotated: list[Path]
+    """The annotated video, or the annotated images."""
+    text: Path
+    """A text about the source. No other source has a text of this name."""
+
+
 class FrameRun:
     """One run of a command over all frames of its sources.
 
@@ -42,7 +51,7 @@ class FrameRun:
         detector: the loaded detector.
         sources: the opened sources.
         out: the folder for the results.
-        paths: the annotated files of each source.
+        files: the files of each source.
         stream: detects in the frames; its attributes count frames and time.
         error: why a file could not be written; None if all could.
         seconds: duration of ``run``.
@@ -50,10 +59,10 @@ class FrameRun:
     Args:
         options: of the command.
         prog: the command, such as ``danet detect``.
-        tables: names of the files in the folder beside the annotated ones; a folder that holds one of them belongs to
-            an earlier run.
+        tables: names of the files and folders in the folder beside those of the sources; a folder that holds one of
+            them belongs to an earlier run.
         thresholds: thresholds of the detector; those that are None keep their defaults.
-        suffixes: suffixes of further files that each source gets.
+        texts: whether the command writes a text for each source.
 
     Raises:
         UserError: the weights or a source cannot be opened, or ``options.out`` cannot be used.
@@ -66,7 +75,7 @@ class FrameRun:
         prog: str,
         tables: Sequence[str],
         thresholds: dict[str, Any],
-        suffixes: Sequence[str] = (),
+        texts: bool = False,
     ) -> None:
         self.options = options
         self.prog = prog
@@ -77,18 +86,18 @@ class FrameRun:
                 source.check()
         suffix = choose_suffix(options.video_format)
 
-        def annotated(folder: Path) -> list[list[Path]]:
-            return output_paths(self.sources, folder, video_suffix=suffix)
+        def source_files(folder: Path) -> list[SourceFiles]:
+            annotated = output_paths(self.sources, folder, video_suffix=suffix)
+            return list(map(SourceFiles, annotated, source_paths(self.sources, folder, suffix=".txt")))
 
         def written(folder: Path) -> Iterator[Path]:
             yield from (folder / name for name in tables)
-            for path in itertools.chain.from_iterable(annotated(folder)):
-                if options.save_images:
-                    yield path
-                yield from (path.with_suffix(end) for end in suffixes)
+            for files in source_files(folder):
+                yield from files.annotated if options.save_images else ()
+                yield from (files.text,) if texts else ()
 
         self.out = choose_folder(options, written)
-        self.paths = annotated(self.out)
+        self.files = source_files(self.out)
         self.stream = DetectionStream(self.detector, batch=options.batch)
         self.error: str | None = None
         self.seconds = 0.0
@@ -98,11 +107,11 @@ class FrameRun:
 
     def run(
         self,
-        process: Callable[[Source, Sequence[Path], Callable[[Iterable], Iterator]], None],
+        process: Callable[[Source, SourceFiles, Callable[[Iterable], Iterator]], None],
         *,
         files: Sequence[contextlib.AbstractContextManager],
     ) -> None:
-        """Calls ``process(source, paths, interruptible)`` for every source.
+        """Calls ``process(source, files, interruptible)`` for every source.
 
         Args:
             process: iterates over ``interruptible(frames)``; a stop signal raises KeyboardInterrupt there, and nowhere
@@ -115,8 +124,8 @@ class FrameRun:
                 with contextlib.ExitStack() as stack:
                     for each in files:
                         stack.enter_context(each)
-                    for source, paths in zip(self.sources, self.paths, strict=True):
-                        process(source, paths, stop.interrupt)
+                    for source, own in zip(self.sources, self.files, strict=True):
+                        process(source, own, stop.interrupt)
             except KeyboardInterrupt:
                 pass  # from a stop signal
             except OSError as error:
