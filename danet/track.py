@@ -145,11 +145,13 @@ def track(options: TrackOptions) -> int:
                 write = stack.enter_context(output.open(source, own.annotated)) if options.save_images else None
                 frames = stack.enter_context(contextlib.closing(run.stream.track(source, tracker)))
                 stack.callback(lambda: alarm_output.add(alarms.finish()))  # also after a stop signal
-                for number, (frame, _, tracks) in enumerate(interruptible(frames)):
-                    numbered = frame._replace(index=number) if isinstance(source, ImageFiles) else frame
+                # The images of a folder are numbered by their places in it, of which some may be unreadable.
+                places = {str(path): i for i, path in enumerate(source.paths)} if isinstance(source, ImageFiles) else {}
+                for frame, _, tracks in interruptible(frames):
+                    numbered = frame._replace(index=places.get(frame.name, frame.index))
                     distances = [] if estimator is None else list(map(estimator.estimate, tracks))
                     files.add(numbered, tracks, distances)
-                    alarm_output.add(alarms.update_frame(numbered, tracks))
+                    alarm_output.add(alarms.update_frame(numbered, tracks, source=own.text.stem))
                     if write is not None:
                         write(frame, tracks)
                     show_count(files.frames)

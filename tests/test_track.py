@@ -16,8 +16,10 @@ import torch
 import danet
 from danet.checkpoint import save_weights
 from danet.config import ModelConfig
+from danet.data.coco_dataset import ImageRecord, write_coco
 from danet.data.frame_sources import open_source
 from danet.data.video_writer import VideoWriter
+from danet.evaluate import main as evaluate
 from danet.models import build_model
 from danet.track import main
 from danet.tracking.tracker_options import TrackerOptions
@@ -270,3 +272,28 @@ def test_alarms_are_written_with_pictures_and_delivered(weights, tmp_path, capsy
     assert all(len(event["crop_jpeg"]) > 100 for event in received)
     assert f"alarms: {len(starts)}" in capsys.readouterr().out
     assert "s3cret" not in (out / "config.yaml").read_text()
+
+
+def test_alarms_in_a_folder_of_images_are_found_by_the_evaluation(weights, tmp_path):
+    """One image is damaged: the others keep the numbers of their places in the folder."""
+    folder, out = write_images(tmp_path / "frames", 8), tmp_path / "out"
+    (folder / "1.png").write_bytes(b"damaged")
+    alarm = ["--alarm.hits", "2", "--alarm.window", "4", "--alarm.score", "0.001"]
+    words = [str(folder), "--weights", weights, "--out", str(out), "--save_images", "false", "--quiet"]
+    assert main([*words, *SWITCHES, *alarm]) == 1, "an image is missing"
+    assert [record["frame"] for record in lines(out / "tracks.jsonl")] == [0, 2, 3, 4, 5, 6, 7]
+    starts = [event for event in lines(out / "alarms.jsonl") if event["event"] == "start"]
+    assert starts and {event["source"] for event in starts} == {"frames"}
+    assert all(event["file"] == str(folder / f"{event['frame']}.png") for event in starts)
+
+    truth = np.array([[40, 40, 48, 46]], np.float32)
+    paths = [folder / f"{index}.png" for index in range(8)]
+    records = [
+        ImageRecord(path, 128, 96, truth, ["drone"], np.zeros(1, bool), "frames", index)
+        for index, path in enumerate(paths)
+    ]
+    write_coco(tmp_path / "val.json", records, ["drone"])
+    metrics = tmp_path / "metrics.json"
+    assert evaluate(["--tracks", str(out), str(tmp_path / "val.json"), "--json", str(metrics), "--quiet"]) == 0
+    first = min(event["frame"] for event in starts if event["class"] == "drone")
+    assert json.loads(metrics.read_text())["first_alarms"] == {"frames": first / 30}

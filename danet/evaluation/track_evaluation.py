@@ -4,19 +4,33 @@ import csv
 import itertools
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from danet.data.coco_dataset import ImageRecord, load_coco
+from danet.data.image_folder import IMAGE_SUFFIXES
 from danet.evaluation.alarm_metrics import AlarmedVideo, first_alarm_delays, summarize_alarms
 from danet.evaluation.bootstrap import Estimate
 from danet.evaluation.tracking_metrics import TrackedVideo, TrackingCounts, count_tracking, link_truth
 from danet.utils.errors import UserError, check_values
 from danet.utils.files import read_text, write_json
 from danet.utils.names import quote
+from danet.utils.printable import printable
+
+
+class _Alarm(NamedTuple):
+    """The start of an alarm."""
+
+    source: str
+    """Name of its video."""
+    name: str | None
+    """Class of its track; None if it is not stated."""
+    seconds: float
+    """Since the start of the video."""
 
 
 @dataclass
@@ -37,7 +51,7 @@ class TrackEvaluationOptions:
     writes; only annotated frames count."""
 
     target: str = "drone"
-    """Class of the tracks; boxes of other classes are distractors."""
+    """Class of the tracks; boxes of other classes are distractors, and alarms of other classes are left out."""
 
     iou: float = 0.3
     """Smallest IoU (0 to 1) at which a box of a track covers an object, for MOTA, IDF1, recall and precision; HOTA uses
@@ -89,9 +103,13 @@ def evaluate_tracks(options: TrackEvaluationOptions) -> None:
     content: dict[str, Any] = {"tracks": options.tracks, "iou": options.iou, **sum(others, first).to_json()}
     content["videos"] = {name: each.to_json() for name, each in counts.items()}
     content["largest_frame_gap"] = max(map(_largest_gap, videos.values()))
-    alarms = folder / "alarms.jsonl"
-    if alarms.is_file():
+    if (folder / "alarms.jsonl").is_file():
+        alarms = _read_alarms(folder / "alarms.jsonl", options.fps)
         alarmed = _alarmed_videos(alarms, videos, options)
+        content["alarms_left_out"] = {
+            "other_sources": Counter(each.source for each in alarms if each.source not in videos),
+            "other_classes": Counter(each.name for each in alarms if each.name not in (options.target, None)),
+        }
         content["first_alarms"] = first_alarm_delays(alarmed)
         content["alarms"] = summarize_alarms(alarmed, within=options.within, resamples=options.resamples)
     if options.json is not None:
@@ -152,16 +170,13 @@ def _largest_gap(records: list[ImageRecord]) -> int:
 
 
 def _alarmed_videos(
-    path: Path, videos: dict[str, list[ImageRecord]], options: TrackEvaluationOptions
+    alarms: list[_Alarm], videos: dict[str, list[ImageRecord]], options: TrackEvaluationOptions
 ) -> list[AlarmedVideo]:
+    """The videos with the times of those alarms that are of the target's class."""
     times: dict[str, list[float]] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        try:
-            event = json.loads(line)
-            if event["event"] == "start":
-                times.setdefault(Path(event["file"]).stem, []).append(float(event["time"]))
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: line {number} must be an event of danet track, got {line[:80]!r}") from None
+    for alarm in alarms:
+        if alarm.name in (options.target, None):
+            times.setdefault(alarm.source, []).append(alarm.seconds)
     result = []
     for name, records in sorted(videos.items()):
         shown = [each for record in records for each in record.names]
@@ -171,6 +186,28 @@ def _alarmed_videos(
         seconds = (max(record.frame or 0 for record in records) + 1) / options.fps
         result.append(AlarmedVideo(name, category, seconds, tuple(sorted(times.get(name, []))), has_target))
     return result
+
+
+def _read_alarms(path: Path, fps: float) -> list[_Alarm]:
+    """The start of each alarm in a file of ``danet track``."""
+    alarms = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        try:
+            event = json.loads(line)
+            if event["event"] == "start":
+                file = Path(event["file"])
+                # Images have no times of their own: those in the event assume another frame rate.
+                is_image = file.suffix.lower() in IMAGE_SUFFIXES and "frame" in event
+                seconds = int(event["frame"]) / fps if is_image else float(event["time"])
+                alarm = _Alarm(event.get("source") or file.stem, event.get("class"), seconds)
+                if not isinstance(alarm.source, str) or not isinstance(alarm.name, str | None):
+                    raise TypeError
+                if not math.isfinite(seconds):
+                    raise ValueError
+                alarms.append(alarm)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path}: line {number} must be an event of danet track, got {line[:80]!r}") from None
+    return alarms
 
 
 def _plain(value: object) -> object:
@@ -205,6 +242,11 @@ def _print(content: dict, videos: int) -> None:
                 f"false alarms, {name}: {each['alarms']} in {each['videos_with_alarm']} of {each['videos']} videos, "
                 f"per hour {_show(each['per_hour'])}"
             )
+    for kind, counts in content.get("alarms_left_out", {}).items():
+        if counts:
+            shown = ", ".join(f"{printable(name)} {count}" for name, count in itertools.islice(counts.items(), 5))
+            more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
+            print(f"alarms left out because they are of {kind.replace('_', ' ')}: {shown}{more}")
 
 
 def _show(estimate: Estimate) -> str:

@@ -38,7 +38,7 @@ class AlarmEvent:
     alarm: int
     """Number of the alarm, from 1; start and end have the same."""
     file: str
-    """Name of the source, without passwords."""
+    """Name of the video, without passwords, or of the image."""
     frame: int
     time: float
     """Seconds from the start of the source."""
@@ -55,6 +55,8 @@ class AlarmEvent:
     """Seconds since the first detection of the track."""
     crop: np.ndarray | None = None
     """Picture of the target where its score was highest so far, uint8 BGR; None without an image."""
+    source: str | None = None
+    """Name of the source in the results, such as that of the folder of an image; None if it is not known."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields but the crop, as JSON can represent them."""
@@ -62,6 +64,7 @@ class AlarmEvent:
             "event": self.kind,
             "alarm": self.alarm,
             "file": self.file,
+            "source": self.source,
             "frame": self.frame,
             "time": round(self.time, 3),
             "track": self.track,
@@ -116,21 +119,29 @@ class Alarms:
         self._zones = [] if self.options.zones is None else read_zones(self.options.zones)
         self._polygons = [np.array(points, np.float32).reshape(-1, 1, 2) for _, points in self._zones]
         self._watched: dict[int, _Watched] = {}
-        self._place: tuple[str, int, float] = ("", 0, 0.0)
+        self._place: tuple[str, str | None, int, float] = ("", None, 0, 0.0)
 
     def update(
-        self, tracks: Tracks, *, seconds: float, file: str = "", frame: int = 0, image: np.ndarray | None = None
+        self,
+        tracks: Tracks,
+        *,
+        seconds: float,
+        file: str = "",
+        source: str | None = None,
+        frame: int = 0,
+        image: np.ndarray | None = None,
     ) -> list[AlarmEvent]:
         """Takes the tracks of the next frame; returns the events of this frame.
 
         Args:
             tracks: of the frame.
             seconds: time of the frame.
-            file: name of the source.
-            frame: its number.
+            file: name of the video or image.
+            source: name of the source in the results.
+            frame: number of the frame.
             image: its pixels, for the crops.
         """
-        self._place = (file, frame, seconds)
+        self._place = (file, source, frame, seconds)
         events = []
         for watched in self._watched.values():
             watched.touched = False
@@ -156,10 +167,12 @@ class Alarms:
                 del self._watched[number]
         return events
 
-    def update_frame(self, frame: Frame, tracks: Tracks) -> list[AlarmEvent]:
+    def update_frame(self, frame: Frame, tracks: Tracks, *, source: str | None = None) -> list[AlarmEvent]:
         """Like ``update``, for a frame of a source; images without time count DEFAULT_INTERVAL_S each."""
         seconds = frame.index * DEFAULT_INTERVAL_S if frame.time is None else frame.time
-        return self.update(tracks, seconds=seconds, file=frame.name, frame=frame.index, image=frame.image)
+        return self.update(
+            tracks, seconds=seconds, file=frame.name, source=source, frame=frame.index, image=frame.image
+        )
 
     def finish(self) -> list[AlarmEvent]:
         """Ends all alarms, as at the end of a source."""
@@ -188,7 +201,7 @@ class Alarms:
             watched.best_score, watched.crop = track.score, crop_around(image, track.box)
 
     def _event(self, kind: str, watched: _Watched, score: float) -> AlarmEvent:
-        track, (file, frame, seconds) = watched.track, self._place
+        track, (file, source, frame, seconds) = watched.track, self._place
         return AlarmEvent(
             kind=kind,
             alarm=watched.alarm,
@@ -202,6 +215,7 @@ class Alarms:
             zone=watched.zone,
             duration=track.age,
             crop=watched.crop,
+            source=source,
         )
 
 

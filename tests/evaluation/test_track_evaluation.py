@@ -63,6 +63,61 @@ def test_tracks_and_alarms_are_measured(dataset, tmp_path, capsys):
     assert "false alarms, bird: 1 in 1 of 1 videos" in printed
 
 
+def write_alarms(folder, *events):
+    for name in ("day", "night"):
+        write_track(folder / f"{name}.txt", [])
+    lines = [json.dumps({"event": "start", "class": "drone", **event}) + "\n" for event in events]
+    (folder / "alarms.jsonl").write_text("".join(lines))
+
+
+def test_alarm_in_a_folder_of_images_belongs_to_the_video_of_the_folder(dataset, tmp_path, capsys):
+    data, folder = dataset
+    # Images have no times: what the event states assumes another frame rate.
+    write_alarms(folder, {"file": "frames/day/6.png", "source": "day", "frame": 6, "time": 0.24})
+    code, content = run(data, folder, tmp_path, "--fps", "10", "--within", "0.6")
+    assert code == 0 and content["first_alarms"] == {"day": 0.6} and content["alarms"]["detected"] == 1
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_alarm_of_another_class_counts_neither_as_found_nor_as_false(dataset, tmp_path, capsys):
+    data, folder = dataset
+    bird = {"file": "day.mp4", "time": 0.1, "class": "bird"}
+    write_alarms(folder, bird, {"file": "day.mp4", "time": 0.4}, bird | {"file": "night.mp4"})
+    code, content = run(data, folder, tmp_path)
+    assert code == 0 and content["first_alarms"] == {"day": 0.4}
+    assert content["alarms"]["false_alarms"]["bird"]["alarms"] == 0
+    assert content["alarms_left_out"] == {"other_sources": {}, "other_classes": {"bird": 2}}
+    assert "alarms left out because they are of other classes: bird 2" in capsys.readouterr().out
+
+
+def test_alarms_of_other_sources_are_named(dataset, tmp_path, capsys):
+    data, folder = dataset
+    write_alarms(folder, *({"file": f"x{number}.mp4", "time": 0.1} for number in (1, 1, 2, 3, 4, 5, 6)))
+    code, content = run(data, folder, tmp_path)
+    assert code == 0 and content["first_alarms"] == {"day": None}
+    line = "alarms left out because they are of other sources: x1 2, x2 1, x3 1, x4 1, x5 1 and 1 more"
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        '{"event": "start"}',
+        '{"event": "start", "file": "a", "time": NaN}',
+        '{"event": "start", "file": 3}',
+        '{"event": "start", "file": "a", "time": 1, "class": ["drone"]}',
+    ],
+)
+def test_invalid_alarms_are_one_line(dataset, tmp_path, capsys, line):
+    data, folder = dataset
+    write_alarms(folder)
+    (folder / "alarms.jsonl").write_text(f"{line}\n")
+    assert run(data, folder, tmp_path)[0] == 2
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert "alarms.jsonl: line 1 must be an event of danet track, got " in printed
+
+
 def test_track_on_a_distractor_is_a_false_alarm(dataset, tmp_path):
     data, folder = dataset
     write_track(folder / "day.txt", range(20))

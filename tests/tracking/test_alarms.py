@@ -88,15 +88,15 @@ def test_events_tell_the_place_and_keep_the_best_crop():
     events = []
     for index, (image, score) in enumerate(zip(images, (0.6, 0.9, 0.7), strict=True)):
         events += alarms.update(
-            Tracks([track(score=score)]), seconds=index / FPS, file="a.mp4", frame=index, image=image
+            Tracks([track(score=score)]), seconds=index / FPS, file="b/a.mp4", source="a", frame=index, image=image
         )
     events += alarms.finish()
     start, end = events
     assert (start.crop == 10).all() and (end.crop == 20).all(), "the end has the crop of the highest score"
     assert start.alarm == end.alarm == 1 and end.score == 0.9
     assert start.to_dict() | {"duration": 0} == {
-        "event": "start", "alarm": 1, "file": "a.mp4", "frame": 0, "time": 0.0, "track": 1, "class": "drone",
-        "score": 0.6, "box": [47.0, 38.0, 53.0, 42.0], "zone": None, "duration": 0,
+        "event": "start", "alarm": 1, "file": "b/a.mp4", "source": "a", "frame": 0, "time": 0.0, "track": 1,
+        "class": "drone", "score": 0.6, "box": [47.0, 38.0, 53.0, 42.0], "zone": None, "duration": 0,
     }  # fmt: skip
     json.dumps(end.to_dict())
 
