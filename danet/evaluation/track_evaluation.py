@@ -43,8 +43,8 @@ class TrackEvaluationOptions:
     """
 
     tracks: str
-    """Folder with a text in the format of the MOT Challenge for each video, such as runs/track: VIDEO.txt. If it also
-    holds alarms.jsonl, false alarms per hour and the time to alarm are reported."""
+    """Folder with a text in the format of the MOT Challenge for each video, such as runs/track: VIDEO.txt, with frames
+    counted from 1. If it also holds alarms.jsonl, false alarms per hour and the time to alarm are reported."""
 
     data: str
     """COCO json (or a folder with one) whose images state `video` and `frame`, such as danet data import svanstrom
@@ -96,8 +96,13 @@ def evaluate_tracks(options: TrackEvaluationOptions) -> None:
                 raise UserError(
                     f"{options.data}: frame {one.frame} of video {quote(name)} must occur once, got it twice"
                 )
-    if not any((folder / f"{name}.txt").is_file() for name in videos):
-        raise UserError(f"{folder}: must hold a file VIDEO.txt for the videos of {options.data}, got none of them")
+    missing = sorted(name for name in videos if not (folder / f"{name}.txt").is_file())
+    if missing:
+        got = "none of them" if len(missing) == len(videos) else f"{len(videos) - len(missing)} of {len(videos)}"
+        raise UserError(
+            f"{folder}: must hold a file VIDEO.txt for each video of {options.data}, got {got}; track "
+            f"{quote(missing[0])} and other missing ones, or write an empty file for a video without tracks"
+        )
     counts = {name: _count(folder / f"{name}.txt", records, options) for name, records in sorted(videos.items())}
     first, *others = counts.values()
     content: dict[str, Any] = {"tracks": options.tracks, "iou": options.iou, **sum(others, first).to_json()}
@@ -121,10 +126,9 @@ def evaluate_tracks(options: TrackEvaluationOptions) -> None:
 def read_mot(path: Path) -> dict[int, list[tuple[int, list[float]]]]:
     """Reads a text in the format of the MOT Challenge: frame from 0 -> number and box (x0, y0, x1, y1) of each track.
 
-    A file that does not exist holds no tracks.
-
     Raises:
-        UserError: a line does not begin with six finite numbers.
+        UserError: the file cannot be read, a line does not begin with six finite numbers, of which frame and id are
+            integers, or a frame number is below 1.
 
     Example:
         >>> path = getfixture("tmp_path") / "a.txt"
@@ -133,16 +137,21 @@ def read_mot(path: Path) -> dict[int, list[tuple[int, list[float]]]]:
         {0: [(7, [10.0, 20.0, 14.0, 22.0])]}
     """
     result: dict[int, list[tuple[int, list[float]]]] = {}
-    if not path.is_file():
-        return result
     for number, row in enumerate(csv.reader(read_text(path).splitlines()), 1):
         try:
             frame, track, x, y, width, height = (float(word) for word in row[:6])
             if not all(map(math.isfinite, (frame, track, x, y, width, height))):
                 raise ValueError
+            if not frame.is_integer() or not track.is_integer():
+                raise ValueError
         except ValueError:
             expected = "must be frame,id,left,top,width,height and more"
             raise UserError(f"{path}: line {number} {expected}, got {','.join(row)[:80]!r}") from None
+        if frame < 1:
+            raise UserError(
+                f"{path}: line {number}: frame numbers must count from 1, got {frame:.0f}; if the file counts them "
+                "from 0, add 1 to each"
+            )
         result.setdefault(int(frame) - 1, []).append((int(track), [x, y, x + width, y + height]))
     return result
 

@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 from detections import record
 
@@ -45,6 +44,7 @@ def run(data, folder, tmp_path, *more):
 def test_tracks_and_alarms_are_measured(dataset, tmp_path, capsys):
     data, folder = dataset
     write_track(folder / "day.txt", range(4, 20))
+    write_track(folder / "night.txt", [])
     events = [
         {"event": "start", "file": "clips/day.mp4", "time": 0.2},
         {"event": "end", "file": "clips/day.mp4", "time": 0.6},
@@ -161,19 +161,30 @@ def test_frame_that_occurs_twice_is_refused(tmp_path, capsys):
     [
         ("1,3,10,20,10", "line 1 must be frame,id,left,top,width,height and more, got '1,3,10,20,10'"),
         ("1,3,10,20,10,nan", "line 1 must be frame"),
+        ("1.5,3,10,20,10,10", "line 1 must be frame"),
+        ("1,3.5,10,20,10,10", "line 1 must be frame"),
+        (
+            "0,3,1,1,5,5\n1,3,2,2,5,5",
+            "line 1: frame numbers must count from 1, got 0; if the file counts them from 0, add",
+        ),
         ("1,3,1,1,5,5\n1,3,2,2,5,5", "day frame 0 holds a number of a track twice"),
     ],
 )
 def test_invalid_tracks_are_one_line(dataset, tmp_path, capsys, text, message):
     data, folder = dataset
     (folder / "day.txt").write_text(text)
+    (folder / "night.txt").touch()
     assert run(data, folder, tmp_path)[0] == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("danet evaluate --tracks: error: ") and message in line
 
 
-def test_folder_without_tracks_is_refused(dataset, tmp_path, capsys):
+@pytest.mark.parametrize(("present", "got"), [([], "none of them; track 'day'"), (["day"], "1 of 2; track 'night'")])
+def test_video_without_a_text_is_refused(dataset, tmp_path, capsys, present, got):
     data, folder = dataset
+    for name in present:
+        write_track(folder / f"{name}.txt", range(20))
     assert run(data, folder, tmp_path)[0] == 2
-    assert "must hold a file VIDEO.txt" in capsys.readouterr().err
-    assert np.all([path.suffix != ".txt" for path in folder.iterdir()])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"must hold a file VIDEO.txt for each video of {data}, got {got}" in line
+    assert not (tmp_path / "m.json").exists()
