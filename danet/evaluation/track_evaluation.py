@@ -11,11 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from danet.data.class_map import IGNORE
 from danet.data.coco_dataset import ImageRecord, load_coco
 from danet.data.image_folder import IMAGE_SUFFIXES
 from danet.evaluation.alarm_metrics import AlarmedVideo, first_alarm_delays, summarize_alarms
 from danet.evaluation.bootstrap import Estimate
-from danet.evaluation.tracking_metrics import TrackedVideo, TrackingCounts, count_tracking, link_truth
+from danet.evaluation.tracking_metrics import (
+    TrackedVideo,
+    TrackingCounts,
+    count_tracking,
+    drop_ignored,
+    link_truth,
+)
 from danet.utils.errors import UserError, check_values
 from danet.utils.files import read_text, write_json
 from danet.utils.names import quote
@@ -48,7 +55,8 @@ class TrackEvaluationOptions:
 
     data: str
     """COCO json (or a folder with one) whose images state `video` and `frame`, such as danet data import svanstrom
-    writes; only annotated frames count."""
+    writes; only annotated frames count. Boxes of tracks in ignore regions count neither as true nor as false positives,
+    unless they cover an object."""
 
     target: str = "drone"
     """Class of the tracks; boxes of other classes are distractors, and alarms of other classes are left out."""
@@ -158,10 +166,12 @@ def read_mot(path: Path) -> dict[int, list[tuple[int, list[float]]]]:
 
 def _count(path: Path, records: list[ImageRecord], options: TrackEvaluationOptions) -> TrackingCounts:
     tracks = read_mot(path)
-    truth, ids, boxes = [], [], []
+    truth, regions, ids, boxes = [], [], [], []
     for record in records:
         is_target = np.array([name == options.target for name in record.names], bool) & ~record.ignore
+        is_region = np.array([name in (options.target, IGNORE) for name in record.names], bool) & record.ignore
         truth.append(np.asarray(record.boxes, np.float64)[is_target])
+        regions.append(np.asarray(record.boxes, np.float64)[is_region])
         found = tracks.get(record.frame or 0, [])
         ids.append(np.array([number for number, _ in found], np.int64))
         boxes.append(np.array([box for _, box in found], np.float64).reshape(-1, 4))
@@ -170,7 +180,7 @@ def _count(path: Path, records: list[ImageRecord], options: TrackEvaluationOptio
         video = TrackedVideo(link_truth(truth, frames=frames), truth, ids, boxes, path.stem)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    return count_tracking(video, threshold=options.iou)
+    return count_tracking(drop_ignored(video, regions, threshold=options.iou), threshold=options.iou)
 
 
 def _largest_gap(records: list[ImageRecord]) -> int:
@@ -188,7 +198,12 @@ def _alarmed_videos(
             times.setdefault(alarm.source, []).append(alarm.seconds)
     result = []
     for name, records in sorted(videos.items()):
-        shown = [each for record in records for each in record.names]
+        shown = [
+            each
+            for record in records
+            for each, is_region in zip(record.names, record.ignore, strict=True)
+            if not is_region
+        ]
         has_target = options.target in shown
         others = sorted(set(shown) - {options.target}, key=lambda each: -shown.count(each))
         category = options.target if has_target else (others or ["nothing"])[0]

@@ -10,12 +10,12 @@ counts fragmentations, so that a video with one target would have none.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from danet.boxes import iou
+from danet.boxes import iop, iou
 
 HOTA_THRESHOLDS = np.arange(1, 20) * 0.05
 EPSILON = np.finfo(float).eps
@@ -229,6 +229,37 @@ def _number(ids: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
     """Replaces numbers by indices from 0; returns them by frame, and how many there are."""
     known = np.unique(np.concatenate([np.asarray(each, np.int64) for each in ids])) if len(ids) else np.zeros(0)
     return [np.searchsorted(known, np.asarray(each, np.int64)) for each in ids], len(known)
+
+
+def drop_ignored(video: TrackedVideo, regions: Sequence[np.ndarray], *, threshold: float = 0.5) -> TrackedVideo:
+    """Removes the boxes of tracks in ignore regions, which then count neither as true nor as false positives.
+
+    A box is removed if it covers no object and its intersection with a region is at least ``threshold`` of its area.
+    This is COCO's rule for crowd regions, which the detection metrics use, and TrackEval's for KITTI.
+
+    Args:
+        video: its true boxes hold no ignore regions.
+        regions: for each frame the ignore regions ``[R, 4]`` in pixels.
+        threshold: also the smallest IoU at which a box covers an object.
+
+    Example:
+        >>> none, box, region = np.zeros((0, 4)), np.array([[10.0, 10, 20, 20]]), np.array([[0.0, 0, 50, 50]])
+        >>> video = TrackedVideo([np.zeros(0)], [none], [np.array([7])], [box])
+        >>> count_tracking(video).false_alarms, count_tracking(drop_ignored(video, [region])).false_alarms
+        (1, 0)
+    """
+    ids, boxes = [], []
+    for truth, numbers, found, ignored in zip(video.truth_boxes, video.ids, video.boxes, regions, strict=True):
+        shared = iop(found.reshape(-1, 1, 4), ignored.reshape(1, -1, 4)).max(1, initial=0.0)
+        is_kept = (shared < threshold - EPSILON) | (shared <= EPSILON)
+        # Keep boxes that cover an object, each at most one.
+        overlap = iou(truth.reshape(-1, 1, 4), found.reshape(1, -1, 4))
+        overlap[overlap < threshold - EPSILON] = 0.0
+        rows, columns = linear_sum_assignment(-overlap)
+        is_kept[columns[overlap[rows, columns] > EPSILON]] = True
+        ids.append(numbers[is_kept])
+        boxes.append(found[is_kept])
+    return replace(video, ids=ids, boxes=boxes)
 
 
 def link_truth(

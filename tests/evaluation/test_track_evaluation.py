@@ -156,6 +156,27 @@ def test_frame_that_occurs_twice_is_refused(tmp_path, capsys):
     assert "frame 0 of video 'day' must occur once, got it twice" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "false_alarms"), [("drone", 0), ("ignore", 0), ("bird", 4)])
+def test_track_in_an_ignore_region_is_no_false_alarm(tmp_path, name, false_alarms):
+    """One track covers the drone, which lies in the region, too; the other one covers only the region."""
+    boxes = [(10, 20, 20, 30), (0, 0, 100, 100)]
+    records = [frame_of(tmp_path, "day", frame, boxes, ["drone", name], ignore=[False, True]) for frame in range(4)]
+    data, folder = write_dataset(tmp_path, records)
+    tracks = [f"{frame},1,10,20,10,10,0.9\n{frame},2,60,60,10,10,0.9\n" for frame in range(1, 5)]
+    (folder / "day.txt").write_text("".join(tracks))
+    code, content = run(data, folder, tmp_path)
+    assert code == 0 and content["false_alarms"] == false_alarms and content["recall"] == 1.0
+    assert content["hota"] == 1.0 or false_alarms
+
+
+def test_video_with_only_an_ignore_region_has_no_target(tmp_path):
+    region = [(0, 0, 100, 100)]
+    data, folder = write_dataset(tmp_path, [frame_of(tmp_path, "night", 0, region, ["drone"], ignore=[True])])
+    write_alarms(folder)
+    code, content = run(data, folder, tmp_path)
+    assert code == 0 and content["first_alarms"] == {} and content["alarms"]["videos"] == 0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from detections import record
 
-from danet.evaluation.tracking_metrics import TrackedVideo, count_tracking, link_truth
+from danet.evaluation.matching import CRITERIA, IGNORED, flatten, match
+from danet.evaluation.tracking_metrics import TrackedVideo, count_tracking, drop_ignored, link_truth
 
 
 def random_video(seed, frames=40, targets=4):
@@ -150,3 +154,42 @@ def test_link_truth_uses_the_gap_before_each_frame():
 def test_link_truth_refuses_invalid_frame_numbers(frames, message):
     with pytest.raises(ValueError, match=message):
         link_truth([np.zeros((0, 4))] * 2, frames=frames)
+
+
+def test_drop_ignored_keeps_what_covers_an_object_or_lies_outside():
+    region = np.array([[0.0, 0, 50, 50]])
+    truth = np.array([[10.0, 10, 20, 20]])
+    boxes = np.array(
+        [
+            [11.0, 10, 21, 20],  # covers the object
+            [10.0, 10, 19, 20],  # covers it better, so that the box before is free
+            [30.0, 30, 40, 40],  # in the region
+            [46.0, 0, 56, 10],  # 40 % in the region
+            [45.0, 20, 55, 30],  # 50 % in the region
+            [80.0, 80, 90, 90],  # outside
+        ]
+    )
+    none = np.zeros((0, 4))
+    two_frames = TrackedVideo(
+        [np.array([1]), np.array([1])], [truth, truth], [np.arange(6), np.arange(6)], [boxes, boxes]
+    )
+    dropped = drop_ignored(two_frames, [region, none], threshold=0.5)
+    assert [ids.tolist() for ids in dropped.ids] == [[1, 3, 5], [0, 1, 2, 3, 4, 5]]
+    assert np.array_equal(dropped.boxes[0], boxes[[1, 3, 5]])
+    assert (count_tracking(two_frames).false_alarms, count_tracking(dropped).false_alarms) == (10, 7)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5])
+def test_drop_ignored_follows_the_detection_metrics(threshold):
+    """Boxes of tracks are removed where the matching of detections ignores them; without objects, both agree."""
+    rng = np.random.default_rng(3)
+    corners = rng.uniform(0, 100, (200, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(4, 40, (200, 2))], 1)
+    regions = np.array([[0.0, 0, 40, 40], [50, 50, 110, 80]])
+    video = TrackedVideo([np.zeros(0, np.int64)], [np.zeros((0, 4))], [np.arange(200)], [boxes])
+    kept = drop_ignored(video, [regions], threshold=threshold).ids[0]
+    criterion = replace(CRITERIA["iou50"], threshold=threshold, strict=threshold == 0)
+    truth = record(regions, ignore=[True, True])
+    data = flatten([truth], [(boxes, np.linspace(0.9, 0.1, 200), np.zeros(200, np.int64))], ["drone"])["drone"]
+    assert kept.tolist() == np.flatnonzero(match(data, criterion).outcome != IGNORED).tolist()
+    assert 0 < len(kept) < 200
