@@ -1,6 +1,7 @@
 """``danet track``: follows targets through videos, cameras and streams; writes tracks and videos, raises alarms."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,6 +124,11 @@ def track(options: TrackOptions) -> int:
         tables=("config.yaml", "tracks.jsonl", "tracks.csv", "alarms.jsonl", "alarms"),
         thresholds={"iou_threshold": options.iou},
         texts=options.save_mot,
+        check=lambda detector, sources: alarms.check(
+            detector.classes,
+            detector.reported_classes,
+            itertools.chain.from_iterable(source.frame_sizes() for source in sources),
+        ),
     )
     tracker = Tracker(options.tracker)
     files = TrackFiles(

@@ -297,3 +297,24 @@ def test_alarms_in_a_folder_of_images_are_found_by_the_evaluation(weights, tmp_p
     assert evaluate(["--tracks", str(out), str(tmp_path / "val.json"), "--json", str(metrics), "--quiet"]) == 0
     first = min(event["frame"] for event in starts if event["class"] == "drone")
     assert json.loads(metrics.read_text())["first_alarms"] == {"frames": first / 30}
+
+
+@pytest.mark.parametrize("kind", ["video", "images", "stack"])
+def test_alarm_rules_that_cannot_occur_are_one_line(weights, tmp_path, capfd, kind):
+    source, out = tmp_path / "source", tmp_path / "out"
+    if kind == "images":
+        write_images(source, 2)
+    elif kind == "stack":
+        source = source.with_suffix(".tif")
+        cv2.imwritemulti(str(source), [np.zeros((96, 128), np.uint8)] * 2)
+    else:
+        source = write_clip(source.with_suffix(".mp4"), frames=2)
+    zones = tmp_path / "zones.yaml"
+    zones.write_text("[[[130, 10], [150, 10], [150, 30]]]")
+    arguments = [str(source), "--weights", weights, "--out", str(out)]
+    assert main([*arguments, "--alarm.zones", str(zones)]) == 2
+    printed = capfd.readouterr()
+    assert "zone 1 must overlap the frames (128 x 96 pixels), but lies outside" in printed.err
+    assert main([*arguments, "--alarm.classes", "[plane]"]) == 2
+    assert "'plane' is no class of the model (drone, bird)" in capfd.readouterr().err
+    assert printed.out == "" and len(printed.err.splitlines()) == 1 and not out.exists()

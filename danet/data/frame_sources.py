@@ -1,5 +1,6 @@
 """Opens the sources of frames: images, folders, patterns of files, videos, cameras and streams."""
 
+import contextlib
 import glob
 import os
 import sys
@@ -7,7 +8,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from danet.data.image_folder import IMAGE_SUFFIXES
+from danet.data.image_folder import IMAGE_SUFFIXES, image_size
 from danet.data.video import Frame, Video
 from danet.data.video_decoder import DEFAULT_FPS
 from danet.utils.errors import UserError
@@ -61,6 +62,12 @@ class ImageFiles:
         if first is not None:
             raise first
 
+    def frame_sizes(self) -> Iterator[tuple[int, int]]:
+        """Yields (width, height) of each readable image in pixels."""
+        for path in self.paths:
+            with contextlib.suppress(UserError):
+                yield image_size(path)
+
     def __iter__(self) -> Iterator[Frame]:
         broken = 0
         for path in self.paths:
@@ -93,7 +100,7 @@ class ImageStack(Video):
         self.live, self.trouble = False, None
         self.total, self.fps = count_pages(path), DEFAULT_FPS
         self._max_pixels = max_pixels
-        next(read_pages(path, max_pixels=max_pixels))
+        self.size = next(read_pages(path, max_pixels=max_pixels)).shape[1::-1]
 
     def __iter__(self) -> Iterator[Frame]:
         index = -1

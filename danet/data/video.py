@@ -53,6 +53,7 @@ class Video:
         total: number of frames that the file states; None if it is unknown, as for a camera. In a file with a variable
             frame rate it is an estimate.
         fps: frames per second; DEFAULT_FPS if it is unknown.
+        size: (width, height) of its frames in pixels.
         live: whether the source is a camera or stream, whose frames are lost if they are not read in time. The URL of a
             file is not live: it states its length, or ends in a suffix of RECORDED_SUFFIXES.
         trouble: why frames are missing; None if none are.
@@ -76,7 +77,8 @@ class Video:
         if first is None:
             decoder.close()
             raise UserError(f"{self.name}: no frame of this video can be decoded")
-        check_size(self.name, first.shape[1::-1], max_pixels)
+        self.size: tuple[int, int] = first.shape[1::-1]
+        check_size(self.name, self.size, max_pixels)
         self.total = None if is_camera else decoder.total or None
         is_recorded = not is_camera and Path(_url_path(str(source))).suffix.lower() in RECORDED_SUFFIXES
         self.live = (is_camera or is_url) and self.total is None and not is_recorded
@@ -94,6 +96,10 @@ class Video:
         host, _, path = _url_path(self.name).rstrip("/").partition("/")
         name = Path(path).stem if path else host.rpartition("@")[2]
         return re.sub(r"[^\w.-]+", "_", name).strip("._") or "stream"
+
+    def frame_sizes(self) -> Iterator[tuple[int, int]]:
+        """Yields (width, height) of its frames in pixels, each size at least once."""
+        yield self.size
 
     def __iter__(self) -> Iterator[Frame]:
         index = 0

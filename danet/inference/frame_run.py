@@ -63,6 +63,8 @@ class FrameRun:
             them belongs to an earlier run.
         thresholds: thresholds of the detector; those that are None keep their defaults.
         texts: whether the command writes a text for each source.
+        check: called with the detector and the sources before anything is printed; raises UserError for options that do
+            not fit them.
 
     Raises:
         UserError: the weights or a source cannot be opened, or ``options.out`` cannot be used.
@@ -76,6 +78,7 @@ class FrameRun:
         tables: Sequence[str],
         thresholds: dict[str, Any],
         texts: bool = False,
+        check: Callable[[Detector, Sequence[Source]], None] = lambda detector, sources: None,
     ) -> None:
         self.options = options
         self.prog = prog
@@ -84,6 +87,7 @@ class FrameRun:
         for source in self.sources:
             if isinstance(source, ImageFiles):
                 source.check()
+        check(self.detector, self.sources)
         suffix = choose_suffix(options.video_format)
 
         def source_files(folder: Path) -> list[SourceFiles]:

@@ -43,6 +43,8 @@ class AlarmOptions:
         check_values(self, ["hits", "window"], "be at least 1", lambda value: value >= 1, prefix="--alarm.")
         check_values(self, ["score"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--alarm.")
         check_values(self, ["displacement", "end"], "be 0 or more", lambda value: value >= 0, prefix="--alarm.")
+        if self.classes is not None and not self.classes:
+            raise UserError("--alarm.classes must name at least one class, got none; leave it out for all classes")
         if self.hits > self.window:
             raise UserError(f"--alarm.hits must be at most --alarm.window ({self.window}), got {self.hits}")
 

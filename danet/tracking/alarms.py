@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from danet.tracking.alarm_options import AlarmOptions, read_zones
 from danet.tracking.tracker import DEFAULT_INTERVAL_S
 from danet.tracking.tracks import Track, Tracks
 from danet.utils.drawing import enlarge
+from danet.utils.errors import UserError
 from danet.utils.image_io import to_display
 
 CROP_CONTEXT = 3.0
@@ -121,6 +122,45 @@ class Alarms:
         self._watched: dict[int, _Watched] = {}
         self._place: tuple[str, str | None, int, float] = ("", None, 0, 0.0)
 
+    def check(self, classes: Sequence[str], reported: Sequence[str], sizes: Iterable[tuple[int, int]]) -> None:
+        """Checks that every class and every zone of the options can occur.
+
+        Args:
+            classes: all classes of the detector.
+            reported: those of which the tracks are reported.
+            sizes: (width, height) of the frames in pixels; a zone must overlap the frames of one size at least.
+
+        Raises:
+            UserError: a class is unknown or not reported, or a zone lies outside of all frames.
+
+        Example:
+            >>> Alarms(AlarmOptions(classes=["plane"])).check(["drone", "bird"], ["drone"], [(64, 48)])
+            Traceback (most recent call last):
+            danet.utils.errors.UserError: --alarm.classes: 'plane' is no class of the model (drone, bird)
+        """
+        for name in self.options.classes or ():
+            if name not in classes:
+                raise UserError(f"--alarm.classes: {name!r} is no class of the model ({', '.join(classes)})")
+            if name not in reported:
+                raise UserError(
+                    f"--alarm.classes: {name!r} is not reported and can raise no alarm; reported are "
+                    f"{', '.join(reported)}, and --classes changes that"
+                )
+        # Look at the next size only while a zone is outside, because the sizes of a folder of images are read from it.
+        outside = [(name, polygon) for (name, _), polygon in zip(self._zones, self._polygons, strict=True)]
+        checked: set[tuple[int, int]] = set()
+        remaining = iter(sizes)
+        while outside and (size := next(remaining, None)) is not None:
+            if size not in checked:
+                outside = [(name, polygon) for name, polygon in outside if not _overlaps(polygon, size)]
+                checked.add(size)
+        if outside and checked:
+            shown = ", ".join(f"{width} x {height}" for width, height in sorted(checked)[:3])
+            raise UserError(
+                f"{self.options.zones}: {outside[0][0]} must overlap the frames ({shown} pixels), but lies outside; "
+                "give its points in pixels of the frames"
+            )
+
     def update(
         self,
         tracks: Tracks,
@@ -217,6 +257,13 @@ class Alarms:
             crop=watched.crop,
             source=source,
         )
+
+
+def _overlaps(polygon: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether a polygon ``[P, 1, 2]`` covers a pixel of a frame of a size (width, height)."""
+    mask = np.zeros(size[::-1], np.uint8)
+    cv2.fillPoly(mask, [np.round(polygon).astype(np.int32)], 1)
+    return bool(mask.any())
 
 
 def crop_around(image: np.ndarray, box: Sequence[float]) -> np.ndarray:

@@ -82,6 +82,64 @@ def test_invalid_zones_are_refused(tmp_path, text, message):
         read_zones(str(tmp_path / "zones.yaml"))
 
 
+def with_zones(tmp_path, *zones, **options):
+    (tmp_path / "zones.json").write_text(json.dumps(zones))
+    return Alarms(AlarmOptions(zones=str(tmp_path / "zones.json"), **options))
+
+
+def square(left, top, side=20):
+    right, bottom = left + side, top + side
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
+
+
+@pytest.mark.parametrize(
+    ("left", "top", "is_outside"),
+    [(70, 10, False), (100, 10, True), (10, 80, True), (-30, 10, True), (-10, -10, False), (99, 79, False)],
+)
+def test_zone_outside_of_the_frames_is_refused(tmp_path, left, top, is_outside):
+    gate = {"name": "gate", "points": square(0, 0)}  # another zone of this name
+    alarms = with_zones(tmp_path, {"name": "gate", "points": square(left, top)}, gate)
+    if not is_outside:
+        return alarms.check(["drone"], ["drone"], [(100, 80)])
+    with pytest.raises(
+        UserError, match=r"zones.json: gate must overlap the frames \(100 x 80 pixels\), but lies outside"
+    ):
+        alarms.check(["drone"], ["drone"], [(100, 80)])
+
+
+def test_zone_around_a_corner_of_the_frame_is_refused(tmp_path):
+    """The rectangle around the points of this L overlaps the frame, and the L does not."""
+    around = [[-20, -20], [120, -20], [120, -5], [-5, -5], [-5, 100], [-20, 100]]
+    with pytest.raises(UserError, match="zone 1 must overlap the frames"):
+        with_zones(tmp_path, around).check(["drone"], ["drone"], [(100, 80)])
+
+
+def test_zone_must_overlap_the_frames_of_one_source_only(tmp_path):
+    alarms = with_zones(tmp_path, square(150, 10), square(10, 10))
+    alarms.check(["drone"], ["drone"], [(100, 80), (100, 80), (200, 160)])
+    with pytest.raises(UserError, match="zone 1 must overlap the frames \\(100 x 80, 120 x 80 pixels\\)"):
+        alarms.check(["drone"], ["drone"], [(120, 80), (100, 80)])
+
+
+def test_sizes_are_read_only_while_a_zone_is_outside(tmp_path):
+    sizes = iter([(100, 80), (200, 160), (300, 240)])
+    with_zones(tmp_path, square(150, 10)).check(["drone"], ["drone"], sizes)
+    assert next(sizes) == (300, 240)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["drone", "plane"], r"--alarm.classes: 'plane' is no class of the model \(drone, bird\)"),
+        (["bird"], "--alarm.classes: 'bird' is not reported and can raise no alarm; reported are drone"),
+    ],
+)
+def test_class_that_cannot_occur_is_refused(classes, message):
+    with pytest.raises(UserError, match=message):
+        Alarms(AlarmOptions(classes=classes)).check(["drone", "bird"], ["drone"], [(100, 80)])
+    Alarms(AlarmOptions(classes=["drone"])).check(["drone", "bird"], ["drone"], [(100, 80)])
+
+
 def test_events_tell_the_place_and_keep_the_best_crop():
     alarms = Alarms(AlarmOptions(hits=1, window=1))
     images = [np.full((100, 120), level, np.uint8) for level in (10, 20, 30)]
@@ -122,3 +180,8 @@ def test_crop_at_the_edge(box):
 def test_options_out_of_range_are_refused():
     with pytest.raises(UserError, match=r"--alarm.hits must be at most --alarm.window \(3\), got 5"):
         AlarmOptions(hits=5, window=3)
+
+
+def test_empty_list_of_classes_is_refused():
+    with pytest.raises(UserError, match=r"--alarm.classes must name at least one class, got none"):
+        AlarmOptions(classes=[])
