@@ -6,6 +6,7 @@ import queue
 import sys
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -104,26 +105,25 @@ def webhook(url: str) -> Delivery:
     """Delivers by HTTP POST of JSON to a URL, which may hold a user name and a password.
 
     Raises:
-        UserError: the URL is not of http or https.
+        UserError: the URL is not of http or https, or its port is not valid.
 
     Example:
         >>> webhook("ftp://host/x")
         Traceback (most recent call last):
         danet.utils.errors.UserError: --webhook: must be a URL of http or https, got ftp://host/x
     """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not url.lower().startswith(("http://", "https://")):
         raise UserError(f"--webhook: must be a URL of http or https, got {mask_url(url)}")
+    parts = _split_url("--webhook", url)
     headers = {"Content-Type": "application/json", "User-Agent": "danet"}
     if parts.username is not None:
         manager = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-        address = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
-        url = urllib.parse.urlunsplit(parts._replace(netloc=address))
+        url = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         user, password = (urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
         manager.add_password(None, url, user, password)
-        opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(manager))
+        opener = urllib.request.build_opener(_RefuseRedirects, urllib.request.HTTPBasicAuthHandler(manager))
     else:
-        opener = urllib.request.build_opener()
+        opener = urllib.request.build_opener(_RefuseRedirects)
 
     def send(text: str) -> None:
         request = urllib.request.Request(url, text.encode(), headers, method="POST")
@@ -137,7 +137,7 @@ def mqtt(address: str, topic: str) -> Delivery:
     """Delivers to an MQTT broker, with quality of service 1 (at least once).
 
     Args:
-        address: ``host``, ``host:port`` or ``mqtt://user:password@host:port``.
+        address: ``host``, ``host:port`` or ``mqtt://user:password@host:port``; an IPv6 host is in brackets.
         topic: of the messages.
 
     Raises:
@@ -147,16 +147,12 @@ def mqtt(address: str, topic: str) -> Delivery:
         from paho.mqtt import client as paho
     except ImportError as error:
         raise UserError(f"--mqtt needs paho-mqtt: pip install 'danet[mqtt]' ({error})") from error
-    parts = urllib.parse.urlsplit(address if "://" in address else f"mqtt://{address}")
-    try:
-        port = parts.port or MQTT_PORT
-    except ValueError:
-        port = 0
+    url = address if "://" in address else f"mqtt://{address}"
+    parts = _split_url("--mqtt", url)
     is_plain_user = "@" in address and "://" not in address  # it would not be recognized as a secret elsewhere
-    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not port or is_plain_user:
-        shown = mask_url(address if "://" in address else f"mqtt://{address}")
-        raise UserError(f"--mqtt: must be HOST, HOST:PORT or mqtt://USER:PASSWORD@HOST:PORT, got {shown}")
-    host = parts.hostname
+    if parts.scheme not in ("mqtt", "mqtts") or is_plain_user:
+        raise UserError(f"--mqtt: must be HOST, HOST:PORT or mqtt://USER:PASSWORD@HOST:PORT, got {mask_url(url)}")
+    host, port = parts.hostname or "", parts.port or MQTT_PORT
     client = paho.Client(paho.CallbackAPIVersion.VERSION2)
     client.connect_timeout = TIMEOUT_S
     if parts.username is not None:
@@ -179,4 +175,25 @@ def mqtt(address: str, topic: str) -> Delivery:
         if not message.is_published():
             raise TimeoutError("the broker does not confirm the message")
 
-    return Delivery(f"mqtt {host}:{port}", send)
+    return Delivery(f"mqtt {f'[{host}]' if ':' in host else host}:{port}", send)
+
+
+class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
+    """Makes a redirect an error: the request that follows it would be a GET without the message."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        reason = f"the receiver redirects to {mask_url(newurl)}; give that URL to --webhook"
+        raise urllib.error.HTTPError(req.full_url, code, reason, headers, fp)
+
+
+def _split_url(option: str, url: str) -> urllib.parse.SplitResult:
+    """The parts of a URL, which has a host; raises UserError if the host or the port is not valid."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_valid = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an open bracket, or a port above 65535
+        is_valid = False
+    if not is_valid:
+        expected = "must have a host (IPv6 in brackets) and, if any, a port from 1 to 65535"
+        raise UserError(f"{option}: {expected}, got {mask_url(url)}")
+    return parts

@@ -3,7 +3,9 @@ import json
 import os
 import shutil
 import socket
+import socketserver
 import subprocess
+import sys
 import threading
 import time
 
@@ -29,8 +31,9 @@ def wait_for(condition, seconds=30.0):
 class Receiver(http.server.ThreadingHTTPServer):
     """A web server that keeps what it gets, and refuses the first ``refused`` requests."""
 
-    def __init__(self, refused=0, port=0):
-        super().__init__(("127.0.0.1", port), Handler)
+    def __init__(self, refused=0, host="127.0.0.1", handler=None):
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, 0), handler or Handler)
         self.refused, self.bodies, self.authorizations = refused, [], []
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -100,9 +103,110 @@ def test_password_of_a_webhook_is_sent_only_as_authorization():
     assert seen[-1] == ("/x", "Basic dXNlcjpwYSBzcw==")  # user:pa ss
 
 
-@pytest.mark.parametrize("url", ["ftp://host/x", "host/x", "http://"])
-def test_invalid_webhook_is_refused(url):
-    with pytest.raises(UserError, match="--webhook: must be a URL of http or https"):
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_redirect_is_not_delivered(code, capfd):
+    """The server answers a GET at the other address, but a message is lost there."""
+
+    class Redirecting(Handler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(code)
+            self.send_header("Location", "/elsewhere?token=s3cret")
+            self.end_headers()
+
+        def do_GET(self):
+            self.server.bodies.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+    server = Receiver(handler=Redirecting)
+    sender = webhook(f"http://127.0.0.1:{server.server_port}/alarm")
+    sender._patience = 0.5
+    with sender:
+        sender.put({"alarm": 1})
+    server.shutdown()
+    assert (sender.delivered, sender.dropped, server.bodies) == (0, 1, [])
+    first, last = capfd.readouterr().err.splitlines()
+    assert f"not delivered, trying again (HTTP Error {code}" in first and "could not be delivered: 1" in last
+    if code != 308 or sys.version_info >= (3, 11):  # before, urllib does not know 308, and gives no other address
+        address = f"http://127.0.0.1:{server.server_port}/elsewhere?token=***"
+        assert f"the receiver redirects to {address}; give that URL to --webhook" in first
+
+
+@pytest.fixture
+def ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("needs IPv6")
+    return "::1"
+
+
+@pytest.mark.parametrize("user", ["", "user:pass@"])
+def test_webhook_of_an_ipv6_address(ipv6, user):
+    server = Receiver(host=ipv6)
+    with webhook(f"http://{user}[{ipv6}]:{server.server_port}/x") as sender:
+        sender.put({"alarm": 1})
+        wait_for(lambda: sender.delivered == 1)
+    server.shutdown()
+    assert server.bodies == [{"alarm": 1}]
+
+
+class SmallBroker(socketserver.ThreadingTCPServer):
+    """Accepts MQTT connections, and confirms and keeps the messages of clients that publish."""
+
+    address_family = socket.AF_INET6
+    daemon_threads = True
+
+    def __init__(self, host):
+        super().__init__((host, 0), BrokerHandler)
+        self.messages = []
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+
+class BrokerHandler(socketserver.StreamRequestHandler):
+    def handle(self):
+        while header := self.rfile.read(1):
+            length = shift = 0
+            while True:  # the length has 7 bits in each byte
+                byte = self.rfile.read(1)[0]
+                length, shift = length | (byte & 127) << shift, shift + 7
+                if byte < 128:
+                    break
+            body = self.rfile.read(length)
+            if header[0] >> 4 == 1:  # CONNECT
+                self.wfile.write(b"\x20\x02\x00\x00")
+            elif header[0] >> 4 == 3:  # PUBLISH: topic, packet id, message
+                end = 2 + int.from_bytes(body[:2], "big")
+                self.wfile.write(b"\x40\x02" + body[end : end + 2])
+                self.server.messages.append((body[2:end].decode(), json.loads(body[end + 2 :])))
+
+
+@pytest.mark.parametrize("address", ["[{host}]:{port}", "mqtt://user:pass@[{host}]:{port}"])
+def test_mqtt_broker_of_an_ipv6_address(ipv6, address):
+    pytest.importorskip("paho.mqtt", reason="needs pip install paho-mqtt")
+    broker = SmallBroker(ipv6)
+    with mqtt(address.format(host=ipv6, port=broker.server_address[1]), "danet/alarms") as sender:
+        sender.put({"alarm": 1})
+        wait_for(lambda: sender.delivered == 1)
+    broker.shutdown()
+    assert broker.messages == [("danet/alarms", {"alarm": 1})]
+    assert sender._name == f"mqtt [{ipv6}]:{broker.server_address[1]}"
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "mqtt://host", "host/x"])
+def test_webhook_of_another_scheme_is_refused(url):
+    with pytest.raises(UserError, match="--webhook: must be a URL of http or https, got"):
+        webhook(url)
+
+
+NO_ADDRESSES = ["http://", "http://host:99999/", "http://u:p@host:99999/", "http://host:0", "http://[::1/"]
+
+
+@pytest.mark.parametrize("url", NO_ADDRESSES)
+def test_webhook_with_an_invalid_host_or_port_is_refused(url):
+    with pytest.raises(UserError, match=r"--webhook: must have a host \(IPv6 in brackets\) and, if any, a port"):
         webhook(url)
 
 
@@ -183,9 +287,19 @@ def test_mqtt_delivers_to_a_broker_and_survives_its_restart(broker):
     second.loop_stop()
 
 
-@pytest.mark.parametrize("address", ["http://host", "host:0x", "host:99999999", ":1883", "user:s3cret@host"])
-def test_invalid_broker_is_refused(address):
+@pytest.mark.parametrize("address", ["http://host", "user:s3cret@host"])
+def test_broker_of_another_form_is_refused(address):
     pytest.importorskip("paho.mqtt", reason="needs pip install paho-mqtt")
     with pytest.raises(UserError, match="--mqtt: must be HOST, HOST:PORT or") as caught:
+        mqtt(address, "danet/alarms")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["host:0x", "host:99999", "host:0", ":1883", "::1", "[::1", "mqtt://u:s3cret@host:99999"]
+)
+def test_broker_with_an_invalid_host_or_port_is_refused(address):
+    pytest.importorskip("paho.mqtt", reason="needs pip install paho-mqtt")
+    with pytest.raises(UserError, match=r"--mqtt: must have a host \(IPv6 in brackets\) and, if any, a port") as caught:
         mqtt(address, "danet/alarms")
     assert "s3cret" not in str(caught.value)
