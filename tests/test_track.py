@@ -242,6 +242,25 @@ def test_invalid_options_are_one_line(tmp_path, capfd):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--target_size", "--focal_px"])
+def test_distance_needs_both_options(tmp_path, capfd, option):
+    clip = write_clip(tmp_path / "clip.mp4", frames=2)
+    assert main([str(clip), option, "2", "--out", str(tmp_path / "out")]) == 2
+    assert "--target_size and --focal_px must be given together" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_distances_and_files_that_are_switched_off(weights, tmp_path):
+    clip, out = write_clip(tmp_path / "clip.mp4"), tmp_path / "out"
+    off = [word for name in ("save_images", "save_mot", "save_csv") for word in (f"--{name}", "false")]
+    words = [str(clip), "--weights", weights, "--out", str(out), "--quiet", *off, *SWITCHES]
+    assert main([*words, "--target_size", "0.35", "--focal_px", "1200"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["alarms.jsonl", "config.yaml", "tracks.jsonl"]
+    tracks = [track for record in lines(out / "tracks.jsonl") for track in record["tracks"]]
+    widths = np.array([track["box"][2] - track["box"][0] for track in tracks])
+    assert len(tracks) > 5 and np.allclose([track["distance"] for track in tracks], 0.35 * 1200 / widths, rtol=0.02)
+
+
 def test_alarms_are_written_with_pictures_and_delivered(weights, tmp_path, capsys):
     received = []
 

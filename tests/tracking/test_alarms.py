@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from danet.data.video import Frame
 from danet.tracking.alarm_options import AlarmOptions, read_zones
 from danet.tracking.alarms import Alarms, crop_around
 from danet.tracking.tracks import Track, Tracks
@@ -175,6 +176,32 @@ def test_memory_does_not_grow_with_tracks():
 def test_crop_at_the_edge(box):
     crop = crop_around(np.zeros((100, 100), np.uint16), box)
     assert crop.dtype == np.uint8 and crop.ndim == 3 and min(crop.shape[:2]) > 0
+
+
+def test_frames_without_time_count_the_default_interval():
+    alarms = Alarms(AlarmOptions(hits=2, window=2, end=0.5))
+    image = np.zeros((96, 128), np.uint8)
+    events = []
+    for index in range(30):
+        items = [track()] if index < 3 else []
+        events += alarms.update_frame(Frame(f"{index}.png", index, image), Tracks(items), source="frames")
+    assert [(each.kind, each.source, each.frame) for each in events] == [("start", "frames", 1), ("end", "frames", 15)]
+    assert [each.time for each in events] == pytest.approx([0.04, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hits": 0}, "hits must be at least 1, got 0"),
+        ({"window": 0}, "window must be at least 1, got 0"),
+        ({"score": 1.1}, "score must lie between 0 and 1, got 1.1"),
+        ({"displacement": -1.0}, "displacement must be 0 or more, got -1"),
+        ({"end": float("nan")}, "end must be 0 or more, got nan"),
+    ],
+)
+def test_each_option_out_of_range_is_refused(options, message):
+    with pytest.raises(UserError, match=f"--alarm.{message}"):
+        AlarmOptions(**options)
 
 
 def test_options_out_of_range_are_refused():

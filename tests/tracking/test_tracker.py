@@ -8,7 +8,7 @@ from moving_targets import CLASSES, detections, follow, straight
 
 from danet.boxes import Detections
 from danet.tracking.camera_motion import STILL, Motion
-from danet.tracking.tracker import Tracker
+from danet.tracking.tracker import DEFAULT_INTERVAL_S, Tracker
 from danet.tracking.tracker_options import TrackerOptions
 from danet.utils.errors import UserError
 
@@ -106,6 +106,14 @@ def test_times_that_do_not_increase_do_not_end_tracks(jump):
     times[30:] = times[30:] + jump - 1 / FPS if jump == jump else np.nan
     ids = follow(still_tracker(), straight([[20, 30]], [[60, 0]], TIMES), times)
     assert_one_identity_each(ids)
+
+
+def test_frames_without_times_count_the_default_interval():
+    tracker = still_tracker()
+    for index in range(40):
+        tracks = tracker.update(detections([[20 + 2 * index, 30]]))
+    assert tracks.ids == [1] and tracks[0].velocity == pytest.approx((2 / DEFAULT_INTERVAL_S, 0), rel=0.02, abs=0.5)
+    assert tracks[0].age == pytest.approx(39 * DEFAULT_INTERVAL_S)
 
 
 def test_a_jump_of_the_time_forward_ends_tracks():
