@@ -48,9 +48,14 @@ def list_options(options: Any, prefix: str = "") -> Iterator[Option]:
             yield from list_options(nested, f"{name}.")
 
 
-@functools.cache
 def _field_docstrings(options: type) -> dict[str, str]:
-    """The string literals below the fields of a dataclass; none if its source is not available."""
+    """The string literals below the fields of a dataclass, which replace those of its base classes."""
+    return {name: text for base in reversed(options.__mro__) for name, text in _own_docstrings(base).items()}
+
+
+@functools.cache
+def _own_docstrings(options: type) -> dict[str, str]:
+    """The string literals below the fields that a class itself defines; none if its source is not available."""
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(options))).body[0].body  # type: ignore[attr-defined]
     except (OSError, TypeError):
