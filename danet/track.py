@@ -2,9 +2,8 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from danet.inference.frame_options import FrameOptions
 from danet.tracking.alarm_options import AlarmOptions
@@ -101,7 +100,7 @@ def track(options: TrackOptions) -> int:
     options.check()
     cli.check_out(options)
     from danet.data.frame_sources import ImageFiles
-    from danet.inference.frame_run import FrameRun, SourceFiles, print_files, print_speed
+    from danet.inference.frame_run import FrameRun, print_files, print_speed
     from danet.tracking.alarm_output import AlarmOutput
     from danet.tracking.alarms import Alarms
     from danet.tracking.annotated_tracks import AnnotatedTracks
@@ -143,9 +142,11 @@ def track(options: TrackOptions) -> int:
     )
     alarm_output = AlarmOutput(run.out, deliveries)
     write_text(run.out / "config.yaml", cli.dump(options))
-    with count_items("track", run.total, "frames", quiet=options.quiet) as show_count:
-
-        def process(source: Any, own: SourceFiles, interruptible: Callable) -> None:
+    with (
+        run.writing([files, alarm_output]) as interruptible,
+        count_items("track", run.total, "frames", quiet=options.quiet) as show_count,
+    ):
+        for source, own in zip(run.sources, run.files, strict=True):
             with contextlib.ExitStack() as stack:
                 stack.enter_context(files.source(own.text if options.save_mot else None))
                 write = stack.enter_context(output.open(source, own.annotated)) if options.save_images else None
@@ -161,8 +162,6 @@ def track(options: TrackOptions) -> int:
                     if write is not None:
                         write(frame, tracks)
                     show_count(files.frames)
-
-        run.run(process, files=[files, alarm_output])
 
     figures = {
         "frames": files.frames,

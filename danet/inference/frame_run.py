@@ -23,6 +23,7 @@ from danet.inference.stream import DetectionStream
 from danet.inference.video_format import PLAYED_BY_BROWSERS, choose_codec, choose_suffix
 from danet.ops import describe
 from danet.ops.common import dtype_name
+from danet.utils.distributed import gather_objects, rank
 from danet.utils.errors import UserError
 from danet.utils.files import write_json
 from danet.utils.malloc import share_malloc_arena, tune_malloc
@@ -30,6 +31,7 @@ from danet.utils.printable import printable
 from danet.utils.stop_signals import StopSignals
 
 Source = ImageFiles | Video
+Interruptible = Callable[[Iterable], Iterator]
 
 
 class SourceFiles(NamedTuple):
@@ -54,7 +56,8 @@ class FrameRun:
         files: the files of each source.
         stream: detects in the frames; its attributes count frames and time.
         error: why a file could not be written; None if all could.
-        seconds: duration of ``run``.
+        is_incomplete: whether frames are missing for a reason that another process has printed.
+        seconds: duration of the block of ``writing``.
 
     Args:
         options: of the command.
@@ -100,26 +103,25 @@ class FrameRun:
                 yield from files.annotated if options.save_images else ()
                 yield from (files.text,) if texts else ()
 
-        self.out = choose_folder(options, written)
+        # Of several processes, the first one chooses the folder.
+        self.out = gather_objects(choose_folder(options, written))[0]
         self.files = source_files(self.out)
         self.stream = DetectionStream(self.detector, batch=options.batch)
         self.error: str | None = None
+        self.is_incomplete = False
         self.seconds = 0.0
         self._stop = StopSignals()
         if not options.quiet:
             self._print_start(suffix)
 
-    def run(
-        self,
-        process: Callable[[Source, SourceFiles, Callable[[Iterable], Iterator]], None],
-        *,
-        files: Sequence[contextlib.AbstractContextManager],
-    ) -> None:
-        """Calls ``process(source, files, interruptible)`` for every source.
+    @contextlib.contextmanager
+    def writing(self, files: Sequence[contextlib.AbstractContextManager]) -> Iterator[Interruptible]:
+        """A context in which the frames of all sources are processed; stop signals and a full disk end it in order.
+
+        It yields a function that wraps an iterator over frames: a stop signal raises KeyboardInterrupt there, and
+        nowhere else, so that files stay whole.
 
         Args:
-            process: iterates over ``interruptible(frames)``; a stop signal raises KeyboardInterrupt there, and nowhere
-                else, so that files stay whole.
             files: what is opened before the first source and completed after the last one.
         """
         started = time.perf_counter()
@@ -128,8 +130,7 @@ class FrameRun:
                 with contextlib.ExitStack() as stack:
                     for each in files:
                         stack.enter_context(each)
-                    for source, own in zip(self.sources, self.files, strict=True):
-                        process(source, own, stop.interrupt)
+                    yield stop.interrupt
             except KeyboardInterrupt:
                 pass  # from a stop signal
             except OSError as error:
@@ -153,7 +154,7 @@ class FrameRun:
 
     def finish(self, figures: dict[str, Any], print_summary: Callable[[], None]) -> int:
         """Writes the figures to ``options.json``, prints the summary and how the run ended; returns the exit code."""
-        if self.options.json is not None:
+        if self.options.json is not None and rank() == 0:
             try:
                 write_json(self.options.json, figures)
             except UserError as error:
@@ -170,7 +171,7 @@ class FrameRun:
                 print(f"{self.prog}: error: {self.error}; {frames} frames were processed", file=sys.stderr)
         if stop.received is not None:
             return stop.exit_code
-        is_incomplete = any(source.trouble is not None for source in self.sources)
+        is_incomplete = self.is_incomplete or any(source.trouble is not None for source in self.sources)
         return int(self.error is not None or is_incomplete)
 
     @property
