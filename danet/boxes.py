@@ -69,8 +69,7 @@ def area(boxes: Array) -> Array:
         >>> area(torch.tensor([[0.0, 0.0, 4.0, 3.0], [5.0, 0.0, 4.0, 3.0]])).tolist()
         [12.0, 0.0]
     """
-    clip = _library(boxes).clip
-    return clip(boxes[..., 2] - boxes[..., 0], 0, None) * clip(boxes[..., 3] - boxes[..., 1], 0, None)
+    return _at_least(boxes[..., 2] - boxes[..., 0], 0) * _at_least(boxes[..., 3] - boxes[..., 1], 0)
 
 
 def size(boxes: Array) -> Array:
@@ -94,7 +93,7 @@ def intersection(a: Array, b: Array) -> Array:
     """
     library = _library(a)
     sides = library.minimum(a[..., 2:], b[..., 2:]) - library.maximum(a[..., :2], b[..., :2])
-    sides = library.clip(sides, 0, None)
+    sides = _at_least(sides, 0)
     return sides[..., 0] * sides[..., 1]
 
 
@@ -135,7 +134,7 @@ def giou(a: Array, b: Array) -> Array:
     shared = intersection(a, b)
     union = area(a) + area(b) - shared
     sides = library.maximum(a[..., 2:], b[..., 2:]) - library.minimum(a[..., :2], b[..., :2])
-    hull = library.clip(sides, 0, None).prod(-1)
+    hull = _at_least(sides, 0).prod(-1)
     return _divide(shared, union) - _divide(hull - union, hull)
 
 
@@ -195,7 +194,12 @@ def _library(array: Tensor | np.ndarray) -> Any:
 def _divide(numerator: Array, denominator: Array) -> Array:
     """The quotient of areas, 0 where both are 0."""
     library = _library(denominator)
-    return numerator / library.clip(denominator, library.finfo(denominator.dtype).tiny, None)
+    return numerator / _at_least(denominator, library.finfo(denominator.dtype).tiny)
+
+
+def _at_least(array: Array, minimum: float) -> Array:
+    """Clips from below; ``numpy.clip`` takes several times as long for small arrays."""
+    return array.clip(minimum) if isinstance(array, Tensor) else np.maximum(array, array.dtype.type(minimum))
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None = None) -> Tensor:
@@ -221,29 +225,37 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None = Non
         >>> nms(boxes, torch.tensor([0.6, 0.9, 0.5]), threshold=0.5).tolist()
         [1, 2]
     """
-    rest = scores.argsort(descending=True, stable=True)
-    limit = len(rest) if limit is None else limit
+    if boxes.device.type == "cpu":  # numpy's functions start faster than torch's, and there are few boxes
+        return torch.from_numpy(_nms(boxes.detach().numpy(), scores.detach().numpy(), threshold, limit, NMS_BLOCK))
     # Several small IoU matrices are faster than one large one on the CPU; elsewhere one launch is faster.
-    block_size = NMS_BLOCK if boxes.device.type == "cpu" else max(1, len(rest))
+    return _nms(boxes, scores, threshold, limit, max(1, len(scores)))
+
+
+def _nms(boxes: Array, scores: Array, threshold: float, limit: int | None, block_size: int) -> Array:
+    """``nms`` for torch tensors or numpy arrays, in blocks of boxes."""
+    library = _library(scores)
+    rest: Any = library.argsort(-scores, stable=True)
+    limit = len(rest) if limit is None else limit
     kept = [rest[:0]]
     while len(rest) > 0 and sum(map(len, kept)) < limit:
         block, rest = rest[:block_size], rest[block_size:]
-        suppresses = (iou(boxes[block][:, None], boxes[block]) > threshold).triu(diagonal=1)
+        suppresses = library.triu(iou(boxes[block][:, None], boxes[block]) > threshold, 1)
         block = block[_unsuppressed(suppresses)]
         kept.append(block)
-        rest = rest[~(iou(boxes[block][:, None], boxes[rest]) > threshold).any(0)]
-    return torch.cat(kept)[:limit]
+        if len(rest) > 0:
+            rest = rest[~(iou(boxes[block][:, None], boxes[rest]) > threshold).any(0)]
+    return library.concatenate(kept)[:limit]
 
 
-def _unsuppressed(suppresses: Tensor) -> Tensor:
+def _unsuppressed(suppresses: Any) -> Any:
     """Mask ``[M]`` of the boxes to keep.
 
     ``suppresses[i, j]``: box i has a higher score than box j, and their IoU exceeds the threshold.
     """
-    kept = torch.ones_like(suppresses[0])
+    kept = ~suppresses.any(0)
     while True:
         updated = ~(suppresses & kept[:, None]).any(0)
-        if torch.equal(updated, kept):
+        if (updated == kept).all():
             return kept
         kept = updated
 

@@ -3,12 +3,15 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from danet.data import h264_writer
+from danet.data.h264_writer import H264Writer
 from danet.data.video_decoder import DEFAULT_FPS
 from danet.utils.errors import UserError
 from danet.utils.files import atomic_path
@@ -35,7 +38,8 @@ class VideoWriter:
     Args:
         path: the file, ending in ``.mp4``, or in ``.webm`` for VP8 and VP9.
         fps: frames per second.
-        codec: the four characters by which OpenCV knows the codec, such as mp4v, avc1 (H.264) or VP80 (VP8).
+        codec: the four characters by which OpenCV knows the codec, such as mp4v, avc1 (H.264) or VP80 (VP8); or libx264
+            for H.264 by PyAV, for files ending in ``.mp4``.
 
     Raises:
         UserError: from ``write``, if the codec or the file cannot be opened.
@@ -56,7 +60,7 @@ class VideoWriter:
         self.fps = fps
         self.codec = codec
         self.frames = 0
-        self._writer: cv2.VideoWriter | None = None
+        self._writer: cv2.VideoWriter | H264Writer | None = None
         self._size = (0, 0)
         self._grey = False
         self._pending_file = contextlib.ExitStack()
@@ -72,21 +76,35 @@ class VideoWriter:
         self.frames += 1
         picture = fit_picture(to_display(image), *self._size)
         # Write grey frames as grey: in a colour video, the codec's rounding would tint them.
-        writer.write(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) if self._grey else picture)
+        with self._naming_errors():
+            writer.write(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) if self._grey else picture)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if self._writer is not None:
-            self._writer.release()
+            with self._naming_errors():
+                self._writer.release()
         if kind is None or (self.frames and issubclass(kind, (KeyboardInterrupt, UserError))):
             self._pending_file.close()
         else:
             self._pending_file.__exit__(kind, error, trace)
 
-    def _open(self, first: np.ndarray) -> cv2.VideoWriter:
+    @contextlib.contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        """Raises a UserError that names the file for the errors of PyAV, which are OSErrors; OpenCV raises none."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: the video cannot be written ({error.strerror or error})") from error
+
+    def _open(self, first: np.ndarray) -> cv2.VideoWriter | H264Writer:
         height, width = first.shape[:2]
         temporary = self._pending_file.enter_context(atomic_path(self.path))
         self._size = height + height % 2, width + width % 2
         self._grey = first.ndim == 2
+        if self.codec == h264_writer.CODEC:
+            with self._naming_errors():
+                self._writer = H264Writer(temporary, self.fps, *self._size)
+            return self._writer
         codec = cv2.VideoWriter.fourcc(*self.codec)
         with silent_stderr:
             self._writer = cv2.VideoWriter(str(temporary), codec, self.fps, self._size[::-1], isColor=not self._grey)

@@ -71,8 +71,8 @@ class FrameOptions:
     """Enlargement of annotated images and videos; auto enlarges small frames, so that their text is legible."""
 
     video_format: Literal["auto", "mp4", "webm"] = "auto"
-    """Format of annotated videos. auto: one that web browsers play, MP4 with H.264 or WebM with VP8, if OpenCV can
-    write it here."""
+    """Format of annotated videos. auto: one that web browsers play, MP4 with H.264 (by OpenCV or PyAV) or WebM with
+    VP8, if one of them can be written here."""
 
     max_pixels: int = 1 << 26
     """Maximum number of pixels of an image: larger ones are refused before they are decoded."""

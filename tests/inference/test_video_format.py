@@ -16,6 +16,7 @@ from danet.utils.errors import UserError
     ("available", "suffix", "codec"),
     [
         ({"avc1", "mp4v", "VP80", "VP90"}, ".mp4", "avc1"),
+        ({"libx264", "mp4v", "VP80", "VP90"}, ".mp4", "libx264"),
         ({"mp4v", "VP80", "VP90"}, ".webm", "VP80"),
         ({"mp4v", "VP90"}, ".webm", "VP90"),
         ({"mp4v"}, ".mp4", "mp4v"),
@@ -57,6 +58,42 @@ with VideoWriter(path, 25, choose_codec(path)) as writer:
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0 and done.stderr == "" == done.stdout
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (48, 64, 3), (47, 63, 3)])
+def test_h264_by_pyav_reads_back(tmp_path, shape):
+    pytest.importorskip("av")
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path, 29.97, "libx264") as writer:
+        for index in range(6):
+            writer.write(np.full(shape, 40 * index, np.uint8))
+    source = open_source(path)
+    frames = list(source)
+    assert len(frames) == 6 and abs(source.fps - 29.97) < 0.01
+    assert frames[3].image.shape[:2] == (48, 64)
+    inner = frames[3].image[:46, :62]
+    assert np.abs(inner.astype(float) - 120).max() < 6, "grey stays grey"
+
+
+def test_file_that_pyav_cannot_write_is_named(tmp_path):
+    """A limit of the file size stands for a full disk."""
+    pytest.importorskip("av")
+    program = """
+import resource, sys, numpy
+from danet.data.video_writer import VideoWriter
+from danet.utils.errors import UserError
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+noise = numpy.random.default_rng(0)
+try:
+    with VideoWriter(f"{sys.argv[1]}/a.mp4", 25, "libx264") as writer:
+        for _ in range(200):
+            writer.write(noise.integers(0, 255, (96, 96, 3), numpy.uint8))
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path}/a.mp4: the video cannot be written (File too large)\n"
 
 
 def test_video_is_kept_after_an_error_elsewhere(tmp_path):
