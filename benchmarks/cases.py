@@ -278,21 +278,27 @@ def rep_conv_cases() -> Iterator[Case]:
             yield rep_conv_case(size, C, layers=1)
             yield rep_conv_case(size, C, layers=layers)
             yield rep_conv_case((1, C, size[2], size[3]), 2 * C, layers=1, stride=2)
-    yield rep_conv_case((1, 64, 64, 80), 64, layers=1, dtype=torch.bfloat16)
-    yield rep_conv_case((1, 128, 32, 40), 128, layers=1, dtype=torch.bfloat16)
+    # The layers of danet_s (32 channels in the first stage) and danet (64) for images of 256 x 320, in bfloat16
+    for first in (32, 64):
+        yield rep_conv_case((1, first, 128, 160), first, layers=1, stride=2, dtype=torch.bfloat16)
+        for stage in range(4):
+            C, H, W = first << stage, 64 >> stage, 80 >> stage
+            yield rep_conv_case((1, C, H, W), C, layers=1, dtype=torch.bfloat16)
+            if stage < 3:
+                yield rep_conv_case((1, C, H, W), 2 * C, layers=1, stride=2, dtype=torch.bfloat16)
 
 
 def rep_conv_case(
     size: tuple[int, ...], C_out: int, *, layers: int, stride: int = 1, dtype: torch.dtype = torch.float32
 ) -> Case:
-    """A chain of ``layers`` convolutions, each with its own weights."""
+    """A chain of ``layers`` convolutions, each with its own weights; in bfloat16 on the CPU also beside float32."""
     N, C, H, W = size
     input = image(*size, dtype=dtype)
     weights = [image(C_out, C, 3, 3, dtype=dtype, scale=(2 / (9 * C)) ** 0.5) for _ in range(layers)]
     biases = [torch.randn(C_out).to(dtype) * 0.1 for _ in range(layers)]
     prepared = [prepare_rep_conv(weight, stride=stride) for weight in weights]
 
-    def chain(function: Callable, kernels: list) -> Function:
+    def chain(function: Callable, kernels: list, input: Tensor = input, biases: list = biases) -> Function:
         def run() -> Tensor:
             x = input
             for kernel, bias in zip(kernels, biases, strict=True):
@@ -316,6 +322,9 @@ def rep_conv_case(
     out = N * C_out * math.ceil(H / stride) * math.ceil(W / stride)
     bytes = input.element_size() * layers * (input.numel() + out + weights[0].numel())
     others = {"oneDNN" if input.is_cpu else "cuDNN": chain(baselines.rep_conv_eager, weights)}
+    if input.is_cpu and dtype == torch.bfloat16:
+        wide = [prepare_rep_conv(weight.float(), stride=stride) for weight in weights]
+        others["rep_conv in float32"] = chain(rep_conv, wide, input.float(), [bias.float() for bias in biases])
     return Case("rep_conv", name, "forward", ours, others, 2.0 * layers * out * C * 9, float(bytes), check)
 
 

@@ -51,10 +51,12 @@ class H264Writer:
 
         self._av: Any = av
         self._container: Any = av.open(str(Path(path)), "w", format="mp4")
-        self._stream = self._container.add_stream(CODEC, rate=Fraction(fps).limit_denominator(100_000), options=OPTIONS)
-        self._stream.height, self._stream.width = height, width
-        self._stream.pix_fmt = "yuv420p"  # browsers do not play grey video
-        self._stream.codec_context.thread_count = 1  # the network needs the cores
+        rate = Fraction(fps).limit_denominator(100_000)
+        stream: Any = self._container.add_stream(CODEC, rate=rate, options=OPTIONS)
+        stream.height, stream.width = height, width
+        stream.pix_fmt = "yuv420p"  # browsers do not play grey video
+        stream.codec_context.thread_count = 1  # the network needs the cores
+        self._stream: Any = stream
 
     def isOpened(self) -> bool:  # the name in OpenCV
         """True: the constructor fails otherwise."""
