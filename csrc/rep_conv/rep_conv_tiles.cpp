@@ -5,8 +5,8 @@
 // therefore loaded directly from the copy, and no im2col matrix is written. The disadvantage: each output row is
 // computed with one additional pixel at its end, which is not stored.
 //
-// At stride 2, even and odd rows and columns are copied apart: each tap then reads only one of the four parts, in which
-// its pixels are neighbours as at stride 1.
+// At stride 2, even and odd input rows are copied apart. Each tap then reads one of the two parts, and the pixels that
+// successive output pixels read are two pixels apart, also across the ends of rows.
 #include "../common/amx.h"
 #include "rep_conv_few.h"
 
@@ -38,91 +38,79 @@ int64_t taps_per_part(const RepConvParams& p, int64_t part_depth) {
 constexpr int64_t kBlocksPerWeightPart = 8;
 
 // The copy of the input of `rows` output rows, as pixels of `channels` values. Tap k of the output pixel (row, x) reads
-// pixel tap[k] + row * pitch + x of the copy.
+// pixel tap[k] + (row * pitch + x) * stride of the copy.
 struct PaddedInput {
-  int64_t rows, channels, pitch, pixels;
+  int64_t rows, channels, stride, border, pitch, row_pixels, pixels;
   int64_t tap[9];
-  // At stride 2: the first pixel of the parts with even rows and columns, even and odd, odd and even, odd and odd.
-  int64_t part[4];
+  int64_t odd_rows;  // at stride 2: the first pixel of the input rows with odd numbers, which follow the even ones
+  // The last block reads up to this many pixels behind the last row.
+  int64_t extra;
 
-  PaddedInput(const RepConvParams& p, int64_t rows) : rows(rows), part{} {
-    channels = channel_tiles(p) * kTileDepth;
-    if (p.taps() == 1) {  // no border
-      pitch = p.W;
-      tap[0] = 0;
-      pixels = rows * pitch + kBlockRows;
+  PaddedInput(const RepConvParams& p, int64_t rows)
+      : rows(rows), channels(channel_tiles(p) * kTileDepth), stride(p.stride), border(p.kernel_size / 2), odd_rows(0),
+        extra(stride * kBlockRows + 2) {
+    // Each row of the copy begins with its left border. At stride 1, that pixel is also the right border of the row
+    // before it.
+    pitch = p.W_out() + border;
+    row_pixels = pitch * stride;
+    if (stride == 1) {
+      for (int64_t k = 0; k < p.taps(); ++k) tap[k] = k / p.kernel_size * pitch + k % p.kernel_size;
+      pixels = (rows + 2 * border) * row_pixels + extra;
       return;
     }
-    // Rows have one pixel more than the output, so that the border between two rows is zero. At stride 1, this pixel is
-    // the right border of one row and the left border of the next; the copy begins with one more zero pixel. At stride
-    // 2, it is the first pixel of each row of odd columns, the left border, and the last one of each row of even columns.
-    pitch = p.W_out() + 1;
-    // The last block may read this many pixels behind the last row. They are zero, like all pixels of the copy that
-    // hold no input.
-    const int64_t extra = kBlockRows + 2;
-    if (p.stride == 1) {
-      for (int64_t k = 0; k < 9; ++k) tap[k] = k / 3 * pitch + k % 3;
-      pixels = 1 + (rows + 2) * pitch + extra;
-      return;
-    }
-    const int64_t even_rows = rows * pitch + extra, odd_rows = (rows + 1) * pitch + extra;
-    part[0] = 0;
-    part[1] = even_rows;
-    part[2] = 2 * even_rows;
-    part[3] = 2 * even_rows + odd_rows;
-    pixels = 2 * even_rows + 2 * odd_rows;
-    for (int64_t k = 0; k < 9; ++k) {
-      const int64_t i = k / 3, j = k % 3;
-      tap[k] = part[(i != 1) * 2 + (j != 1)] + (i == 2 ? pitch : 0) + (j == 2 ? 1 : 0);
-    }
+    odd_rows = rows * row_pixels + extra;
+    pixels = odd_rows + (rows + 1) * row_pixels + extra;
+    for (int64_t k = 0; k < 9; ++k) tap[k] = (k / 3 == 1 ? 0 : odd_rows) + (k / 3 == 2 ? row_pixels : 0) + k % 3;
   }
 
   int64_t size() const { return pixels * channels; }
 
-  // The pixel of the copy that holds pixel (y, x) of the input, for output rows from `first` on.
-  DANET_INLINE int64_t position(const RepConvParams& p, int64_t first, int64_t y, int64_t x) const {
-    if (p.taps() == 1) return (y - first) * pitch + x;
-    if (p.stride == 1) return 1 + (y - first + 1) * pitch + x;
-    const int64_t row = y % 2 == 0 ? y / 2 - first : (y + 1) / 2 - first, column = (x + 1) / 2;
-    return part[(y % 2 != 0) * 2 + (x % 2 != 0)] + row * pitch + column;
+  // The first pixel of the copy of input row y, for output rows from `first` on.
+  int64_t row_start(int64_t first, int64_t y) const {
+    if (stride == 1) return (y - first + border) * row_pixels;
+    return y % 2 == 0 ? (y / 2 - first) * row_pixels : odd_rows + ((y + 1) / 2 - first) * row_pixels;
   }
 };
 
-// Copies the input rows that the output rows from `first` on read.
+// Copies the pixels of a row of the image, whose channels are padded with zeros.
+void copy_row(const RepConvParams& p, const ImageView& input, int64_t n, int64_t y, int64_t channels, BFloat16* to) {
+  const BFloat16* from = input.pixel<BFloat16>(n, y * p.W);
+  if (p.C == channels && input.pixel_stride == p.C) {
+    std::memcpy(to, from, size_t(p.W * p.C) * sizeof(BFloat16));
+    return;
+  }
+  for (int64_t x = 0; x < p.W; ++x, to += channels, from += input.pixel_stride) {
+    const int64_t whole = p.C / kTileDepth * kTileDepth;
+    for (int64_t c = 0; c < whole; c += kTileDepth)  // faster than a call of memcpy
+      std::memcpy(to + c, from + c, kTileDepth * sizeof(BFloat16));
+    if (whole == channels) continue;
+    std::memcpy(to + whole, from + whole, size_t(p.C - whole) * sizeof(BFloat16));
+    std::memset(to + p.C, 0, size_t(channels - p.C) * sizeof(BFloat16));
+  }
+}
+
+// Copies the input rows that the output rows from `first` on read, with zeros around them.
 void copy_input(
     const RepConvParams& p, const ImageView& input, int64_t n, int64_t first, const PaddedInput& padded,
     BFloat16* copy) {
-  const int64_t border = p.kernel_size / 2, top = first * p.stride - border;
-  const int64_t bottom = (first + padded.rows - 1) * p.stride + border;
-  if (p.stride == 1 && p.C == padded.channels && input.pixel_stride == p.C) {
-    // Whole rows are contiguous: copy them, and write zeros around them.
-    BFloat16* const end = copy + padded.size();
-    for (int64_t y = top; y <= bottom; ++y) {
-      BFloat16* to = copy + padded.position(p, first, y, 0) * p.C;
-      // The zeros before this row begin where the last row ended.
-      if (y == top) std::memset(copy, 0, size_t(to - copy) * sizeof(BFloat16));
-      if (y < 0 || y >= p.H)
-        std::memset(to, 0, size_t(p.W * p.C) * sizeof(BFloat16));
-      else
-        std::memcpy(to, input.pixel<BFloat16>(n, y * p.W), size_t(p.W * p.C) * sizeof(BFloat16));
-      to += p.W * p.C;
-      const int64_t zeros = y == bottom ? end - to : (padded.pitch - p.W) * p.C;
-      std::memset(to, 0, size_t(zeros) * sizeof(BFloat16));
+  const auto clear = [&](BFloat16* to, int64_t pixels) {
+    std::memset(to, 0, size_t(pixels * padded.channels) * sizeof(BFloat16));
+  };
+  const int64_t top = first * p.stride - padded.border;
+  const int64_t bottom = (first + padded.rows - 1) * p.stride + padded.border;
+  for (int64_t y = top; y <= bottom; ++y) {
+    BFloat16* const row = copy + padded.row_start(first, y) * padded.channels;
+    if (y < 0 || y >= p.H) {
+      clear(row, padded.row_pixels);
+      continue;
     }
-    return;
+    clear(row, padded.border);
+    BFloat16* const to = row + padded.border * padded.channels;
+    copy_row(p, input, n, y, padded.channels, to);
+    clear(to + p.W * padded.channels, padded.row_pixels - padded.border - p.W);
   }
-  std::memset(copy, 0, size_t(padded.size()) * sizeof(BFloat16));
-  for (int64_t y = top < 0 ? 0 : top; y <= bottom && y < p.H; ++y)
-    for (int64_t x = 0; x < p.W; ++x) {
-      BFloat16* to = copy + padded.position(p, first, y, x) * padded.channels;
-      const BFloat16* from = input.pixel<BFloat16>(n, y * p.W + x);
-      if (p.C != padded.channels) {
-        std::memcpy(to, from, size_t(p.C) * sizeof(BFloat16));
-        continue;
-      }
-      for (int64_t c = 0; c < p.C; c += kTileDepth)  // faster than a call of memcpy
-        std::memcpy(to + c, from + c, kTileDepth * sizeof(BFloat16));
-    }
+  clear(copy + (padded.pixels - padded.extra) * padded.channels, padded.extra);
+  if (p.stride == 2) clear(copy + (padded.odd_rows - padded.extra) * padded.channels, padded.extra);
 }
 
 // Adds the bias to the sums of one block, applies ReLU, and writes the pixels that exist. first: the number of the
@@ -165,7 +153,7 @@ void multiply_blocks(
 
   constexpr int64_t kStep = kHalfPanel ? kRightSize / 2 : kRightSize;
   const int64_t depth = channel_tiles(p), panel_size = panel_channels(p), pixels = padded.rows * padded.pitch;
-  const int64_t blocks = (pixels + kBlockRows - 1) / kBlockRows;
+  const int64_t blocks = (pixels + kBlockRows - 1) / kBlockRows, pixel_step = padded.stride * padded.channels;
   TileBlock tiles;
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t o = panel * panel_size, channels = p.C_out - o < panel_size ? p.C_out - o : panel_size;
@@ -185,10 +173,11 @@ void multiply_blocks(
             // Multiply the taps of 32 pixels with the weights of 32 output channels
             const BFloat16* right = weight;
             for (int64_t k = tap; k < tap + taps; ++k) {
-              const BFloat16* left = copy + (padded.tap[k] + block * kBlockRows) * padded.channels + d * kTileDepth;
+              const BFloat16* left =
+                  copy + (padded.tap[k] + block * kBlockRows * padded.stride) * padded.channels + d * kTileDepth;
               for (int64_t i = 0; i < part_depth; ++i, left += kTileDepth, right += kStep)
-                kHalfPanel ? tiles.multiply_add_half(left, padded.channels, right)
-                           : tiles.multiply_add(left, padded.channels, right);
+                kHalfPanel ? tiles.multiply_add_half(left, pixel_step, right)
+                           : tiles.multiply_add(left, pixel_step, right);
             }
             tiles.store(block_sums);
             if (is_last)
