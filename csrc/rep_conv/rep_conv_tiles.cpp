@@ -34,8 +34,9 @@ int64_t taps_per_part(const RepConvParams& p, int64_t part_depth) {
   return part_depth <= 2 || p.taps() == 1 ? p.taps() : 3;
 }
 
-// The number of blocks of pixels that are multiplied with one part of the weights before the next part is loaded.
-constexpr int64_t kBlocksPerWeightPart = 8;
+// The number of blocks of pixels that are multiplied with one part of the weights before the next part is loaded: all
+// blocks of an image of 16 x 20 pixels.
+constexpr int64_t kBlocksPerWeightPart = 12;
 
 // The copy of the input of `rows` output rows, as pixels of `channels` values. Tap k of the output pixel (row, x) reads
 // pixel tap[k] + (row * pitch + x) * stride of the copy.
