@@ -22,8 +22,8 @@ class DeployedDANet(nn.Module):
     """A DANet for inference: fused (see ``danet.models.fuse``), channels-last, with CUDA graphs on CUDA devices.
 
     It is called like a DANet and decodes like one. On CUDA devices without gradients, it replays one CUDA graph per
-    image shape: an output is valid until the next call. On the CPU without gradients, one operator call runs the whole
-    network (``danet.models.program``); hooks of single layers are then not called.
+    image shape: an output is valid until the next call. On the CPU without gradients and without forward hooks, one
+    operator call runs the whole network (``danet.models.program``).
 
     Args:
         network: a DANet in eval mode; it is changed, so that the caller must not use it afterwards.
@@ -116,7 +116,7 @@ class DeployedDANet(nn.Module):
             if self.program is None or not self.program.is_current():
                 self.program = program_of(self.network)
                 self.has_program = self.program is not None
-            if self.program is not None:
+            if self.program is not None and not self.program.has_hooks():
                 return self.program(images)
         return self.network(images)
 

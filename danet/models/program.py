@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from danet.models.blocks import FusedMBB
@@ -37,7 +38,11 @@ class CpuProgram:
         self.tensors: list[Tensor] = []
         self.numbers: list[float] = []
         self.num_values = 1  # value 0 is the image
-        self.sources: list[tuple[dict, str, Any]] = []  # buffers of modules, their names, and what they were
+        # The buffers that the program uses and all modules of the network: where they are stored, names, and values
+        self.sources: list[tuple[dict, str, Any]] = []
+        self.modules = list(network.modules())
+        for module in self.modules:
+            self.sources += [(module._modules, name, child) for name, child in module._modules.items()]
         self.last_use: dict[int, int] = {}  # where to free a value: an index into ``code``
         x = self._convolve(network.backbone.stem, 0)
         features = []
@@ -55,8 +60,14 @@ class CpuProgram:
         self._free_unused()
 
     def is_current(self) -> bool:
-        """Whether the modules still have the weights that the program uses."""
-        return all(buffers.get(name) is value for buffers, name, value in self.sources)
+        """Whether the network still has the modules and the weights that the program uses."""
+        return all(values.get(name) is value for values, name, value in self.sources)
+
+    def has_hooks(self) -> bool:
+        """Whether a module has a forward hook, which must be called."""
+        if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+            return True
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self.modules)
 
     def __call__(self, images: Tensor) -> Output:
         """Runs the network on images of the dtype of its first layer, channels-last."""

@@ -75,6 +75,29 @@ def test_program_follows_new_weights_and_conversions():
 
 
 @torch.no_grad()
+def test_hooks_of_layers_are_called():
+    deployed, seen = trained().deploy(), []
+    images = torch.randn(1, 1, 64, 64)
+    expected = deployed(images)
+    handle = deployed.network.backbone.stages[1][0].register_forward_hook(lambda module, args, out: seen.append(out))
+    assert torch.equal(deployed(images).logits[0], expected.logits[0]) and len(seen) == 1
+    handle.remove()
+    deployed(images)
+    assert len(seen) == 1
+
+
+@torch.no_grad()
+def test_replaced_layers_are_used():
+    deployed, other = trained().deploy(), trained(seed=1).deploy()
+    images = torch.randn(1, 1, 64, 64)
+    old = deployed(images)
+    deployed.network.head.towers[0] = other.network.head.towers[0]
+    new = deployed(images)
+    assert not torch.equal(old.logits[0], new.logits[0]) and torch.equal(old.logits[1], new.logits[1])
+    assert torch.equal(new.logits[0], layer_by_layer(deployed, images).logits[0])
+
+
+@torch.no_grad()
 def test_copy_of_a_deployed_network_has_its_own_program():
     deployed = trained().deploy()
     images = torch.randn(1, 1, 64, 64)
