@@ -225,16 +225,18 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None = Non
         >>> nms(boxes, torch.tensor([0.6, 0.9, 0.5]), threshold=0.5).tolist()
         [1, 2]
     """
+    order = scores.argsort(descending=True, stable=True)
     if boxes.device.type == "cpu":  # numpy's functions start faster than torch's, and there are few boxes
-        return torch.from_numpy(_nms(boxes.detach().numpy(), scores.detach().numpy(), threshold, limit, NMS_BLOCK))
+        values = boxes.detach().to(torch.promote_types(boxes.dtype, torch.float32)).numpy()
+        with np.errstate(all="ignore"):
+            return torch.from_numpy(_nms(values, order.numpy(), threshold, limit, NMS_BLOCK))
     # Several small IoU matrices are faster than one large one on the CPU; elsewhere one launch is faster.
-    return _nms(boxes, scores, threshold, limit, max(1, len(scores)))
+    return _nms(boxes, order, threshold, limit, max(1, len(order)))
 
 
-def _nms(boxes: Array, scores: Array, threshold: float, limit: int | None, block_size: int) -> Array:
-    """``nms`` for torch tensors or numpy arrays, in blocks of boxes."""
-    library = _library(scores)
-    rest: Any = library.argsort(-scores, stable=True)
+def _nms(boxes: Array, order: Array, threshold: float, limit: int | None, block_size: int) -> Array:
+    """``nms`` for torch tensors or numpy arrays, in blocks of boxes; ``order``: indices by descending score."""
+    library, rest = _library(boxes), order
     limit = len(rest) if limit is None else limit
     kept = [rest[:0]]
     while len(rest) > 0 and sum(map(len, kept)) < limit:

@@ -117,3 +117,18 @@ def test_select_takes_the_best_class_and_obeys_its_limits():
     assert len(one.boxes) == 1
     none = B.select(boxes.__getitem__, scores, score_threshold=0.95, iou_threshold=0.5, max_detections=10)
     assert none.boxes.shape == (0, 4) and none.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_nms_accepts_every_dtype(dtype):
+    boxes = torch.tensor([[0.0, 0, 8, 8], [1, 0, 9, 8], [20, 20, 28, 28]], dtype=dtype)
+    for scores in (torch.tensor([0.6, 0.9, 0.5], dtype=dtype), torch.tensor([2, 3, 1], dtype=torch.uint8)):
+        assert B.nms(boxes, scores, 0.5).tolist() == [1, 2]
+    assert B.nms(boxes.requires_grad_(), torch.tensor([0.6, 0.9, 0.5]), 0.5).tolist() == [1, 2]
+    assert B.nms(boxes[:0], torch.zeros(0), 0.5).tolist() == []
+
+
+def test_nms_of_infinite_boxes_prints_nothing(recwarn):
+    boxes = torch.tensor([[0.0, 0, float("inf"), 8], [0, 0, float("inf"), 8], [float("nan")] * 4])
+    assert set(B.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()) >= {0}
+    assert not recwarn.list

@@ -39,7 +39,7 @@ Isa select_isa() {
   return best;
 }
 
-// Whether the processor has AMX for bfloat16. Linux lets a process use the tile registers only after it asked for them.
+// Whether the processor has AMX for bfloat16, and AVX512_BF16, with which the kernels for AMX are compiled. Linux lets a process use the tile registers only after it asked for them.
 bool has_amx() {
 #if defined(DANET_HAS_AMX) && defined(__linux__)
   constexpr unsigned kBfloat16Bit = 1u << 22, kTileBit = 1u << 24;  // of EDX, leaf 7 of CPUID
@@ -47,6 +47,7 @@ bool has_amx() {
   unsigned eax, ebx, ecx, edx;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
   if ((edx & kBfloat16Bit) == 0 || (edx & kTileBit) == 0) return false;
+  if (!__builtin_cpu_supports("avx512bf16")) return false;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;

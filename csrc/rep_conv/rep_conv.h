@@ -29,9 +29,9 @@ struct RepConvParams {
   bool relu;
   int64_t stride;
   int64_t kernel_size = 3;  // or 1
-  // On the matrix unit: the weight is float32, and each of its values is multiplied as the sum of two bfloat16 values.
-  // Bias and result are float32.
-  bool has_wide_weight = false;
+  // On the matrix unit: the weight is float32, and each of its values is multiplied as the sum of two bfloat16 values, of
+  // which one may be zero, so that an infinite input gives NaN. Bias and result are float32.
+  bool has_float32_weight = false;
 
   int64_t taps() const { return kernel_size * kernel_size; }
   int64_t H_out() const { return (H - 1) / stride + 1; }
@@ -77,7 +77,7 @@ struct RepConvKernels {
 DANET_DECLARE_KERNELS(RepConvKernels, rep_conv_kernels)
 
 // The kernels on the matrix unit, for an input in bfloat16. Weight and bias are bfloat16, or float32 if
-// RepConvParams::has_wide_weight.
+// RepConvParams::has_float32_weight.
 struct RepConvTileKernels {
   int64_t (*panels)(const RepConvParams&);         // of output channels
   int64_t (*prepared_size)(const RepConvParams&);  // in values
@@ -88,8 +88,8 @@ struct RepConvTileKernels {
   void (*forward)(
       const RepConvParams&, ImageView input, const BFloat16* prepared, const void* bias, ImageView out, int64_t n,
       int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch);
-  // RepConvKernels::few_inputs for an input and a bias in float32 and a result in bfloat16, with AVX-512's panels. Not to
-  // be called if the unit is emulated.
+  // RepConvKernels::few_inputs for an input and a bias in float32 and a result in bfloat16, with AVX-512's panels. Null
+  // if the unit is emulated.
   void (*few_inputs)(
       const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
       int64_t end, float* scratch);

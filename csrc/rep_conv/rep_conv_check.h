@@ -9,10 +9,10 @@
 
 namespace danet {
 
-// can_be_wider: whether weight and bias may be float32 for an input of 16 bits.
+// allows_float32_weight: whether weight and bias may be float32 for an input of 16 bits.
 inline RepConvParams check_rep_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu,
-    bool can_be_wider) {
+    bool allows_float32_weight) {
   check_input("rep_conv", input);
   DANET_CHECK(
       weight.dim() == 4 && (weight.size(2) == 1 || weight.size(2) == 3),
@@ -21,9 +21,9 @@ inline RepConvParams check_rep_conv(
   const RepConvParams p{input.size(0), input.size(1), weight.size(0), input.size(2), input.size(3), relu, stride, k,
                         false};
   const ScalarType type = input.scalar_type();
-  const bool is_wider = can_be_wider && weight.scalar_type() == ScalarType::Float &&
-                        (type == ScalarType::Half || type == ScalarType::BFloat16);
-  DANET_CHECK(is_wider || weight.scalar_type() == type, "rep_conv: weight must have input's dtype");
+  const bool has_float32_weight = allows_float32_weight && weight.scalar_type() == ScalarType::Float &&
+                                  (type == ScalarType::Half || type == ScalarType::BFloat16);
+  DANET_CHECK(has_float32_weight || weight.scalar_type() == type, "rep_conv: weight must have input's dtype");
   DANET_CHECK(
       is_here(weight) && weight.get_device_index() == input.get_device_index(),
       "rep_conv: weight must be on input's device");

@@ -29,8 +29,8 @@ struct RepConvTypes {
 
 // Chooses the algorithm. If there is a matrix unit, it computes bfloat16 layers with at least kFewChannels input and
 // output channels; smaller ones are computed as in float32. It also computes layers at stride 1 with a float32 weight
-// for an input in bfloat16. torch's convolution (oneDNN) computes float64, 1x1 kernels, bfloat16 on processors without a
-// matrix unit that have instructions for it, and layers with few output channels at stride 2. Winograd computes layers
+// for an input in bfloat16. Of the rest, torch's convolution (oneDNN) computes float64, 1x1 kernels, bfloat16 on
+// processors without a matrix unit that have instructions for it, and layers with few output channels at stride 2. Winograd computes layers
 // with enough channels to amortize its transforms.
 RepConvMethod choose_method(RepConvTypes types, const RepConvParams& p) {
   const bool has_tiles = types.input == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone;
@@ -45,9 +45,9 @@ RepConvMethod choose_method(RepConvTypes types, const RepConvParams& p) {
   return RepConvMethod::kWinograd;
 }
 
-// As check_rep_conv, with the decision about a wide weight.
-RepConvParams with_wide_weight(RepConvParams p, RepConvTypes types, RepConvMethod method) {
-  p.has_wide_weight = method == RepConvMethod::kTiles && types.weight != types.input;
+// As check_rep_conv, with the decision about a float32 weight.
+RepConvParams with_float32_weight(RepConvParams p, RepConvTypes types, RepConvMethod method) {
+  p.has_float32_weight = method == RepConvMethod::kTiles && types.weight != types.input;
   return p;
 }
 
@@ -70,7 +70,11 @@ Tensor convolve_with_torch(
 std::vector<int64_t> prepared_sizes(const RepConvKernels& kernels, const RepConvParams& p, RepConvMethod method) {
   const int64_t panels = (p.C_out + kernels.panel - 1) / kernels.panel;
   switch (method) {
-    case RepConvMethod::kTiles: return {DANET_TILE_KERNELS(rep_conv_tile_kernels).prepared_size(p)};
+    // One dimension more for a float32 weight, so that the layouts cannot be confused.
+    case RepConvMethod::kTiles: {
+      const int64_t size = DANET_TILE_KERNELS(rep_conv_tile_kernels).prepared_size(p);
+      return p.has_float32_weight ? std::vector<int64_t>{1, size} : std::vector<int64_t>{size};
+    }
     case RepConvMethod::kWinograd: return {panels, 9, p.C * kernels.panel};
     case RepConvMethod::kFewOutputs: return {p.C_out, 9, p.C};
     case RepConvMethod::kFewInputs: return {panels, 9, p.C * kernels.panel};
@@ -93,7 +97,7 @@ Tensor prepare_rep_conv(const Tensor& weight, int64_t stride, std::optional<Scal
   RepConvParams p{0, weight.size(1), weight.size(0), 0, 0, false, stride, weight.size(2), false};
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(weight));
   const RepConvMethod method = choose_method(types, p);
-  p = with_wide_weight(p, types, method);
+  p = with_float32_weight(p, types, method);
   const Tensor prepared = torch::stable::empty(prepared_sizes(kernels, p, method), prepared_type(method));
   if (method == RepConvMethod::kTorch) return prepared;
   if (method == RepConvMethod::kTiles) {
@@ -154,11 +158,11 @@ Tensor converted(const Tensor& t, ScalarType type) {
 Tensor rep_conv(
     const Tensor& given, const Tensor& weight, const std::optional<Tensor>& prepared, const std::optional<Tensor>& bias,
     int64_t stride, bool relu, bool /* tf32 */, std::optional<ScalarType> out_dtype) {
-  RepConvParams p = check_rep_conv(given, weight, bias, stride, relu, /*can_be_wider=*/true);
+  RepConvParams p = check_rep_conv(given, weight, bias, stride, relu, /*allows_float32_weight=*/true);
   const ScalarType type = weight.scalar_type(), out_type = out_dtype ? *out_dtype : type;
   const RepConvTypes types{given.scalar_type(), type};
   const RepConvMethod method = choose_method(types, p);
-  p = with_wide_weight(p, types, method);
+  p = with_float32_weight(p, types, method);
   // Only the matrix unit reads an input whose dtype differs from the weight's.
   const Tensor input = method == RepConvMethod::kTiles ? given : converted(given, type);
   // NOTE: a weight that is not prepared must be laid out in every call. At stride 2 that costs more than Winograd
@@ -176,13 +180,13 @@ Tensor rep_conv(
           std::equal(expected.begin(), expected.end(), packed.sizes().begin()),
       "rep_conv: prepared does not match the weight, the stride and the dtype of the input");
   // With AMX, and therefore AVX512_BF16, one kernel converts its results itself.
-  const bool narrows = method == RepConvMethod::kFewInputs && type == ScalarType::Float &&
-                       out_type == ScalarType::BFloat16 && matrix_unit() == MatrixUnit::kAmx;
+  const bool writes_bfloat16 = method == RepConvMethod::kFewInputs && type == ScalarType::Float &&
+                               out_type == ScalarType::BFloat16 && matrix_unit() == MatrixUnit::kAmx;
   const Image x(input);
   const Image out(
       torch::stable::empty(
-          {p.N, p.C_out, p.H_out(), p.W_out()}, narrows ? out_type : type, std::nullopt, input.device(), std::nullopt,
-          MemoryFormat::ChannelsLast));
+          {p.N, p.C_out, p.H_out(), p.W_out()}, writes_bfloat16 ? out_type : type, std::nullopt, input.device(),
+          std::nullopt, MemoryFormat::ChannelsLast));
   std::optional<Tensor> contiguous_bias;
   if (bias) contiguous_bias = torch::stable::contiguous(*bias);
   const void* b = contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr;
@@ -198,7 +202,7 @@ Tensor rep_conv(
     return converted(out.tensor, out_type);
   }
   if (method == RepConvMethod::kFewInputs) {
-    const auto few_inputs = narrows ? DANET_TILE_KERNELS(rep_conv_tile_kernels).few_inputs : kernels.few_inputs;
+    const auto few_inputs = writes_bfloat16 ? DANET_TILE_KERNELS(rep_conv_tile_kernels).few_inputs : kernels.few_inputs;
     parallel_for(p.N * p.H_out(), p.W_out() * p.C * p.C_out, [&](int64_t begin, int64_t end) {
       const Scratch scratch(kernels.few_inputs_scratch(p) * int64_t(sizeof(float)));
       few_inputs(p, x.view, weights, b, out.view, begin, end, reinterpret_cast<float*>(scratch.get()));

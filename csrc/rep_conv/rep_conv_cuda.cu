@@ -419,7 +419,7 @@ Tensor run_implicit_gemm(
 Tensor rep_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& /* prepared */,
     const std::optional<Tensor>& bias, int64_t stride, bool relu, bool tf32, std::optional<ScalarType> out_dtype) {
-  const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu, /*can_be_wider=*/false);
+  const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu, /*allows_float32_weight=*/false);
   DANET_CHECK(!out_dtype || *out_dtype == input.scalar_type(), "rep_conv: out_dtype must be input's dtype on CUDA");
   const DeviceGuard device_guard(input);
   // [C_out, 3, 3, C] in memory

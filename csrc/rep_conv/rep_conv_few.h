@@ -139,7 +139,7 @@ DANET_INLINE F load_bias(const void* bias, int64_t channel, int64_t count) {
   return load_channels(static_cast<const T*>(bias) + channel, count >= kLanes<float> ? 0 : int(count));
 }
 
-// The number of pixels of a row of the copy below.
+// The number of pixels in each of the three rows that few_inputs copies.
 DANET_INLINE int64_t copied_pixels(const RepConvParams& p) {
   return ((p.W_out() + kMaxRows - 1) / kMaxRows * kMaxRows - 1) * p.stride + 3;
 }

@@ -17,11 +17,14 @@ constexpr int L = kLanes<float>;
 
 // The number of tiles of kTileDepth channels of the input.
 int64_t channel_tiles(const RepConvParams& p) { return (p.C + kTileDepth - 1) / kTileDepth; }
-// The columns of a panel of weights: half of a block if that is enough for all output channels. A wide weight takes two
-// columns: it is rounded to bfloat16 in the first half of the panel, and the rest of it is in the second half.
-bool has_half_panel(const RepConvParams& p) { return p.has_wide_weight && p.C_out <= kBlockColumns / 4; }
+// The columns of a panel of weights: a block, or half of one for float32 weights if that is enough for all output
+// channels. A float32 weight takes two columns. The first half of the panel holds it rounded to bfloat16, the second half
+// the rounding error.
+bool has_half_panel(const RepConvParams& p) { return p.has_float32_weight && p.C_out <= kBlockColumns / 4; }
 int64_t panel_columns(const RepConvParams& p) { return has_half_panel(p) ? kBlockColumns / 2 : kBlockColumns; }
-int64_t panel_channels(const RepConvParams& p) { return p.has_wide_weight ? panel_columns(p) / 2 : panel_columns(p); }
+int64_t panel_channels(const RepConvParams& p) {
+  return p.has_float32_weight ? panel_columns(p) / 2 : panel_columns(p);
+}
 // The size of a panel's weights of one tap and one tile of channels.
 int64_t right_size(const RepConvParams& p) { return panel_columns(p) * kTileDepth; }
 int64_t panels_of(const RepConvParams& p) { return (p.C_out + panel_channels(p) - 1) / panel_channels(p); }
@@ -116,7 +119,7 @@ void copy_input(
 
 // Adds the bias to the sums of one block, applies ReLU, and writes the pixels that exist. first: the number of the
 // block's first pixel, counted with the dropped pixel at the end of each row. Out: the type of the bias and the result,
-// float for a wide weight.
+// float for float32 weights.
 template <typename Out>
 void write_block(
     const RepConvParams& p, const float* sums, const Out* bias, int64_t channels, bool relu, int64_t first, int64_t end,
@@ -158,8 +161,9 @@ void multiply_blocks(
   TileBlock tiles;
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t o = panel * panel_size, channels = p.C_out - o < panel_size ? p.C_out - o : panel_size;
-    for (int64_t turn = 0; turn < blocks; turn += kBlocksPerWeightPart) {
-      const int64_t turn_end = turn + kBlocksPerWeightPart < blocks ? turn + kBlocksPerWeightPart : blocks;
+    for (int64_t first_block = 0; first_block < blocks; first_block += kBlocksPerWeightPart) {
+      const int64_t end_block =
+          first_block + kBlocksPerWeightPart < blocks ? first_block + kBlocksPerWeightPart : blocks;
       const BFloat16* weight = prepared + panel * p.taps() * depth * kStep;
       // Take the weights in parts that fit into the first-level cache. Between the parts, the sums of the blocks are
       // kept in memory.
@@ -168,8 +172,8 @@ void multiply_blocks(
         const int64_t taps = taps_per_part(p, part_depth);
         for (int64_t tap = 0; tap < p.taps(); tap += taps, weight += taps * part_depth * kStep) {
           const bool is_first = d == 0 && tap == 0, is_last = d + part_depth == depth && tap + taps == p.taps();
-          for (int64_t block = turn; block < turn_end; ++block) {
-            float* const block_sums = sums + (block - turn) * kBlockRows * kBlockColumns;
+          for (int64_t block = first_block; block < end_block; ++block) {
+            float* const block_sums = sums + (block - first_block) * kBlockRows * kBlockColumns;
             is_first ? tiles.clear() : tiles.load(block_sums);
             // Multiply the taps of 32 pixels with the weights of 32 output channels
             const BFloat16* right = weight;
@@ -200,7 +204,7 @@ void forward(
     multiply_blocks<Out, half.value>(p, input, prepared, typed_bias, out, n, begin, end, first, last, scratch);
   };
   if (has_half_panel(p)) return run(static_cast<const float*>(bias), std::true_type{});
-  if (p.has_wide_weight) return run(static_cast<const float*>(bias), std::false_type{});
+  if (p.has_float32_weight) return run(static_cast<const float*>(bias), std::false_type{});
   run(static_cast<const BFloat16*>(bias), std::false_type{});
 }
 
@@ -225,7 +229,7 @@ void pack_panels(const RepConvParams& p, BFloat16* prepared, const Value& value)
 
 // Packs the weight [C_out, C, taps], with zeros for channels that do not exist.
 void prepare(const RepConvParams& p, const void* weight, BFloat16* prepared) {
-  if (!p.has_wide_weight) {
+  if (!p.has_float32_weight) {
     const BFloat16* values = static_cast<const BFloat16*>(weight);
     return pack_panels(p, prepared, [&](int64_t /* column */, int64_t i) { return values[i]; });
   }
@@ -237,8 +241,13 @@ void prepare(const RepConvParams& p, const void* weight, BFloat16* prepared) {
   });
 }
 
-constexpr RepConvTileKernels kKernels = {panels_of,    prepared_size, prepare,
-                                         scratch_size, forward,       few_inputs<float, BFloat16>};
+#if defined(__AMX_TILE__)
+constexpr auto kFewInputs = few_inputs<float, BFloat16>;
+#else
+constexpr std::nullptr_t kFewInputs = nullptr;
+#endif
+
+constexpr RepConvTileKernels kKernels = {panels_of, prepared_size, prepare, scratch_size, forward, kFewInputs};
 
 }  // namespace
 

@@ -5,10 +5,11 @@
 // upper corners of a bilinear sample are then one load and one instruction, and so are the lower ones. The depth-wise
 // convolution needs two instructions per row of its window. Reading the image itself needs about four times as many
 // instructions, because each of its values must be converted to float32 first. The copy is as large as an image in
-// float32. The weights of the corners are rounded to bfloat16, which changes a sample by less than the rounding of the
-// result does.
+// float32. The weights of the corners are rounded to bfloat16. The error of a sample is then about as large as the
+// rounding error of the result.
 #pragma once
 
+#include "../common/bfloat16_pairs.h"
 #include "safem_block.h"
 
 namespace danet {

@@ -14,7 +14,7 @@ from danet.data import h264_writer
 from danet.data.h264_writer import H264Writer
 from danet.data.video_decoder import DEFAULT_FPS
 from danet.utils.errors import UserError
-from danet.utils.files import atomic_path
+from danet.utils.files import atomic_path, write_error
 from danet.utils.image_io import silent_stderr, to_display
 
 MIN_FREE_DISK_BYTES = 16 << 20
@@ -42,7 +42,7 @@ class VideoWriter:
             for H.264 by PyAV, for files ending in ``.mp4``.
 
     Raises:
-        UserError: from ``write``, if the codec or the file cannot be opened.
+        UserError: from ``write`` and at the end of the block, if the codec or the file cannot be opened or written.
         DiskFullError: from ``write``, if less than MIN_FREE_DISK_BYTES are free.
 
     Example:
@@ -80,9 +80,13 @@ class VideoWriter:
             writer.write(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) if self._grey else picture)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if self._writer is not None:
-            with self._naming_errors():
-                self._writer.release()
+        try:
+            if self._writer is not None:
+                with self._naming_errors():
+                    self._writer.release()
+        except UserError as failure:
+            self._pending_file.__exit__(type(failure), failure, failure.__traceback__)
+            raise
         if kind is None or (self.frames and issubclass(kind, (KeyboardInterrupt, UserError))):
             self._pending_file.close()
         else:
@@ -90,11 +94,13 @@ class VideoWriter:
 
     @contextlib.contextmanager
     def _naming_errors(self) -> Iterator[None]:
-        """Raises a UserError that names the file for the errors of PyAV, which are OSErrors; OpenCV raises none."""
+        """Raises UserErrors that name the file instead of the errors of PyAV; OpenCV raises none."""
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self.path}: the video cannot be written ({error.strerror or error})") from error
+            raise write_error(self.path, error) from error
+        except (ValueError, OverflowError) as error:
+            raise UserError(f"{self.path}: the video cannot be written ({error})") from error
 
     def _open(self, first: np.ndarray) -> cv2.VideoWriter | H264Writer:
         height, width = first.shape[:2]

@@ -189,9 +189,11 @@ class FrameRun:
             print(f"{options.out} holds an earlier run; the results go to {self.out} (--overwrite replaces it)")
         has_video = options.save_images and any(isinstance(source, Video) for source in self.sources)
         if has_video and choose_codec(suffix) not in PLAYED_BY_BROWSERS:
-            print("annotated videos are MPEG-4, which web browsers do not play; pip install av lets them be H.264")
+            print(
+                "annotated videos are MPEG-4, which browsers do not play; install PyAV (pip install av) to write H.264"
+            )
         elif has_video and options.video_format == "auto" and suffix == ".webm":
-            print("annotated videos are WebM, which takes most of the time to write; pip install av lets them be H.264")
+            print("annotated videos are WebM, which is slow to write; install PyAV (pip install av) to write H.264")
 
 
 def load_detector(options: FrameOptions, thresholds: dict[str, Any]) -> Detector:

@@ -69,7 +69,7 @@ class DeployedDANet(nn.Module):
         """Forgets the CUDA graphs and the CPU program, which use the old weights."""
         self.graphs = CudaGraphs(self.network)
         self.program: CpuProgram | None = None
-        self.has_program = True  # until it is found that the network has none
+        self.has_program = True  # False after program_of has returned None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DeployedDANet":
         before = self.dtype

@@ -67,6 +67,10 @@ class PreparedSaFEM(nn.Module):
             self._prepare()
         return self
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._prepare()
+
 
 def fold_projection(sdc: SDC, ffn: FFN) -> list[Tensor]:
     """Weights and biases of ``ffn(sdc.projection(z))`` as two layers, expand and reduce."""

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from danet.models.acfa import Neck
+from danet.models.backbone import Backbone
 from danet.models.blocks import FusedMBB
 from danet.models.fuse import FusedACFA, FusedSaFEM
-from danet.models.heads import Output
+from danet.models.heads import Head, Output
 from danet.models.heads.head import FusedTowers
 from danet.ops import library
 
@@ -38,11 +40,16 @@ class CpuProgram:
         self.tensors: list[Tensor] = []
         self.numbers: list[float] = []
         self.num_values = 1  # value 0 is the image
-        # The buffers that the program uses and all modules of the network: where they are stored, names, and values
+        # What the program depends on: where it is stored, its name and its value
         self.sources: list[tuple[dict, str, Any]] = []
         self.modules = list(network.modules())
+        self.children = [(module._modules, len(module._modules)) for module in self.modules]
         for module in self.modules:
             self.sources += [(module._modules, name, child) for name, child in module._modules.items()]
+            self.sources.append((vars(module), "forward", None))  # no function that replaces that of the class
+        if not self.is_current():
+            raise UnsupportedNetwork("a module with another forward")
+        check_types(network)
         self.last_use: dict[int, int] = {}  # where to free a value: an index into ``code``
         x = self._convolve(network.backbone.stem, 0)
         features = []
@@ -60,8 +67,10 @@ class CpuProgram:
         self._free_unused()
 
     def is_current(self) -> bool:
-        """Whether the network still has the modules and the weights that the program uses."""
-        return all(values.get(name) is value for values, name, value in self.sources)
+        """Whether the network still has the modules, the weights and the options that the program uses."""
+        return all(values.get(name) is value for values, name, value in self.sources) and all(
+            len(children) == count for children, count in self.children
+        )
 
     def has_hooks(self) -> bool:
         """Whether a module has a forward hook, which must be called."""
@@ -84,6 +93,11 @@ class CpuProgram:
         self.last_use.update(dict.fromkeys(inputs, len(self.code)))
         return out
 
+    def _option(self, module: nn.Module, name: str) -> Any:
+        value = vars(module)[name]
+        self.sources.append((vars(module), name, value))
+        return value
+
     def _tensor(self, module: nn.Module, name: str) -> int:
         value = module._buffers[name]
         self.sources.append((module._buffers, name, value))
@@ -97,15 +111,16 @@ class CpuProgram:
         if type(block) is FusedMBB:
             return self._convolve(block, x)
         if type(block) is FusedSaFEM:
-            return self._safem(block.prepared, block.scale, x, NONE, NONE)
+            return self._safem(block.prepared, self._option(block, "scale"), x, NONE, NONE)
         raise UnsupportedNetwork(type(block).__name__)
 
     def _convolve(self, block: nn.Module, x: int) -> int:
         if type(block) is not FusedMBB:
             raise UnsupportedNetwork(type(block).__name__)
         weight, prepared, bias = (self._tensor(block, name) for name in ("weight", "transformed", "bias"))
-        dtype = NONE if block.out_dtype is None else DTYPES.index(block.out_dtype)
-        return self._emit(CONVOLVE, x, weight, prepared, bias, block.stride, int(block.relu), dtype, inputs=(x,))
+        stride, relu, out_dtype = (self._option(block, name) for name in ("stride", "relu", "out_dtype"))
+        dtype = NONE if out_dtype is None else DTYPES.index(out_dtype)
+        return self._emit(CONVOLVE, x, weight, prepared, bias, stride, int(relu), dtype, inputs=(x,))
 
     def _safem(self, prepared: Any, scale: float, x: int, up: int, weight: int) -> int:
         self.numbers.append(scale)
@@ -114,18 +129,18 @@ class CpuProgram:
         return self._emit(SAFEM, x, packed, up, weight, prepared.groups, len(self.numbers) - 1, inputs=inputs)
 
     def _packed(self, prepared: Any) -> int:
-        if prepared.weights.packed is None:
+        weights = self._option(prepared, "weights")
+        if weights.packed is None:
             raise UnsupportedNetwork("SaFEM without packed weights")
-        # The weights are prepared from this buffer, and prepared again if it is replaced.
-        self.sources.append((prepared._buffers, "_0", prepared._buffers["_0"]))
-        return self._constant(prepared.weights.packed)
+        return self._constant(weights.packed)
 
     def _acfa(self, fusion: nn.Module, shallow: int, deep: int) -> int:
         if type(fusion) is not FusedACFA:
             raise UnsupportedNetwork(type(fusion).__name__)
         packed = self._packed(fusion.deep)
         weight = self._emit(ACFA_WEIGHT, deep, packed, fusion.deep.groups, inputs=(deep,))
-        return self._safem(fusion.shallow, fusion.scale, shallow, self._convolve(fusion.up, deep), weight)
+        scale = self._option(fusion, "scale")
+        return self._safem(fusion.shallow, scale, shallow, self._convolve(fusion.up, deep), weight)
 
     def _towers(self, towers: nn.Module, x: int) -> tuple[int, int]:
         if type(towers) is not FusedTowers:
@@ -143,6 +158,18 @@ class CpuProgram:
 
 class UnsupportedNetwork(Exception):
     """A part of the network cannot be part of a program."""
+
+
+def check_types(network: Any) -> None:
+    """Raises UnsupportedNetwork if a part of the network computes something else than the program."""
+    from danet.models.danet import DANet  # that module imports this one
+
+    known = (network, DANet), (network.backbone, Backbone), (network.neck, Neck), (network.head, Head)
+    for part, kind in known:
+        if not isinstance(part, kind) or type(part).forward is not kind.forward:
+            raise UnsupportedNetwork(type(part).__name__)
+    if network.head.towers is None:
+        raise UnsupportedNetwork("a head without fused towers")
 
 
 def program_of(network: Any) -> CpuProgram | None:
@@ -165,7 +192,7 @@ def program_of(network: Any) -> CpuProgram | None:
 
 
 def can_run_program(images: Tensor) -> bool:
-    """Whether calls with these images may skip Python.
+    """Whether the network may run as a program for these images.
 
     They may not if something observes or changes single operators: gradients, autocast, forward mode, tracing,
     exporting, compiling, a dispatch mode such as ``FlopCounterMode``, or a subclass of Tensor.

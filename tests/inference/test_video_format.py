@@ -75,6 +75,15 @@ def test_h264_by_pyav_reads_back(tmp_path, shape):
     assert np.abs(inner.astype(float) - 120).max() < 6, "grey stays grey"
 
 
+@pytest.mark.parametrize("fps", [0.0, -5.0, 90_000.0, float("nan"), float("inf")])
+def test_rate_that_h264_does_not_have_is_an_error(tmp_path, fps):
+    pytest.importorskip("av")
+    error = pytest.raises(UserError, match=r"a\.mp4: the video cannot be written")
+    with error, VideoWriter(tmp_path / "a.mp4", fps, "libx264") as writer:
+        writer.write(np.zeros((48, 64), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_file_that_pyav_cannot_write_is_named(tmp_path):
     """A limit of the file size stands for a full disk."""
     pytest.importorskip("av")
@@ -93,7 +102,8 @@ except UserError as error:
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path}/a.mp4: the video cannot be written (File too large)\n"
+    assert done.stdout == f"{tmp_path}/a.mp4: cannot be written (File too large)\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_video_is_kept_after_an_error_elsewhere(tmp_path):

@@ -1,13 +1,15 @@
 """The CPU program of a deployed network: it computes what the network computes when it is called layer by layer."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from danet.config import ModelConfig
-from danet.models import build_model
+from danet.models import build_model, program
 from danet.models.program import CpuProgram, program_of
 from danet.ops import info
 
@@ -68,7 +70,7 @@ def test_program_follows_new_weights_and_conversions():
     deployed.load_state_dict(other.state_dict())
     new = deployed(images)
     assert not torch.equal(old.logits[0], new.logits[0])
-    assert torch.equal(new.logits[0], layer_by_layer(deployed, images).logits[0])
+    assert torch.equal(new.logits[0], other(images).logits[0])
     deployed.network.backbone.stages[0][0].double()  # one part alone, below the deployed network
     deployed.network.backbone.stages[0][0].float()
     assert torch.equal(new.logits[0], deployed(images).logits[0])
@@ -95,6 +97,43 @@ def test_replaced_layers_are_used():
     new = deployed(images)
     assert not torch.equal(old.logits[0], new.logits[0]) and torch.equal(old.logits[1], new.logits[1])
     assert torch.equal(new.logits[0], layer_by_layer(deployed, images).logits[0])
+
+
+@torch.no_grad()
+def test_program_follows_added_layers_and_changed_options():
+    deployed = trained().deploy()
+    images = torch.randn(1, 1, 64, 64)
+    before = deployed(images).logits[3]
+    deployed.network.backbone.stages[3][-1].scale = 2.0
+    scaled = deployed(images).logits[3]
+    assert not torch.equal(before, scaled)
+    deployed.network.backbone.stages[3].append(copy.deepcopy(deployed.network.backbone.stages[3][-1]))
+    longer = deployed(images).logits[3]
+    assert not torch.equal(scaled, longer)
+    assert torch.equal(longer, layer_by_layer(deployed, images).logits[3])
+
+
+@torch.no_grad()
+def test_other_forward_functions_are_called():
+    deployed = trained().deploy()
+    images = torch.randn(1, 1, 64, 64)
+    expected = deployed(images).logits[0]
+    head = deployed.network.head
+    head.forward = lambda features, forward=head.forward: ([2 * x for x in forward(features)[0]], forward(features)[1])
+    assert torch.equal(deployed(images).logits[0], 2 * expected)
+    assert program_of(deployed.network) is None
+
+
+def test_instructions_are_those_of_the_header():
+    header = (Path(__file__).parents[2] / "csrc/program/program.h").read_text()
+    names = re.search(r"enum Instruction : int64_t {(.*?)}", header)[1].replace(" ", "").split(",")
+    assert names == ["kConvolve", "kNarrow", "kSafem", "kAcfaWeight", "kFree"]
+    instructions = [program.CONVOLVE, program.NARROW, program.SAFEM, program.ACFA_WEIGHT, program.FREE]
+    assert instructions == list(range(5))
+    dtypes = re.findall(r"ScalarType::(\w+)", re.search(r"kDTypes\[\] = {(.*?)}", header)[1])
+    assert dtypes == ["Float", "BFloat16", "Half", "Double"]
+    expected = torch.float32, torch.bfloat16, torch.float16, torch.float64
+    assert expected == program.DTYPES
 
 
 @torch.no_grad()
