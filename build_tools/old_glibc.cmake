@@ -7,8 +7,9 @@
 #
 # Three kinds of symbols would require a newer system:
 #
-# 1. Symbols that newer headers reference: __libc_single_threaded (glibc 2.32) and two constructors that libstdc++
-#    exports since GCC 9. `compatibility_source` defines them inside the library.
+# 1. Symbols that newer headers reference: __libc_single_threaded (glibc 2.32), two constructors that libstdc++ exports
+#    since GCC 9, and a function that a std::vector calls since GCC 11. `compatibility_source` defines them inside the
+#    library.
 # 2. exp, which has a new version in glibc 2.29 that does not set errno. The linker option --wrap=exp redirects every
 #    call to __wrap_exp in `compatibility_source`, which calls the old version.
 # 3. CUDA_RUNTIME only: the functions of libpthread, libdl and librt that CUDA's static runtime calls. glibc 2.34 moved
@@ -31,12 +32,16 @@ else()
   set(old_exp "#define danet_old_exp __real_exp  // no older version")
 endif()
 
-set(compatibility_source "#include <sstream>
+set(compatibility_source "#include <new>
+#include <sstream>
 // 0: the process may have several threads, so shared_ptr counts atomically.
 extern \"C\" __attribute__((visibility(\"hidden\"))) char __libc_single_threaded;
 char __libc_single_threaded = 0;
 template std::basic_ostringstream<char>::basic_ostringstream();
 template std::basic_stringstream<char>::basic_stringstream();
+extern \"C\" __attribute__((visibility(\"hidden\"), noreturn)) void _ZSt28__throw_bad_array_new_lengthv() {
+  throw std::bad_array_new_length();
+}
 ${old_exp};
 extern \"C\" double danet_old_exp(double);
 extern \"C\" __attribute__((visibility(\"hidden\"))) double __wrap_exp(double x) { return danet_old_exp(x); }
