@@ -157,7 +157,9 @@ def end_to_end(model: DANet, size: tuple[int, int], frames: int, dtype: str, opt
     from danet.inference.box_files import BoxFiles
     from danet.inference.detector import Detector
     from danet.inference.stream import DetectionStream
+    from danet.utils.image_io import quiet_opencv
 
+    quiet_opencv()  # as the commands do
     model = copy.deepcopy(model)
     if options.weights is None:
         for tower in model.head.classify:
