@@ -149,15 +149,18 @@ class _Subject:
         return f"float32, largest relative error {error:.1e}"
 
     def dtypes(self) -> str:
-        errors = {}
+        accepted, refused = [], []
         for dtype in TOLERANCES:
+            name = str(dtype).removeprefix("torch.")
             try:
-                errors[dtype] = max(self.error(name, dtype) for name in self.cases)
+                accepted.append(f"{name} {max(self.error(case, dtype) for case in self.cases):.1e}")
             except (TypeError, NotImplementedError):
-                continue  # refused by name
-        if not errors:
+                # An operator may refuse a dtype: by a TypeError, or by the error that torch raises if a kernel does not
+                # exist for it. The report names such dtypes.
+                refused.append(name)
+        if not accepted:
             raise AssertionError("no dtype is accepted")
-        return ", ".join(f"{str(dtype).removeprefix('torch.')} {error:.1e}" for dtype, error in errors.items())
+        return ", ".join([*accepted, *(f"{name} refused" for name in refused)])
 
     def error(self, case: str, dtype: torch.dtype) -> float:
         """The relative error of forward and gradients; AssertionError if it is too large."""

@@ -1,0 +1,308 @@
+// rep_conv, the re-parameterized 3x3 convolution of RepVGG (rep_conv.h), on CUDA devices: the kernels of an implicit
+// GEMM, followed by bias and ReLU.
+//
+//   out[m, n] = sum_k window[m, k] * weight[n, k],   m < M, n < N, k = tap * C + c < K
+//
+// Here M = batch * H_out * W_out (the output pixels), N = C_out and K = 9 * C. The matrix `window` (im2col) is gathered
+// on the way into shared memory and never stored in global memory.
+//
+// Roofline, computed for C = C_out = 256, 16x20 pixels and float16 on an H200 (790 TFLOP/s, 4.3 TB/s):
+//   Batch size 1: The tensor cores compute 0.38 GFLOP in 0.5 us. Device memory moves 1.5 MB in 0.35 us. Both take less
+//   time than a launch. Latency is the bottleneck, so K is split over the multiprocessors.
+//   Batch size 32: The tensor cores compute 12 GFLOP in 15 us. Device memory moves 11.7 MB in 2.7 us. The tensor cores
+//   are the bottleneck. mma.sync reaches at most about 60 % of their peak rate on sm_90, and all of it on sm_80 to
+//   sm_89. We expect 45 % of the peak rate on sm_90, and 70 % on sm_80 to sm_89.
+// Not yet measured on a GPU.
+#pragma once
+
+#include "../common/device.h"
+#include "../common/ptx.cuh"
+
+namespace danet {
+namespace {
+
+template <typename T>
+struct RepConvGemm {
+  const T* input;       // [batch, H, W, C] with image_stride and pixel_stride
+  const T* weight;      // [C_out, 3, 3, C]
+  const T* bias;        // [C_out] or null
+  T* out;               // [batch, H_out, W_out, C_out]
+  Compute<T>* partial;  // [num_splits, batch, H_out, W_out, C_out]: sums over parts of K; null if num_splits is 1
+  int64_t image_stride, pixel_stride, pixels;  // pixels: batch * H_out * W_out
+  int C, C_out, H, W, H_out, W_out, stride, num_splits;
+  bool relu;
+};
+
+// --- device: from global to shared memory ----------------------------------------------------------------------------
+
+// The tile of the output that a thread block computes: BLOCK_M pixels x BLOCK_N channels. kWarpsM x kWarpsN warps share
+// it. Each warp computes kMmaM x kMmaN MMA tiles of 16 x 8. A pipeline stage holds, of each row of both matrices,
+// BLOCK_K_BYTES of the K dimension. The rows are padded, so that eight consecutive rows are in different banks.
+template <int kWarpsM, int kWarpsN_, int kMmaM_, int kMmaN_, int BLOCK_K_BYTES_, int kNumStages_>
+struct GemmTile {
+  static constexpr int kWarpsN = kWarpsN_, kMmaM = kMmaM_, kMmaN = kMmaN_;
+  static constexpr int BLOCK_K_BYTES = BLOCK_K_BYTES_, kNumStages = kNumStages_;
+  static constexpr int kNumThreads = 32 * kWarpsM * kWarpsN, WARP_M = 16 * kMmaM, WARP_N = 8 * kMmaN;
+  static constexpr int BLOCK_M = kWarpsM * WARP_M, BLOCK_N = kWarpsN * WARP_N;
+  static constexpr int kPitch = BLOCK_K_BYTES + 16;
+  static_assert(kPitch % 16 == 0 && kPitch / 16 % 2 == 1, "8 consecutive rows must be in all 8 groups of 4 banks");
+  static_assert(kMmaN % 2 == 0 && BLOCK_K_BYTES % 32 == 0, "ldmatrix_x4 loads 16 channels x 32 bytes of B");
+
+  struct Stage {
+    alignas(16) unsigned char smem_a[BLOCK_M][kPitch], smem_b[BLOCK_N][kPitch];
+  };
+};
+
+// The 3x3 input window of an output pixel: the offset of its first tap (which may be outside the input), and a bit mask
+// of the taps inside the input. Bit 3 * i + j is the tap in row i and column j of the window.
+struct InputWindow {
+  int64_t offset;
+  unsigned valid_taps;
+};
+
+// Returns the window of output pixel first + row. Pixels past the last one have no valid taps.
+template <typename T>
+GPU_DEVICE InputWindow input_window(const RepConvGemm<T>& p, int64_t first, int row) {
+  if (first + row >= p.pixels) return {0, 0};
+  const unsigned size = unsigned(p.H_out) * p.W_out;  // at most 2^30: only first / size needs 64 bits
+  const unsigned i = unsigned(first % size) + row, rest = i % size;
+  const int64_t n = first / size + i / size;
+  const int y = int(rest / p.W_out) * p.stride - 1, x = int(rest % p.W_out) * p.stride - 1;
+  const unsigned valid_columns = (x >= 0 ? 1u : 0u) + 2u + (x + 2 < p.W ? 4u : 0u);  // bit j: column j is inside
+  const unsigned valid_rows = (y >= 0 ? 1u : 0u) + 8u + (y + 2 < p.H ? 64u : 0u);    // bit 3 * i: row i is inside
+  return {n * p.image_stride + (int64_t(y) * p.W + x) * p.pixel_stride, valid_columns * valid_rows};
+}
+
+// Copies kBytes to shared memory; writes zeros if !valid. Copies of 4 bytes or more are asynchronous. cp.async has no
+// 2-byte form, so that copies of 2 bytes are synchronous.
+template <int kBytes>
+GPU_DEVICE void copy_to_shared(void* shared, const void* global, bool valid) {
+  if constexpr (kBytes == 2)
+    *static_cast<uint16_t*>(shared) = valid ? *static_cast<const uint16_t*>(global) : uint16_t(0);
+  else
+    gpu::cp_async<kBytes>(shared, global, valid);
+}
+
+// Loads the pipeline stages of a thread block, one K block after the other. A thread copies kBytes of every kRows-th
+// row, always at the same column.
+template <typename T, typename Tile, int kBytes>
+struct StageLoader {
+  static constexpr int kColumns = Tile::BLOCK_K_BYTES / kBytes, kRows = Tile::kNumThreads / kColumns;
+  static constexpr int BLOCK_K = Tile::BLOCK_K_BYTES / int(sizeof(T));
+  static_assert(Tile::BLOCK_M % kRows == 0 && Tile::BLOCK_N % kRows == 0, "every pass must copy kRows whole rows");
+
+  const RepConvGemm<T>& p;
+  const int row = int(threadIdx.x) / kColumns, byte = int(threadIdx.x) % kColumns * kBytes;
+  int tap, c;  // the position k = tap * C + c of this thread's column in K
+  InputWindow windows[Tile::BLOCK_M / kRows];
+  int64_t weight_offsets[Tile::BLOCK_N / kRows];
+
+  GPU_DEVICE StageLoader(const RepConvGemm<T>& gemm, int64_t pixel, int first_channel, int k_block) : p(gemm) {
+    const int k = k_block * BLOCK_K + byte / int(sizeof(T));
+    tap = k / p.C, c = k % p.C;
+    for (int i = 0; i < Tile::BLOCK_M / kRows; ++i) windows[i] = input_window(p, pixel, row + i * kRows);
+    for (int i = 0; i < Tile::BLOCK_N / kRows; ++i) {
+      const int channel = first_channel + channel_of(row + i * kRows);
+      // Channels past the last one read valid memory, and are not written back.
+      weight_offsets[i] = int64_t(channel < p.C_out ? channel : p.C_out - 1) * 9 * p.C;
+    }
+  }
+  // Returns the channel of the tile that a row of smem_b holds.
+  // NOTE: with t = threadID_in_group (ptx.cuh), an MMA gives a lane the columns 2t and 2t + 1 of every 8 columns. The
+  // rows are permuted, so that the 2 * kMmaN channels of a lane are contiguous in memory.
+  static GPU_DEVICE int channel_of(int row) {
+    const int warp = row / Tile::WARP_N, mma_n = row % Tile::WARP_N / 8, thread_in_group = row % 8 / 2;
+    return warp * Tile::WARP_N + thread_in_group * 2 * Tile::kMmaN + mma_n * 2 + row % 2;
+  }
+  // Starts the copies of the next K block.
+  GPU_DEVICE void load_next(typename Tile::Stage& stage) {
+    const bool exists = tap < 9;
+    const int64_t window_offset = (int64_t(tap / 3) * p.W + tap % 3) * p.pixel_stride + c;
+    const int64_t weight_offset = tap * p.C + c;
+    // Gather A: taps outside the input are zeros
+    for (int i = 0; i < Tile::BLOCK_M / kRows; ++i) {
+      const bool inside = exists && (windows[i].valid_taps >> tap & 1);
+      const T* from = p.input + (inside ? windows[i].offset + window_offset : 0);
+      copy_to_shared<kBytes>(&stage.smem_a[row + i * kRows][byte], from, inside);
+    }
+    // Copy B
+    for (int i = 0; i < Tile::BLOCK_N / kRows; ++i) {
+      const T* from = p.weight + (exists ? weight_offsets[i] + weight_offset : 0);
+      copy_to_shared<kBytes>(&stage.smem_b[row + i * kRows][byte], from, exists);
+    }
+    // Advance along K
+    for (c += BLOCK_K; c >= p.C && tap < 9; c -= p.C) ++tap;
+  }
+};
+
+// --- device: multiply-accumulate and epilogue ------------------------------------------------------------------------
+
+// Loads four 8x8 fragments from shared memory (float32: four 8x4 fragments, rounded to tf32).
+template <typename T>
+GPU_DEVICE void load_fragments(uint32_t (&fragments)[4], const void* shared_row) {
+  gpu::ldmatrix_x4</*kTransposed=*/false>(fragments, shared_row);
+  if constexpr (std::is_same_v<T, float>)
+    for (uint32_t& fragment : fragments) fragment = gpu::to_tf32(__uint_as_float(fragment));
+}
+
+// accum += A * B of one stage, on the tensor cores.
+// NOTE: in bytes, the fragments of half types (k = 16) and of tf32 (k = 8) have the same layout.
+template <typename T, typename Tile>
+GPU_DEVICE void multiply_tensor_cores(
+    float (&accum)[Tile::kMmaM][Tile::kMmaN][4], const typename Tile::Stage& stage, int warp_m, int warp_n) {
+  const int lane_idx = int(threadIdx.x) % 32;
+#pragma unroll
+  for (int byte = 0; byte < Tile::BLOCK_K_BYTES; byte += 32) {
+    // Load the fragments of A
+    uint32_t a[Tile::kMmaM][4];
+#pragma unroll
+    for (int m = 0; m < Tile::kMmaM; ++m)
+      load_fragments<T>(a[m], &stage.smem_a[warp_m + m * 16 + lane_idx % 16][byte + lane_idx / 16 * 16]);
+#pragma unroll
+    for (int n = 0; n < Tile::kMmaN; n += 2) {
+      // Load the fragments of B for two MMA tiles, and multiply
+      uint32_t fragments[4];
+      const int row = warp_n + n * 8 + lane_idx / 16 * 8 + lane_idx % 8;
+      load_fragments<T>(fragments, &stage.smem_b[row][byte + lane_idx / 8 % 2 * 16]);
+      const uint32_t b[2][2] = {{fragments[0], fragments[1]}, {fragments[2], fragments[3]}};
+#pragma unroll
+      for (int i = 0; i < 2 * Tile::kMmaM; ++i) {
+        if constexpr (std::is_same_v<T, float>)
+          gpu::mma_m16n8k8_tf32(accum[i / 2][n + i % 2], a[i / 2], b[i % 2]);
+        else
+          gpu::mma_m16n8k16<T>(accum[i / 2][n + i % 2], a[i / 2], b[i % 2]);
+      }
+    }
+  }
+}
+
+// accum += A * B of one stage, without tensor cores, for float64 and exact float32. A lane computes the same elements
+// of accum as with tensor cores. Shared memory is the bottleneck: 12 loads of 16 bytes per 128 multiply-adds.
+template <typename T, typename Tile>
+GPU_DEVICE void multiply_exact(
+    T (&accum)[Tile::kMmaM][Tile::kMmaN][4], const typename Tile::Stage& stage, int warp_m, int warp_n) {
+  using Packet = gpu::Packet<T>;
+  const int group_id = int(threadIdx.x) % 32 / 4, thread_in_group = int(threadIdx.x) % 4;
+#pragma unroll 2
+  for (int byte = 0; byte < Tile::BLOCK_K_BYTES; byte += 16) {
+    // Load 16 bytes of each of the lane's rows of A
+    Packet a[2 * Tile::kMmaM];
+#pragma unroll
+    for (int m = 0; m < 2 * Tile::kMmaM; ++m)
+      a[m] = *reinterpret_cast<const Packet*>(&stage.smem_a[warp_m + m * 8 + group_id][byte]);
+#pragma unroll
+    for (int n = 0; n < 2 * Tile::kMmaN; ++n) {
+      // Load the same bytes of one row of B, and multiply
+      const int row = warp_n + n / 2 * 8 + 2 * thread_in_group + n % 2;
+      const Packet b = *reinterpret_cast<const Packet*>(&stage.smem_b[row][byte]);
+#pragma unroll
+      for (int i = 0; i < Packet::kSize; ++i)
+#pragma unroll
+        for (int m = 0; m < 2 * Tile::kMmaM; ++m)
+          accum[m / 2][n / 2][m % 2 * 2 + n % 2] += a[m].values[i] * b.values[i];
+    }
+  }
+}
+
+// Writes the first `valid` of kCount values into a row of row_size elements. Uses vectors of up to 16 bytes if row_size
+// is a multiple of their size, so that they are aligned in every row.
+template <typename Out, int kCount>
+GPU_DEVICE void write_row(Out* to, const Out (&values)[kCount], int valid, int row_size) {
+  constexpr int kVector = kCount * sizeof(Out) <= 16 ? kCount : int(16 / sizeof(Out));
+  const bool aligned = row_size % kVector == 0;
+  for (int i = 0; i < kCount; ++i) {
+    if (aligned && i % kVector == 0 && i < valid) {
+      gpu::AlignedArray<Out, kVector> vector;
+      for (int j = 0; j < kVector; ++j) vector.values[j] = values[i + j];
+      *reinterpret_cast<gpu::AlignedArray<Out, kVector>*>(to + i) = vector;
+    }
+    if (!aligned && i < valid) to[i] = values[i];
+  }
+}
+
+template <typename T>
+GPU_DEVICE T add_bias_relu(Compute<T> sum, Compute<T> bias, bool relu) {
+  const Compute<T> value = sum + bias;
+  return gpu::from_compute<T>(relu && value < 0 ? Compute<T>(0) : value);  // keeps NaN
+}
+
+// A thread block computes one tile over one split of K. Consecutive blocks have the same pixels and different channels:
+// they share the input in the L2 cache, which also holds the small weight. Dynamic shared memory is a ring buffer of
+// kNumStages pipeline stages. While one stage is multiplied, the others are being loaded. A lane accumulates 2 * kMmaN
+// contiguous channels of 2 * kMmaM pixels and writes them to global memory directly. kBytes is the size of a copy: 16
+// if C, the strides and the addresses are multiples of 16 bytes. Tensor cores compute half types, and float32 as tf32.
+template <typename T, bool kTensorCores, typename Tile, int kBytes>
+__global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T> p) {
+  GPU_DYNAMIC_SHARED(typename Tile::Stage, stages);
+  constexpr int kPrefetch = Tile::kNumStages - 1, kLaneChannels = 2 * Tile::kMmaN;
+  const unsigned num_tiles = gridDim.x / p.num_splits, tile_idx = blockIdx.x % num_tiles;
+  const unsigned split_idx = blockIdx.x / num_tiles;
+  const unsigned num_n_blocks = unsigned(p.C_out + Tile::BLOCK_N - 1) / Tile::BLOCK_N;
+  const int64_t block_m = int64_t(tile_idx / num_n_blocks) * Tile::BLOCK_M;
+  const int block_n = int(tile_idx % num_n_blocks) * Tile::BLOCK_N;
+  const int warp_idx = int(threadIdx.x) / 32, lane_idx = int(threadIdx.x) % 32;
+  const int warp_m = warp_idx / Tile::kWarpsN * Tile::WARP_M;
+  const int warp_n = warp_idx % Tile::kWarpsN * Tile::WARP_N;
+
+  // Prologue: start loading the first K blocks of this split
+  using Loader = StageLoader<T, Tile, kBytes>;
+  const int64_t total_k_blocks = (9 * p.C + Loader::BLOCK_K - 1) / Loader::BLOCK_K;
+  const int begin = int(total_k_blocks * split_idx / p.num_splits);
+  const int num_k_blocks = int(total_k_blocks * (split_idx + 1) / p.num_splits) - begin;
+  Loader loader(p, block_m, block_n, begin);
+  for (int k_block = 0; k_block < kPrefetch; ++k_block) {
+    if (k_block < num_k_blocks) loader.load_next(stages[k_block]);
+    gpu::cp_async_commit();
+  }
+  Compute<T> accum[Tile::kMmaM][Tile::kMmaN][4] = {};
+  for (int k_block = 0; k_block < num_k_blocks; ++k_block) {
+    // Wait until this stage is loaded
+    // NOTE: the barrier also ensures that all warps have read the previous stage, which is overwritten next.
+    gpu::cp_async_wait<kPrefetch - 1>();
+    __syncthreads();
+    // Prefetch a later K block
+    // NOTE: commits a group even if it is empty, so that the number of pending groups stays constant.
+    if (k_block + kPrefetch < num_k_blocks) loader.load_next(stages[(k_block + kPrefetch) % Tile::kNumStages]);
+    gpu::cp_async_commit();
+    // Multiply and accumulate
+    if constexpr (kTensorCores)
+      multiply_tensor_cores<T, Tile>(accum, stages[k_block % Tile::kNumStages], warp_m, warp_n);
+    else
+      multiply_exact<T, Tile>(accum, stages[k_block % Tile::kNumStages], warp_m, warp_n);
+  }
+
+  // Epilogue: add the bias, apply ReLU and write back; with split K, write the partial sums
+  const int channel = block_n + warp_n + lane_idx % 4 * kLaneChannels, valid = p.C_out - channel;
+  Compute<T> bias[kLaneChannels];
+  for (int i = 0; i < kLaneChannels; ++i) bias[i] = p.bias && i < valid ? gpu::to_compute(p.bias[channel + i]) : 0;
+  for (int m = 0; m < 2 * Tile::kMmaM; ++m) {
+    const int64_t pixel = block_m + warp_m + m * 8 + lane_idx / 4;
+    if (pixel >= p.pixels) break;
+    Compute<T> sums[kLaneChannels];
+    T values[kLaneChannels];
+    for (int i = 0; i < kLaneChannels; ++i) {
+      sums[i] = accum[m / 2][i / 2][m % 2 * 2 + i % 2];
+      values[i] = add_bias_relu<T>(sums[i], bias[i], p.relu);
+    }
+    if (p.partial)
+      write_row(p.partial + (split_idx * p.pixels + pixel) * p.C_out + channel, sums, valid, p.C_out);
+    else
+      write_row(p.out + pixel * p.C_out + channel, values, valid, p.C_out);
+  }
+}
+
+// Sums the splits of K in order, adds the bias and applies ReLU. A thread computes one output element. The L2 cache,
+// which still holds the partial sums, is the bottleneck.
+template <typename T>
+__global__ void __launch_bounds__(128) rep_conv_reduce_splits(RepConvGemm<T> p) {
+  const int64_t count = p.pixels * p.C_out, i = int64_t(blockIdx.x) * 128 + threadIdx.x;
+  if (i >= count) return;
+  Compute<T> sum = 0;
+#pragma unroll 4
+  for (int split = 0; split < p.num_splits; ++split) sum += p.partial[split * count + i];
+  const int channel = int(unsigned(i) % unsigned(p.C_out));  // i fits 32 bits: only small outputs are split
+  p.out[i] = add_bias_relu<T>(sum, p.bias ? gpu::to_compute(p.bias[channel]) : 0, p.relu);
+}
+
+}  // namespace
+}  // namespace danet
