@@ -5,8 +5,8 @@
 // therefore loaded directly from the copy, and no im2col matrix is written. The disadvantage: each output row is
 // computed with one additional pixel at its end, which is not stored.
 //
-// At stride 2, even and odd input rows are copied apart. Each tap then reads one of the two parts, and the pixels that
-// successive output pixels read are two pixels apart, also across the ends of rows.
+// At stride 2, the even input rows are copied to one part of the buffer and the odd ones to another. Each tap reads only
+// one part. The pixels for successive output pixels are then two pixels apart in that part, also across the ends of rows.
 #include "../common/amx.h"
 #include "rep_conv_few.h"
 
@@ -46,7 +46,7 @@ constexpr int64_t kBlocksPerWeightPart = 12;
 struct PaddedInput {
   int64_t rows, channels, stride, border, pitch, row_pixels, pixels;
   int64_t tap[9];
-  int64_t odd_rows;  // at stride 2: the first pixel of the input rows with odd numbers, which follow the even ones
+  int64_t odd_rows;  // at stride 2: the first pixel of the odd input rows, which are stored after the even ones
   // The last block reads up to this many pixels behind the last row.
   int64_t extra;
 

@@ -1,5 +1,5 @@
-// How SaFEM reads an image in bfloat16: from a copy, the image of pairs, in which every 32-bit element holds a value and
-// the value of the same channel in the next pixel of the row (zero behind the last column).
+// How SaFEM reads an image in bfloat16: from a copy, called the image of pairs. Each 32-bit element of it holds two values
+// of one channel: that of a pixel and that of its right neighbour (zero after the last column).
 //
 // One instruction of AVX512_BF16 multiplies such pairs by pairs of weights and adds the products to float32 sums. Both
 // upper corners of a bilinear sample are then one load and one instruction, and so are the lower ones. The depth-wise

@@ -132,7 +132,9 @@ def evaluate_tracks(options: TrackEvaluationOptions) -> None:
 
 
 def read_mot(path: Path) -> dict[int, list[tuple[int, list[float]]]]:
-    """Reads a text in the format of the MOT Challenge: frame from 0 -> number and box (x0, y0, x1, y1) of each track.
+    """Reads a text file in the format of the MOT Challenge.
+
+    Returns a dict from the frame (counted from 0) to (id, box) of each track, box as (x0, y0, x1, y1).
 
     Raises:
         UserError: the file cannot be read, a line does not begin with six finite numbers, of which frame and id are

@@ -56,7 +56,7 @@ class FrameRun:
         files: the files of each source.
         stream: detects in the frames; its attributes count frames and time.
         error: why a file could not be written; None if all could.
-        is_incomplete: whether frames are missing for a reason that another process has printed.
+        is_incomplete: whether another process could not read some frames; that process has printed why.
         seconds: duration of the block of ``writing``.
 
     Args:

@@ -1,8 +1,8 @@
 """Fused forms of the network's parts for inference; the parts compute the same function in eval mode.
 
-MBB: branches and norms become one convolution. SaFEM: one pass, w_g of eq. 1 becomes part of the FFN's first layer.
-ACFA: the sum of both levels becomes the end of its SaFEM's pass. Head: both towers of a level become one. Neck: 1x1
-convolutions have prepared weights.
+MBB: branches and norms become one convolution. SaFEM: one pass, the projection after SDC (w_g in eq. 1 of the paper) is
+multiplied into the FFN's first layer. ACFA: its SaFEM adds the deep level as the last step of the pass. Head: both
+towers of a level become one. Neck: 1x1 convolutions have prepared weights.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def fuse_pointwise(conv: Any) -> FusedMBB:
 
 
 class PreparedSaFEM(nn.Module):
-    """Weights of ``danet.ops.safem`` or ``acfa_weight``; prepared again after a move or conversion."""
+    """Weights of ``danet.ops.safem`` or ``acfa_weight``; prepared again after ``.to()`` or ``load_state_dict()``."""
 
     def __init__(self, sdc: SDC, ffn: FFN) -> None:
         super().__init__()

@@ -40,13 +40,15 @@ class CpuProgram:
         self.tensors: list[Tensor] = []
         self.numbers: list[float] = []
         self.num_values = 1  # value 0 is the image
-        # What the program depends on: where it is stored, its name and its value
+        # Every attribute that the program was built from: the dict that holds it, its name, its value
         self.sources: list[tuple[dict, str, Any]] = []
         self.modules = list(network.modules())
         self.children = [(module._modules, len(module._modules)) for module in self.modules]
         for module in self.modules:
             self.sources += [(module._modules, name, child) for name, child in module._modules.items()]
-            self.sources.append((vars(module), "forward", None))  # no function that replaces that of the class
+            self.sources.append(
+                (vars(module), "forward", None)
+            )  # the instance must not override the method of its class
         if not self.is_current():
             raise UnsupportedNetwork("a module with another forward")
         check_types(network)
@@ -161,7 +163,7 @@ class UnsupportedNetwork(Exception):
 
 
 def check_types(network: Any) -> None:
-    """Raises UnsupportedNetwork if a part of the network computes something else than the program."""
+    """Raises UnsupportedNetwork if a part of the network does not compute what the program would compute."""
     # The name stands for the class, because its module imports this one.
     is_known = type(network).forward.__qualname__ == "DANet.forward"
     for part, kind in ((network.backbone, Backbone), (network.neck, Neck), (network.head, Head)):
@@ -192,7 +194,7 @@ def program_of(network: Any) -> CpuProgram | None:
 def can_run_program(images: Tensor) -> bool:
     """Whether the network may run as a program for these images.
 
-    They may not if something observes or changes single operators: gradients, autocast, forward mode, tracing,
+    It may not if something needs to see or change the individual operators: gradients, autocast, forward mode, tracing,
     exporting, compiling, a dispatch mode such as ``FlopCounterMode``, or a subclass of Tensor.
     """
     return (
