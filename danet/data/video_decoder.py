@@ -152,7 +152,8 @@ class PyAVDecoder:
         except self._error as error:
             raise UserError(f"{mask_url(source)}: PyAV cannot open this video ({error.strerror})") from error
         stream = self._container.streams.video[0]
-        self.fps = float(stream.average_rate or DEFAULT_FPS)
+        rate = float(stream.average_rate or 0)
+        self.fps = rate if 0 < rate <= MAX_FPS else DEFAULT_FPS
         self.duration = (self._container.duration or 0) / 1e6  # PyAV counts in microseconds
         self.total = stream.frames or round(self.duration * self.fps)
         self._time = 0.0

@@ -1,6 +1,5 @@
 """``danet evaluate --tracks``: compares the results of ``danet track``, or of any tracker, with annotated videos."""
 
-import csv
 import itertools
 import json
 import math
@@ -138,7 +137,7 @@ def read_mot(path: Path) -> dict[int, list[tuple[int, list[float]]]]:
 
     Raises:
         UserError: the file cannot be read, a line does not begin with six finite numbers, of which frame and id are
-            integers, or a frame number is below 1.
+            integers, an id, width or height is negative, or a frame number is below 1.
 
     Example:
         >>> path = getfixture("tmp_path") / "a.txt"
@@ -147,16 +146,21 @@ def read_mot(path: Path) -> dict[int, list[tuple[int, list[float]]]]:
         {0: [(7, [10.0, 20.0, 14.0, 22.0])]}
     """
     result: dict[int, list[tuple[int, list[float]]]] = {}
-    for number, row in enumerate(csv.reader(read_text(path).splitlines()), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
-            frame, track, x, y, width, height = (float(word) for word in row[:6])
+            frame, track, x, y, width, height = map(float, line.split(",")[:6])
             if not all(map(math.isfinite, (frame, track, x, y, width, height))):
                 raise ValueError
             if not frame.is_integer() or not track.is_integer():
                 raise ValueError
         except ValueError:
             expected = "must be frame,id,left,top,width,height and more"
-            raise UserError(f"{path}: line {number} {expected}, got {','.join(row)[:80]!r}") from None
+            raise UserError(f"{path}: line {number} {expected}, got {line[:80]!r}") from None
+        if not 0 <= track < 2**53 or min(width, height) < 0:
+            raise UserError(
+                f"{path}: line {number}: id, width and height must not be negative, got {line[:80]!r}; files of "
+                "detections without tracks have the id -1"
+            )
         if frame < 1:
             raise UserError(
                 f"{path}: line {number}: frame numbers must count from 1, got {frame:.0f}; if the file counts them "
@@ -231,7 +235,7 @@ def _read_alarms(path: Path, fps: float) -> list[_Alarm]:
                 if not math.isfinite(seconds):
                     raise ValueError
                 alarms.append(alarm)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UserError(f"{path}: line {number} must be an event of danet track, got {line[:80]!r}") from None
     return alarms
 

@@ -181,6 +181,9 @@ def test_video_with_only_an_ignore_region_has_no_target(tmp_path):
     ("text", "message"),
     [
         ("1,3,10,20,10", "line 1 must be frame,id,left,top,width,height and more, got '1,3,10,20,10'"),
+        ("1,-1,10,20,10,9", "line 1: id, width and height must not be negative, got '1,-1,10,20,10,9'"),
+        ("1,3,10,20,-4,9", "line 1: id, width and height must not be negative, got '1,3,10,20,-4,9'"),
+        ('1,"3,10,20,4,9', "line 1 must be frame,id,left,top,width,height and more, got '1,\"3,10,20,4,9'"),
         ("1,3,10,20,10,nan", "line 1 must be frame"),
         ("1.5,3,10,20,10,10", "line 1 must be frame"),
         ("1,3.5,10,20,10,10", "line 1 must be frame"),
