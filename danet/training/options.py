@@ -173,8 +173,8 @@ class TrainOptions:
 
     weights: str | None = None
     """Weights file to start from, or `shipped` for the weights of the package. The model options must be the same
-    except the classes: classes of the same name keep their weights, new ones start from random weights. Default: random
-    weights."""
+    with two exceptions. Classes of the same name keep their weights, new ones start from random weights. Input channels
+    that `model.lags` and `model.local_contrast` add start from zero. Default: random weights."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The detector."""

@@ -20,6 +20,8 @@ def start_from(path: str | os.PathLike, model: DANet, calibration_images: Callab
     """Copies trained weights into ``model``.
 
     The classes may differ: class scores are copied by class name, and scores of new classes keep their random weights.
+    The model may have input channels that the weights lack (``model.lags``, ``model.local_contrast``). Their weights
+    are zero at first, so that the network computes the same as before until they are trained.
 
     Args:
         path: weights of the same architecture, or `SHIPPED_NAME`.
@@ -31,20 +33,40 @@ def start_from(path: str | os.PathLike, model: DANet, calibration_images: Callab
         The model's classes that are new.
 
     Raises:
-        UserError: the file cannot be read, or its model differs from ``model`` in another option than the classes.
+        UserError: the file cannot be read, or its model differs from ``model`` in another option, or has input channels
+            that ``model`` lacks.
     """
     loaded, _ = load_weights(SHIPPED if path == SHIPPED_NAME else path)
     theirs, ours = dataclasses.asdict(loaded.config), dataclasses.asdict(model.config)
+    new_inputs = {"lags", "local_contrast"} if set(_inputs(loaded)) <= set(_inputs(model)) else set()
     for key, value in theirs.items():
-        if value != ours[key] and key != "classes":
+        if value != ours[key] and key not in {"classes", *new_inputs}:
             raise UserError(f"{path}: weights of another model: model.{key} is {value!r} there and {ours[key]!r} here")
     if loaded.config.classes != model.config.classes:
         _match_classes(loaded, model)
+    if _inputs(loaded) != _inputs(model):
+        _add_inputs(loaded, model)
     model.load_state_dict(loaded.state_dict())
     blocks = [module for module in model.modules() if isinstance(module, MBB)]
     if any(block.has_default_stats for block in blocks):
         _calibrate_norms(model, blocks, calibration_images())
     return [name for name in model.config.classes if name not in loaded.config.classes]
+
+
+def _inputs(model: DANet) -> list[str]:
+    """A name for each input channel of the network, in their order."""
+    config = model.config
+    image = [f"image {index}" for index in range(config.input_channels)]
+    return [*image, *["local contrast"] * config.local_contrast, *(f"lag {lag}" for lag in config.lags)]
+
+
+def _add_inputs(loaded: DANet, model: DANet) -> None:
+    """Gives the first block of ``loaded`` the input channels of ``model``, new ones with weights of zero."""
+    kept = [_inputs(model).index(name) for name in _inputs(loaded)]
+    for conv in (loaded.backbone.stem.conv3x3, loaded.backbone.stem.conv1x1):
+        weight = conv.weight.detach()
+        conv.weight.data = weight.new_zeros(len(weight), len(_inputs(model)), *weight.shape[2:])
+        conv.weight.data[:, kept] = weight
 
 
 def _match_classes(loaded: DANet, model: DANet) -> None:

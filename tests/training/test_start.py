@@ -111,6 +111,40 @@ def test_start_from_shipped_weights():
     assert start_from("shipped", model, lambda: torch.randn(2, 1, 64, 64)) == ["target"]
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_new_input_channels_start_from_zero(compact, tmp_path):
+    old = calibrated(make(local_contrast=False, lags=[]))
+    save_weights(tmp_path / "w.safetensors", old, compact=compact)
+    new = make(seed=1, local_contrast=True, lags=[0.1, 0.5]).eval()
+    images = torch.randn(4, 4, 64, 96, generator=torch.Generator().manual_seed(2))
+    images[:, :1] = IMAGES
+    start_from(tmp_path / "w.safetensors", new, lambda: images)
+    for theirs, ours in zip(old(IMAGES).logits, new(images).logits, strict=True):
+        assert torch.allclose(theirs, ours, atol=1e-3)
+    new.train()(images).logits[0].sum().backward()
+    gradient = new.backbone.stem.conv3x3.weight.grad
+    assert (gradient.abs().sum(dim=(0, 2, 3)) > 0).all()  # so that the new channels are trained
+
+
+def test_input_channels_are_copied_by_name(tmp_path):
+    old = make(lags=[0.1, 0.5]).eval()
+    for norm in old.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+    save_weights(tmp_path / "w.safetensors", old)
+    new = make(seed=1, local_contrast=True, lags=[0.5, 1.0, 0.1]).eval()
+    start_from(tmp_path / "w.safetensors", new, no_images)
+    images = torch.randn(2, 5, 64, 96, generator=torch.Generator().manual_seed(2))
+    for theirs, ours in zip(old(images[:, [0, 4, 2]]).logits, new(images).logits, strict=True):
+        assert torch.allclose(theirs, ours, atol=1e-5)
+
+
+def test_start_from_rejects_input_channels_that_the_model_lacks(tmp_path):
+    save_weights(tmp_path / "w.safetensors", make(lags=[0.1]))
+    with pytest.raises(UserError, match=r"weights of another model: model\.lags is \[0\.1\] there and \[\] here"):
+        start_from(tmp_path / "w.safetensors", make(), no_images)
+
+
 def test_start_from_rejects_another_model(trained, tmp_path):
     save_weights(tmp_path / "w.safetensors", trained)
     with pytest.raises(
