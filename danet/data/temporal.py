@@ -185,9 +185,11 @@ def local_contrast(image: np.ndarray, span: float) -> np.ndarray:
     size = NEIGHBORHOOD_PIXELS, NEIGHBORHOOD_PIXELS
     mean = cv2.blur(values, size, borderType=cv2.BORDER_REFLECT_101)
     values -= mean
-    deviation = cv2.blur(values * values, size, borderType=cv2.BORDER_REFLECT_101)
-    cv2.sqrt(deviation, dst=deviation)
-    np.maximum(deviation, MIN_DEVIATION_SPANS * span, out=deviation)
+    variance = cv2.blur(values * values, size, borderType=cv2.BORDER_REFLECT_101)
+    # OpenCV adds and subtracts columns as the square moves, so that rounding makes the variance of a flat area slightly
+    # negative. Its square root would be NaN; therefore the minimum is applied first.
+    np.maximum(variance, np.float32(MIN_DEVIATION_SPANS * span) ** 2, out=variance)
+    deviation = cv2.sqrt(variance, dst=variance)
     values *= np.float32(DEVIATION_UNITS)
     values /= deviation
     return _compress(values)

@@ -98,6 +98,15 @@ def test_temporal_difference_changes_sign_with_the_polarity():
     np.testing.assert_allclose(one, -other, atol=1e-5)
 
 
+def test_local_contrast_of_flat_areas_beside_structure_is_finite():
+    rng = np.random.default_rng(0)
+    for width in range(10, 150, 5):
+        image = np.full((192, 192), 7, np.uint8)
+        image[:, :width] = rng.integers(0, 255, (192, width))
+        image[100:] = 0
+        assert np.isfinite(local_contrast(image, span=200.0)).all()
+
+
 def test_local_contrast_keeps_the_scale_of_a_dark_band():
     image = np.zeros((128, 160), np.uint8)
     image[:64] = 20
