@@ -1,6 +1,7 @@
 // Per-thread scratch memory and parallel loops, which the CPU operators share.
 #pragma once
 
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -70,6 +71,51 @@ constexpr int64_t kWorkPerThread = 20000;
 template <typename Body>
 void parallel_for(int64_t count, int64_t cost, const Body& body) {
   torch::stable::parallel_for(0, count, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(cost, 1)), body);
+}
+
+// A range of work items that several threads take from: its owner from the front, the others from the back.
+class SharedRange {
+ public:
+  void reset(int64_t first, int64_t last) { bounds_ = uint64_t(first) << 32 | uint64_t(last); }
+  // Takes one item; -1 if none is left.
+  int64_t take(bool from_front) {
+    uint64_t bounds = bounds_.load(std::memory_order_relaxed);
+    while (true) {
+      const int64_t first = int64_t(bounds >> 32), last = int64_t(bounds & 0xffffffffu);
+      if (first >= last) return -1;
+      const uint64_t rest = from_front ? uint64_t(first + 1) << 32 | uint64_t(last) : bounds - 1;
+      if (bounds_.compare_exchange_weak(bounds, rest, std::memory_order_relaxed)) return from_front ? first : last - 1;
+    }
+  }
+
+ private:
+  alignas(64) std::atomic<uint64_t> bounds_{0};  // first << 32 | last
+};
+
+// Calls run(next) on every thread of torch; next() returns items of [0, count), each of them once, and -1 at the end.
+// Every thread begins with a range of its own, so that successive operators find their data in its cache, and then takes
+// items from the ranges of the other threads: cores differ in speed when other programs run on them.
+template <typename Run>
+void parallel_items(int64_t count, const Run& run) {
+  constexpr int64_t kMaxThreads = 64;
+  const int64_t threads = std::min<int64_t>({torch::stable::get_num_threads(), kMaxThreads, count});
+  if (threads <= 1) {
+    int64_t item = 0;
+    run([&] { return item < count ? item++ : -1; });
+    return;
+  }
+  SharedRange ranges[kMaxThreads];
+  for (int64_t i = 0; i < threads; ++i) ranges[i].reset(count * i / threads, count * (i + 1) / threads);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread)
+      run([&]() -> int64_t {
+        for (int64_t i = 0; i < threads; ++i) {
+          const int64_t item = ranges[(thread + i) % threads].take(/*from_front=*/i == 0);
+          if (item >= 0) return item;
+        }
+        return -1;
+      });
+  });
 }
 
 }  // namespace danet

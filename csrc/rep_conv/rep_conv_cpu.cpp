@@ -136,9 +136,9 @@ void convolve_with_tiles(
       blocks = std::min(H, (blocks + threads - 1) / threads * threads);
   }
   const int64_t largest = (H + blocks - 1) / blocks;
-  torch::stable::parallel_for(0, p.N * blocks * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_items(p.N * blocks * parts, [&](const auto& next) {
     Scratch scratch(kernels.scratch_size(p, largest));
-    for (int64_t work_index = begin; work_index < end; ++work_index) {
+    for (int64_t work_index; (work_index = next()) >= 0;) {
       const int64_t part = work_index % parts, block = work_index / parts % blocks, n = work_index / parts / blocks;
       kernels.forward(
           p, input, weights, bias, out, n, H * block / blocks, H * (block + 1) / blocks, panels * part / parts,

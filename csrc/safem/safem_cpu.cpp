@@ -82,9 +82,9 @@ void for_blocks(const SafemParams& p, const SafemKernels& kernels, int64_t& bloc
   blocks = (P + most - 1) / most;
   if (p.N * blocks < 8 * threads) blocks = std::min(P, (blocks + threads - 1) / threads * threads);
   const int64_t largest = (P + blocks - 1) / blocks;
-  torch::stable::parallel_for(0, p.N * blocks, 1, [&](int64_t first, int64_t last) {
+  parallel_items(p.N * blocks, [&](const auto& next) {
     Scratch scratch(kernels.scratch_size(p, largest));
-    for (int64_t block_index = first; block_index < last; ++block_index) {
+    for (int64_t block_index; (block_index = next()) >= 0;) {
       const int64_t block = block_index % blocks;
       body(block_index, block_index / blocks, P * block / blocks, P * (block + 1) / blocks, scratch.get());
     }
