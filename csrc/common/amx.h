@@ -34,6 +34,44 @@ void pack_right(BFloat16* right, const Value& value, int64_t columns = kBlockCol
     for (int64_t column = 0; column < columns; ++column) right[right_index(depth, column)] = value(depth, column);
 }
 
+// Packs kBlockRows rows of kTileDepth values, which are `stride` values apart, as a right operand: each row becomes a
+// column.
+inline void pack_rows(const BFloat16* rows, int64_t stride, BFloat16* right) {
+#if defined(__AVX512F__)
+  // A row has 16 pairs of values. Transpose the pairs of 16 rows: first in blocks of 4 x 4 pairs, then the blocks.
+  for (int64_t half = 0; half < 2; ++half, rows += 16 * stride, right += kRightSize / 2) {
+    __m512i row[16], two[16], four[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) row[i] = _mm512_loadu_si512(rows + i * stride);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      two[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+      two[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
+      four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
+      four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
+      four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m512i even_low = _mm512_shuffle_i32x4(four[i], four[4 + i], 0x88);
+      const __m512i odd_low = _mm512_shuffle_i32x4(four[i], four[4 + i], 0xdd);
+      const __m512i even_high = _mm512_shuffle_i32x4(four[8 + i], four[12 + i], 0x88);
+      const __m512i odd_high = _mm512_shuffle_i32x4(four[8 + i], four[12 + i], 0xdd);
+      _mm512_storeu_si512(right + 32 * i, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
+      _mm512_storeu_si512(right + 32 * (4 + i), _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
+      _mm512_storeu_si512(right + 32 * (8 + i), _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
+      _mm512_storeu_si512(right + 32 * (12 + i), _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
+    }
+  }
+#else
+  pack_right(right, [&](int64_t depth, int64_t column) { return rows[column * stride + depth]; });
+#endif
+}
+
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
 
 // A block of sums in the tile registers of the calling thread, for the lifetime of the object. The operands must be in
@@ -87,13 +125,20 @@ class TileBlock {
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  // The same for a right operand with the first half of the columns only.
+  // The same for a right operand with the first half of the columns only. The product is added to half kHalf of the
+  // columns of the sums. Steps with alternating halves do not wait for each other; the result is the sum of both halves.
+  template <int kHalf>
   DANET_INLINE void multiply_add_half(const BFloat16* left, int64_t stride, const BFloat16* right) {
     _tile_loadd(4, left, 2 * stride);
     _tile_loadd(6, right, 64);
     _tile_loadd(5, left + 16 * stride, 2 * stride);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(2, 5, 6);
+    if (kHalf == 0) {  // the numbers of tiles must be literals
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(2, 5, 6);
+    } else {
+      _tile_dpbf16ps(1, 4, 6);
+      _tile_dpbf16ps(3, 5, 6);
+    }
   }
 };
 
@@ -108,15 +153,16 @@ class TileBlock {
   DANET_INLINE void load(const float* sums) { std::memcpy(sums_, sums, sizeof sums_); }
   DANET_INLINE void store(float* sums) const { std::memcpy(sums, sums_, sizeof sums_); }
   void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right) {
-    multiply_columns<kBlockColumns>(left, stride, right);
+    multiply_columns<kBlockColumns>(left, stride, right, 0);
   }
+  template <int kHalf>
   void multiply_add_half(const BFloat16* left, int64_t stride, const BFloat16* right) {
-    multiply_columns<kBlockColumns / 2>(left, stride, right);
+    multiply_columns<kBlockColumns / 2>(left, stride, right, kHalf * kBlockColumns / 2);
   }
 
  private:
   template <int64_t kColumns>
-  void multiply_columns(const BFloat16* left, int64_t stride, const BFloat16* right) {
+  void multiply_columns(const BFloat16* left, int64_t stride, const BFloat16* right, int64_t first_sum) {
     float values[kTileDepth][kColumns];
     for (int64_t depth = 0; depth < kTileDepth; ++depth)
       for (int64_t column = 0; column < kColumns; ++column)
@@ -130,7 +176,8 @@ class TileBlock {
           odd[column] += second * values[depth + 1][column];
         }
       }
-      for (int64_t column = 0; column < kColumns; ++column) sums_[row][column] += even[column] + odd[column];
+      for (int64_t column = 0; column < kColumns; ++column)
+        sums_[row][first_sum + column] += even[column] + odd[column];
     }
   }
 

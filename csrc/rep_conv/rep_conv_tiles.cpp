@@ -117,29 +117,78 @@ void copy_input(
   if (p.stride == 2) clear(copy + (padded.odd_rows - padded.extra) * padded.channels, padded.extra);
 }
 
-// Adds the bias to the sums of one block, applies ReLU, and writes the pixels that exist. first: the number of the
-// block's first pixel, counted with the dropped pixel at the end of each row. Out: the type of the bias and the result,
-// float for float32 weights.
-template <typename Out>
-void write_block(
-    const RepConvParams& p, const float* sums, const Out* bias, int64_t channels, bool relu, int64_t first, int64_t end,
-    int64_t pitch, Out* out, int64_t pixel_stride) {
-  for (int64_t column = 0; column < channels; column += L) {
-    const int lanes = column + L <= channels ? 0 : int(channels - column);
-    const Vec<float> b = bias == nullptr ? Vec<float>{} : load_channels(bias + column, lanes);
-    int64_t row = first / pitch, x = first % pitch;
-    for (int64_t i = 0; i < kBlockRows && first + i < end; ++i) {
-      if (x < p.W_out()) {
-        Vec<float> value = load_channels(sums + i * kBlockColumns + column, lanes) + b;
-        if (std::is_same<Out, float>::value)
-          value += load_channels(sums + i * kBlockColumns + panel_channels(p) + column, lanes);
-        store_channels(
-            out + (row * p.W_out() + x) * pixel_stride + column, relu ? clamp_min(value, 0.0f) : value, lanes);
-      }
-      if (++x == pitch) x = 0, ++row;
+// What the results of a panel need besides their sums. Out: the type of the bias and the result, float for float32
+// weights.
+template <typename Out, bool kHalfPanel>
+struct Epilogue {
+  static constexpr int kVectors = kBlockColumns / L;
+  Vec<float> bias[kVectors];
+  float low;  // the minimum of the results: 0 for a ReLU
+  int64_t channels, panel_channels;
+
+  Epilogue(const RepConvParams& p, const Out* from, int64_t channels, int64_t panel_size)
+      : low(p.relu ? 0.0f : -__builtin_inff()), channels(channels), panel_channels(panel_size) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t lanes = channels - v * L;
+      bias[v] = from == nullptr || lanes <= 0 ? Vec<float>{} : load_channels(from + v * L, lanes >= L ? 0 : int(lanes));
     }
   }
-}
+
+  // Writes kRows pixels to `to`. kWhole: all columns of the panel are results.
+  template <bool kWhole, int kRows>
+  DANET_INLINE void write(const float* sums, Out* const* to) const {
+#pragma GCC unroll 4
+    for (int row = 0; row < kRows; ++row, sums += kBlockColumns)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t column = v * L;
+        if (!kWhole && column >= channels) break;
+        Vec<float> value = load(sums + column) + bias[v];
+        if (std::is_same<Out, float>::value) value += load(sums + panel_channels + column);
+        if (kHalfPanel)  // the sums of the odd steps, see TileBlock::multiply_add_half
+          value += load(sums + kBlockColumns / 2 + column) + load(sums + kBlockColumns / 2 + panel_channels + column);
+        const int lanes = kWhole || column + L <= channels ? 0 : int(channels - column);
+        store_channels(to[row] + column, clamp_min(value, low), lanes);
+      }
+  }
+};
+
+// A block whose sums are complete, but not yet written. They are written a few pixels at a time between the steps of the
+// next block, because the matrix unit and the vector units work at the same time.
+template <typename Out, bool kHalfPanel>
+struct UnwrittenBlock {
+  static constexpr int kRowsAtOnce = 4;
+  const float* sums = nullptr;
+  int next = kBlockRows;  // the first pixel that is not written
+  Out* to[kBlockRows];
+  alignas(64) Out unused[kBlockColumns];  // takes the pixels that do not exist
+
+  // first: the number of the block's first pixel, counted with the dropped pixels at the ends of the rows, which are
+  // `pitch` pixels long. `end` pixels exist with them.
+  void start(const float* block_sums, int64_t first, int64_t end, int64_t W, int64_t pitch, ImageView out) {
+    sums = block_sums;
+    next = 0;
+    const int64_t row = first / pitch, count = end - first;
+    int64_t x = first % pitch;
+    Out* pixel = static_cast<Out*>(out.data) + (row * W + (x < W ? x : W)) * out.pixel_stride;
+    for (int64_t i = 0; i < kBlockRows; ++i) {
+      const bool exists = x < W && i < count;
+      to[i] = exists ? pixel : unused;
+      pixel += exists ? out.pixel_stride : 0;
+      x = x + 1 < pitch ? x + 1 : 0;
+    }
+  }
+  DANET_INLINE void write_some(const Epilogue<Out, kHalfPanel>& epilogue, int64_t rows) {
+    if (next == kBlockRows) return;
+    const bool is_whole = !std::is_same<Out, float>::value && epilogue.channels == kBlockColumns;
+    for (; rows > 0 && next < kBlockRows; rows -= kRowsAtOnce, next += kRowsAtOnce) {
+      const float* from = sums + next * kBlockColumns;
+      is_whole ? epilogue.template write<true, kRowsAtOnce>(from, to + next)
+               : epilogue.template write<false, kRowsAtOnce>(from, to + next);
+    }
+  }
+  void write_all(const Epilogue<Out, kHalfPanel>& epilogue) { write_some(epilogue, kBlockRows); }
+};
 
 int64_t scratch_size(const RepConvParams& p, int64_t rows) {
   return PaddedInput(p, rows).size() * int64_t(sizeof(BFloat16)) +
@@ -159,8 +208,11 @@ void multiply_blocks(
   const int64_t depth = channel_tiles(p), panel_size = panel_channels(p), pixels = padded.rows * padded.pitch;
   const int64_t blocks = (pixels + kBlockRows - 1) / kBlockRows, pixel_step = padded.stride * padded.channels;
   TileBlock tiles;
+  UnwrittenBlock<Out, kHalfPanel> unwritten;
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t o = panel * panel_size, channels = p.C_out - o < panel_size ? p.C_out - o : panel_size;
+    const Epilogue<Out, kHalfPanel> epilogue(p, bias == nullptr ? nullptr : bias + o, channels, panel_size);
+    const ImageView to{out.pixel<Out>(n, begin * p.W_out()) + o, out.image_stride, out.pixel_stride};
     for (int64_t first_block = 0; first_block < blocks; first_block += kBlocksPerWeightPart) {
       const int64_t end_block =
           first_block + kBlocksPerWeightPart < blocks ? first_block + kBlocksPerWeightPart : blocks;
@@ -172,6 +224,7 @@ void multiply_blocks(
         const int64_t taps = taps_per_part(p, part_depth);
         for (int64_t tap = 0; tap < p.taps(); tap += taps, weight += taps * part_depth * kStep) {
           const bool is_first = d == 0 && tap == 0, is_last = d + part_depth == depth && tap + taps == p.taps();
+          const int64_t rows_per_step = (kBlockRows + taps * part_depth - 1) / (taps * part_depth);
           for (int64_t block = first_block; block < end_block; ++block) {
             float* const block_sums = sums + (block - first_block) * kBlockRows * kBlockColumns;
             is_first ? tiles.clear() : tiles.load(block_sums);
@@ -180,19 +233,24 @@ void multiply_blocks(
             for (int64_t k = tap; k < tap + taps; ++k) {
               const BFloat16* left =
                   copy + (padded.tap[k] + block * kBlockRows * padded.stride) * padded.channels + d * kTileDepth;
-              for (int64_t i = 0; i < part_depth; ++i, left += kTileDepth, right += kStep)
-                kHalfPanel ? tiles.multiply_add_half(left, pixel_step, right)
-                           : tiles.multiply_add(left, pixel_step, right);
+              for (int64_t i = 0; i < part_depth; ++i, left += kTileDepth, right += kStep) {
+                if (!kHalfPanel)
+                  tiles.multiply_add(left, pixel_step, right);
+                else if ((k + i) % 2 == 0)
+                  tiles.multiply_add_half<0>(left, pixel_step, right);
+                else
+                  tiles.multiply_add_half<1>(left, pixel_step, right);
+                unwritten.write_some(epilogue, rows_per_step);
+              }
             }
+            unwritten.write_all(epilogue);
             tiles.store(block_sums);
-            if (is_last)
-              write_block(
-                  p, block_sums, bias == nullptr ? nullptr : bias + o, channels, p.relu, block * kBlockRows, pixels,
-                  padded.pitch, out.pixel<Out>(n, begin * p.W_out()) + o, out.pixel_stride);
+            if (is_last) unwritten.start(block_sums, block * kBlockRows, pixels, p.W_out(), padded.pitch, to);
           }
         }
       }
     }
+    unwritten.write_all(epilogue);
   }
 }
 

@@ -30,14 +30,15 @@ constexpr int L = kLanes<float>;
 template <typename T>
 struct Layer;
 
-// The image that the kernels read, with a prepared depth-wise weight:
+// The image that the kernels read, and its sampling:
 //   Source(const SafemParams&, ImageView input, const uint32_t* pairs)   pairs: see SafemKernels::make_pairs
-//   static int64_t weight_size(int64_t C)              the size of a prepared weight, in floats
-//   static void prepare(const float* weight, int64_t C, float* prepared)
-//   void depthwise_relu(p, prepared, bias, n, i, T* out)   out [C] = relu(depthwise(x) + bias) of pixel i of image n
 //   static int64_t pairs_size(p), static void make_pairs(...)   see SafemKernels
-//   uint32_t stride                                    elements between pixels, for the cells of a TapTable
-//   void sum_taps(p, taps, inputs, n, channel, out, channels)   sdc's sum_taps for the groups from `channel` on
+//   static int64_t weight_size(int64_t C)              the size of a prepared depth-wise weight, in floats
+//   static void prepare(const float* weight, int64_t C, float* prepared)
+//   static void prepare_predictor(const float* weight, int64_t columns, int64_t C, float* prepared)
+//   static int64_t prediction_columns(p)               the length of a row of BlockRows::predictions that `sample` needs
+//   static int64_t sample_scratch_size(p)              the size of BlockRows::sample_scratch, in bytes
+//   void sample(p, layout, prepared, n, begin, end, rows)   rows.features = z of the pixels [begin, end) of image n
 template <typename T>
 struct Source;
 
@@ -72,7 +73,7 @@ void prepare(const SafemParams& p, const SafemWeights& weights, float* prepared)
   std::memset(prepared, 0, size_t(layout.size) * sizeof(float));
   Source<T>::prepare(weights.depthwise, p.C, prepared + layout.depthwise);
   std::memcpy(prepared + layout.depthwise_bias, weights.depthwise_bias, size_t(p.C) * sizeof(float));
-  Layer<T>::prepare(weights.predictor, predicted, p.C, prepared + layout.predictor);
+  Source<T>::prepare_predictor(weights.predictor, predicted, p.C, prepared + layout.predictor);
   std::memcpy(prepared + layout.predictor_bias, weights.predictor_bias, size_t(predicted) * sizeof(float));
   if (!p.has_attention) return;
   Layer<T>::prepare(weights.expand, 2 * p.C, p.C, prepared + layout.expand);
@@ -88,16 +89,19 @@ struct BlockRows {
   int64_t size;                  // of all arrays, in bytes
   T *features, *hiddens;
   float* predictions;  // later the logits of the channel softmax
+  char* sample_scratch;
 
   // Clears the memory if `apply` reads the padding, which must then be zero.
   BlockRows(const SafemParams& p, int64_t pixels, char* scratch)
-      : C(Layer<T>::padded(p.C)), predicted(Layer<T>::padded(3 * kSafemTaps * p.G)), hidden(Layer<T>::padded(2 * p.C)) {
+      : C(Layer<T>::padded(p.C)), predicted(Source<T>::prediction_columns(p)), hidden(Layer<T>::padded(2 * p.C)) {
     if (predicted < C) predicted = C;
     const int64_t rows = Layer<T>::padded_rows(pixels);
     predictions = reinterpret_cast<float*>(scratch);
     features = reinterpret_cast<T*>(predictions + rows * predicted);
     hiddens = features + rows * C;
-    size = rows * (predicted * int64_t(sizeof(float)) + (C + hidden) * int64_t(sizeof(T)));
+    sample_scratch = reinterpret_cast<char*>(hiddens + rows * hidden);
+    size = rows * (predicted * int64_t(sizeof(float)) + (C + hidden) * int64_t(sizeof(T))) +
+           Source<T>::sample_scratch_size(p);
     if (scratch != nullptr && Layer<T>::kReadsPadding)
       std::memset(features, 0, size_t(rows * (C + hidden)) * sizeof(T));
   }
@@ -110,43 +114,6 @@ struct BlockRows {
 template <typename T>
 int64_t scratch_size(const SafemParams& p, int64_t pixels) {
   return BlockRows<T>(p, pixels, nullptr).size;
-}
-
-// Computes z of the pixels [begin, end) of image n, and stores it in rows.features.
-template <typename T>
-void sample(
-    const SafemParams& p, const Source<T>& source, const float* prepared, int64_t n, int64_t begin, int64_t end,
-    BlockRows<T>& rows) {
-  const WeightLayout<T> layout(p);
-  const int64_t count = end - begin, num_taps = kSafemTaps * p.G, group_channels = p.C / p.G;
-  // Predict the offsets and the mask.
-  for (int64_t i = begin; i < end; ++i)
-    source.depthwise_relu(
-        p, prepared + layout.depthwise, prepared + layout.depthwise_bias, n, i, rows.features + (i - begin) * rows.C);
-  Layer<T>::apply(
-      rows.features, count, rows.C, prepared + layout.predictor, prepared + layout.predictor_bias, p.C, 3 * num_taps,
-      rows.predictions, rows.predicted, [](F v) { return v; });
-
-  // Sample with SDC.
-  const SdcParams sdc = sdc_params(p);
-  TapTable<float> taps(sdc);
-  for (int64_t i = begin; i < end; ++i) {
-    const float* predicted = rows.predictions + (i - begin) * rows.predicted;
-    const int64_t y = i / p.W, x = i - y * p.W;
-    for (int64_t g = 0; g < p.G; g += taps.groups) {
-      const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
-      const TapInputs<float, float> inputs{
-          predicted + 2 * g * kSafemTaps,
-          predicted + 2 * num_taps + g * kSafemTaps,
-          float(sdc_center(sdc, 0) + double(y)),
-          float(sdc_center(sdc, 1) + double(x)),
-          groups * kSafemTaps,
-          source.stride,
-          0};
-      const int64_t channel = g * group_channels;
-      source.sum_taps(sdc, taps, inputs, n, channel, rows.features + (i - begin) * rows.C + channel, group_channels);
-    }
-  }
 }
 
 // Computes rows.predictions = FFN(rows.features) of `count` pixels.
@@ -168,15 +135,18 @@ void forward(
   const WeightLayout<T> layout(p);
   const int64_t count = end - begin;
   BlockRows<T> rows(p, count, scratch);
-  sample(p, Source<T>(p, input, pairs), prepared, n, begin, end, rows);
+  Source<T>(p, input, pairs).sample(p, layout, prepared, n, begin, end, rows);
   apply_ffn(p, layout, prepared, count, rows);
 
   // Apply the channel softmax gate, and write back.
   const int64_t up_W = (p.W + 1) / 2;
+  const float scale = float(p.scale * double(p.C));
+  int64_t row = begin / p.W, column = begin % p.W - 1;
   for (int64_t i = begin; i < end; ++i) {
+    if (++column == p.W) column = 0, ++row;
     float* exps = rows.exponentials(i - begin);
     const float* logits = rows.predictions + (i - begin) * rows.predicted;
-    const float factor = float(p.scale * double(p.C)) / exponentials(logits, exps, p.C);
+    const float factor = scale / exponentials(logits, exps, p.C);
     const T* x = input.pixel<T>(n, i);
     T* result = out.pixel<T>(n, i);
     if (up.data == nullptr) {
@@ -186,7 +156,6 @@ void forward(
       continue;
     }
     // Gate the deeper level, and add this level times its weights.
-    const int64_t row = i / p.W, column = i - row * p.W;
     const T* deep = up.pixel<T>(n, row / 2 * up_W + column / 2) + (row % 2 * 2 + column % 2) * p.C;
     for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
       const F own = load_channels(weight + c, lanes) * load_channels(x + c, lanes);
@@ -200,7 +169,7 @@ void sum(
     const SafemParams& p, ImageView input, const uint32_t* pairs, const float* prepared, float* sum, int64_t n,
     int64_t begin, int64_t end, char* scratch) {
   BlockRows<T> rows(p, end - begin, scratch);
-  sample(p, Source<T>(p, input, pairs), prepared, n, begin, end, rows);
+  Source<T>(p, input, pairs).sample(p, WeightLayout<T>(p), prepared, n, begin, end, rows);
   for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
     F total{};
     for (int64_t i = 0; i < end - begin; ++i) total += load(rows.features + i * rows.C + c);

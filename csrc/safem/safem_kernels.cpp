@@ -70,6 +70,49 @@ struct Source<float> {
       for (int64_t k = 0; k < kSafemTaps; ++k) prepared[k * Layer<float>::padded(C) + c] = weight[c * kSafemTaps + k];
   }
 
+  static void prepare_predictor(const float* weight, int64_t columns, int64_t C, float* prepared) {
+    Layer<float>::prepare(weight, columns, C, prepared);
+  }
+  static int64_t prediction_columns(const SafemParams& p) { return Layer<float>::padded(3 * kSafemTaps * p.G); }
+  static int64_t sample_scratch_size(const SafemParams&) { return 0; }
+
+  void sample(
+      const SafemParams& p, const WeightLayout<float>& layout, const float* prepared, int64_t n, int64_t begin,
+      int64_t end, const BlockRows<float>& rows) const {
+    const int64_t count = end - begin, num_taps = kSafemTaps * p.G, group_channels = p.C / p.G;
+    // Predict the offsets and the mask.
+    for (int64_t i = begin; i < end; ++i)
+      depthwise_relu(
+          p, prepared + layout.depthwise, prepared + layout.depthwise_bias, n, i, rows.features + (i - begin) * rows.C);
+    Layer<float>::apply(
+        rows.features, count, rows.C, prepared + layout.predictor, prepared + layout.predictor_bias, p.C, 3 * num_taps,
+        rows.predictions, rows.predicted, [](F v) { return v; });
+
+    // Sample with SDC.
+    const SdcParams sdc = sdc_params(p);
+    TapTable<float> taps(sdc);
+    for (int64_t i = begin; i < end; ++i) {
+      const float* predicted = rows.predictions + (i - begin) * rows.predicted;
+      const int64_t y = i / p.W, x = i - y * p.W;
+      for (int64_t g = 0; g < p.G; g += taps.groups) {
+        const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
+        const TapInputs<float, float> inputs{
+            predicted + 2 * g * kSafemTaps,
+            predicted + 2 * num_taps + g * kSafemTaps,
+            float(sdc_center(sdc, 0) + double(y)),
+            float(sdc_center(sdc, 1) + double(x)),
+            groups * kSafemTaps,
+            stride,
+            0};
+        const int64_t channel = g * group_channels;
+        danet::sum_taps(
+            sdc, taps, inputs, bounds, input.pixel<float>(n, 0) + channel,
+            rows.features + (i - begin) * rows.C + channel, group_channels);
+      }
+    }
+  }
+
+ private:
   DANET_INLINE void depthwise_relu(
       const SafemParams& p, const float* weight, const float* bias, int64_t n, int64_t i, float* out) const {
     const int64_t y = i / p.W, x = i - y * p.W, C_pad = Layer<float>::padded(p.C);
@@ -89,12 +132,6 @@ struct Source<float> {
       for (int k = 0; k < count; ++k) sum += load(weights[k] + c) * load_channels(pixels[k] + c, lanes);
       store(out + c, clamp_min(sum, 0.0f));
     });
-  }
-
-  DANET_INLINE void sum_taps(
-      const SdcParams& p, TapTable<float>& taps, const TapInputs<float, float>& inputs, int64_t n, int64_t channel,
-      float* out, int64_t group_channels) const {
-    danet::sum_taps(p, taps, inputs, bounds, input.pixel<float>(n, 0) + channel, out, group_channels);
   }
 };
 

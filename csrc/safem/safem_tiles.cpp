@@ -1,6 +1,6 @@
 // The CPU kernels of SaFEM in bfloat16 on the matrix unit.
 #include "../common/amx.h"
-#include "safem_pairs.h"
+#include "safem_taps.h"
 
 namespace danet {
 namespace {
@@ -46,22 +46,146 @@ struct Layer<BFloat16> {
       const BFloat16* rows, int64_t count, int64_t stride, const float* weight, const float* bias, int64_t C,
       int64_t columns, Out* out, int64_t out_stride, const Activation& activation) {
     const BFloat16* right = reinterpret_cast<const BFloat16*>(weight);
-    alignas(64) float sums[kBlockRows * kBlockColumns];
+    // The rows of a block are written between the products of the next block, because the matrix unit and the vector
+    // units work at the same time.
+    alignas(64) float sums[2][kBlockRows * kBlockColumns];
+    struct {
+      const float *sums, *bias;
+      Out* out;
+      int64_t rows = 0;
+    } unwritten;
+    const auto write_rows = [&](int64_t rows) __attribute__((always_inline)) {
+      rows = rows < unwritten.rows ? rows : unwritten.rows;
+      unwritten.rows -= rows;
+      for (; rows > 0; --rows, unwritten.sums += kBlockColumns, unwritten.out += out_stride)
+#pragma GCC unroll 8
+        for (int64_t lane = 0; lane < kBlockColumns; lane += L)
+          store(unwritten.out + lane, activation(load(unwritten.sums + lane) + load(unwritten.bias + lane)));
+    };
     TileBlock tiles;
-    for (int64_t panel = 0; panel < panels(columns); ++panel, right += depth(C) * kRightSize, bias += kBlockColumns)
-      for (int64_t first = 0; first < count; first += kBlockRows) {
+    const int64_t steps = depth(C), rows_per_step = (kBlockRows + steps - 1) / steps;
+    int current = 0;
+    for (int64_t panel = 0; panel < panels(columns); ++panel, right += steps * kRightSize)
+      for (int64_t first = 0; first < count; first += kBlockRows, current = 1 - current) {
         // Multiply a block of rows with one panel
         tiles.clear();
-        for (int64_t d = 0; d < depth(C); ++d)
+        for (int64_t d = 0; d < steps; ++d) {
           tiles.multiply_add(rows + first * stride + d * kTileDepth, stride, right + d * kRightSize);
-        tiles.store(sums);
-        // Add the bias, apply the activation, and write back
-        const int64_t block_rows = count - first < kBlockRows ? count - first : kBlockRows;
-        for (int64_t row = 0; row < block_rows; ++row)
-          for (int64_t lane = 0; lane < kBlockColumns; lane += L)
-            store(
-                out + (first + row) * out_stride + panel * kBlockColumns + lane,
-                activation(load(sums + row * kBlockColumns + lane) + load(bias + lane)));
+          write_rows(rows_per_step);
+        }
+        tiles.store(sums[current]);
+        // Add the bias, apply the activation, and write back later
+        unwritten.sums = sums[current];
+        unwritten.bias = bias + panel * kBlockColumns;
+        unwritten.out = out + first * out_stride + panel * kBlockColumns;
+        unwritten.rows = count - first < kBlockRows ? count - first : kBlockRows;
+      }
+    write_rows(kBlockRows);
+  }
+};
+
+template <>
+struct Source<BFloat16> {
+  ImageView input;
+  const uint32_t* pairs;
+
+  Source(const SafemParams&, ImageView input, const uint32_t* pairs) : input(input), pairs(pairs) {}
+
+  static int64_t pairs_size(const SafemParams& p) { return p.N * PairImage(p).image_stride; }
+  static void make_pairs(const SafemParams& p, ImageView input, int64_t begin, int64_t end, uint32_t* pairs) {
+    danet::make_pairs(p, input, begin, end, pairs);
+  }
+
+  static int64_t weight_size(int64_t C) { return kDepthwisePairs * padded_channels(C); }
+  static void prepare(const float* weight, int64_t C, float* prepared) { prepare_depthwise(weight, C, prepared); }
+
+  // The predictor's weight [columns, C] is the left operand of the matrix product, and the pixels are the right one, so
+  // that the results have the pixels side by side.
+  static void prepare_predictor(const float* weight, int64_t columns, int64_t C, float* prepared) {
+    BFloat16* const left = reinterpret_cast<BFloat16*>(prepared);
+    for (int64_t column = 0; column < columns; ++column)
+      for (int64_t c = 0; c < C; ++c)
+        left[column * Layer<BFloat16>::depth(C) * kTileDepth + c] = from_compute<BFloat16>(weight[column * C + c]);
+  }
+  static int64_t prediction_columns(const SafemParams&) { return 0; }
+  static int64_t sample_scratch_size(const SafemParams& p) {
+    return prediction_size(p) * int64_t(sizeof(float)) + right_size(p) * int64_t(sizeof(BFloat16));
+  }
+
+  void sample(
+      const SafemParams& p, const WeightLayout<BFloat16>& layout, const float* prepared, int64_t n, int64_t begin,
+      int64_t end, const BlockRows<BFloat16>& rows) const {
+    const PairImage image(p);
+    const uint32_t* const first_pair = pairs + n * image.image_stride;
+    float* const values = reinterpret_cast<float*>(rows.sample_scratch);
+    const Predictions predictions{values, prepared + layout.predictor_bias, kSafemTaps * p.G, kBlockRows};
+    for (int64_t first = begin; first < end; first += kBlockRows) {
+      const int64_t count = end - first < kBlockRows ? end - first : kBlockRows;
+      BFloat16* const out = rows.features + (first - begin) * rows.C;
+      // Compute the depth-wise convolution.
+      const uint32_t* pixel = first_pair + image.pixel(p, first / p.W, first % p.W);
+      int64_t x = first % p.W;
+      for (int64_t i = 0; i < count; ++i, pixel += p.C) {
+        depthwise_relu(
+            p, pixel, image.row_stride, prepared + layout.depthwise, prepared + layout.depthwise_bias,
+            out + i * rows.C);
+        if (++x == p.W) x = 0, pixel += image.row_stride - p.W * p.C;
+      }
+      predict(p, prepared + layout.predictor, out, rows.C, values);
+      // Sample with SDC.
+      for (int64_t i = 0; i < count; i += L) {
+        const int64_t pixels = count - i < L ? count - i : L;
+        const bool is_finite =
+            sample_pixels(p, predictions, Centers(p, first + i), i, pixels, first_pair, out + i * rows.C, rows.C);
+        if (!is_finite) sample_again(p, predictions, n, first + i, i, pixels, out + i * rows.C, rows.C);
+      }
+    }
+  }
+
+ private:
+  static int64_t prediction_size(const SafemParams& p) {
+    return Layer<BFloat16>::padded(3 * kSafemTaps * p.G) * kBlockRows;
+  }
+  static int64_t right_size(const SafemParams& p) { return Layer<BFloat16>::depth(p.C) * kRightSize; }
+
+  // The predictor's results without the bias for kBlockRows pixels with the features `left`.
+  static void predict(const SafemParams& p, const float* weight, const BFloat16* features, int64_t stride, float* to) {
+    const int64_t depth = Layer<BFloat16>::depth(p.C), columns = Layer<BFloat16>::padded(3 * kSafemTaps * p.G);
+    BFloat16* const right = reinterpret_cast<BFloat16*>(to + prediction_size(p));
+    for (int64_t d = 0; d < depth; ++d) pack_rows(features + d * kTileDepth, stride, right + d * kRightSize);
+    const BFloat16* left = reinterpret_cast<const BFloat16*>(weight);
+    TileBlock tiles;
+    for (int64_t column = 0; column < columns; column += kBlockRows, left += kBlockRows * depth * kTileDepth) {
+      tiles.clear();
+      for (int64_t d = 0; d < depth; ++d)
+        tiles.multiply_add(left + d * kTileDepth, depth * kTileDepth, right + d * kRightSize);
+      tiles.store(to + column * kBlockRows);
+    }
+  }
+
+  // Computes those groups again whose results are not finite, as in sdc: a sum may have overflowed, or a corner of weight
+  // zero is not finite.
+  void sample_again(
+      const SafemParams& p, const Predictions& predictions, int64_t n, int64_t first, int64_t pixel, int64_t count,
+      BFloat16* out, int64_t stride) const {
+    const SdcParams sdc = sdc_params(p);
+    const CellBounds bounds(sdc, input, 0, p.H);
+    const int64_t channels = p.C / p.G;
+    TapTable<float> taps(sdc);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t g = 0; g < p.G; ++g) {
+        BFloat16* const to = out + i * stride + g * channels;
+        if (all_finite(to, channels)) continue;
+        float offset[2 * kSafemTaps], logits[kSafemTaps];
+        predictions.of_pixel(pixel + i, g, offset, logits);
+        const TapInputs<float, float> inputs{offset,
+                                             logits,
+                                             float((first + i) / p.W),
+                                             float((first + i) % p.W),
+                                             kSafemTaps,
+                                             uint32_t(input.pixel_stride),
+                                             0};
+        sum_taps_checked(sdc, taps, inputs, bounds, input.pixel<BFloat16>(n, 0) + g * channels, to, channels);
       }
   }
 };
