@@ -67,10 +67,10 @@ def demangled(text: str) -> str:
 
 
 def compilations():
-    """Every file for every architecture. Only two files that compile in a few seconds run without the mark "long"."""
+    """Every file for every architecture. Only a file that compiles in a few seconds runs without the mark "long"."""
     for name in NAMES:
         for file in FILES:
-            quick = name == "90" and file.parent.name in ("rep_conv", "softmax_gate")
+            quick = name == "90" and file.parent.name == "softmax_gate"
             marks = [] if quick else [pytest.mark.long]
             yield pytest.param(file, name, id=f"{file.parent.name}-sm_{name}", marks=marks)
 
