@@ -4,6 +4,7 @@ Environment variables:
     MAX_JOBS: number of parallel compilations.
     CXX: the C++ compiler.
     SANITIZE: sanitizers to enable, such as address,undefined; builds the CPU kernels only.
+    INSTRUCTION_SET: with SANITIZE, baseline, avx2 or avx512 builds the CPU kernels for this one only.
     WARNINGS_AS_ERRORS: 0 accepts warnings of the CUDA compiler, for a host compiler that was never tried.
     FORCE_CUDA: 1 builds CUDA kernels, 0 does not; by default they are built if torch has CUDA and nvcc is found.
     TORCH_CUDA_ARCH_LIST: GPU architectures, such as "8.0;9.0+PTX".
@@ -43,6 +44,8 @@ class BuildKernels(build_ext):
         sanitize = os.environ.get("SANITIZE", "")
         folder = ROOT / "build" / ("cmake-sanitize" if sanitize else "cmake")
         configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DTORCH_DIR={torch}", f"-DSANITIZE={sanitize}"]
+        # Only with sanitizers, so that a variable of the environment cannot slow down an installation.
+        configure += [f"-DINSTRUCTION_SET={os.environ.get('INSTRUCTION_SET', '') if sanitize else ''}"]
         configure += [f"-DCUDA_ARCHITECTURES={CUDA or ''}"] + ([f"-DCMAKE_CUDA_COMPILER={nvcc()}"] if CUDA else [])
         configure += [f"-DWARNINGS_AS_ERRORS={os.environ.get('WARNINGS_AS_ERRORS', '1')}"]
         # Passed in every build: the ninja of an earlier isolated build no longer exists.

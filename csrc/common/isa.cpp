@@ -33,6 +33,10 @@ Isa best_isa() {
 }
 
 Isa select_isa() {
+#if defined(DANET_ONLY_ISA)  // the name of the only instruction set that is built
+  [[maybe_unused]] constexpr Isa baseline = Isa::kBaseline, avx2 = Isa::kAvx2, avx512 = Isa::kAvx512;
+  return DANET_ONLY_ISA;
+#endif
   const Isa best = best_isa();
   if (is_requested("default")) return Isa::kBaseline;
   if (is_requested("avx2") && best == Isa::kAvx512) return Isa::kAvx2;
