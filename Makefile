@@ -51,29 +51,41 @@ $(KERNELS): $(SOURCES) | $(READY)
 
 kernels: $(KERNELS)  ## build what changed in csrc/
 
+# One process per core. --dist loadfile runs the tests of a file in one process, so that their shared fixtures are built
+# once. `sanitize` and `emulation` run few files, whose tests share nothing: --dist load spreads them evenly.
+PYTEST = $(RUN) -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
+
 SANITIZED := build/cmake-sanitize/libdanet.so
 SANITIZE_TESTS ?= sdc lcdc rep_conv softmax_gate fused_safem ms_deform_attn deform_conv
+# The operators with kernels for the matrix unit; with amx-emulated, the others run the same code as without it.
+TILE_TESTS := rep_conv fused_safem
 # Instruction sets to test with sanitizers, and the checks of the emulated CUDA kernels.
 CAPABILITIES ?= default avx2 avx512 amx-emulated
 EMULATIONS ?= check sanitize
+# The only instruction set that `make sanitize` compiles (setup.py), and an expression of markers, such as "not long", for
+# the tests that it runs; empty: all of them.
+INSTRUCTION_SET ?=
+MARKERS ?=
 # libstdc++ is preloaded too: AddressSanitizer must intercept its exceptions before Python loads it.
 SANITIZERS = $(foreach lib,libasan.so libstdc++.so.6,$(shell $${CXX:-c++} -print-file-name=$(lib)))
 
 sanitize: $(READY)  ## test the CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer
 	@mkdir -p build
 	@echo "building the kernels with sanitizers"
-	@SANITIZE=address,undefined $(RUN) setup.py --quiet build_ext --build-lib build/sanitized >build/sanitize.log 2>&1 \
-	  || { cat build/sanitize.log; exit 1; }
+	@SANITIZE=address,undefined INSTRUCTION_SET=$(INSTRUCTION_SET) $(RUN) setup.py --quiet build_ext \
+	  --build-lib build/sanitized >build/sanitize.log 2>&1 || { cat build/sanitize.log; exit 1; }
 	@for capability in $(CAPABILITIES); do \
+	  tests="$(SANITIZE_TESTS:%=tests/ops/test_%.py)"; \
+	  [ $$capability != amx-emulated ] || tests="$(TILE_TESTS:%=tests/ops/test_%.py)"; \
 	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" DANET_LIBRARY=$(SANITIZED) DANET_CPU_CAPABILITY=$$capability \
-	    $(RUN) -m pytest -q -p no:cacheprovider $(SANITIZE_TESTS:%=tests/ops/test_%.py); \
+	    $(PYTEST) --dist load -p no:cacheprovider -m "$(MARKERS)" $$tests; \
 	done
 
 emulation: $(KERNELS)  ## run the CUDA kernels on the CPU, with the race checker and with sanitizers
 	@for emulation in $(EMULATIONS); do \
 	  preload=; [ $$emulation != sanitize ] || preload="$(SANITIZERS)"; \
 	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$preload" DANET_EMULATION=$$emulation \
-	    $(RUN) -m pytest -q -s -p no:cacheprovider tests/ops/test_devices.py -k emulated; \
+	    $(PYTEST) --dist load -s -p no:cacheprovider tests/ops/test_devices.py -k emulated; \
 	done
 
 DEMO := runs/demo
@@ -141,9 +153,6 @@ $(REAL)/tune.json: $(REAL)/train.json
 
 $(REAL)/sirst/val.json:
 	@$(RUN) -m danet.data import masks "$(DATA)/sirst" $(REAL)/sirst --lists idx_427/train.txt idx_427/val.txt
-
-# --dist loadfile runs the tests of a file in one process, so that their shared fixtures are built once.
-PYTEST = $(RUN) -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test: $(KERNELS)  ## the test suite, under 6 minutes on two cores
 	@$(PYTEST) -m "not long"
