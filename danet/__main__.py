@@ -14,6 +14,7 @@ COMMANDS = {
     "report": ("danet.report.__main__", "write the report of a run or a benchmark as one HTML file"),
     "detect": ("danet.detect", "detect targets in images, folders, videos, streams or a webcam"),
     "track": ("danet.track", "follow targets through videos and streams, and raise alarms"),
+    "calibrate": ("danet.calibration.__main__", "choose alarm thresholds from footage without targets"),
     "export": ("danet.export.__main__", "write a detector as a file for another runtime"),
 }
 
@@ -25,6 +26,7 @@ SYNONYMS = {
     **dict.fromkeys(("eval", "test", "validate"), "evaluate"),
     **dict.fromkeys(("fit", "finetune", "fine-tune", "resume"), "train"),
     **dict.fromkeys(("follow", "tracking", "alarm"), "track"),
+    **dict.fromkeys(("calibration", "threshold", "thresholds"), "calibrate"),
     **dict.fromkeys(("convert", "onnx"), "export"),
     **{name: f"data {name}" for name in ("import", "split", "synthesize", "inspect")},
 }

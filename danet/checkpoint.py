@@ -104,6 +104,29 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     return model.eval().to(device), metadata
 
 
+def add_metadata(source: str | os.PathLike, path: str | os.PathLike, metadata: dict) -> None:
+    """Writes a copy of a weights file with further metadata, atomically; the tensors remain the same bit for bit.
+
+    Args:
+        source: a weights file.
+        path: file to write; it may be ``source``.
+        metadata: values that JSON can represent; they replace those of the same names.
+
+    Raises:
+        UserError: ``source`` is not a readable weights file, or ``path`` cannot be written.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "weights.safetensors"
+        >>> add_metadata(SHIPPED, path, {"camera": "north gate"})
+        >>> load_weights(path)[1]["camera"]
+        'north gate'
+    """
+    tensors, header = load_tensors(source, FORMAT)
+    if not isinstance(header.get("metadata"), dict):
+        raise UserError(f"{source}: weights do not fit this version of DANet (they have no metadata)")
+    save_tensors(path, FORMAT, tensors, {**header, "metadata": {**header["metadata"], **metadata}})
+
+
 def save_tensors(path: str | os.PathLike, kind: str, tensors: dict[str, Tensor], header: dict) -> None:
     """Writes named tensors and a JSON header to a safetensors file of a kind, atomically.
 

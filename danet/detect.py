@@ -55,8 +55,8 @@ class DetectOptions(FrameOptions):
     runs/detect-3 and so on."""
 
     score: float | None = None
-    """Score threshold, 0 to 1: detections with a lower score are dropped; by default 0.5, or the value in an .onnx
-    file."""
+    """Score threshold, 0 to 1: detections with a lower score are dropped; by default the value that danet calibrate has
+    stored in the weights, or the value in an .onnx file, or else 0.5."""
 
     max_detections: int | None = None
     """Maximum number of detections per image; by default 300, or the value in an .onnx file."""
@@ -129,6 +129,8 @@ def _detect(options: DetectOptions) -> int:
         upscale=None if options.upscale == "auto" else options.upscale,
         background=stream.has_free_core,
     )
+    if not options.quiet:
+        print(_describe_score(options, detector))
     if rank() == 0:
         write_text(run.out / "config.yaml", cli.dump(options))
     with (
@@ -166,6 +168,18 @@ def _detect(options: DetectOptions) -> int:
             print(_advise(options, detector))
 
     return run.finish(figures, print_summary)
+
+
+def _describe_score(options: DetectOptions, detector: "Detector") -> str:
+    """The score threshold and where it comes from, in one line."""
+    calibration, origin = detector.calibration, "default"
+    if options.score is not None:
+        origin = "--score"
+    elif calibration is not None and calibration.detection_score == detector.score_threshold:
+        origin = calibration.describe_request()
+    elif Path(options.weights or "").suffix.lower() == ".onnx":
+        origin = "of the .onnx file"
+    return f"score threshold: {detector.score_threshold:g} ({origin})"
 
 
 def _advise(options: DetectOptions, detector: "Detector") -> str:

@@ -1,12 +1,14 @@
 """``danet track``: follows targets through videos, cameras and streams; writes tracks and videos, raises alarms."""
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from danet.inference.frame_options import FrameOptions
-from danet.tracking.alarm_options import AlarmOptions
+from danet.tracking.alarm_options import AlarmOptions, calibrated_settings
 from danet.tracking.tracker_options import TrackerOptions
 from danet.utils import cli
 from danet.utils.errors import UserError
@@ -14,6 +16,11 @@ from danet.utils.files import write_text
 from danet.utils.help_page import HelpPage
 from danet.utils.printable import printable
 from danet.utils.progress import count_items
+
+if TYPE_CHECKING:
+    from danet.data.frame_sources import ImageFiles
+    from danet.data.video import Video
+    from danet.inference.detector import Detector
 
 PAGE = HelpPage(
     {
@@ -114,7 +121,13 @@ def track(options: TrackOptions) -> int:
     estimator = None
     if options.target_size is not None and options.focal_px is not None:
         estimator = DistanceEstimator(options.target_size, options.focal_px)
-    alarms = Alarms(options.alarm)
+    alarms = Alarms(options.alarm)  # reads the zones, so that errors in them appear before the weights are loaded
+
+    def check(detector: "Detector", sources: "Sequence[ImageFiles | Video]") -> None:
+        alarms.options = options.alarm.complete(detector.calibration, detector.reported_classes)
+        sizes = itertools.chain.from_iterable(source.frame_sizes() for source in sources)
+        alarms.check(detector.classes, detector.reported_classes, sizes)
+
     deliveries = [] if options.webhook is None else [webhook(options.webhook)]
     deliveries += [] if options.mqtt is None else [mqtt(options.mqtt, options.mqtt_topic)]
     run = FrameRun(
@@ -123,11 +136,7 @@ def track(options: TrackOptions) -> int:
         tables=("config.yaml", "tracks.jsonl", "tracks.csv", "alarms.jsonl", "alarms"),
         thresholds={"iou_threshold": options.iou},
         texts=options.save_mot,
-        check=lambda detector, sources: alarms.check(
-            detector.classes,
-            detector.reported_classes,
-            itertools.chain.from_iterable(source.frame_sizes() for source in sources),
-        ),
+        check=check,
     )
     tracker = Tracker(options.tracker)
     files = TrackFiles(
@@ -141,7 +150,15 @@ def track(options: TrackOptions) -> int:
         show_trails=options.show_trails,
     )
     alarm_output = AlarmOutput(run.out, deliveries)
-    write_text(run.out / "config.yaml", cli.dump(options))
+    write_text(run.out / "config.yaml", cli.dump(dataclasses.replace(options, alarm=alarms.options)))
+    if not options.quiet:
+        settings = calibrated_settings(
+            iou=run.detector.iou_threshold,
+            input_size=run.detector.input_size,
+            polarity=options.polarity,
+            tracker=options.tracker,
+        )
+        print(alarms.options.describe(options.alarm, run.detector.calibration, settings))
     with (
         run.writing([files, alarm_output]) as interruptible,
         count_items("track", run.total, "frames", quiet=options.quiet) as show_count,
@@ -169,6 +186,7 @@ def track(options: TrackOptions) -> int:
         "boxes": files.boxes,
         "cuts": tracker.cuts,
         "alarms": alarms.started,
+        "alarm_options": dataclasses.asdict(alarms.options),
         **run.figures(),
         "tracking_seconds": run.stream.tracking_seconds,
         "writing_seconds": output.seconds,

@@ -19,7 +19,7 @@ LAYERS = (
     ("losses", "distill"),
     ("inference",),
     ("evaluation", "tracking"),
-    ("training", "export"),
+    ("training", "export", "calibration"),
     ("report",),
     ("train", "evaluate", "compare", "detect", "track", "ablate"),
 )

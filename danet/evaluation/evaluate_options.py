@@ -56,7 +56,8 @@ class EvaluateOptions:
     whose F1 under `criterion` is within 0.01 of the best F1."""
 
     threshold: float | None = None
-    """Tuned score threshold (0.02 to 1) that you have chosen before on other images, instead of `tune`."""
+    """Tuned score threshold (0.02 to 1) that you have chosen before on other images, instead of `tune`; by default the
+    value that danet calibrate has stored in the weights."""
 
     fixed: float = 0.5
     """Fixed score threshold (0.02 to 1). Metrics are always reported at it; mistakes and pictures use it only if there

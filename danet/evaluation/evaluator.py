@@ -136,6 +136,7 @@ class Evaluator:
             self.detector, self.tune_detector = self._read_predictions(self.data, tune)
         self.classes = self.detector.classes
         self.target = self._choose_target()
+        self.threshold = self._chosen_threshold()
         if isinstance(self.detector, Detector):
             self._warn_of_missing_frames(self.detector.lags)
 
@@ -144,6 +145,9 @@ class Evaluator:
         """Lines about the detector: its dtype, how an ONNX file of another program is used, or what was read."""
         detectors = dict.fromkeys((self.detector, self.tune_detector))
         lines = [getattr(each, "note", "") or each.dtype_note for each in detectors]
+        if self.threshold is not None and self.options.threshold is None and isinstance(self.detector, Detector):
+            assert self.detector.calibration is not None
+            lines.append(f"score {self.threshold:.3f} {self.detector.calibration.describe_request()}")
         return [line for line in lines if line]
 
     def choose_threshold(self) -> TunedThreshold | None:
@@ -168,7 +172,7 @@ class Evaluator:
     def evaluate(self, tuned: TunedThreshold | None = None) -> Evaluation:
         """Runs the detector on all images and computes the metrics; ``tuned`` is the result of ``choose_threshold``."""
         options, records, classes, target = self.options, self.records, self.classes, self.target
-        threshold = options.threshold if tuned is None else tuned.threshold
+        threshold = self.threshold if tuned is None else tuned.threshold
         predictions, speed = self.predict()
         names = ("fixed", "criterion", "scale_edges", "resamples", "seed")
         settings: dict[str, Any] = {name: getattr(options, name) for name in names}
@@ -200,6 +204,13 @@ class Evaluator:
         draw = ContactSheets(*inputs, target=target, threshold=display_threshold)
         sheets = {WORST_SHEET: draw.worst(mistakes), SIZE_SHEET: draw.by_size(mistakes, options.scale_edges)}
         return Evaluation(self, predictions, metrics, content, display_threshold, sheets)
+
+    def _chosen_threshold(self) -> float | None:
+        """The threshold of the options, or the one that ``danet calibrate`` has stored in the weights."""
+        options, calibration = self.options, getattr(self.detector, "calibration", None)
+        if options.threshold is not None or options.tune is not None or calibration is None:
+            return options.threshold
+        return max(calibration.detection_score, MIN_SCORE) if self.target in calibration.classes else None
 
     def _predict(self, detector: "AnyDetector", records: Sequence[ImageRecord]) -> tuple[list[Detections], Speed]:
         if isinstance(detector, StoredPredictions):

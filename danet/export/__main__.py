@@ -55,8 +55,9 @@ class ExportOptions:
     nms: bool = False
     """Add the output "selected": the positions that non-maximum suppression keeps (onnx, openvino)."""
 
-    score: float = 0.5
-    """Score threshold, 0 to 1, stored in the file; the output of `nms` applies it."""
+    score: float | None = None
+    """Score threshold, 0 to 1, stored in the file; the output of `nms` applies it. By default the value that danet
+    calibrate has stored in the weights, or else 0.5."""
 
     iou: float = 0.5
     """IoU threshold of non-maximum suppression, 0 to 1, stored in the file; the output of `nms` applies it."""
@@ -100,6 +101,8 @@ def export(options: ExportOptions) -> None:
     from danet.export import verify
     from danet.export.formats import FORMATS, check_packages
     from danet.export.network import BoxesAndScores, example_images
+    from danet.inference.calibrated_thresholds import CalibratedThresholds
+    from danet.inference.detector import DEFAULT_SCORE
     from danet.inference.export_description import describe
     from danet.inference.input_size import parse_size_option
     from danet.models.danet import MINIMUM_SIZE
@@ -120,8 +123,14 @@ def export(options: ExportOptions) -> None:
         if input_size is None and MINIMUM_SIZE < chosen.minimum_size > min(image.shape[:2]):
             raise UserError(f"{name}: smaller than {chosen.minimum_size} pixels, the minimum size of {options.format}")
 
+    calibration = CalibratedThresholds.from_metadata(training)
+    score, origin = options.score, "--score"
+    if score is None and calibration is not None:
+        score, origin = calibration.detection_score, calibration.describe_request()
+    elif score is None:
+        score, origin = DEFAULT_SCORE, "default"
     thresholds = {
-        "score_threshold": options.score,
+        "score_threshold": score,
         "iou_threshold": options.iou,
         "max_detections": options.max_detections,
     }
@@ -151,7 +160,7 @@ def export(options: ExportOptions) -> None:
     if not options.quiet:
         files = _files(out, chosen)
         size = sum(file.stat().st_size for file in files) / 2**20
-        print(f"{' and '.join(str(file) for file in files)}: {size:.1f} MiB")
+        print(f"{' and '.join(str(file) for file in files)}: {size:.1f} MiB, score threshold {score:g} ({origin})")
         print(
             f"{chosen.runtime} and PyTorch on {differences.images} images: boxes differ by at most "
             f"{differences.boxes:.2g} pixel, scores by {differences.scores:.2g}"

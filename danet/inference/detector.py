@@ -17,6 +17,7 @@ from danet.data.frame_sources import open_sources
 from danet.data.image_domain import ImageDomain
 from danet.data.image_folder import IMAGE_SUFFIXES
 from danet.data.video import Frame
+from danet.inference.calibrated_thresholds import CalibratedThresholds
 from danet.inference.input_size import parse_input_size
 from danet.inference.network_protocol import DeployableNetwork, Network
 from danet.inference.polarity import TARGET_SCORE, Polarity, PolarityTracker
@@ -26,6 +27,9 @@ from danet.inference.stream import DetectionStream, FrameTracker
 from danet.models import DANet
 from danet.ops.common import dtype_name
 from danet.utils.errors import UserError
+
+DEFAULT_SCORE = 0.5
+"""Score threshold of weights that ``danet calibrate`` has not calibrated."""
 
 LIST_BATCH = 8
 """Images of a list that go through the network at once."""
@@ -39,7 +43,8 @@ class Detector:
 
     Args:
         model: a trained DANet or an OnnxNetwork. The detector runs ``model.deploy()``; the model does not change.
-        score_threshold: detections have higher scores than this.
+        score_threshold: detections have higher scores than this; None for the value that ``danet calibrate`` has stored
+            in the metadata, or 0.5 if there is none.
         iou_threshold: non-maximum suppression drops a detection if its IoU with one of a higher score exceeds this.
         max_detections: maximum number of detections per image.
         input_size: (height, width) in pixels that every image is letterboxed to, or one number for a square. "native"
@@ -80,7 +85,7 @@ class Detector:
         self,
         model: DeployableNetwork,
         *,
-        score_threshold: float = 0.5,
+        score_threshold: float | None = None,
         iou_threshold: float = 0.5,
         max_detections: int = 300,
         input_size: Sequence[int] | int | Literal["native"] | None = None,
@@ -90,6 +95,11 @@ class Detector:
         dtype: torch.dtype | Literal["auto"] = "auto",
         deploy: bool = True,
     ) -> None:
+        self.metadata = metadata or {}
+        self.calibration = CalibratedThresholds.from_metadata(self.metadata)
+        """Thresholds that ``danet calibrate`` has stored; None if there are none."""
+        if score_threshold is None:
+            score_threshold = DEFAULT_SCORE if self.calibration is None else self.calibration.detection_score
         for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
             if not 0 <= value <= 1:
                 raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
@@ -109,7 +119,6 @@ class Detector:
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
-        self.metadata = metadata or {}
         self.notify: Callable[[int, str], None] = logging.getLogger(__name__).log
         self.domain = ImageDomain.from_metadata(self.metadata)
         """The images that the weights were trained for; None if the metadata do not state them."""

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -196,7 +196,21 @@ class FrameRun:
             print("annotated videos are WebM, which is slow to write; install PyAV (pip install av) to write H.264")
 
 
-def load_detector(options: FrameOptions, thresholds: dict[str, Any]) -> Detector:
+class DetectorOptions(Protocol):
+    """The options of a command that ``load_detector`` uses, see ``FrameOptions``."""
+
+    weights: str | None
+    classes: list[str] | None
+    input_size: list[int | Literal["native"]] | None
+    polarity: Literal["auto", "white", "black"]
+    device: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    deploy: bool
+    threads: int | None
+    quiet: bool
+
+
+def load_detector(options: DetectorOptions, thresholds: dict[str, Any]) -> Detector:
     """Loads the detector, and prepares the process for it: a library must not make these settings."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from danet.data.video import Frame
-from danet.tracking.alarm_options import AlarmOptions, read_zones
+from danet.tracking.alarm_options import AlarmOptions, CompleteOptions, read_zones
 from danet.tracking.tracker import DEFAULT_INTERVAL_S
 from danet.tracking.tracks import Track, Tracks
 from danet.utils.drawing import enlarge
@@ -88,6 +88,9 @@ class _Watched:
     alarm: int = 0
     best_score: float = -1.0
     best_track_score: float = 0.0
+    qualified_score: float | None = None
+    """Largest score of the track in the frames in which it met all conditions but that of the score; None if it met
+    them in none. It raises an alarm if this is at least ``AlarmOptions.score``."""
     crop: np.ndarray | None = None
     touched: bool = field(default=True)
 
@@ -96,7 +99,7 @@ class Alarms:
     """Decides from the tracks of each frame which alarms start and end.
 
     Args:
-        options: see ``AlarmOptions``.
+        options: see ``AlarmOptions``; values that are None get their defaults.
 
     Attributes:
         started: number of alarms so far.
@@ -114,7 +117,7 @@ class Alarms:
     """
 
     def __init__(self, options: AlarmOptions | None = None) -> None:
-        self.options = options or AlarmOptions()
+        self.options: CompleteOptions = (options or AlarmOptions()).complete()
         self.started = 0
         self._numbers = itertools.count(1)
         self._zones = [] if self.options.zones is None else read_zones(self.options.zones)
@@ -194,17 +197,17 @@ class Alarms:
             zone = self._find_zone(track)
             watched.hits.append(track.is_detected and (zone is not None or not self._zones))
             watched.zone = zone or watched.zone
-            if watched.alarm == 0 and self._is_alarming(watched):
-                watched.alarm = next(self._numbers)
-                self.started += 1
-                events.append(self._event("start", watched, track.score))
+            if self._qualifies(watched):
+                watched.qualified_score = max(watched.qualified_score or 0.0, track.score)
+                if watched.alarm == 0 and track.score >= self.options.score:
+                    watched.alarm = next(self._numbers)
+                    self.started += 1
+                    events.append(self._event("start", watched, track.score))
         for number, watched in list(self._watched.items()):
             if not watched.touched:
                 watched.hits.append(False)
             if seconds - watched.last_seen > self.options.end or seconds < watched.last_seen:
-                if watched.alarm:
-                    events.append(self._event("end", watched, watched.best_track_score))
-                del self._watched[number]
+                events += self._forget(number)
         return events
 
     def update_frame(self, frame: Frame, tracks: Tracks, *, source: str | None = None) -> list[AlarmEvent]:
@@ -216,15 +219,18 @@ class Alarms:
 
     def finish(self) -> list[AlarmEvent]:
         """Ends all alarms, as at the end of a source."""
-        events = [self._event("end", each, each.best_track_score) for each in self._watched.values() if each.alarm]
-        self._watched.clear()
-        return events
+        return [event for number in list(self._watched) for event in self._forget(number)]
 
-    def _is_alarming(self, watched: _Watched) -> bool:
+    def _forget(self, number: int) -> list[AlarmEvent]:
+        """Stops to watch a track; returns the end of its alarm if it has raised one."""
+        watched = self._watched.pop(number)
+        return [self._event("end", watched, watched.best_track_score)] if watched.alarm else []
+
+    def _qualifies(self, watched: _Watched) -> bool:
+        """Whether the track meets all conditions but that of the score."""
         options, track = self.options, watched.track
         return (
             sum(watched.hits) >= options.hits
-            and track.score >= options.score
             and (options.classes is None or track.name in options.classes)
             and track.path_length >= options.displacement
         )

@@ -23,6 +23,7 @@ from danet.export import Predictions, export_onnx, verify
 from danet.export.__main__ import main
 from danet.export.deformable_sampling import deform_conv, sample_corners, sample_grid
 from danet.export.network import BoxesAndScores
+from danet.inference.calibrated_thresholds import CalibratedThresholds
 from danet.models import DANet, build_model
 from danet.ops import sdc
 
@@ -195,6 +196,16 @@ def test_detect_and_evaluate_accept_an_onnx_file(exported, weights, frames, tmp_
         assert detect([str(frames.parent), "--weights", str(exported), "--out", str(tmp_path / "no"), *words]) == 2
         error = capsys.readouterr().err
         assert expected in error and error.count("\n") == 1
+
+
+@pytest.mark.long
+def test_exported_file_has_the_thresholds_of_calibrated_weights(tmp_path, capsys):
+    thresholds = CalibratedThresholds(0.625, 0.6, 8, 12, ("drone",), 1.0, 3.5, 0, 0.86)
+    save_weights(tmp_path / "small.safetensors", random_model(), thresholds.to_metadata())
+    assert main([str(tmp_path / "small.safetensors")]) == 0
+    assert "score threshold 0.625 (of the weights, which danet calibrate chose" in capsys.readouterr().out
+    detector = danet.load(tmp_path / "small.onnx")
+    assert detector.score_threshold == 0.625 and detector.calibration == thresholds
 
 
 def test_load_rejects_foreign_and_broken_onnx_files(exported, tmp_path):

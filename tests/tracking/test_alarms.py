@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from danet.data.video import Frame
+from danet.inference.calibrated_thresholds import CalibratedThresholds
 from danet.tracking.alarm_options import AlarmOptions, read_zones
 from danet.tracking.alarms import Alarms, crop_around
 from danet.tracking.tracks import Track, Tracks
@@ -31,6 +32,47 @@ def test_alarm_starts_after_m_of_n_frames_and_ends_after_a_pause():
     alarms = Alarms(AlarmOptions(hits=3, window=5, end=0.5))
     frames = [[track()], [], [track()], [], [track()]] + [[track()]] * 10 + [[]] * 30
     assert run(alarms, frames) == [(4, "start", 1), (30, "end", 1)]
+
+
+CALIBRATED = CalibratedThresholds(0.7, 0.6, 8, 12, ("drone",), 1.0, 3.5, 0, 0.86, {"iou": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("given", "reported", "expected"),
+    [
+        ({}, ["drone"], (8, 12, 0.6, ["drone"])),
+        ({"score": 0.9}, ["drone"], (8, 12, 0.9, ["drone"])),
+        ({"hits": 3, "window": 5}, ["drone"], (3, 5, 0.6, ["drone"])),
+        ({}, ["drone", "bird"], (8, 12, 0.6, ["drone"])),  # alarms of birds were not measured
+        ({}, ["bird"], (6, 10, 0.5, None)),
+        ({"classes": ["bird"]}, ["drone", "bird"], (6, 10, 0.5, ["bird"])),
+        ({"classes": ["drone", "bird"]}, ["drone", "bird"], (8, 12, 0.6, ["drone", "bird"])),
+    ],
+)
+def test_options_that_are_not_given_come_from_calibrated_weights(given, reported, expected):
+    complete = AlarmOptions(**given).complete(CALIBRATED, reported)
+    assert (complete.hits, complete.window, complete.score, complete.classes) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "end"),
+    [
+        ({}, {"iou": 0.5}, "(weights); danet calibrate counted 0 false alarms in 3.5 h without targets, "
+                           "at most 0.86 per hour with 95 % confidence"),
+        ({}, {"iou": 0.4}, "(weights); the rate that danet calibrate measured does not hold with your --iou"),
+        ({"score": 0.9}, {}, "does not hold with your --alarm.score"),
+        ({"classes": ["drone", "bird"]}, {}, "does not hold with your --alarm.classes"),
+        ({"classes": ["bird"]}, {}, "alarms: score from 0.5 on (default), detections in 6 of 10 frames (default)"),
+    ],
+)  # fmt: skip
+def test_output_states_where_the_options_come_from(given, settings, end):
+    options = AlarmOptions(**given)
+    assert options.complete(CALIBRATED, ["drone", "bird"]).describe(options, CALIBRATED, settings).endswith(end)
+
+
+def test_hits_that_do_not_fit_the_window_of_the_weights_are_refused():
+    with pytest.raises(UserError, match=r"--alarm.hits must be at most --alarm.window \(12\), got 13"):
+        AlarmOptions(hits=13).complete(CALIBRATED, ["drone"])
 
 
 def test_too_few_hits_in_the_window_raise_nothing():

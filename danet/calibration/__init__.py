@@ -1,0 +1,1 @@
+"""Chooses thresholds from footage without targets, so that false alarms stay below a rate: ``danet calibrate``."""
