@@ -1,19 +1,18 @@
 """``danet evaluate --tracks``: compares the results of ``danet track``, or of any tracker, with annotated videos."""
 
 import itertools
-import json
 import math
-from collections import Counter
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from danet.data.class_map import IGNORE
 from danet.data.coco_dataset import ImageRecord, load_coco
-from danet.data.image_folder import IMAGE_SUFFIXES
-from danet.evaluation.alarm_metrics import AlarmedVideo, first_alarm_delays, summarize_alarms
+from danet.evaluation.alarm_assignment import LEFT_OUT, MAX_RATE_DIFFERENCE, assign_alarms, read_alarms, stated_rate
+from danet.evaluation.alarm_metrics import first_alarm_delays, summarize_alarms
 from danet.evaluation.bootstrap import Estimate
 from danet.evaluation.tracking_metrics import (
     TrackedVideo,
@@ -26,17 +25,6 @@ from danet.utils.errors import UserError, check_values
 from danet.utils.files import read_text, write_json
 from danet.utils.names import quote
 from danet.utils.printable import printable
-
-
-class _Alarm(NamedTuple):
-    """The start of an alarm."""
-
-    source: str
-    """Name of its video."""
-    name: str | None
-    """Class of its track; None if it is not stated."""
-    seconds: float
-    """Since the start of the video."""
 
 
 @dataclass
@@ -55,7 +43,7 @@ class TrackEvaluationOptions:
     data: str
     """COCO json (or a folder with one) whose images state `video` and `frame`, such as danet data import svanstrom
     writes; only annotated frames count. Boxes of tracks in ignore regions count neither as true nor as false positives,
-    unless they cover an object."""
+    unless they cover an object; nor do alarms that begin there."""
 
     target: str = "drone"
     """Class of the tracks; boxes of other classes are distractors, and alarms of other classes are left out."""
@@ -116,12 +104,15 @@ def evaluate_tracks(options: TrackEvaluationOptions) -> None:
     content["videos"] = {name: each.to_json() for name, each in counts.items()}
     content["largest_frame_gap"] = max(map(_largest_gap, videos.values()))
     if (folder / "alarms.jsonl").is_file():
-        alarms = _read_alarms(folder / "alarms.jsonl", options.fps)
-        alarmed = _alarmed_videos(alarms, videos, options)
-        content["alarms_left_out"] = {
-            "other_sources": Counter(each.source for each in alarms if each.source not in videos),
-            "other_classes": Counter(each.name for each in alarms if each.name not in (options.target, None)),
-        }
+        found = read_alarms(folder / "alarms.jsonl", fps=options.fps)
+        if (rate := stated_rate(found)) is not None and abs(rate / options.fps - 1) > MAX_RATE_DIFFERENCE:
+            print(
+                f"danet evaluate --tracks: warning: --fps {options.fps:g}: {folder / 'alarms.jsonl'} states {rate:.3g} "
+                "frames per second; the hours of video depend on --fps",
+                file=sys.stderr,
+            )
+        alarmed, left_out = assign_alarms(found, videos, target=options.target, threshold=options.iou, fps=options.fps)
+        content["alarms_left_out"] = left_out
         content["first_alarms"] = first_alarm_delays(alarmed)
         content["alarms"] = summarize_alarms(alarmed, within=options.within, resamples=options.resamples)
     if options.json is not None:
@@ -194,52 +185,6 @@ def _largest_gap(records: list[ImageRecord]) -> int:
     return max(((other.frame or 0) - (one.frame or 0) for one, other in itertools.pairwise(records)), default=1)
 
 
-def _alarmed_videos(
-    alarms: list[_Alarm], videos: dict[str, list[ImageRecord]], options: TrackEvaluationOptions
-) -> list[AlarmedVideo]:
-    """The videos with the times of those alarms that are of the target's class."""
-    times: dict[str, list[float]] = {}
-    for alarm in alarms:
-        if alarm.name in (options.target, None):
-            times.setdefault(alarm.source, []).append(alarm.seconds)
-    result = []
-    for name, records in sorted(videos.items()):
-        shown = [
-            each
-            for record in records
-            for each, is_region in zip(record.names, record.ignore, strict=True)
-            if not is_region
-        ]
-        has_target = options.target in shown
-        others = sorted(set(shown) - {options.target}, key=lambda each: -shown.count(each))
-        category = options.target if has_target else (others or ["nothing"])[0]
-        seconds = (max(record.frame or 0 for record in records) + 1) / options.fps
-        result.append(AlarmedVideo(name, category, seconds, tuple(sorted(times.get(name, []))), has_target))
-    return result
-
-
-def _read_alarms(path: Path, fps: float) -> list[_Alarm]:
-    """The start of each alarm in a file of ``danet track``."""
-    alarms = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        try:
-            event = json.loads(line)
-            if event["event"] == "start":
-                file = Path(event["file"])
-                # Images have no times of their own: those in the event assume another frame rate.
-                is_image = file.suffix.lower() in IMAGE_SUFFIXES and "frame" in event
-                seconds = int(event["frame"]) / fps if is_image else float(event["time"])
-                alarm = _Alarm(event.get("source") or file.stem, event.get("class"), seconds)
-                if not isinstance(alarm.source, str) or not isinstance(alarm.name, str | None):
-                    raise TypeError
-                if not math.isfinite(seconds):
-                    raise ValueError
-                alarms.append(alarm)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            raise UserError(f"{path}: line {number} must be an event of danet track, got {line[:80]!r}") from None
-    return alarms
-
-
 def _plain(value: object) -> object:
     """Replaces estimates by dicts, for JSON."""
     if isinstance(value, Estimate):
@@ -274,9 +219,10 @@ def _print(content: dict, videos: int) -> None:
             )
     for kind, counts in content.get("alarms_left_out", {}).items():
         if counts:
+            reason = LEFT_OUT[kind]
             shown = ", ".join(f"{printable(name)} {count}" for name, count in itertools.islice(counts.items(), 5))
             more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
-            print(f"alarms left out because they are of {kind.replace('_', ' ')}: {shown}{more}")
+            print(f"alarms left out, {reason}: {shown}{more}")
 
 
 def _show(estimate: Estimate) -> str:

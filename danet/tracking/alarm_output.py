@@ -20,7 +20,8 @@ class AlarmOutput:
     """Context manager that writes ``alarms.jsonl`` and ``alarms/NUMBER.png``, and feeds ``Delivery`` objects.
 
     The file has one JSON object per event, as ``AlarmEvent.to_dict``, with the name of the picture as ``crop``. The end
-    of an alarm replaces its picture by the best one. Receivers get the picture as JPEG in base64, as ``crop_jpeg``.
+    of an alarm replaces its picture by the best one. Pictures of an earlier run in the folder are removed. Receivers
+    get the picture as JPEG in base64, as ``crop_jpeg``.
 
     Attributes:
         path: of the file.
@@ -43,6 +44,10 @@ class AlarmOutput:
         self._file = GrowingFile(self.path, "", visible=True)
 
     def __enter__(self) -> "AlarmOutput":
+        # Remove the pictures of an earlier run, because none of its events refers to them any more.
+        for picture in self._folder.glob("*.png") if self._folder.is_dir() else ():
+            if picture.stem.isdecimal():
+                picture.unlink()
         self._file.__enter__()
         for delivery in self._deliveries:
             delivery.__enter__()

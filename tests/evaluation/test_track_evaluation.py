@@ -86,8 +86,62 @@ def test_alarm_of_another_class_counts_neither_as_found_nor_as_false(dataset, tm
     code, content = run(data, folder, tmp_path)
     assert code == 0 and content["first_alarms"] == {"day": 0.4}
     assert content["alarms"]["false_alarms"]["bird"]["alarms"] == 0
-    assert content["alarms_left_out"] == {"other_sources": {}, "other_classes": {"bird": 2}}
-    assert "alarms left out because they are of other classes: bird 2" in capsys.readouterr().out
+    assert content["alarms_left_out"] == {"other_sources": {}, "other_classes": {"bird": 2}, "ignore_regions": {}}
+    assert "alarms left out, not of the class --target: bird 2" in capsys.readouterr().out
+
+
+def test_alarm_of_another_class_and_source_is_left_out_once(dataset, tmp_path):
+    data, folder = dataset
+    write_alarms(folder, {"file": "other.mp4", "time": 0.1, "class": "bird"})
+    code, content = run(data, folder, tmp_path)
+    assert code == 0
+    assert content["alarms_left_out"] == {"other_sources": {"other": 1}, "other_classes": {}, "ignore_regions": {}}
+
+
+@pytest.mark.parametrize(
+    ("box", "frame", "counted"),
+    [
+        ((12, 21, 18, 27), 3, 0),  # inside of the region of frame 2, the nearest annotated one
+        ((60, 60, 70, 68), 2, 1),
+        ((12, 21, 18, 27), 16, 1),  # the region is gone
+        (None, 2, 0),  # an event of another program, without a box
+    ],
+)
+@pytest.mark.parametrize("category", ["drone", "ignore"])
+def test_alarm_in_an_ignore_region_is_not_false(tmp_path, capsys, box, frame, counted, category):
+    """The video shows a target whose box is ignored, or a region of all classes, and nothing else."""
+    records = [frame_of(tmp_path, "day", 0, [(10, 20, 20, 28)], ["drone"])]
+    region = [(10, 20, 20, 28)], [category], [True]
+    records += [frame_of(tmp_path, "night", each, *region) for each in range(0, 10, 2)]
+    records += [frame_of(tmp_path, "night", each) for each in range(10, 20, 2)]
+    data, folder = write_dataset(tmp_path, records)
+    write_alarms(folder, {"file": "night.mp4", "frame": frame, "time": frame / 30, "box": box})
+    code, content = run(data, folder, tmp_path)
+    assert code == 0 and content["alarms"]["videos"] == 1, "an ignored target is none of the video"
+    assert content["alarms"]["false_alarms"]["any"]["alarms"] == counted
+    assert content["alarms_left_out"]["ignore_regions"] == ({} if counted else {"night": 1})
+    assert ("alarms left out, in an ignore region: night 1" in capsys.readouterr().out) == (not counted)
+
+
+def test_alarm_on_a_target_in_an_ignore_region_counts(tmp_path):
+    boxes = [(10, 20, 20, 28), (0, 0, 50, 50)]
+    data, folder = write_dataset(
+        tmp_path,
+        [frame_of(tmp_path, "day", 0, boxes, ["drone", "ignore"], [False, True]), frame_of(tmp_path, "night", 0)],
+    )
+    on_target = {"file": "day.mp4", "frame": 0, "time": 0.0, "box": [11, 20, 21, 28]}
+    write_alarms(folder, on_target, on_target | {"box": [40, 40, 46, 44], "time": 0.5})
+    code, content = run(data, folder, tmp_path)
+    assert code == 0 and content["first_alarms"] == {"day": 0.0}
+    assert content["alarms_left_out"]["ignore_regions"] == {"day": 1}
+
+
+@pytest.mark.parametrize(("fps", "is_warned"), [("30", True), ("25", False), ("25.5", False)])
+def test_frame_rate_that_contradicts_the_alarms_is_a_warning(dataset, tmp_path, capsys, fps, is_warned):
+    data, folder = dataset
+    write_alarms(folder, *({"file": "day.mp4", "frame": frame, "time": frame / 25} for frame in (0, 5, 10)))
+    assert run(data, folder, tmp_path, "--fps", fps)[0] == 0
+    assert ("alarms.jsonl states 25 frames per second; the hours" in capsys.readouterr().err) == is_warned
 
 
 def test_alarms_of_other_sources_are_named(dataset, tmp_path, capsys):
@@ -95,7 +149,7 @@ def test_alarms_of_other_sources_are_named(dataset, tmp_path, capsys):
     write_alarms(folder, *({"file": f"x{number}.mp4", "time": 0.1} for number in (1, 1, 2, 3, 4, 5, 6)))
     code, content = run(data, folder, tmp_path)
     assert code == 0 and content["first_alarms"] == {"day": None}
-    line = "alarms left out because they are of other sources: x1 2, x2 1, x3 1, x4 1, x5 1 and 1 more"
+    line = "alarms left out, not from a video of the data: x1 2, x2 1, x3 1, x4 1, x5 1 and 1 more"
     assert line in capsys.readouterr().out
 
 

@@ -36,6 +36,16 @@ def test_the_end_replaces_the_picture_of_the_start(tmp_path):
     assert messages == [{key: value for key, value in line.items() if key != "crop"} for line in lines]
 
 
+def test_pictures_of_an_earlier_run_are_removed(tmp_path):
+    (tmp_path / "alarms").mkdir()
+    for name in ("1.png", "7.png", "map.png", "7.txt"):
+        (tmp_path / "alarms" / name).touch()
+    with AlarmOutput(tmp_path, []) as output:
+        output.add([event("start", 1, 50)])
+    assert sorted(path.name for path in (tmp_path / "alarms").iterdir()) == ["1.png", "7.txt", "map.png"]
+    assert (tmp_path / "alarms/1.png").stat().st_size > 0
+
+
 def test_event_without_a_picture(tmp_path):
     received = []
     with AlarmOutput(tmp_path, [Delivery("list", received.append)]) as output:
