@@ -101,7 +101,7 @@ def main() -> None:
             results = [is_found(detector, image, truth) for image, truth in images]
             rows[kind] = {"found": sum(hit for hit, _ in results), "other boxes": sum(other for _, other in results)}
         table[name] = rows
-        print(name, rows, flush=True)
+        print(f"{name}: targets of {len(frames)} found, and other boxes: {rows}", flush=True)
     names = [f"{record.video or ''} {record.path.name}".strip() for record in frames]
     content = {"score": 0.5, "frames": len(frames), "variants": table, "files": names}
     write_json(options.result, {**content, "magnifications": magnifications(options.tune)}, indent=1)
@@ -115,7 +115,7 @@ def magnifications(tune: Path) -> dict:
     for factor in MAGNIFICATIONS:
         images = ((resize(factor)(read_image(record.path)), record.boxes[0] * factor) for record in frames)
         found[f"{factor:g}"] = sum(is_found(detector, image, truth)[0] for image, truth in images)
-    print("magnifications", found, flush=True)
+    print(f"targets of {len(frames)} found at each magnification: {found}", flush=True)
     return {"frames": len(frames), "found": found, "videos": sorted({str(record.video) for record in frames})}
 
 

@@ -59,7 +59,7 @@ def detect(folder: Path, names: list[str], out: Path) -> None:
             rows += [(frame.index, *box, score, label) for box, score, label in zip(*values, strict=True)]
             frames += 1
         np.savez(out / f"{name}.npz", rows=np.array(rows, np.float64).reshape(-1, 7), frames=frames)
-        print(name, frames, flush=True)
+        print(f"{name}: {frames} frames", flush=True)
 
 
 def stored(path: Path) -> list[Detections]:

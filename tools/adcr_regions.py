@@ -158,7 +158,7 @@ def table(metrics: list[dict[tuple[str, int], float]], strides: tuple[int, ...])
     counts = ", ".join(f"{mean[name, -1]:.1f} {name}" for name in KINDS)
     lines = [f"{len(metrics)} batches of {counts}", ""]
     names = ("learned", "AUC labelled", "AUC others", "gradient", "cosine")
-    lines.append("| stride | " + " | ".join(names) + " |")
+    lines.append("| stride in pixels | " + " | ".join(names) + " |")
     lines.append("|---" * (len(names) + 1) + "|")
     for level, title in enumerate([*map(str, strides), "score"]):
         row = [mean[name, level if level < len(strides) else -1] for name in names]
