@@ -20,7 +20,7 @@ ORDER = (
     *("danet data import", "danet data inspect", "danet data split", "danet data inspect data/mine/fit.json"),
     *("danet data synthesize", "danet data split data/demo", "danet train --preset svanstrom --preset"),
     *("danet train --preset svanstrom --model.name", "danet train", "danet evaluate", "danet compare"),
-    *("danet export", "danet detect", "danet track", "danet ablate", "danet report"),
+    *("danet export", "danet detect", "danet calibrate", "danet track", "danet ablate", "danet report"),
 )
 SMALL = ("--model.name", "danet_nano", "--epochs", "1", "--batch", "4", "--augmentation.crop", "null")
 # Options added to a command to make it fast, by prefix.
@@ -31,6 +31,7 @@ ADDED = {
     "danet evaluate": ("--resamples", "20"),
     "danet compare": ("--resamples", "20"),
     "danet export": ("--overwrite",),
+    "danet calibrate": ("--overwrite",),
     "danet ablate": SMALL,  # after the lone --, to danet train
 }
 

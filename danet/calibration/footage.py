@@ -8,12 +8,13 @@ import numpy as np
 
 from danet.boxes import Detections
 from danet.data.frame_sources import ImageFiles
-from danet.data.video import Video
+from danet.data.video import Frame, Video
 from danet.inference.detector import Detector
 from danet.inference.stream import DetectionStream
 from danet.tracking.alarm_options import AlarmOptions
 from danet.tracking.alarms import Alarms
 from danet.tracking.tracker import DEFAULT_INTERVAL_S, Tracker
+from danet.tracking.tracks import Tracks
 
 FramesOf = tuple[int, int]
 """(hits, window) of ``AlarmOptions``."""
@@ -131,13 +132,30 @@ def watch(
         show_count: is called with the number of frames so far.
     """
     stream, tracker = DetectionStream(detector, batch=batch), Tracker()
+    tracked = ((source.name, stream.track(source, tracker)) for source in sources)
+    return collect(tracked, frames_of, show_count=show_count)
+
+
+def collect(
+    tracked: Iterable[tuple[str, Iterable[tuple[Frame, Detections, Tracks]]]],
+    frames_of: Iterable[FramesOf],
+    *,
+    show_count: Callable[[int], None] = lambda count: None,
+) -> Footage:
+    """Like ``watch``, from what ``DetectionStream.track`` yields.
+
+    Args:
+        tracked: name of each source, and its frames with the detections and tracks of the reported classes.
+        frames_of: (hits, window) for which alarms of tracks are collected.
+        show_count: is called with the number of frames so far.
+    """
     collectors = {pair: TopScores(AlarmOptions(hits=pair[0], window=pair[1])) for pair in frames_of}
     single: list[SingleFrames] = []
     total, frames = 0.0, 0
-    for source in sources:
+    for name, results in tracked:
         times: list[float] = []
-        mine = SingleFrames(source.name)
-        for frame, found, tracks in stream.track(source, tracker):
+        mine = SingleFrames(name)
+        for frame, found, tracks in results:
             times.append(len(times) * DEFAULT_INTERVAL_S if frame.time is None else frame.time)
             for collector in collectors.values():
                 collector.update(tracks, seconds=times[-1], file=frame.name, frame=len(times) - 1)
@@ -149,7 +167,7 @@ def watch(
         single.append(mine)
         total += duration(times)
     found_by_tracks = {pair: sorted(each.found, reverse=True) for pair, each in collectors.items()}
-    return Footage(len(sources), frames, total / 3600.0, found_by_tracks, single)
+    return Footage(len(single), frames, total / 3600.0, found_by_tracks, single)
 
 
 def duration(times: Sequence[float]) -> float:
