@@ -7,14 +7,15 @@ killed.
 import csv
 import io
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from danet.data.video import Frame
-from danet.tracking.tracks import Tracks
+from danet.tracking.tracker import TRAIL_POINTS
+from danet.tracking.tracks import Track, Tracks
 from danet.utils.growing_file import GrowingFile
 
 COLUMNS = ("file", "frame", "time", "id", "class", "score", "x0", "y0", "x1", "y1", "vx", "vy", "detected")
@@ -27,7 +28,8 @@ class TrackFiles:
       ``tracks``.
     - CSV: one row per track and frame. ``time`` is in seconds from the start of the video and empty for an image;
       ``vx`` and ``vy`` are in pixels per second; ``detected`` is 1, or 0 for a predicted box.
-    - MOT Challenge: ``frame,id,left,top,width,height,score,-1,-1,-1`` with frames counted from 1.
+    - MOT Challenge: ``frame,id,left,top,width,height,score,-1,-1,-1`` with frames counted from 1. When a target is
+      confirmed, its detections in the frames before are added, so that frames do not always ascend.
 
     Attributes:
         paths: the files.
@@ -57,6 +59,7 @@ class TrackFiles:
         self._csv: GrowingFile | None = None
         self._jsonl: GrowingFile | None = None
         self._mot: GrowingFile | None = None
+        self._numbers: deque[int] = deque(maxlen=TRAIL_POINTS + 1)  # of the last frames, from 1
 
     def __enter__(self) -> "TrackFiles":
         with self._stack:
@@ -101,14 +104,22 @@ class TrackFiles:
                 for track in tracks
             ]
             self._csv.append(_csv_lines(rows))
+        self._numbers.append(frame.index + 1)
         if self._mot is not None and len(tracks):
-            self._mot.append("".join(_mot_line(frame.index + 1, track) for track in tracks))
+            self._mot.append("".join(line for track in tracks for line in self._mot_lines(track)))
         self.frames += 1
         self.boxes += len(tracks)
         for track in tracks:
             if track.id > self._newest_id:
                 self._newest_id = track.id
                 self.ids[track.name] += 1
+
+    def _mot_lines(self, track: Track) -> Iterator[str]:
+        """The line of a track in the newest frame, after those of the frames before it was confirmed."""
+        for earlier in track.earlier:
+            if earlier.frames_ago < len(self._numbers):
+                yield _mot_line(self._numbers[-1 - earlier.frames_ago], track.id, earlier.box, earlier.score)
+        yield _mot_line(self._numbers[-1], track.id, track.box, track.score)
 
     def _open(self, path: Path | None, head: str) -> GrowingFile | None:
         return None if path is None else self._stack.enter_context(GrowingFile(path, head, visible=True))
@@ -126,6 +137,7 @@ class _SourceFile:
             self._file.__enter__()
             self._files.paths.append(self._file.path)
         self._files._mot = self._file
+        self._files._numbers.clear()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -134,9 +146,9 @@ class _SourceFile:
             self._file.__exit__(*error)
 
 
-def _mot_line(number: int, track: Any) -> str:
-    x0, y0, x1, y1 = track.box
-    return f"{number},{track.id},{x0:.2f},{y0:.2f},{x1 - x0:.2f},{y1 - y0:.2f},{track.score:.4f},-1,-1,-1\n"
+def _mot_line(number: int, track: int, box: tuple[float, float, float, float], score: float) -> str:
+    x0, y0, x1, y1 = box
+    return f"{number},{track},{x0:.2f},{y0:.2f},{x1 - x0:.2f},{y1 - y0:.2f},{score:.4f},-1,-1,-1\n"
 
 
 def _csv_lines(rows: Sequence[Sequence]) -> str:

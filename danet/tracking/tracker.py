@@ -32,7 +32,7 @@ from danet.tracking.association import assign, pair_costs
 from danet.tracking.camera_motion import CameraMotion, Motion
 from danet.tracking.kalman import KalmanFilter, States, to_boxes, to_measurements, warp
 from danet.tracking.tracker_options import TrackerOptions
-from danet.tracking.tracks import Track, Tracks
+from danet.tracking.tracks import EarlierBox, Track, Tracks
 
 SCORE_WINDOW_FRAMES = 15
 """Frames over which the score of a track is averaged."""
@@ -68,6 +68,8 @@ class _Target:
     recent: deque = field(default_factory=lambda: deque(maxlen=SCORE_WINDOW_FRAMES))
     """(score, label) of the detection of each of the last frames; (0, -1) without one."""
     trail: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    unconfirmed: deque = field(default_factory=lambda: deque(maxlen=TRAIL_POINTS))
+    """(number of the frame, box, score) of each detection before the target is confirmed; empty once it is reported."""
 
 
 class Tracker:
@@ -124,6 +126,7 @@ class Tracker:
         self._camera = CameraMotion() if self.options.camera_motion else None
         self._end_targets()
         self._clock = 0.0
+        self._frame = 0
         self._source_time: float | None = None
         self._interval: float | None = None
 
@@ -152,6 +155,7 @@ class Tracker:
             The confirmed targets of this frame.
         """
         elapsed = self._advance_clock(seconds)
+        self._frame += 1
         if motion is None and image is not None and self._camera is not None:
             motion = self._camera.estimate(image)
         if motion is not None and motion.is_cut:
@@ -264,6 +268,8 @@ class Tracker:
             _add_score(target, score, int(labels[found]))
             target.box, target.last_seen = _as_box(boxes[found]), self._clock
             target.hits += 1
+            if target.id == 0:
+                target.unconfirmed.append((self._frame, target.box, score))
             target.trail = np.vstack([target.trail, measurements[found, :2]])[-TRAIL_POINTS:]
 
     def _gain(self, score: float) -> float:
@@ -305,6 +311,7 @@ class Tracker:
                 origin=measurements[index, :2],
                 trail=measurements[index : index + 1, :2],
             )
+            target.unconfirmed.append((self._frame, target.box, float(scores[index])))
             _add_score(target, float(scores[index]), int(labels[index]))
             self._targets.append(target)
 
@@ -324,6 +331,12 @@ class Tracker:
             name = classes[label] if label < len(classes) else str(label)
             if self._reported is not None and name not in self._reported:
                 continue
+            earlier = tuple(
+                EarlierBox(self._frame - frame, box, score)
+                for frame, box, score in target.unconfirmed
+                if frame < self._frame
+            )
+            target.unconfirmed.clear()  # report them once
             is_detected = target.last_seen == self._clock
             mean = self._states.mean[index]
             reported.append(
@@ -339,6 +352,7 @@ class Tracker:
                     age=self._clock - target.first_seen,
                     trail=tuple(map(tuple, target.trail.tolist())),
                     path_length=float(np.hypot(*(mean[:2] - target.origin))),
+                    earlier=earlier,
                     width_error=float(np.sqrt(self._states.covariance[index, 2, 2])),
                 )
             )

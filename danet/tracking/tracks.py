@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import cv2
 import numpy as np
@@ -11,6 +11,17 @@ import torch
 from danet.boxes import Detections
 from danet.utils.drawing import PALETTE, SHADOW_COLOR, draw_boxes, enlarge
 from danet.utils.image_io import to_display
+
+
+class EarlierBox(NamedTuple):
+    """A detection of a target before it was confirmed."""
+
+    frames_ago: int
+    """Number of frames between it and the frame in which the target was confirmed, at least 1."""
+    box: tuple[float, float, float, float]
+    """(x0, y0, x1, y1) in pixels."""
+    score: float
+    """Of the detection."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,10 @@ class Track:
     path_length: float = 0.0
     """Distance in pixels between its first and its present centre, relative to the scene: the motion of the camera is
     not part of it."""
+
+    earlier: tuple["EarlierBox", ...] = ()
+    """In the frame in which the target is reported first: its detections in the frames before it was confirmed, the
+    oldest first."""
 
     width_error: float = 0.0
     """Standard deviation of the width of its box in the Kalman filter, relative to the width."""

@@ -7,6 +7,7 @@ import pytest
 from moving_targets import detections
 
 from danet.data.video import Frame
+from danet.evaluation.track_evaluation import read_mot
 from danet.tracking.alarm_options import AlarmOptions
 from danet.tracking.alarms import Alarms
 from danet.tracking.distance import DistanceEstimator
@@ -24,9 +25,36 @@ def test_files_grow_with_every_frame(tmp_path):
             tracks = tracker.update(detections([[20 + index, 30]]), seconds=index / 30)
             files.add(Frame("a.mp4", index, None, index / 30), tracks)
             assert jsonl.read_text().count("\n") == index + 1
-            assert mot.read_text().count("\n") == table.read_text().count("\n") - 1 == max(0, index - 1)
+            assert table.read_text().count("\n") - 1 == max(0, index - 1)
+            assert mot.read_text().count("\n") == (0 if index < 2 else index + 1), "with the frames before confirmation"
     assert json.loads(jsonl.read_text().splitlines()[-1])["tracks"][0]["id"] == 1
     assert files.paths == [table, jsonl, mot] and dict(files.ids) == {"drone": 1} and files.boxes == 4
+
+
+def test_mot_text_has_the_detections_before_confirmation(tmp_path):
+    """The target is missed in frame 12, and confirmed in frame 14; frame 11 was dropped by a live source."""
+    tracker = Tracker(TrackerOptions(camera_motion=False))
+    with TrackFiles(None, None) as files, files.source(tmp_path / "clip.txt"):
+        for index in (9, 10, 12, 13, 14, 15):
+            places = [] if index == 12 else [[20 + index, 30]]
+            found = detections(places, scores=[0.5] * len(places))
+            files.add(Frame("a.mp4", index, None, index / 30), tracker.update(found, seconds=index / 30))
+    rows = read_mot(tmp_path / "clip.txt")
+    assert sorted(rows) == [9, 10, 13, 14, 15], "no box in frame 12, in which the target was not detected"
+    assert {number for row in rows.values() for number, _ in row} == {1}
+    assert [row[0][1][0] for _, row in sorted(rows.items())] == [17 + index for index in (9, 10, 13, 14, 15)]
+
+
+def test_boxes_before_confirmation_are_not_written_into_another_source(tmp_path):
+    tracker = Tracker(TrackerOptions(camera_motion=False))
+    with TrackFiles(None, None) as files:
+        for name in ("a", "b"):
+            with files.source(tmp_path / f"{name}.txt"):
+                tracker.begin_source()
+                for index in range(2 if name == "a" else 5):
+                    tracks = tracker.update(detections([[20 + index, 30]]), seconds=index / 30)
+                    files.add(Frame(f"{name}.mp4", index, None, index / 30), tracks)
+    assert (tmp_path / "a.txt").read_text() == "" and sorted(read_mot(tmp_path / "b.txt")) == [0, 1, 2, 3, 4]
 
 
 def traced_memory():
