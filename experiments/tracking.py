@@ -43,6 +43,11 @@ IOU = 0.3
 FPS = 30.0
 SCORE = 0.5
 """Threshold of the single-frame detections, the default of ``danet detect``."""
+PRECISIONS = (0.9, 0.95, 0.98, 0.99)
+"""The recall per frame is measured at these precisions, where the threshold of the score gives them."""
+CURVES = ("single frames", "tracks", "tracks with the frames before confirmation")
+"""Boxes whose recall is measured at PRECISIONS: detections by their score, and boxes of the tracks of danet by the
+score of their track."""
 
 
 def detect(folder: Path, names: list[str], out: Path) -> None:
@@ -129,23 +134,62 @@ class Public:
         return Tracks(tracks, CLASSES)
 
 
-def precision_recall(per_video: dict, boxes_of: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of single-frame detections at each of 90 thresholds."""
-    thresholds = np.linspace(0.1, 0.99, 90)
-    hits, reported, objects = np.zeros(90), np.zeros(90), 0
-    for name, found in per_video.items():
-        for detections, truths in zip(found, boxes_of[name], strict=True):
-            objects += len(truths)
-            mine = detections[detections.labels == 0].numpy()
-            overlap = iou(mine.boxes.reshape(-1, 1, 4), truths.reshape(1, -1, 4))
+Scored = list[tuple[np.ndarray, np.ndarray]]
+"""Boxes ``[K, 4]`` and scores ``[K]`` of each frame of a video."""
+
+
+class RecallCurve:
+    """Precision and recall per frame of boxes with scores, at each of 900 thresholds."""
+
+    def __init__(self) -> None:
+        self.thresholds = np.linspace(0.1, 0.999, 900)
+        self.hits, self.reported, self.objects = np.zeros(900), np.zeros(900), 0
+
+    def add(self, frames: Scored, truth: list[np.ndarray]) -> None:
+        """Adds a video; its boxes are matched to the ground truth by descending score."""
+        for (boxes, scores), truths in zip(frames, truth, strict=True):
+            self.objects += len(truths)
+            overlap = iou(boxes.reshape(-1, 1, 4), truths.reshape(1, -1, 4))
             free = np.ones(len(truths), bool)
-            for index, score in enumerate(mine.scores):  # by descending score
-                reported += score > thresholds
+            for index in np.argsort(-scores, kind="stable"):
+                is_above = scores[index] > self.thresholds
+                self.reported += is_above
                 best = np.where(free, overlap[index], -1) if len(truths) else np.zeros(0)
                 if len(best) and best.max() >= IOU:
                     free[best.argmax()] = False
-                    hits += score > thresholds
-    return hits / np.maximum(reported, 1), hits / max(objects, 1)
+                    self.hits += is_above
+
+    def recall_at(self, precision: float) -> dict[str, float] | None:
+        """The largest recall with at least this precision, and its threshold; None if no threshold reaches it."""
+        reaches = self.hits >= precision * np.maximum(self.reported, 1)
+        if not reaches.any():
+            return None
+        best = np.where(reaches, self.hits, -1).argmax()
+        return {
+            "recall": float(self.hits[best] / max(self.objects, 1)),
+            "precision": float(self.hits[best] / max(self.reported[best], 1)),
+            "threshold": float(self.thresholds[best]),
+        }
+
+
+def drones_of(found: list[Detections]) -> Scored:
+    """The detections of drones in single frames."""
+    return [(each.boxes.numpy(), each.scores.numpy()) for each in (one[one.labels == 0] for one in found)]
+
+
+def with_earlier(tracks: list[Tracks]) -> Scored:
+    """The boxes of tracks, with those of the frames before a target was confirmed, which get its first score."""
+    rows: list[list[tuple]] = [[(track.box, track.score) for track in each] for each in tracks]
+    for index, each in enumerate(tracks):
+        for track in each:
+            for earlier in track.earlier:
+                rows[index - earlier.frames_ago].append((earlier.box, track.score))
+    return [scored(each) for each in rows]
+
+
+def scored(rows: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+    boxes = np.array([box for box, _ in rows], np.float64).reshape(-1, 4)
+    return boxes, np.array([score for _, score in rows], np.float64)
 
 
 def measure(folder: Path, names: list[str], detections: Path, options: TrackerOptions, alarm: AlarmOptions) -> dict:
@@ -163,15 +207,16 @@ def measure(folder: Path, names: list[str], detections: Path, options: TrackerOp
         makers |= {"ByteTrack": lambda: Public("ByteTrackTracker"), "OC-SORT": lambda: Public("OCSORTTracker")}
     except ImportError:
         print("the package trackers is not installed: ByteTrack and OC-SORT are left out")
-    precisions, recalls = precision_recall(found, truth)
+    curves = {kind: {group: RecallCurve() for group in ("all_videos", "drone_videos")} for kind in CURVES}
     result: dict = {"videos": sorted(videos), "frames": sum(map(len, found.values())), "iou": IOU, "methods": {}}
     for method, make in makers.items():
         on_drones, everything, alarmed, seconds = None, None, [], 0.0
         for name, video in videos.items():
             method_object, alarms = make(), Alarms(alarm)
-            ids, boxes, starts = [], [], []
+            ids, boxes, starts, reported = [], [], [], []
             for frame, detected in zip(frames_of(folder / f"{name}.mp4"), found[name], strict=True):
                 tracks = method_object.update(frame, detected)
+                reported.append(tracks)
                 ids.append(np.array(tracks.ids, np.int64))
                 boxes.append(np.array([track.box for track in tracks]).reshape(-1, 4))
                 if method == "single frames":  # an operator without tracks is alarmed by every frame with a detection
@@ -182,17 +227,28 @@ def measure(folder: Path, names: list[str], detections: Path, options: TrackerOp
             counts = count_tracking(TrackedVideo(link_truth(truth[name]), truth[name], ids, boxes, name), threshold=IOU)
             everything = counts if everything is None else everything + counts
             is_drone = video.category == "drone"
+            if method == "danet":
+                plain_rows = [scored([(track.box, track.score) for track in each]) for each in reported]
+                kinds = zip(CURVES, (drones_of(found[name]), plain_rows, with_earlier(reported)), strict=True)
+                for kind, rows in kinds:
+                    for group in ("all_videos", "drone_videos") if is_drone else ("all_videos",):
+                        curves[kind][group].add(rows, truth[name])
             if is_drone:
                 on_drones = counts if on_drones is None else on_drones + counts
             alarmed.append(AlarmedVideo(name, video.category, len(ids) / FPS, tuple(starts), is_drone))
             seconds += method_object.seconds
         content = {"all_videos": everything.to_json(), "drone_videos": on_drones.to_json() if on_drones else None}
-        reaches = precisions >= everything.precision
-        content["single_frame_recall_at_this_precision"] = float(recalls[reaches].max()) if reaches.any() else None
         content["milliseconds_per_frame"] = 1e3 * seconds / result["frames"]
         content["first_alarms"] = first_alarm_delays(alarmed)
         content["alarms"] = summarize_alarms(alarmed)
         result["methods"][method] = content
+    result["recall_at_precision"] = {
+        kind: {
+            group: {f"{precision:g}": curve.recall_at(precision) for precision in PRECISIONS}
+            for group, curve in groups.items()
+        }
+        for kind, groups in curves.items()
+    }
     return result
 
 
@@ -231,6 +287,10 @@ def main() -> None:
             f"distractor videos with alarm {false['videos_with_alarm']}/{false['videos']}  "
             f"{content['milliseconds_per_frame']:.2f} ms"
         )
+    for kind, groups in result["recall_at_precision"].items():
+        for group, points in groups.items():
+            shown = (f"{p}: {'-' if point is None else format(point['recall'], '.4f')}" for p, point in points.items())
+            print(f"recall at precision, {kind}, {group.replace('_', ' ')}: {', '.join(shown)}")
     if arguments.out is not None:
         write_json(arguments.out, plain(result))
 
