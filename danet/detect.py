@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PAGE = HelpPage(
     {
-        "input": ["sources", "weights", "input_size", "polarity"],
+        "input": ["sources", "weights", "input_size", "tile", "polarity"],
         "detections": ["score", "iou", "max_detections", "classes"],
         "results": [
             "out",

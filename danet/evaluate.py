@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # imported by `evaluate`, so that help and errors of options 
 
 PAGE = HelpPage(
     {
-        "input": ["weights", "data", "tune", "class_map", "stride", "input_size", "polarity"],
+        "input": ["weights", "data", "tune", "class_map", "stride", "input_size", "tile", "polarity"],
         "other detectors": ["predictions", "tune_predictions", "class_names", "onnx.layout"],
         "detections": ["target", "threshold", "criterion", "iou"],
         "results": ["out", "quiet", "json"],

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PAGE = HelpPage(
     {
-        "input": ["sources", "weights", "input_size", "polarity"],
+        "input": ["sources", "weights", "input_size", "tile", "polarity"],
         "tracks": ["classes", "tracker.high_score", "tracker.confirm", "tracker.max_gap", "tracker.camera_motion"],
         "distance": ["target_size", "focal_px"],
         "alarms": ["alarm.hits", "alarm.window", "alarm.score", "alarm.classes", "alarm.zones", "webhook", "mqtt"],

@@ -2,6 +2,7 @@ import csv
 import functools
 import http.server
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -341,3 +342,38 @@ def test_alarm_rules_that_cannot_occur_are_one_line(weights, tmp_path, capfd, ki
     assert main([*arguments, "--alarm.classes", "[plane]"]) == 2
     assert "'plane' is no class of the model (drone, bird)" in capfd.readouterr().err
     assert printed.out == "" and len(printed.err.splitlines()) == 1 and not out.exists()
+
+
+def test_tiles(weights, tmp_path, capsys):
+    """With a tile as large as the frame, tiles change nothing; with smaller ones, the whole frame is searched."""
+    clip = write_clip(tmp_path / "clip.avi", frames=6)
+    words = ["--weights", weights, "--video_format", "mp4", "--save_images", "false", *SWITCHES]
+    runs = {
+        "whole": [],
+        "large": ["--tile", "128"],
+        "small": ["--tile", "64", "80", "--tile_every", "2"],
+    }
+    for name, tile in runs.items():
+        assert main([str(clip), *words, *tile, "--out", str(tmp_path / name)]) == 0
+    records = {name: lines(tmp_path / name / "tracks.jsonl") for name in runs}
+    assert records["whole"] == records["large"] and any(record["tracks"] for record in records["small"])
+    assert "one of 2 frames of a video is searched completely" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tile", "8"], "--tile must be one or two integers from 32 to"),
+        (["--tile", "64", "--overlap", "1"], r"--overlap must lie between 0 and 0\.9, got 1"),
+        (["--overlap", "0.5"], "--overlap: needs --tile"),
+        (["--tile_every", "3"], "--tile_every: needs --tile"),
+        (["--tile", "64", "--tile_every", "0"], "--tile_every must be at least 1, got 0"),
+    ],
+)
+def test_invalid_tiles_are_one_line(weights, tmp_path, words, message, capsys):
+    assert (
+        main([str(write_clip(tmp_path / "clip.avi", 1)), "--weights", weights, "--out", str(tmp_path / "o"), *words])
+        == 2
+    )
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1 and not (tmp_path / "o").exists()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from danet.inference.onnx_adapter_options import OnnxAdapterOptions
+from danet.inference.tile_options import DEFAULT_OVERLAP, check_tile_options
 from danet.utils.errors import UserError, check_values
 
 MIN_SCORE = 0.02
@@ -90,6 +91,13 @@ class EvaluateOptions:
     """Height and width in pixels (one number for a square) to fit every image into; native keeps its own size. By
     default, images of another scale than the weights were trained for are scaled, as in danet detect."""
 
+    tile: list[int] | None = None
+    """Height and width in pixels of overlapping tiles into which larger images are cut, as in danet detect; one number
+    stands for squares."""
+
+    overlap: float = DEFAULT_OVERLAP
+    """Minimum overlap of neighbouring tiles, as a fraction of their side, 0 to 0.9."""
+
     polarity: Literal["white", "black"] = "white"
     """white: hot is bright in the images. black: hot is dark, the images are inverted for the network. It is not chosen
     automatically as in danet detect, because a dataset mixes images of several cameras."""
@@ -129,6 +137,7 @@ class EvaluateOptions:
         scores = f"lie between {MIN_SCORE:g} and 1"
         check_values(self, ["fixed", "threshold"], scores, lambda value: MIN_SCORE <= value <= 1, prefix="--")
         check_values(self, ["iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
+        check_tile_options(self.tile, self.overlap)
         counts = ["stride", "batch", "max_detections", "threads", "resamples"]
         check_values(self, counts, "be at least 1", lambda value: value >= 1, prefix="--")
         check_values(self, ["seed"], "be 0 or more", lambda value: value >= 0, prefix="--")

@@ -22,7 +22,7 @@ from danet.evaluation.mistakes import find_mistakes
 from danet.evaluation.plots import PLOTS, write_png
 from danet.inference.coco_results import to_coco_results
 from danet.inference.detector import Detector
-from danet.inference.input_size import parse_size_option
+from danet.inference.input_size import parse_size_option, parse_tile_option
 from danet.inference.loading import choose_device, is_onnx, load, parse_dtype
 from danet.inference.local_contrast_detector import LocalContrastDetector
 from danet.inference.onnx_adapter import OnnxAdapter, count_onnx_parameters, is_foreign
@@ -133,6 +133,8 @@ class Evaluator:
         if options.predictions is None:
             self.detector = self.tune_detector = self._load_detector(options.weights or "")
         else:
+            if options.tile is not None:
+                raise UserError("--tile: has no effect on --predictions, which are detected already; omit --tile")
             self.detector, self.tune_detector = self._read_predictions(self.data, tune)
         self.classes = self.detector.classes
         self.target = self._choose_target()
@@ -242,6 +244,9 @@ class Evaluator:
         options = self.options
         limits: dict[str, Any] = {"score_threshold": MIN_SCORE, "iou_threshold": options.iou}
         limits["max_detections"] = options.max_detections
+        tile = parse_tile_option(options.tile)
+        if tile is not None and (weights == LOCAL_CONTRAST or (is_onnx(weights) and is_foreign(weights))):
+            raise UserError(f"--tile: applies to networks of danet, but {weights} is another detector; omit --tile")
         if weights == LOCAL_CONTRAST:
             if options.target is None:
                 raise UserError(f"--target: name the class that {LOCAL_CONTRAST} is to find")
@@ -256,7 +261,7 @@ class Evaluator:
                 )
             return OnnxAdapter(weights, options.onnx, class_names=options.class_names, **limits)
         limits |= {"dtype": parse_dtype(options.dtype), "deploy": options.deploy, "classes": "all"}
-        limits["polarity"] = options.polarity
+        limits |= {"polarity": options.polarity, "tile": tile, "overlap": options.overlap}
         return load(weights, self.device, **limits)
 
     def _check_disjoint(self) -> None:

@@ -24,6 +24,8 @@ from danet.inference.polarity import TARGET_SCORE, Polarity, PolarityTracker
 from danet.inference.predict import batches_of_equal_size
 from danet.inference.preprocessing import Image, Placement, Preprocessor, read_pixels
 from danet.inference.stream import DetectionStream, FrameTracker
+from danet.inference.tile_options import DEFAULT_OVERLAP, DEFAULT_TILE_EVERY
+from danet.inference.tiling import detect_in_tiles, parse_tiling
 from danet.models import DANet
 from danet.ops.common import dtype_name
 from danet.utils.errors import UserError
@@ -51,6 +53,11 @@ class Detector:
             keeps the size of each image. None scales images to about the area of the training images, if the metadata
             states it and the images are larger or smaller by more than the weights tolerate; a log message says so
             once.
+        tile: (height, width) in pixels of overlapping tiles into which larger images are cut, or one number for
+            squares; None does not cut. An image that is cut keeps its size, or is scaled so that a tile fits into
+            ``input_size``; an image that fits into one tile is detected as without tiles.
+        overlap: minimum overlap of neighbouring tiles, as a fraction of their side, from 0 to 0.9. Targets that are
+            larger than the overlap are joined from parts.
         polarity: "white" (hot is bright), "black" (hot is dark), or "auto", which decides on the first images and may
             change later, see ``PolarityTracker``. "auto" has no effect if the metadata states no polarity, or "any";
             images are then used as they are.
@@ -69,8 +76,8 @@ class Detector:
             setup, Python prints only the warnings: that images are scaled, inverted, or lack earlier frames.
 
     Raises:
-        ValueError: a threshold does not lie between 0 and 1, or polarity or input_size has a value that is not listed
-            above.
+        ValueError: a threshold does not lie between 0 and 1, or polarity, input_size, tile or overlap has a value that
+            is not listed above.
         UserError: the model has no class of a name in ``classes``, or the metadata are not valid.
 
     Example:
@@ -89,6 +96,8 @@ class Detector:
         iou_threshold: float = 0.5,
         max_detections: int = 300,
         input_size: Sequence[int] | int | Literal["native"] | None = None,
+        tile: Sequence[int] | int | None = None,
+        overlap: float = DEFAULT_OVERLAP,
         polarity: Polarity | Literal["auto"] = "auto",
         classes: Sequence[str] | None = None,
         metadata: dict | None = None,
@@ -107,6 +116,7 @@ class Detector:
             raise ValueError(f"Detector: polarity must be auto, white or black, got {polarity!r}")
         try:
             self.input_size = parse_input_size(input_size)
+            self.tiling = parse_tiling(tile, overlap)
         except ValueError as error:
             raise ValueError(f"Detector: {error}") from None
         self.model: Network = (
@@ -129,7 +139,11 @@ class Detector:
         self.polarity = "white" if polarity == "auto" and not is_known else polarity
         self.begin_source()
         self.preprocessor = Preprocessor(
-            self.model.config, self.input_size, self.domain, notify=lambda level, text: self.notify(level, text)
+            self.model.config,
+            self.input_size,
+            self.domain,
+            tiling=self.tiling,
+            notify=lambda level, text: self.notify(level, text),
         )
 
     @property
@@ -148,12 +162,18 @@ class Detector:
         self._told_polarity: Polarity | None = None
 
     @overload
-    def __call__(self, image: np.ndarray | torch.Tensor) -> Detections: ...
+    def __call__(self, image: np.ndarray | torch.Tensor, *, tile: Any = None, overlap: Any = None) -> Detections: ...
     @overload
-    def __call__(self, image: str | os.PathLike | int) -> Any: ...
+    def __call__(self, image: str | os.PathLike | int, *, tile: Any = None, overlap: Any = None) -> Any: ...
     @overload
-    def __call__(self, image: Sequence[Image]) -> list[Detections]: ...
-    def __call__(self, image: Image | int | Sequence[Image]) -> Any:
+    def __call__(self, image: Sequence[Image], *, tile: Any = None, overlap: Any = None) -> list[Detections]: ...
+    def __call__(
+        self,
+        image: Image | int | Sequence[Image],
+        *,
+        tile: Sequence[int] | int | None = None,
+        overlap: float | None = None,
+    ) -> Any:
         """Detects in an image, a list of images, or the file of an image, a video or a folder.
 
         Args:
@@ -164,6 +184,7 @@ class Detector:
                   ``[3, H, W]`` (RGB): uint8, uint16, other whole numbers from 0, or floats from 0 to 1
                 - a list of these
                 - an array ``[N, H, W, 3]`` or ``[N, H, W, 1]``, or a tensor ``[N, 3, H, W]`` or ``[N, 1, H, W]``
+            tile, overlap: as for ``Detector``, for this call; None for those of the detector.
 
         Returns:
             ``Detections`` on the CPU, with boxes in pixels of the image; for several images, for a video and for a
@@ -180,7 +201,11 @@ class Detector:
             >>> detector = danet.load()
             >>> [len(found) for found in detector([np.zeros((64, 96), np.uint8), torch.zeros(3, 48, 64)])]
             [0, 0]
+            >>> len(detector(np.zeros((480, 640), np.uint8), tile=320))
+            0
         """
+        if tile is not None or overlap is not None:
+            return self.with_tiles(tile, overlap)(image)
         if isinstance(image, (str, os.PathLike, int)):
             return self._detect_path(image)
         if isinstance(image, (list, tuple)):
@@ -191,14 +216,35 @@ class Detector:
 
     @overload
     def stream(
-        self, source: str | os.PathLike | int, *, batch: int = 1
+        self,
+        source: str | os.PathLike | int,
+        *,
+        batch: int = 1,
+        tracker: None = None,
+        tile: Any = None,
+        overlap: Any = None,
+        tile_every: int = DEFAULT_TILE_EVERY,
     ) -> Generator[tuple[Frame, Detections], None, None]: ...
     @overload
     def stream(
-        self, source: str | os.PathLike | int, *, batch: int = 1, tracker: FrameTracker
+        self,
+        source: str | os.PathLike | int,
+        *,
+        batch: int = 1,
+        tracker: FrameTracker,
+        tile: Any = None,
+        overlap: Any = None,
+        tile_every: int = DEFAULT_TILE_EVERY,
     ) -> Generator[tuple[Frame, Detections, Any], None, None]: ...
     def stream(
-        self, source: str | os.PathLike | int, *, batch: int = 1, tracker: FrameTracker | None = None
+        self,
+        source: str | os.PathLike | int,
+        *,
+        batch: int = 1,
+        tracker: FrameTracker | None = None,
+        tile: Sequence[int] | int | None = None,
+        overlap: float | None = None,
+        tile_every: int = DEFAULT_TILE_EVERY,
     ) -> Generator[tuple, None, None]:
         """Detects in the frames of a video, a folder, a camera or a stream, one after the other.
 
@@ -209,6 +255,9 @@ class Detector:
             source: a path, the URL of a stream, or the number of a camera.
             batch: frames that go through the network at once; 1 for a camera.
             tracker: a ``danet.Tracker``, to follow the targets from frame to frame.
+            tile, overlap: as for ``Detector``, for this source; None for those of the detector.
+            tile_every: with tiles, every so many frames of a video are searched completely, and the frames between
+                only around the targets; 1 searches every frame completely.
 
         Yields:
             ``(frame, detections)``, with a tracker ``(frame, detections, tracks)``; ``frame.image`` holds the pixels,
@@ -225,8 +274,10 @@ class Detector:
             >>> [tracks for _, _, tracks in danet.load().stream(getfixture("tmp_path"), tracker=danet.Tracker())]
             [Tracks(0)]
         """
-        sources = open_sources([str(source)])  # errors are raised here, not at the first frame
-        return self._stream(sources, DetectionStream(self, batch=batch), tracker)
+        # Errors are raised here, not at the first frame.
+        detector = self.with_tiles(tile, overlap) if tile is not None or overlap is not None else self
+        stream = DetectionStream(detector, batch=batch, tile_every=tile_every)
+        return self._stream(open_sources([str(source)]), stream, tracker)
 
     @staticmethod
     def _stream(sources: list, stream: DetectionStream, tracker: FrameTracker | None) -> Generator[tuple, None, None]:
@@ -250,6 +301,29 @@ class Detector:
         other.reported_classes = self.classes
         other._is_reported = torch.ones(len(self.classes), dtype=torch.bool)
         other.begin_source()
+        return other
+
+    def with_tiles(self, tile: Sequence[int] | int | None = None, overlap: float | None = None) -> "Detector":
+        """A detector with the same network that cuts images into tiles; None keeps the value of this detector.
+
+        Raises:
+            ValueError: a value is not valid, or there are no tiles to overlap.
+
+        Example:
+            >>> import danet
+            >>> danet.load().with_tiles(320).tiling
+            Tiling(size=(320, 320), overlap=0.2)
+        """
+        if tile is None and self.tiling is None:
+            raise ValueError(f"Detector: overlap needs tile, got overlap {overlap} without")
+        own_size, own_overlap = self.tiling or (None, DEFAULT_OVERLAP)
+        other = copy.copy(self)
+        try:
+            other.tiling = parse_tiling(own_size if tile is None else tile, own_overlap if overlap is None else overlap)
+        except ValueError as error:
+            raise ValueError(f"Detector: {error}") from None
+        other.preprocessor = copy.copy(self.preprocessor)
+        other.preprocessor.tiling = other.tiling
         return other
 
     def select(self, found: Detections) -> Detections:
@@ -308,9 +382,9 @@ class Detector:
         """Runs the network on its device; returns its output for ``postprocess``, and ``geometry`` unchanged."""
         images = self._to_device(batch)
         if self._tracker is None:
-            return self._run(images, "black" if self.polarity == "black" else "white"), geometry
+            return self._run(images, geometry, "black" if self.polarity == "black" else "white"), geometry
         polarity = self._tracker.polarity
-        return _AutoOutput(images, polarity, self._run(images, polarity)), geometry
+        return _AutoOutput(images, geometry, polarity, self._run(images, geometry, polarity)), geometry
 
     @torch.inference_mode()
     def postprocess(self, output: Any, geometry: list) -> list[Detections]:
@@ -326,7 +400,7 @@ class Detector:
     @torch.inference_mode()
     def in_polarity(self, batch: torch.Tensor, geometry: list, polarity: Polarity) -> list[tuple[float, Detections]]:
         """The detections of each image in one polarity, and the score for ``choose_polarity``."""
-        decoded = self._decode(self._run(self._to_device(batch), polarity))
+        decoded = self._decode(self._run(self._to_device(batch), geometry, polarity))
         return [(self._best_score(found), self._finish(found, at)) for found, at in zip(decoded, geometry, strict=True)]
 
     def choose_polarity(self, best_score: Callable[[Polarity], float]) -> Polarity:
@@ -340,15 +414,27 @@ class Detector:
     def _to_device(self, batch: torch.Tensor) -> torch.Tensor:
         return batch.to(self.device, self.model.input_dtype, memory_format=torch.channels_last)
 
-    def _run(self, images: torch.Tensor, polarity: Polarity) -> Any:
+    def _run(self, images: torch.Tensor, geometry: list[Placement], polarity: Polarity) -> Any:
+        """The output of the network for ``_decode``; in tiles, the detections themselves."""
         # Normalized images have their median at 0, so that changing the sign swaps black-hot and white-hot.
-        return self.model(-images if polarity == "black" else images)
+        images = -images if polarity == "black" else images
+        tiles = [place.tiles for place in geometry]
+        if all(each is None for each in tiles):
+            return self.model(images)
+
+        # Decode the tiles as they are computed: the outputs of all tiles of a large frame would take much memory.
+        def detect(part: torch.Tensor) -> list[Detections]:
+            return self._decode(self.model(part))
+
+        return _TileOutput(detect_in_tiles(images, tiles, detect, max_detections=self.max_detections))
 
     def _decode(self, output: Any) -> list[Detections]:
         """Detections of all classes in pixels of the network's input.
 
         Their scores are above score_threshold; with the polarity "auto" above TARGET_SCORE, if that is lower.
         """
+        if isinstance(output, _TileOutput):
+            return output.detections
         lowest = self.score_threshold if self._tracker is None else min(self.score_threshold, TARGET_SCORE)
         return self.model.decode(
             output,
@@ -365,15 +451,18 @@ class Detector:
 
         def detect(index: int, polarity: Polarity) -> Detections:
             if polarity not in decoded:
-                decoded[polarity] = self._decode(self._run(output.images, polarity))
+                decoded[polarity] = self._decode(self._run(output.images, output.geometry, polarity))
             return decoded[polarity][index]
 
         def best_score(index: int, polarity: Polarity) -> float:
             return self._best_score(detect(index, polarity))
 
         results = []
-        for index in range(len(output.images)):
-            results.append(detect(index, self.choose_polarity(functools.partial(best_score, index))))
+        for index, place in enumerate(output.geometry):
+            # A frame in which no tile is searched does not count for the polarity.
+            is_searched = place.tiles is None or len(place.tiles) > 0
+            chosen = self.choose_polarity(functools.partial(best_score, index)) if is_searched else output.polarity
+            results.append(detect(index, chosen))
         return results
 
     def _best_score(self, found: Detections) -> float:
@@ -418,5 +507,12 @@ class _AutoOutput(NamedTuple):
     """What ``forward`` returns while the polarity is chosen per image."""
 
     images: torch.Tensor
+    geometry: list[Placement]
     polarity: Polarity
     output: Any
+
+
+class _TileOutput(NamedTuple):
+    """What the network detected in the tiles of each image."""
+
+    detections: list[Detections]

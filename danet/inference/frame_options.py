@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from danet.inference.tile_options import DEFAULT_OVERLAP, DEFAULT_TILE_EVERY, check_tile_options
 from danet.utils.errors import UserError, check_values
 
 
@@ -37,6 +38,17 @@ class FrameOptions:
     input_size: list[int | Literal["native"]] | None = None
     """Height and width in pixels that every image is letterboxed to; one number stands for a square. native keeps the
     size of each image. By default, images of another scale than the weights were trained for are scaled to it."""
+
+    tile: list[int] | None = None
+    """Height and width in pixels of overlapping tiles into which larger frames are cut, so that small targets keep
+    their pixels; one number stands for squares. With input_size, each tile is scaled to that size."""
+
+    overlap: float = DEFAULT_OVERLAP
+    """Minimum overlap of neighbouring tiles, as a fraction of their side, 0 to 0.9."""
+
+    tile_every: int = DEFAULT_TILE_EVERY
+    """With tile: every so many frames of a video are searched completely, and the frames between only around the
+    targets; 1 searches every frame completely."""
 
     polarity: Literal["auto", "white", "black"] = "auto"
     """white: hot is bright. black: hot is dark, the frames are inverted for the network. auto decides on the first
@@ -86,7 +98,10 @@ class FrameOptions:
     def check(self) -> None:
         """Raises UserError for a value out of range, or without sources."""
         check_values(self, ["iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
-        counts = ["batch", "threads", "max_pixels"]
+        check_tile_options(self.tile, self.overlap)
+        if self.tile is None and self.tile_every != DEFAULT_TILE_EVERY:
+            raise UserError("--tile_every: needs --tile")
+        counts = ["batch", "threads", "max_pixels", "tile_every"]
         check_values(self, counts, "be at least 1", lambda value: value >= 1, prefix="--")
         if self.upscale != "auto":
             check_values(self, ["upscale"], "lie between 0.1 and 16", lambda value: 0.1 <= value <= 16, prefix="--")

@@ -17,9 +17,10 @@ from danet.data.video import Video
 from danet.inference.annotated_output import output_paths, source_paths
 from danet.inference.detector import Detector
 from danet.inference.frame_options import FrameOptions
-from danet.inference.input_size import parse_size_option
+from danet.inference.input_size import parse_size_option, parse_tile_option
 from danet.inference.loading import choose_device, parse_dtype
 from danet.inference.stream import DetectionStream
+from danet.inference.tiling import Tiling
 from danet.inference.video_format import PLAYED_BY_BROWSERS, choose_codec, choose_suffix
 from danet.ops import describe
 from danet.ops.common import dtype_name
@@ -106,7 +107,7 @@ class FrameRun:
         # Of several processes, the first one chooses the folder.
         self.out = gather_objects(choose_folder(options, written))[0]
         self.files = source_files(self.out)
-        self.stream = DetectionStream(self.detector, batch=options.batch)
+        self.stream = DetectionStream(self.detector, batch=options.batch, tile_every=options.tile_every)
         self.error: str | None = None
         self.is_incomplete = False
         self.seconds = 0.0
@@ -185,6 +186,8 @@ class FrameRun:
         print(describe())
         if self.detector.dtype_note:
             print(self.detector.dtype_note)
+        if self.detector.tiling is not None:
+            print(_describe_tiles(self.detector.tiling, options.tile_every))
         if self.out != Path(options.out):
             print(f"{options.out} holds an earlier run; the results go to {self.out} (--overwrite replaces it)")
         has_video = options.save_images and any(isinstance(source, Video) for source in self.sources)
@@ -196,12 +199,26 @@ class FrameRun:
             print("annotated videos are WebM, which is slow to write; install PyAV (pip install av) to write H.264")
 
 
+def _describe_tiles(tiling: Tiling, every: int) -> str:
+    """One line about the tiles into which frames are cut."""
+    height, width = tiling.size
+    line = f"larger frames are cut into tiles of {width} x {height} pixels that overlap by {tiling.overlap:.0%} or more"
+    if every == 1:
+        return f"{line}; every frame is searched completely"
+    return (
+        f"{line}; one of {every} frames of a video is searched completely, the others around its targets "
+        "(--tile_every 1 searches all completely)"
+    )
+
+
 class DetectorOptions(Protocol):
     """The options of a command that ``load_detector`` uses, see ``FrameOptions``."""
 
     weights: str | None
     classes: list[str] | None
     input_size: list[int | Literal["native"]] | None
+    tile: list[int] | None
+    overlap: float
     polarity: Literal["auto", "white", "black"]
     device: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
@@ -220,6 +237,8 @@ def load_detector(options: DetectorOptions, thresholds: dict[str, Any]) -> Detec
         choose_device(options.device, options.weights),
         **{name: value for name, value in thresholds.items() if value is not None},
         input_size=parse_size_option(options.input_size),
+        tile=parse_tile_option(options.tile),
+        overlap=options.overlap,
         polarity=options.polarity,
         classes=options.classes,
         dtype=parse_dtype(options.dtype),

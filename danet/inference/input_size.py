@@ -1,4 +1,4 @@
-"""The size in pixels that images are letterboxed to for the network."""
+"""Sizes in pixels that users give: the one that images are letterboxed to, and that of tiles."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, overload
@@ -25,11 +25,41 @@ def parse_input_size(value: Any) -> InputSize:
         return None
     if isinstance(value, str) and value == "native":
         return "native"
+    return parse_sides("input_size", value, other="native, or ")
+
+
+def parse_sides(name: str, value: Any, *, other: str = "") -> tuple[int, int]:
+    """(height, width) of one number for a square or of two numbers.
+
+    Raises:
+        ValueError: ``value`` is anything else, or a number is less than MINIMUM_SIZE or more than MAX_INPUT_PIXELS; the
+            message begins with ``name``, and ``other`` names further values that are allowed.
+
+    Example:
+        >>> parse_sides("tile", [320])
+        (320, 320)
+    """
     sides = value if isinstance(value, (tuple, list)) else (value,)
     if len(sides) not in (1, 2) or not all(map(_is_side, sides)):
         limits = f"integers from {MINIMUM_SIZE} to {MAX_INPUT_PIXELS} pixels"
-        raise ValueError(f"input_size must be native, or one or two {limits} (height, width), got {value!r}")
+        raise ValueError(f"{name} must be {other}one or two {limits} (height, width), got {value!r}")
     return int(sides[0]), int(sides[-1])
+
+
+def parse_tile_option(words: Sequence[int] | None) -> tuple[int, int] | None:
+    """Resolves the option ``--tile`` of a command.
+
+    Raises:
+        UserError: see ``parse_sides``.
+
+    Example:
+        >>> parse_tile_option([320]), parse_tile_option(None)
+        ((320, 320), None)
+    """
+    try:
+        return None if words is None else parse_sides("tile", words)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
 
 
 def _is_side(value: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from danet.boxes import Detections
 from danet.data.coco_dataset import ImageRecord
 from danet.data.temporal import choose_frames
+from danet.inference.tiling import Tiling
 from danet.utils.errors import UserError
 from danet.utils.progress import track
 
@@ -34,6 +35,7 @@ class FrameDetector(DatasetDetector, Protocol):
 
     score_threshold: float
     reported_classes: list[str]
+    tiling: Tiling | None
 
     def begin_source(self) -> None: ...
     def tell_missing_frames(self, lags: Sequence[float], /) -> None: ...

@@ -16,6 +16,8 @@ from danet.data.normalize import intensity_range, normalize
 from danet.data.temporal import align, extra_channels, to_grey
 from danet.data.transforms import letterbox
 from danet.inference.image_arrays import to_image
+from danet.inference.tile_merging import Tile
+from danet.inference.tiling import Tiling
 from danet.models.danet import MINIMUM_SIZE
 from danet.utils.image_io import read_image
 
@@ -37,11 +39,24 @@ class Placement(NamedTuple):
     """Magnification in (x, y)."""
     offset: tuple[float, float]
     """Position (x, y) of the image's upper left corner in pixels of the network's input."""
+    tiling: Tiling | None = None
+    """How the network's input is cut; None if the network sees the whole image at once."""
+    tiles: tuple[Tile, ...] | None = None
+    """The tiles in which the network detects, in pixels of its input; None for the whole image."""
 
     def to_image(self, boxes: torch.Tensor) -> torch.Tensor:
         """Maps boxes ``[M, 4]`` of the network's input to pixels of the image, and clips them to it."""
         offsets, scales = torch.tensor(self.offset * 2), torch.tensor(self.scale * 2)
         return clip((boxes - offsets) / scales, self.height, self.width)
+
+    def to_input(self, boxes: np.ndarray) -> np.ndarray:
+        """Maps boxes ``[M, 4]`` in pixels of the image to the network's input.
+
+        Example:
+            >>> Placement(64, 128, scale=(0.5, 0.5), offset=(0.0, 16.0)).to_input(np.array([[20, 20, 40, 40.0]]))
+            array([[10., 26., 20., 36.]])
+        """
+        return boxes * np.array(self.scale * 2) + np.array(self.offset * 2)
 
 
 class Preprocessor:
@@ -53,6 +68,8 @@ class Preprocessor:
             None scales images to about the area of the training images if ``domain`` states it and the images are
             larger or smaller by more than the network tolerates.
         domain: the images that the network was trained for; None if they are not known.
+        tiling: cuts images that are larger than a tile. These keep their size, or are scaled so that a tile fits into
+            ``input_size``.
         notify: called with a log level and a line of text when images are scaled, or lack earlier frames, for the
             first time.
 
@@ -69,9 +86,10 @@ class Preprocessor:
         input_size: tuple[int, int] | Literal["native"] | None,
         domain: ImageDomain | None,
         *,
+        tiling: Tiling | None = None,
         notify: Callable[[int, str], None],
     ) -> None:
-        self.config, self.input_size, self.domain = config, input_size, domain
+        self.config, self.input_size, self.domain, self.tiling = config, input_size, domain, tiling
         self._notify = notify
         self._told_scaling = self._told_missing_frames = False
 
@@ -127,11 +145,28 @@ class Preprocessor:
         if self.config.network_channels > channels:
             array = np.concatenate([array, self._extra_channels(resized, pixels, past, intensities.span)])
         height, width = pixels.shape[:2]
-        return array, Placement(height, width, scale, offset)
+        tiling = None
+        if self.tiling is not None and self.tiling.applies(height, width):
+            tiling = self.tiling.scaled(self._tile_scale(self.tiling))
+        tiles = None if tiling is None else tuple(tiling.grid(*array.shape[1:]))
+        return array, Placement(height, width, scale, offset, tiling, tiles)
+
+    def _tile_scale(self, tiling: Tiling) -> float:
+        """The magnification at which a tile fits into ``input_size``."""
+        if not isinstance(self.input_size, tuple):
+            return 1.0
+        return min(self.input_size[0] / tiling.size[0], self.input_size[1] / tiling.size[1])
 
     def _resize(self, image: np.ndarray) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
         """The image as the network sees it, its scale and its offset, see ``Placement``."""
         height, width = image.shape[:2]
+        if self.tiling is not None and self.tiling.applies(height, width):
+            scale = self._tile_scale(self.tiling)
+            size = max(1, round(height * scale)), max(1, round(width * scale))
+            if size == (height, width):
+                return image, (1.0, 1.0), (0.0, 0.0)
+            resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+            return resized, (size[1] / width, size[0] / height), (0.0, 0.0)
         if isinstance(self.input_size, tuple):
             if self.input_size == (height, width):
                 return image, (1.0, 1.0), (0.0, 0.0)

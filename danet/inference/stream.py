@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from danet.data.video import Frame, Video
 from danet.inference.frame_history import FrameHistory
 from danet.inference.pipeline import GroupPrefetcher, Prefetcher
 from danet.inference.predict import FrameDetector, batches_of_equal_size
+from danet.inference.tile_options import DEFAULT_TILE_EVERY
+from danet.inference.tile_search import TileSearch
 from danet.utils.threads import available_cores
 
 PREFETCHED_BATCHES = 2
@@ -28,8 +31,12 @@ MAX_GROUP_PIXELS = 1 << 20
 class FrameTracker(Protocol):
     """What follows targets from frame to frame: a ``danet.tracking.tracker.Tracker``."""
 
+    cuts: int
+
     @property
     def score_threshold(self) -> float: ...
+    @property
+    def followed_boxes(self) -> np.ndarray: ...
     def begin_source(self, classes: Sequence[str] | None = None, /) -> None: ...
     def update_frame(self, frame: Frame, detections: Detections, /) -> Any: ...
 
@@ -50,7 +57,13 @@ class DetectionStream:
 
     Args:
         detector: what to run.
-        batch: images that go through the network at once; live sources always have 1.
+        batch: images that go through the network at once; live sources always have 1, and so have frames that are cut
+            into tiles.
+        tile_every: where frames are cut into tiles, every so many frames of a video are searched completely, and the
+            frames between only around the targets. 1 searches every frame completely.
+
+    Raises:
+        ValueError: ``tile_every`` is less than 1.
 
     Example:
         >>> import danet, numpy, tempfile
@@ -63,19 +76,22 @@ class DetectionStream:
         [0]
     """
 
-    def __init__(self, detector: FrameDetector, *, batch: int = 1) -> None:
+    def __init__(self, detector: FrameDetector, *, batch: int = 1, tile_every: int = DEFAULT_TILE_EVERY) -> None:
+        if tile_every < 1:
+            raise ValueError(f"DetectionStream: tile_every must be at least 1, got {tile_every}")
         self.detector = detector
         self.batch = batch
+        self.tile_every = tile_every
         self.dropped = 0
         self.reading_seconds = self.network_seconds = self.tracking_seconds = 0.0
         self.has_free_core = detector.device.type != "cpu" or available_cores() > torch.get_num_threads()
 
     def run(self, source: ImageFiles | Video) -> Generator[tuple[Frame, Detections], None, None]:
-        """Yields each frame with its detections, in order. Closing the iterator ends the reading thread."""
-        self.detector.begin_source()
-        live = isinstance(source, Video) and source.live
-        batches = self._preprocess(source, 1 if live else self.batch)
-        return self._prefetched(batches, live) if live or self.has_free_core else self._grouped(batches)
+        """Yields each frame with its detections, in order. Closing the iterator ends the reading thread.
+
+        The images of a folder do not continue each other, so that tiles search each of them completely.
+        """
+        return self._run(source, TileSearch(self.tile_every if isinstance(source, Video) else 1))
 
     def track(
         self, source: ImageFiles | Video, tracker: FrameTracker
@@ -89,7 +105,7 @@ class DetectionStream:
         self.detector = detector.with_thresholds(score=min(detector.score_threshold, tracker.score_threshold))
         tracker.begin_source(detector.reported_classes)
         try:
-            with contextlib.closing(self.run(source)) as frames:
+            with contextlib.closing(self._run(source, TileSearch(self.tile_every, tracker))) as frames:
                 for frame, found in frames:
                     started = time.perf_counter()
                     tracks = tracker.update_frame(frame, found)
@@ -97,6 +113,14 @@ class DetectionStream:
                     yield frame, detector.select(found), tracks
         finally:
             self.detector = detector
+
+    def _run(self, source: ImageFiles | Video, search: TileSearch) -> Generator[tuple[Frame, Detections], None, None]:
+        """As ``run``; ``search`` chooses the tiles of each frame."""
+        self.detector.begin_source()
+        self._search = search
+        live = isinstance(source, Video) and source.live
+        batches = self._preprocess(source, 1 if live or self.detector.tiling is not None else self.batch)
+        return self._prefetched(batches, live) if live or self.has_free_core else self._grouped(batches)
 
     def _prefetched(self, batches: Iterator[tuple], live: bool) -> Generator[tuple[Frame, Detections], None, None]:
         """Detects while a thread prepares the next batches."""
@@ -111,6 +135,8 @@ class DetectionStream:
         """Detects in a group of batches; the next group is prepared while the caller handles the results."""
 
         def is_full(group: list[tuple]) -> bool:
+            if self.detector.tiling is not None:  # the tiles of a frame depend on the targets in the frame before
+                return True
             pixels = sum(tensor[:, 0].numel() for _, tensor, _ in group)
             return len(group) >= MAX_GROUP_BATCHES or pixels >= MAX_GROUP_PIXELS
 
@@ -134,6 +160,8 @@ class DetectionStream:
 
     def _detect(self, frames: list[Frame], tensor: Tensor, geometry: list) -> list[tuple[Frame, Detections]]:
         started = time.perf_counter()
+        geometry = [self._search.choose(place, (tensor.shape[2], tensor.shape[3])) for place in geometry]
         detections = self.detector.postprocess(*self.detector.forward(tensor, geometry))
+        self._search.update(detections[-1])
         self.network_seconds += time.perf_counter() - started
         return list(zip(frames, detections, strict=True))

@@ -116,6 +116,11 @@ class Tracker:
         """The lowest score of a detection that the tracker uses."""
         return self.options.low_score
 
+    @property
+    def followed_boxes(self) -> np.ndarray:
+        """Boxes of all targets in the last frame, float64 ``[M, 4]``, also of those that are not confirmed yet."""
+        return to_boxes(self._states.mean)
+
     def begin_source(self, classes: Sequence[str] | None = None) -> None:
         """Ends all targets; call it before the frames of another source.
 
