@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 from danet.inference.frame_options import FrameOptions
 from danet.utils import cli
 from danet.utils.errors import check_values
-from danet.utils.files import write_text
 from danet.utils.help_page import HelpPage
 from danet.utils.printable import printable
-from danet.utils.progress import count_items
 from danet.utils.urls import mask_url
 
 if TYPE_CHECKING:
@@ -94,11 +92,8 @@ def detect(options: DetectOptions) -> int:
 
 def _detect(options: DetectOptions) -> int:
     """Finds targets in the sources, or in the share of this process, see ``detect``."""
-    from danet.inference.annotated_output import AnnotatedOutput
     from danet.inference.box_files import BoxFiles
     from danet.inference.frame_run import FrameRun
-    from danet.inference.shared_images import is_shared
-    from danet.inference.shared_sources import SharedSources
     from danet.utils.distributed import rank
 
     run = FrameRun(
@@ -111,7 +106,7 @@ def _detect(options: DetectOptions) -> int:
             "max_detections": options.max_detections,
         },
     )
-    detector, stream, paths = run.detector, run.stream, [files.annotated for files in run.files]
+    detector = run.detector
     header = {
         "weights": options.weights,
         "classes": detector.classes,
@@ -123,47 +118,21 @@ def _detect(options: DetectOptions) -> int:
     csv = run.out / "boxes.csv" if options.save_csv and rank() == 0 else None
     json = run.out / "boxes.json" if options.save_json and rank() == 0 else None
     boxes = BoxFiles(csv, json, header, detector.classes)
-    output = AnnotatedOutput(
-        detector.classes,
-        show_scores=options.show_scores,
-        upscale=None if options.upscale == "auto" else options.upscale,
-        background=stream.has_free_core,
-    )
     if not options.quiet:
         print(_describe_score(options, detector))
-    if rank() == 0:
-        write_text(run.out / "config.yaml", cli.dump(options))
-    with (
-        run.writing([boxes]) as interruptible,
-        count_items("detect", run.total, "frames", quiet=options.quiet) as show_count,
-    ):
-        if is_shared():
-            writer = output if options.save_images else None
-            share = SharedSources(stream, run.sources, paths, writer, interruptible, max_pixels=options.max_pixels)
-            for frame, detections in share.run():
-                boxes.add(frame, detections)
-            run.is_incomplete = share.has_failed_peer
-        for source, files in [] if is_shared() else zip(run.sources, paths, strict=True):
-            with contextlib.ExitStack() as stack:
-                write = stack.enter_context(output.open(source, files)) if options.save_images else None
-                stack.callback(lambda: boxes.footer.update({"dropped": stream.dropped} if stream.dropped else {}))
-                frames = stack.enter_context(contextlib.closing(stream.run(source)))
-                for frame, detections in interruptible(frames):
-                    boxes.add(frame, detections)
-                    if write is not None:
-                        write(frame, detections)
-                    show_count(boxes.frames)
 
-    figures = {
-        "frames": boxes.frames,
-        "frames_with_boxes": boxes.frames_with_boxes,
-        "boxes": dict(boxes.counts),
-        **run.figures(),
-        "writing_seconds": output.seconds,
-    }
+    @contextlib.contextmanager
+    def results(*_: object) -> Iterator[Callable]:
+        try:
+            yield boxes.add
+        finally:
+            boxes.footer.update({"dropped": run.stream.dropped} if run.stream.dropped else {})
+
+    run.process(results, [boxes])
+    figures = {"frames_with_boxes": boxes.frames_with_boxes, "boxes": dict(boxes.counts), **run.figures()}
 
     def print_summary() -> None:
-        _print_summary(figures, output.paths, boxes.paths)
+        _print_summary(figures, run.output.paths, boxes.paths)
         if boxes.frames and not boxes.counts:
             print(_advise(options, detector))
 

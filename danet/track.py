@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,15 +13,15 @@ from danet.tracking.alarm_options import AlarmOptions, calibrated_settings
 from danet.tracking.tracker_options import TrackerOptions
 from danet.utils import cli
 from danet.utils.errors import UserError
-from danet.utils.files import write_text
 from danet.utils.help_page import HelpPage
 from danet.utils.printable import printable
-from danet.utils.progress import count_items
 
 if TYPE_CHECKING:
     from danet.data.frame_sources import ImageFiles
-    from danet.data.video import Video
+    from danet.data.video import Frame, Video
     from danet.inference.detector import Detector
+    from danet.inference.frame_run import Source, SourceFiles
+    from danet.tracking.tracks import Tracks
 
 PAGE = HelpPage(
     {
@@ -135,6 +136,7 @@ def track(options: TrackOptions) -> int:
         prog="danet track",
         tables=("config.yaml", "tracks.jsonl", "tracks.csv", "alarms.jsonl", "alarms"),
         thresholds={"iou_threshold": options.iou},
+        annotate=functools.partial(AnnotatedTracks, show_trails=options.show_trails),
         texts=options.save_mot,
         check=check,
     )
@@ -142,15 +144,9 @@ def track(options: TrackOptions) -> int:
     files = TrackFiles(
         run.out / "tracks.csv" if options.save_csv else None, run.out / "tracks.jsonl" if options.save_jsonl else None
     )
-    output = AnnotatedTracks(
-        run.detector.classes,
-        show_scores=options.show_scores,
-        upscale=None if options.upscale == "auto" else options.upscale,
-        background=run.stream.has_free_core,
-        show_trails=options.show_trails,
-    )
     alarm_output = AlarmOutput(run.out, deliveries)
-    write_text(run.out / "config.yaml", cli.dump(dataclasses.replace(options, alarm=alarms.options)))
+    # config.yaml states the values that are used.
+    run.options = dataclasses.replace(options, alarm=alarms.options)
     if not options.quiet:
         settings = calibrated_settings(
             iou=run.detector.iou_threshold,
@@ -159,29 +155,25 @@ def track(options: TrackOptions) -> int:
             tracker=options.tracker,
         )
         print(alarms.options.describe(options.alarm, run.detector.calibration, settings))
-    with (
-        run.writing([files, alarm_output]) as interruptible,
-        count_items("track", run.total, "frames", quiet=options.quiet) as show_count,
-    ):
-        for source, own in zip(run.sources, run.files, strict=True):
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(files.source(own.text if options.save_mot else None))
-                write = stack.enter_context(output.open(source, own.annotated)) if options.save_images else None
-                frames = stack.enter_context(contextlib.closing(run.stream.track(source, tracker)))
-                stack.callback(lambda: alarm_output.add(alarms.finish()))  # also after a stop signal
-                # The images of a folder are numbered by their places in it, of which some may be unreadable.
-                places = {str(path): i for i, path in enumerate(source.paths)} if isinstance(source, ImageFiles) else {}
-                for frame, _, tracks in interruptible(frames):
-                    numbered = frame._replace(index=places.get(frame.name, frame.index))
-                    distances = [] if estimator is None else list(map(estimator.estimate, tracks))
-                    files.add(numbered, tracks, distances)
-                    alarm_output.add(alarms.update_frame(numbered, tracks, source=own.text.stem))
-                    if write is not None:
-                        write(frame, tracks)
-                    show_count(files.frames)
 
+    @contextlib.contextmanager
+    def results(source: "Source", own: "SourceFiles") -> Iterator[Callable]:
+        # The images of a folder are numbered by their places in it, of which some may be unreadable.
+        places = {str(path): i for i, path in enumerate(source.paths)} if isinstance(source, ImageFiles) else {}
+
+        def add(frame: "Frame", tracks: "Tracks") -> None:
+            numbered = frame._replace(index=places.get(frame.name, frame.index))
+            files.add(numbered, tracks, [] if estimator is None else list(map(estimator.estimate, tracks)))
+            alarm_output.add(alarms.update_frame(numbered, tracks, source=own.text.stem))
+
+        with files.source(own.text if options.save_mot else None):
+            try:
+                yield add
+            finally:
+                alarm_output.add(alarms.finish())  # also after a stop signal
+
+    run.process(results, [files, alarm_output], tracker=tracker)
     figures = {
-        "frames": files.frames,
         "targets": dict(files.ids),
         "boxes": files.boxes,
         "cuts": tracker.cuts,
@@ -189,17 +181,16 @@ def track(options: TrackOptions) -> int:
         "alarm_options": dataclasses.asdict(alarms.options),
         **run.figures(),
         "tracking_seconds": run.stream.tracking_seconds,
-        "writing_seconds": output.seconds,
     }
 
     def print_summary() -> None:
         by_class = ", ".join(f"{printable(name)} {count}" for name, count in files.ids.most_common())
         count = f"targets: {sum(files.ids.values())}{f' ({by_class})' if by_class else ''}"
         cuts = f", cuts: {tracker.cuts}" if tracker.cuts else ""
-        print(f"frames: {files.frames}, {count}, alarms: {alarms.started}{cuts}")
+        print(f"frames: {run.frames}, {count}, alarms: {alarms.started}{cuts}")
         parts = {"reading": "reading", "network": "network and decoding", "tracking": "tracking"}
         print_speed(figures, parts | {"writing": "drawing and writing"})
-        print_files(output.paths, [*files.paths, alarm_output.path])
+        print_files(run.output.paths, [*files.paths, alarm_output.path])
 
     return run.finish(figures, print_summary)
 

@@ -13,26 +13,31 @@ import torch
 
 import danet
 from danet.data.frame_sources import ImageFiles, open_sources
-from danet.data.video import Video
-from danet.inference.annotated_output import output_paths, source_paths
+from danet.data.video import Frame, Video
+from danet.inference.annotated_output import AnnotatedOutput, output_paths, source_paths
 from danet.inference.detector import Detector
 from danet.inference.frame_options import FrameOptions
 from danet.inference.input_size import parse_size_option, parse_tile_option
 from danet.inference.loading import choose_device, parse_dtype
-from danet.inference.stream import DetectionStream
+from danet.inference.shared_images import is_shared
+from danet.inference.shared_sources import SharedSources
+from danet.inference.stream import DetectionStream, FrameTracker
 from danet.inference.tiling import Tiling
 from danet.inference.video_format import PLAYED_BY_BROWSERS, choose_codec, choose_suffix
 from danet.ops import describe
 from danet.ops.common import dtype_name
+from danet.utils import cli
 from danet.utils.distributed import gather_objects, rank
 from danet.utils.errors import UserError
-from danet.utils.files import write_json
+from danet.utils.files import write_json, write_text
 from danet.utils.malloc import share_malloc_arena, tune_malloc
 from danet.utils.printable import printable
+from danet.utils.progress import count_items
 from danet.utils.stop_signals import StopSignals
 
 Source = ImageFiles | Video
-Interruptible = Callable[[Iterable], Iterator]
+Add = Callable[[Frame, Any], object]
+"""Takes a frame, and its detections or tracks."""
 
 
 class SourceFiles(NamedTuple):
@@ -55,10 +60,12 @@ class FrameRun:
         sources: the opened sources.
         out: the folder for the results.
         files: the files of each source.
-        stream: detects in the frames; its attributes count frames and time.
+        stream: detects in the frames; its attributes measure the time.
+        output: writes the annotated files.
+        frames: number of frames that were processed.
         error: why a file could not be written; None if all could.
         is_incomplete: whether another process could not read some frames; that process has printed why.
-        seconds: duration of the block of ``writing``.
+        seconds: duration of ``process``.
 
     Args:
         options: of the command.
@@ -66,6 +73,7 @@ class FrameRun:
         tables: names of the files and folders in the folder beside those of the sources; a folder that holds one of
             them belongs to an earlier run.
         thresholds: thresholds of the detector; those that are None keep their defaults.
+        annotate: class that draws the detections or tracks, with its own options set.
         texts: whether the command writes a text for each source.
         check: called with the detector and the sources before anything is printed; raises UserError for options that do
             not fit them.
@@ -81,6 +89,7 @@ class FrameRun:
         prog: str,
         tables: Sequence[str],
         thresholds: dict[str, Any],
+        annotate: Callable[..., AnnotatedOutput] = AnnotatedOutput,
         texts: bool = False,
         check: Callable[[Detector, Sequence[Source]], None] = lambda detector, sources: None,
     ) -> None:
@@ -108,6 +117,13 @@ class FrameRun:
         self.out = gather_objects(choose_folder(options, written))[0]
         self.files = source_files(self.out)
         self.stream = DetectionStream(self.detector, batch=options.batch, tile_every=options.tile_every)
+        self.output = annotate(
+            self.detector.classes,
+            show_scores=options.show_scores,
+            upscale=None if options.upscale == "auto" else options.upscale,
+            background=self.stream.has_free_core,
+        )
+        self.frames = 0
         self.error: str | None = None
         self.is_incomplete = False
         self.seconds = 0.0
@@ -115,23 +131,36 @@ class FrameRun:
         if not options.quiet:
             self._print_start(suffix)
 
-    @contextlib.contextmanager
-    def writing(self, files: Sequence[contextlib.AbstractContextManager]) -> Iterator[Interruptible]:
-        """A context in which the frames of all sources are processed; stop signals and a full disk end it in order.
-
-        It yields a function that wraps an iterator over frames: a stop signal raises KeyboardInterrupt there, and
-        nowhere else, so that files stay whole.
+    def process(
+        self,
+        results: Callable[[Source, SourceFiles], contextlib.AbstractContextManager[Add]],
+        files: Sequence[contextlib.AbstractContextManager],
+        *,
+        tracker: FrameTracker | None = None,
+    ) -> None:
+        """Processes the frames of all sources; a stop signal or a full disk ends it in order.
 
         Args:
+            results: opens the results of a source: a context manager whose function takes each frame with its
+                detections, or with its tracks if there is a tracker.
             files: what is opened before the first source and completed after the last one.
+            tracker: follows the targets.
         """
+        if rank() == 0:
+            write_text(self.out / "config.yaml", cli.dump(self.options))
         started = time.perf_counter()
-        with self._stop as stop:
+        with self._stop:
             try:
                 with contextlib.ExitStack() as stack:
                     for each in files:
                         stack.enter_context(each)
-                    yield stop.interrupt
+                    name = self.prog.rpartition(" ")[2]
+                    show_count = stack.enter_context(count_items(name, self.total, "frames", quiet=self.options.quiet))
+                    if is_shared():
+                        self._process_shared(results)
+                    else:
+                        for source, own in zip(self.sources, self.files, strict=True):
+                            self._process_source(source, own, results, tracker, show_count)
             except KeyboardInterrupt:
                 pass  # from a stop signal
             except OSError as error:
@@ -140,13 +169,51 @@ class FrameRun:
                 self.error = str(error)
         self.seconds = time.perf_counter() - started
 
+    def _process_source(
+        self,
+        source: Source,
+        files: SourceFiles,
+        results: Callable[[Source, SourceFiles], contextlib.AbstractContextManager[Add]],
+        tracker: FrameTracker | None,
+        show_count: Callable[[int], object],
+    ) -> None:
+        with contextlib.ExitStack() as stack:
+            add = stack.enter_context(results(source, files))
+            is_annotated = self.options.save_images
+            write = stack.enter_context(self.output.open(source, files.annotated)) if is_annotated else None
+            stream: Any = self.stream.run(source) if tracker is None else self.stream.track(source, tracker)
+            # A stop signal raises KeyboardInterrupt while a frame is fetched, and nowhere else, so that files stay
+            # whole.
+            for frame, found, *tracks in self._stop.interrupt(stack.enter_context(contextlib.closing(stream))):
+                shown = tracks[0] if tracks else found
+                add(frame, shown)
+                if write is not None:
+                    write(frame, shown)
+                self.frames += 1
+                show_count(self.frames)
+
+    def _process_shared(self, results: Callable[[Source, SourceFiles], contextlib.AbstractContextManager[Add]]) -> None:
+        """Processes the sources together with other processes; the first source's results take all frames."""
+        writer = self.output if self.options.save_images else None
+        paths = [files.annotated for files in self.files]
+        share = SharedSources(
+            self.stream, self.sources, paths, writer, self._stop.interrupt, max_pixels=self.options.max_pixels
+        )
+        with results(self.sources[0], self.files[0]) as add:
+            for frame, found in share.run():
+                add(frame, found)
+                self.frames += 1
+        self.is_incomplete = share.has_failed_peer
+
     def figures(self) -> dict[str, Any]:
         """Times and settings of the run; the times of the parts may overlap."""
         return {
+            "frames": self.frames,
             "dropped": self.stream.dropped,
             "seconds": self.seconds,
             "reading_seconds": self.stream.reading_seconds,
             "network_seconds": self.stream.network_seconds,
+            "writing_seconds": self.output.seconds,
             "device": str(self.detector.device),
             "dtype": dtype_name(self.detector.dtype),
             "threads": torch.get_num_threads(),
@@ -160,7 +227,7 @@ class FrameRun:
                 write_json(self.options.json, figures)
             except UserError as error:
                 self.error = self.error or str(error)
-        frames, stop = figures["frames"], self._stop
+        frames, stop = self.frames, self._stop
         with contextlib.suppress(OSError):  # after SIGHUP there is no terminal any more
             if not self.options.quiet:
                 print_summary()
