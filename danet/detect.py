@@ -27,6 +27,7 @@ PAGE = HelpPage(
             "save_images",
             "save_csv",
             "save_json",
+            "serve",
             "show_scores",
             "upscale",
             "quiet",

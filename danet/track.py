@@ -36,6 +36,7 @@ PAGE = HelpPage(
             "save_mot",
             "save_jsonl",
             "save_csv",
+            "serve",
             "show_scores",
             "upscale",
             "quiet",

@@ -4,10 +4,12 @@ import http.server
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import cv2
 import numpy as np
@@ -377,3 +379,42 @@ def test_invalid_tiles_are_one_line(weights, tmp_path, words, message, capsys):
     )
     error = capsys.readouterr().err
     assert re.search(message, error) and error.count("\n") == 1 and not (tmp_path / "o").exists()
+
+
+def test_preview_serves_frames_while_the_command_runs(weights, tmp_path):
+    """A real client reads annotated frames of a running command; Ctrl-C ends both."""
+    clip = write_clip(tmp_path / "clip.mp4", frames=1000)
+    words = [
+        str(clip),
+        "--weights",
+        weights,
+        "--out",
+        str(tmp_path / "out"),
+        "--serve",
+        "0",
+        "--threads",
+        "1",
+        *SWITCHES,
+    ]
+    command = [sys.executable, "-u", "-m", "danet", "track", *words, "--save_images", "false"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = next(line for line in process.stdout if line.startswith("live preview at "))
+        with urllib.request.urlopen(line.split()[-1] + "stream.mjpg", timeout=60) as stream:
+            start = stream.read(4096)
+            assert start.startswith(b"--danet-frame\r\nContent-Type: image/jpeg") and b"\xff\xd8" in start
+            process.send_signal(signal.SIGINT)
+            assert stream.read().endswith(b"--danet-frame--\r\n")
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "all files are complete" in error, error
+
+
+def test_preview_port_in_use_is_one_line(weights, tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        clip = write_clip(tmp_path / "clip.mp4", frames=1)
+        assert main([str(clip), "--weights", weights, "--out", str(tmp_path / "out"), "--serve", str(port)]) == 2
+    error = capsys.readouterr().err
+    assert f"--serve: port {port} is in use" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()

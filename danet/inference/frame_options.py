@@ -89,6 +89,10 @@ class FrameOptions:
     max_pixels: int = 1 << 26
     """Maximum number of pixels of an image: larger ones are refused before they are decoded."""
 
+    serve: str | None = None
+    """Show the annotated frames live in web browsers: PORT for browsers on this machine, or HOST:PORT, such as
+    0.0.0.0:8080 for the whole network, without a password."""
+
     quiet: bool = False
     """Print only errors and warnings."""
 

@@ -18,6 +18,7 @@ from danet.inference.annotated_output import AnnotatedOutput, output_paths, sour
 from danet.inference.detector import Detector
 from danet.inference.frame_options import FrameOptions
 from danet.inference.input_size import parse_size_option, parse_tile_option
+from danet.inference.live_preview import LivePreview
 from danet.inference.loading import choose_device, parse_dtype
 from danet.inference.shared_images import is_shared
 from danet.inference.shared_sources import SharedSources
@@ -62,6 +63,7 @@ class FrameRun:
         files: the files of each source.
         stream: detects in the frames; its attributes measure the time.
         output: writes the annotated files.
+        preview: shows the annotated frames in web browsers; None without ``options.serve``.
         frames: number of frames that were processed.
         error: why a file could not be written; None if all could.
         is_incomplete: whether another process could not read some frames; that process has printed why.
@@ -101,6 +103,8 @@ class FrameRun:
             if isinstance(source, ImageFiles):
                 source.check()
         check(self.detector, self.sources)
+        if options.serve is not None and is_shared():
+            raise UserError("--serve: shows the frames of one process; start one without torchrun")
         suffix = choose_suffix(options.video_format)
 
         def source_files(folder: Path) -> list[SourceFiles]:
@@ -123,6 +127,7 @@ class FrameRun:
             upscale=None if options.upscale == "auto" else options.upscale,
             background=self.stream.has_free_core,
         )
+        self.preview = None if options.serve is None else LivePreview(options.serve, self.output.draw)
         self.frames = 0
         self.error: str | None = None
         self.is_incomplete = False
@@ -154,6 +159,8 @@ class FrameRun:
                 with contextlib.ExitStack() as stack:
                     for each in files:
                         stack.enter_context(each)
+                    if self.preview is not None:
+                        stack.enter_context(self.preview)
                     name = self.prog.rpartition(" ")[2]
                     show_count = stack.enter_context(count_items(name, self.total, "frames", quiet=self.options.quiet))
                     if is_shared():
@@ -189,6 +196,8 @@ class FrameRun:
                 add(frame, shown)
                 if write is not None:
                     write(frame, shown)
+                if self.preview is not None:
+                    self.preview.show(frame.image, shown)
                 self.frames += 1
                 show_count(self.frames)
 
@@ -255,6 +264,8 @@ class FrameRun:
             print(self.detector.dtype_note)
         if self.detector.tiling is not None:
             print(_describe_tiles(self.detector.tiling, options.tile_every))
+        if self.preview is not None:
+            print(f"live preview at {self.preview.url}", flush=True)
         if self.out != Path(options.out):
             print(f"{options.out} holds an earlier run; the results go to {self.out} (--overwrite replaces it)")
         has_video = options.save_images and any(isinstance(source, Video) for source in self.sources)
