@@ -14,7 +14,7 @@ import yaml
 
 from danet.checkpoint import SHIPPED, load_weights, save_weights
 from danet.data.image_domain import ImageDomain
-from danet.inference.detector import SUPPORTED_CLASSES
+from danet.inference.batch_detector import SUPPORTED_CLASSES
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, read_text
 
