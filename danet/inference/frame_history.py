@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from danet.data.temporal import LAG_TOLERANCE, choose_frames
+from danet.data.temporal import LAG_TOLERANCE, choose_frames, to_grey
 from danet.data.video import Frame
 
 FRAMES_PER_LAG = 32
@@ -38,7 +38,7 @@ class FrameHistory:
         self.missing: list[float] = []
 
     def add(self, frame: Frame) -> dict[float, np.ndarray]:
-        """Adds the next frame, and returns the earlier frames for each lag; a lag without a frame is left out.
+        """Adds the next frame, and returns the earlier frames for each lag, in grey; a lag without a frame is left out.
 
         All earlier frames are forgotten if the frame belongs to another source, or if the time of the source jumps
         back, as after a camera was opened again. The frames of a folder of images have no time and so no past.
@@ -50,10 +50,12 @@ class FrameHistory:
             self.missing = list(self._frames)
             return {}
         past: dict[float, np.ndarray] = {}
+        kept: np.ndarray | None = None
         for lag, frames in self._frames.items():
             past |= choose_frames([(frame.time - time, image) for time, image in frames], [lag])
             if not frames or frame.time - frames[-1][0] >= lag / FRAMES_PER_LAG:
-                frames.append((frame.time, frame.image))
+                kept = to_grey(frame.image) if kept is None else kept  # a third of the memory of a colour frame
+                frames.append((frame.time, kept))
             # Drop a frame if the one after it is old enough: that one is nearer to the lag for all later frames.
             while len(frames) > 1 and frame.time - frames[1][0] >= lag:
                 frames.popleft()
