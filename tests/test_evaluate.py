@@ -188,6 +188,20 @@ def test_predictions_are_independent_of_batch_size(weights, data, evaluated, tmp
     assert max(abs(a["score"] - b["score"]) for a, b in zip(one, three, strict=True)) < 1e-4
 
 
+def test_evaluate_in_tiles(weights, data, evaluated, tmp_path):
+    arguments = [weights, data, "--out", str(tmp_path), "--quiet", "--threads", "1"]
+    assert main([*arguments, "--tile", "96"]) == 0
+    assert read(tmp_path / "predictions.json") == read(evaluated / "predictions.json"), "all images fit into a tile"
+    assert main([*arguments, "--tile", "64", "--overlap", "0.4"]) == 0
+    best = {folder: {} for folder in (evaluated, tmp_path)}  # of each image, the box with the highest score
+    for folder, boxes in best.items():
+        for each in sorted(read(folder / "predictions.json"), key=lambda each: each["score"]):
+            boxes[each["image_id"]] = np.array(each["bbox"])
+    places = [(best[evaluated][key], box) for key, box in best[tmp_path].items() if key in best[evaluated]]
+    same = [np.abs(whole[:2] + whole[2:] / 2 - tiled[:2] - tiled[2:] / 2).max() < 4 for whole, tiled in places]
+    assert len(places) > 10 and np.mean(same) > 0.7, "tiles find the targets at the same places"
+
+
 def test_evaluate_prints_tables_and_header(weights, data, tmp_path, capsys):
     assert main([weights, data, "--out", str(tmp_path), "--threads", "1"]) == 0
     printed = capsys.readouterr().out
@@ -250,6 +264,13 @@ def test_evaluate_errors_are_one_line(weights, data, tune, tmp_path, capsys):
         ([weights, data, "--criterion", "iou75"], "--criterion"),
         ([weights, data, "--treshold", "0.5"], "did you mean --threshold"),
         ([weights, wrong], "2.png: the image is 50 x 40"),
+        ([weights, data, "--tile", "8"], "--tile must be one or two integers from 32"),
+        ([weights, data, "--overlap", "0.5"], "--overlap: needs --tile"),
+        (
+            ["local_contrast", data, "--target", "drone", "--tile", "64"],
+            "local_contrast is another detector; omit --tile",
+        ),
+        (["--predictions", data, data, "--tile", "64"], "--tile: has no effect on --predictions"),
     ]
     for arguments, message in cases:
         out = tmp_path / "out"
