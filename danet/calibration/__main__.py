@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from danet.inference.tile_options import DEFAULT_OVERLAP, DEFAULT_TILE_EVERY, check_tile_options
 from danet.utils import cli
 from danet.utils.errors import UserError, check_values
 from danet.utils.files import check_folder, write_json
@@ -26,7 +27,7 @@ SHOWN_FALSE_ALARMS = 5
 
 PAGE = HelpPage(
     {
-        "input": ["weights", "negatives", "positives", "classes", "input_size", "polarity"],
+        "input": ["weights", "negatives", "positives", "classes", "input_size", "tile", "polarity"],
         "choice": ["false_alarms_per_hour", "hits", "window"],
         "results": ["out", "overwrite", "quiet", "json"],
         "machine": ["device", "dtype", "batch", "threads"],
@@ -87,6 +88,15 @@ class CalibrateOptions:
     input_size: list[int | Literal["native"]] | None = None
     """Height and width in pixels that every image is letterboxed to, as in danet track."""
 
+    tile: list[int] | None = None
+    """Height and width in pixels of overlapping tiles into which larger frames are cut, as in danet track."""
+
+    overlap: float = DEFAULT_OVERLAP
+    """Minimum overlap of neighbouring tiles, as a fraction of their side, 0 to 0.9."""
+
+    tile_every: int = DEFAULT_TILE_EVERY
+    """With tile: every so many frames of a video are searched completely, as in danet track."""
+
     polarity: Literal["auto", "white", "black"] = "auto"
     """white: hot is bright. black: hot is dark. auto decides on the first frames of each source."""
 
@@ -121,7 +131,10 @@ class CalibrateOptions:
         )
         check_values(self, ["fps"], "be positive", lambda value: 0 < value < float("inf"), prefix="--")
         check_values(self, ["iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
-        counts = ["hits", "window", "batch", "threads", "max_pixels"]
+        check_tile_options(self.tile, self.overlap)
+        if self.tile is None and self.tile_every != DEFAULT_TILE_EVERY:
+            raise UserError("--tile_every: needs --tile")
+        counts = ["hits", "window", "batch", "threads", "max_pixels", "tile_every"]
         check_values(self, counts, "be at least 1", lambda value: value >= 1, prefix="--")
         if not self.negatives:
             raise UserError("--negatives: none given; name videos, or folders of videos, that show no targets")
@@ -164,7 +177,14 @@ def calibrate(options: CalibrateOptions) -> int:
     totals = [source.total for source in sources]
     total = None if None in totals else sum(count or 0 for count in totals)
     with count_items("calibrate", total, "frames", quiet=options.quiet) as show_count:
-        footage = watch(detector, sources, candidates, batch=options.batch, show_count=show_count)
+        footage = watch(
+            detector,
+            sources,
+            candidates,
+            batch=options.batch,
+            tile_every=options.tile_every,
+            show_count=show_count,
+        )
 
     choices = choose_alarm(footage, options.false_alarms_per_hour, candidates)
     chosen = choices[0]

@@ -11,6 +11,7 @@ from danet.data.frame_sources import ImageFiles
 from danet.data.video import Frame, Video
 from danet.inference.detector import Detector
 from danet.inference.stream import DetectionStream
+from danet.inference.tile_options import DEFAULT_TILE_EVERY
 from danet.tracking.alarm_options import AlarmOptions
 from danet.tracking.alarms import Alarms
 from danet.tracking.tracker import DEFAULT_INTERVAL_S, Tracker
@@ -120,6 +121,7 @@ def watch(
     frames_of: Iterable[FramesOf],
     *,
     batch: int = 1,
+    tile_every: int = DEFAULT_TILE_EVERY,
     show_count: Callable[[int], None] = lambda count: None,
 ) -> Footage:
     """Detects and tracks in footage without targets as ``danet track`` does with the default options of the tracker.
@@ -129,9 +131,10 @@ def watch(
         sources: videos, and folders of images, of which each image counts ``DEFAULT_INTERVAL_S``.
         frames_of: (hits, window) for which alarms of tracks are collected.
         batch: images that go through the network at once.
+        tile_every: see ``DetectionStream``.
         show_count: is called with the number of frames so far.
     """
-    stream, tracker = DetectionStream(detector, batch=batch), Tracker()
+    stream, tracker = DetectionStream(detector, batch=batch, tile_every=tile_every), Tracker()
     tracked = ((source.name, stream.track(source, tracker)) for source in sources)
     return collect(tracked, frames_of, show_count=show_count)
 

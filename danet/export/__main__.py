@@ -101,8 +101,8 @@ def export(options: ExportOptions) -> None:
     from danet.export import verify
     from danet.export.formats import FORMATS, check_packages
     from danet.export.network import BoxesAndScores, example_images
-    from danet.inference.calibrated_thresholds import CalibratedThresholds
     from danet.inference.batch_detector import DEFAULT_SCORE
+    from danet.inference.calibrated_thresholds import CalibratedThresholds
     from danet.inference.export_description import describe
     from danet.inference.input_size import parse_size_option
     from danet.models.danet import MINIMUM_SIZE
