@@ -168,9 +168,9 @@ class MachineCode:
             executions.append(Execution(launch, kernel, blocks, machine.run()))
             return True
 
-        self.emulation.multiprocessors(self.multiprocessors)
+        self.emulation.settings.multiprocessors = self.multiprocessors
         try:
             with self.emulation.observed(observe):
                 yield executions
         finally:
-            self.emulation.multiprocessors(4)
+            self.emulation.settings.multiprocessors = 4

@@ -4,12 +4,15 @@
 // "before" is.
 #include "checker.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <set>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "emulation.h"
@@ -74,14 +77,15 @@ uint32_t epoch;
 std::unordered_map<uintptr_t, AtomicHistory> atomics;
 std::vector<Acquisition> acquisitions;
 
-struct Report {
+struct Finding {
   const char* kind;
   bool shared;
   const void *pc, *other_pc;
   std::string thread, other_thread;
 };
-std::vector<Report> reports;
+std::vector<Finding> findings;
 std::set<std::tuple<const char*, const void*, const void*>> reported;
+std::vector<AccessRecord> trace;
 std::vector<const void*> sites;  // a stamp holds a site number, because an address is too large
 std::unordered_map<const void*, uint32_t> site_numbers;
 
@@ -137,13 +141,13 @@ bool happens_before(const AccessStamp& s, int thread, bool shared) {
 
 void report(const char* kind, bool shared, const void* pc, int thread, const AccessStamp* other) {
   const void* other_pc = other ? sites[other->site] : nullptr;
-  if (reports.size() >= kMaxReports || !reported.emplace(kind, pc, other_pc).second) return;
+  if (findings.size() >= kMaxReports || !reported.emplace(kind, pc, other_pc).second) return;
   std::string name;
   if (other) {
     name = thread_name(other->thread);
     if (other->block != execution.block) name = "another block, " + name.substr(name.find("thread"));
   }
-  reports.push_back({kind, shared, pc, other_pc, thread_name(thread), name});
+  findings.push_back({kind, shared, pc, other_pc, thread_name(thread), name});
 }
 
 // Atomics on one address are ordered; together with fences they also order other accesses.
@@ -194,6 +198,22 @@ bool access_cell(ShadowCell& cell, uint8_t bytes, Access how, bool shared, const
 
 bool is_within(const char* p, const void* begin, const void* end) { return p >= begin && p < end; }
 
+// Whether p is on the stack of the calling OS thread, where the host code keeps the arguments of the kernel.
+bool is_argument(const char* p) {
+  static thread_local char *begin = nullptr, *end = nullptr;
+  if (end == nullptr) {
+    pthread_attr_t attributes;
+    void* stack = nullptr;
+    size_t bytes = 0;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+      pthread_attr_getstack(&attributes, &stack, &bytes);
+      pthread_attr_destroy(&attributes);
+    }
+    begin = static_cast<char*>(stack), end = begin + bytes;
+  }
+  return is_within(p, begin, end);
+}
+
 }  // namespace
 
 namespace checker {
@@ -223,6 +243,9 @@ void access(const void* pointer, size_t bytes, Access how, const void* pc, int t
   const bool shared = is_shared(p);
   if (shared && !in_shared_array(p, bytes)) return report("access outside the arrays", shared, pc, thread, nullptr);
   const bool atomic = how == Access::kAtomic;
+  if (settings.traced && !is_argument(p))
+    trace.push_back({reinterpret_cast<uintptr_t>(p), execution.block, site_number(pc), uint32_t(bytes),
+                     uint16_t(thread), uint8_t(how), shared});
   const AccessStamp stamp{execution.block, site_number(pc), epoch, clocks[thread].own, uint16_t(thread), 3, atomic};
   if (atomic) release_and_acquire(p, thread);
   const char* end = p + bytes;
@@ -269,17 +292,19 @@ void fence() {
 
 }  // namespace checker
 
-std::string take_reports() {
-  std::string text;
-  for (const Report& r : reports) {
-    text += std::string(r.kind) + ": " + (r.shared ? "shared" : "global") + " memory at " + source_of(r.pc) + " by " +
-            r.thread;
-    if (r.other_pc) text += ", other at " + source_of(r.other_pc) + " by " + r.other_thread;
-    text += "\n";
-  }
-  reports.clear(), reported.clear();
-  return text;
+std::vector<RaceReport> reports() {
+  std::vector<RaceReport> all;
+  for (const Finding& f : findings)
+    all.push_back({f.kind, f.shared ? "shared" : "global", source_of(f.pc), f.thread,
+                   f.other_pc ? source_of(f.other_pc) : "", f.other_thread});
+  return all;
 }
+
+void clear_reports() { findings.clear(), reported.clear(); }
+
+std::vector<AccessRecord> take_trace() { return std::exchange(trace, {}); }
+
+std::string source_of_site(uint32_t site) { return site < sites.size() ? source_of(sites[site]) : "?"; }
 
 }  // namespace emulation
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace emulation {
 
@@ -26,8 +27,35 @@ bool in_shared_array(const void* p, size_t bytes);
 // "file.cu:12 < file.cu:34": the source line of the call that returns to pc, and the lines that it is inlined at.
 std::string source_of(const void* pc);
 std::string thread_name(int thread);  // "block (0,0,0) thread (1,0,0)"
-// The reports since the last call, one per line; empty outside mode "check".
-std::string take_reports();
+
+// A finding of the checker: what is wrong, the source lines and threads of the access, and of the access that it
+// conflicts with, if any.
+struct RaceReport {
+  std::string kind, memory, source, thread, other_source, other_thread;
+
+  std::string text() const;
+};
+// The reports since the last clear_reports(); empty outside mode "check".
+std::vector<RaceReport> reports();
+void clear_reports();
+
+// A memory access of a kernel, other than to its arguments. The site is the number of its source line, see source_of_site.
+struct AccessRecord {
+  uint64_t address;
+  uint32_t block, site, bytes;  // block: counted over all launches
+  uint16_t thread;              // number in the block
+  uint8_t kind;                 // Access
+  bool shared;                  // whether the address is in shared memory
+};
+// The accesses since the last call, in the order of execution; empty unless settings.traced, in mode "check".
+std::vector<AccessRecord> take_trace();
+std::string source_of_site(uint32_t site);
+
+#if defined(EMULATION_CHECKED)
+constexpr bool kIsChecked = true;
+#else
+constexpr bool kIsChecked = false;
+#endif
 
 #if defined(EMULATION_CHECKED)
 namespace checker {

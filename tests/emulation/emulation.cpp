@@ -479,13 +479,21 @@ void run(
 uint64_t launches() { return launch_count; }
 
 bool observe(const LaunchRecord& record) {
-  const bool skip = settings.observer(&record);
+  const bool skip = settings.observer(record);
   launch_count += skip;
   return skip;
 }
 
+std::string RaceReport::text() const {
+  const std::string text = kind + ": " + memory + " memory at " + source + " by " + thread;
+  return other_source.empty() ? text : text + ", other at " + other_source + " by " + other_thread;
+}
+
 #if !defined(EMULATION_CHECKED)
-std::string take_reports() { return {}; }
+std::vector<RaceReport> reports() { return {}; }
+void clear_reports() {}
+std::vector<AccessRecord> take_trace() { return {}; }
+std::string source_of_site(uint32_t) { return {}; }
 #endif
 
 std::string thread_name(int thread) {

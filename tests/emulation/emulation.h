@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <type_traits>
 
 #include "types.h"
@@ -77,14 +78,14 @@ struct LaunchRecord {
   const void* parameters;
   size_t parameter_bytes;
 };
-// Called before each launch. If it returns true, the emulator does not run the kernel.
-using Observer = bool (*)(const LaunchRecord*);
 
 struct Settings {
   uint64_t seed = 0;                 // order of blocks and threads: 0 ascending, 1 descending, others random
   size_t shared_limit = 227 * 1024;  // bytes per block: 227 KiB on sm_90; 99 KiB on sm_86, 89 and 120
   int multiprocessors = 4;           // multiprocessors of the device, by which kernels choose their grids
-  Observer observer = nullptr;
+  bool traced = false;               // record the memory accesses of the kernels; mode "check" only
+  // Called before each launch. If it returns true, the emulator does not run the kernel.
+  std::function<bool(const LaunchRecord&)> observer;
 };
 extern Settings settings;
 bool observe(const LaunchRecord& record);

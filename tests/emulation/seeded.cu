@@ -1,10 +1,6 @@
-// The test program of the emulator: small kernels, each of which runs correctly or with one seeded bug, which the
-// emulator must find.
-//   seeded NAME bug|right   runs a kernel with several seeds, and prints one line per seed: "SEED ok",
-//                           "SEED values" (wrong results), "SEED error: ..." or "SEED report: ..."
-//   seeded all bug|right    runs all kernels
-//   seeded list             lists the names of the kernels
-// In mode "sanitize", a bug ends the process.
+// Small kernels that test the emulator: each runs correctly or with one seeded bug, which the emulator must find.
+#include "seeded.h"
+
 #include <cstdlib>
 #include <functional>
 #include <memory>
@@ -327,11 +323,6 @@ __global__ void one(int* out, bool) { out[threadIdx.x] = 1; }
 
 // --- cases: each runs a kernel and returns whether its results are correct -------------------------------------------
 
-struct Case {
-  const char* name;
-  std::function<bool(bool bug)> run;
-};
-
 template <typename Right>
 bool all(int count, const Right& right) {
   for (int i = 0; i < count; ++i)
@@ -402,7 +393,9 @@ bool conversions(bool bug) {
   return right;
 }
 
-std::vector<Case> cases() {
+}  // namespace
+
+std::vector<SeededCase> seeded_cases() {
   auto run_global = [](bool reads, bool writes) {
     return [=](bool bug) {
       Buffer<float> in(100, 1.0f), out(100);
@@ -543,34 +536,4 @@ std::vector<Case> cases() {
   };
 }
 
-std::string outcome(const Case& one_case, bool bug) {
-  bool right = false;
-  try {
-    right = one_case.run(bug);
-  } catch (const std::exception& e) {
-    emulation::take_reports();
-    if (!ones(one, 32)(false)) return "error: the next launch does not work";
-    return std::string("error: ") + e.what();
-  }
-  const std::string reports = emulation::take_reports();
-  if (!reports.empty()) return "report: " + reports.substr(0, reports.find('\n'));
-  return right ? "ok" : "values";
-}
-
-}  // namespace
 }  // namespace danet
-
-int main(int count, char** arguments) {
-  const std::string name = count > 1 ? arguments[1] : "", kind = count > 2 ? arguments[2] : "";
-  for (const danet::Case& one_case : danet::cases()) {
-    if (name == "list") std::puts(one_case.name);
-    if (name != one_case.name && name != "all") continue;
-    for (uint64_t seed : {0, 1, 7, 8}) {
-      emulation::settings.seed = seed;
-      const std::string outcome = danet::outcome(one_case, kind == "bug");
-      if (name == "all") std::printf("%s ", one_case.name);
-      std::printf("%d %s\n", int(seed), outcome.c_str());
-      std::fflush(stdout);
-    }
-  }
-}

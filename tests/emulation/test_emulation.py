@@ -3,11 +3,14 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from emulation.emulated import MODES, build, missing
+from emulation.modules import MODES, build, load_module, missing, traced
+from emulation.seeded_outcomes import SEEDS, outcomes
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -67,44 +70,100 @@ BUGS: dict[str, dict[str, str]] = {
     "conversions": PLAIN_VALUES,
 }
 
+FOLDER = Path(__file__).parents[1]
+ASAN = ("libasan.so", "libstdc++.so.6")
+"""libstdc++ is preloaded too: AddressSanitizer must intercept its exceptions before Python loads it."""
+
 # How many of the four seeds may miss a bug: for single bytes, the checker stores one write per pair of bytes.
 MAX_MISSED_SEEDS = {"byte_neighbours": 3}
 
 
 @pytest.fixture(scope="module")
-def seeded() -> dict[str, Path]:
-    return {mode: build(mode, "seeded") for mode in MODES}
+def seeded() -> dict:
+    """The module `seeded` in each mode; its path in mode "sanitize", which needs a process of its own."""
+    paths = {mode: build(mode, "seeded") for mode in MODES}
+    return {mode: path if mode == "sanitize" else load_module(path) for mode, path in paths.items()}
 
 
-def run(program: Path, name: str, kind: str) -> tuple[list[str], str]:
-    """The outcome for each seed, and stderr."""
-    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=0"}
-    done = subprocess.run([program, name, kind], capture_output=True, text=True, env=os.environ | options, timeout=60)
-    return [line.split(" ", 1)[1] for line in done.stdout.splitlines()], done.stderr
+def run(seeded: dict, mode: str, names: list[str], bug: bool) -> tuple[list[str], str]:
+    """The outcomes for each kernel and seed, and what a sanitizer wrote."""
+    if mode != "sanitize":
+        return [outcome for name in names for outcome in outcomes(seeded[mode], name, bug)], ""
+    libraries = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in ASAN]
+    environment = {
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=0",
+        "LD_PRELOAD": ":".join(libraries),
+    }
+    command = [sys.executable, "-m", "emulation.seeded_outcomes", seeded[mode], "bug" if bug else "right", *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=FOLDER, timeout=60)
+    return done.stdout.splitlines(), done.stderr
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_seeded_correct_kernels_pass(seeded: dict[str, Path], mode: str) -> None:
-    outcomes, errors = run(seeded[mode], "all", "right")
+def test_seeded_correct_kernels_pass(seeded: dict, mode: str) -> None:
+    found, errors = run(seeded, mode, list(BUGS), bug=False)
     assert errors == ""
-    assert [outcome for outcome in outcomes if not outcome.endswith(" ok")] == []
-    assert len(outcomes) == 4 * len(BUGS)
+    assert found == ["ok"] * len(SEEDS) * len(BUGS)
 
 
 @pytest.mark.parametrize(("bug", "mode"), [(bug, mode) for bug, modes in BUGS.items() for mode in modes])
-def test_seeded_bug_is_found(seeded: dict[str, Path], bug: str, mode: str) -> None:
-    outcomes, errors = run(seeded[mode], bug, "bug")
+def test_seeded_bug_is_found(seeded: dict, bug: str, mode: str) -> None:
+    found, errors = run(seeded, mode, [bug], bug=True)
     expected = BUGS[bug][mode]
     if expected == "values":
-        assert "values" in outcomes, outcomes
+        assert "values" in found, found
     elif not expected.startswith(("error", "report")):
         assert re.search(expected, errors)
     else:
-        assert (len(outcomes), errors) == (4, "")
-        missed = [outcome for outcome in outcomes if not re.match(expected, outcome)]
+        assert (len(found), errors) == (len(SEEDS), "")
+        missed = [outcome for outcome in found if not re.match(expected, outcome)]
         assert len(missed) <= MAX_MISSED_SEEDS.get(bug, 0), missed
 
 
-def test_seeded_kernels_are_all_tested(seeded: dict[str, Path]) -> None:
-    names = subprocess.run([seeded["plain"], "list"], capture_output=True, text=True, check=True).stdout.split()
-    assert names == list(BUGS)
+def test_seeded_kernels_are_all_tested(seeded: dict) -> None:
+    assert seeded["plain"].names() == list(BUGS)
+
+
+def test_report_names_both_accesses(seeded: dict) -> None:
+    module = seeded["check"]
+    outcomes(module, "loop_barrier", True)
+    report = module.reports()[0]
+    assert report.memory == "shared" and report.kind.startswith("race")
+    assert re.match(r"seeded\.cu:\d+$", report.source) and re.match(r"seeded\.cu:\d+$", report.other_source)
+    assert report.thread.startswith("block (0,0,0) thread") and report.other_thread != report.thread
+    module.clear_reports()
+    assert module.reports() == []
+
+
+def test_trace_lists_every_access(seeded: dict) -> None:
+    """64 threads write and read shared memory, and write their results to global memory."""
+    module = seeded["check"]
+    module.settings.seed = 0
+    with traced(module) as traces:
+        module.run("missing_barrier", False)
+    (trace,) = traces
+    assert not trace.flags.owndata and trace.base is not None  # the emulator's memory, not a copy
+    shared, result = trace[trace["shared"]], trace[~trace["shared"]]
+    kinds = shared["kind"]
+    assert (kinds == np.repeat([module.WRITE, module.READ], 64)).all()
+    assert (trace["bytes"] == 4).all() and (shared["thread"] == np.tile(np.arange(64), 2)).all()
+    assert (np.diff(shared["address"][:64]) == 4).all()
+    assert (shared["address"][64:] == shared["address"][:64][::-1]).all()
+    assert (np.diff(result["address"]) == 4).all() and (result["kind"] == module.WRITE).all()
+    assert {module.source_of_site(site)[:10] for site in trace["site"]} == {"seeded.cu:"}
+    module.run("missing_barrier", False)
+    assert len(module.take_trace()) == 0  # nothing is recorded outside the block
+
+
+def test_trace_needs_the_checker(seeded: dict) -> None:
+    with (
+        pytest.raises(RuntimeError, match='traces of memory accesses need the emulator in mode "check"'),
+        traced(seeded["plain"]),
+    ):
+        pass
+
+
+def test_modules_have_settings_of_their_own(seeded: dict) -> None:
+    seeded["plain"].settings.seed, seeded["check"].settings.seed = 3, 4
+    assert seeded["plain"].settings.seed == 3

@@ -45,8 +45,8 @@ class Device:
         """The results of an operator on this device, as float64 on the CPU."""
         moved = [value.to(self.where) if isinstance(value, torch.Tensor) else value for value in arguments]
         if self.emulation:
-            self.emulation.seed(seed)
-            self.emulation.shared_limit(99 * 1024)  # the minimum of all architectures: sm_86, 89, 120
+            self.emulation.settings.seed = seed
+            self.emulation.settings.shared_limit = 99 * 1024  # the minimum of all architectures: sm_86, 89, 120
             self.emulation.clear()
         results = getattr(self.operators, operator).default(*moved)
         results = [results] if isinstance(results, torch.Tensor) else list(results)
@@ -598,7 +598,7 @@ def test_emulated_launch_count(emulated, operator):
 def test_emulated_launch_failure_is_recoverable(emulated):
     call = small_calls(1)["sdc"]
     expected = emulated("sdc", *call)
-    emulated.emulation.shared_limit(1024)
+    emulated.emulation.settings.shared_limit = 1024
     with pytest.raises(RuntimeError, match="sdc: too much shared memory"):
         emulated.operators.sdc(*call)
     assert torch.equal(emulated("sdc", *call)[0], expected[0])
