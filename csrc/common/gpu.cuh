@@ -54,6 +54,14 @@ struct Launch {
   dim3 grid, block;
   size_t shared;  // bytes of dynamic shared memory
   Stream stream;
+  // Blocks of a thread block cluster, which divides grid.x: consecutive blocks run at the same time and can access each
+  // other's shared memory. More than 1 needs has_clusters().
+  unsigned cluster = 1;
+  // Whether the kernel may start before the previous launch has ended (programmatic dependent launch). Each of its blocks
+  // must call wait_for_previous_launch() (ptx.cuh) before it accesses memory that earlier launches write, and before it
+  // writes memory that they access. Such memory must not be read through const T* __restrict__ or __ldg either, because
+  // the compiler may move these loads before the wait.
+  bool programmatic = false;
 };
 
 // Launches kernel(arguments...). Throws std::runtime_error if the launch fails; its text begins with `op`.
@@ -67,6 +75,19 @@ void launch(const char* op, void (*kernel)(Parameters...), const Launch& options
     cudaLaunchConfig_t config{};
     config.gridDim = options.grid, config.blockDim = options.block;
     config.dynamicSmemBytes = options.shared, config.stream = options.stream;
+    cudaLaunchAttribute attributes[2];
+    config.attrs = attributes;
+    if (options.cluster > 1) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = options.cluster;
+      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    }
+    if (options.programmatic) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
     error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...);
   }
   if (error != cudaSuccess) {
@@ -74,17 +95,15 @@ void launch(const char* op, void (*kernel)(Parameters...), const Launch& options
     throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error));
   }
 #else
+  const emulation::LaunchSizes sizes{
+      options.grid, options.block, options.shared, options.cluster, options.programmatic};
   if (emulation::settings.observer) {
     emulation::ParameterBytes bytes;
     (bytes.add(static_cast<Parameters>(arguments)), ...);
-    const emulation::LaunchRecord record{
-        op, reinterpret_cast<const void*>(kernel), options.grid, options.block, options.shared, bytes.data, bytes.size};
-    if (emulation::observe(record)) return;
+    if (emulation::observe({op, reinterpret_cast<const void*>(kernel), sizes, bytes.data, bytes.size})) return;
   }
   auto body = [&] { kernel(static_cast<Parameters>(arguments)...); };
-  emulation::run(
-      op, options.grid, options.block, options.shared, options.stream,
-      [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
+  emulation::run(op, sizes, options.stream, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
 #endif
 }
 
@@ -98,6 +117,19 @@ inline int multiprocessor_count() {
   return count;
 #else
   return emulation::settings.multiprocessors;
+#endif
+}
+
+// Whether the current device has thread block clusters: sm_90 and later.
+inline bool has_clusters() {
+#if defined(__CUDACC__)
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&value, cudaDevAttrClusterLaunch, device) != cudaSuccess)
+    throw std::runtime_error("danet: cannot query the CUDA device");
+  return value != 0;
+#else
+  return emulation::settings.has_clusters;
 #endif
 }
 

@@ -171,5 +171,76 @@ GPU_DEVICE void atomic_add_x4(float* p, const float (&v)[4]) {
 #endif
 }
 
+// --- thread block clusters: on devices before sm_90, every block is a cluster of its own ------------------------------------------------------------------------
+
+// The number of this block in its cluster, and the number of blocks of the cluster.
+GPU_DEVICE unsigned cluster_rank() {
+  unsigned rank = 0;
+#if !defined(__CUDACC__)
+  rank = emulation::cluster_rank();
+#elif __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+GPU_DEVICE unsigned cluster_size() {
+  unsigned size = 1;
+#if !defined(__CUDACC__)
+  size = emulation::cluster_size();
+#elif __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+#endif
+  return size;
+}
+
+// The barrier of the cluster, which each thread calls in two steps. Accesses of all threads of the cluster before
+// cluster_arrive() happen before accesses after cluster_wait(). A block may access the shared memory of another one only
+// after a first barrier, because that block may not have started, and before a last one, because it may exit.
+#if defined(__CUDACC__)
+GPU_DEVICE void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+GPU_DEVICE void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+#else
+inline void cluster_arrive() { emulation::cluster_arrive(); }
+inline void cluster_wait(EMULATION_SITE) { emulation::cluster_wait(file, line); }
+#endif
+
+// The address that `shared`, an address in this block's shared memory, has in block `rank` of the cluster.
+template <typename T>
+GPU_DEVICE T* map_shared(T* shared, unsigned rank) {
+#if !defined(__CUDACC__)
+  shared = static_cast<T*>(emulation::map_shared(shared, rank));
+#elif __CUDA_ARCH__ >= 900
+  asm("mapa.u64 %0, %0, %1;" : "+l"(shared) : "r"(rank));
+#endif
+  return shared;
+}
+
+// --- programmatic dependent launch: see Launch::programmatic; no effect before sm_90 ---------------------------------
+
+// Waits until all earlier launches have ended and their results are visible.
+GPU_DEVICE void wait_for_previous_launch() {
+#if !defined(__CUDACC__)
+  emulation::wait_for_previous_launch();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets the next launch start, if it is programmatic, as soon as all blocks have called this function or have exited.
+GPU_DEVICE void start_next_launch() {
+#if !defined(__CUDACC__)
+  emulation::start_next_launch();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 }  // namespace gpu
 }  // namespace danet

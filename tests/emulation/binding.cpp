@@ -51,9 +51,11 @@ void bind(py::module_& module) {
   py::class_<LaunchRecord>(module, "LaunchRecord", Local())
       .def_readonly("op", &LaunchRecord::op)
       .def_property_readonly("kernel_offset", [](const LaunchRecord& r) { return offset_of(r.kernel); })
-      .def_property_readonly("grid", [](const LaunchRecord& r) { return sizes(r.grid); })
-      .def_property_readonly("block", [](const LaunchRecord& r) { return sizes(r.block); })
-      .def_readonly("shared_bytes", &LaunchRecord::shared_bytes)
+      .def_property_readonly("grid", [](const LaunchRecord& r) { return sizes(r.sizes.grid); })
+      .def_property_readonly("block", [](const LaunchRecord& r) { return sizes(r.sizes.block); })
+      .def_property_readonly("shared_bytes", [](const LaunchRecord& r) { return r.sizes.shared_bytes; })
+      .def_property_readonly("cluster", [](const LaunchRecord& r) { return r.sizes.cluster; })
+      .def_property_readonly("programmatic", [](const LaunchRecord& r) { return r.sizes.programmatic; })
       .def_property_readonly("parameters", [](const LaunchRecord& r) {
         return py::bytes(static_cast<const char*>(r.parameters), r.parameter_bytes);
       });
@@ -62,6 +64,7 @@ void bind(py::module_& module) {
       .def_readwrite("seed", &Settings::seed)
       .def_readwrite("shared_limit", &Settings::shared_limit)
       .def_readwrite("multiprocessors", &Settings::multiprocessors)
+      .def_readwrite("has_clusters", &Settings::has_clusters)
       .def_readwrite("traced", &Settings::traced)
       .def_readwrite("observer", &Settings::observer);
   module.attr("settings") = py::cast(&settings, py::return_value_policy::reference);
@@ -82,6 +85,7 @@ void bind(py::module_& module) {
   module.attr("is_checked") = kIsChecked;
 
   module.def("launches", &launches);
+  module.def("synchronize", &synchronize);
   module.def("reports", &reports);
   module.def("clear_reports", &clear_reports);
   module.def("take_trace", &trace_as_array);

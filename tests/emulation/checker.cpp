@@ -22,16 +22,16 @@
 namespace emulation {
 namespace {
 
-constexpr int kMaxThreads = 1024, kLanes = 32;
+constexpr int kMaxThreads = 1024, kLanes = 32, kMaxClusterSize = 8, kMaxSlots = kMaxThreads * kMaxClusterSize;
 constexpr size_t kCellsPerPage = 2048, kMaxPages = 4096, kMaxReports = 50;
 
 // Who accessed a cell, and when: `epoch` counts the barriers of the block, `clock` the fences and __syncwarps of the
-// thread.
+// thread, `arrivals` its arrivals at the barrier of the cluster. `thread` is counted over the cluster.
 struct AccessStamp {
   uint32_t block;
   uint32_t site;
   uint32_t epoch, clock;
-  uint16_t thread;
+  uint16_t thread, arrivals;
   uint8_t bytes;  // mask of the cell's bytes
   bool atomic;
 };
@@ -59,21 +59,35 @@ struct Release {
 struct AtomicHistory {
   std::vector<Release> releases;  // blocks in ascending order
 };
-// A thread of this block has acquired the first `count` releases of an atomic.
+// A point in the execution of a thread of this cluster.
+struct Point {
+  uint32_t block, epoch, clock, arrivals;
+  int thread;
+};
+// At this point, a thread has acquired the first `count` releases of an atomic.
 struct Acquisition {
+  Point point;
   const AtomicHistory* atomic;
   size_t count;
-  uint32_t epoch, clock;
+};
+// The last access to the shared memory of a block by another block of its cluster, by the count of arrivals.
+struct RemoteAccess {
+  bool exists;
+  uint32_t arrivals;
+  const void* pc;
   int thread;
 };
 
 std::unordered_map<uintptr_t, ShadowPage*> pages;
 uintptr_t last_number = 0;
 ShadowPage* last_page = nullptr;
-std::vector<ShadowCell> shared_cells;
-VectorClock clocks[kMaxThreads];
-Release fences[kMaxThreads];
-uint32_t epoch;
+ShadowCell* shared_cells = nullptr;
+VectorClock clocks[kMaxSlots];
+Release fences[kMaxSlots];
+uint32_t epochs[kMaxClusterSize];
+uint16_t arrivals[kMaxSlots], waits[kMaxSlots];  // at the barrier of the cluster
+RemoteAccess remote_accesses[kMaxClusterSize];
+std::vector<Point> launch_waits;  // waits for the previous launch
 std::unordered_map<uintptr_t, AtomicHistory> atomics;
 std::vector<Acquisition> acquisitions;
 
@@ -114,15 +128,35 @@ ShadowCell& cell_of(const char* p) {
 
 bool same_warp(int a, int b) { return a / kLanes == b / kLanes; }
 
+uint32_t& current_epoch() { return epochs[execution.rank]; }
+Point current_point() {
+  const int thread = execution.thread;
+  return {execution.block, current_epoch(), clocks[thread].own, arrivals[thread], thread};
+}
+
+// Whether a point happened before `thread`'s current position by way of barriers.
+bool is_before(const Point& p, int thread) {
+  if (p.thread == thread || p.arrivals < waits[thread]) return true;
+  if (p.block != execution.block) return false;
+  return p.epoch < current_epoch() ||
+         (same_warp(p.thread, thread) && p.clock <= clocks[thread].seen[p.thread % kLanes]);
+}
+
+// The first block of the cluster that a block of this launch belongs to.
+uint32_t cluster_of(uint32_t block) {
+  return block - (block - execution.first_block) % execution.cluster_size;
+}
+
 // Whether s happened before `thread`'s current position by way of fences and atomics.
 bool is_acquired(const AccessStamp& s, int thread) {
   for (const Acquisition& a : acquisitions) {
-    const bool known = a.thread == thread || a.epoch < epoch ||
-                       (same_warp(a.thread, thread) && a.clock <= clocks[thread].seen[a.thread % kLanes]);
-    if (!known) continue;
+    if (!is_before(a.point, thread)) continue;
+    // The releases are in the order of the clusters; those of the blocks of a cluster are mixed.
     const auto begin = a.atomic->releases.begin(), end = begin + ptrdiff_t(a.count);
-    auto r = std::lower_bound(begin, end, s.block, [](const Release& r, uint32_t block) { return r.block < block; });
-    for (; r != end && r->block == s.block; ++r) {
+    const uint32_t cluster = cluster_of(s.block);
+    auto r = std::lower_bound(begin, end, cluster, [](const Release& r, uint32_t block) { return r.block < block; });
+    for (; r != end && r->block < cluster + execution.cluster_size; ++r) {
+      if (r->block != s.block) continue;
       if (s.epoch < r->epoch) return true;
       if (s.epoch == r->epoch && same_warp(s.thread, r->thread) && s.clock <= r->clocks.seen[s.thread % kLanes])
         return true;
@@ -131,12 +165,15 @@ bool is_acquired(const AccessStamp& s, int thread) {
   return false;
 }
 
+// Whether `thread` knows that the launches before this one have ended.
+bool has_waited(int thread) {
+  return std::any_of(launch_waits.begin(), launch_waits.end(), [&](const Point& p) { return is_before(p, thread); });
+}
+
 bool happens_before(const AccessStamp& s, int thread, bool shared) {
-  if (s.block < execution.first_block) return true;
-  if (s.block != execution.block) return shared || is_acquired(s, thread);
-  if (s.thread == thread || s.epoch < epoch) return true;
-  if (same_warp(s.thread, thread) && s.clock <= clocks[thread].seen[s.thread % kLanes]) return true;
-  return is_acquired(s, thread);
+  if (s.block < execution.first_block) return shared || s.block < execution.overlap_block || has_waited(thread);
+  if (s.block < execution.cluster_block) return shared || is_acquired(s, thread);
+  return is_before({s.block, s.epoch, s.clock, s.arrivals, s.thread}, thread) || is_acquired(s, thread);
 }
 
 void report(const char* kind, bool shared, const void* pc, int thread, const AccessStamp* other) {
@@ -145,7 +182,9 @@ void report(const char* kind, bool shared, const void* pc, int thread, const Acc
   std::string name;
   if (other) {
     name = thread_name(other->thread);
-    if (other->block != execution.block) name = "another block, " + name.substr(name.find("thread"));
+    if (other->block < execution.cluster_block)
+      name = (other->block < execution.first_block ? "the previous launch, " : "another block, ") +
+             name.substr(name.find("thread"));
   }
   findings.push_back({kind, shared, pc, other_pc, thread_name(thread), name});
 }
@@ -156,7 +195,7 @@ void release_and_acquire(const void* p, int thread) {
   if (!fenced && atomics.empty()) return;
   const auto address = reinterpret_cast<uintptr_t>(p);
   if (const auto found = atomics.find(address); found != atomics.end())
-    acquisitions.push_back({&found->second, found->second.releases.size(), epoch, clocks[thread].own, thread});
+    acquisitions.push_back({current_point(), &found->second, found->second.releases.size()});
   if (fenced) atomics[address].releases.push_back(fences[thread]);
 }
 
@@ -167,11 +206,11 @@ bool access_cell(ShadowCell& cell, uint8_t bytes, Access how, bool shared, const
   auto conflicts = [&](const AccessStamp& s) {
     return s.block != 0 && (s.bytes & bytes) && !(me.atomic && s.atomic) && !happens_before(s, thread, shared);
   };
-  if (cell.pending == execution.block) {
+  if (cell.pending >= execution.cluster_block) {
     report("touches the destination of a pending asynchronous copy", shared, pc, thread, nullptr);
     return false;
   }
-  if (shared && cell.write.block != execution.block) cell.written = 0;
+  if (shared && cell.write.block < execution.cluster_block) cell.written = 0;
   const char* race = nullptr;
   const AccessStamp* other = nullptr;
   if (shared && reads && (cell.written & bytes) != bytes)
@@ -183,6 +222,8 @@ bool access_cell(ShadowCell& cell, uint8_t bytes, Access how, bool shared, const
     race = !writes ? "race (read after write)" : s.atomic ? "race (write after write)" : "race (write after read)";
     other = &s;
   }
+  if (other && other->block < execution.first_block)
+    race = writes ? "write before the wait for the previous launch" : "read before the wait for the previous launch";
   if (race) report(race, shared, pc, thread, other);
 
   if (how == Access::kWrite) {
@@ -194,6 +235,16 @@ bool access_cell(ShadowCell& cell, uint8_t bytes, Access how, bool shared, const
     cell.others[1] = me;
   }
   return race == nullptr;
+}
+
+// Checks an access to the shared memory of another block of the cluster: that block must have started and must not exit.
+void check_remote(const char* p, const void* pc, int thread) {
+  const int rank = rank_of(p);
+  if (waits[thread] == 0)
+    report("access to another block before a cluster barrier, when it may not have started", true, pc, thread, nullptr);
+  if (has_exited(rank)) report("access to another block that may have exited", true, pc, thread, nullptr);
+  RemoteAccess& last = remote_accesses[rank];
+  if (!last.exists || last.arrivals <= arrivals[thread]) last = {true, arrivals[thread], pc, thread};
 }
 
 bool is_within(const char* p, const void* begin, const void* end) { return p >= begin && p < end; }
@@ -219,7 +270,9 @@ bool is_argument(const char* p) {
 namespace checker {
 
 void start_launch() {
-  if (shared_cells.empty()) shared_cells.resize(size_t(execution.shared_end - execution.shared) / 2 + 1);
+  if (shared_cells == nullptr)  // calloc gives memory that is allocated when it is used
+    shared_cells = static_cast<ShadowCell*>(
+        std::calloc(size_t(execution.shared_end - execution.shared) / 2 + 1, sizeof(ShadowCell)));
   atomics.clear();
   if (pages.size() <= kMaxPages) return;
   for (auto& page : pages) std::free(page.second);
@@ -227,10 +280,11 @@ void start_launch() {
   last_page = nullptr;
 }
 
-void start_block() {
-  epoch = 0;
-  acquisitions.clear();
-  const size_t count = size_t(blockDim.x) * blockDim.y * blockDim.z;
+void start_cluster() {
+  acquisitions.clear(), launch_waits.clear();
+  std::memset(epochs, 0, sizeof epochs), std::memset(remote_accesses, 0, sizeof remote_accesses);
+  const size_t count = size_t(execution.cluster_size) * size_t(execution.block_slots);
+  std::memset(arrivals, 0, count * sizeof arrivals[0]), std::memset(waits, 0, count * sizeof waits[0]);
   std::memset(clocks, 0, count * sizeof clocks[0]);
   for (size_t i = 0; i < count; ++i) clocks[i].own = 1;
 }
@@ -242,11 +296,13 @@ void access(const void* pointer, size_t bytes, Access how, const void* pc, int t
     return;
   const bool shared = is_shared(p);
   if (shared && !in_shared_array(p, bytes)) return report("access outside the arrays", shared, pc, thread, nullptr);
+  if (shared && rank_of(p) != execution.rank) check_remote(p, pc, thread);
   const bool atomic = how == Access::kAtomic;
   if (settings.traced && !is_argument(p))
     trace.push_back({reinterpret_cast<uintptr_t>(p), execution.block, site_number(pc), uint32_t(bytes),
-                     uint16_t(thread), uint8_t(how), shared});
-  const AccessStamp stamp{execution.block, site_number(pc), epoch, clocks[thread].own, uint16_t(thread), 3, atomic};
+                     uint16_t(thread % execution.block_slots), uint8_t(how), shared});
+  const AccessStamp stamp{execution.block,      site_number(pc), current_epoch(), clocks[thread].own,
+                          uint16_t(thread), arrivals[thread], 3, atomic};
   if (atomic) release_and_acquire(p, thread);
   const char* end = p + bytes;
   while (p < end) {
@@ -260,7 +316,7 @@ void access(const void* pointer, size_t bytes, Access how, const void* pc, int t
   for (; p < end; ++p)  // the rest of a reported write still counts as written
     if (how == Access::kWrite && shared) {
       ShadowCell& cell = cell_of(p);
-      if (cell.write.block != execution.block) cell.written = 0;
+      if (cell.write.block < execution.cluster_block) cell.written = 0;
       cell.write = stamp, cell.written |= reinterpret_cast<uintptr_t>(p) & 1 ? 2 : 1;
     }
 }
@@ -270,7 +326,7 @@ void set_pending(const void* pointer, size_t bytes, bool pending) {
   for (size_t i = 0; i < bytes; i += 2) cell_of(p + i).pending = pending ? execution.block : 0;
 }
 
-void order_block() { ++epoch; }
+void order_block() { ++current_epoch(); }
 
 void order_warp(int warp, uint32_t lanes) {
   VectorClock* all = clocks + warp * kLanes;
@@ -287,8 +343,19 @@ void order_warp(int warp, uint32_t lanes) {
 void fence() {
   VectorClock& mine = clocks[execution.thread];
   mine.seen[execution.thread % kLanes] = mine.own++;
-  fences[execution.thread] = {execution.block, epoch, execution.thread, mine};
+  fences[execution.thread] = {execution.block, current_epoch(), execution.thread, mine};
 }
+
+void cluster_arrive() { ++arrivals[execution.thread]; }
+void cluster_wait() { ++waits[execution.thread]; }
+
+void exit_block() {
+  const RemoteAccess& last = remote_accesses[execution.rank];
+  if (last.exists && last.arrivals >= waits[execution.thread])
+    report("access to another block that may have exited", true, last.pc, last.thread, nullptr);
+}
+
+void wait_for_previous_launch() { launch_waits.push_back(current_point()); }
 
 }  // namespace checker
 

@@ -18,7 +18,7 @@ __all__ = ["Emulation", "KernelLaunch", "load", "missing"]
 @dataclass(frozen=True)
 class KernelLaunch:
     """One kernel launch: the operator, the kernel's demangled name, the sizes, and the bytes of its arguments as they
-    lie in constant memory."""
+    lie in constant memory; the blocks of a cluster; whether it may start before the previous launch has ended."""
 
     op: str
     kernel: str
@@ -26,6 +26,8 @@ class KernelLaunch:
     block: tuple[int, int, int]
     shared_bytes: int
     parameters: bytes
+    cluster: int = 1
+    programmatic: bool = False
 
 
 class Emulation:
@@ -53,7 +55,8 @@ class Emulation:
             try:
                 kernel = self._kernel_names[record.kernel_offset]
                 sizes = tuple(record.grid), tuple(record.block), record.shared_bytes
-                return bool(observer(KernelLaunch(record.op, kernel, *sizes, record.parameters)))
+                how = record.parameters, record.cluster, record.programmatic
+                return bool(observer(KernelLaunch(record.op, kernel, *sizes, *how)))
             except BaseException as error:
                 errors.append(error)
                 return True
@@ -81,8 +84,9 @@ class Emulation:
         return self._module.reports()
 
     def clear(self) -> None:
-        """Forget the reports so far."""
+        """Forget the reports so far, and wait for all launches, as the host does before it reuses their memory."""
         self._module.clear_reports()
+        self._module.synchronize()
 
     def launches(self) -> int:
         """The number of kernel launches since the library was loaded."""

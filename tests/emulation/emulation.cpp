@@ -59,7 +59,8 @@ ExecutionState execution;
 
 namespace {
 
-constexpr int kMaxThreads = 1024, kLanes = 32;
+constexpr int kMaxThreads = 1024, kLanes = 32, kMaxClusterSize = 8;
+constexpr int kMaxSlots = kMaxThreads * kMaxClusterSize;  // threads that are alive at the same time
 constexpr size_t kStackBytes = 256 * 1024, kPageBytes = 4096;
 constexpr size_t kMaxSharedBytes = 227 * 1024, kMaxStaticSharedBytes = 48 * 1024;
 constexpr size_t kGuardBytes = 512;  // between shared arrays, so that an overrun does not hit the next array
@@ -78,7 +79,9 @@ struct Fiber {
   void* asan_state = nullptr;  // ASan's state while another fiber runs
 };
 
-// A thread's wait for other threads of its block or warp.
+constexpr const char* kClusterWait = "cluster_wait";
+
+// A thread's wait for other threads of its cluster, block or warp.
 struct Wait {
   const char* name;
   const char* file;
@@ -113,8 +116,19 @@ struct Thread {
   Fiber* fiber = nullptr;  // null before it starts and after it has exited
   const Wait* wait = nullptr;
   uint3 index{};
+  uint32_t arrivals = 0, waits = 0;  // at the barrier of the cluster
   std::vector<Copy> copies;
   std::vector<CopyGroup> groups;
+};
+
+struct Block {
+  uint3 index;
+  int live_count;
+  // The barrier of the block: the wait of the first thread, and the threads that have arrived.
+  const Wait* wait;
+  int arrived, votes, vote_result;
+  // Programmatic dependent launch: whether a thread has waited for the previous launch, or has started the next one.
+  bool has_waited, has_started_next;
 };
 
 struct Warp {
@@ -124,15 +138,15 @@ struct Warp {
 
 // The queue of threads that can run; holds each thread at most once.
 struct ReadyQueue {
-  uint16_t threads[kMaxThreads];
+  uint16_t threads[kMaxSlots];
   unsigned first = 0, count = 0;
-  uint16_t& at(unsigned i) { return threads[(first + i) % kMaxThreads]; }
+  uint16_t& at(unsigned i) { return threads[(first + i) % kMaxSlots]; }
   void push(int thread) { at(count++) = uint16_t(thread); }
 };
 
+// An array in the shared memory of every block of the cluster.
 struct SharedArray {
-  const char* begin;
-  size_t bytes;
+  size_t offset, bytes;
 };
 
 std::atomic_flag busy = ATOMIC_FLAG_INIT;
@@ -143,18 +157,27 @@ uint64_t random_state = 0;
 
 void (*kernel_body)(void*);
 void* kernel_argument;
-Thread threads[kMaxThreads];
-Warp warps[kMaxThreads / kLanes];
-int thread_count, live_count;
+// The threads of a cluster. Block r has the numbers from r * execution.block_slots, a multiple of the lanes of a warp.
+Thread threads[kMaxSlots];
+Warp warps[kMaxSlots / kLanes];
+Block blocks[kMaxClusterSize];
+int thread_count, live_count;  // of a block, of the cluster
 ReadyQueue ready;
 
-const Wait* block_wait = nullptr;  // the wait of the first thread at the block's barrier
-int arrived, votes, vote_result;
+// The barrier of the cluster: how often all threads have arrived, and how many have arrived since.
+uint32_t cluster_phase;
+int cluster_arrived;
 
-Fiber fibers[kMaxThreads], main_fiber;
+// The launch that may overlap with the next one, if that is programmatic: its first block, and whether one of its blocks
+// has started the next launch before it waited for the previous one.
+uint32_t last_launch_block = 1;
+bool is_programmatic = false, has_started_early = false;
+uint32_t block_count = 0;  // over all launches
+
+Fiber fibers[kMaxSlots], main_fiber;
 Fiber *running = &main_fiber, *previous = nullptr;
 int fiber_count = 0;
-Fiber* idle[kMaxThreads];
+Fiber* idle[kMaxSlots];
 int idle_count = 0;
 
 char* arena = nullptr;
@@ -211,13 +234,20 @@ void switch_to(Fiber* to) {
 void make_current(int thread) {
   execution.thread = thread;
   indices.thread = threads[thread].index;
+  if (execution.cluster_size == 1) return;
+  execution.rank = thread / execution.block_slots;
+  execution.block = execution.cluster_block + uint32_t(execution.rank);
+  indices.block = blocks[execution.rank].index;
 }
+
+Block& current_block() { return blocks[execution.rank]; }
+char* arena_of(int rank) { return arena + size_t(rank) * kArenaBytes; }
 
 int next_ready() {
   if (ready.count == 0) return -1;
   if (is_random()) std::swap(ready.at(unsigned(random_number() % ready.count)), ready.at(0));
   const int thread = ready.at(0);
-  ready.first = (ready.first + 1) % kMaxThreads, --ready.count;
+  ready.first = (ready.first + 1) % kMaxSlots, --ready.count;
   return thread;
 }
 
@@ -340,13 +370,41 @@ void wait_for_lanes(const Wait& wait) {
   yield_to_others();
 }
 
+// If all threads of the cluster have arrived at its barrier, wakes those that wait.
+void try_complete_cluster() {
+  if (cluster_arrived == 0 || cluster_arrived != live_count) return;
+  ++cluster_phase, cluster_arrived = 0;
+  const int slots = int(execution.cluster_size) * execution.block_slots;
+  for (int i = 0; i < slots; ++i) {
+    const int slot = settings.seed == 1 ? slots - 1 - i : i;
+    if (threads[slot].fiber == nullptr || !threads[slot].wait || threads[slot].wait->name != kClusterWait) continue;
+    threads[slot].wait = nullptr;
+    ready.push(slot);
+  }
+}
+
+// Ends a block. Other blocks of the cluster must no longer access its shared memory.
+void finish_block() {
+  if (is_programmatic && !current_block().has_waited)
+    fail("a block of a programmatic launch exits without a wait for the previous launch", nullptr);
+  checker::exit_block();
+  if (execution.cluster_size == 1) return;
+  std::memset(arena_of(execution.rank) + kGuardBytes, 0xff, dynamic_bytes);
+  for (const SharedArray& array : shared_arrays) std::memset(arena_of(execution.rank) + array.offset, 0xff, array.bytes);
+  ASAN_POISON_MEMORY_REGION(arena_of(execution.rank), kArenaBytes);
+}
+
 void finish_thread() {
   const int self = execution.thread, warp = self / kLanes;
   Thread& thread = threads[self];
+  Block& block = current_block();
   if (!thread.copies.empty()) fail("the thread exits with asynchronous copies that no wait covers", nullptr);
-  if (block_wait) fail("the thread exits while others wait in " + site(*block_wait), block_wait->pc);
+  if (block.wait) fail("the thread exits while others wait in " + site(*block.wait), block.wait->pc);
+  if (block.live_count == 1) finish_block();
   thread.fiber = nullptr;
-  --live_count;
+  --block.live_count, --live_count;
+  cluster_arrived -= thread.arrivals > cluster_phase;
+  try_complete_cluster();
   warps[warp].lanes &= ~(1u << self % kLanes);
   for (uint32_t rest = warps[warp].waiting; rest != 0; rest &= rest - 1) {
     const Wait* wait = threads[warp * kLanes + __builtin_ctz(rest)].wait;
@@ -356,10 +414,11 @@ void finish_thread() {
 }
 
 std::string deadlock() {
-  std::string text = "deadlock: " + std::to_string(live_count) + " of " + std::to_string(thread_count) +
-                     " threads wait for each other or for some that have exited";
+  const int slots = int(execution.cluster_size) * execution.block_slots;
+  std::string text = "deadlock: " + std::to_string(live_count) + " of " +
+                     std::to_string(int(execution.cluster_size) * thread_count) + " threads wait for each other or for some that have exited";
   std::set<std::string> sites;
-  for (int i = 0; i < thread_count; ++i)
+  for (int i = 0; i < slots; ++i)
     if (const Wait* wait = threads[i].wait; wait && sites.insert(site(*wait)).second)
       text += "; " + thread_name(i) + " in " + site(*wait) + " at " + source_of(wait->pc);
   return text;
@@ -367,52 +426,90 @@ std::string deadlock() {
 
 // --- launches --------------------------------------------------------------------------------------------------------
 
-void start_block(uint64_t number) {
+// Starts the blocks of the cluster whose first block has this number in the grid.
+void start_cluster(uint64_t number) {
   const dim3& grid = indices.grid_size;
-  indices.block = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / grid.x / grid.y)};
-  ++execution.block;
-  // Everything outside arrays stays poisoned. Array bytes are 0xff, which is NaN in every format.
-  ASAN_UNPOISON_MEMORY_REGION(arena, kGuardBytes + dynamic_bytes);
-  std::memset(arena + kGuardBytes, 0xff, dynamic_bytes);
-  ASAN_POISON_MEMORY_REGION(arena, kArenaBytes);
-  ASAN_UNPOISON_MEMORY_REGION(arena + kGuardBytes, dynamic_bytes);
+  const int size = int(execution.cluster_size);
+  execution.cluster_block = execution.block = block_count + 1;
+  execution.rank = 0;
+  block_count += unsigned(size);
+  for (int rank = 0; rank < size; ++rank) {
+    const uint64_t n = number + unsigned(rank);
+    blocks[rank] = {};
+    blocks[rank].index = {unsigned(n % grid.x), unsigned(n / grid.x % grid.y), unsigned(n / grid.x / grid.y)};
+    blocks[rank].live_count = thread_count;
+    // Everything outside arrays stays poisoned. Array bytes are 0xff, which is NaN in every format.
+    char* memory = arena_of(rank);
+    ASAN_UNPOISON_MEMORY_REGION(memory, kGuardBytes + dynamic_bytes);
+    std::memset(memory + kGuardBytes, 0xff, dynamic_bytes);
+    ASAN_POISON_MEMORY_REGION(memory, kArenaBytes);
+    ASAN_UNPOISON_MEMORY_REGION(memory + kGuardBytes, dynamic_bytes);
+  }
+  indices.block = blocks[0].index;
   shared_arrays.clear();
-  shared_arrays.push_back({arena + kGuardBytes, dynamic_bytes});
+  shared_arrays.push_back({kGuardBytes, dynamic_bytes});
   arena_used = kGuardBytes + dynamic_bytes, shared_used = dynamic_bytes;
-  checker::start_block();
+  checker::start_cluster();
 
-  live_count = thread_count, arrived = votes = 0, block_wait = nullptr;
-  for (int i = 0; i * kLanes < thread_count; ++i)
-    warps[i] = {thread_count - i * kLanes >= kLanes ? ~0u : (1u << (thread_count - i * kLanes)) - 1, 0};
+  live_count = size * thread_count, cluster_phase = 0, cluster_arrived = 0;
   ready.first = ready.count = 0;
-  for (int i = 0; i < thread_count; ++i) ready.push(settings.seed == 1 ? thread_count - 1 - i : i);
+  for (int rank = 0; rank < size; ++rank) {
+    const int first = rank * execution.block_slots;
+    for (int i = 0; i < thread_count; i += kLanes)
+      warps[(first + i) / kLanes] = {thread_count - i >= kLanes ? ~0u : (1u << (thread_count - i)) - 1, 0};
+    for (int i = 0; i < thread_count; ++i) threads[first + i].arrivals = threads[first + i].waits = 0;
+  }
+  for (int i = 0; i < live_count; ++i) {
+    const int n = settings.seed == 1 ? live_count - 1 - i : i;
+    ready.push(n / thread_count * execution.block_slots + n % thread_count);
+  }
 }
 
-void start_launch(dim3 grid, dim3 block, size_t shared_bytes) {
+void check_sizes(const LaunchSizes& sizes) {
+  const dim3 &grid = sizes.grid, &block = sizes.block;
   const uint64_t count = uint64_t(block.x) * block.y * block.z;
   if (count == 0 || count > kMaxThreads || block.z > 64) throw std::runtime_error("invalid size of the block");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     throw std::runtime_error("invalid size of the grid");
-  if (shared_bytes > std::min(settings.shared_limit, kMaxSharedBytes))
-    throw std::runtime_error("too much shared memory: " + std::to_string(shared_bytes) + " bytes");
+  if (sizes.cluster < 1 || sizes.cluster > kMaxClusterSize || grid.x % sizes.cluster != 0)
+    throw std::runtime_error("invalid size of the cluster");
+  if (sizes.cluster > 1 && !settings.has_clusters) throw std::runtime_error("the device has no clusters");
+  if (sizes.shared_bytes > std::min(settings.shared_limit, kMaxSharedBytes))
+    throw std::runtime_error("too much shared memory: " + std::to_string(sizes.shared_bytes) + " bytes");
+}
+
+void start_launch(const LaunchSizes& sizes) {
+  check_sizes(sizes);
+  const dim3& block = sizes.block;
   if (arena == nullptr) {
     auto map = [](size_t bytes) {
       void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (p == MAP_FAILED) throw std::bad_alloc();
       return static_cast<char*>(p);
     };
-    execution.stacks = map(kMaxThreads * kStackBytes);
-    execution.stacks_end = execution.stacks + kMaxThreads * kStackBytes;
-    arena = map(kArenaBytes);
-    execution.shared = arena, execution.shared_end = arena + kArenaBytes;
+    execution.stacks = map(kMaxSlots * kStackBytes);
+    execution.stacks_end = execution.stacks + kMaxSlots * kStackBytes;
+    arena = map(kMaxClusterSize * kArenaBytes);
+    execution.shared = arena, execution.shared_end = arena + kMaxClusterSize * kArenaBytes;
+    execution.arena_bytes = kArenaBytes;
   }
-  dynamic_bytes = shared_bytes;
-  thread_count = int(count);
-  indices.grid_size = grid, indices.block_size = block;
-  for (unsigned i = 0; i < count; ++i) threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+  dynamic_bytes = sizes.shared_bytes;
+  thread_count = int(block.x * block.y * block.z);
+  execution.cluster_size = sizes.cluster;
+  execution.block_slots = (thread_count + kLanes - 1) / kLanes * kLanes;
+  indices.grid_size = sizes.grid, indices.block_size = block;
+  for (int i = 0; i < int(sizes.cluster) * execution.block_slots; ++i) {
+    const unsigned n = unsigned(i % execution.block_slots);
+    threads[i].index = {n % block.x, n / block.x % block.y, n / block.x / block.y};
+  }
   ++launch_count;
   random_state = settings.seed * 0x632be59bd9b4e019 + launch_count;
-  execution.first_block = execution.block + 1;
+  // If the last launch may have started this one before it waited itself, the launches before it may still run, too.
+  const uint32_t running = is_programmatic && has_started_early ? execution.overlap_block : last_launch_block;
+  execution.first_block = block_count + 1;
+  execution.overlap_block = sizes.programmatic ? running : execution.first_block;
+  last_launch_block = execution.first_block;
+  is_programmatic = sizes.programmatic, has_started_early = false;
   checker::start_launch();
 }
 
@@ -428,9 +525,9 @@ void reset_fibers() {
   }
 }
 
-void run_blocks() {
+void run_clusters() {
   const dim3 grid = indices.grid_size;
-  const uint64_t count = uint64_t(grid.x) * grid.y * grid.z;
+  const uint64_t size = execution.cluster_size, count = uint64_t(grid.x) * grid.y * grid.z / size;
   std::vector<uint64_t> order;
   if (is_random()) {
     order.resize(count);
@@ -438,7 +535,7 @@ void run_blocks() {
     for (uint64_t i = count; i > 1; --i) std::swap(order[i - 1], order[random_number() % i]);
   }
   for (uint64_t i = 0; i < count; ++i) {
-    start_block(is_random() ? order[i] : settings.seed == 1 ? count - 1 - i : i);
+    start_cluster(size * (is_random() ? order[i] : settings.seed == 1 ? count - 1 - i : i));
     resume(next_ready());
     execution.thread = -1;
     if (failure.empty() && live_count == 0) continue;
@@ -460,21 +557,24 @@ Device::Device() : stream_(reinterpret_cast<void*>(++device_count)), outer_(curr
 }
 Device::~Device() { current_stream = outer_; }
 
-void run(
-    const char* op, dim3 grid, dim3 block, size_t shared_bytes, void* stream, void (*body)(void*), void* argument) {
+void run(const char* op, const LaunchSizes& sizes, void* stream, void (*body)(void*), void* argument) {
   if (stream == nullptr || stream != current_stream)
     throw std::runtime_error(std::string(op) + ": not launched on the current stream of a guarded device");
   if (busy.test_and_set()) throw std::runtime_error(std::string(op) + ": the emulator runs another kernel");
   kernel_body = body, kernel_argument = argument;
   std::string error;
   try {
-    start_launch(grid, block, shared_bytes);
-    run_blocks();
+    start_launch(sizes);
+    run_clusters();
   } catch (const std::exception& e) { error = std::string(op) + ": " + e.what(); }
-  if (arena != nullptr) ASAN_UNPOISON_MEMORY_REGION(arena, kArenaBytes);
+  if (arena != nullptr) ASAN_UNPOISON_MEMORY_REGION(arena, kMaxClusterSize * kArenaBytes);
   busy.clear();
-  if (!error.empty()) throw std::runtime_error(error);
+  if (error.empty()) return;
+  synchronize();
+  throw std::runtime_error(error);
 }
+
+void synchronize() { last_launch_block = block_count + 1, is_programmatic = has_started_early = false; }
 
 uint64_t launches() { return launch_count; }
 
@@ -497,7 +597,7 @@ std::string source_of_site(uint32_t) { return {}; }
 #endif
 
 std::string thread_name(int thread) {
-  const uint3 b = indices.block, t = threads[thread].index;
+  const uint3 b = blocks[thread / execution.block_slots].index, t = threads[thread].index;
   char text[120];
   std::snprintf(text, sizeof text, "block (%u,%u,%u) thread (%u,%u,%u)", b.x, b.y, b.z, t.x, t.y, t.z);
   return text;
@@ -533,25 +633,26 @@ int lane() { return execution.thread % kLanes; }
 int wait_for_block(bool predicate, const char* file, int line) {
   const Wait wait{"__syncthreads", file, line, EMULATION_CALLER};
   if (execution.thread < 0) fail(wait.name, wait.pc);
-  if (const int gone = thread_count - live_count)
+  Block& block = current_block();
+  if (const int gone = thread_count - block.live_count)
     fail(site(wait) + " after " + std::to_string(gone) + " threads of the block have exited", wait.pc);
-  if (block_wait && !block_wait->same_site(wait))
-    fail("threads of the block diverged: " + site(wait) + ", others wait in " + site(*block_wait), wait.pc);
-  if (arrived == 0) block_wait = &wait;
+  if (block.wait && !block.wait->same_site(wait))
+    fail("threads of the block diverged: " + site(wait) + ", others wait in " + site(*block.wait), wait.pc);
+  if (block.arrived == 0) block.wait = &wait;
   threads[execution.thread].wait = &wait;
-  votes += predicate;
-  if (++arrived == thread_count) {
-    vote_result = votes;  // valid until all threads have arrived at the next barrier
-    arrived = votes = 0, block_wait = nullptr;
+  block.votes += predicate;
+  if (++block.arrived == thread_count) {
+    block.vote_result = block.votes;  // valid until all threads have arrived at the next barrier
+    block.arrived = block.votes = 0, block.wait = nullptr;
     for (int i = 0; i < thread_count; ++i) {
-      const int thread = settings.seed == 1 ? thread_count - 1 - i : i;
+      const int thread = execution.rank * execution.block_slots + (settings.seed == 1 ? thread_count - 1 - i : i);
       threads[thread].wait = nullptr;
       ready.push(thread);
     }
     checker::order_block();
   }
   yield_to_others();
-  return vote_result;
+  return block.vote_result;
 }
 
 void wait_for_warp(uint32_t mask, const char* file, int line) {
@@ -560,6 +661,57 @@ void wait_for_warp(uint32_t mask, const char* file, int line) {
 }
 
 void fence() { checker::fence(); }
+
+// --- clusters and programmatic dependent launch ----------------------------------------------------------------------
+
+unsigned cluster_rank() { return unsigned(execution.rank); }
+unsigned cluster_size() { return execution.cluster_size; }
+
+void cluster_arrive() {
+  const void* pc = EMULATION_CALLER;
+  if (execution.thread < 0) fail("cluster_arrive", pc);
+  Thread& thread = threads[execution.thread];
+  if (thread.arrivals != thread.waits) fail("cluster_arrive without a cluster_wait since the last one", pc);
+  ++thread.arrivals, ++cluster_arrived;
+  checker::cluster_arrive();
+  try_complete_cluster();
+}
+
+void cluster_wait(const char* file, int line) {
+  const Wait wait{kClusterWait, file, line, EMULATION_CALLER};
+  if (execution.thread < 0) fail(wait.name, wait.pc);
+  Thread& thread = threads[execution.thread];
+  if (thread.arrivals == thread.waits) fail("cluster_wait without a cluster_arrive", wait.pc);
+  if (cluster_phase < thread.arrivals) {
+    thread.wait = &wait;
+    yield_to_others();
+  }
+  ++thread.waits;
+  checker::cluster_wait();
+}
+
+void* map_shared(void* shared, unsigned rank) {
+  const void* pc = EMULATION_CALLER;
+  if (execution.thread < 0 || rank >= execution.cluster_size) fail("map_shared to a block outside the cluster", pc);
+  if (shared < arena_of(execution.rank) || shared >= arena_of(execution.rank + 1))
+    fail("map_shared of an address outside the shared memory of the block", pc);
+  return static_cast<char*>(shared) + (int(rank) - execution.rank) * ptrdiff_t(kArenaBytes);
+}
+
+void wait_for_previous_launch() {
+  if (execution.thread < 0) fail("wait_for_previous_launch", EMULATION_CALLER);
+  current_block().has_waited = true;
+  checker::wait_for_previous_launch();
+}
+
+void start_next_launch() {
+  if (execution.thread < 0) fail("start_next_launch", EMULATION_CALLER);
+  Block& block = current_block();
+  has_started_early |= !block.has_started_next && !block.has_waited;
+  block.has_started_next = true;
+}
+
+bool has_exited(int rank) { return blocks[rank].live_count == 0; }
 
 namespace {
 struct ShuffleOperand {
@@ -609,11 +761,11 @@ void trap(const char* file, int line) {
 
 // --- shared memory ---------------------------------------------------------------------------------------------------
 
-void* dynamic_shared() { return dynamic_bytes > 0 ? arena + kGuardBytes : nullptr; }
+void* dynamic_shared() { return dynamic_bytes > 0 ? arena_of(execution.rank) + kGuardBytes : nullptr; }
 
 void* shared_variable(SharedVariable& variable, size_t bytes, size_t alignment) {
   if (execution.thread < 0) fail("use of a shared variable", EMULATION_CALLER);
-  if (variable.block == execution.block) return variable.address;
+  if (variable.first_block == execution.cluster_block) return arena_of(execution.rank) + variable.offset;
   alignment = std::max<size_t>(alignment, 16);
   shared_used = (shared_used + alignment - 1) / alignment * alignment + bytes;
   if (shared_used - dynamic_bytes > kMaxStaticSharedBytes || shared_used > settings.shared_limit)
@@ -621,18 +773,28 @@ void* shared_variable(SharedVariable& variable, size_t bytes, size_t alignment) 
   const size_t offset = (arena_used + kGuardBytes + alignment - 1) / alignment * alignment;
   arena_used = offset + bytes;
   if (arena_used > kArenaBytes) fail("too many shared variables", EMULATION_CALLER);
-  ASAN_UNPOISON_MEMORY_REGION(arena + offset, bytes);
-  std::memset(arena + offset, 0xff, bytes);
-  shared_arrays.push_back({arena + offset, bytes});
-  variable = {execution.block, arena + offset};
-  return variable.address;
+  for (int rank = 0; rank < int(execution.cluster_size); ++rank) {
+    if (has_exited(rank)) continue;
+    ASAN_UNPOISON_MEMORY_REGION(arena_of(rank) + offset, bytes);
+    std::memset(arena_of(rank) + offset, 0xff, bytes);
+  }
+  shared_arrays.push_back({offset, bytes});
+  variable = {execution.cluster_block, offset};
+  return arena_of(execution.rank) + offset;
 }
 
 bool in_shared_array(const void* p, size_t bytes) {
   const char* begin = static_cast<const char*>(p);
+  if (begin < arena || begin >= arena_of(int(execution.cluster_size))) return false;
+  const size_t offset = size_t(begin - arena) % kArenaBytes;
   for (const SharedArray& array : shared_arrays)
-    if (begin >= array.begin && begin + bytes <= array.begin + array.bytes) return true;
+    if (offset >= array.offset && offset + bytes <= array.offset + array.bytes) return true;
   return false;
+}
+
+// Whether the bytes lie in an array of the running block.
+static bool in_own_array(const void* p, size_t bytes) {
+  return in_shared_array(p, bytes) && rank_of(p) == execution.rank;
 }
 
 // --- asynchronous copies ---------------------------------------------------------------------------------------------
@@ -657,7 +819,7 @@ void cp_async(void* shared, const void* global, int bytes, int bytes_read) {
   const void* pc = EMULATION_CALLER;
   if (!is_aligned(shared, bytes) || (bytes_read > 0 && !is_aligned(global, bytes)))
     fail("misaligned asynchronous copy of " + std::to_string(bytes) + " bytes", pc);
-  if (!in_shared_array(shared, bytes)) fail("asynchronous copy to an address outside the shared arrays", pc);
+  if (!in_own_array(shared, bytes)) fail("asynchronous copy to an address outside the shared arrays", pc);
   Copy copy{shared, bytes, is_random() && (random_number() & 1), {}};
   if (bytes_read > 0) checker::access(global, bytes_read, Access::kRead, pc, execution.thread);
   checker::access(shared, bytes, Access::kWrite, pc, execution.thread);
@@ -777,7 +939,7 @@ void wait_for_full_warp(const char* name, void* operand, void (*exchange)(uint32
 void ldmatrix_x4(uint32_t* matrices, const void* shared_row, bool transposed) {
   const void* pc = EMULATION_CALLER;
   if (!is_aligned(shared_row, 16)) fail("misaligned ldmatrix_x4", pc);
-  if (!in_shared_array(shared_row, 16)) fail("ldmatrix_x4 of an address outside the shared arrays", pc);
+  if (!in_own_array(shared_row, 16)) fail("ldmatrix_x4 of an address outside the shared arrays", pc);
   LdmatrixOperands operand{matrices, shared_row, transposed, pc};
   wait_for_full_warp("ldmatrix_x4", &operand, read_matrices, pc);
 }

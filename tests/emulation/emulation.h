@@ -53,9 +53,19 @@ EMULATION_VECTORS(unsigned short, ushort)
 
 namespace emulation {
 
+// The sizes of a launch, as in gpu::Launch.
+struct LaunchSizes {
+  dim3 grid, block;
+  size_t shared_bytes;
+  unsigned cluster;
+  bool programmatic;
+};
 // Runs body(argument) once for every thread of the grid. Throws std::runtime_error, whose text begins with `op`, if the
 // launch or the kernel is wrong. The next launch works again.
-void run(const char* op, dim3 grid, dim3 block, size_t shared_bytes, void* stream, void (*body)(void*), void* argument);
+void run(const char* op, const LaunchSizes& sizes, void* stream, void (*body)(void*), void* argument);
+// Waits for all launches, as the host does before it reuses their memory: a later programmatic launch cannot overlap with
+// them.
+void synchronize();
 
 // Emulates a device guard: while it exists, its device is current, and launches must be on its stream().
 class Device {
@@ -73,8 +83,7 @@ class Device {
 struct LaunchRecord {
   const char* op;
   const void* kernel;
-  dim3 grid, block;
-  size_t shared_bytes;
+  LaunchSizes sizes;
   const void* parameters;
   size_t parameter_bytes;
 };
@@ -83,6 +92,7 @@ struct Settings {
   uint64_t seed = 0;                 // order of blocks and threads: 0 ascending, 1 descending, others random
   size_t shared_limit = 227 * 1024;  // bytes per block: 227 KiB on sm_90; 99 KiB on sm_86, 89 and 120
   int multiprocessors = 4;           // multiprocessors of the device, by which kernels choose their grids
+  bool has_clusters = true;          // thread block clusters, as on sm_90 and later
   bool traced = false;               // record the memory accesses of the kernels; mode "check" only
   // Called before each launch. If it returns true, the emulator does not run the kernel.
   std::function<bool(const LaunchRecord&)> observer;
@@ -128,10 +138,21 @@ uint64_t shuffle(uint32_t mask, uint64_t value, int source, bool own, const char
 uint32_t ballot(uint32_t mask, bool predicate, const char* file, int line);
 [[noreturn]] void trap(const char* file, int line);
 
-// The address of a static shared variable in the block that used it last.
+// Thread block clusters: see csrc/common/ptx.cuh
+unsigned cluster_rank();
+unsigned cluster_size();
+void cluster_arrive();
+void cluster_wait(const char* file, int line);
+void* map_shared(void* shared, unsigned rank);
+
+// Programmatic dependent launch: see csrc/common/ptx.cuh
+void wait_for_previous_launch();
+void start_next_launch();
+
+// Where a static shared variable lies in the shared memory of every block of the cluster that used it last.
 struct SharedVariable {
-  uint32_t block = 0;
-  void* address = nullptr;
+  uint32_t first_block = 0;
+  size_t offset = 0;
 };
 void* shared_variable(SharedVariable& variable, size_t bytes, size_t alignment);
 void* dynamic_shared();

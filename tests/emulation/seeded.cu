@@ -30,6 +30,12 @@ void start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, 
   gpu::launch("seeded", kernel, {grid, block, shared, device.stream()}, arguments...);
 }
 
+template <typename... Parameters, typename... Arguments>
+void start_clusters(void (*kernel)(Parameters...), unsigned grid, unsigned cluster, Arguments... arguments) {
+  emulation::Device device;
+  gpu::launch("seeded", kernel, {grid, 32, 0, device.stream(), cluster}, arguments...);
+}
+
 // --- shared memory and barriers --------------------------------------------------------------------------------------
 
 __global__ void reversed(int* out, bool bug) {
@@ -299,6 +305,81 @@ __global__ void product_tf32(const float* a, const float* b, float* out, int bug
   for (int i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + t * 2 + i % 2] = d[i];
 }
 
+// --- clusters -------------------------------------------------------------------------------------------------------
+
+enum ClusterBug { kNoFirstBarrier = 1, kNoLastBarrier, kBothWrite, kTwoArrivals, kNoArrival, kRank, kRemoteCopy, kMixed };
+
+// Every thread sums the values that the threads of its number have in all blocks of the cluster.
+__global__ void cluster_sum(int* out, int bug) {
+  GPU_SHARED(value, int[32]);
+  GPU_SHARED(sum, int[32]);
+  const unsigned i = threadIdx.x, rank = gpu::cluster_rank(), size = gpu::cluster_size();
+  value[i] = int(blockIdx.x);
+  if (bug == kBothWrite) gpu::map_shared(value, (rank + 1) % size)[i] = int(blockIdx.x / size * size);
+  if (bug == kRemoteCopy) gpu::cp_async<4>(gpu::map_shared(value + i, (rank + 1) % size), out, true);
+  if (bug == kMixed && rank == 1 && i == 0) __syncthreads();
+  if (bug != kNoFirstBarrier) {
+    if (bug != kNoArrival) gpu::cluster_arrive();
+    if (bug == kTwoArrivals) gpu::cluster_arrive();
+    gpu::cluster_wait();
+  }
+  sum[i] = 0;
+  for (unsigned r = 0; r < size; ++r) sum[i] += *gpu::map_shared(&value[i], bug == kRank ? r + 1 : r);
+  if (bug != kNoLastBarrier) {
+    gpu::cluster_arrive();
+    gpu::cluster_wait();
+  }
+  out[blockIdx.x * 32 + i] = sum[i];
+}
+
+// The blocks of a cluster take turns to write the shared memory of the first one.
+__global__ void cluster_turns(int* out, bool bug) {
+  GPU_SHARED(value, int[32]);
+  const unsigned rank = gpu::cluster_rank(), size = gpu::cluster_size();
+  int* first = gpu::map_shared(value, 0);
+  for (unsigned turn = 0; turn < size; ++turn) {
+    gpu::cluster_arrive();
+    if (turn == 0 && rank == 0) value[threadIdx.x ^ 1] = 0;  // read by others after the next barrier only
+    gpu::cluster_wait();
+    if (turn > 0 && (rank == turn || (bug && rank == turn - 1))) first[threadIdx.x] += 1;
+  }
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
+  if (rank == 0) out[blockIdx.x / size * 32 + threadIdx.x] = value[threadIdx.x];
+}
+
+// --- programmatic dependent launch ----------------------------------------------------------------------------------
+
+enum LaunchBug { kReadsEarly = 1, kWritesEarly, kNeverWaits, kNoBarrierAfterWait, kStartsEarly };
+
+__global__ void produce(int* values) {
+  gpu::start_next_launch();
+  values[threadIdx.x] = 1;
+}
+
+// Adds the values of the previous launch; only one thread waits for it.
+__global__ void consume(const int* values, int* out, int bug) {
+  int sum = bug == kReadsEarly ? values[threadIdx.x ^ 1] : 0;
+  if (bug == kWritesEarly) const_cast<int*>(values)[threadIdx.x] = 1;
+  if (threadIdx.x == 0 && bug != kNeverWaits) gpu::wait_for_previous_launch();
+  if (bug != kNoBarrierAfterWait) __syncthreads();
+  if (bug != kReadsEarly) sum = values[threadIdx.x ^ 1];
+  gpu::start_next_launch();
+  out[threadIdx.x] = sum;
+}
+
+// Starts the next launch before or after it has waited for the previous one.
+__global__ void between(bool starts_early) {
+  if (starts_early) gpu::start_next_launch();
+  gpu::wait_for_previous_launch();
+  if (!starts_early) gpu::start_next_launch();
+}
+
+__global__ void reads_at_once(const int* values, int* out) {
+  out[threadIdx.x] = values[threadIdx.x];
+  gpu::wait_for_previous_launch();
+}
+
 // --- launches --------------------------------------------------------------------------------------------------------
 
 __global__ void large_static(int* out, bool bug) {
@@ -320,6 +401,9 @@ __global__ void trapped(int* out, bool bug) {
   out[threadIdx.x] = 1;
 }
 __global__ void one(int* out, bool) { out[threadIdx.x] = 1; }
+__global__ void one_per_block(int* out) {
+  if (threadIdx.x == 0) out[blockIdx.x] = 1;
+}
 
 // --- cases: each runs a kernel and returns whether its results are correct -------------------------------------------
 
@@ -396,6 +480,27 @@ bool conversions(bool bug) {
 }  // namespace
 
 std::vector<SeededCase> seeded_cases() {
+  auto run_cluster = [](int kind) {
+    return [=](bool bug) {
+      Buffer<int> out(8 * 32);
+      start_clusters(cluster_sum, 8, 4, out.data, bug ? kind : 0);
+      return all(8 * 32, [&](int i) { return out.data[i] == (i / 128 ? 22 : 6); });
+    };
+  };
+  auto run_launches = [](int kind) {
+    return [=](bool bug) {
+      Buffer<int> values(64), out(64);
+      emulation::Device device;
+      gpu::launch("seeded", produce, {1, 64, 0, device.stream()}, values.data);
+      if (kind == kStartsEarly) {
+        gpu::launch("seeded", between, {1, 64, 0, device.stream(), 1, true}, bug);
+        gpu::launch("seeded", reads_at_once, {1, 64, 0, device.stream(), 1, true}, values.data, out.data);
+      } else {
+        gpu::launch("seeded", consume, {1, 64, 0, device.stream(), 1, true}, values.data, out.data, bug ? kind : 0);
+      }
+      return all(64, [&](int i) { return out.data[i] == 1; });
+    };
+  };
   auto run_global = [](bool reads, bool writes) {
     return [=](bool bug) {
       Buffer<float> in(100, 1.0f), out(100);
@@ -510,6 +615,44 @@ std::vector<SeededCase> seeded_cases() {
       {"matrix_order_bfloat16", matrices<BFloat16>(kOrder)},
       {"matrix_order_tf32", [](bool bug) { return multiplied<float, 8>(product_tf32, bug ? kOrder : 0); }},
       {"matrix_sync", matrices<Half>(kNoSync)},
+      {"cluster_start", run_cluster(kNoFirstBarrier)},
+      {"cluster_exit", run_cluster(kNoLastBarrier)},
+      {"cluster_race", run_cluster(kBothWrite)},
+      {"cluster_two_arrivals", run_cluster(kTwoArrivals)},
+      {"cluster_no_arrival", run_cluster(kNoArrival)},
+      {"cluster_rank", run_cluster(kRank)},
+      {"cluster_copy", run_cluster(kRemoteCopy)},
+      {"cluster_deadlock", run_cluster(kMixed)},
+      {"cluster_turns",
+       [](bool bug) {
+         Buffer<int> out(2 * 32);
+         start_clusters(cluster_turns, 8, 4, out.data, bug);
+         return all(2 * 32, [&](int i) { return out.data[i] == 3; });
+       }},
+      {"cluster_size",
+       [](bool bug) {
+         Buffer<int> out(6);
+         start_clusters(one_per_block, bug ? 6 : 4, 4, out.data);
+         return out.data[0] == 1;
+       }},
+      {"no_clusters",
+       [](bool bug) {
+         Buffer<int> out(4);
+         emulation::settings.has_clusters = false;
+         try {
+           start_clusters(one_per_block, 4, bug ? 2 : 1, out.data);
+         } catch (...) {
+           emulation::settings.has_clusters = true;
+           throw;
+         }
+         emulation::settings.has_clusters = true;
+         return out.data[0] == 1;
+       }},
+      {"launch_read", run_launches(kReadsEarly)},
+      {"launch_write", run_launches(kWritesEarly)},
+      {"launch_no_wait", run_launches(kNeverWaits)},
+      {"launch_barrier", run_launches(kNoBarrierAfterWait)},
+      {"launch_chain", run_launches(kStartsEarly)},
       {"large_dynamic", [](bool bug) { return ones(one, 32, (bug ? 228 : 227) * 1024)(bug); }},
       {"large_static", ones(large_static, 32)},
       {"block_size", [](bool bug) { return ones(one, bug ? 1025 : 1024)(bug); }},
