@@ -140,9 +140,11 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 def some_blocks(launch: Launch) -> np.ndarray:
-    """A few blocks from the middle of a grid, which stand for all of them."""
-    count = min(SIMULATED_BLOCKS, launch.blocks)
-    return np.unique(np.linspace(launch.blocks // 3, launch.blocks * 2 // 3, count).astype(int))
+    """A few blocks from the middle of a grid, as whole clusters, which stand for all of them."""
+    clusters = launch.blocks // launch.cluster
+    count = min(-(-SIMULATED_BLOCKS // launch.cluster), clusters)
+    chosen = np.unique(np.linspace(clusters // 3, clusters * 2 // 3, count).astype(int))
+    return (chosen[:, None] * launch.cluster + np.arange(launch.cluster)).reshape(-1)
 
 
 def predict(case: Case, machine_code: MachineCode) -> Result:

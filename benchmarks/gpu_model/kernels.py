@@ -159,9 +159,8 @@ class MachineCode:
         executions: list[Execution] = []
 
         def observe(record: KernelLaunch) -> bool:
-            launch = Launch(
-                plain_name(record.kernel), record.grid, record.block, record.shared_bytes, record.parameters
-            )
+            sizes = record.grid, record.block, record.shared_bytes
+            launch = Launch(plain_name(record.kernel), *sizes, record.parameters, record.cluster)
             kernel = self.kernels[launch.kernel]
             blocks = np.arange(launch.blocks) if choose is None else choose(launch)
             machine = Machine(kernel.function, launch, blocks, process_memory(), kernel.shared_bytes)

@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.gpu_model import float_instructions, memory_instructions  # noqa: F401  (register instructions)
 from benchmarks.gpu_model.instructions import BUILDERS
+from benchmarks.gpu_model.memory_instructions import SHARED_WINDOW
 from benchmarks.gpu_model.operands import Execute, UnsupportedCode, read_predicate, reader_u64
 from benchmarks.gpu_model.sass import Function, Instruction
 
@@ -19,20 +20,36 @@ SHARED_START = 0x400
 """The first bytes of shared memory belong to the system on sm_90."""
 PARAMETERS_START = 0x210
 """The offset of the kernel's parameters in constant bank 0 on sm_90."""
+NO_CLUSTER, CLUSTER_SIZE = 0x140, 0x188
+"""The offsets in constant bank 0 of a word that is 1 if every block is a cluster of its own, and of the blocks of a
+cluster."""
 PAGE = 4096
-RUNNING, AT_BARRIER, AT_WARP_SYNC, AT_BSYNC = 0, 1, 2, 16  # AT_BSYNC + number of the barrier register
-NO_EFFECT = {"NOP", "LDGDEPBAR", "DEPBAR", "MEMBAR", "ERRBAR", "CCTL", "YIELD", "NANOSLEEP", "ENDCOLLECTIVE"}
+RUNNING, AT_BARRIER, AT_WARP_SYNC, AT_CLUSTER, AT_BSYNC = 0, 1, 2, 3, 16  # AT_BSYNC + number of the barrier register
+NO_EFFECT = {
+    "NOP",
+    "LDGDEPBAR",
+    "DEPBAR",
+    "MEMBAR",
+    "ERRBAR",
+    "CCTL",
+    "YIELD",
+    "NANOSLEEP",
+    "ENDCOLLECTIVE",
+    "CGAERRBAR",
+}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: its name and sizes, and the bytes of its parameters as the kernel reads them."""
+    """One kernel launch: its name and sizes, the bytes of its parameters as the kernel reads them, and the number of
+    blocks of a cluster."""
 
     kernel: str
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int
     parameters: bytes
+    cluster: int = 1
 
     @property
     def threads(self) -> int:
@@ -120,16 +137,22 @@ class ProcessMemory:
 
 
 class SharedMemory:
-    """The shared memory of the simulated blocks, filled with NaN."""
+    """The shared memory of the simulated blocks, filled with NaN.
 
-    def __init__(self, blocks: int, block_threads: int, size: int) -> None:
-        self.size, self.block_threads = -(-size // 16) * 16, block_threads
+    Bits 24 to 31 of an address are the number of the block in its cluster.
+    """
+
+    def __init__(self, blocks: int, block_threads: int, size: int, cluster: int) -> None:
+        self.size, self.block_threads, self.cluster = -(-size // 16) * 16, block_threads, cluster
         self.bytes = np.full(blocks * self.size, 0xFF, np.uint8)
 
     def _check(self, lanes: Array, addresses: Array, width: int) -> Array:
-        if ((addresses < SHARED_START) | (addresses + width > self.size) | (addresses % width != 0)).any():
+        ranks, addresses = addresses >> 24, addresses & 0xFFFFFF
+        is_wrong = (addresses < SHARED_START) | (addresses + width > self.size) | (addresses % width != 0)
+        if (is_wrong | (ranks >= self.cluster)).any():
             raise RuntimeError(f"access of {width} bytes outside the shared memory of {self.size} bytes")
-        return (lanes // self.block_threads * self.size + addresses) // width
+        blocks = lanes // self.block_threads // self.cluster * self.cluster + ranks
+        return (blocks * self.size + addresses) // width
 
     def read(self, lanes: Array, addresses: Array) -> Array:
         """32 bits from each address."""
@@ -159,7 +182,7 @@ class Machine:
     Args:
         function: the machine code.
         launch: the launch.
-        blocks: the flat numbers of the blocks to execute.
+        blocks: the flat numbers of the blocks to execute; all blocks of a cluster or none.
         memory: global memory.
         static_shared: bytes of static shared memory, beside the dynamic bytes of the launch.
     """
@@ -175,7 +198,10 @@ class Machine:
         self.threads = len(self.blocks) * count
         self.warps = self.threads // 32
         self.warp_count = count // 32
-        self.shared = SharedMemory(len(self.blocks), count, SHARED_START + static_shared + launch.shared_bytes)
+        if len(self.blocks) % launch.cluster or (self.blocks[:: launch.cluster] % launch.cluster).any():
+            raise ValueError(f"blocks must be whole clusters of {launch.cluster}, got {self.blocks.tolist()}")
+        size = SHARED_START + static_shared + launch.shared_bytes
+        self.shared = SharedMemory(len(self.blocks), count, size, launch.cluster)
         self.registers = np.zeros((256, self.threads), np.uint32)
         self.uniform = np.zeros((256, self.threads), np.uint32)
         self.predicates = np.zeros((8, self.threads), bool)
@@ -183,11 +209,13 @@ class Machine:
         self.predicates[7] = self.uniform_predicates[7] = True
         self.pc = np.zeros(self.threads, np.int64)
         self.waits = np.full(self.threads, RUNNING)
+        self.arrivals = np.zeros(self.threads, np.int64)  # at the barrier of the cluster
         self.joined = np.zeros((16, self.threads), bool)  # the barrier registers B0 to B15 of BSSY
         self.alive = np.ones(self.threads, bool)
         self.counts = Record(np.zeros((len(function.instructions), self.warps), np.int64))
         self._bank = np.zeros(PARAMETERS_START // 4 + -(-len(launch.parameters) // 4), np.uint32)
         self._bank[0:3], self._bank[3:6] = launch.block, launch.grid
+        self._bank[NO_CLUSTER // 4], self._bank[CLUSTER_SIZE // 4] = launch.cluster == 1, launch.cluster
         padded = launch.parameters + bytes(-len(launch.parameters) % 4)
         self._bank[PARAMETERS_START // 4 :] = np.frombuffer(padded, np.uint32)
         self._bank[0x28 // 4] = 0xFFFDC0  # the stack pointer, which no kernel without local memory uses
@@ -212,7 +240,8 @@ class Machine:
             "SR_CTAID.Y": lambda: block // columns % rows,
             "SR_CTAID.Z": lambda: block // (columns * rows),
             "SR_LANEID": lambda: lanes % 32,
-            "SR_CgaCtaId": lambda: np.zeros_like(lanes),
+            "SR_CgaCtaId": lambda: block % self.launch.cluster,
+            "SR_SWINHI": lambda: np.full_like(lanes, SHARED_WINDOW >> 32),
             "SRZ": lambda: np.zeros_like(lanes),
         }
         if name not in values:
@@ -324,6 +353,7 @@ def _exit(m: Machine, instruction: Instruction, lanes: Array) -> None:
     m.alive[taken] = False
     m.joined[:, taken] = False
     _release_barriers(m)
+    _release_clusters(m)
     for number in range(16):
         _release_joined(m, number, np.unique(taken // 32))
 
@@ -383,6 +413,26 @@ def _release_barriers(m: Machine) -> None:
     m.waits.reshape(len(m.blocks), -1)[done[:, None] & waiting] = RUNNING
 
 
+def _cluster_arrive(m: Machine, instruction: Instruction, lanes: Array) -> None:
+    m.pc[lanes] = instruction.index + 1
+    m.arrivals[m.taken(instruction, lanes)] += 1
+    _release_clusters(m)
+
+
+def _cluster_wait(m: Machine, instruction: Instruction, lanes: Array) -> None:
+    m.pc[lanes] = instruction.index + 1
+    m.waits[m.taken(instruction, lanes)] = AT_CLUSTER
+    _release_clusters(m)
+
+
+def _release_clusters(m: Machine) -> None:
+    """Lets the threads go on that have arrived as often as every thread of their cluster."""
+    arrivals = m.arrivals.reshape(len(m.blocks) // m.launch.cluster, -1)
+    everywhere = np.where(m.alive.reshape(arrivals.shape), arrivals, np.iinfo(np.int64).max).min(1, keepdims=True)
+    waits = m.waits.reshape(arrivals.shape)
+    waits[(waits == AT_CLUSTER) & (arrivals <= everywhere)] = RUNNING
+
+
 def _warp_sync(m: Machine, instruction: Instruction, lanes: Array) -> None:
     m.pc[lanes] = instruction.index + 1
     if "COLLECTIVE" in instruction.modifiers:
@@ -402,5 +452,7 @@ CONTROL: dict[str, Callable[[Machine, Instruction, Array], None]] = {
     "BSYNC": _join,
     "BREAK": _leave_join,
     "BAR": _barrier,
+    "UCGABAR_ARV": _cluster_arrive,
+    "UCGABAR_WAIT": _cluster_wait,
     "WARPSYNC": _warp_sync,
 }

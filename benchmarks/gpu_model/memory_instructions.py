@@ -15,6 +15,8 @@ from benchmarks.gpu_model.sass import ZERO, Instruction, Operand
 
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 GLOBAL, SHARED = "global", "shared"
+SHARED_WINDOW = 1 << 55
+"""Where the shared memory of the blocks of a cluster begins among the generic addresses; far above the process's."""
 
 
 def width_of(instruction: Instruction) -> int:
@@ -32,14 +34,16 @@ def _part(operand: Operand, part: int) -> Operand:
 
 @opcode("LDG", "LD", "LDS")
 def load(instruction):
-    space = SHARED if instruction.opcode == "LDS" else GLOBAL
+    default_space = SHARED if instruction.opcode == "LDS" else GLOBAL
     target, address = [operand for operand in instruction.operands if operand.kind != "predicate"][:2]
     read_address, width = reader_address(address), width_of(instruction)
     stores = [writer_u32(_part(target, part)) for part in range(max(1, width // 4))]
     signed = {1: np.int8, 2: np.int16}.get(width) if {"S8", "S16"} & set(instruction.modifiers) else None
 
     def execute(m, i):
-        addresses = read_address(m, i)
+        addresses, space = read_address(m, i), default_space
+        if instruction.opcode == "LD" and len(i) and (addresses >= SHARED_WINDOW).all():  # of a block of the cluster
+            addresses, space = addresses - SHARED_WINDOW, SHARED
         m.record(instruction, space, i, addresses, width)
         memory = m.memory if space == GLOBAL else m.shared
         if width < 4:

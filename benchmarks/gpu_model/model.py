@@ -18,8 +18,18 @@ from benchmarks.gpu_model.sass import Instruction
 EFFICIENCY = 0.9
 """The part of a resource's peak rate that a kernel reaches if this resource is the bottleneck (assumed)."""
 SUB_CORES = 4
-LATENCY = {"global": 500, "shared": 30, "special": 20, "constant": 40, "barrier": 20, "matrix": 33}
-"""Cycles until a result of variable latency is there (assumed; global memory: between an L2 hit and a miss)."""
+LATENCY = {
+    "global": 500,
+    "shared": 30,
+    "special": 20,
+    "constant": 40,
+    "barrier": 20,
+    "matrix": 33,
+    "cluster": 200,
+    "fence": 300,
+}
+"""Cycles until a result of variable latency is there (assumed). Global memory: between an L2 hit and a miss. Cluster: a
+load from the shared memory of another block, and a barrier of the cluster, which also takes a fence."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +174,10 @@ def timeline(execution: Execution, warp: int) -> float:
                 ready[number] = max(ready[number], time + (latency if number == instruction.write_barrier else 20))
         if instruction.opcode == "BAR":
             time += LATENCY["barrier"]
+        if instruction.opcode == "UCGABAR_WAIT":
+            time += LATENCY["cluster"]
+        if instruction.opcode == "MEMBAR":
+            time += LATENCY["fence"]
         if instruction.opcode == "DEPBAR":  # waits for asynchronous copies
             time += LATENCY["global"] / 4
         time += max(1, instruction.stall)
@@ -171,8 +185,10 @@ def timeline(execution: Execution, warp: int) -> float:
 
 
 def _latency_class(instruction: Instruction) -> str:
-    if instruction.opcode in ("LDG", "LD", "LDGSTS"):
+    if instruction.opcode in ("LDG", "LDGSTS"):
         return GLOBAL
+    if instruction.opcode == "LD":  # only our loads from other blocks use generic addresses
+        return "cluster"
     if instruction.opcode in ("LDS", "LDSM", "SHFL", "ATOMS", "REDUX", "VOTE"):
         return SHARED
     if instruction.opcode in ("LDC", "ULDC", "S2R", "S2UR", "R2UR"):

@@ -80,6 +80,19 @@ __global__ void multiply(const Half* a, const Half* b, float* out) {
   for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sums[i];
 }
 
+// Every block of a cluster sums the values of all blocks of the cluster.
+__global__ void sum_cluster(int* to) {
+  __shared__ int values[32];
+  values[threadIdx.x] = blockIdx.x * 100 + threadIdx.x;
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
+  int sum = 0;
+  for (unsigned rank = 0; rank < gpu::cluster_size(); ++rank) sum += *gpu::map_shared(values + threadIdx.x, rank);
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
+  to[blockIdx.x * 32 + threadIdx.x] = gpu::cluster_rank() == 1 ? -sum : sum;
+}
+
 // The approximate functions, and the rounding to tf32.
 __global__ void functions(const float* from, float* to) {
   const float x = from[threadIdx.x];

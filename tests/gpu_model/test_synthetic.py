@@ -21,14 +21,14 @@ def kernels(tmp_path_factory):
     return Cubin(compile_cubin(Path(__file__).parent / "synthetic.cu", folder)).kernels
 
 
-def execute(kernel, *arguments, threads=32, blocks=1):
+def execute(kernel, *arguments, threads=32, blocks=1, cluster=1):
     """Run a kernel; arrays are passed by address, integers as 32 bits, floats as float32."""
     data = b""
     for value in arguments:
         code = "q" if isinstance(value, np.ndarray) else "f" if isinstance(value, float) else "i"
         data += bytes(-len(data) % struct.calcsize(code))
         data += struct.pack(code, value.ctypes.data if code == "q" else value)
-    launch = Launch("synthetic", (blocks, 1, 1), (threads, 1, 1), 0, data)
+    launch = Launch("synthetic", (blocks, 1, 1), (threads, 1, 1), 0, data, cluster)
     numbers = np.arange(blocks)
     machine = Machine(kernel.function, launch, numbers, process_memory(), kernel.shared_bytes)
     return Execution(launch, kernel, numbers, machine.run())
@@ -148,6 +148,26 @@ def test_functions_of_ptx(kernels):
     np.testing.assert_allclose(to[3], x.astype(float) / 3, rtol=1e-6)
     opcodes = {".".join((i.opcode, *i.modifiers)) for i in execution.kernel.function.instructions}
     assert {"MUFU.EX2", "MUFU.RCP"} <= opcodes
+
+
+@pytest.mark.parametrize("cluster", [1, 2, 3])
+def test_blocks_of_a_cluster_read_each_other(kernels, cluster):
+    to = np.zeros((6, 32), np.int32)
+    execution = execute(kernels["sum_cluster"], to, blocks=6, cluster=cluster)
+    values = np.arange(6)[:, None] * 100 + np.arange(32)
+    expected = values.reshape(-1, cluster, 32).sum(1).repeat(cluster, 0)
+    expected[np.arange(6) % cluster == 1] *= -1
+    assert (to == expected).all()
+    opcodes = {instruction.opcode for instruction in execution.kernel.function.instructions}
+    assert {"UCGABAR_ARV", "UCGABAR_WAIT"} <= opcodes
+    loads = [access for access in execution.record.accesses if access.instruction.opcode == "LD"]
+    assert sum(len(access.lanes) for access in loads) == 6 * 32 * cluster
+    assert {access.space for access in loads} == {"shared"}
+    machine_of = lambda blocks: Machine(  # noqa: E731
+        kernels["sum_cluster"].function, Launch("x", (6, 1, 1), (32, 1, 1), 0, b"", 3), blocks, process_memory()
+    )
+    with pytest.raises(ValueError, match="blocks must be whole clusters of 3"):
+        machine_of([1, 2, 3])
 
 
 def test_invalid_access_is_reported(kernels):
