@@ -27,15 +27,20 @@ void with_tile(int64_t pixels, int64_t C_out, Body body) {
   body(Tile64x64{});
 }
 
+constexpr int64_t kMaxClusterSize = 8;  // on every device that has clusters
+
 // Launches rep_conv_gemm. If there are at least twice as many multiprocessors as tiles, splits K so that more of them
-// get a block. Every split has at least four K blocks.
+// get a block. Every split has at least four K blocks. The splits of a tile are a cluster if the device has clusters.
 template <typename T, bool kTensorCores, typename Tile, int kBytes>
 void launch_gemm(RepConvGemm<T> p, const Tensor& out, gpu::Stream stream) {
   const int64_t tiles = ceil_div(p.pixels, Tile::BLOCK_M) * ceil_div(p.C_out, Tile::BLOCK_N);
-  const int64_t k_blocks = ceil_div(9 * p.C * sizeof(T), Tile::BLOCK_K_BYTES);
+  const int64_t k_blocks = ceil_div(p.taps * p.C * sizeof(T), Tile::BLOCK_K_BYTES);
   p.num_splits = int(std::max<int64_t>(1, std::min(gpu::multiprocessor_count() / tiles, k_blocks / 4)));
+  if (!Tile::kCanSplit) p.num_splits = 1;
+  const bool has_clusters = p.num_splits > 1 && gpu::has_clusters();
+  if (has_clusters) p.num_splits = int(std::min<int64_t>(p.num_splits, kMaxClusterSize));
   std::optional<Tensor> partial;
-  if (p.num_splits > 1) {
+  if (p.num_splits > 1 && !has_clusters) {
     const ScalarType type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
     partial = torch::stable::empty({p.num_splits * p.pixels * p.C_out}, type, std::nullopt, out.device());
     p.partial = static_cast<Compute<T>*>(partial->mutable_data_ptr());
@@ -43,7 +48,9 @@ void launch_gemm(RepConvGemm<T> p, const Tensor& out, gpu::Stream stream) {
   const unsigned blocks = blocks_for("rep_conv", tiles * p.num_splits, 1);
   gpu::launch(
       "rep_conv", rep_conv_gemm<T, kTensorCores, Tile, kBytes>,
-      {blocks, Tile::kNumThreads, Tile::kNumStages * sizeof(typename Tile::Stage), stream}, p);
+      {blocks, Tile::kNumThreads, Tile::kNumStages * sizeof(typename Tile::Stage), stream,
+       has_clusters ? unsigned(p.num_splits) : 1},
+      p);
   const unsigned reduce_blocks = blocks_for("rep_conv", p.pixels * p.C_out, 128);
   if (partial) gpu::launch("rep_conv", rep_conv_reduce_splits<T>, {reduce_blocks, 128, 0, stream}, p);
 }
@@ -80,7 +87,8 @@ bool use_torch_convolution(const RepConvParams& p, int64_t stride, ScalarType ty
   return false;
 #endif
   if (p.H * p.W >= 1 << 30 || p.C >= 1 << 26 || p.C_out >= 1 << 26) return true;
-  const double flops = 18.0 * p.C * p.C_out * p.N * ceil_div(p.H, stride) * ceil_div(p.W, stride);
+  const double flops =
+      2.0 * p.kernel_size * p.kernel_size * p.C * p.C_out * p.N * ceil_div(p.H, stride) * ceil_div(p.W, stride);
   const bool exact = type == ScalarType::Double || (type == ScalarType::Float && !tf32);
   return exact ? p.C >= 16 && flops > 4e9 : p.C >= 128 && p.C_out >= 128 && flops > 2e10;
 }
@@ -111,6 +119,7 @@ Tensor run_implicit_gemm(
       int(H_out),
       int(W_out),
       int(stride),
+      int(p.kernel_size * p.kernel_size),
       1,
       p.relu};
   dispatch_kernel(gemm, tf32, out, stream);
@@ -123,9 +132,9 @@ Tensor rep_conv(
   const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu, /*allows_float32_weight=*/false);
   DANET_CHECK(!out_dtype || *out_dtype == input.scalar_type(), "rep_conv: out_dtype must be input's dtype on CUDA");
   const DeviceGuard device_guard(input);
-  // [C_out, 3, 3, C] in memory
+  // [C_out, 3, 3, C] or [C_out, C] in memory
   const Tensor weight_rows = torch::stable::contiguous(weight, MemoryFormat::ChannelsLast);
-  if (p.kernel_size == 1 || use_torch_convolution(p, stride, input.scalar_type(), tf32))
+  if (use_torch_convolution(p, stride, input.scalar_type(), tf32))
     return torch::stable::contiguous(
         call_torch_convolution(
             torch::stable::contiguous(input, MemoryFormat::ChannelsLast), weight_rows, bias, stride, relu),

@@ -4,11 +4,12 @@
 //   out[m, n] = sum_k window[m, k] * weight[n, k],   m < M, n < N, k = tap * C + c < K
 //
 // Here M = batch * H_out * W_out (the output pixels), N = C_out and K = 9 * C. The matrix `window` (im2col) is gathered
-// on the way into shared memory and never stored in global memory.
+// on the way into shared memory and never stored in global memory. A 1x1 convolution has one tap: K = C.
 //
 // Roofline, computed for C = C_out = 256, 16x20 pixels and float16 on an H200 (790 TFLOP/s, 4.3 TB/s):
 //   Batch size 1: The tensor cores compute 0.38 GFLOP in 0.5 us. Device memory moves 1.5 MB in 0.35 us. Both take less
-//   time than a launch. Latency is the bottleneck, so K is split over the multiprocessors.
+//   time than a launch. Latency is the bottleneck, so K is split over the multiprocessors. From sm_90 on, the splits of a
+//   tile are the blocks of a cluster, which add up their sums through distributed shared memory: one launch less.
 //   Batch size 32: The tensor cores compute 12 GFLOP in 15 us. Device memory moves 11.7 MB in 2.7 us. The tensor cores
 //   are the bottleneck. mma.sync reaches at most about 60 % of their peak rate on sm_90, and all of it on sm_80 to
 //   sm_89. We expect 45 % of the peak rate on sm_90, and 70 % on sm_80 to sm_89.
@@ -23,13 +24,15 @@ namespace {
 
 template <typename T>
 struct RepConvGemm {
-  const T* input;       // [batch, H, W, C] with image_stride and pixel_stride
-  const T* weight;      // [C_out, 3, 3, C]
-  const T* bias;        // [C_out] or null
-  T* out;               // [batch, H_out, W_out, C_out]
-  Compute<T>* partial;  // [num_splits, batch, H_out, W_out, C_out]: sums over parts of K; null if num_splits is 1
-  int64_t image_stride, pixel_stride, pixels;  // pixels: batch * H_out * W_out
-  int C, C_out, H, W, H_out, W_out, stride, num_splits;
+  const T* input;   // [batch, H, W, C] with image_stride and pixel_stride
+  const T* weight;  // [C_out, taps, C]
+  const T* bias;    // [C_out] or null
+  T* out;           // [batch, H_out, W_out, C_out]
+  // [num_splits, batch, H_out, W_out, C_out]: sums over parts of K; null if num_splits is 1, and if the blocks of a cluster
+  // are the splits of a tile
+  Compute<T>* partial;
+  int64_t image_stride, pixel_stride, pixels;                  // pixels: batch * H_out * W_out
+  int C, C_out, H, W, H_out, W_out, stride, taps, num_splits;  // taps: 9, or 1 for a 1x1 kernel
   bool relu;
 };
 
@@ -45,16 +48,25 @@ struct GemmTile {
   static constexpr int kNumThreads = 32 * kWarpsM * kWarpsN, WARP_M = 16 * kMmaM, WARP_N = 8 * kMmaN;
   static constexpr int BLOCK_M = kWarpsM * WARP_M, BLOCK_N = kWarpsN * WARP_N;
   static constexpr int kPitch = BLOCK_K_BYTES + 16;
+  static constexpr bool kCanSplit = BLOCK_M == 64;  // larger tiles are chosen only for outputs that fill the device
   static_assert(kPitch % 16 == 0 && kPitch / 16 % 2 == 1, "8 consecutive rows must be in all 8 groups of 4 banks");
   static_assert(kMmaN % 2 == 0 && BLOCK_K_BYTES % 32 == 0, "ldmatrix_x4 loads 16 channels x 32 bytes of B");
 
   struct Stage {
     alignas(16) unsigned char smem_a[BLOCK_M][kPitch], smem_b[BLOCK_N][kPitch];
   };
+  // The sums over one split of K, which the other blocks of the cluster read. They take the place of the stages.
+  template <typename T>
+  struct PartialSums {
+    static_assert(
+        kNumStages * sizeof(Stage) >= sizeof(Compute<T>) * BLOCK_M * (BLOCK_N + 4), "too little shared memory");
+    alignas(16) Compute<T> values[BLOCK_M][BLOCK_N + 4];  // padded: two rows are in different banks
+  };
 };
 
 // The 3x3 input window of an output pixel: the offset of its first tap (which may be outside the input), and a bit mask
-// of the taps inside the input. Bit 3 * i + j is the tap in row i and column j of the window.
+// of the taps inside the input. Bit 3 * i + j is the tap in row i and column j of the window. The only tap of a 1x1 kernel
+// is tap 0.
 struct InputWindow {
   int64_t offset;
   unsigned valid_taps;
@@ -67,7 +79,8 @@ GPU_DEVICE InputWindow input_window(const RepConvGemm<T>& p, int64_t first, int 
   const unsigned size = unsigned(p.H_out) * p.W_out;  // at most 2^30: only first / size needs 64 bits
   const unsigned i = unsigned(first % size) + row, rest = i % size;
   const int64_t n = first / size + i / size;
-  const int y = int(rest / p.W_out) * p.stride - 1, x = int(rest % p.W_out) * p.stride - 1;
+  const int padding = p.taps == 9 ? 1 : 0;
+  const int y = int(rest / p.W_out) * p.stride - padding, x = int(rest % p.W_out) * p.stride - padding;
   const unsigned valid_columns = (x >= 0 ? 1u : 0u) + 2u + (x + 2 < p.W ? 4u : 0u);  // bit j: column j is inside
   const unsigned valid_rows = (y >= 0 ? 1u : 0u) + 8u + (y + 2 < p.H ? 64u : 0u);    // bit 3 * i: row i is inside
   return {n * p.image_stride + (int64_t(y) * p.W + x) * p.pixel_stride, valid_columns * valid_rows};
@@ -104,7 +117,7 @@ struct StageLoader {
     for (int i = 0; i < Tile::BLOCK_N / kRows; ++i) {
       const int channel = first_channel + channel_of(row + i * kRows);
       // Channels past the last one read valid memory, and are not written back.
-      weight_offsets[i] = int64_t(channel < p.C_out ? channel : p.C_out - 1) * 9 * p.C;
+      weight_offsets[i] = int64_t(channel < p.C_out ? channel : p.C_out - 1) * p.taps * p.C;
     }
   }
   // Returns the channel of the tile that a row of smem_b holds.
@@ -116,7 +129,7 @@ struct StageLoader {
   }
   // Starts the copies of the next K block.
   GPU_DEVICE void load_next(typename Tile::Stage& stage) {
-    const bool exists = tap < 9;
+    const bool exists = tap < p.taps;
     const int64_t window_offset = (int64_t(tap / 3) * p.W + tap % 3) * p.pixel_stride + c;
     const int64_t weight_offset = tap * p.C + c;
     // Gather A: taps outside the input are zeros
@@ -131,7 +144,7 @@ struct StageLoader {
       copy_to_shared<kBytes>(&stage.smem_b[row + i * kRows][byte], from, exists);
     }
     // Advance along K
-    for (c += BLOCK_K; c >= p.C && tap < 9; c -= p.C) ++tap;
+    for (c += BLOCK_K; c >= p.C && tap < p.taps; c -= p.C) ++tap;
   }
 };
 
@@ -226,8 +239,65 @@ GPU_DEVICE T add_bias_relu(Compute<T> sum, Compute<T> bias, bool relu) {
   return gpu::from_compute<T>(relu && value < 0 ? Compute<T>(0) : value);  // keeps NaN
 }
 
-// A thread block computes one tile over one split of K. Consecutive blocks have the same pixels and different channels:
-// they share the input in the L2 cache, which also holds the small weight. Dynamic shared memory is a ring buffer of
+// Adds up the sums of all blocks of the cluster, in the order of the splits of K, adds the bias, applies ReLU and writes
+// the outputs. Each block does so for a part of the tile.
+template <typename T, typename Tile>
+GPU_DEVICE void reduce_in_cluster(
+    const RepConvGemm<T>& p, typename Tile::template PartialSums<T>& mine,
+    const Compute<T> (&accum)[Tile::kMmaM][Tile::kMmaN][4], int64_t block_m, int block_n, int warp_m, int warp_n,
+    unsigned split_idx) {
+  constexpr int kPacket = 16 / int(sizeof(Compute<T>)), kPackets = Tile::BLOCK_N / kPacket;
+  using Packet = gpu::Packet<Compute<T>>;
+  const int lane_idx = int(threadIdx.x) % 32;
+  // Write the sums of this block to shared memory
+  // NOTE: the barrier ensures that all warps have read the last stage, which is overwritten.
+  gpu::cp_async_wait<0>();
+  __syncthreads();
+  for (int m = 0; m < 2 * Tile::kMmaM; ++m)
+    for (int i = 0; i < 2 * Tile::kMmaN; i += kPacket) {
+      Packet packet;
+      for (int j = 0; j < kPacket; ++j) packet.values[j] = accum[m / 2][(i + j) / 2][m % 2 * 2 + j % 2];
+      const int row = warp_m + m * 8 + lane_idx / 4, column = warp_n + lane_idx % 4 * 2 * Tile::kMmaN + i;
+      *reinterpret_cast<Packet*>(&mine.values[row][column]) = packet;
+    }
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
+  // Sum the splits
+  constexpr int kSteps = (Tile::BLOCK_M * kPackets + 2 * Tile::kNumThreads - 1) / (2 * Tile::kNumThreads);
+  Packet sums[kSteps];
+  const int first = int(split_idx) * Tile::kNumThreads + int(threadIdx.x), step = p.num_splits * Tile::kNumThreads;
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    const int packet = first + k * step;
+    sums[k] = {};
+    if (packet >= Tile::BLOCK_M * kPackets) continue;
+    Compute<T>* here = &mine.values[packet / kPackets][packet % kPackets * kPacket];
+    for (int split = 0; split < p.num_splits; ++split) {
+      const Packet part = *reinterpret_cast<const Packet*>(gpu::map_shared(here, unsigned(split)));
+      for (int j = 0; j < kPacket; ++j) sums[k].values[j] += part.values[j];
+    }
+  }
+  gpu::cluster_arrive();
+  // Add the bias, apply ReLU and write back
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    const int packet = first + k * step, channel = block_n + packet % kPackets * kPacket;
+    const int64_t pixel = block_m + packet / kPackets;
+    if (packet >= Tile::BLOCK_M * kPackets || pixel >= p.pixels || channel >= p.C_out) continue;
+    T values[kPacket];
+    for (int j = 0; j < kPacket; ++j) {
+      const bool has_bias = p.bias && channel + j < p.C_out;
+      values[j] = add_bias_relu<T>(sums[k].values[j], has_bias ? gpu::to_compute(p.bias[channel + j]) : 0, p.relu);
+    }
+    write_row(p.out + pixel * p.C_out + channel, values, p.C_out - channel, p.C_out);
+  }
+  // Do not exit before the other blocks have read the sums of this one
+  gpu::cluster_wait();
+}
+
+// A thread block computes one tile over one split of K. The splits of a tile are the blocks of a cluster, or else write
+// partial sums that rep_conv_reduce_splits adds up. Consecutive tiles have the same pixels and different channels: they
+// share the input in the L2 cache, which also holds the small weight. Dynamic shared memory is a ring buffer of
 // kNumStages pipeline stages. While one stage is multiplied, the others are being loaded. A lane accumulates 2 * kMmaN
 // contiguous channels of 2 * kMmaM pixels and writes them to global memory directly. kBytes is the size of a copy: 16
 // if C, the strides and the addresses are multiples of 16 bytes. Tensor cores compute half types, and float32 as tf32.
@@ -235,8 +305,10 @@ template <typename T, bool kTensorCores, typename Tile, int kBytes>
 __global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T> p) {
   GPU_DYNAMIC_SHARED(typename Tile::Stage, stages);
   constexpr int kPrefetch = Tile::kNumStages - 1, kLaneChannels = 2 * Tile::kMmaN;
-  const unsigned num_tiles = gridDim.x / p.num_splits, tile_idx = blockIdx.x % num_tiles;
-  const unsigned split_idx = blockIdx.x / num_tiles;
+  const bool in_cluster = Tile::kCanSplit && p.num_splits > 1 && !p.partial;
+  const unsigned num_tiles = gridDim.x / p.num_splits;
+  const unsigned tile_idx = in_cluster ? blockIdx.x / p.num_splits : blockIdx.x % num_tiles;
+  const unsigned split_idx = in_cluster ? gpu::cluster_rank() : blockIdx.x / num_tiles;
   const unsigned num_n_blocks = unsigned(p.C_out + Tile::BLOCK_N - 1) / Tile::BLOCK_N;
   const int64_t block_m = int64_t(tile_idx / num_n_blocks) * Tile::BLOCK_M;
   const int block_n = int(tile_idx % num_n_blocks) * Tile::BLOCK_N;
@@ -246,7 +318,7 @@ __global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T
 
   // Prologue: start loading the first K blocks of this split
   using Loader = StageLoader<T, Tile, kBytes>;
-  const int64_t total_k_blocks = (9 * p.C + Loader::BLOCK_K - 1) / Loader::BLOCK_K;
+  const int64_t total_k_blocks = (p.taps * p.C + Loader::BLOCK_K - 1) / Loader::BLOCK_K;
   const int begin = int(total_k_blocks * split_idx / p.num_splits);
   const int num_k_blocks = int(total_k_blocks * (split_idx + 1) / p.num_splits) - begin;
   Loader loader(p, block_m, block_n, begin);
@@ -271,6 +343,11 @@ __global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T
       multiply_exact<T, Tile>(accum, stages[k_block % Tile::kNumStages], warp_m, warp_n);
   }
 
+  if constexpr (Tile::kCanSplit)
+    if (in_cluster) {
+      auto& sums = *reinterpret_cast<typename Tile::template PartialSums<T>*>(stages);
+      return reduce_in_cluster<T, Tile>(p, sums, accum, block_m, block_n, warp_m, warp_n, split_idx);
+    }
   // Epilogue: add the bias, apply ReLU and write back; with split K, write the partial sums
   const int channel = block_n + warp_n + lane_idx % 4 * kLaneChannels, valid = p.C_out - channel;
   Compute<T> bias[kLaneChannels];

@@ -157,8 +157,8 @@ def _compute(
     if input.device.type == "cpu":
         return library.call("rep_conv", input, weight, prepared, bias, stride, relu, False, out_dtype)
     # The kernels of other devices have one dtype for all tensors.
-    input, tf32 = input.to(weight.dtype), input.is_cuda and _allows_tf32()
-    out = library.call("rep_conv", input, weight, prepared, bias, stride, relu, tf32, None)
+    input = input.to(weight.dtype)
+    out = library.call("rep_conv", input, weight, prepared, bias, stride, relu, _allows_tf32(), None)
     return out if out_dtype is None else out.to(out_dtype)
 
 

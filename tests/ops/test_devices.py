@@ -406,7 +406,7 @@ def test_softmax_gate_forward_and_backward(device, case, dtype):
 
 
 REP_CONV_CASES = {
-    # N, C, C_out, H, W, stride
+    # N, C, C_out, H, W, stride, kernel size (default 3)
     "stage 1": (1, 64, 64, 8, 10, 1),
     "few tiles": (1, 64, 64, 4, 5, 1),
     "stride 2": (2, 32, 48, 7, 9, 2),
@@ -421,6 +421,9 @@ REP_CONV_CASES = {
     "few inputs": (2, 3, 40, 5, 27, 1),
     "few inputs, stride 2": (2, 1, 70, 9, 31, 2),
     "no image": (0, 16, 16, 4, 4, 1),
+    "1x1": (2, 64, 108, 5, 6, 1, 1),
+    "1x1, odd channels": (1, 30, 7, 3, 5, 1, 1),
+    "1x1, one pixel": (2, 512, 64, 1, 1, 1, 1),
 }
 
 
@@ -430,11 +433,11 @@ REP_CONV_CASES = {
 def test_rep_conv_forward(device, case, dtype, tf32):
     if tf32 and dtype != "float32":
         pytest.skip("tf32 applies to float32 only")
-    N, C, C_out, H, W, stride = REP_CONV_CASES[case]
+    N, C, C_out, H, W, stride, k = (*REP_CONV_CASES[case], 3)[:7]
     dtype, tolerance = DTYPES[dtype]
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
-    input, weight, bias = draw(N, C, H, W), draw(C_out, C, 3, 3), draw(C_out)
+    input, weight, bias = draw(N, C, H, W), draw(C_out, C, k, k), draw(C_out)
     for b, relu in ((bias, True), (None, False)):
         wide = [None if value is None else value.double() for value in (input, weight, b)]
         expected = rep_conv_reference(*wide, stride=stride, relu=relu)
@@ -602,3 +605,33 @@ def test_emulated_launch_failure_is_recoverable(emulated):
     with pytest.raises(RuntimeError, match="sdc: too much shared memory"):
         emulated.operators.sdc(*call)
     assert torch.equal(emulated("sdc", *call)[0], expected[0])
+
+
+# C_out, H, W: one tile, and two tiles of which neither is full
+SPLIT_CASES = {"one tile": (40, 3, 5), "two tiles": (71, 6, 10)}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("multiprocessors", [4, 78, 132, 160])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", SPLIT_CASES)
+def test_emulated_rep_conv_splits(emulated, case, dtype, multiprocessors):
+    """A cluster adds up the splits of K in the same order as the kernel that does so without clusters."""
+    C_out, H, W = SPLIT_CASES[case]
+    dtype, tolerance = DTYPES[dtype]
+    shapes, generator = ((1, 56, H, W), (C_out, 56, 3, 3), (C_out,)), torch.Generator().manual_seed(0)
+    input, weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    settings, results, launches = emulated.emulation.settings, [], []
+    settings.multiprocessors = multiprocessors
+    try:
+        for has_clusters, seed in ((True, 0), (True, 7), (False, 0)):
+            settings.has_clusters = has_clusters
+            with emulated.emulation.observed(launches.append):
+                results += emulated("rep_conv", input, weight, None, bias, 1, True, False, seed=seed)
+    finally:
+        settings.has_clusters, settings.multiprocessors = True, 4
+    assert [launch.cluster > 1 for launch in launches] == [True, True, False, False]
+    assert launches[0].grid == launches[2].grid
+    expected = rep_conv_reference(input.double(), weight.double(), bias.double())
+    assert_near(results[:1], [expected], 2 * tolerance)
+    assert all(torch.equal(result, results[0]) for result in results)
