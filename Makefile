@@ -85,7 +85,8 @@ emulation: $(KERNELS)  ## run the CUDA kernels on the CPU, with the race checker
 	@for emulation in $(EMULATIONS); do \
 	  preload=; [ $$emulation != sanitize ] || preload="$(SANITIZERS)"; \
 	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$preload" DANET_EMULATION=$$emulation \
-	    $(PYTEST) --dist load -s -p no:cacheprovider tests/ops/test_devices.py -k emulated; \
+	    $(PYTEST) --dist load -s -p no:cacheprovider tests/ops/test_devices.py tests/gpu_model/test_launches.py \
+	    -k "emulated or launches"; \
 	done
 
 DEMO := runs/demo

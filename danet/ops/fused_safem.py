@@ -20,7 +20,7 @@ cache; elsewhere each step is a call of its own.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from danet.ops import library
 from danet.ops.common import check_image, check_like_input, check_shape, check_tensor, integer
+from danet.ops.rep_conv import rep_conv
 from danet.ops.sdc import MAX_ELEMENTS, sdc, sdc_reference
 from danet.ops.softmax_gate import softmax_gate, softmax_gate_reference
 
@@ -155,7 +156,7 @@ def safem(
     _check_safem(input, weights, up, weight)
     if _has_fused_kernel(input, weights, up, weight):
         return library.call("safem", input, weights.packed, up, weight, weights.groups, scale)
-    return _safem_in_steps(input, weights, up, weight, scale, sdc, softmax_gate)
+    return _safem_in_steps(input, weights, up, weight, scale, COMPILED)
 
 
 def safem_reference(
@@ -173,7 +174,7 @@ def safem_reference(
         True
     """
     _check_safem(input, weights, up, weight)
-    return _safem_in_steps(input, weights, up, weight, scale, sdc_reference, softmax_gate_reference)
+    return _safem_in_steps(input, weights, up, weight, scale, REFERENCE)
 
 
 def sdc_mean(input: Tensor, weights: PreparedSafem) -> Tensor:
@@ -194,7 +195,7 @@ def sdc_mean(input: Tensor, weights: PreparedSafem) -> Tensor:
     _check_input(input, weights)
     if weights.expand is None and _has_fused_kernel(input, weights):
         return library.call("sdc_mean", input, weights.packed, weights.groups)
-    return _sample(input, weights, sdc).mean(dim=(2, 3), keepdim=True)
+    return _sample(input, weights, COMPILED).mean(dim=(2, 3), keepdim=True)
 
 
 def acfa_weight(input: Tensor, weights: PreparedSafem) -> Tensor:
@@ -223,7 +224,7 @@ def acfa_weight(input: Tensor, weights: PreparedSafem) -> Tensor:
     _check_safem(input, weights, None, None)
     if _has_fused_kernel(input, weights):
         return library.call("acfa_weight", input, weights.packed, weights.groups)
-    return _acfa_weight_in_steps(input, weights, sdc)
+    return _acfa_weight_in_steps(input, weights, COMPILED)
 
 
 def acfa_weight_reference(input: Tensor, weights: PreparedSafem) -> Tensor:
@@ -241,7 +242,7 @@ def acfa_weight_reference(input: Tensor, weights: PreparedSafem) -> Tensor:
         True
     """
     _check_safem(input, weights, None, None)
-    return _acfa_weight_in_steps(input, weights, sdc_reference)
+    return _acfa_weight_in_steps(input, weights, REFERENCE)
 
 
 def sdc_mean_reference(input: Tensor, weights: PreparedSafem) -> Tensor:
@@ -258,7 +259,7 @@ def sdc_mean_reference(input: Tensor, weights: PreparedSafem) -> Tensor:
         True
     """
     _check_input(input, weights)
-    return _sample(input, weights, sdc_reference).mean(dim=(2, 3), keepdim=True)
+    return _sample(input, weights, REFERENCE).mean(dim=(2, 3), keepdim=True)
 
 
 def _fused_dtypes() -> tuple[torch.dtype, ...]:
@@ -276,38 +277,66 @@ def _has_fused_kernel(input: Tensor, weights: PreparedSafem, *others: Tensor | N
     return library.runs_compiled(input) and (H + 4) * (W + 4) * C < MAX_ELEMENTS
 
 
-def _sample(input: Tensor, weights: PreparedSafem, sdc: Any) -> Tensor:
-    """z of the formulas, by `sdc` or its reference."""
+class _Steps(NamedTuple):
+    """The functions that compute single steps of the formulas."""
+
+    sdc: Any
+    softmax_gate: Any
+    pointwise: Any
+
+
+def _pointwise(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution. On CUDA devices without gradients, `rep_conv` adds the bias in the same kernel."""
+    if input.is_cpu or (torch.is_grad_enabled() and any(t.requires_grad for t in (input, weight, bias))):
+        return F.conv2d(input, weight, bias)
+    return rep_conv(input, weight, bias, relu=False)
+
+
+COMPILED = _Steps(sdc, softmax_gate, _pointwise)
+REFERENCE = _Steps(sdc_reference, softmax_gate_reference, F.conv2d)
+
+
+def _sample(input: Tensor, weights: PreparedSafem, steps: _Steps) -> Tensor:
+    """z of the formulas."""
     G = weights.groups
     features = F.conv2d(input, weights.depthwise, weights.depthwise_bias, padding=1, groups=input.shape[1])
-    predicted = F.conv2d(F.relu(features), weights.predictor, weights.predictor_bias)
-    return sdc(input, predicted[:, : 18 * G], predicted[:, 18 * G :], groups=G)
+    predicted = steps.pointwise(F.relu(features), weights.predictor, weights.predictor_bias)
+    return steps.sdc(input, predicted[:, : 18 * G], predicted[:, 18 * G :], groups=G)
+
+
+def _feed_forward(input: Tensor, weights: PreparedSafem, steps: _Steps) -> Tensor:
+    """reduce gelu(expand input + expand_bias) + reduce_bias."""
+    assert weights.expand is not None and weights.reduce is not None  # by _check_safem
+    hidden = F.gelu(steps.pointwise(input, weights.expand, weights.expand_bias))
+    return steps.pointwise(hidden, weights.reduce, weights.reduce_bias)
 
 
 def _safem_in_steps(
-    input: Tensor,
-    weights: PreparedSafem,
-    up: Tensor | None,
-    weight: Tensor | None,
-    scale: float,
-    sdc: Any,
-    softmax_gate: Any,
+    input: Tensor, weights: PreparedSafem, up: Tensor | None, weight: Tensor | None, scale: float, steps: _Steps
 ) -> Tensor:
-    assert weights.expand is not None and weights.reduce is not None  # by _check_safem
-    hidden = F.gelu(F.conv2d(_sample(input, weights, sdc), weights.expand, weights.expand_bias))
-    logits = F.conv2d(hidden, weights.reduce, weights.reduce_bias)
+    logits = _feed_forward(_sample(input, weights, steps), weights, steps)
     if up is None or weight is None:  # both or neither
-        return scale * softmax_gate(input, logits)
+        return _scale(steps.softmax_gate(input, logits), scale)
     C, H, W = input.shape[1:]
-    placed = F.pixel_shuffle(up.unflatten(1, (4, C)).transpose(1, 2).flatten(1, 2), 2)[:, :, :H, :W]
-    return scale * softmax_gate(placed, logits.to(placed.dtype)) + weight[:, :, None, None] * input
+    placed = _place(up, C)[:, :, :H, :W]
+    gated = _scale(steps.softmax_gate(placed, logits.to(placed.dtype)), scale)
+    return torch.addcmul(gated, weight[:, :, None, None], input)
 
 
-def _acfa_weight_in_steps(input: Tensor, weights: PreparedSafem, sdc: Any) -> Tensor:
-    assert weights.expand is not None and weights.reduce is not None  # by _check_safem
-    mean = _sample(input, weights, sdc).mean(dim=(2, 3), keepdim=True)
-    hidden = F.gelu(F.conv2d(mean, weights.expand, weights.expand_bias))
-    return torch.sigmoid(F.conv2d(hidden, weights.reduce, weights.reduce_bias)).flatten(1)
+def _place(up: Tensor, C: int) -> Tensor:
+    """[N, 4*C, h, w] -> [N, C, 2*h, 2*w] in channels-last memory, by one copy: four pixels become a block of 2x2."""
+    blocks = up.permute(0, 2, 3, 1).unflatten(3, (2, 2, C)).transpose(2, 3)  # [N, h, 2, w, 2, C]
+    return blocks.flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
+
+
+def _scale(value: Tensor, scale: float) -> Tensor:
+    """scale * value, without a pass over the value if the scale is 1, as in all networks but literal ones."""
+    return value if scale == 1 else scale * value
+
+
+def _acfa_weight_in_steps(input: Tensor, weights: PreparedSafem, steps: _Steps) -> Tensor:
+    mean = _sample(input, weights, steps).mean(dim=(2, 3), keepdim=True)
+    return torch.sigmoid(_feed_forward(mean, weights, steps)).flatten(1)
 
 
 def _check_input(input: Any, weights: Any) -> None:

@@ -73,9 +73,7 @@ BUGS: dict[str, dict[str, str]] = {
     "cluster_turns": {"check": r"report: race \(\w+ after \w+\): shared .* by block .*other .* by block"},
     "cluster_size": {"plain": "error: seeded: invalid size of the cluster"},
     "no_clusters": {"plain": "error: seeded: the device has no clusters"},
-    "launch_read": {
-        "check": r"report: read before the wait for the previous launch: global .*the previous launch"
-    },
+    "launch_read": {"check": r"report: read before the wait for the previous launch: global .*the previous launch"},
     "launch_write": {"check": "report: write before the wait for the previous launch: global"},
     "launch_no_wait": {"plain": "error: .*a block of a programmatic launch exits without a wait for the previous"},
     "launch_barrier": {"check": "report: read before the wait for the previous launch"},

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import randomise_norms
 
 from danet.models.blocks import MBB
@@ -31,6 +32,25 @@ def test_fused_head_predicts_the_same(name):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert torch.equal(fused.boxes(deltas), head.boxes(deltas))
     assert torch.equal(fused.scores(logits), head.scores(logits))
+
+
+@torch.no_grad()
+def test_joint_convolution_predicts_scores_and_boxes():
+    """CUDA devices use it in place of two convolutions."""
+    head = make_head("paper")
+    randomise_norms(head)
+    towers, x = head.fuse().towers[0], torch.randn(2, 8, 9, 7)
+    for dtype in (torch.float32, torch.float64):
+        towers.to(dtype)  # the joint convolution must follow a conversion
+        logits, deltas = towers(x.to(dtype))
+        weight, bias = towers.joint_convolution()
+        assert weight.dtype == bias.dtype == dtype and weight.is_contiguous(memory_format=torch.channels_last)
+        both = F.conv2d(towers.blocks(x.to(dtype)), weight, bias, padding=1)
+        torch.testing.assert_close(both, torch.cat([logits, deltas], 1))
+        for parameter in towers.state_dict().values():
+            parameter.mul_(1.5)
+        towers.load_state_dict(towers.state_dict())
+        assert torch.equal(towers.joint_convolution()[1], torch.cat([towers.classify.bias, towers.regress.bias]))
 
 
 @pytest.mark.parametrize("name", HEADS)

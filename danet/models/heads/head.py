@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.boxes import centred_boxes
 from danet.config import Assignment
 from danet.models.blocks import MBB, FusedMBB
 from danet.models.heads.assignment import Targets
+from danet.ops import rep_conv
 from danet.utils import distributed
 
 MAX_LOG_SIZE = 8.0
@@ -178,7 +180,11 @@ class Head(nn.Module, ABC):
 
 
 class FusedTowers(nn.Module):
-    """Both towers of a head at one level for inference; one convolution, ``blocks``, replaces their two MBBs."""
+    """Both towers of a head at one level for inference; one convolution, ``blocks``, replaces their two MBBs.
+
+    On CUDA devices, one convolution also predicts both scores and boxes, because a launch takes longer than the
+    multiplications with zeros.
+    """
 
     def __init__(self, classify: Any, regress: Any) -> None:
         super().__init__()
@@ -188,9 +194,27 @@ class FusedTowers(nn.Module):
         self.classify, self.regress = (
             FusedMBB(tower[1].weight.detach(), tower[1].bias.detach(), relu=False) for tower in (classify, regress)
         )
+        self._joint: tuple[Tensor, Tensor] | None = None  # see ``joint_convolution``
+
+    def joint_convolution(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of ``classify`` and ``regress`` as one convolution; zeros where they have no connection."""
+        if self._joint is None:
+            weights = self.classify.weight, self.regress.weight
+            rows = (
+                F.pad(weights[0], (0, 0, 0, 0, 0, self.channels)),
+                F.pad(weights[1], (0, 0, 0, 0, self.channels, 0)),
+            )
+            weight = torch.cat(rows).contiguous(memory_format=torch.channels_last)
+            self._joint = weight, torch.cat([self.classify.bias, self.regress.bias])
+        return self._joint
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._joint = None
 
     def match_input_dtype(self) -> None:
         """Prepares the predicting convolutions for the dtype of ``blocks``, which may differ from theirs."""
+        self._joint = None
         for module in (self.classify, self.regress):
             dtype = self.blocks.weight.dtype
             module.input_dtype = dtype if dtype != module.weight.dtype else None
@@ -203,6 +227,10 @@ class FusedTowers(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.blocks(x)
+        if not y.is_cpu:
+            scores = self.classify.weight.shape[0]
+            predictions = rep_conv(y, *self.joint_convolution(), relu=False)
+            return predictions[:, :scores], predictions[:, scores:]
         return self.classify(y[:, : self.channels]), self.regress(y[:, self.channels :])
 
 
