@@ -72,15 +72,15 @@ Tensor prepare_safem(
   return prepared;
 }
 
-// Splits each image into blocks of pixels of about the same size, so that every thread gets about the same number of
-// blocks. Calls body(block_index, n, begin, end, scratch) for every block: pixels [begin, end) of image n. Before the
-// first call, sets `blocks` to the number of blocks per image.
+// Splits each image into blocks of pixels of about the same size. Their number does not depend on the number of threads,
+// so that sums over blocks do not either. Calls body(block_index, n, begin, end, scratch) for every block: pixels
+// [begin, end) of image n. Before the first call, sets `blocks` to the number of blocks per image.
 template <typename Body>
 void for_blocks(const SafemParams& p, const SafemKernels& kernels, int64_t& blocks, const Body& body) {
-  const int64_t P = p.H * p.W, threads = torch::stable::get_num_threads();
-  const int64_t most = kernels.block_pixels(p);
-  blocks = (P + most - 1) / most;
-  if (p.N * blocks < 8 * threads) blocks = std::min(P, (blocks + threads - 1) / threads * threads);
+  constexpr int64_t kSmallBlock = 32;  // for images with few pixels; the rows of a block on the matrix unit
+  const int64_t P = p.H * p.W, most = kernels.block_pixels(p), size = P < 8 * most ? kSmallBlock : most;
+  blocks = (P + size - 1) / size;
+  if (blocks > 1 && blocks % 2 == 1) ++blocks;  // even, for two threads
   const int64_t largest = (P + blocks - 1) / blocks;
   parallel_items(p.N * blocks, [&](const auto& next) {
     Scratch scratch(kernels.scratch_size(p, largest));

@@ -14,10 +14,11 @@ from danet.boxes import Detections
 from danet.data.frame_sources import ImageFiles
 from danet.data.video import Frame, Video
 from danet.inference.frame_history import FrameHistory
-from danet.inference.pipeline import GroupPrefetcher, Prefetcher
+from danet.inference.pipeline import GroupPrefetcher, Prefetcher, SingleThreadedCalls
 from danet.inference.predict import FrameDetector, batches_of_equal_size
 from danet.inference.tile_options import DEFAULT_TILE_EVERY
 from danet.inference.tile_search import TileSearch
+from danet.models.deployed import DeployedDANet
 from danet.utils.threads import available_cores
 
 PREFETCHED_BATCHES = 2
@@ -45,8 +46,8 @@ class DetectionStream:
     """Runs a detector over all frames of a source, such as a folder, a video or a camera.
 
     Where the network leaves a core free, as on a GPU, a thread reads and preprocesses ahead of it. Where it takes all
-    cores, such a thread would slow it down: it then computes a group of batches, and the next group is read while the
-    caller handles the results. A live source is always read in a thread, and frames that come too fast are dropped.
+    cores, such a thread would slow it down: it then computes a group of batches, several at the same time in one thread
+    each, and the next group is read while the caller handles the results. A live source is always read in a thread, and frames that come too fast are dropped.
 
     Attributes:
         dropped: number of frames of live sources that were dropped.
@@ -140,11 +141,32 @@ class DetectionStream:
             pixels = sum(tensor[:, 0].numel() for _, tensor, _ in group)
             return len(group) >= MAX_GROUP_BATCHES or pixels >= MAX_GROUP_PIXELS
 
-        with GroupPrefetcher(batches, is_full=is_full) as groups:
+        # Only our own network on the CPU runs in the threads of its caller. Tiles depend on the frame before.
+        model = getattr(self.detector, "model", None)
+        is_parallel = isinstance(model, DeployedDANet) and self.detector.tiling is None
+        with (
+            GroupPrefetcher(batches, is_full=is_full) as groups,
+            SingleThreadedCalls() if is_parallel else contextlib.nullcontext() as calls,
+        ):
             for group in groups:
-                results = [self._detect(*batch) for batch in group]
+                # The rest of the group would keep only some of the workers busy.
+                count = 0 if calls is None or calls.workers == 1 else len(group) // calls.workers * calls.workers
+                results = self._detect_together(group[:count], calls) if calls is not None and count else []
+                results += [self._detect(*batch) for batch in group[count:]]
                 groups.prefetch()
                 yield from itertools.chain.from_iterable(results)
+
+    def _detect_together(self, group: list[tuple], calls: SingleThreadedCalls) -> list[list[tuple[Frame, Detections]]]:
+        """Detects in several batches, whose networks run at the same time. They are decoded in their order, because the
+        polarity of a frame depends on those before."""
+        started = time.perf_counter()
+        outputs = calls.map(lambda batch: self.detector.forward(*batch[1:]), group)
+        results = [
+            list(zip(frames, self.detector.postprocess(*output), strict=True))
+            for (frames, _, _), output in zip(group, outputs, strict=True)
+        ]
+        self.network_seconds += time.perf_counter() - started
+        return results
 
     def _preprocess(self, source: ImageFiles | Video, batch: int) -> Iterator[tuple[list[Frame], Tensor, list]]:
         started = time.perf_counter()

@@ -4,8 +4,9 @@ import threading
 import time
 
 import pytest
+import torch
 
-from danet.inference.pipeline import GroupPrefetcher, Prefetcher, SerialExecutor
+from danet.inference.pipeline import GroupPrefetcher, Prefetcher, SerialExecutor, SingleThreadedCalls
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -145,3 +146,30 @@ def test_group_prefetcher_exit_ends_the_thread():
             groups.prefetch()
             raise KeyboardInterrupt
     assert threading.active_count() == before
+
+
+needs_threads = pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread")
+
+
+@needs_threads
+def test_calls_run_at_the_same_time_in_one_torch_thread_each():
+    before = torch.get_num_threads()
+    with SingleThreadedCalls() as calls:
+        assert calls.workers == before
+        meeting = threading.Barrier(calls.workers)  # breaks if the calls run one after the other
+
+        def call(item):
+            meeting.wait(timeout=20)
+            return item, torch.get_num_threads()
+
+        results = list(calls.map(call, range(2 * calls.workers)))
+    assert results == [(item, 1) for item in range(2 * before)]
+    assert torch.get_num_threads() == before
+
+
+def test_calls_raise_the_errors_of_the_function():
+    def fail(item):
+        raise ValueError(item)
+
+    with SingleThreadedCalls() as calls, pytest.raises(ValueError, match="3"):
+        list(calls.map(fail, [3]))

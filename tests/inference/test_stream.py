@@ -1,0 +1,46 @@
+"""Detections of a stream beside those of single frames."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import danet
+from danet.data.frame_sources import open_source
+from danet.inference.pipeline import SingleThreadedCalls
+from danet.inference.stream import DetectionStream
+
+
+def write_frames(folder, count):
+    """Grey frames with noise and a bright moving spot."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        image = rng.normal(90, 2, (128, 160)).astype(np.uint8)
+        image[40:45, 20 + 5 * i : 29 + 5 * i] = 200
+        cv2.imwrite(str(folder / f"{i:02d}.png"), image)
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread")
+@pytest.mark.parametrize("dtype", [torch.float32, "auto"])
+def test_frames_that_are_computed_together_have_the_same_detections(tmp_path, dtype, monkeypatch):
+    write_frames(tmp_path, 11)
+    detector = danet.load(score_threshold=0.01, dtype=dtype)
+    stream = DetectionStream(detector)
+    stream.has_free_core = False
+    calls = []
+    monkeypatch.setattr(SingleThreadedCalls, "map", count_calls(SingleThreadedCalls.map, calls))
+    together = [found for _, found in stream.run(open_source(tmp_path))]
+    assert sum(calls) >= 10  # all but the rest of the group
+    detector.begin_source()
+    for frame, found in zip(open_source(tmp_path), together, strict=True):
+        alone = detector(frame.image)
+        assert torch.equal(found.boxes, alone.boxes) and torch.equal(found.scores, alone.scores)
+    assert any(len(found) for found in together)
+
+
+def count_calls(function, calls):
+    def counted(self, call, items):
+        calls.append(len(items))
+        return function(self, call, items)
+
+    return counted
