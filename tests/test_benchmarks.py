@@ -43,6 +43,18 @@ def test_distill_writes_json(tmp_path):
     assert "each image one scale" in result.stdout
 
 
+def test_tiles_and_long_run_write_json(tmp_path):
+    tiles = ("--sizes", "96x128", "--tile", 64, "--every", 2, "--targets", 1, "--frames", 4)
+    result = run("tiles", *tiles, "--json", tmp_path / "tiles.json")
+    assert result.returncode == 0, result.stderr
+    (case,) = json.loads((tmp_path / "tiles.json").read_text())["cases"]
+    assert case["tiles"] == 6 and case["frames_per_s"] > 0
+    result = run("long_run", "--frames", 1000, "--command_frames", 60, "--json", tmp_path / "long.json")
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "long.json").read_text())
+    assert content["results"]["frames"] == 1000 and content["command"]["frames"] == 60
+
+
 def test_quiet_prints_nothing(tmp_path):
     commands = (
         ("ops", "softmax_gate"),

@@ -96,7 +96,8 @@ class Detector(BatchDetector):
                   ``[3, H, W]`` (RGB): uint8, uint16, other whole numbers from 0, or floats from 0 to 1
                 - a list of these
                 - an array ``[N, H, W, 3]`` or ``[N, H, W, 1]``, or a tensor ``[N, 3, H, W]`` or ``[N, 1, H, W]``
-            tile, overlap: as for ``Detector``, for this call; None for those of the detector.
+            tile, overlap: as for ``Detector``, for this call; None for those of the detector. Of a video, not every
+                frame is searched completely, see ``tile_every`` of ``stream``.
 
         Returns:
             ``Detections`` on the CPU, with boxes in pixels of the image; for several images, for a video and for a

@@ -136,7 +136,8 @@ class DetectionStream:
         """Detects in a group of batches; the next group is prepared while the caller handles the results."""
 
         def is_full(group: list[tuple]) -> bool:
-            if self.detector.tiling is not None:  # the tiles of a frame depend on the targets in the frame before
+            # The tiles of a frame depend on the targets in the frame before.
+            if self.detector.tiling is not None and any(place.tiles is not None for place in group[-1][2]):
                 return True
             pixels = sum(tensor[:, 0].numel() for _, tensor, _ in group)
             return len(group) >= MAX_GROUP_BATCHES or pixels >= MAX_GROUP_PIXELS

@@ -55,7 +55,7 @@ class TileSearch:
 
     def __init__(self, every: int = DEFAULT_TILE_EVERY, tracker: FollowedTargets | None = None) -> None:
         self._every, self._tracker = every, tracker
-        self._cuts = 0 if tracker is None else tracker.cuts
+        self._cuts = 0
         self._boxes = np.zeros((0, 4))
         self._age = 0
         """Frames since the last complete search; 0 before one."""
@@ -64,7 +64,7 @@ class TileSearch:
         """The place of the next frame in the network's input, (height, width) ``input_size``, with its tiles."""
         if place.tiling is None:
             return place
-        if self._tracker is not None and self._tracker.cuts != self._cuts:
+        if self._tracker is not None and self._tracker.cuts != self._cuts:  # also at the first frame of later sources
             self._cuts, self._age = self._tracker.cuts, 0
         is_complete = self._age == 0
         self._age = (self._age + 1) % self._every
