@@ -33,6 +33,7 @@ from danet.checkpoint import save_weights
 from danet.config import ModelConfig
 from danet.data.video import Frame
 from danet.data.video_writer import VideoWriter
+from danet.inference.detector import Detector
 from danet.models import build_model
 from danet.tracking.alarm_output import AlarmOutput
 from danet.tracking.alarms import Alarms
@@ -49,8 +50,8 @@ BIRTHS_PER_FRAME = 1 / 400
 LIFE_FRAMES = 60, 200
 MISS_PROBABILITY = 0.1
 FALSE_ALARMS_PER_FRAME = 0.03
-SENSITIVE = ["--tracker.high_score", "0.005", "--tracker.low_score", "0.001", "--tracker.neutral_score", "0.001"]
-"""Options with which the random weights of danet_nano give tracks: their scores spread around 0.01."""
+DETECTIONS_PER_FRAME = 4
+"""About so many detections per frame, of the random weights of danet_nano, are used by the tracker of "command"."""
 
 
 class Targets:
@@ -109,7 +110,8 @@ def run_results(frames: int, folder: Path, *, samples: int = SAMPLES) -> dict:
 def run_command(frames: int, folder: Path) -> dict:
     """Runs ``danet track`` on a generated video with a client of the live preview; the memory over the seconds."""
     torch.manual_seed(0)
-    save_weights(folder / "nano.safetensors", build_model(ModelConfig(name="danet_nano", classes=["drone"])))
+    model = build_model(ModelConfig(name="danet_nano", classes=["drone"]))
+    save_weights(folder / "nano.safetensors", model)
     rng = np.random.default_rng(0)
     scene = rng.normal(90, 5, SIZE)
     with VideoWriter(folder / "clip.avi", fps=FPS, codec="MJPG") as writer:
@@ -118,8 +120,13 @@ def run_command(frames: int, folder: Path) -> dict:
             x = index // 2 % (SIZE[1] - 10)
             image[30:36, x : x + 8] += 100
             writer.write(np.clip(image, 0, 255).astype(np.uint8))
+    # The scores of random weights are low and close to each other: take a threshold between them.
+    detector = Detector(model, score_threshold=0.0, polarity="white", dtype=torch.float32)
+    score = float(detector(np.clip(image, 0, 255).astype(np.uint8)).scores[DETECTIONS_PER_FRAME])
+    thresholds = [word for name in ("high", "low", "neutral") for word in (f"--tracker.{name}_score", f"{score:.6f}")]
     words = ["--weights", str(folder / "nano.safetensors"), "--out", str(folder / "out"), "--upscale", "1"]
-    words += ["--video_format", "mp4", "--serve", "0", "--json", str(folder / "figures.json"), *SENSITIVE]
+    words += ["--tracker.confirm", "0.5", "--dtype", "float32", "--polarity", "white"]
+    words += ["--video_format", "mp4", "--serve", "0", "--json", str(folder / "figures.json"), *thresholds]
     command = [sys.executable, "-u", "-m", "danet", "track", str(folder / "clip.avi"), *words]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
