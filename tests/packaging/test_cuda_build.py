@@ -35,7 +35,9 @@ EXPECTED = {
     },
     "lcdc": {"lcdc_forward_packets<danet::BFloat16": ["LDG.E.128", "STG.E.128", "SHFL"]},
     "softmax_gate": {"softmax_gate_in_registers<false, danet::BFloat16, 8": ["LDG.E.128", "STG.E.128", "SHFL.BFLY"]},
-    "rep_conv": {"rep_conv_gemm<danet::BFloat16, true": ["HMMA.16816", "LDSM.16.M88.4", "LDGSTS", "STG.E.128"]},
+    "rep_conv": {
+        "rep_conv_gemm<danet::BFloat16, true": ["HMMA.16816", "LDSM.16.M88.4", "LDGSTS", "STG.E.128", "UCGABAR_ARV"]
+    },
 }
 """For each operator: its hot kernels, with instructions that at least one of them must contain on sm_90."""
 
