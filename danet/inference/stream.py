@@ -47,7 +47,8 @@ class DetectionStream:
 
     Where the network leaves a core free, as on a GPU, a thread reads and preprocesses ahead of it. Where it takes all
     cores, such a thread would slow it down: it then computes a group of batches, several at the same time in one thread
-    each, and the next group is read while the caller handles the results. A live source is always read in a thread, and frames that come too fast are dropped.
+    each, and the next group is read while the caller handles the results. A live source is always read in a thread, and
+    frames that come too fast are dropped.
 
     Attributes:
         dropped: number of frames of live sources that were dropped.
