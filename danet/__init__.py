@@ -30,7 +30,8 @@ def load(weights: str | os.PathLike | None = None, device: str = "auto", **optio
 
     Args:
         weights: a ``.safetensors`` file written by ``danet train``, or a ``.onnx`` file written by ``danet export``,
-            which ONNX Runtime runs on the CPU; by default the drone detector that is part of the package.
+            which ONNX Runtime runs on the CPU; or the name of weights in the package, see
+            ``danet.checkpoint.shipped_names``. By default the drone detector that is part of the package.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is a GPU if there is one.
         options: ``score_threshold``, ``iou_threshold``, ``max_detections``, ``input_size``, ``tile``, ``overlap``,
             ``polarity``, ``classes``, ``dtype`` and ``deploy`` of ``Detector``. The defaults for a ``.onnx`` file are

@@ -17,6 +17,7 @@ from danet.models import DANet, build_model
 from danet.models.blocks import MBB
 from danet.utils.errors import FaultError, UserError
 from danet.utils.files import atomic_path
+from danet.utils.shipped_weights import SHIPPED_FOLDER, find_weights, shipped_names
 from danet.utils.typed_options import OptionValues
 
 FORMAT = "danet-weights-1"
@@ -33,8 +34,8 @@ MAX_GROWTH = 2.0
 MAX_REASON_CHARACTERS = 200
 """Maximum length of the reason in a message, which may quote the file."""
 
-SHIPPED = Path(__file__).with_name("weights") / "danet_s.safetensors"
-"""Weights in the package: a detector of drones, birds, airplanes and helicopters in infrared video."""
+SHIPPED = SHIPPED_FOLDER / "danet_s.safetensors"
+"""The default weights: a detector of drones, birds, airplanes and helicopters in single infrared frames."""
 
 
 def save_weights(path: str | os.PathLike, model: DANet, metadata: dict | None = None, *, compact: bool = False) -> None:
@@ -147,9 +148,12 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
     Raises:
         UserError: the file is missing, is not readable, or is of another kind.
     """
+    if kind == FORMAT:
+        path = find_weights(path)
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        names = f"; weights in the package: {', '.join(shipped_names())}" if kind == FORMAT and not path.suffix else ""
+        raise UserError(f"{path}: no such file{names}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -12,6 +12,7 @@ from danet.utils import cli
 from danet.utils.errors import check_values
 from danet.utils.help_page import HelpPage
 from danet.utils.printable import printable
+from danet.utils.shipped_weights import shipped_names
 from danet.utils.urls import mask_url
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _print_summary(figures: dict[str, Any], annotated: Sequence[Path], tables: S
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    inputs = {"sources": (), "weights": ()}
+    inputs = {"sources": (), "weights": shipped_names()}
     return cli.run(
         detect, DetectOptions, prog="danet detect", positionals=["sources"], inputs=inputs, page=PAGE, argv=argv
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from danet.evaluation.evaluate_options import LOCAL_CONTRAST, EvaluateOptions
 from danet.utils import cli
 from danet.utils.help_page import HelpPage
+from danet.utils.shipped_weights import shipped_names
 
 if TYPE_CHECKING:  # imported by `evaluate`, so that help and errors of options appear without delay
     from rich.console import Console
@@ -134,7 +135,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         EvaluateOptions,
         prog="danet evaluate",
         positionals=["data"] if has_predictions else ["weights", "data"],
-        inputs={"weights": (LOCAL_CONTRAST,), "data": ("",), "tune": (), "predictions": (), "tune_predictions": ()},
+        inputs={
+            "weights": (LOCAL_CONTRAST, *shipped_names()),
+            "data": ("",),
+            "tune": (),
+            "predictions": (),
+            "tune_predictions": (),
+        },
         page=PAGE,
         argv=argv,
     )

@@ -15,6 +15,7 @@ from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.help_page import HelpPage
 from danet.utils.printable import printable
+from danet.utils.shipped_weights import shipped_names
 
 if TYPE_CHECKING:
     from danet.data.frame_sources import ImageFiles
@@ -198,7 +199,7 @@ def track(options: TrackOptions) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    inputs = {"sources": (), "weights": ()}
+    inputs = {"sources": (), "weights": shipped_names()}
     return cli.run(
         track, TrackOptions, prog="danet track", positionals=["sources"], inputs=inputs, page=PAGE, argv=argv
     )

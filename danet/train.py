@@ -10,6 +10,7 @@ from danet.training.run_folder import CONFIG, check_run_folder
 from danet.utils import cli
 from danet.utils.files import write_json
 from danet.utils.help_page import HelpPage
+from danet.utils.shipped_weights import shipped_names
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP; shells use it for SIGINT."""
@@ -17,7 +18,7 @@ INTERRUPTED = 130
 INPUTS = {
     "data": (),
     "val": (),
-    "weights": ("shipped",),
+    "weights": ("shipped", *shipped_names()),
     "distill.small": (),
     "distill.medium": (),
     "distill.large": (),

@@ -7,10 +7,19 @@ import torch
 from helpers import randomise_norms
 from safetensors.torch import save_file
 
-from danet.checkpoint import FORMAT, load_tensors, load_weights, save_tensors, save_weights
+from danet.checkpoint import (
+    FORMAT,
+    SHIPPED,
+    add_metadata,
+    load_tensors,
+    load_weights,
+    save_tensors,
+    save_weights,
+)
 from danet.config import ModelConfig
 from danet.models import build_model
 from danet.utils.errors import UserError
+from danet.utils.shipped_weights import shipped_names
 
 
 def test_save_weights_round_trip(tmp_path):
@@ -174,3 +183,15 @@ def test_save_weights_on_a_full_disk_leaves_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_in_the_package_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "danet_s" in shipped_names()
+    assert load_weights("danet_s")[0].config == load_weights(SHIPPED)[0].config
+    add_metadata("danet_s", "own.safetensors", {"place": "roof"})
+    assert load_weights("own.safetensors")[1]["place"] == "roof"
+    with pytest.raises(UserError, match=r"danet_x: no such file; weights in the package: .*danet_s"):
+        load_weights("danet_x")
+    save_weights("danet_s", build_model(ModelConfig(name="danet_nano")))  # a file comes first
+    assert load_weights("danet_s")[0].config.name == "danet_nano"

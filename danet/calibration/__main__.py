@@ -14,6 +14,7 @@ from danet.utils.files import check_folder, write_json
 from danet.utils.help_page import HelpPage
 from danet.utils.printable import printable
 from danet.utils.progress import count_items
+from danet.utils.shipped_weights import shipped_names
 
 if TYPE_CHECKING:
     from danet.calibration.choice import AlarmChoice
@@ -236,7 +237,7 @@ def _choose_path(options: CalibrateOptions) -> Path:
             f"{source}: the thresholds of an ONNX file are fixed; calibrate the weights and export them again"
         )
     load_tensors(source, FORMAT)
-    folder = Path() if options.weights is None else source.parent
+    folder = Path() if options.weights is None else source.parent  # a name of weights in the package has no folder
     out = folder / f"{source.stem}-calibrated.safetensors" if options.out is None else Path(options.out)
     if out.suffix.lower() != ".safetensors":
         raise UserError(f"--out {out}: a weights file ends in .safetensors")
@@ -335,7 +336,7 @@ def _report(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    inputs = {"weights": (), "negatives": (), "positives": ()}
+    inputs = {"weights": shipped_names(), "negatives": (), "positives": ()}
     return cli.run(
         calibrate,
         CalibrateOptions,

@@ -12,6 +12,7 @@ from danet.utils.errors import UserError, check_values
 from danet.utils.files import check_folder, write_json
 from danet.utils.help_page import HelpPage
 from danet.utils.progress import track, working
+from danet.utils.shipped_weights import shipped_names
 from danet.utils.typed_options import paths_as_texts
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def _frames(sources: Sequence[str]) -> Iterator[tuple[str, list["np.ndarray"]]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    inputs = {"weights": (), "frames": ()}
+    inputs = {"weights": shipped_names(), "frames": ()}
     return cli.run(
         export, ExportOptions, prog="danet export", positionals=["weights"], inputs=inputs, page=PAGE, argv=argv
     )
