@@ -154,6 +154,7 @@ def track(options: TrackOptions) -> int:
             iou=run.detector.iou_threshold,
             input_size=run.detector.input_size,
             polarity=options.polarity,
+            tiles=(options.tile, options.overlap, options.tile_every),
             tracker=options.tracker,
         )
         print(alarms.options.describe(options.alarm, run.detector.calibration, settings))

@@ -163,8 +163,8 @@ struct UnwrittenBlock {
   Out* to[kBlockRows];
   alignas(64) Out unused[kBlockColumns];  // takes the pixels that do not exist
 
-  // first: the number of the block's first pixel, counted with the dropped pixels at the ends of the rows, which are
-  // `pitch` pixels long. `end` pixels exist with them.
+  // The padded output has rows of `pitch` pixels, of which the first W are stored, and `end` pixels in all. first: the
+  // block's first pixel in it.
   void start(const float* block_sums, int64_t first, int64_t end, int64_t W, int64_t pitch, ImageView out) {
     sums = block_sums;
     next = 0;

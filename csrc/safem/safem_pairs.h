@@ -28,8 +28,8 @@ DANET_INLINE U32 load_pairs(const uint32_t* p, int count) {
 #endif
 }
 
-// The image of pairs. Rows -2 to H + 1 and columns -2 to W of the image exist: cells have their top left corner in rows
-// -2 to H and columns -2 to W (sdc_taps.h).
+// The image of pairs, which has rows -2 to H + 1 and columns -2 to W. The 2x2 pixels around a sample (its cell) start in
+// rows -2 to H and columns -2 to W, because prepare_group (safem_taps.h) clamps the coordinates.
 struct PairImage {
   static constexpr int64_t kBorder = 2;
   int64_t row_stride, image_stride;  // in elements
@@ -41,7 +41,7 @@ struct PairImage {
   }
 };
 
-// Writes the pairs of rows [begin, end) of all N * H rows, and the border beside them.
+// Writes the pairs of rows [begin, end) of all N * H rows, and the border beside, above and below them.
 void make_pairs(const SafemParams& p, ImageView input, int64_t begin, int64_t end, uint32_t* pairs) {
   const PairImage image(p);
   const auto clear = [&](uint32_t* to, int64_t count) { std::memset(to, 0, size_t(count) * sizeof *to); };

@@ -1,5 +1,5 @@
-// The taps of SaFEM's SDC in bfloat16. Each vector lane prepares the taps of one pixel, so that the softmax over the taps
-// of a pixel is a sum of vectors.
+// The taps of SaFEM's SDC in bfloat16. Each vector lane prepares the taps of one pixel, so that the denominators of the
+// softmax are sums of vectors, without sums across lanes.
 #pragma once
 
 #include "safem_pairs.h"
@@ -51,8 +51,8 @@ struct Centers {
   }
 };
 
-// Prepares the taps of group `group` of L pixels into the rows of `taps` from first_tap on. pixel: the first of them in
-// `predictions`.
+// Prepares the taps of group `group` of L pixels into the rows of `taps` from first_tap on. pixel: the index in
+// `predictions` of the first of these pixels.
 DANET_INLINE void prepare_group(
     const SafemParams& p, const Predictions& predictions, const Centers& centers, int64_t group, int64_t pixel,
     int64_t first_tap, PixelTaps& taps) {
@@ -75,8 +75,8 @@ DANET_INLINE void prepare_group(
     denominator += m[k];
   }
   const F factor = 1.0f / (is_nan ? broadcast<float>(__builtin_nanf("")) : denominator);
-  // Compute the cells and the weights of their corners. Put a NaN into the weights, and clamp coordinates far outside to
-  // just outside, where the image of pairs is zero.
+  // Compute the cells and the weights of their corners. If a coordinate is NaN, so are the weights. Coordinates outside
+  // are clamped to the border of the image of pairs, which is zero.
   const uint32_t row_stride = uint32_t(PairImage(p).row_stride), pixel_stride = uint32_t(p.C);
 #pragma GCC unroll 9
   for (int64_t k = 0; k < kSafemTaps; ++k) {
@@ -99,7 +99,7 @@ DANET_INLINE void prepare_group(
 }
 
 // Sums the nine taps of one group of one pixel: out [channels]. `pairs` points to the group's first channel in the image
-// of pairs. Adds NaN to zero_or_nan where a result is not finite.
+// of pairs. zero_or_nan becomes NaN where a result is not finite.
 DANET_INLINE void gather_group(
     const PixelTaps& taps, int64_t first_tap, int64_t pixel, const uint32_t* pairs, int64_t row_stride,
     int64_t channels, BFloat16* out, F& zero_or_nan) {
@@ -133,7 +133,7 @@ DANET_INLINE void gather_group(
 }
 
 #if defined(__AVX512F__)
-// A vector whose parts repeat one value each: value(g) in part g.
+// Divides a vector into kGroups equal parts, and fills part g with value(g).
 template <int kGroups, typename Value>
 DANET_INLINE U32 side_by_side(const Value& value) {
   __m512i v = _mm512_set1_epi32(int(value(0)));
@@ -144,7 +144,7 @@ DANET_INLINE U32 side_by_side(const Value& value) {
   }
   return (U32)v;
 }
-// A vector whose parts are loaded from at(g).
+// Loads part g of a vector from the address at(g).
 template <int kGroups, typename At>
 DANET_INLINE U32 load_side_by_side(const At& at) {
   if constexpr (kGroups == 2) {
@@ -158,8 +158,8 @@ DANET_INLINE U32 load_side_by_side(const At& at) {
   }
 }
 
-// The same for kGroups groups of L / kGroups channels each: they are computed side by side in one vector, because an
-// instruction for pairs takes as long for few lanes as for all.
+// Like gather_group, but for kGroups groups of L / kGroups channels each: they are computed side by side in one vector,
+// because an instruction for pairs takes as long for few lanes as for all.
 template <int kGroups>
 DANET_INLINE void gather_side_by_side(
     const PixelTaps& taps, int64_t pixel, const uint32_t* pairs, int64_t row_stride, BFloat16* out, F& zero_or_nan) {
@@ -184,8 +184,8 @@ DANET_INLINE void gather_side_by_side(
 }
 #endif
 
-// Samples `count` <= L pixels: out [count, stride], of which the first p.C values are written. pixel: the first of them
-// in `predictions`. `pairs` is the image's first element. Returns whether all results are finite.
+// Samples `count` <= L pixels: out [count, stride], of which the first p.C values are written. pixel: the index in
+// `predictions` of the first of these pixels. `pairs` is the image's first element. Returns whether all results are finite.
 __attribute__((noinline)) bool sample_pixels(
     const SafemParams& p, const Predictions& predictions, const Centers& centers, int64_t pixel, int64_t count,
     const uint32_t* pairs, BFloat16* out, int64_t stride) {

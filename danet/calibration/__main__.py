@@ -200,7 +200,11 @@ def calibrate(options: CalibrateOptions) -> int:
         false_alarms=chosen.false_alarms,
         at_most_per_hour=chosen.at_most_per_hour,
         settings=calibrated_settings(
-            iou=detector.iou_threshold, input_size=detector.input_size, polarity=options.polarity, tracker=tracker
+            iou=detector.iou_threshold,
+            input_size=detector.input_size,
+            polarity=options.polarity,
+            tiles=(options.tile, options.overlap, options.tile_every),
+            tracker=tracker,
         ),
     )
     single = footage.count_single(thresholds.detection_score, pause=pause)

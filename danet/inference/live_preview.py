@@ -28,7 +28,8 @@ JPEG_QUALITY = 80
 MAX_VIEWERS = 16
 """Further viewers get the status 503."""
 TIMEOUT_S = 5.0
-"""A viewer that takes no data for so long is disconnected; without a new frame, the last one is sent again."""
+"""A viewer whose connection takes no data for this time is disconnected. If no new frame comes for this time, the last
+one is sent again."""
 BOUNDARY = "danet-frame"
 PAGE = b"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>DANet live preview</title>
@@ -148,9 +149,10 @@ class LivePreview:
                 self._newest, self._picture = None, b""
 
     def wait(self, number: int) -> tuple[bytes, int] | None:
-        """The newest JPEG and its number, if it is not ``number``; else the same one again after TIMEOUT_S.
+        """Waits up to TIMEOUT_S for a JPEG whose number is not ``number``.
 
-        None after the end, and while there has been no frame yet.
+        Returns the newest JPEG and its number: after the timeout the same one again, or no bytes if there has been no
+        frame yet. Returns None once the preview is closed.
         """
         with self._changed:
             self._changed.wait_for(

@@ -11,19 +11,20 @@ from scipy.sparse.csgraph import connected_components
 from danet.boxes import Detections, area, clip, intersection, iou
 
 CUT_MARGIN_PIXELS = 3.0
-"""A box that ends at most this far from a border inside of the frame counts as cut by it."""
+"""A box is truncated if one of its sides is at most this far from an edge of its tile inside the frame."""
 CUT_WEIGHT = 0.5
-"""Part of its score with which a cut box is compared with others, so that it loses against the whole box of the
-neighbouring tile unless that one is much less certain."""
+"""Truncated boxes are ranked by their score times this factor, so that the complete box of the neighbouring tile
+usually wins."""
 MIN_COVERED_FRACTION = 0.5
-"""A cut box shows the same target as a box that shares more than this fraction of the smaller one of the two."""
+"""If at least one of two boxes of different tiles is truncated, they are duplicates if their intersection is more than
+this fraction of the smaller box."""
 SAME_TARGET_IOU = 0.25
 """Whole boxes of different tiles show the same target above this IoU: boxes of a few pixels differ by a pixel or two
 from tile to tile. Within a tile, the usual non-maximum suppression applies."""
 MIN_ALIGNED_FRACTION = 0.5
 """Two parts of a target on both sides of a border share at least this fraction of the shorter one, along the border."""
 MAX_CANDIDATES = 4096
-"""Boxes of all tiles that are merged, the best ones."""
+"""Only this many boxes with the highest scores are merged."""
 
 
 class Tile(NamedTuple):
@@ -47,9 +48,9 @@ def merge_tiles(
 
     1. Parts of a target on the two sides of a border, each of which ends there, are joined: such a target is larger
        than the overlap, and no tile shows it as a whole.
-    2. Boxes that show the target of another tile's box are dropped, best scores first. A box that is cut by a border
-       counts with half of its score, so that the whole box of the neighbouring tile wins. A box has the highest score
-       of the boxes that it replaces.
+    2. Duplicates of a box of another tile are dropped, in descending order of score. A truncated box counts with half
+       of its score, so that the complete box of the neighbouring tile usually wins. A kept box gets the highest score
+       among itself and the boxes that it replaces.
 
     Two targets that one tile tells apart stay apart: a whole box replaces at most one whole box of every other tile,
     and none of its own.

@@ -134,18 +134,32 @@ class CompleteOptions(AlarmOptions):
 
 
 def calibrated_settings(
-    *, iou: float, input_size: Sequence[int] | str | None, polarity: str, tracker: TrackerOptions
+    *,
+    iou: float,
+    input_size: Sequence[int] | str | None,
+    polarity: str,
+    tiles: tuple[Sequence[int] | None, float, int],
+    tracker: TrackerOptions,
 ) -> dict[str, Any]:
     """The options on which the rate of false alarms depends, beside those of alarms, for ``CalibratedThresholds``.
 
+    Args:
+        iou, input_size, polarity: of the detector.
+        tiles: the options ``tile``, ``overlap`` and ``tile_every``.
+        tracker: of the tracker.
+
     Example:
-        >>> settings = calibrated_settings(iou=0.5, input_size=(256, 320), polarity="auto", tracker=TrackerOptions())
+        >>> settings = calibrated_settings(
+        ...     iou=0.5, input_size=(256, 320), polarity="auto", tiles=(None, 0.2, 10), tracker=TrackerOptions()
+        ... )
         >>> settings["input_size"], settings["tracker.confirm"]
         ([256, 320], 4.0)
     """
     size = input_size if input_size is None or isinstance(input_size, str) else list(input_size)
     of_tracker = {f"tracker.{name}": value for name, value in dataclasses.asdict(tracker).items()}
-    return {"iou": iou, "input_size": size, "polarity": polarity, **of_tracker}
+    tile, overlap, tile_every = tiles
+    of_tiles = {"tile": None if tile is None else list(tile), "overlap": overlap, "tile_every": tile_every}
+    return {"iou": iou, "input_size": size, "polarity": polarity, **of_tiles, **of_tracker}
 
 
 def read_zones(path: str) -> list[tuple[str, list[tuple[float, float]]]]:
