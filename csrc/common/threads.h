@@ -97,6 +97,7 @@ class SharedRange {
 // items from the ranges of the other threads: cores differ in speed when other programs run on them.
 template <typename Run>
 void parallel_items(int64_t count, const Run& run) {
+  DANET_CHECK(count < int64_t(1) << 32, "too many blocks of work");  // a SharedRange has 32 bits for each bound
   constexpr int64_t kMaxThreads = 64;
   const int64_t threads = std::min<int64_t>({torch::stable::get_num_threads(), kMaxThreads, count});
   if (threads <= 1) {

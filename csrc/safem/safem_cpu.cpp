@@ -32,6 +32,8 @@ const SafemKernels& kernels_of(const char* op, ScalarType type) {
 SafemParams check_safem(const char* op, const Tensor& input, int64_t groups, double scale, bool has_attention) {
   check_input(op, input);
   const SafemParams p{input.size(0), input.size(1), input.size(2), input.size(3), groups, scale, has_attention};
+  // The kernels compute coordinates in float32.
+  DANET_CHECK(p.H <= 1 << 24 && p.W <= 1 << 24, op, ": an image must have at most 2^24 rows and columns");
   check_sdc_limits<std::runtime_error>(op, check_sdc<std::runtime_error>(op, sdc_options(p), SdcLayout::kSdc), p.C);
   return p;
 }
@@ -72,15 +74,21 @@ Tensor prepare_safem(
   return prepared;
 }
 
-// Splits each image into blocks of pixels of about the same size. Their number does not depend on the number of threads,
-// so that sums over blocks do not either. Calls body(block_index, n, begin, end, scratch) for every block: pixels
+// The number of blocks into which the pixels of an image are divided. It does not depend on the number of threads, so that
+// sums over blocks do not either.
+int64_t count_blocks(const SafemParams& p, const SafemKernels& kernels) {
+  constexpr int64_t kSmallBlock = 32;  // for images with few pixels; the rows of a block on the matrix unit
+  const int64_t P = p.H * p.W, most = kernels.block_pixels(p), size = P < 8 * most ? kSmallBlock : most;
+  const int64_t blocks = (P + size - 1) / size;
+  return blocks > 1 && blocks % 2 == 1 ? blocks + 1 : blocks;  // even, for two threads
+}
+
+// Splits each image into blocks of pixels of about the same size. Calls body(block_index, n, begin, end, scratch) for every block: pixels
 // [begin, end) of image n. Before the first call, sets `blocks` to the number of blocks per image.
 template <typename Body>
 void for_blocks(const SafemParams& p, const SafemKernels& kernels, int64_t& blocks, const Body& body) {
-  constexpr int64_t kSmallBlock = 32;  // for images with few pixels; the rows of a block on the matrix unit
-  const int64_t P = p.H * p.W, most = kernels.block_pixels(p), size = P < 8 * most ? kSmallBlock : most;
-  blocks = (P + size - 1) / size;
-  if (blocks > 1 && blocks % 2 == 1) ++blocks;  // even, for two threads
+  const int64_t P = p.H * p.W;
+  blocks = count_blocks(p, kernels);
   const int64_t largest = (P + blocks - 1) / blocks;
   parallel_items(p.N * blocks, [&](const auto& next) {
     Scratch scratch(kernels.scratch_size(p, largest));
@@ -139,7 +147,7 @@ namespace {
 void compute_means(
     const SafemParams& p, const SafemKernels& kernels, const Tensor& input, const float* weights, float* mean) {
   const Image x(compact_image(input, sdc_params(p)));
-  const Scratch sums(std::max<int64_t>(1, p.N * p.H * p.W * p.C) * int64_t(sizeof(float)));
+  const Scratch sums(std::max<int64_t>(1, p.N * count_blocks(p, kernels) * p.C) * int64_t(sizeof(float)));
   float* sum = reinterpret_cast<float*>(sums.get());
   const Tensor pairs_tensor = make_pairs(p, kernels, x.view);
   const uint32_t* pairs = static_cast<const uint32_t*>(pairs_tensor.const_data_ptr());

@@ -69,8 +69,9 @@ void make_pairs(const SafemParams& p, ImageView input, int64_t begin, int64_t en
   }
 }
 
-// The depth-wise weights: for each row of the window, two pairs per channel. The first pair belongs to the pixels on the
-// left and in the middle, the second one to the pixel on the right.
+// The depth-wise weights: for each row of the window, two pairs per channel. The first pair of weights belongs to the
+// pixels on the left and in the middle, the second one to those in the middle and on the right, with a zero for the
+// middle. A pair beyond the window must not be read: a NaN there, times zero, would be NaN.
 constexpr int64_t kDepthwisePairs = 6;
 constexpr int64_t padded_channels(int64_t C) { return (C + L - 1) / L * L; }
 
@@ -78,9 +79,9 @@ void prepare_depthwise(const float* weight, int64_t C, float* prepared) {
   for (int64_t c = 0; c < C; ++c)
     for (int64_t row = 0; row < 3; ++row)
       for (int64_t i = 0; i < 2; ++i) {
-        const float* w = weight + c * kSafemTaps + row * 3 + 2 * i;
-        const uint32_t high = i == 0 ? from_compute<BFloat16>(w[1]).bits : 0;
-        const uint32_t pair = from_compute<BFloat16>(w[0]).bits | high << 16;
+        const float* w = weight + c * kSafemTaps + row * 3;
+        const uint32_t low = i == 0 ? from_compute<BFloat16>(w[0]).bits : 0;
+        const uint32_t pair = low | uint32_t(from_compute<BFloat16>(w[1 + i]).bits) << 16;
         std::memcpy(prepared + (2 * row + i) * padded_channels(C) + c, &pair, sizeof pair);
       }
 }
@@ -98,7 +99,7 @@ DANET_INLINE void depthwise_relu(
     for (int64_t row = 0; row < 3; ++row)
 #pragma GCC unroll 2
       for (int64_t i = 0; i < 2; ++i) {
-        const uint32_t* pixel = pairs + (row - 1) * row_stride + (2 * i - 1) * p.C;
+        const uint32_t* pixel = pairs + (row - 1) * row_stride + (i - 1) * p.C;
         sum[i] =
             add_pair_products(sum[i], load_pairs(pixel + c, lanes), load_pairs(weights + (2 * row + i) * C_pad + c, 0));
       }

@@ -154,8 +154,13 @@ class SingleThreadedCalls:
         self._executor = ThreadPoolExecutor(self.workers)
         # Each worker prepares itself once, all at the same time, so that every thread takes one of these calls.
         barrier = threading.Barrier(self.workers)
-        prepared = [self._executor.submit(_use_one_thread, barrier) for _ in range(self.workers)]
-        if not all(call.result() for call in prepared):
+        prepared = []
+        try:
+            for _ in range(self.workers):
+                prepared.append(self._executor.submit(_use_one_thread, barrier))
+        except RuntimeError:  # the system refuses to start another thread
+            barrier.abort()
+        if barrier.broken or not all(call.result() for call in prepared):
             self.workers = 1
 
     def __enter__(self) -> "SingleThreadedCalls":
@@ -171,7 +176,8 @@ class SingleThreadedCalls:
 
 def _use_one_thread(barrier: threading.Barrier) -> bool:
     """Lets torch's operators run in one thread when this Python thread calls them. Returns whether that worked."""
-    barrier.wait()
+    with contextlib.suppress(threading.BrokenBarrierError):
+        barrier.wait()
     torch.get_num_threads()  # the first call of a thread sets the number of OpenMP threads; later ones do not
     try:
         # Unlike torch.set_num_threads, this does not affect other Python threads.

@@ -19,6 +19,7 @@ from danet.inference.predict import FrameDetector, batches_of_equal_size
 from danet.inference.tile_options import DEFAULT_TILE_EVERY
 from danet.inference.tile_search import TileSearch
 from danet.models.deployed import DeployedDANet
+from danet.models.program import can_run_program
 from danet.utils.threads import available_cores
 
 PREFETCHED_BATCHES = 2
@@ -26,7 +27,8 @@ PREFETCHED_BATCHES = 2
 
 MAX_GROUP_BATCHES = 16
 MAX_GROUP_PIXELS = 1 << 20
-"""Where the network takes all cores, it computes groups of so many batches, or of fewer if they have so many pixels."""
+"""Where the network takes all cores, it computes groups of so many batches, or of fewer if they have so many pixels.
+With many threads, groups are larger, so that each thread can compute a batch."""
 
 
 class FrameTracker(Protocol):
@@ -135,24 +137,27 @@ class DetectionStream:
 
     def _grouped(self, batches: Iterator[tuple]) -> Generator[tuple[Frame, Detections], None, None]:
         """Detects in a group of batches; the next group is prepared while the caller handles the results."""
+        # Only our own network on the CPU runs in the threads of its caller. Tiles depend on the frame before.
+        model = getattr(self.detector, "model", None)
+        is_parallel = isinstance(model, DeployedDANet) and self.detector.tiling is None
+        rounds = max(1, torch.get_num_threads() // 2) if is_parallel else 1
 
         def is_full(group: list[tuple]) -> bool:
             # The tiles of a frame depend on the targets in the frame before.
             if self.detector.tiling is not None and any(place.tiles is not None for place in group[-1][2]):
                 return True
             pixels = sum(tensor[:, 0].numel() for _, tensor, _ in group)
-            return len(group) >= MAX_GROUP_BATCHES or pixels >= MAX_GROUP_PIXELS
+            return len(group) >= max(MAX_GROUP_BATCHES, 4 * rounds) or pixels >= rounds * MAX_GROUP_PIXELS
 
-        # Only our own network on the CPU runs in the threads of its caller. Tiles depend on the frame before.
-        model = getattr(self.detector, "model", None)
-        is_parallel = isinstance(model, DeployedDANet) and self.detector.tiling is None
         with (
             GroupPrefetcher(batches, is_full=is_full) as groups,
             SingleThreadedCalls() if is_parallel else contextlib.nullcontext() as calls,
         ):
             for group in groups:
-                # The rest of the group would keep only some of the workers busy.
-                count = 0 if calls is None or calls.workers == 1 else len(group) // calls.workers * calls.workers
+                count = 0
+                if calls is not None and calls.workers > 1 and _is_independent(model, group[0][1]):
+                    # The rest of the group would keep only some of the workers busy.
+                    count = len(group) // calls.workers * calls.workers
                 results = self._detect_together(group[:count], calls) if calls is not None and count else []
                 results += [self._detect(*batch) for batch in group[count:]]
                 groups.prefetch()
@@ -189,3 +194,13 @@ class DetectionStream:
         self._search.update(detections[-1])
         self.network_seconds += time.perf_counter() - started
         return list(zip(frames, detections, strict=True))
+
+
+@torch.inference_mode()
+def _is_independent(model: DeployedDANet, images: Tensor) -> bool:
+    """Whether the network may run in other threads than this one.
+
+    It may not if something in this thread observes it, such as autocast or a FLOP counter, or if it has forward hooks.
+    The first call of the network, which builds its program, belongs to this thread too.
+    """
+    return can_run_program(images) and model.program is not None and not model.program.has_hooks()

@@ -1,5 +1,7 @@
 """Detections of a stream beside those of single frames."""
 
+import threading
+
 import cv2
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ def write_frames(folder, count):
 def test_frames_that_are_computed_together_have_the_same_detections(tmp_path, dtype, monkeypatch):
     write_frames(tmp_path, 11)
     detector = danet.load(score_threshold=0.01, dtype=dtype)
+    detector(np.zeros((128, 160), np.uint8))  # the first call belongs to this thread
     stream = DetectionStream(detector)
     stream.has_free_core = False
     calls = []
@@ -44,3 +47,15 @@ def count_calls(function, calls):
         return function(self, call, items)
 
     return counted
+
+
+def test_frames_are_not_computed_together_if_hooks_observe_the_network(tmp_path, monkeypatch):
+    write_frames(tmp_path, 4)
+    detector = danet.load()
+    detector(np.zeros((128, 160), np.uint8))
+    threads = set()
+    detector.model.network.backbone.register_forward_hook(lambda *_: threads.add(threading.get_ident()))
+    stream = DetectionStream(detector)
+    stream.has_free_core = False
+    assert len(list(stream.run(open_source(tmp_path)))) == 4
+    assert threads == {threading.get_ident()}

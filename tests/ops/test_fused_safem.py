@@ -201,6 +201,18 @@ def test_safem_nan_pixel_stays_local(dtype):
     torch.testing.assert_close(out[1], clean[1], rtol=0, atol=0)
 
 
+def test_safem_in_bfloat16_spreads_nan_as_in_float32():
+    input = torch.randn(1, 16, 9, 9).bfloat16()
+    input[0, :, 4, 4] = torch.nan
+    masks = []
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = make_weights(16, 4, dtype)
+        tensors[2] = torch.zeros_like(tensors[2])  # the predictor: all offsets are -0.3
+        tensors[3] = torch.full_like(tensors[3], -0.3)
+        masks.append(safem(input.to(dtype), prepare_safem(*tensors, groups=4)).isnan())
+    assert masks[0].any() and torch.equal(*masks)
+
+
 def test_safem_accepts_channel_slices():
     weights = prepare_safem(*make_weights(16, 4, torch.float32), groups=4)
     wide = torch.randn(2, 40, 6, 7).contiguous(memory_format=torch.channels_last)
