@@ -121,7 +121,7 @@ def test_evaluate_uses_all_images_in_one_polarity(data, tmp_path, monkeypatch):
     save_weights(tmp_path / "w.safetensors", model, ImageDomain((64, 96), (64, 96)).to_metadata())
     inverted = []
 
-    def run_network(detector, images, polarity):
+    def run_network(detector, images, geometry, polarity):
         inverted.append(polarity == "black")
         return detector.model(images)
 
