@@ -197,8 +197,8 @@ class DetectionStream:
 
 
 @torch.inference_mode()
-def _is_independent(model: DeployedDANet, images: Tensor) -> bool:
-    """Whether the network may run in other threads than this one.
+def _is_independent(model: Any, images: Tensor) -> bool:
+    """Whether the network, a ``DeployedDANet``, may run in other threads than this one.
 
     It may not if something in this thread observes it, such as autocast or a FLOP counter, or if it has forward hooks.
     The first call of the network, which builds its program, belongs to this thread too.
