@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.gpu_model.machine import Launch, Machine, ProcessMemory, Record
+from benchmarks.gpu_model.machine import Launch, Machine, Record
+from benchmarks.gpu_model.memory import ProcessMemory
 from benchmarks.gpu_model.sass import Function, functions
 
 ROOT = Path(__file__).parents[2]

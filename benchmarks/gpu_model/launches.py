@@ -82,7 +82,7 @@ class LaunchRecorder(TorchDispatchMode):
             return results
         if not function.is_view:
             if name not in LAUNCHES_OF:
-                raise NotImplementedError(f"launches: add the number of launches of aten::{name} to LAUNCHES_OF")
+                raise LookupError(f"launches: add the number of launches of aten::{name} to LAUNCHES_OF")
             self.launches += [Launch(name, f"aten::{name}")] * LAUNCHES_OF[name](*arguments, **keywords)
         results = function(*arguments, **keywords)
         # As cuDNN does; meta tensors forget the layout in depth-wise convolutions

@@ -11,19 +11,17 @@ import numpy as np
 
 from benchmarks.gpu_model import float_instructions, memory_instructions  # noqa: F401  (register instructions)
 from benchmarks.gpu_model.instructions import BUILDERS
+from benchmarks.gpu_model.memory import SHARED_START, ProcessMemory, SharedMemory
 from benchmarks.gpu_model.memory_instructions import SHARED_WINDOW
 from benchmarks.gpu_model.operands import Execute, UnsupportedCode, read_predicate, reader_u64
 from benchmarks.gpu_model.sass import Function, Instruction
 
 Array = np.ndarray
-SHARED_START = 0x400
-"""The first bytes of shared memory belong to the system on sm_90."""
 PARAMETERS_START = 0x210
 """The offset of the kernel's parameters in constant bank 0 on sm_90."""
 NO_CLUSTER, CLUSTER_SIZE = 0x140, 0x188
 """The offsets in constant bank 0 of a word that is 1 if every block is a cluster of its own, and of the blocks of a
 cluster."""
-PAGE = 4096
 RUNNING, AT_BARRIER, AT_WARP_SYNC, AT_CLUSTER, AT_BSYNC = 0, 1, 2, 3, 16  # AT_BSYNC + number of the barrier register
 NO_EFFECT = {
     "NOP",
@@ -81,99 +79,6 @@ class Record:
     issued: Array
     accesses: list[Access] = field(default_factory=list)
     sequence: list[tuple[int, Array]] = field(default_factory=list)
-
-
-class ProcessMemory:
-    """Global memory: the memory of this process. A kernel may access only the given ranges of addresses."""
-
-    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
-        self.starts, self.ends = (np.array(sorted(side)) for side in zip(*ranges, strict=True))
-        self._views = {}
-
-    def _view(self, dtype: type) -> Array:
-        if dtype not in self._views:
-            size = np.dtype(dtype).itemsize
-            view = type("View", (), {})()
-            view.__array_interface__ = {
-                "data": (PAGE, False),
-                "shape": ((1 << 47) // size - PAGE // size,),
-                "typestr": np.dtype(dtype).str,
-                "version": 3,
-            }
-            self._views[dtype] = np.asarray(view)
-        return self._views[dtype]
-
-    def _check(self, addresses: Array, width: int) -> Array:
-        place = np.searchsorted(self.starts, addresses, side="right") - 1
-        inside = (place >= 0) & (addresses + width <= self.ends[place]) & (addresses % width == 0)
-        if not inside.all():
-            raise RuntimeError(
-                f"access of {width} bytes to the address {addresses[~inside][0]:#x}, outside the tensors"
-            )
-        return (addresses - PAGE) // width
-
-    def read(self, lanes: Array, addresses: Array) -> Array:
-        """32 bits from each address."""
-        return self._view(np.uint32)[self._check(addresses, 4)]
-
-    def write(self, lanes: Array, addresses: Array, values: Array) -> None:
-        """32 bits to each address."""
-        self._view(np.uint32)[self._check(addresses, 4)] = values
-
-    def read_narrow(self, lanes: Array, addresses: Array, width: int) -> Array:
-        """8 or 16 bits from each address."""
-        return self._view(np.uint8 if width == 1 else np.uint16)[self._check(addresses, width)]
-
-    def write_narrow(self, lanes: Array, addresses: Array, values: Array, width: int) -> None:
-        """8 or 16 bits to each address."""
-        dtype = np.uint8 if width == 1 else np.uint16
-        self._view(dtype)[self._check(addresses, width)] = np.asarray(values).astype(dtype)
-
-    def update(self, lanes: Array, addresses: Array, values: Array, operation: np.ufunc) -> None:
-        """An atomic operation on each address."""
-        places = self._check(addresses, values.itemsize)
-        first = int(places.min())  # a slice, because numpy copies the array that it updates
-        operation.at(self._view(values.dtype.type)[first : int(places.max()) + 1], places - first, values)
-
-
-class SharedMemory:
-    """The shared memory of the simulated blocks, filled with NaN.
-
-    Bits 24 to 31 of an address are the number of the block in its cluster.
-    """
-
-    def __init__(self, blocks: int, block_threads: int, size: int, cluster: int) -> None:
-        self.size, self.block_threads, self.cluster = -(-size // 16) * 16, block_threads, cluster
-        self.bytes = np.full(blocks * self.size, 0xFF, np.uint8)
-
-    def _check(self, lanes: Array, addresses: Array, width: int) -> Array:
-        ranks, addresses = addresses >> 24, addresses & 0xFFFFFF
-        is_wrong = (addresses < SHARED_START) | (addresses + width > self.size) | (addresses % width != 0)
-        if (is_wrong | (ranks >= self.cluster)).any():
-            raise RuntimeError(f"access of {width} bytes outside the shared memory of {self.size} bytes")
-        blocks = lanes // self.block_threads // self.cluster * self.cluster + ranks
-        return (blocks * self.size + addresses) // width
-
-    def read(self, lanes: Array, addresses: Array) -> Array:
-        """32 bits from each address."""
-        return self.bytes.view(np.uint32)[self._check(lanes, addresses, 4)]
-
-    def write(self, lanes: Array, addresses: Array, values: Array) -> None:
-        """32 bits to each address."""
-        self.bytes.view(np.uint32)[self._check(lanes, addresses, 4)] = values
-
-    def read_narrow(self, lanes: Array, addresses: Array, width: int) -> Array:
-        """8 or 16 bits from each address."""
-        return self.bytes.view(np.uint8 if width == 1 else np.uint16)[self._check(lanes, addresses, width)]
-
-    def write_narrow(self, lanes: Array, addresses: Array, values: Array, width: int) -> None:
-        """8 or 16 bits to each address."""
-        dtype = np.uint8 if width == 1 else np.uint16
-        self.bytes.view(dtype)[self._check(lanes, addresses, width)] = np.asarray(values).astype(dtype)
-
-    def update(self, lanes: Array, addresses: Array, values: Array, operation: np.ufunc) -> None:
-        """An atomic operation on each address."""
-        operation.at(self.bytes.view(values.dtype), self._check(lanes, addresses, values.itemsize), values)
 
 
 class Machine:

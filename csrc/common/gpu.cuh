@@ -107,14 +107,19 @@ void launch(const char* op, void (*kernel)(Parameters...), const Launch& options
 #endif
 }
 
+#if defined(__CUDACC__)
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess)
+    throw std::runtime_error("danet: cannot query the CUDA device");
+  return value;
+}
+#endif
+
 // Number of streaming multiprocessors of the current device.
 inline int multiprocessor_count() {
 #if defined(__CUDACC__)
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
-    throw std::runtime_error("danet: cannot query the CUDA device");
-  return count;
+  return device_attribute(cudaDevAttrMultiProcessorCount);
 #else
   return emulation::settings.multiprocessors;
 #endif
@@ -123,11 +128,7 @@ inline int multiprocessor_count() {
 // Whether the current device has thread block clusters: sm_90 and later.
 inline bool has_clusters() {
 #if defined(__CUDACC__)
-  int device = 0, value = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&value, cudaDevAttrClusterLaunch, device) != cudaSuccess)
-    throw std::runtime_error("danet: cannot query the CUDA device");
-  return value != 0;
+  return device_attribute(cudaDevAttrClusterLaunch) != 0;
 #else
   return emulation::settings.has_clusters;
 #endif

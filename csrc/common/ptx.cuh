@@ -171,7 +171,7 @@ GPU_DEVICE void atomic_add_x4(float* p, const float (&v)[4]) {
 #endif
 }
 
-// --- thread block clusters: on devices before sm_90, every block is a cluster of its own ------------------------------------------------------------------------
+// --- thread block clusters: before sm_90, every block is a cluster of its own ---------------------------------------
 
 // The number of this block in its cluster, and the number of blocks of the cluster.
 GPU_DEVICE unsigned cluster_rank() {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from danet.inference.tile_options import DEFAULT_OVERLAP, DEFAULT_TILE_EVERY, check_tile_options
 from danet.utils import cli
 from danet.utils.errors import UserError, check_values
-from danet.utils.files import check_folder, write_json
+from danet.utils.files import check_folder, check_new_file, write_json
 from danet.utils.help_page import HelpPage
 from danet.utils.printable import printable
 from danet.utils.progress import count_items
@@ -245,10 +245,7 @@ def _choose_path(options: CalibrateOptions) -> Path:
     out = folder / f"{source.stem}-calibrated.safetensors" if options.out is None else Path(options.out)
     if out.suffix.lower() != ".safetensors":
         raise UserError(f"--out {out}: a weights file ends in .safetensors")
-    if out.is_dir():
-        raise UserError(f"{out}: is a folder")
-    if out.exists() and not options.overwrite:
-        raise UserError(f"{out}: exists already; --overwrite replaces it")
+    check_new_file(out, overwrite=options.overwrite)
     check_folder(out.parent)
     return out
 

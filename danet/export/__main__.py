@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from danet.utils import cli
 from danet.utils.errors import UserError, check_values
-from danet.utils.files import check_folder, write_json
+from danet.utils.files import check_folder, check_new_file, write_json
 from danet.utils.help_page import HelpPage
 from danet.utils.progress import track, working
 from danet.utils.shipped_weights import shipped_names
@@ -174,10 +174,7 @@ def _choose_path(options: ExportOptions, chosen: "Format") -> Path:
     if not out.name.endswith(chosen.suffix) or out.name == chosen.suffix:
         raise UserError(f"--out {out}: a file of {options.format} ends in {chosen.suffix}")
     for file in _files(out, chosen):
-        if file.is_dir():
-            raise UserError(f"{file}: is a folder")
-        if file.exists() and not options.overwrite:
-            raise UserError(f"{file}: exists already; --overwrite replaces it")
+        check_new_file(file, overwrite=options.overwrite)
     check_folder(out.parent)
     return out
 

@@ -96,6 +96,23 @@ def remove_temporary_files(folder: str | os.PathLike, names: Iterable[str]) -> N
             leftover.unlink(missing_ok=True)
 
 
+def check_new_file(path: Path, *, overwrite: bool) -> None:
+    """Raises UserError if ``path`` is a folder, or is a file that must not be replaced.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "weights.onnx"
+        >>> path.touch()
+        >>> check_new_file(path, overwrite=True)
+        >>> check_new_file(path.parent, overwrite=True)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        danet.utils.errors.UserError: ...: is a folder
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists already; --overwrite replaces it")
+
+
 def check_folder(path: str | os.PathLike) -> None:
     """Raises UserError if no file can be written into the folder ``path``, which need not exist yet.
 

@@ -1,0 +1,103 @@
+"""The memories of a simulated device: global memory, which is that of this process, and shared memory."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+Array = np.ndarray
+SHARED_START = 0x400
+"""The first bytes of shared memory belong to the system on sm_90."""
+PAGE = 4096
+
+
+class ProcessMemory:
+    """Global memory: the memory of this process. A kernel may access only the given ranges of addresses."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self.starts, self.ends = (np.array(sorted(side)) for side in zip(*ranges, strict=True))
+        self._views = {}
+
+    def _view(self, dtype: type) -> Array:
+        if dtype not in self._views:
+            size = np.dtype(dtype).itemsize
+            view = type("View", (), {})()
+            view.__array_interface__ = {
+                "data": (PAGE, False),
+                "shape": ((1 << 47) // size - PAGE // size,),
+                "typestr": np.dtype(dtype).str,
+                "version": 3,
+            }
+            self._views[dtype] = np.asarray(view)
+        return self._views[dtype]
+
+    def _check(self, addresses: Array, width: int) -> Array:
+        place = np.searchsorted(self.starts, addresses, side="right") - 1
+        inside = (place >= 0) & (addresses + width <= self.ends[place]) & (addresses % width == 0)
+        if not inside.all():
+            raise RuntimeError(
+                f"access of {width} bytes to the address {addresses[~inside][0]:#x}, outside the tensors"
+            )
+        return (addresses - PAGE) // width
+
+    def read(self, lanes: Array, addresses: Array) -> Array:
+        """32 bits from each address."""
+        return self._view(np.uint32)[self._check(addresses, 4)]
+
+    def write(self, lanes: Array, addresses: Array, values: Array) -> None:
+        """32 bits to each address."""
+        self._view(np.uint32)[self._check(addresses, 4)] = values
+
+    def read_narrow(self, lanes: Array, addresses: Array, width: int) -> Array:
+        """8 or 16 bits from each address."""
+        return self._view(np.uint8 if width == 1 else np.uint16)[self._check(addresses, width)]
+
+    def write_narrow(self, lanes: Array, addresses: Array, values: Array, width: int) -> None:
+        """8 or 16 bits to each address."""
+        dtype = np.uint8 if width == 1 else np.uint16
+        self._view(dtype)[self._check(addresses, width)] = np.asarray(values).astype(dtype)
+
+    def update(self, lanes: Array, addresses: Array, values: Array, operation: np.ufunc) -> None:
+        """An atomic operation on each address."""
+        places = self._check(addresses, values.itemsize)
+        first = int(places.min())  # a slice, because numpy copies the array that it updates
+        operation.at(self._view(values.dtype.type)[first : int(places.max()) + 1], places - first, values)
+
+
+class SharedMemory:
+    """The shared memory of the simulated blocks, filled with NaN.
+
+    Bits 24 to 31 of an address are the number of the block in its cluster.
+    """
+
+    def __init__(self, blocks: int, block_threads: int, size: int, cluster: int) -> None:
+        self.size, self.block_threads, self.cluster = -(-size // 16) * 16, block_threads, cluster
+        self.bytes = np.full(blocks * self.size, 0xFF, np.uint8)
+
+    def _check(self, lanes: Array, addresses: Array, width: int) -> Array:
+        ranks, addresses = addresses >> 24, addresses & 0xFFFFFF
+        is_wrong = (addresses < SHARED_START) | (addresses + width > self.size) | (addresses % width != 0)
+        if (is_wrong | (ranks >= self.cluster)).any():
+            raise RuntimeError(f"access of {width} bytes outside the shared memory of {self.size} bytes")
+        blocks = lanes // self.block_threads // self.cluster * self.cluster + ranks
+        return (blocks * self.size + addresses) // width
+
+    def read(self, lanes: Array, addresses: Array) -> Array:
+        """32 bits from each address."""
+        return self.bytes.view(np.uint32)[self._check(lanes, addresses, 4)]
+
+    def write(self, lanes: Array, addresses: Array, values: Array) -> None:
+        """32 bits to each address."""
+        self.bytes.view(np.uint32)[self._check(lanes, addresses, 4)] = values
+
+    def read_narrow(self, lanes: Array, addresses: Array, width: int) -> Array:
+        """8 or 16 bits from each address."""
+        return self.bytes.view(np.uint8 if width == 1 else np.uint16)[self._check(lanes, addresses, width)]
+
+    def write_narrow(self, lanes: Array, addresses: Array, values: Array, width: int) -> None:
+        """8 or 16 bits to each address."""
+        dtype = np.uint8 if width == 1 else np.uint16
+        self.bytes.view(dtype)[self._check(lanes, addresses, width)] = np.asarray(values).astype(dtype)
+
+    def update(self, lanes: Array, addresses: Array, values: Array, operation: np.ufunc) -> None:
+        """An atomic operation on each address."""
+        operation.at(self.bytes.view(values.dtype), self._check(lanes, addresses, values.itemsize), values)
