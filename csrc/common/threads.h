@@ -7,6 +7,7 @@
 #include <new>
 
 #include "tensor.h"
+#include "thread_team.h"
 
 namespace danet {
 
@@ -66,11 +67,19 @@ class Scratch {
 // Minimum work per thread, in elementary operations (a few microseconds).
 constexpr int64_t kWorkPerThread = 20000;
 
-// Calls body(begin, end) for disjoint ranges that cover [0, count), on torch's threads. cost: elementary operations per
-// item.
+// Calls body(begin, end) for disjoint ranges that cover [0, count), on torch's threads or the team
+// (thread_team.h). cost: elementary operations per item.
 template <typename Body>
 void parallel_for(int64_t count, int64_t cost, const Body& body) {
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(cost, 1)), body);
+  const int64_t grain = std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(cost, 1));
+  ThreadTeam* const team = ThreadTeam::current();
+  if (team == nullptr) return torch::stable::parallel_for(0, count, grain, body);
+  const int64_t threads = std::min(team->threads(), (count + grain - 1) / grain);
+  if (threads <= 1) {
+    if (count > 0) body(0, count);
+    return;
+  }
+  team->call(threads, [&](int64_t thread) { body(count * thread / threads, count * (thread + 1) / threads); });
 }
 
 // A range of work items that several threads take from: its owner from the front, the others from the back.
@@ -92,14 +101,14 @@ class SharedRange {
   alignas(64) std::atomic<uint64_t> bounds_{0};  // first << 32 | last
 };
 
-// Calls run(next) on every thread of torch; next() returns items of [0, count), each of them once, and -1 at the end.
+// Calls run(next) on every thread of torch or of the team; next() returns items of [0, count), each of them once, and -1 at the end.
 // Every thread begins with a range of its own, so that successive operators find their data in its cache, and then takes
 // items from the ranges of the other threads: cores differ in speed when other programs run on them.
 template <typename Run>
 void parallel_items(int64_t count, const Run& run) {
   DANET_CHECK(count < int64_t(1) << 32, "too many blocks of work");  // a SharedRange has 32 bits for each bound
   constexpr int64_t kMaxThreads = 64;
-  const int64_t threads = std::min<int64_t>({torch::stable::get_num_threads(), kMaxThreads, count});
+  const int64_t threads = std::min<int64_t>({available_threads(), kMaxThreads, count});
   if (threads <= 1) {
     int64_t item = 0;
     run([&] { return item < count ? item++ : -1; });
@@ -107,15 +116,18 @@ void parallel_items(int64_t count, const Run& run) {
   }
   SharedRange ranges[kMaxThreads];
   for (int64_t i = 0; i < threads; ++i) ranges[i].reset(count * i / threads, count * (i + 1) / threads);
+  const auto work = [&](int64_t thread) {
+    run([&]() -> int64_t {
+      for (int64_t i = 0; i < threads; ++i) {
+        const int64_t item = ranges[(thread + i) % threads].take(/*from_front=*/i == 0);
+        if (item >= 0) return item;
+      }
+      return -1;
+    });
+  };
+  if (ThreadTeam* const team = ThreadTeam::current()) return team->call(threads, work);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread)
-      run([&]() -> int64_t {
-        for (int64_t i = 0; i < threads; ++i) {
-          const int64_t item = ranges[(thread + i) % threads].take(/*from_front=*/i == 0);
-          if (item >= 0) return item;
-        }
-        return -1;
-      });
+    for (int64_t thread = begin; thread < end; ++thread) work(thread);
   });
 }
 
