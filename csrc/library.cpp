@@ -68,8 +68,8 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def("acfa_weight(Tensor input, Tensor prepared, int groups) -> Tensor");
   // image [N, C, H, W] -> the values of `outputs` after the program (program/program.h) has run; forward only
   library.def(
-      "run_program(Tensor image, Tensor[] tensors, int[] code, float[] numbers, int num_values, int[] outputs) "
-      "-> Tensor[]");
+      "run_program(Tensor image, Tensor[] tensors, int[] code, float[] numbers, int num_values, int[] outputs, "
+      "bool uses_torch) -> Tensor[]");
   // value [N, S, M, D], sampling_locations [N, Q, M, L, P, 2], attention_weights [N, Q, M, L, P] (both of value's dtype or
   // float32), spatial_shapes [L, 2] and level_start_index [L] (int64) -> [N, Q, M*D]
   library.def(

@@ -5,7 +5,7 @@
 // one value. Tensors that do not change, such as weights, are taken by their index from a list, and numbers from another
 // one. danet/models/program.py writes programs. The instructions, with their arguments:
 //
-//   kConvolve    out, in, weight, prepared, bias, stride, relu, out_dtype    rep_conv
+//   kConvolve    out, in, weight, prepared, bias, stride, relu, out_dtype, wants_border, next    rep_conv
 //   kNarrow      out, in, first channel, number of channels
 //   kSafem       out, in, prepared, up, weight, groups, scale                safem; up and weight are values or kNone,
 //                                                                            scale is an index of the list of numbers
@@ -23,14 +23,24 @@
 
 namespace danet {
 
+// A value of a program. has_border: a border of zeros surrounds the image in memory, as TileImage in rep_conv.h describes
+// it, so that a 3x3 convolution on the matrix unit reads it without a copy.
+struct Activation {
+  Tensor tensor;
+  bool has_border = false;
+};
+
 enum Instruction : int64_t { kConvolve, kNarrow, kSafem, kAcfaWeight, kFree };
 constexpr int64_t kNone = -1;
 constexpr ScalarType kDTypes[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double};
 
 // The operators that programs call, from csrc/rep_conv and csrc/safem; see their schemas in library.cpp.
-Tensor rep_conv(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& prepared, const std::optional<Tensor>& bias,
-    int64_t stride, bool relu, bool tf32, std::optional<ScalarType> out_dtype);
+
+// rep_conv. The result has a border if wants_border is set and the matrix unit computes it.
+Activation convolve(
+    const Activation& input, const Tensor& weight, const std::optional<Tensor>& prepared,
+    const std::optional<Tensor>& bias, int64_t stride, bool relu, std::optional<ScalarType> out_dtype,
+    bool wants_border, const Tensor* next_weight);
 Tensor safem(
     const Tensor& input, const Tensor& prepared, const std::optional<Tensor>& up, const std::optional<Tensor>& weight,
     int64_t groups, double scale);

@@ -1,6 +1,7 @@
 // The torch operator run_program (program.h).
 #include <vector>
 
+#include "../common/threads.h"
 #include "program.h"
 
 namespace danet {
@@ -12,7 +13,7 @@ class Reader {
  public:
   Reader(
       const std::vector<int64_t>& code, const std::vector<Tensor>& tensors, const std::vector<double>& numbers,
-      std::vector<std::optional<Tensor>>& values)
+      std::vector<std::optional<Activation>>& values)
       : code_(code), tensors_(tensors), numbers_(numbers), values_(values) {}
 
   bool has_more() const { return position_ < code_.size(); }
@@ -25,12 +26,13 @@ class Reader {
     return i == kNone ? std::nullopt : std::optional<Tensor>(tensors_[checked(i, tensors_.size())]);
   }
   const Tensor& tensor() { return tensors_[checked(integer(), tensors_.size())]; }
-  std::optional<Tensor>& value() { return values_[checked(integer(), values_.size())]; }
-  const Tensor& input() {
-    const std::optional<Tensor>& t = value();
-    DANET_CHECK(t.has_value(), "run_program: an instruction reads a value that does not exist");
-    return *t;
+  std::optional<Activation>& value() { return values_[checked(integer(), values_.size())]; }
+  const Activation& activation() {
+    const std::optional<Activation>& value_read = value();
+    DANET_CHECK(value_read.has_value(), "run_program: an instruction reads a value that does not exist");
+    return *value_read;
   }
+  const Tensor& input() { return activation().tensor; }
   std::optional<Tensor> optional_input() {
     if (has_more() && code_[position_] == kNone) return ++position_, std::nullopt;
     return input();
@@ -50,39 +52,43 @@ class Reader {
   const std::vector<int64_t>& code_;
   const std::vector<Tensor>& tensors_;
   const std::vector<double>& numbers_;
-  std::vector<std::optional<Tensor>>& values_;
+  std::vector<std::optional<Activation>>& values_;
   size_t position_ = 0;
 };
 
 // Runs the next instruction.
 void run_instruction(Reader& read) {
   const int64_t instruction = read.integer();
-  std::optional<Tensor>& out = read.value();
+  std::optional<Activation>& out = read.value();
   // NOTE: the arguments are read into variables, because the order of evaluation in a call is not defined.
   switch (instruction) {
     case kConvolve: {
-      const Tensor &input = read.input(), &weight = read.tensor();
+      const Activation& input = read.activation();
+      const Tensor& weight = read.tensor();
       const std::optional<Tensor> prepared = read.optional_tensor(), bias = read.optional_tensor();
       const int64_t stride = read.integer(), relu = read.integer();
-      out = rep_conv(input, weight, prepared, bias, stride, relu != 0, /*tf32=*/false, read.dtype());
+      const std::optional<ScalarType> dtype = read.dtype();
+      const bool wants_border = read.integer() != 0;
+      const std::optional<Tensor> next = read.optional_tensor();
+      out = convolve(input, weight, prepared, bias, stride, relu != 0, dtype, wants_border, next ? &*next : nullptr);
       return;
     }
     case kNarrow: {
-      Tensor input = read.input();
+      Activation input = read.activation();
       const int64_t first = read.integer(), count = read.integer();
-      out = torch::stable::narrow(input, 1, first, count);
+      out = Activation{torch::stable::narrow(input.tensor, 1, first, count), input.has_border};
       return;
     }
     case kSafem: {
       const Tensor &input = read.input(), &prepared = read.tensor();
       const std::optional<Tensor> up = read.optional_input(), weight = read.optional_input();
       const int64_t groups = read.integer();
-      out = safem(input, prepared, up, weight, groups, read.number());
+      out = Activation{safem(input, prepared, up, weight, groups, read.number())};
       return;
     }
     case kAcfaWeight: {
       const Tensor &input = read.input(), &prepared = read.tensor();
-      out = acfa_weight(input, prepared, read.integer());
+      out = Activation{acfa_weight(input, prepared, read.integer())};
       return;
     }
     case kFree: out.reset(); return;
@@ -92,11 +98,15 @@ void run_instruction(Reader& read) {
 
 std::vector<Tensor> run_program(
     const Tensor& image, std::vector<Tensor> tensors, std::vector<int64_t> code, std::vector<double> numbers,
-    int64_t num_values, std::vector<int64_t> outputs) {
+    int64_t num_values, std::vector<int64_t> outputs, bool uses_torch) {
   DANET_CHECK(num_values >= 1 && num_values <= 1 << 20, "run_program: num_values must be from 1 to 2^20");
-  std::vector<std::optional<Tensor>> values(static_cast<size_t>(num_values));
-  values[0] = image;
-  for (Reader reader(code, tensors, numbers, values); reader.has_more();) run_instruction(reader);
+  std::vector<std::optional<Activation>> values(static_cast<size_t>(num_values));
+  values[0] = Activation{image};
+  const auto run = [&] {
+    for (Reader reader(code, tensors, numbers, values); reader.has_more();) run_instruction(reader);
+  };
+  // Operators of torch in a program would use one thread of a team only.
+  uses_torch ? run() : ThreadTeam::run(run);
   std::vector<Tensor> results;
   for (Reader reader(outputs, tensors, numbers, values); reader.has_more();) results.push_back(reader.input());
   return results;

@@ -32,6 +32,10 @@ struct RepConvParams {
   // On the matrix unit: the weight is float32, and each of its values is multiplied as the sum of two bfloat16 values, of
   // which one may be zero, so that an infinite input gives NaN. Bias and result are float32.
   bool has_float32_weight = false;
+  // On the matrix unit: memory that is needed after this call, such as the next layer's weight. The kernel loads up to a
+  // part of it into the L2 cache meanwhile. May be null.
+  const void* next_weight = nullptr;
+  int64_t next_bytes = 0;
 
   int64_t taps() const { return kernel_size * kernel_size; }
   int64_t H_out() const { return (H - 1) / stride + 1; }
@@ -76,6 +80,15 @@ struct RepConvKernels {
 
 DANET_DECLARE_KERNELS(RepConvKernels, rep_conv_kernels)
 
+// An image as the kernels on the matrix unit read or write it: its rows are row_pixels pixels apart. has_border: zeros
+// surround the image, a row above and below it, and one pixel between successive rows (row_pixels = W + 1), which is the
+// right neighbor of one row and the left neighbor of the next.
+constexpr int64_t kTileOverrun = 32;
+struct TileImage : ImageView {
+  int64_t row_pixels;
+  bool has_border;
+};
+
 // The kernels on the matrix unit, for an input in bfloat16. Weight and bias are bfloat16, or float32 if
 // RepConvParams::has_float32_weight.
 struct RepConvTileKernels {
@@ -84,10 +97,13 @@ struct RepConvTileKernels {
   // Lays out the weight [C_out, C, taps].
   void (*prepare)(const RepConvParams&, const void* weight, BFloat16* prepared);
   int64_t (*scratch_size)(const RepConvParams&, int64_t rows);  // in bytes, for this number of output rows
-  // Computes the output rows [begin, end) of image n and the panels [first, last) of output channels.
+  // Whether `forward` reads this input directly, without a copy in scratch memory.
+  bool (*reads_directly)(const RepConvParams&, const TileImage& input);
+  // Computes the output rows [begin, end) of image n and the panels [first, last) of output channels. If input has a
+  // border, its memory must extend kTileOverrun pixels behind the border below the last image.
   void (*forward)(
-      const RepConvParams&, ImageView input, const BFloat16* prepared, const void* bias, ImageView out, int64_t n,
-      int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch);
+      const RepConvParams&, const TileImage& input, const BFloat16* prepared, const void* bias, const TileImage& out,
+      int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch);
   // RepConvKernels::few_inputs for an input and a bias in float32 and a result in bfloat16, with AVX-512's panels. Null
   // if the unit is emulated.
   void (*few_inputs)(

@@ -1,12 +1,16 @@
 // rep_conv in bfloat16 on the matrix unit: a direct convolution whose operands come straight from the image.
 //
-// A block of input rows is copied into the L2 cache once, with zeros around it and channels padded to whole tiles. For
-// every tap, successive output pixels read successive pixels of the copy, also across the ends of rows. A tile is
-// therefore loaded directly from the copy, and no im2col matrix is written. The disadvantage: each output row is
-// computed with one additional pixel at its end, which is not stored.
+// The kernel reads an image with zeros around it, and channels padded to whole tiles. For every tap, successive output
+// pixels read successive pixels of this image, also across the ends of rows. A tile is therefore loaded directly from the
+// image, and no im2col matrix is written. The disadvantage: each output row is computed with one additional pixel at its
+// end, which is not stored. An input without such a border is copied into the L2 cache, a block of rows at a time; a 1x1
+// kernel needs no border.
 //
 // At stride 2, the even input rows are copied to one part of the buffer and the odd ones to another. Each tap reads only
 // one part. The pixels for successive output pixels are then two pixels apart in that part, also across the ends of rows.
+#include <algorithm>
+#include <optional>
+
 #include "../common/amx.h"
 #include "rep_conv_few.h"
 
@@ -14,6 +18,7 @@ namespace danet {
 namespace {
 
 constexpr int L = kLanes<float>;
+constexpr int64_t kCacheLine = 64;
 
 // The number of tiles of kTileDepth channels of the input.
 int64_t channel_tiles(const RepConvParams& p) { return (p.C + kTileDepth - 1) / kTileDepth; }
@@ -32,7 +37,7 @@ int64_t panels_of(const RepConvParams& p) { return (p.C_out + panel_channels(p) 
 // The weights of a panel of kBlockColumns output channels are used in parts of at most 36 KiB, so that they stay in the
 // first-level cache. A part has at most kDepthPerPart tiles of channels: all taps of them if it has one or two tiles,
 // else three taps.
-constexpr int64_t kDepthPerPart = 4;
+constexpr int64_t kDepthPerPart = 4, kPartBytes = 36 << 10;
 int64_t taps_per_part(const RepConvParams& p, int64_t part_depth) {
   return part_depth <= 2 || p.taps() == 1 ? p.taps() : 3;
 }
@@ -76,46 +81,152 @@ struct PaddedInput {
   }
 };
 
-// Copies the pixels of a row of the image, whose channels are padded with zeros.
-void copy_row(const RepConvParams& p, const ImageView& input, int64_t n, int64_t y, int64_t channels, BFloat16* to) {
-  const BFloat16* from = input.pixel<BFloat16>(n, y * p.W);
-  if (p.C == channels && input.pixel_stride == p.C) {
-    std::memcpy(to, from, size_t(p.W * p.C) * sizeof(BFloat16));
-    return;
+// Copies the input rows that a block of output rows reads, with zeros around them and channels padded with zeros. The rows
+// are copied in their order, a few cache lines at a time between the products of the first panel, because the matrix unit
+// and the vector units work at the same time.
+class InputCopy {
+ public:
+  InputCopy(
+      const RepConvParams& p, const TileImage& input, int64_t n, int64_t first, const PaddedInput& padded,
+      BFloat16* copy)
+      : p_(p), input_(input), n_(n), first_(first), padded_(padded), copy_(copy),
+        row_(first * p.stride - padded.border), last_row_((first + padded.rows - 1) * p.stride + padded.border),
+        lines_per_run_(padded.channels / kTileDepth * (input.pixel_stride == p.C ? p.W : 1)) {
+    clear(copy + (padded.pixels - padded.extra) * padded.channels, padded.extra);
+    if (p.stride == 2) clear(copy + (padded.odd_rows - padded.extra) * padded.channels, padded.extra);
+    start_row();
   }
-  for (int64_t x = 0; x < p.W; ++x, to += channels, from += input.pixel_stride) {
-    const int64_t whole = p.C / kTileDepth * kTileDepth;
-    for (int64_t c = 0; c < whole; c += kTileDepth)  // faster than a call of memcpy
-      std::memcpy(to + c, from + c, kTileDepth * sizeof(BFloat16));
-    if (whole == channels) continue;
-    std::memcpy(to + whole, from + whole, size_t(p.C - whole) * sizeof(BFloat16));
-    std::memset(to + p.C, 0, size_t(channels - p.C) * sizeof(BFloat16));
+
+  // Copies what the output pixels before `pixel` of the padded output still lack.
+  DANET_INLINE void complete(int64_t pixel) {
+    if (row_ > last_row_) return;
+    const int64_t output_row = first_ + (pixel - 1) / padded_.pitch;
+    const int64_t needed = output_row * p_.stride + padded_.border;
+    while (row_ <= needed && row_ <= last_row_) copy_lines(lines_left_);
   }
+  // Copies at most this number of cache lines of the rows that follow.
+  DANET_INLINE void copy_some(int64_t lines) {
+    if (row_ <= last_row_) copy_lines(lines < lines_left_ ? lines : lines_left_);
+  }
+  // The number of cache lines to copy per step, so that the copy stays ahead of the blocks, which take `steps` steps.
+  int64_t lines_per_step(int64_t steps) const {
+    const int64_t lines = kBlockRows * p_.stride * p_.stride * padded_.channels / kTileDepth;
+    return (lines + steps - 1) / steps;
+  }
+
+ private:
+  void clear(BFloat16* to, int64_t pixels) const {
+    std::memset(to, 0, size_t(pixels * padded_.channels) * sizeof(BFloat16));
+  }
+
+  // Writes the left and the right border of the next row of the image. Rows outside of the image, and all pixels of a
+  // row whose channels are not whole tiles, are written at once.
+  void start_row() {
+    for (; row_ <= last_row_; ++row_) {
+      BFloat16* const row = copy_ + padded_.row_start(first_, row_) * padded_.channels;
+      if (row_ < 0 || row_ >= p_.H) {
+        clear(row, padded_.row_pixels);
+        continue;
+      }
+      clear(row, padded_.border);
+      to_ = row + padded_.border * padded_.channels;
+      clear(to_ + p_.W * padded_.channels, padded_.row_pixels - padded_.border - p_.W);
+      from_ = input_.pixel<BFloat16>(n_, row_ * input_.row_pixels);
+      lines_left_ = p_.W * padded_.channels / kTileDepth;
+      run_left_ = lines_per_run_;
+      if (p_.C == padded_.channels) return;
+      copy_padded_row();
+    }
+  }
+  void copy_padded_row() const {
+    const int64_t whole = p_.C / kTileDepth * kTileDepth;
+    BFloat16* to = to_;
+    const BFloat16* from = from_;
+    for (int64_t x = 0; x < p_.W; ++x, to += padded_.channels, from += input_.pixel_stride) {
+      for (int64_t c = 0; c < whole; c += kTileDepth)  // faster than a call of memcpy
+        std::memcpy(to + c, from + c, kTileDepth * sizeof(BFloat16));
+      std::memcpy(to + whole, from + whole, size_t(p_.C - whole) * sizeof(BFloat16));
+      std::memset(to + p_.C, 0, size_t(padded_.channels - p_.C) * sizeof(BFloat16));
+    }
+  }
+  DANET_INLINE void copy_lines(int64_t lines) {
+    lines_left_ -= lines;
+    for (; lines > 0; --lines, to_ += kTileDepth, from_ += kTileDepth) {
+      std::memcpy(to_, from_, kTileDepth * sizeof(BFloat16));
+      if (--run_left_ > 0) continue;
+      run_left_ = lines_per_run_;
+      from_ += input_.pixel_stride - p_.C;
+    }
+    if (lines_left_ > 0) return;
+    ++row_;
+    start_row();
+  }
+
+  const RepConvParams& p_;
+  const TileImage& input_;
+  const int64_t n_, first_;
+  const PaddedInput& padded_;
+  BFloat16* const copy_;
+  int64_t row_;                             // the input row that is being copied
+  const int64_t last_row_, lines_per_run_;  // a run: cache lines that are contiguous in the image
+  int64_t run_left_ = 0, lines_left_ = 0;   // cache lines of the run and of the row that are not copied yet
+  const BFloat16* from_ = nullptr;
+  BFloat16* to_ = nullptr;
+};
+
+// Whether the input is read directly: it needs a border of zeros for a 3x3 kernel, and channels in whole tiles. Without a
+// border, the last block must not read behind the image: it is moved back, so that the image must have a whole block.
+bool reads_directly(const RepConvParams& p, const TileImage& input) {
+  if (p.stride != 1 || p.C % kTileDepth != 0) return false;
+  return input.has_border || (p.kernel_size == 1 && input.row_pixels == p.W && p.H * p.W >= kBlockRows);
 }
 
-// Copies the input rows that the output rows from `first` on read, with zeros around them.
-void copy_input(
-    const RepConvParams& p, const ImageView& input, int64_t n, int64_t first, const PaddedInput& padded,
-    BFloat16* copy) {
-  const auto clear = [&](BFloat16* to, int64_t pixels) {
-    std::memset(to, 0, size_t(pixels * padded.channels) * sizeof(BFloat16));
-  };
-  const int64_t top = first * p.stride - padded.border;
-  const int64_t bottom = (first + padded.rows - 1) * p.stride + padded.border;
-  for (int64_t y = top; y <= bottom; ++y) {
-    BFloat16* const row = copy + padded.row_start(first, y) * padded.channels;
-    if (y < 0 || y >= p.H) {
-      clear(row, padded.row_pixels);
-      continue;
-    }
-    clear(row, padded.border);
-    BFloat16* const to = row + padded.border * padded.channels;
-    copy_row(p, input, n, y, padded.channels, to);
-    clear(to + p.W * padded.channels, padded.row_pixels - padded.border - p.W);
+// Loads memory into the L2 cache during `steps` steps. The weights of a network do not stay in the cache from one image to
+// the next.
+class Prefetch {
+ public:
+  Prefetch() = default;
+  Prefetch(const void* data, int64_t bytes, int64_t steps)
+      : next_(static_cast<const char*>(data)), lines_per_step_((bytes / kCacheLine + steps - 1) / steps) {}
+  DANET_INLINE void step() {
+    for (int64_t i = 0; i < lines_per_step_; ++i, next_ += kCacheLine) __builtin_prefetch(next_, 0, 2);
   }
-  clear(copy + (padded.pixels - padded.extra) * padded.channels, padded.extra);
-  if (p.stride == 2) clear(copy + (padded.odd_rows - padded.extra) * padded.channels, padded.extra);
-}
+
+ private:
+  const char* next_ = nullptr;
+  int64_t lines_per_step_ = 0;
+};
+
+// The left operands of the products. Tap k of pixel i of a block's rows is at first + (i * stride + tap[k]) * step.
+struct LeftOperands {
+  const BFloat16* first;
+  int64_t step, stride, pitch, pixels;
+  int64_t tap[9];
+  // The largest pixel at which a block of kBlockRows pixels may begin.
+  int64_t last_block;
+
+  // From the image itself, for output rows from `row` on.
+  LeftOperands(const RepConvParams& p, const TileImage& input, int64_t n, int64_t row, int64_t rows)
+      : first(input.pixel<BFloat16>(n, row * input.row_pixels)), step(input.pixel_stride), stride(1),
+        pitch(input.row_pixels), pixels(rows * input.row_pixels), last_block(pixels) {
+    const int64_t center = p.kernel_size / 2;
+    for (int64_t k = 0; k < p.taps(); ++k) tap[k] = (k / p.kernel_size - center) * pitch + k % p.kernel_size - center;
+    if (input.has_border) return;
+    // Move the last block back, at most to the begin of the image
+    last_block = (p.H - row) * pitch - kBlockRows;
+  }
+  // From a copy with zeros around it.
+  LeftOperands(const RepConvParams& p, const PaddedInput& padded, const BFloat16* copy)
+      : first(copy), step(padded.channels), stride(padded.stride), pitch(padded.pitch),
+        pixels(padded.rows * padded.pitch), last_block(pixels) {
+    for (int64_t k = 0; k < p.taps(); ++k) tap[k] = padded.tap[k];
+  }
+
+  // The first pixel of a block.
+  DANET_INLINE int64_t block_start(int64_t block) const {
+    return block * kBlockRows < last_block ? block * kBlockRows : last_block;
+  }
+};
 
 // What the results of a panel need besides their sums. Out: the type of the bias and the result, float for float32
 // weights.
@@ -164,18 +275,19 @@ struct UnwrittenBlock {
   alignas(64) Out unused[kBlockColumns];  // takes the pixels that do not exist
 
   // The padded output has rows of `pitch` pixels, of which the first W are stored, and `end` pixels in all. first: the
-  // block's first pixel in it.
-  void start(const float* block_sums, int64_t first, int64_t end, int64_t W, int64_t pitch, ImageView out) {
+  // block's first pixel in it. out: the place of the pixel 0.
+  void start(
+      const float* block_sums, int64_t first, int64_t end, int64_t W, int64_t pitch, const TileImage& image, Out* out) {
     sums = block_sums;
     next = 0;
-    const int64_t row = first / pitch, count = end - first;
     int64_t x = first % pitch;
-    Out* pixel = static_cast<Out*>(out.data) + (row * W + (x < W ? x : W)) * out.pixel_stride;
+    Out* pixel = out + (first / pitch * image.row_pixels + x) * image.pixel_stride;
+    const int64_t next_row = (image.row_pixels - pitch + 1) * image.pixel_stride;
     for (int64_t i = 0; i < kBlockRows; ++i) {
-      const bool exists = x < W && i < count;
-      to[i] = exists ? pixel : unused;
-      pixel += exists ? out.pixel_stride : 0;
-      x = x + 1 < pitch ? x + 1 : 0;
+      to[i] = x < W && first + i < end ? pixel : unused;
+      const bool is_last = x + 1 == pitch;
+      pixel += is_last ? next_row : image.pixel_stride;
+      x = is_last ? 0 : x + 1;
     }
   }
   DANET_INLINE void write_some(const Epilogue<Out, kHalfPanel>& epilogue, int64_t rows) {
@@ -197,55 +309,68 @@ int64_t scratch_size(const RepConvParams& p, int64_t rows) {
 
 template <typename Out, bool kHalfPanel>
 void multiply_blocks(
-    const RepConvParams& p, ImageView input, const BFloat16* prepared, const Out* bias, ImageView out, int64_t n,
-    int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch) {
-  const PaddedInput padded(p, end - begin);
+    const RepConvParams& p, const TileImage& input, const BFloat16* prepared, const Out* bias, const TileImage& out,
+    int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch) {
   float* const sums = reinterpret_cast<float*>(scratch);
   BFloat16* const copy = reinterpret_cast<BFloat16*>(sums + kBlocksPerWeightPart * kBlockRows * kBlockColumns);
-  copy_input(p, input, n, begin, padded, copy);
+  const PaddedInput padded(p, end - begin);
+  const bool has_block = input.has_border || (end - begin) * input.row_pixels >= kBlockRows;
+  const bool is_direct = reads_directly(p, input) && has_block;
+  std::optional<InputCopy> input_copy;
+  if (!is_direct) input_copy.emplace(p, input, n, begin, padded, copy);
+  const LeftOperands left = is_direct ? LeftOperands(p, input, n, begin, end - begin) : LeftOperands(p, padded, copy);
 
   constexpr int64_t kStep = kHalfPanel ? kRightSize / 2 : kRightSize;
-  const int64_t depth = channel_tiles(p), panel_size = panel_channels(p), pixels = padded.rows * padded.pitch;
-  const int64_t blocks = (pixels + kBlockRows - 1) / kBlockRows, pixel_step = padded.stride * padded.channels;
+  const int64_t depth = channel_tiles(p), panel_size = panel_channels(p), pixel_step = left.stride * left.step;
+  const int64_t blocks = (left.pixels + kBlockRows - 1) / kBlockRows;
   TileBlock tiles;
   UnwrittenBlock<Out, kHalfPanel> unwritten;
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t o = panel * panel_size, channels = p.C_out - o < panel_size ? p.C_out - o : panel_size;
     const Epilogue<Out, kHalfPanel> epilogue(p, bias == nullptr ? nullptr : bias + o, channels, panel_size);
-    const ImageView to{out.pixel<Out>(n, begin * p.W_out()) + o, out.image_stride, out.pixel_stride};
+    Out* const to = out.pixel<Out>(n, begin * out.row_pixels) + o;
     for (int64_t first_block = 0; first_block < blocks; first_block += kBlocksPerWeightPart) {
       const int64_t end_block =
           first_block + kBlocksPerWeightPart < blocks ? first_block + kBlocksPerWeightPart : blocks;
       const BFloat16* weight = prepared + panel * p.taps() * depth * kStep;
       // Take the weights in parts that fit into the first-level cache. Between the parts, the sums of the blocks are
-      // kept in memory.
+      // kept in memory. While a part is used, load the next one, or at the end the begin of the next layer's weight.
       for (int64_t d = 0; d < depth; d += kDepthPerPart) {
         const int64_t part_depth = depth - d < kDepthPerPart ? depth - d : kDepthPerPart;
         const int64_t taps = taps_per_part(p, part_depth);
         for (int64_t tap = 0; tap < p.taps(); tap += taps, weight += taps * part_depth * kStep) {
           const bool is_first = d == 0 && tap == 0, is_last = d + part_depth == depth && tap + taps == p.taps();
           const int64_t rows_per_step = (kBlockRows + taps * part_depth - 1) / (taps * part_depth);
+          const int64_t lines_per_step = is_direct ? 0 : input_copy->lines_per_step(taps * part_depth);
+          const int64_t part_size = taps * part_depth * kStep, steps = (end_block - first_block) * taps * part_depth;
+          const bool is_end = panel + 1 == last && end_block == blocks && is_last;
+          Prefetch ahead = is_end             ? Prefetch(p.next_weight, std::min(p.next_bytes, kPartBytes), steps)
+                           : first_block == 0 ? Prefetch(weight + part_size, 2 * part_size, steps)
+                                              : Prefetch();
           for (int64_t block = first_block; block < end_block; ++block) {
             float* const block_sums = sums + (block - first_block) * kBlockRows * kBlockColumns;
+            const int64_t start = left.block_start(block);
             is_first ? tiles.clear() : tiles.load(block_sums);
+            if (!is_direct) input_copy->complete(start + kBlockRows);
             // Multiply the taps of 32 pixels with the weights of 32 output channels
             const BFloat16* right = weight;
             for (int64_t k = tap; k < tap + taps; ++k) {
-              const BFloat16* left =
-                  copy + (padded.tap[k] + block * kBlockRows * padded.stride) * padded.channels + d * kTileDepth;
-              for (int64_t i = 0; i < part_depth; ++i, left += kTileDepth, right += kStep) {
+              const BFloat16* pixels = left.first + (left.tap[k] + start * left.stride) * left.step + d * kTileDepth;
+              for (int64_t i = 0; i < part_depth; ++i, pixels += kTileDepth, right += kStep) {
                 if (!kHalfPanel)
-                  tiles.multiply_add(left, pixel_step, right);
+                  tiles.multiply_add(pixels, pixel_step, right);
                 else if ((k + i) % 2 == 0)
-                  tiles.multiply_add_half<0>(left, pixel_step, right);
+                  tiles.multiply_add_half<0>(pixels, pixel_step, right);
                 else
-                  tiles.multiply_add_half<1>(left, pixel_step, right);
+                  tiles.multiply_add_half<1>(pixels, pixel_step, right);
                 unwritten.write_some(epilogue, rows_per_step);
+                if (!is_direct) input_copy->copy_some(lines_per_step);
+                ahead.step();
               }
             }
             unwritten.write_all(epilogue);
             tiles.store(block_sums);
-            if (is_last) unwritten.start(block_sums, block * kBlockRows, pixels, p.W_out(), padded.pitch, to);
+            if (is_last) unwritten.start(block_sums, start, left.pixels, p.W_out(), left.pitch, out, to);
           }
         }
       }
@@ -255,8 +380,8 @@ void multiply_blocks(
 }
 
 void forward(
-    const RepConvParams& p, ImageView input, const BFloat16* prepared, const void* bias, ImageView out, int64_t n,
-    int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch) {
+    const RepConvParams& p, const TileImage& input, const BFloat16* prepared, const void* bias, const TileImage& out,
+    int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch) {
   const auto run = [&](const auto* typed_bias, auto half) {
     using Out = std::decay_t<decltype(*typed_bias)>;
     multiply_blocks<Out, half.value>(p, input, prepared, typed_bias, out, n, begin, end, first, last, scratch);
@@ -305,7 +430,8 @@ constexpr auto kFewInputs = few_inputs<float, BFloat16>;
 constexpr std::nullptr_t kFewInputs = nullptr;
 #endif
 
-constexpr RepConvTileKernels kKernels = {panels_of, prepared_size, prepare, scratch_size, forward, kFewInputs};
+constexpr RepConvTileKernels kKernels = {panels_of,      prepared_size, prepare,   scratch_size,
+                                         reads_directly, forward,       kFewInputs};
 
 }  // namespace
 

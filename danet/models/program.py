@@ -4,6 +4,7 @@ Calling every layer from Python costs about a millisecond per image, which is a 
 bfloat16. A program lists the calls once; then C++ makes them for every image.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -25,6 +26,22 @@ NONE = -1
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+@dataclasses.dataclass
+class Instruction:
+    """An instruction of a program, which computes value ``out`` from the values ``inputs``."""
+
+    kind: int
+    out: int
+    arguments: list[int]
+    inputs: tuple[int, ...]
+    weight: int = NONE
+    """The index of the prepared weight that it reads."""
+    gains_from_border: bool = False
+    """Whether a border of zeros around the input saves a copy of it: a 3x3 convolution with stride 1."""
+    wants_border: bool = False
+    """Whether a convolution writes a border of zeros around its result."""
+
+
 class CpuProgram:
     """The program of a fused network; see ``program_of``.
 
@@ -36,10 +53,11 @@ class CpuProgram:
     """
 
     def __init__(self, network: Any) -> None:
-        self.code: list[int] = []
+        self.instructions: list[Instruction] = []
         self.tensors: list[Tensor] = []
         self.numbers: list[float] = []
         self.num_values = 1  # value 0 is the image
+        self.uses_torch = False  # whether a convolution is computed by torch's operator
         # Every attribute that the program was built from: the dict that holds it, its name, its value
         self.sources: list[tuple[dict, str, Any]] = []
         self.modules = list(network.modules())
@@ -52,7 +70,6 @@ class CpuProgram:
         if not self.is_current():
             raise UnsupportedNetwork("a module with another forward")
         check_types(network)
-        self.last_use: dict[int, int] = {}  # where to free a value: an index into ``code``
         x = self._convolve(network.backbone.stem, 0)
         features = []
         for stage in network.backbone.stages:
@@ -66,7 +83,8 @@ class CpuProgram:
         predictions = [self._towers(tower, x) for tower, x in zip(network.head.towers, fused, strict=True)]
         self.outputs = [*features, *(logits for logits, _ in predictions), *(deltas for _, deltas in predictions)]
         self.levels = len(features)
-        self._free_unused()
+        self._choose_borders()
+        self.code = self._encode()
 
     def is_current(self) -> bool:
         """Whether the network still has the modules, the weights and the options that the program uses."""
@@ -83,16 +101,22 @@ class CpuProgram:
     def __call__(self, images: Tensor) -> Output:
         """Runs the network on images of the dtype of its first layer, channels-last."""
         values = library.call(
-            "run_program", images, self.tensors, self.code, self.numbers, self.num_values, self.outputs
+            "run_program",
+            images,
+            self.tensors,
+            self.code,
+            self.numbers,
+            self.num_values,
+            self.outputs,
+            self.uses_torch,
         )
         n = self.levels
         return Output(list(values[:n]), list(values[n : 2 * n]), list(values[2 * n :]))
 
-    def _emit(self, instruction: int, *arguments: int, inputs: tuple[int, ...]) -> int:
+    def _emit(self, kind: int, *arguments: int, inputs: tuple[int, ...], **options: Any) -> int:
         out = self.num_values
         self.num_values += 1
-        self.code += [instruction, out, *arguments]
-        self.last_use.update(dict.fromkeys(inputs, len(self.code)))
+        self.instructions.append(Instruction(kind, out, list(arguments), inputs, **options))
         return out
 
     def _option(self, module: nn.Module, name: str) -> Any:
@@ -120,15 +144,23 @@ class CpuProgram:
         if type(block) is not FusedMBB:
             raise UnsupportedNetwork(type(block).__name__)
         weight, prepared, bias = (self._tensor(block, name) for name in ("weight", "transformed", "bias"))
+        self.uses_torch |= block.transformed is None or block.transformed.numel() == 0
         stride, relu, out_dtype = (self._option(block, name) for name in ("stride", "relu", "out_dtype"))
         dtype = NONE if out_dtype is None else DTYPES.index(out_dtype)
-        return self._emit(CONVOLVE, x, weight, prepared, bias, stride, int(relu), dtype, inputs=(x,))
+        return self._emit(
+            CONVOLVE,
+            *(x, weight, prepared, bias, stride, int(relu), dtype),
+            inputs=(x,),
+            weight=prepared,
+            gains_from_border=block.weight.shape[2] == 3 and stride == 1,
+        )
 
     def _safem(self, prepared: Any, scale: float, x: int, up: int, weight: int) -> int:
         self.numbers.append(scale)
         inputs = tuple(value for value in (x, up, weight) if value != NONE)
         packed = self._packed(prepared)
-        return self._emit(SAFEM, x, packed, up, weight, prepared.groups, len(self.numbers) - 1, inputs=inputs)
+        arguments = (x, packed, up, weight, prepared.groups, len(self.numbers) - 1)
+        return self._emit(SAFEM, *arguments, inputs=inputs, weight=packed)
 
     def _packed(self, prepared: Any) -> int:
         weights = self._option(prepared, "weights")
@@ -140,7 +172,7 @@ class CpuProgram:
         if type(fusion) is not FusedACFA:
             raise UnsupportedNetwork(type(fusion).__name__)
         packed = self._packed(fusion.deep)
-        weight = self._emit(ACFA_WEIGHT, deep, packed, fusion.deep.groups, inputs=(deep,))
+        weight = self._emit(ACFA_WEIGHT, deep, packed, fusion.deep.groups, inputs=(deep,), weight=packed)
         scale = self._option(fusion, "scale")
         return self._safem(fusion.shallow, scale, shallow, self._convolve(fusion.up, deep), weight)
 
@@ -151,11 +183,41 @@ class CpuProgram:
         halves = [self._emit(NARROW, y, first, channels, inputs=(y,)) for first in (0, channels)]
         return self._convolve(towers.classify, halves[0]), self._convolve(towers.regress, halves[1])
 
-    def _free_unused(self) -> None:
-        """Inserts an instruction behind the last use of every value, so that its memory can be used again."""
-        positions = sorted((at, value) for value, at in self.last_use.items() if value not in self.outputs)
-        for at, value in reversed(positions):
-            self.code[at:at] = [FREE, value]
+    def _choose_borders(self) -> None:
+        """Lets a convolution write a border of zeros around its result if only convolutions read the result.
+
+        A 3x3 convolution with stride 1 on the matrix unit then needs no copy of its input.
+        """
+
+        readers: dict[int, list[Instruction]] = {}
+        for instruction in reversed(self.instructions):
+            # Who reads a part of a value reads the value.
+            found = readers.get(instruction.out, []) if instruction.kind == NARROW else [instruction]
+            for value in instruction.inputs:
+                readers[value] = found + readers.get(value, [])
+        for instruction in self.instructions:
+            reading = readers.get(instruction.out, [])
+            if instruction.kind == CONVOLVE and instruction.out not in self.outputs:
+                only_convolutions = all(each.kind == CONVOLVE for each in reading)
+                instruction.wants_border = only_convolutions and any(each.gains_from_border for each in reading)
+
+    def _encode(self) -> list[int]:
+        """The instructions as integers. Behind the last use of a value, its memory is freed.
+
+        A convolution is told which weight the next instruction reads, to load it into the cache in time.
+        """
+        code: list[int] = []
+        next_weight, unused = NONE, set(range(self.num_values)) - set(self.outputs)
+        for instruction in reversed(self.instructions):
+            last_reads = sorted(unused.intersection(instruction.inputs))
+            unused.difference_update(last_reads)
+            arguments = list(instruction.arguments)
+            if instruction.kind == CONVOLVE:
+                arguments += [int(instruction.wants_border), next_weight]
+            next_weight = instruction.weight if instruction.weight != NONE else next_weight
+            free = [number for value in last_reads for number in (FREE, value)]
+            code = [instruction.kind, instruction.out, *arguments, *free, *code]
+        return code
 
 
 class UnsupportedNetwork(Exception):

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ def trained(config=CONFIG, seed=0):
     return model
 
 
+@pytest.fixture
+def num_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 def dtypes():
     return [torch.float32, torch.bfloat16] if torch.ops.danet.matrix_unit() else [torch.float32]
 
@@ -51,6 +59,48 @@ def test_program_equals_the_network_bit_for_bit(shape):
         assert isinstance(deployed.program, CpuProgram)
         for one, two in zip(tensors(output), tensors(layer_by_layer(deployed, images)), strict=True):
             assert one.dtype == two.dtype and torch.equal(one, two)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 96), (2, 1, 33, 71)])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@torch.no_grad()
+def test_program_of_a_deeper_network_equals_it_with_any_number_of_threads(shape, threads, num_threads):
+    images = torch.randn(shape)
+    for dtype in dtypes():
+        deployed = trained(ModelConfig(name="danet_s")).deploy(dtype=dtype)
+        num_threads(1)
+        expected = layer_by_layer(deployed, images)
+        num_threads(threads)
+        for _ in range(3):
+            output = deployed(images)
+            assert all(torch.equal(*pair) for pair in zip(tensors(output), tensors(expected), strict=True))
+        assert all(each.is_contiguous(memory_format=torch.channels_last) for each in output.features)
+
+
+@torch.no_grad()
+def test_convolutions_that_feed_convolutions_write_a_border():
+    deployed = trained(ModelConfig(name="danet_s")).deploy()
+    instructions = program_of(deployed.network).instructions
+    assert sum(each.wants_border for each in instructions) == 27
+    for each in instructions:
+        readers = [other for other in instructions if each.out in other.inputs]
+        assert not each.wants_border or all(other.kind in (program.CONVOLVE, program.NARROW) for other in readers)
+
+
+@torch.no_grad()
+def test_programs_run_in_several_threads_of_python(num_threads):
+    num_threads(2)
+    deployed, images = trained().deploy(), torch.randn(4, 1, 64, 96)
+    expected = [deployed(image[None]).logits[0] for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            results = list(pool.map(lambda image: run_without_grad(deployed, image[None]).logits[0], images))
+            assert all(map(torch.equal, results, expected))
+
+
+def run_without_grad(deployed, images):
+    with torch.no_grad():  # the mode belongs to a thread
+        return deployed(images)
 
 
 @torch.no_grad()
@@ -181,13 +231,13 @@ def test_wrong_image_sizes_have_the_same_error():
     [
         ([0], "the program ends within an instruction"),
         ([7, 1], "7 is not an instruction"),
-        ([0, 1, 0, 5, -1, -1, 1, 1, -1], "the index 5 is out of range"),
-        ([0, 9, 0, 0, -1, -1, 1, 1, -1], "the index 9 is out of range"),
+        ([0, 1, 0, 5, -1, -1, 1, 1, -1, 0, -1], "the index 5 is out of range"),
+        ([0, 9, 0, 0, -1, -1, 1, 1, -1, 0, -1], "the index 9 is out of range"),
         ([1, 1, 2, 0, 1], "an instruction reads a value that does not exist"),
-        ([0, 1, 0, 0, -1, -1, 3, 1, -1], "rep_conv: stride must be 1 or 2"),
+        ([0, 1, 0, 0, -1, -1, 3, 1, -1, 0, -1], "rep_conv: stride must be 1 or 2"),
     ],
 )
 def test_malformed_programs_are_refused(code, text):
     image, weight = torch.zeros(1, 1, 8, 8), torch.zeros(4, 1, 3, 3)
     with pytest.raises(RuntimeError, match=text):
-        torch.ops.danet.run_program(image, [weight], code, [], 3, [0])
+        torch.ops.danet.run_program(image, [weight], code, [], 3, [0], False)
