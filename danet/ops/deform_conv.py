@@ -260,4 +260,4 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple:
 register("deform_im2col", 3, _im2col_reference, check_images, sum_taps=False)
 if library.WHY_NOT is None:
     library.register("deform_conv2d", 5, fake=_fake, batched=[0, 1, 2])
-    torch.library.register_autograd("danet::deform_conv2d", _backward, setup_context=_save)
+    library.register_autograd("deform_conv2d", _backward, _save)

@@ -389,3 +389,5 @@ def _flops_mean(input: Any, packed: Any, groups: int, **_: Any) -> int:
 library.register("safem", 4, fake=_fake, batched=[0, 2, 3], flops=_flops)
 library.register("acfa_weight", 2, fake=_fake_acfa_weight, batched=[0], flops=_flops_mean)
 library.register("sdc_mean", 2, fake=_fake_mean, batched=[0], flops=_flops_mean)
+for _name in ("safem", "acfa_weight", "sdc_mean"):
+    library.register_forward_only(_name)

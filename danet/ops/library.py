@@ -101,8 +101,8 @@ def has_kernel(tensor: Tensor) -> bool:
 def in_forward_mode() -> bool:
     """Whether forward-mode differentiation is active (torch.func.jvp, jacfwd, forward_ad.dual_level).
 
-    The compiled operators have no forward-mode derivative, and torch would silently take it as zero. Public functions
-    therefore run as their references then.
+    The kernels have no forward-mode derivative, and torch would silently take it as zero. Public functions therefore
+    run as their references then.
     """
     return forward_ad._current_level >= 0  # the public API does not tell it
 
@@ -117,8 +117,12 @@ def _warn_of_cuda() -> None:
     warnings.warn(f"danet.ops: slow reference operators on CUDA tensors, {WHY_NOT_CUDA}", RuntimeWarning, stacklevel=4)
 
 
-# Without grad mode, `call` dispatches below autograd. That skips torch.library's autograd wrapper, which is written in
-# Python and costs about 10 us per call. The guard is private API: without it, calls go through the wrapper.
+_forward_only: set[str] = set()
+"""Operators without a gradient. Their public functions call them only if no gradient is needed."""
+
+# Without grad mode, and for operators without a gradient, `call` dispatches below autograd. That skips torch.library's
+# autograd wrapper, which is written in Python and costs about 10 us per call. The guard is private API: without it,
+# calls go through the wrapper.
 _below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 
 
@@ -128,8 +132,9 @@ def call(name: str, *arguments: Any) -> Any:
     Raises RuntimeError if torch.func's grad or vjp is active, which the operators do not support.
     """
     operator = getattr(torch.ops.danet, name).default
+    needs_autograd = torch.is_grad_enabled() and name not in _forward_only
     try:
-        if _below_autograd is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if _below_autograd is None or needs_autograd or torch.compiler.is_compiling():
             return operator(*arguments)
         with _below_autograd():
             return operator(*arguments)
@@ -157,6 +162,54 @@ def register(
     torch.library.register_vmap(f"danet::{name}", _vmap_rule(name, tensors, batched))
     if flops is not None:
         register_flop_formula(getattr(torch.ops.danet, name))(flops)
+
+
+_fragments: list[torch.library.Library] = []  # registrations end with the life of their library
+
+
+class _NoForwardMode(torch.library.Library):
+    """A part of the library danet, in which operators refuse arguments with a tangent, see `register_autograd`."""
+
+    def __init__(self) -> None:
+        super().__init__("danet", "FRAGMENT")
+
+    def impl(self, op_name: Any, fn: Callable, dispatch_key: str = "", **options: Any) -> None:
+        def kernel(keyset: Any, *arguments: Any) -> Any:
+            if in_forward_mode() and any(_has_tangent(value) for value in arguments):
+                raise RuntimeError(
+                    f"torch.ops.danet.{op_name}: forward-mode derivatives are not supported by exported, traced and "
+                    "scripted networks; use the network before that step"
+                )
+            return fn(keyset, *arguments)
+
+        super().impl(op_name, kernel if dispatch_key == "Autograd" else fn, dispatch_key, **options)
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
+def register_autograd(name: str, backward: Callable, setup_context: Callable | None = None) -> None:
+    """Register the gradient of torch.ops.danet.<name>, and an error instead of a forward-mode derivative.
+
+    Public functions compute that derivative by their references. Networks that were exported, traced or scripted call
+    the operator itself, and torch would silently take the derivative as zero.
+    """
+    fragment = _NoForwardMode()
+    _fragments.append(fragment)
+    torch.library.register_autograd(f"danet::{name}", backward, setup_context=setup_context, lib=fragment)
+
+
+def register_forward_only(name: str) -> None:
+    """Let torch.ops.danet.<name>, which has no gradient, raise an error in backward and for arguments with a tangent."""
+    if WHY_NOT is not None:
+        return
+
+    def backward(*_: Any) -> None:
+        raise RuntimeError(f"{name}: forward only, no gradient is defined; use {name}_reference")
+
+    _forward_only.add(name)
+    register_autograd(name, backward)
 
 
 def register_gradient(
@@ -204,9 +257,7 @@ def register_gradient(
 
     register(f"{name}_backward", tensors + 1, fake=fake, batched=batched)
     for operator, rule, count in ((name, backward, tensors), (f"{name}_backward", backward_of_backward, tensors + 1)):
-        torch.library.register_autograd(
-            f"danet::{operator}", rule, setup_context=lambda ctx, inputs, output, n=count: save(ctx, inputs, n)
-        )
+        register_autograd(operator, rule, lambda ctx, inputs, output, n=count: save(ctx, inputs, n))
 
 
 def _memory_format(value: Tensor) -> torch.memory_format:

@@ -199,11 +199,16 @@ def rep_conv_reference(
     if input.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
         # Convert to float32: CPU convolutions may accumulate in the half type. GPUs accumulate in float32 themselves.
         weight, bias = weight.float(), None if bias is None else bias.float()
-    input = input.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+    input = _channels_last(input.to(weight.dtype))
     out = F.conv2d(input, weight, bias, stride=stride, padding=weight.shape[2] // 2)
     if relu:
         out = F.relu(out)
-    return out.to(dtype).to(out_dtype).contiguous(memory_format=torch.channels_last)
+    return _channels_last(out.to(dtype).to(out_dtype))
+
+
+def _channels_last(input: Tensor) -> Tensor:
+    """The tensor in channels-last memory format; vmap supports permute, but not contiguous with a memory format."""
+    return input.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 @memoize_check
@@ -295,3 +300,4 @@ def _flops(input: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
 
 
 library.register("rep_conv", 4, fake=_fake, batched=[0], flops=_flops)
+library.register_forward_only("rep_conv")

@@ -216,7 +216,48 @@ def test_forward_over_reverse(op):
             assert_close(forward_ad.unpack_dual(value).tangent, right)
 
 
-@pytest.mark.parametrize("op", DIFFERENTIABLE)
+@pytest.mark.parametrize("op", CALLS)
+def test_exported_network_refuses_forward_mode(op):
+    """Its operators have no forward-mode derivative; torch would take it as zero."""
+
+    class Module(torch.nn.Module):
+        def forward(self, *arguments):
+            return CALLS[op](*arguments)
+
+    arguments = tensors(op, N=1)
+    exported = torch.export.export(Module(), arguments).module()
+    expected = exported(*arguments)
+    message = f"^torch.ops.danet.{op}: forward-mode derivatives are not supported"
+    with pytest.raises(RuntimeError, match=message):
+        jvp(exported, arguments, arguments)
+    for requires_grad in (False, True):
+        first = arguments[0].clone().requires_grad_(requires_grad)
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match=message):
+            exported(forward_ad.make_dual(first, torch.ones_like(first)), *arguments[1:])
+    with forward_ad.dual_level():  # without a tangent the derivative is zero indeed
+        assert_close(exported(*arguments), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_backward_operator_refuses_forward_mode(op):
+    arguments = images(op, tensors(op, N=1))
+    backward = getattr(torch.ops.danet, f"{op}_backward")
+    call = lambda *t: backward(*t, *OPTIONS[op], *BACKWARD_OPTIONS.get(op, ()))[0]  # noqa: E731
+    inputs = (torch.randn_like(arguments[0]), *arguments)
+    with pytest.raises(RuntimeError, match=f"^torch.ops.danet.{op}_backward: forward-mode derivatives"):
+        jvp(call, inputs, inputs)
+
+
+def test_scripted_and_traced_modules_refuse_forward_mode():
+    module = danet.ops.SDC(8, groups=2).requires_grad_(False)
+    input = torch.randn(1, 8, 6, 7)
+    assert jvp(module, (input,), (input,))[1].abs().sum() > 0
+    for converted in (torch.jit.script(module), torch.jit.trace(module, input)):
+        with pytest.raises(RuntimeError, match="forward-mode derivatives are not supported"):
+            jvp(converted, (input,), (input,))
+
+
+@pytest.mark.parametrize("op", [*DIFFERENTIABLE, "rep_conv"])
 def test_reference_function_transforms(op):
     """vmap, grad and jvp of references, and their compositions, equal loops over plain autograd."""
     draws = [[scale * t for t in tensors(op, N=1, dtype=torch.float64)] for scale in (1, 0.5)]
@@ -298,8 +339,10 @@ def test_autocast(op, dtype):
 def test_rep_conv_gradient_error():
     input, weight, bias = tensors("rep_conv")
     out = rep_conv(input.requires_grad_(), weight, bias)
-    with pytest.raises(RuntimeError, match="rep_conv: forward only, no gradient is defined"):
-        out.sum().backward()
+    direct = torch.ops.danet.rep_conv(input, weight, None, bias, 1, True, False)  # as in exported networks
+    for result in (out, direct):
+        with pytest.raises(RuntimeError, match="rep_conv: forward only, no gradient is defined"):
+            result.sum().backward()
     rep_conv_reference(input, weight, bias).sum().backward()
     assert input.grad is not None
 
