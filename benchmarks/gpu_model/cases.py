@@ -1,5 +1,6 @@
 """The kernels and sizes that the model predicts, each with its budget."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -121,6 +122,36 @@ def stage_3_case(dtype: torch.dtype, budget: Budget) -> Case:
     return Case(f"rep_conv stage 3 N=1 {str(dtype)[6:]}", call, 0.0, budget)
 
 
+def ms_deform_attn_case(queries: str, direction: str, dtype: torch.dtype, budget: Budget) -> Case:
+    """Multi-scale deformable attention of Deformable DETR for two images of 800 x 800 pixels.
+
+    The locations and weights are float32. A query of the encoder samples the pixels around its own pixel (standard
+    deviation: two pixels), and one of the 300 queries of the decoder samples anywhere.
+    """
+    N, M, D, P = 2, 8, 32, 4
+    shapes = torch.tensor([[100, 100], [50, 50], [25, 25], [13, 13]])
+    counts = shapes.prod(1)
+    starts, L, S = counts.cumsum(0) - counts, len(shapes), int(counts.sum())
+    if queries == "encoder":
+        centers = [
+            torch.cartesian_prod(*((torch.arange(n) + 0.5) / n for n in pair)).flip(1) for pair in shapes.tolist()
+        ]
+        offsets = 2 * torch.randn(N, S, M, L, P, 2) / shapes.flip(1).view(L, 1, 2)
+        locations = torch.cat(centers).view(1, S, 1, 1, 1, 2) + offsets
+    else:
+        locations = torch.rand(N, 300, M, L, P, 2)
+    Q = locations.shape[1]
+    value, weights, grad = torch.randn(N, S, M, D).to(dtype), torch.rand(N, Q, M, L, P), torch.randn(N, Q, M * D)
+    arguments = (value, locations, weights, shapes, starts, False)
+    operators, name = torch.ops.danet_emulated, f"ms_deform_attn {queries} {direction} {str(dtype)[6:]}"
+    points, out = float(locations.nbytes + weights.nbytes), dtype.itemsize * N * Q * M * D
+    if direction == "forward":
+        return Case(name, lambda: operators.ms_deform_attn(*arguments), points + value.nbytes + out, budget)
+    grad = grad.to(dtype)
+    bytes = 2 * points + value.nbytes + 4.0 * value.numel() + out  # sums of the gradient of value in float32
+    return Case(name, lambda: operators.ms_deform_attn_backward(grad, *arguments, False), bytes, budget)
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "sdc forward bfloat16": lambda: sdc_case("forward", HALF, Budget(share=0.33, imbalance=1.1, read_megabytes=125)),
     "sdc forward float32": lambda: sdc_case("forward", FULL, Budget(share=0.42, imbalance=1.1, read_megabytes=245)),
@@ -135,6 +166,21 @@ CASES: dict[str, Callable[[], Case]] = {
     "softmax_gate backward bfloat16": lambda: softmax_gate_case("backward", HALF, Budget(share=0.85)),
     "softmax_gate backward float32": lambda: softmax_gate_case("backward", FULL, Budget(share=0.85)),
     "rep_conv stage 3 N=1 bfloat16": lambda: stage_3_case(HALF, Budget(microseconds=8)),
+    **{
+        f"ms_deform_attn {queries} {direction} {str(dtype)[6:]}": functools.partial(
+            ms_deform_attn_case, queries, direction, dtype, budget
+        )
+        for queries, direction, dtype, budget in (
+            ("encoder", "forward", HALF, Budget(microseconds=125, imbalance=1.1, read_megabytes=600)),
+            ("encoder", "forward", FULL, Budget(microseconds=240, imbalance=1.1, read_megabytes=1150)),
+            ("encoder", "backward", HALF, Budget(microseconds=740, imbalance=1.1)),
+            ("encoder", "backward", FULL, Budget(microseconds=780, imbalance=1.1)),
+            ("decoder", "forward", HALF, Budget(microseconds=9.5)),
+            ("decoder", "forward", FULL, Budget(microseconds=9)),
+            ("decoder", "backward", HALF, Budget(microseconds=37)),
+            ("decoder", "backward", FULL, Budget(microseconds=36)),
+        )
+    },
 }
 """The cases by name. Building a case allocates its tensors."""
 
