@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from danet.ops import deform_conv2d, deform_conv2d_reference, sdc, sdc_reference
 from danet.testing import CHECKS, check_operator
 
 
@@ -197,30 +196,3 @@ def test_check_operator_argument_errors():
         check_operator(scale, scale, cases(), skip=["speed"])
     with pytest.raises(ValueError, match="check_operator: cases must have at least one case, got none"):
         check_operator(scale, scale, {})
-
-
-def test_check_operator_on_sdc():
-    generator = torch.Generator().manual_seed(1)
-    small = tuple(torch.randn(shape, generator=generator) for shape in ((2, 4, 5, 6), (2, 36, 5, 6), (2, 18, 5, 6)))
-    check_operator(
-        lambda *t: sdc(*t, groups=2),
-        lambda *t: sdc_reference(*t, groups=2),
-        {"small": small},
-        overload=torch.ops.danet.sdc.default,
-        options=(2, 3, 3, 1, 1, 1, 1, 1, 1, 1.0, True, False),
-        skip=["compile", "export"],  # tests/ops/test_torch.py
-        quiet=True,
-    )
-
-
-def test_check_operator_on_deform_conv2d():
-    generator = torch.Generator().manual_seed(1)
-    shapes = (2, 4, 5, 6), (2, 18, 5, 6), (3, 4, 3, 3), (3,), (2, 9, 5, 6)
-    check_operator(
-        lambda *t: deform_conv2d(*t[:4], padding=1, mask=t[4]),
-        lambda *t: deform_conv2d_reference(*t[:4], padding=1, mask=t[4]),
-        {"small": tuple(torch.randn(shape, generator=generator) for shape in shapes)},
-        batched=[0, 1, 4],
-        skip=["compile", "export", "threads"],  # the matrix products of torch depend on the number of threads
-        quiet=True,
-    )
