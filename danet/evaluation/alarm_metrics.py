@@ -37,17 +37,21 @@ def first_alarm_delays(videos: Sequence[AlarmedVideo]) -> dict[str, float | None
     return {video.name: video.alarms[0] if video.alarms else None for video in videos if video.has_target}
 
 
-def summarize_alarms(videos: Sequence[AlarmedVideo], *, within: float = 1.0, resamples: int = 1000) -> dict:
-    """Probability of detection and false alarms, with 95 % intervals by bootstrap over the videos.
+def summarize_alarms(
+    videos: Sequence[AlarmedVideo], *, within: float = 1.0, share: float = 0.9, resamples: int = 1000
+) -> dict:
+    """Probability of detection, time to alarm and false alarms, with 95 % intervals by bootstrap over the videos.
 
     Args:
         videos: with and without targets.
         within: seconds in which the first alarm must come.
+        share: of the videos with a target, for ``delay_of_share``.
         resamples: of the bootstrap.
 
     Returns:
         ``detected``: number of videos with a target and an alarm within the time; ``probability``: their share;
-        ``median_delay``: of the videos with a target and an alarm; ``false_alarms``: for each distractor class, and for
+        ``median_delay``: of the videos with a target and an alarm; ``delay_of_share``: see the function of this name,
+        with ``share``; ``false_alarms``: for each distractor class, and for
         ``any``, the numbers of alarms, of videos with an alarm and of all videos, and the alarms per hour.
 
     Example:
@@ -71,8 +75,42 @@ def summarize_alarms(videos: Sequence[AlarmedVideo], *, within: float = 1.0, res
         "detected": int(is_soon.sum()),
         "probability": _ratio(targets, is_soon, np.ones(len(targets)), resamples),
         "median_delay": float(np.median(delays)) if delays else None,
+        "delay_of_share": {"share": share, **delay_of_share(targets, share, resamples=resamples)},
         "false_alarms": {name: _count_false_alarms(group, resamples) for name, group in groups.items()},
     }
+
+
+def delay_of_share(videos: Sequence[AlarmedVideo], share: float, *, resamples: int = 1000) -> dict[str, float | None]:
+    """Seconds until at least ``share`` of the videos have raised an alarm: the time to alarm at a fixed probability.
+
+    Args:
+        videos: all of them show a target.
+        share: more than 0, at most 1.
+        resamples: of the bootstrap over the videos.
+
+    Returns:
+        ``value`` in seconds, and its 95 % interval ``low`` and ``high``. Each of them is None where fewer videos than
+        ``share`` ever raise an alarm. All are None without videos; with one video, there is no interval.
+
+    Example:
+        >>> delays = (0.2, 0.3, 0.4, 9.0)
+        >>> videos = [AlarmedVideo(str(delay), "drone", 10.0, (delay,), True) for delay in delays]
+        >>> delay_of_share(videos, 0.75)["value"], delay_of_share(videos, 0.9)["value"]
+        (0.4, 9.0)
+    """
+    if not videos:
+        return {"value": None, "low": None, "high": None}
+    delays = np.array([video.alarms[0] if video.alarms else np.inf for video in videos])
+    order = np.argsort(delays, kind="stable")
+    weights = resample([video.name for video in videos], resamples).weights
+    counts = np.concatenate([np.ones((1, len(videos))), weights])[:, order].cumsum(1)
+    # The first video, in the order of the delays, with which the share is reached.
+    found = delays[order][(counts >= share * len(videos) - 1e-6).argmax(1)]
+    samples = np.sort(found[1:])
+    ends = samples[int(0.025 * len(samples))], samples[int(np.ceil(0.975 * len(samples))) - 1]
+    low, high = ends if len(videos) > 1 else (np.inf, np.inf)
+    named = {"value": found[0], "low": low, "high": high}
+    return {name: float(seconds) if np.isfinite(seconds) else None for name, seconds in named.items()}
 
 
 def _count_false_alarms(videos: Sequence[AlarmedVideo], resamples: int) -> dict:

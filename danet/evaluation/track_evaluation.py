@@ -58,6 +58,9 @@ class TrackEvaluationOptions:
     within: float = 1.0
     """Seconds within which a video with a target must raise an alarm."""
 
+    share: float = 0.9
+    """The time until this share of the videos with a target have raised an alarm is reported, 0 to 1."""
+
     resamples: int = 1000
     """Bootstrap resamples over the videos for the 95 % intervals."""
 
@@ -70,6 +73,7 @@ class TrackEvaluationOptions:
     def __post_init__(self) -> None:
         check_values(self, ["iou"], "lie between 0 and 1", lambda value: 0 <= value <= 1, prefix="--")
         check_values(self, ["fps", "within"], "be positive", lambda value: 0 < value < math.inf, prefix="--")
+        check_values(self, ["share"], "lie above 0 and be at most 1", lambda value: 0 < value <= 1, prefix="--")
         check_values(self, ["resamples"], "be at least 1", lambda value: value >= 1, prefix="--")
 
 
@@ -114,7 +118,9 @@ def evaluate_tracks(options: TrackEvaluationOptions) -> None:
         alarmed, left_out = assign_alarms(found, videos, target=options.target, threshold=options.iou, fps=options.fps)
         content["alarms_left_out"] = left_out
         content["first_alarms"] = first_alarm_delays(alarmed)
-        content["alarms"] = summarize_alarms(alarmed, within=options.within, resamples=options.resamples)
+        content["alarms"] = summarize_alarms(
+            alarmed, within=options.within, share=options.share, resamples=options.resamples
+        )
     if options.json is not None:
         write_json(options.json, _plain(content))
     if not options.quiet:
@@ -212,6 +218,8 @@ def _print(content: dict, videos: int) -> None:
             f"alarm within {alarms['within_seconds']:g} s in {alarms['detected']} of {alarms['videos']} videos with a "
             f"target, probability {share}{delay}"
         )
+        if alarms["videos"]:
+            print(f"time to alarm: {_show_delay(alarms['delay_of_share'])}")
         for name, each in alarms["false_alarms"].items():
             print(
                 f"false alarms, {name}: {each['alarms']} in {each['videos_with_alarm']} of {each['videos']} videos, "
@@ -223,6 +231,23 @@ def _print(content: dict, videos: int) -> None:
             shown = ", ".join(f"{printable(name)} {count}" for name, count in itertools.islice(counts.items(), 5))
             more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
             print(f"alarms left out, {reason}: {shown}{more}")
+
+
+def _show_delay(delay: dict[str, float | None]) -> str:
+    """The time until a share of the videos have raised an alarm.
+
+    Example:
+        >>> _show_delay({"share": 0.9, "value": 0.5, "low": 0.2, "high": None})
+        '90 % of the videos with a target have an alarm after 0.50 s (0.20-never)'
+        >>> _show_delay({"share": 0.9, "value": None, "low": None, "high": None})
+        'fewer than 90 % of the videos with a target have an alarm'
+    """
+    share = f"{100 * (delay['share'] or 0):g} % of the videos with a target have an alarm"
+    if delay["value"] is None:
+        return f"fewer than {share}"
+    high = "never" if delay["high"] is None else f"{delay['high']:.2f}"
+    interval = "" if delay["low"] is None else f" ({delay['low']:.2f}-{high})"
+    return f"{share} after {delay['value']:.2f} s{interval}"
 
 
 def _show(estimate: Estimate) -> str:
