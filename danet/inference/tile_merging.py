@@ -50,7 +50,7 @@ def merge_tiles(
        than the overlap, and no tile shows it as a whole.
     2. Duplicates of a box of another tile are dropped, in descending order of score. A truncated box counts with half
        of its score, so that the complete box of the neighbouring tile usually wins. A kept box gets the highest score
-       among itself and the boxes that it replaces.
+       among itself and the boxes of its class that it replaces.
 
     Two targets that one tile tells apart stay apart: a whole box replaces at most one whole box of every other tile,
     and none of its own.
@@ -85,7 +85,7 @@ def merge_tiles(
     if len(tiles) > 1 and len(boxes) > 1:
         is_cut = _cut_sides(boxes, np.array(tiles)[owner], size)
         boxes, scores, labels, owner, whole = _join(boxes, scores, labels, owner, np.array(tiles), is_cut)
-        kept = _suppress(boxes, scores, owner, whole, max_detections)
+        kept = _suppress(boxes, scores, labels, owner, whole, max_detections)
     return Detections(
         torch.from_numpy(boxes[kept]).float(), torch.from_numpy(scores[kept]), torch.from_numpy(labels[kept])
     )
@@ -136,8 +136,13 @@ def _join(
     )
 
 
-def _suppress(boxes: np.ndarray, scores: np.ndarray, owner: np.ndarray, whole: np.ndarray, limit: int) -> np.ndarray:
-    """Indices of the boxes to keep, by descending score; raises their ``scores`` to those of the boxes they replace."""
+def _suppress(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, owner: np.ndarray, whole: np.ndarray, limit: int
+) -> np.ndarray:
+    """Indices of the boxes to keep, by descending score; raises their ``scores`` to those of the boxes they replace.
+
+    A score is that of a class: a replaced box of another class does not raise it.
+    """
     areas = area(boxes)
     rest = np.argsort(-scores * np.where(whole, 1.0, CUT_WEIGHT), kind="stable")
     kept: list[int] = []
@@ -152,7 +157,8 @@ def _suppress(boxes: np.ndarray, scores: np.ndarray, owner: np.ndarray, whole: n
         for tile in np.unique(owner[rest[similar > SAME_TARGET_IOU]]):
             replaced[np.where(owner[rest] == tile, similar, 0.0).argmax()] = True
         if replaced.any():
-            scores[one] = max(scores[one], scores[rest[replaced]].max())
+            same_class = rest[replaced & (labels[rest] == labels[one])]
+            scores[one] = max(scores[one], scores[same_class].max(initial=0.0))
             rest = rest[~replaced]
     order = np.array(kept, np.int64)
     return order[np.argsort(-scores[order], kind="stable")]

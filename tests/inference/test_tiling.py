@@ -102,6 +102,14 @@ def test_a_cut_box_loses_against_the_whole_box_of_the_neighbouring_tile():
     )
 
 
+def test_the_score_of_another_class_is_not_taken():
+    tiles = [Tile(0, 0, 64, 64), Tile(48, 0, 112, 64)]
+    cut_bird = Detections(torch.tensor([[54.0, 10, 64, 20]]), torch.tensor([0.9]), torch.tensor([1]))
+    whole_drone = Detections(torch.tensor([[6.0, 10, 30, 20]]), torch.tensor([0.5]), torch.tensor([0]))
+    merged = merge_tiles([cut_bird, whole_drone], tiles, (64, 112), max_detections=9)
+    assert merged.labels.tolist() == [0] and merged.scores.tolist() == [0.5]
+
+
 def test_small_boxes_that_differ_by_a_pixel_are_one_target():
     tiles = [Tile(0, 0, 64, 64), Tile(32, 0, 96, 64)]
     left = Detections(torch.tensor([[40.0, 20, 44, 23], [45.0, 20, 49, 23]]), torch.tensor([0.8, 0.7]), torch.zeros(2))
