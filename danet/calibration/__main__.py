@@ -1,6 +1,7 @@
 """``danet calibrate``: chooses thresholds from footage without targets, and stores them in the weights."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ def calibrate(options: CalibrateOptions) -> int:
         window=chosen.window,
         classes=tuple(detector.reported_classes),
         requested_per_hour=options.false_alarms_per_hour,
-        hours=footage.hours,
+        hours=chosen.hours,
         false_alarms=chosen.false_alarms,
         at_most_per_hour=chosen.at_most_per_hour,
         settings=calibrated_settings(
@@ -260,10 +261,12 @@ def _open(options: CalibrateOptions) -> "list[ImageFiles | Video]":
     from danet.data.video import Video
 
     sources = open_sources(options.negatives, max_pixels=options.max_pixels)
-    names = [str(path) for source in sources for path in getattr(source, "paths", [source.name])]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"--negatives: {twice} is given twice, and would count as footage twice")
+    known: set[str] = set()
+    for name in (str(path) for source in sources for path in getattr(source, "paths", [source.name])):
+        file = name if "://" in name else os.path.realpath(name)
+        if file in known:
+            raise UserError(f"--negatives: {name} is given twice, and would count as footage twice")
+        known.add(file)
     for source in sources:
         if isinstance(source, Video) and source.live:
             raise UserError(f"--negatives: {source.name} is a camera or a stream, which does not end; record it first")
@@ -277,8 +280,9 @@ def _shortage(thresholds: "CalibratedThresholds") -> str:
     from danet.inference.calibrated_thresholds import show_hours, show_rate
 
     return (
-        f"the footage of {show_hours(thresholds.hours)} is too short to show at most {thresholds.requested_per_hour:g} "
-        f"false alarms per hour: it shows at most {show_rate(thresholds.at_most_per_hour)} with 95 % confidence; "
+        f"the footage is too short to show at most {thresholds.requested_per_hour:g} false alarms per hour: alarms can "
+        f"begin in {show_hours(thresholds.hours)} of it, which shows at most {show_rate(thresholds.at_most_per_hour)} "
+        "with 95 % confidence; "
         f"at least {show_hours(hours_needed(thresholds.requested_per_hour))} without false alarms are needed"
     )
 
@@ -297,8 +301,8 @@ def _print(
         is_chosen = (choice.hits, choice.window) == (thresholds.hits, thresholds.window)
         print(
             f"alarms after {choice.hits} of {choice.window} frames: score {choice.score:g}, false alarms "
-            f"{choice.false_alarms}, per hour {show_rate(choice.false_alarms / footage.hours)}, at most "
-            f"{show_rate(choice.at_most_per_hour)} with 95 % confidence{' (chosen)' if is_chosen else ''}"
+            f"{choice.false_alarms} in {show_hours(choice.hours)} in which they can begin, at most "
+            f"{show_rate(choice.at_most_per_hour)} per hour with 95 % confidence{' (chosen)' if is_chosen else ''}"
         )
     print(
         f"single frames (danet detect): score {thresholds.detection_score:g}, false alarms {single}, counted once if "

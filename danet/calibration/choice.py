@@ -42,11 +42,8 @@ class AlarmChoice:
     """In the footage, at these thresholds."""
     at_most_per_hour: float
     """Upper limit of the rate, with 95 % confidence."""
-
-
-def is_supported(per_hour: float, footage: Footage) -> bool:
-    """Whether the footage is long enough to show a rate of at most ``per_hour``."""
-    return allowed_count(per_hour, footage.hours) is not None
+    hours: float
+    """Duration of the footage in which such alarms can begin, see ``Footage.hours_for``."""
 
 
 def choose_alarm(footage: Footage, per_hour: float, candidates: Iterable[FramesOf]) -> list[AlarmChoice]:
@@ -58,7 +55,8 @@ def choose_alarm(footage: Footage, per_hour: float, candidates: Iterable[FramesO
     Later ones count only if the videos last MIN_WINDOWS windows on average.
 
     Raises:
-        UserError: there are more false alarms with a score of 1 than allowed.
+        UserError: there are more false alarms with a score of 1 than allowed, or the videos are too short for the
+            first of ``candidates``.
 
     Example:
         >>> false_alarms = [FalseAlarm(0.8, "a.mp4", 3.0), FalseAlarm(0.55, "a.mp4", 9.0)]
@@ -66,7 +64,14 @@ def choose_alarm(footage: Footage, per_hour: float, candidates: Iterable[FramesO
         >>> [(choice.score, choice.false_alarms) for choice in choose_alarm(footage, 1.0, [(6, 10)])]
         [(0.555, 1)]
     """
+    candidates = list(candidates)
     frames = footage.frames / max(footage.videos, 1)
+    if not footage.hours_for(candidates[0][0]):
+        hits, window = candidates[0]
+        raise UserError(
+            f"--negatives: the videos must be longer, got {frames:.0f} frames on average; they end before an alarm "
+            f"after {hits} of {window} frames can begin"
+        )
     usable = [pair for number, pair in enumerate(candidates) if number == 0 or MIN_WINDOWS * pair[1] <= frames]
     choices = [choice for pair in usable if (choice := _choose_score(footage, per_hour, pair)) is not None]
     if not choices:
@@ -98,7 +103,8 @@ def choose_detection_score(footage: Footage, per_hour: float, *, pause: float) -
 
 def _choose_score(footage: Footage, per_hour: float, pair: FramesOf) -> AlarmChoice | None:
     found: Sequence[FalseAlarm] = footage.tracks[pair]  # by descending score
-    allowed = allowed_count(per_hour, footage.hours)
+    hours = footage.hours_for(pair[0])
+    allowed = allowed_count(per_hour, hours)
     score = DEFAULT_SCORE if allowed is None else MIN_SCORE
     if len(found) > (allowed or 0):
         excluded = found[allowed or 0].score
@@ -107,4 +113,4 @@ def _choose_score(footage: Footage, per_hour: float, pair: FramesOf) -> AlarmCho
         score = min(1.0, max(score, math.ceil((excluded + SCORE_MARGIN) / SCORE_STEP) * SCORE_STEP))
     score = round(score, 3)
     count = sum(alarm.score >= score for alarm in found)
-    return AlarmChoice(*pair, score, count, upper_limit(count, footage.hours))
+    return AlarmChoice(*pair, score, count, upper_limit(count, hours), hours)

@@ -15,6 +15,7 @@ from danet.inference.tile_options import DEFAULT_TILE_EVERY
 from danet.tracking.alarm_options import AlarmOptions
 from danet.tracking.alarms import Alarms
 from danet.tracking.tracker import DEFAULT_INTERVAL_S, Tracker
+from danet.tracking.tracker_options import TrackerOptions
 from danet.tracking.tracks import Tracks
 
 FramesOf = tuple[int, int]
@@ -99,7 +100,7 @@ class Footage:
     Attributes:
         videos: number of sources.
         frames: number of frames.
-        hours: duration.
+        hours: duration of all frames.
         tracks: for each (hits, window), what raises an alarm of a track, see ``TopScores``.
         single: what single frames detect.
     """
@@ -109,6 +110,19 @@ class Footage:
     hours: float
     tracks: dict[FramesOf, list[FalseAlarm]]
     single: list[SingleFrames]
+
+    def hours_for(self, hits: int) -> float:
+        """Hours of the footage in which the alarm of a track can begin.
+
+        No alarm can begin in the first frames of a video, because a track must be confirmed and then be detected in
+        ``hits`` frames. In many short videos, counting these frames would make the rate of false alarms too low.
+
+        Example:
+            >>> Footage(10, 1400, 1.0, {}, []).hours_for(6)  # without 7 of 140 frames
+            0.95
+        """
+        lead = hits - 1 + TrackerOptions().min_hits - 1
+        return self.hours * max(0.0, 1.0 - lead * self.videos / max(self.frames, 1))
 
     def count_single(self, score: float, *, pause: float) -> int:
         """Number of false alarms of single frames with scores above ``score``."""

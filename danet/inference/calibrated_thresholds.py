@@ -40,7 +40,7 @@ class CalibratedThresholds:
     requested_per_hour: float
     """False alarms per hour that the user asked for."""
     hours: float
-    """Duration of the footage."""
+    """Duration of the footage in which alarms can begin."""
     false_alarms: int
     """Number of tracks that raised an alarm in the footage, at these thresholds."""
     at_most_per_hour: float

@@ -127,6 +127,8 @@ class CompleteOptions(AlarmOptions):
             return text
         differing = [f"alarm.{name}" for name in ("hits", "window", "score") if getattr(given, name) is not None]
         differing += [] if set(self.classes or ()) <= set(calibration.classes) else ["alarm.classes"]
+        # An alarm that ends earlier can begin again, while the track continues.
+        differing += ["alarm.end"] if self.end < AlarmOptions.end else []
         differing += calibration.differing_settings(settings or {})
         if differing:
             return f"{text}; the rate that danet calibrate measured does not hold with your --{', --'.join(differing)}"

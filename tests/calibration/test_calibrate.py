@@ -23,8 +23,8 @@ from danet.utils.image_io import write_image
 
 FRAMES = ("--hits", "3", "--window", "5")
 """M of N with which the short clips of these tests have alarms."""
-PER_HOUR = "10000"
-"""Three seconds of footage show this rate with up to three false alarms."""
+PER_HOUR = "12500"
+"""The 2.4 seconds of footage in which alarms can begin show this rate with up to three false alarms."""
 
 
 def write_clip(path, *, fps, seed, frames=20):
@@ -104,7 +104,8 @@ def test_short_footage_is_stored_with_a_warning(project, tmp_path, capsys):
     printed = capsys.readouterr()
     (warning,) = [line for line in printed.err.splitlines() if "warning" in line]
     assert (
-        "the footage of 3 s is too short to show at most 1 false alarms per hour: it shows at most 3595 with" in warning
+        "the footage is too short to show at most 1 false alarms per hour: alarms can begin in 1.95 s of it, which "
+        "shows at most 5531 with" in warning
     )
     assert "at least 3 h without false alarms are needed" in warning
     found = calibration(out)
@@ -172,6 +173,8 @@ def test_recall_is_measured_on_images_with_targets(project, tmp_path, capsys):
         (["--negatives", "missing.mp4"], "missing.mp4: no such file or folder"),
         (["--negatives", "{text}"], "text.mp4: not a readable image or video"),
         (["--negatives", "{clips}", "{clips}/a.avi"], "a.avi is given twice"),
+        (["--negatives", "{clips}", "{clips}/../clips/a.avi"], "a.avi is given twice"),
+        (["--negatives", "{clips}", "--hits", "19", "--window", "19"], "must be longer, got 20 frames on average"),
         (["--negatives", "{clips}", "--false_alarms_per_hour", "0"], "--false_alarms_per_hour must be positive, got 0"),
         (["--negatives", "{clips}", "--hits", "3"], "--hits and --window must be given together"),
         (["--negatives", "{clips}", "--hits", "6", "--window", "5"], "--hits must be at most --window (5), got 6"),

@@ -10,12 +10,15 @@ PAIR = (6, 10)
 
 
 def footage(scores, hours=10.0, more=None, single=(), frames=300):
-    """Footage of which tracks have these scores with 6 of 10 frames, and other scores with other M of N (`more`)."""
+    """Footage of which tracks have these scores with 6 of 10 frames, and other scores with other M of N (`more`).
+
+    Alarms of 6 of 10 frames can begin in `hours` of it: in all frames but the first 7.
+    """
     tracks = {
         pair: [FalseAlarm(score, "a.mp4", 0.0) for score in sorted(each, reverse=True)]
         for pair, each in {PAIR: scores, **(more or {})}.items()
     }
-    return Footage(1, frames, hours, tracks, list(single))
+    return Footage(1, frames, hours * frames / (frames - 7) + 1e-9, tracks, list(single))
 
 
 @pytest.mark.parametrize(("count", "limit"), [(0, 2.996), (1, 4.744), (5, 10.513), (10, 16.962)])
@@ -28,6 +31,10 @@ def test_upper_limit_agrees_with_tables_of_poisson_limits(count, limit):
 def test_footage_without_false_alarms_must_be_as_long_as_the_rule_of_three_says():
     assert hours_needed(1.0) == pytest.approx(3.0, abs=0.01)
     assert allowed_count(1.0, 2.99) is None and allowed_count(1.0, 3.0) == 0 and allowed_count(1.0, 4.75) == 1
+
+
+def test_high_rates_are_computed_at_once():
+    assert allowed_count(1e9, 10.0) > 9.99e9
 
 
 def test_score_is_the_lowest_with_the_allowed_number_of_false_alarms():
@@ -62,6 +69,19 @@ def test_later_alarms_are_chosen_only_if_they_lower_the_score():
     assert [each.hits for each in choose_alarm(short_videos, 1.0, [PAIR, later])] == [6], (
         "they end before 15 of 25 frames"
     )
+
+
+def test_the_first_frames_of_each_video_do_not_count_as_footage():
+    """In 100 videos of 30 frames, alarms of 6 of 10 frames begin in 23 frames; with them all, 3 hours would suffice."""
+    (choice,) = choose_alarm(Footage(100, 3000, 3.0, {PAIR: []}, []), 1.0, [PAIR])
+    assert choice.hours == pytest.approx(2.3) and choice.at_most_per_hour == pytest.approx(2.996 / 2.3, abs=1e-3)
+    assert choice.score == 0.5, "the footage is too short"
+
+
+def test_videos_that_end_before_an_alarm_can_begin_are_an_error():
+    with pytest.raises(UserError, match=r"must be longer, got 7 frames on average; they end before .* 6 of 10 frames"):
+        choose_alarm(Footage(100, 700, 3.0, {PAIR: []}, []), 1.0, [PAIR])
+    assert choose_alarm(Footage(100, 800, 3.0, {PAIR: []}, []), 1.0, [PAIR])
 
 
 def test_false_alarms_of_the_score_one_are_an_error():

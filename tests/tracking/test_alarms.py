@@ -62,6 +62,8 @@ def test_options_that_are_not_given_come_from_calibrated_weights(given, reported
         ({}, {"iou": 0.4}, "(weights); the rate that danet calibrate measured does not hold with your --iou"),
         ({"score": 0.9}, {}, "does not hold with your --alarm.score"),
         ({"classes": ["drone", "bird"]}, {}, "does not hold with your --alarm.classes"),
+        ({"end": 0.1}, {}, "does not hold with your --alarm.end"),
+        ({"end": 5.0}, {}, "with 95 % confidence"),
         ({"classes": ["bird"]}, {}, "alarms: score from 0.5 on (default), detections in 6 of 10 frames (default)"),
     ],
 )  # fmt: skip
