@@ -190,6 +190,18 @@ def test_results_of_another_run_are_not_replaced(weights, tmp_path, capsys):
     assert "the results go to" in capsys.readouterr().out
 
 
+def test_overwrite_names_the_files_of_other_sources_that_stay(weights, tmp_path, capsys):
+    first, second = (write_clip(tmp_path / f"{name}.mp4", frames=3) for name in "ab")
+    words = ["--weights", weights, "--out", str(tmp_path / "out"), "--overwrite", *SWITCHES]
+    assert main([str(first), *words]) == 0 and "does not replace" not in capsys.readouterr().out
+    before = (tmp_path / "out" / "a.txt").read_bytes()
+    assert main([str(first), *words]) == 0 and "does not replace" not in capsys.readouterr().out
+    assert main([str(second), *words]) == 0
+    assert "out keeps files that this run does not replace: 2, such as" in capsys.readouterr().out
+    assert (tmp_path / "out" / "a.txt").read_bytes() == before and (tmp_path / "out" / "b.txt").is_file()
+    assert {record["file"] for record in lines(tmp_path / "out" / "tracks.jsonl")} == {str(second)}
+
+
 def test_sources_of_equal_names_have_texts_of_their_own(weights, tmp_path, capsys):
     """A video, the images of two folders and one image are all named "clip"; the folders differ in their lengths."""
     (tmp_path / "a").mkdir()

@@ -119,6 +119,7 @@ class FrameRun:
 
         # Of several processes, the first one chooses the folder.
         self.out = gather_objects(choose_folder(options, written))[0]
+        kept = kept_files(self.out, list(written(self.out))) if options.overwrite else []
         self.files = source_files(self.out)
         self.stream = DetectionStream(self.detector, batch=options.batch, tile_every=options.tile_every)
         self.output = annotate(
@@ -134,7 +135,7 @@ class FrameRun:
         self.seconds = 0.0
         self._stop = StopSignals()
         if not options.quiet:
-            self._print_start(suffix)
+            self._print_start(suffix, kept)
 
     def process(
         self,
@@ -257,7 +258,7 @@ class FrameRun:
         totals = [source.total for source in self.sources]
         return None if None in totals else sum(count or 0 for count in totals)
 
-    def _print_start(self, suffix: str) -> None:
+    def _print_start(self, suffix: str, kept: Sequence[Path]) -> None:
         options = self.options
         print(describe())
         if self.detector.dtype_note:
@@ -268,6 +269,11 @@ class FrameRun:
             print(f"live preview at {self.preview.url}", flush=True)
         if self.out != Path(options.out):
             print(f"{options.out} holds an earlier run; the results go to {self.out} (--overwrite replaces it)")
+        if kept:
+            print(
+                f"{self.out} keeps files that this run does not replace: {len(kept)}, such as {printable(kept[0])}; "
+                "another --out keeps the results of runs apart"
+            )
         has_video = options.save_images and any(isinstance(source, Video) for source in self.sources)
         if has_video and choose_codec(suffix) not in PLAYED_BY_BROWSERS:
             print(
@@ -349,6 +355,19 @@ def choose_folder(options: FrameOptions, written: Callable[[Path], Iterable[Path
         raise UserError(f"--out {options.out}: holds an earlier run; --overwrite replaces it, or give another --out")
     numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
     return next(folder for folder in numbered if is_free(folder))
+
+
+def kept_files(folder: Path, written: Sequence[Path]) -> list[Path]:
+    """Files and folders that a run leaves as they are, such as the results of other sources from an earlier run.
+
+    Args:
+        folder: of the results.
+        written: the files and folders that the run writes; only the folders that hold them are searched.
+    """
+    replaced = {*written, *(parent for path in written for parent in path.parents)}
+    searched = {folder, *(path.parent for path in written if folder in path.parents)}
+    found = (path for each in searched if each.is_dir() for path in each.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in found if path not in replaced)
 
 
 def print_speed(figures: dict[str, Any], parts: dict[str, str]) -> None:
