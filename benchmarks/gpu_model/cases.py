@@ -4,15 +4,13 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_model import model
 from benchmarks.gpu_model.kernels import MachineCode
-from benchmarks.gpu_model.machine import Launch
+from benchmarks.gpu_model.sampling import some_blocks
 
-SIMULATED_BLOCKS = 8
 FULL, HALF = torch.float32, torch.bfloat16
 
 
@@ -183,14 +181,6 @@ CASES: dict[str, Callable[[], Case]] = {
     },
 }
 """The cases by name. Building a case allocates its tensors."""
-
-
-def some_blocks(launch: Launch) -> np.ndarray:
-    """A few blocks from the middle of a grid, as whole clusters, which stand for all of them."""
-    clusters = launch.blocks // launch.cluster
-    count = min(-(-SIMULATED_BLOCKS // launch.cluster), clusters)
-    chosen = np.unique(np.linspace(clusters // 3, clusters * 2 // 3, count).astype(int))
-    return (chosen[:, None] * launch.cluster + np.arange(launch.cluster)).reshape(-1)
 
 
 def predict(case: Case, machine_code: MachineCode) -> Result:

@@ -299,17 +299,34 @@ def _select(instruction, read, write):
     return lambda m, i: store(m, i, np.where(chosen(m, i), read_a(m, i), read_b(m, i)))
 
 
-@opcode("IMNMX", "VIMNMX", "UIMNMX", "VIADDMNMX")
+@opcode("IMNMX", "VIMNMX", "UIMNMX")
 def minimum_integer(instruction):
-    """The minimum or maximum of two operands; VIADDMNMX adds the first two operands before."""
     cast = (lambda x: x) if "U32" in instruction.modifiers else s32
-    target, *sources, predicate = instruction.operands[: 5 if instruction.opcode == "VIADDMNMX" else 4]
-    store, reads, smaller = writer_u32(target), [reader_u32(source) for source in sources], read_predicate(predicate)
+    target, a, b, predicate = instruction.operands[:4]
+    store, read_a, read_b, smaller = writer_u32(target), reader_u32(a), reader_u32(b), read_predicate(predicate)
+    relu = "RELU" in instruction.modifiers
 
     def execute(m, i):
-        *addends, last = (read(m, i) for read in reads)
-        x, y = cast(np.broadcast_to(sum(addends[1:], np.asarray(addends[0])), len(i))), cast(last)
-        store(m, i, np.where(smaller(m, i), np.minimum(x, y), np.maximum(x, y)).astype(np.int64).astype(np.uint32))
+        x, y = cast(read_a(m, i)), cast(read_b(m, i))
+        value = np.where(smaller(m, i), np.minimum(x, y), np.maximum(x, y))
+        store(m, i, (np.maximum(value, 0) if relu else value).astype(np.int64).astype(np.uint32))
+
+    return execute
+
+
+@opcode("VIADDMNMX")
+def minimum_of_sum(instruction):
+    """The minimum or maximum of a + b and c."""
+    cast = (lambda x: x) if "U32" in instruction.modifiers else s32
+    relu = "RELU" in instruction.modifiers
+    target, a, b, c, predicate = instruction.operands[:5]
+    store, smaller = writer_u32(target), read_predicate(predicate)
+    read_a, read_b, read_c = reader_u32(a), reader_u32(b), reader_u32(c)
+
+    def execute(m, i):
+        x, y = cast(np.broadcast_to(read_a(m, i) + read_b(m, i), len(i))), cast(read_c(m, i))
+        value = np.where(smaller(m, i), np.minimum(x, y), np.maximum(x, y))
+        store(m, i, (np.maximum(value, 0) if relu else value).astype(np.int64).astype(np.uint32))
 
     return execute
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.gpu_model import float_instructions, memory_instructions  # noqa: F401  (register instructions)
 from benchmarks.gpu_model.instructions import BUILDERS
-from benchmarks.gpu_model.memory import SHARED_START, ProcessMemory, SharedMemory
+from benchmarks.gpu_model.memory import SHARED_START, STACK_TOP, LocalMemory, ProcessMemory, SharedMemory
 from benchmarks.gpu_model.memory_instructions import SHARED_WINDOW
 from benchmarks.gpu_model.operands import Execute, UnsupportedCode, read_predicate, reader_u64
 from benchmarks.gpu_model.sass import Function, Instruction
@@ -53,6 +53,16 @@ class Launch:
     def threads(self) -> int:
         """Threads per block."""
         return self.block[0] * self.block[1] * self.block[2]
+
+    @property
+    def warps(self) -> int:
+        """Warps per block; the last one may have fewer than 32 threads."""
+        return -(-self.threads // 32)
+
+    @property
+    def lanes(self) -> int:
+        """Lanes per block: 32 for each warp, also where the last one has fewer threads."""
+        return 32 * self.warps
 
     @property
     def blocks(self) -> int:
@@ -97,16 +107,14 @@ class Machine:
     ) -> None:
         self.function, self.launch, self.memory = function, launch, memory
         self.blocks = np.fromiter(blocks, np.int64)
-        count = launch.threads
-        if count % 32:
-            raise UnsupportedCode(f"a block of {count} threads, which are no whole warps")
-        self.threads = len(self.blocks) * count
+        count = launch.lanes
+        self.threads = len(self.blocks) * count  # lanes without a thread are not alive
         self.warps = self.threads // 32
-        self.warp_count = count // 32
         if len(self.blocks) % launch.cluster or (self.blocks[:: launch.cluster] % launch.cluster).any():
             raise ValueError(f"blocks must be whole clusters of {launch.cluster}, got {self.blocks.tolist()}")
         size = SHARED_START + static_shared + launch.shared_bytes
         self.shared = SharedMemory(len(self.blocks), count, size, launch.cluster)
+        self.local = LocalMemory(self.threads)
         self.registers = np.zeros((256, self.threads), np.uint32)
         self.uniform = np.zeros((256, self.threads), np.uint32)
         self.predicates = np.zeros((8, self.threads), bool)
@@ -116,14 +124,15 @@ class Machine:
         self.waits = np.full(self.threads, RUNNING)
         self.arrivals = np.zeros(self.threads, np.int64)  # at the barrier of the cluster
         self.joined = np.zeros((16, self.threads), bool)  # the barrier registers B0 to B15 of BSSY
-        self.alive = np.ones(self.threads, bool)
+        self.alive = np.arange(self.threads) % count < launch.threads
+        self.exists = self.alive.copy()
         self.counts = Record(np.zeros((len(function.instructions), self.warps), np.int64))
         self._bank = np.zeros(PARAMETERS_START // 4 + -(-len(launch.parameters) // 4), np.uint32)
         self._bank[0:3], self._bank[3:6] = launch.block, launch.grid
         self._bank[NO_CLUSTER // 4], self._bank[CLUSTER_SIZE // 4] = launch.cluster == 1, launch.cluster
         padded = launch.parameters + bytes(-len(launch.parameters) % 4)
         self._bank[PARAMETERS_START // 4 :] = np.frombuffer(padded, np.uint32)
-        self._bank[0x28 // 4] = 0xFFFDC0  # the stack pointer, which no kernel without local memory uses
+        self._bank[0x28 // 4] = STACK_TOP  # the stack pointer
         self._executors = [self._builder(instruction) for instruction in function.instructions]
 
     def constants(self, bank: int, addresses: Array) -> Array:
@@ -134,7 +143,7 @@ class Machine:
 
     def special_register(self, name: str, lanes: Array) -> Array:
         """The value of a special register."""
-        thread, block = lanes % self.launch.threads, self.blocks[lanes // self.launch.threads]
+        thread, block = lanes % self.launch.lanes, self.blocks[lanes // self.launch.lanes]
         x, y, _ = self.launch.block
         columns, rows, _ = self.launch.grid
         values: dict[str, Callable[[], Array]] = {
@@ -243,7 +252,8 @@ def _unknown(instruction: Instruction) -> Execute:
 def _branch(m: Machine, instruction: Instruction, lanes: Array) -> None:
     m.pc[lanes] = instruction.index + 1
     if "DIV" in instruction.modifiers:  # taken if lanes of the warp are missing
-        if len(lanes) % 32 or (lanes.reshape(-1, 32) % 32 != np.arange(32)).any():
+        warps = np.unique(lanes // 32)
+        if len(lanes) != m.exists.reshape(-1, 32)[warps].sum():
             raise RuntimeError(f"{instruction.text}: a warp reaches a warp-wide instruction without all of its lanes")
         return
     taken = m.taken(instruction, lanes)

@@ -1,4 +1,4 @@
-"""The memories of a simulated device: global memory, which is that of this process, and shared memory."""
+"""The memories of a simulated device: global memory, which is that of this process, shared memory, local memory."""
 
 from collections.abc import Iterable
 
@@ -8,6 +8,8 @@ Array = np.ndarray
 SHARED_START = 0x400
 """The first bytes of shared memory belong to the system on sm_90."""
 PAGE = 4096
+STACK_TOP, STACK_BYTES = 0xFFFDC0, 1024
+"""The end of the local memory of a thread, at which its stack begins, and its size."""
 
 
 class ProcessMemory:
@@ -101,3 +103,25 @@ class SharedMemory:
     def update(self, lanes: Array, addresses: Array, values: Array, operation: np.ufunc) -> None:
         """An atomic operation on each address."""
         operation.at(self.bytes.view(values.dtype), self._check(lanes, addresses, values.itemsize), values)
+
+
+class LocalMemory:
+    """The stacks of the simulated threads. The words of the 32 lanes of a warp lie next to each other."""
+
+    def __init__(self, threads: int) -> None:
+        self.bytes = np.full(threads * STACK_BYTES, 0xFF, np.uint8)
+
+    def interleaved(self, lanes: Array, addresses: Array) -> Array:
+        """Where each lane's address lies in the memory of all lanes."""
+        offsets = addresses - (STACK_TOP - STACK_BYTES)
+        if ((offsets < 0) | (offsets >= STACK_BYTES)).any():
+            raise RuntimeError(f"access outside the local memory of {STACK_BYTES} bytes")
+        return (lanes // 32 * (STACK_BYTES // 4) + offsets // 4) * 128 + lanes % 32 * 4 + offsets % 4
+
+    def read(self, places: Array, width: int) -> Array:
+        """1, 2 or 4 bytes from each place (`interleaved`)."""
+        return self.bytes.view(f"u{width}")[places // width]
+
+    def write(self, places: Array, values: Array, width: int) -> None:
+        """1, 2 or 4 bytes to each place."""
+        self.bytes.view(f"u{width}")[places // width] = np.asarray(values).astype(f"u{width}")

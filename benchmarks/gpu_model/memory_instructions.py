@@ -14,7 +14,7 @@ from benchmarks.gpu_model.operands import (
 from benchmarks.gpu_model.sass import ZERO, Instruction, Operand
 
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
-GLOBAL, SHARED = "global", "shared"
+GLOBAL, SHARED, LOCAL = "global", "shared", "local"
 SHARED_WINDOW = 1 << 55
 """Where the shared memory of the blocks of a cluster begins among the generic addresses; far above the process's."""
 
@@ -72,6 +72,30 @@ def store(instruction):
             return memory.write_narrow(i, addresses, readers[0](m, i), width)
         for part, reader in enumerate(readers):
             memory.write(i, addresses + 4 * part, reader(m, i))
+
+    return execute
+
+
+@opcode("LDL", "STL")
+def access_local(instruction):
+    """Loads from and stores to the stack of a thread, one word after the other."""
+    loads = instruction.opcode == "LDL"
+    register, address = instruction.operands[:2] if loads else instruction.operands[1::-1]
+    read_address, width = reader_address(address), width_of(instruction)
+    if {"S8", "S16"} & set(instruction.modifiers):
+        raise UnsupportedCode(f"instruction {instruction.text}")
+    parts, piece = range(max(1, width // 4)), min(width, 4)
+    readers, writers = [[make(_part(register, part)) for part in parts] for make in (reader_u32, writer_u32)]
+
+    def execute(m, i):
+        addresses = read_address(m, i)
+        for part in parts:
+            places = m.local.interleaved(i, addresses + 4 * part)
+            m.record(instruction, LOCAL, i, places, piece)
+            if loads:
+                writers[part](m, i, m.local.read(places, piece).astype(np.uint32))
+            else:
+                m.local.write(places, readers[part](m, i), piece)
 
     return execute
 
@@ -197,6 +221,25 @@ def vote(instruction):
     return execute
 
 
+@opcode("MATCH")
+def match(instruction):
+    """For each lane, the lanes of its warp that have the same value."""
+    target, source = instruction.operands
+    if instruction.modifiers != ("ANY",):
+        raise UnsupportedCode(f"instruction {instruction.text}")
+    write, read = writer_u32(target), reader_u32(source)
+
+    def execute(m, i):
+        pairs = np.stack([i // 32, np.broadcast_to(read(m, i), len(i)).astype(np.int64)])
+        _, groups = np.unique(pairs, axis=1, return_inverse=True)
+        groups = groups.reshape(-1)
+        masks = np.zeros(groups.max() + 1, np.uint32)
+        np.bitwise_or.at(masks, groups, np.uint32(1) << (i % 32).astype(np.uint32))
+        write(m, i, masks[groups])
+
+    return execute
+
+
 @opcode("REDUX")
 def reduce_warp(instruction):
     target, source = instruction.operands
@@ -206,7 +249,7 @@ def reduce_warp(instruction):
     def execute(m, i):
         value = np.asarray(read(m, i))
         value = value.view(np.int32) if signed else value
-        update = {"MAX": np.maximum, "MIN": np.minimum, "SUM": np.add}[mode]
+        update = {"MAX": np.maximum, "MIN": np.minimum, "SUM": np.add, "OR": np.bitwise_or}[mode]
         starts = np.flatnonzero(np.diff(i // 32, prepend=-1))
         sizes = np.diff(np.append(starts, len(i)))
         write(m, i, np.repeat(update.reduceat(value, starts), sizes).view(np.uint32))

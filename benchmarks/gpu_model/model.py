@@ -51,7 +51,7 @@ class Device:
 H100 = Device("H100")
 H200 = Device("H200", copy_rate=4.3e12)
 
-_INTEGER = "LOP3 SHF IADD3 ISETP LEA SEL PRMT VIMNMX IMNMX FMNMX FSETP FSEL PLOP3 VIADD IABS MOV"
+_INTEGER = "LOP3 SHF IADD3 ISETP LEA SEL PRMT VIMNMX VIADDMNMX IMNMX FMNMX FSETP FSEL PLOP3 VIADD IABS MOV"
 # The cycles that an instruction of a warp occupies its execution unit in a sub-core.
 _UNITS = {
     "special": (8, ("MUFU",)),
@@ -96,13 +96,12 @@ class Counts:
 def count(execution: Execution, device: Device = H200) -> Counts:
     """Count what one launch did."""
     launch, record, instructions = execution.launch, execution.record, execution.kernel.function.instructions
-    simulated, threads = len(execution.blocks), launch.threads
-    warps = threads // 32
+    simulated, lanes, warps = len(execution.blocks), launch.lanes, launch.warps
     issued = record.issued.reshape(len(instructions), simulated, warps).sum(1) / simulated
     by_core = np.zeros((len(instructions), SUB_CORES))
     for warp in range(warps):
         by_core[:, warp % SUB_CORES] += issued[:, warp]
-    if warps < SUB_CORES:  # successive blocks take turns
+    if warps % SUB_CORES:  # successive blocks begin at different sub-cores
         by_core[:] = issued.sum(1, keepdims=True) / SUB_CORES
     opcodes: Counter = Counter()
     units = {unit: np.zeros(SUB_CORES) for unit in _UNITS}
@@ -125,8 +124,8 @@ def count(execution: Execution, device: Device = H200) -> Counts:
         units={unit: float(cores.max()) for unit, cores in units.items()},
         opcodes=opcodes,
         wavefronts=wavefronts / simulated,
-        read_bytes=transactions.unique_sectors(record.accesses, threads) * sector / simulated,
-        written_bytes=transactions.written_sectors(record.accesses, threads) * sector / simulated,
+        read_bytes=transactions.unique_sectors(record.accesses, lanes) * sector / simulated,
+        written_bytes=transactions.written_sectors(record.accesses, lanes) * sector / simulated,
         reductions=transactions.Transactions(
             *(value // simulated for value in (reductions.requests, reductions.wavefronts)),
             reductions.sectors // simulated,
@@ -142,9 +141,9 @@ def count(execution: Execution, device: Device = H200) -> Counts:
 def resident_blocks(execution: Execution, device: Device) -> int:
     """Blocks of a launch that a multiprocessor runs at the same time."""
     launch, kernel = execution.launch, execution.kernel
-    warps = launch.threads // 32
+    warps = launch.warps
     registers_per_warp = -(-kernel.registers * 32 // 256) * 256
-    limits = [device.max_blocks, device.max_threads // launch.threads]
+    limits = [device.max_blocks, device.max_threads // launch.lanes]
     limits.append(device.registers // SUB_CORES // registers_per_warp * SUB_CORES // warps)
     shared = launch.shared_bytes + kernel.shared_bytes + 1024
     limits.append((device.shared_bytes + 1024) // shared)
@@ -189,7 +188,7 @@ def _latency_class(instruction: Instruction) -> str:
         return GLOBAL
     if instruction.opcode == "LD":  # only our loads from other blocks use generic addresses
         return "cluster"
-    if instruction.opcode in ("LDS", "LDSM", "SHFL", "ATOMS", "REDUX", "VOTE"):
+    if instruction.opcode in ("LDS", "LDSM", "LDL", "SHFL", "ATOMS", "REDUX", "VOTE"):
         return SHARED
     if instruction.opcode in ("LDC", "ULDC", "S2R", "S2UR", "R2UR"):
         return "constant"

@@ -85,17 +85,17 @@ def _bank_wavefronts(passes: Array, addresses: Array, width: int) -> int:
     return int(np.maximum.reduceat(counts, starts).sum())
 
 
-def unique_sectors(accesses: list[Access], block_threads: int) -> int:
+def unique_sectors(accesses: list[Access], block_lanes: int) -> int:
     """Sectors that the L1 cache reads from the L2 cache, if it holds everything that one block reads: the different
     sectors of all reads of a block, summed over blocks."""
     reads = [access for access in accesses if access.space == GLOBAL and access.instruction.opcode in READS]
-    return _unique(reads, block_threads)
+    return _unique(reads, block_lanes)
 
 
-def written_sectors(accesses: list[Access], block_threads: int) -> int:
+def written_sectors(accesses: list[Access], block_lanes: int) -> int:
     """Different sectors that a block writes without atomics, summed over blocks."""
     writes = [access for access in accesses if access.space == GLOBAL and access.instruction.opcode in WRITES]
-    return _unique(writes, block_threads)
+    return _unique(writes, block_lanes)
 
 
 READS = ("LDG", "LD", "LDGSTS")
@@ -103,9 +103,9 @@ WRITES = ("STG", "ST")
 REDUCTIONS = ("REDG", "RED", "ATOMG")
 
 
-def _unique(accesses: list[Access], block_threads: int) -> int:
+def _unique(accesses: list[Access], block_lanes: int) -> int:
     if not accesses:
         return 0
-    blocks = np.concatenate([access.lanes // block_threads for access in accesses])
+    blocks = np.concatenate([access.lanes // block_lanes for access in accesses])
     sectors = np.concatenate([access.addresses // SECTOR_BYTES for access in accesses])
     return np.unique(np.stack([blocks, sectors]), axis=1).shape[1]

@@ -12,9 +12,7 @@ __global__ void copy_packets(const float4* from, float4* to) {
 }
 
 // Every lane reads 4 bytes, `stride` floats apart.
-__global__ void read_strided(const float* from, float* to, int stride) {
-  to[threadIdx.x] = from[threadIdx.x * stride];
-}
+__global__ void read_strided(const float* from, float* to, int stride) { to[threadIdx.x] = from[threadIdx.x * stride]; }
 
 // Lanes read shared memory, `stride` floats apart.
 __global__ void shared_strided(float* to, int stride) {
@@ -100,6 +98,28 @@ __global__ void functions(const float* from, float* to) {
   to[32 + threadIdx.x] = gpu::fast_reciprocal(x);
   to[64 + threadIdx.x] = __uint_as_float(gpu::to_tf32(x));
   to[96 + threadIdx.x] = x / 3.0f;
+}
+
+// Each thread adds `count` values from its stack, which the index of a loop addresses.
+__global__ void sum_stack(int* to, int count) {
+  int values[8];
+  for (int i = 0; i < 8; ++i) values[i] = int(threadIdx.x) * i;
+  for (int i = 0; i < count; ++i) values[(i * 3) % 8] += values[(i * 5 + 1) % 8];
+  to[threadIdx.x] = values[0] + values[7];
+}
+
+// For each lane, the lanes of its warp with the same value.
+__global__ void match_values(const int* from, unsigned* to) {
+  to[threadIdx.x] = __match_any_sync(~0u, from[threadIdx.x]);
+}
+
+// Groups of `lanes` lanes add their thread numbers, with a mask that is not the whole warp.
+__global__ void sum_groups(int* to, int lanes) {
+  const int lane = int(threadIdx.x) % 32;
+  const unsigned mask = ((1u << lanes) - 1) << (lane / lanes * lanes);
+  int sum = int(threadIdx.x);
+  for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_down_sync(mask, sum, step);
+  if (lane % lanes == 0) to[threadIdx.x / lanes] = sum;
 }
 
 }  // extern "C"

@@ -177,9 +177,41 @@ def test_invalid_access_is_reported(kernels):
         Machine(kernel.function, launch, [0], process_memory()).run()
 
 
+@pytest.mark.parametrize("threads", [32, 33, 70])
+def test_last_warp_may_have_fewer_threads(kernels, threads):
+    source, target = aligned(4 * 256), aligned(4 * 256)
+    source[:] = np.arange(1, 4 * 256 + 1)
+    execution = execute(kernels["copy_packets"], source, target, threads=threads, blocks=2)
+    assert (target[: 8 * threads] == source[: 8 * threads]).all() and (target[8 * threads :] == 0).all()
+    assert execution.launch.warps == -(-threads // 32)
+    assert len(execution.record.accesses[0].lanes) == 2 * threads
+    assert model.count(execution).imbalance == 1  # successive blocks begin at different sub-cores
+
+
+def test_stacks_of_threads(kernels):
+    to, count = np.zeros(40, np.int32), 6
+    execution = execute(kernels["sum_stack"], to, count, threads=40)
+    values = np.arange(40)[:, None] * np.arange(8)
+    for i in range(count):
+        values[:, i * 3 % 8] += values[:, (i * 5 + 1) % 8]
+    assert (to == values[:, 0] + values[:, 7]).all()
+    local = accesses(execution, "LDL", "STL")
+    assert local.requests > 0 and local.wavefronts == local.requests  # words of neighboring lanes are neighbors
+    assert model.count(execution).read_bytes == 0
+
+
+def test_shuffles_in_groups_of_lanes(kernels):
+    to = np.zeros(8, np.int32)
+    execute(kernels["sum_groups"], to, 8, threads=64)
+    assert (to == np.arange(64).reshape(8, 8).sum(1)).all()
+    values, masks = np.arange(64, dtype=np.int32) % 3, np.zeros(64, np.uint32)
+    execute(kernels["match_values"], values, masks, threads=64)
+    lanes = np.arange(64).reshape(2, 32)
+    expected = [sum(1 << lane % 32 for lane in lanes[i // 32] if values[lane] == values[i]) for i in range(64)]
+    assert masks.tolist() == expected
+
+
 def test_unsupported_code_is_named(kernels):
-    with pytest.raises(UnsupportedCode, match="a block of 33 threads, which are no whole warps"):
-        execute(kernels["copy_packets"], aligned(4 * 64), aligned(4 * 64), threads=33)
     machine = Machine(
         kernels["copy_packets"].function, Launch("x", (1, 1, 1), (32, 1, 1), 0, b""), [0], process_memory()
     )
