@@ -58,6 +58,8 @@ class Predictions(nn.Module):
 
 def trace(network: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     """Traces ``network(images)`` with dynamic batch size, height and width."""
+    if images.shape[0] == 1:  # torch.export takes a size of 1 as a constant
+        images = torch.cat([images, images])
     dynamic = {0: torch.export.Dim("N"), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     with torch.no_grad():
         return torch.export.export(network, (images,), dynamic_shapes=(dynamic,))

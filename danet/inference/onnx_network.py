@@ -67,6 +67,10 @@ class OnnxNetwork:
         ]
 
 
+MIN_VERSION = "1.25"
+"""The first version of ONNX Runtime that runs DeformConv of opset 22 on the CPU."""
+
+
 def open_session(path: str | os.PathLike) -> "onnxruntime.InferenceSession":
     """Opens an ONNX file in ONNX Runtime on the CPU, with as many threads as torch has.
 
@@ -78,7 +82,9 @@ def open_session(path: str | os.PathLike) -> "onnxruntime.InferenceSession":
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(f"{path}: needs onnxruntime, which is not installed; pip install onnxruntime") from None
+        raise UserError(
+            f"{path}: needs onnxruntime, which is not installed; pip install 'onnxruntime>={MIN_VERSION}'"
+        ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that spin while they wait would slow torch's threads.
@@ -88,4 +94,5 @@ def open_session(path: str | os.PathLike) -> "onnxruntime.InferenceSession":
         return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no other common base class
         reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: onnxruntime {onnxruntime.__version__} cannot run it ({reason})") from error
+        hint = f"; it needs onnxruntime {MIN_VERSION} or newer" if "DeformConv" in reason else ""
+        raise UserError(f"{path}: onnxruntime {onnxruntime.__version__} cannot run it ({reason}){hint}") from error

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from danet.export import export_onnx
+from danet.inference.onnx_network import open_session
 from danet.ops import SDC, DCNv3, deform_conv2d, sdc
+from danet.utils.errors import UserError
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -41,10 +43,11 @@ def network():
     return network
 
 
-@pytest.mark.parametrize(("opset", "node"), [(22, "DeformConv"), (18, "GridSample")])
-def test_export_onnx_of_own_network(network, opset, node, tmp_path):
+@pytest.mark.parametrize(("opset", "node", "N"), [(22, "DeformConv", 1), (18, "GridSample", 2)])
+def test_export_onnx_of_own_network(network, opset, node, N, tmp_path):
+    """From an example of N images, for any number of images."""
     path = tmp_path / "network.onnx"
-    export_onnx(network, torch.randn(2, 1, 12, 14), path, names=["features"], opset=opset)
+    export_onnx(network, torch.randn(N, 1, 12, 14), path, names=["features"], opset=opset)
     types = [each.op_type for each in onnx.load(path).graph.node]
     assert node in types and "danet" not in " ".join(types)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -62,6 +65,19 @@ def test_torch_onnx_export_of_sdc(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "sdc.onnx", providers=["CPUExecutionProvider"])
     (out,) = session.run(None, {session.get_inputs()[0].name: input.numpy()})
     torch.testing.assert_close(torch.from_numpy(out), module(input), rtol=1e-3, atol=1e-4)
+
+
+def test_deform_conv_that_the_runtime_lacks_is_an_error(tmp_path):
+    """As in ONNX Runtime before version 1.25; here the kernel of one dtype is missing."""
+    half = onnx.TensorProto.FLOAT16
+    sizes = {"X": (1, 1, 3, 3), "W": (1, 1, 1, 1), "offset": (1, 2, 3, 3), "Y": (1, 1, 3, 3)}
+    *inputs, output = (onnx.helper.make_tensor_value_info(name, half, shape) for name, shape in sizes.items())
+    node = onnx.helper.make_node("DeformConv", ["X", "W", "offset"], ["Y"], kernel_shape=[1, 1])
+    graph = onnx.helper.make_graph([node], "deform_conv", inputs, [output])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10)
+    onnx.save(model, tmp_path / "half.onnx")
+    with pytest.raises(UserError, match=r"cannot run it .*DeformConv.*; it needs onnxruntime 1\.25 or newer$"):
+        open_session(tmp_path / "half.onnx")
 
 
 def test_export_onnx_opset_error(network, tmp_path):
