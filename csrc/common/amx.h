@@ -10,6 +10,7 @@
 // same except for subnormal values. isa.cpp selects one of them at run time.
 #pragma once
 
+#include "transpose.h"
 #include "vec.h"
 
 namespace danet {
@@ -38,34 +39,14 @@ void pack_right(BFloat16* right, const Value& value, int64_t columns = kBlockCol
 // column.
 inline void pack_rows(const BFloat16* rows, int64_t stride, BFloat16* right) {
 #if defined(__AVX512F__)
-  // A row has 16 pairs of values. Transpose the pairs of 16 rows: first in blocks of 4 x 4 pairs, then the blocks.
+  // A row has 16 pairs of values. Transpose the pairs of 16 rows.
   for (int64_t half = 0; half < 2; ++half, rows += 16 * stride, right += kRightSize / 2) {
-    __m512i row[16], two[16], four[16];
+    __m512i row[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) row[i] = _mm512_loadu_si512(rows + i * stride);
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-      two[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
-      two[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-      four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
-      four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
-      four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
-      four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const __m512i even_low = _mm512_shuffle_i32x4(four[i], four[4 + i], 0x88);
-      const __m512i odd_low = _mm512_shuffle_i32x4(four[i], four[4 + i], 0xdd);
-      const __m512i even_high = _mm512_shuffle_i32x4(four[8 + i], four[12 + i], 0x88);
-      const __m512i odd_high = _mm512_shuffle_i32x4(four[8 + i], four[12 + i], 0xdd);
-      _mm512_storeu_si512(right + 32 * i, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
-      _mm512_storeu_si512(right + 32 * (4 + i), _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
-      _mm512_storeu_si512(right + 32 * (8 + i), _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
-      _mm512_storeu_si512(right + 32 * (12 + i), _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
-    }
+    transpose_16(row);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(right + 32 * i, row[i]);
   }
 #else
   pack_right(right, [&](int64_t depth, int64_t column) { return rows[column * stride + depth]; });

@@ -1,6 +1,7 @@
 // Per-thread scratch memory and parallel loops, which the CPU operators share.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -11,28 +12,30 @@
 
 namespace danet {
 
-// Scratch memory of the calling thread, aligned to a cache line, until the end of the scope. A thread reuses one buffer
-// (up to 8 MiB) across calls: it stays in the cache, and the heap does not fragment.
+// Scratch memory of the calling thread, aligned to a cache line, until the end of the scope. A thread reuses two buffers
+// (up to 16 MiB each) across calls: they stay in the cache, the system need not provide new pages, and the heap does not
+// fragment.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) {
-    Buffer& buffer = thread_buffer();
-    if (bytes > kMaxReusedBytes || buffer.used) {
-      own_ = allocate(bytes);
-      memory_ = own_.get();
+    for (Buffer& buffer : thread_buffers()) {
+      if (buffer.used || bytes > kMaxReusedBytes) continue;
+      if (bytes > buffer.size) {
+        buffer.memory.reset();
+        buffer.size = 0;
+        buffer.memory = allocate(bytes);
+        buffer.size = bytes;
+      }
+      buffer.used = true;
+      reused_ = &buffer;
+      memory_ = buffer.memory.get();
       return;
     }
-    if (bytes > buffer.size) {
-      buffer.memory.reset();
-      buffer.size = 0;
-      buffer.memory = allocate(bytes);
-      buffer.size = bytes;
-    }
-    memory_ = buffer.memory.get();
-    buffer.used = true;
+    own_ = allocate(bytes);
+    memory_ = own_.get();
   }
   ~Scratch() {
-    if (own_ == nullptr) thread_buffer().used = false;
+    if (reused_ != nullptr) reused_->used = false;
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -48,19 +51,20 @@ class Scratch {
     int64_t size = 0;
     bool used = false;
   };
-  static constexpr int64_t kMaxReusedBytes = 8 << 20;
+  static constexpr int64_t kMaxReusedBytes = 16 << 20;
 
   static Memory allocate(int64_t bytes) {
     Memory memory(static_cast<char*>(std::aligned_alloc(64, size_t((bytes + 127) / 64 * 64))));
     if (memory == nullptr) throw std::bad_alloc();
     return memory;
   }
-  static Buffer& thread_buffer() {
-    thread_local Buffer buffer;
-    return buffer;
+  static std::array<Buffer, 2>& thread_buffers() {
+    thread_local std::array<Buffer, 2> buffers;
+    return buffers;
   }
 
-  Memory own_;  // used if the thread's buffer is in use, or if the request exceeds kMaxReusedBytes
+  Buffer* reused_ = nullptr;
+  Memory own_;  // used if both buffers are in use, or if the request exceeds kMaxReusedBytes
   char* memory_;
 };
 

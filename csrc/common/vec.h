@@ -293,6 +293,12 @@ DANET_INLINE void store_up_to(T* p, Vec<Compute<T>> v, int64_t count) {
     store_first(p, v, count);
 }
 
+template <typename T>
+DANET_INLINE Vec<Compute<T>> load_up_to(const T* p, int64_t count) {
+  if (count >= kLanes<Compute<T>>) return load(p);
+  return count > 0 ? load_first(p, count) : Vec<Compute<T>>{};
+}
+
 // Sets the lanes from `count` on to zero.
 template <typename A>
 DANET_INLINE Vec<A> keep_first(Vec<A> v, int count) {

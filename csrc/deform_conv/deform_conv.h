@@ -24,6 +24,12 @@ struct DeformConvKernels {
   void (*dense)(
       const SdcParams&, int64_t C_out, ImageView input, ImageView offset, ImageView mask, const float* packed,
       const float* bias, ImageView out, int64_t n, int64_t begin, int64_t end, float* samples);
+  // The same with the weight [C_out, C, K] in place of the packed one: packing it would take longer than transposing the
+  // samples of few pixels. samples: scratch memory for few_pixels_scratch(C_out, depth, end - begin) values.
+  int64_t (*few_pixels_scratch)(int64_t C_out, int64_t depth, int64_t pixels);
+  void (*few_pixels)(
+      const SdcParams&, int64_t C_out, ImageView input, ImageView offset, ImageView mask, const float* weight,
+      const float* bias, ImageView out, int64_t n, int64_t begin, int64_t end, float* samples);
   void (*depthwise)(
       const SdcParams&, ImageView input, ImageView offset, ImageView mask, const float* packed, const float* bias,
       ImageView out, int64_t n, int64_t begin, int64_t end, float* samples);

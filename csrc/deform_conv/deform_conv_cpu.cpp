@@ -10,12 +10,23 @@
 namespace danet {
 namespace {
 
-// Bytes of samples per block of pixels in the dense case: half of a small second-level cache.
-constexpr int64_t kSampleBytes = 192 * 1024;
+// Bytes of samples per block of pixels in the dense case: they fit into a second-level cache of 1 MiB or more.
+constexpr int64_t kSampleBytes = 768 * 1024;
+// Pixels per block: enough to use a part of the weight often while it is in the first-level cache.
+constexpr int64_t kMinPixels = 48, kMaxPixels = 96;
 
-// A multiple of 12, the number of rows that the matrix product computes together, and few enough for kSampleBytes.
-int64_t block_pixels(int64_t depth) {
-  return std::max<int64_t>(12, std::min<int64_t>(96, kSampleBytes / (4 * depth) / 12 * 12));
+// The weight is packed if there are more pixels than this times C_out: packing takes as long as the product of about 40
+// pixels, but reading the weight in place is slower for every block of pixels.
+constexpr double kFewPixels = 0.5;
+
+// The number of pixels per block, a multiple of 16. All threads get the same number of blocks if there are few. A weight
+// in place is larger than all samples, and every block reads it: then the blocks are as large as possible.
+int64_t block_pixels(int64_t N, int64_t pixels, int64_t depth, bool is_packed) {
+  const int64_t most = is_packed ? std::max(kMinPixels, std::min(kMaxPixels, kSampleBytes / (4 * depth))) : kMaxPixels;
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t blocks = std::max<int64_t>(1, (pixels + most - 1) / most);
+  if (N > 0 && N * blocks < 8 * threads) blocks = ((N * blocks + threads - 1) / threads * threads + N - 1) / N;
+  return std::max<int64_t>(16, ((pixels + blocks - 1) / blocks + 15) / 16 * 16);
 }
 
 // The weight [C, 1, K] of a depth-wise layer as [K, C].
@@ -36,38 +47,44 @@ Tensor deform_conv2d(
   check_like("deform_conv2d", "weight", weight, input, {C_out, is_depthwise ? 1 : p.C, kernel_h, kernel_w});
   if (bias) check_like("deform_conv2d", "bias", *bias, input, {C_out});
 
-  // Pack the weight.
+  // Pack the weight, unless it is used in place.
   const DeformConvKernels& kernels = DANET_KERNELS(deform_conv_kernels, DType::kFloat);
-  const int64_t depth = p.K * p.C;
-  const Tensor packed =
-      torch::stable::empty({is_depthwise ? depth : kernels.packed_size(C_out, depth)}, ScalarType::Float);
-  float* panels = static_cast<float*>(packed.mutable_data_ptr());
+  const int64_t depth = p.K * p.C, pixels = p.H_out * p.W_out;
+  const bool is_packed = is_depthwise || double(p.N * pixels) > kFewPixels * double(C_out);
+  const int64_t packed_size = is_depthwise ? depth : is_packed ? kernels.packed_size(C_out, depth) : 0;
+  const Scratch packed(packed_size * int64_t(sizeof(float)));
+  float* panels = reinterpret_cast<float*>(packed.get());
   const Tensor dense_weight = torch::stable::contiguous(weight);
   const float* source = static_cast<const float*>(dense_weight.const_data_ptr());
   if (is_depthwise)
     transpose(source, p.C, p.K, panels);
-  else
+  else if (is_packed)
     parallel_for(kernels.panels(C_out), 4 * depth, [&](int64_t begin, int64_t end) {
       kernels.pack(source, C_out, p.C, p.K, panels, begin, end);
     });
-  const Tensor dense_bias = bias ? torch::stable::contiguous(*bias) : packed;
+  const Tensor dense_bias = bias ? torch::stable::contiguous(*bias) : dense_weight;
   const float* biases = bias ? static_cast<const float*>(dense_bias.const_data_ptr()) : nullptr;
 
   // Compute blocks of pixels.
   const Image x(compact_image(input, p)), offsets(offset), masks(mask);
   const Image out(empty_image(input, {p.N, C_out, p.H_out, p.W_out}));
-  const int64_t pixels = p.H_out * p.W_out, block = is_depthwise ? p.W_out : block_pixels(depth);
+  const int64_t block = is_depthwise ? p.W_out : block_pixels(p.N, pixels, depth, is_packed);
   const int64_t blocks = (pixels + block - 1) / block;
+  const int64_t scratch_size = is_depthwise ? depth
+                               : is_packed  ? block * depth
+                                            : kernels.few_pixels_scratch(C_out, depth, block);
   const int64_t cost = block * (4 * p.G * p.K + depth / 2 + (is_depthwise ? 0 : depth * C_out / 16));
   parallel_for(p.N * blocks, cost, [&](int64_t begin, int64_t end) {
-    Scratch scratch((is_depthwise ? 1 : block) * depth * int64_t(sizeof(float)));
+    Scratch scratch(scratch_size * int64_t(sizeof(float)));
     float* samples = reinterpret_cast<float*>(scratch.get());
     for (int64_t index = begin; index < end; ++index) {
       const int64_t n = index / blocks, first = index % blocks * block, last = std::min(pixels, first + block);
       if (is_depthwise)
         kernels.depthwise(p, x.view, offsets.view, masks.view, panels, biases, out.view, n, first, last, samples);
       else
-        kernels.dense(p, C_out, x.view, offsets.view, masks.view, panels, biases, out.view, n, first, last, samples);
+        (is_packed ? kernels.dense : kernels.few_pixels)(
+            p, C_out, x.view, offsets.view, masks.view, is_packed ? panels : source, biases, out.view, n, first, last,
+            samples);
     }
   });
   return out.tensor;

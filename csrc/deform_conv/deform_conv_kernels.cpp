@@ -1,5 +1,6 @@
 // The CPU kernels of deform_conv2d (deform_conv.h).
 #include "../common/matrix.h"
+#include "../common/transpose.h"
 #include "../sdc/sdc_forward.h"
 #include "deform_conv.h"
 
@@ -8,14 +9,43 @@ namespace {
 
 int64_t packed_size(int64_t C_out, int64_t depth) { return panel_count(C_out) * kPanel * depth; }
 
+// Copies kPanel columns x kPackDepth rows of the transposed weight [C_out, depth], zero where there is none.
+constexpr int64_t kPackDepth = 16;
+DANET_INLINE void transpose_block(
+    const float* weight, int64_t columns, int64_t depth, int64_t count, float (&block)[kPackDepth][kPanel]) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = __mmask16(count >= kPackDepth ? 0xffff : (1 << count) - 1);
+  for (int64_t half = 0; half < kPanel; half += 16) {
+    __m512i row[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      row[i] = _mm512_maskz_loadu_epi32(half + i < columns ? mask : __mmask16(0), weight + (half + i) * depth);
+    transpose_16(row);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(&block[i][half], row[i]);
+  }
+#else
+  for (int64_t lane = 0; lane < kPanel; ++lane)
+    for (int64_t i = 0; i < kPackDepth; ++i)
+      block[i][lane] = lane < columns && i < count ? weight[lane * depth + i] : 0;
+#endif
+}
+
 void pack(const float* weight, int64_t C_out, int64_t C, int64_t K, float* packed, int64_t begin, int64_t end) {
-  for (int64_t panel = begin; panel < end; ++panel)
-    for (int64_t c = 0; c < C; ++c)
-      for (int64_t k = 0; k < K; ++k)
-        for (int64_t lane = 0; lane < kPanel; ++lane) {
-          const int64_t o = panel * kPanel + lane;
-          packed[((panel * K + k) * C + c) * kPanel + lane] = o < C_out ? weight[(o * C + c) * K + k] : 0;
-        }
+  const int64_t depth = C * K;
+  alignas(64) float block[kPackDepth][kPanel];
+  for (int64_t panel = begin; panel < end; ++panel) {
+    float* to = packed + panel * depth * kPanel;
+    for (int64_t first = 0, c = 0, k = 0; first < depth; first += kPackDepth) {
+      const int64_t count = depth - first < kPackDepth ? depth - first : kPackDepth;
+      transpose_block(weight + panel * kPanel * depth + first, C_out - panel * kPanel, depth, count, block);
+      // Store by tap, then by channel, as the samples are laid out.
+      for (int64_t i = 0; i < count; ++i) {
+        std::memcpy(to + (k * C + c) * kPanel, block[i], sizeof block[i]);
+        if (++k == K) k = 0, ++c;
+      }
+    }
+  }
 }
 
 // Calls body(i, g, source) for the pixels [begin, end) of image n and every block of taps.groups groups, see `for_row`.
@@ -37,33 +67,95 @@ DANET_INLINE void for_pixels(
   }
 }
 
+// Lays out the samples of the pixels [begin, end) as rows [K, C], which stay in the cache.
+void sample_rows(
+    const SdcParams& p, ImageView input, ImageView offset, ImageView mask, int64_t n, int64_t begin, int64_t end,
+    float* rows) {
+  TapTable<float> taps(p);
+  const CellBounds bounds(p, input, 0, p.H);
+  const int64_t group_channels = p.C / p.G, depth = p.K * p.C;
+  for_pixels(p, taps, input, offset, mask, n, begin, end, [&](int64_t i, int64_t g, const auto& source) {
+    sum_taps(
+        p, taps, source, bounds, input.pixel<float>(n, 0) + g * group_channels,
+        rows + (i - begin) * depth + g * group_channels, group_channels);
+  });
+}
+
+// The depth of the products that are added up in registers: kPanel columns of one factor with this depth, and kMaxRows
+// rows of the other one, fit into a first-level cache of 32 KiB.
+constexpr int64_t kPartDepth = 192;
+
+// Calls body(part, part_depth) for the parts of a depth.
+template <typename Body>
+DANET_INLINE void for_parts(int64_t depth, const Body& body) {
+  for (int64_t part = 0; part < depth; part += kPartDepth)
+    body(part, depth - part < kPartDepth ? depth - part : kPartDepth);
+}
+
 // DeformConvKernels::dense.
 void dense(
     const SdcParams& p, int64_t C_out, ImageView input, ImageView offset, ImageView mask, const float* packed,
     const float* bias, ImageView out, int64_t n, int64_t begin, int64_t end, float* samples) {
-  TapTable<float> taps(p);
-  const CellBounds bounds(p, input, 0, p.H);
-  const int64_t group_channels = p.C / p.G, depth = p.K * p.C;
-  // Lay out the samples of the pixels as rows, which stay in the cache.
-  for_pixels(p, taps, input, offset, mask, n, begin, end, [&](int64_t i, int64_t g, const auto& source) {
-    sum_taps(
-        p, taps, source, bounds, input.pixel<float>(n, 0) + g * group_channels,
-        samples + (i - begin) * depth + g * group_channels, group_channels);
-  });
-  // Multiply them by every panel of the weight, add the bias, and write back.
   constexpr int L = kLanes<float>;
-  for (int64_t panel = 0; panel < panel_count(C_out); ++panel) {
-    const int64_t o = panel * kPanel, count = C_out - o;
-    float biases[kPanel];
-    for (int64_t lane = 0; lane < kPanel; ++lane) biases[lane] = bias != nullptr && lane < count ? bias[o + lane] : 0;
-    const F low_bias = load(biases), high_bias = load(biases + L);
-    multiply_rows(
-        samples, end - begin, depth, packed + panel * kPanel * depth, depth, [](int64_t) {},
-        [&](int64_t row, F low, F high) {
-          float* to = out.pixel<float>(n, begin + row) + o;
-          store_up_to(to, low + low_bias, count);
-          store_up_to(to + L, high + high_bias, count - L);
-        });
+  const int64_t depth = p.K * p.C;
+  sample_rows(p, input, offset, mask, n, begin, end, samples);
+  // Multiply them by the weight, and write back. A part of a panel of the weight stays in the first-level cache for all
+  // pixels. The first part adds the bias, and every further one the sum of the previous parts.
+  for_parts(depth, [&](int64_t part, int64_t part_depth) __attribute__((always_inline)) {
+    for (int64_t panel = 0; panel < panel_count(C_out); ++panel) {
+      const int64_t o = panel * kPanel, count = C_out - o;
+      F low_bias{}, high_bias{};
+      if (bias != nullptr && part == 0) {
+        low_bias = load_up_to(bias + o, count);
+        high_bias = load_up_to(bias + o + L, count - L);
+      }
+      multiply_rows(
+          samples + part, end - begin, depth, packed + (panel * depth + part) * kPanel, part_depth, [](int64_t) {},
+          [&](int64_t row, F low, F high) {
+            float* to = out.pixel<float>(n, begin + row) + o;
+            const F low_sum = part == 0 ? low_bias : load_up_to(to, count);
+            const F high_sum = part == 0 ? high_bias : load_up_to(to + L, count - L);
+            store_up_to(to, low_sum + low, count);
+            store_up_to(to + L, high_sum + high, count - L);
+          });
+    }
+  });
+}
+
+// DeformConvKernels::few_pixels_scratch: rows and columns of samples, and sums, see below.
+int64_t few_pixels_scratch(int64_t C_out, int64_t depth, int64_t pixels) {
+  return pixels * depth + panel_count(pixels) * kPanel * (depth + C_out);
+}
+
+// DeformConvKernels::few_pixels.
+void few_pixels(
+    const SdcParams& p, int64_t C_out, ImageView input, ImageView offset, ImageView mask, const float* weight,
+    const float* bias, ImageView out, int64_t n, int64_t begin, int64_t end, float* samples) {
+  constexpr int L = kLanes<float>;
+  const int64_t depth = p.K * p.C, count = end - begin;
+  float* columns = samples + count * depth;
+  float* sums = columns + panel_count(count) * kPanel * depth;
+  // Transpose the samples to panels of pixels, in the order [C, K] of the weight.
+  sample_rows(p, input, offset, mask, n, begin, end, samples);
+  pack(samples, count, p.K, p.C, columns, 0, panel_count(count));
+  // Multiply the rows of the weight by them. A part of a panel of pixels stays in the first-level cache.
+  for_parts(depth, [&](int64_t part, int64_t part_depth) __attribute__((always_inline)) {
+    for (int64_t panel = 0; panel < panel_count(count); ++panel) {
+      float* panel_sums = sums + panel * kPanel * C_out;
+      multiply_rows(
+          weight + part, C_out, depth, columns + (panel * depth + part) * kPanel, part_depth, [](int64_t) {},
+          [&](int64_t o, F low, F high) {
+            float* to = panel_sums + o * kPanel;
+            store(to, part == 0 ? low : load(to) + low);
+            store(to + L, part == 0 ? high : load(to + L) + high);
+          });
+    }
+  });
+  // Add the bias, and write back.
+  for (int64_t i = 0; i < count; ++i) {
+    const float* from = sums + i / kPanel * kPanel * C_out + i % kPanel;
+    float* to = out.pixel<float>(n, begin + i);
+    for (int64_t o = 0; o < C_out; ++o) to[o] = from[o * kPanel] + (bias != nullptr ? bias[o] : 0);
   }
 }
 
@@ -130,7 +222,8 @@ void depthwise(
   });
 }
 
-constexpr DeformConvKernels kDeformConvKernels = {packed_size, pack, panel_count, dense, depthwise};
+constexpr DeformConvKernels kDeformConvKernels = {packed_size,        pack,       panel_count, dense,
+                                                  few_pixels_scratch, few_pixels, depthwise};
 
 }  // namespace
 

@@ -201,7 +201,7 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable | N
 
 
 def register_forward_only(name: str) -> None:
-    """Let torch.ops.danet.<name>, which has no gradient, raise an error in backward and for tangents of arguments."""
+    """Let torch.ops.danet.<name>, without a gradient, raise an error in backward and for arguments with a tangent."""
     if WHY_NOT is not None:
         return
 

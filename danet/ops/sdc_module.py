@@ -141,26 +141,27 @@ class DepthwiseDeformConv(nn.Module):
             raise ValueError(f"{op}: weight must be depth-wise, [C, 1, k, k] with k odd, got {list(weight.shape)}")
         self.taps = self.groups * weight.shape[2] ** 2
         channels = getattr(predictor, "out_channels", None)
-        if channels is not None:
-            self._check_channels(channels)
+        self.has_mask = None if channels is None else self._has_mask(channels)  # None: unknown until the first call
         self.predictor = predictor
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
     def forward(self, input: Tensor) -> Tensor:
         predicted = self.predictor(input)
-        self._check_channels(predicted.shape[1])
+        has_mask = self._has_mask(predicted.shape[1]) if self.has_mask is None else self.has_mask
         offset, mask = predicted[:, : 2 * self.taps], predicted[:, 2 * self.taps :]
         padding = self.weight.shape[2] // 2
-        modulation = mask.sigmoid() if mask.shape[1] > 0 else None
+        modulation = mask.sigmoid() if has_mask else None
         return deform_conv2d(input, offset, self.weight, self.bias, padding=padding, mask=modulation)
 
-    def _check_channels(self, channels: int) -> None:
+    def _has_mask(self, channels: int) -> bool:
+        """Whether this number of predicted channels includes a mask."""
         if channels not in (2 * self.taps, 3 * self.taps):
             raise ValueError(
                 f"SDC.from_deform_conv: predictor must have 2 or 3 times G * k * k = {self.taps} output channels, "
                 f"got {channels}"
             )
+        return channels == 3 * self.taps
 
     def extra_repr(self) -> str:
         return f"offset_groups={self.groups}, kernel_size={self.weight.shape[2]}"
