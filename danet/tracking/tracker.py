@@ -11,7 +11,8 @@ Each frame takes these steps:
    there is no other choice.
 5. Each target has an evidence, which detections raise and misses lower: a sequential test as in Blackman and Popoli,
    Design and Analysis of Modern Tracking Systems, 1999, chapter 6. A target is reported once its evidence reaches a
-   threshold (track before confirm).
+   threshold (track before confirm). Its detections before, also those with low scores, are then found backwards in
+   time and reported with it (``weak_detections``).
 6. The class of a target is that with the largest sum of scores over the whole track.
 
 The values of the options are our decision, set by hand on three tuning videos (IR_DRONE_043, IR_DRONE_045 and
@@ -33,6 +34,7 @@ from danet.tracking.camera_motion import CameraMotion, Motion
 from danet.tracking.kalman import KalmanFilter, States, to_boxes, to_measurements, warp
 from danet.tracking.tracker_options import TrackerOptions
 from danet.tracking.tracks import EarlierBox, Track, Tracks
+from danet.tracking.weak_detections import WeakDetections
 
 SCORE_WINDOW_FRAMES = 15
 """Frames over which the score of a track is averaged."""
@@ -109,6 +111,7 @@ class Tracker:
         self._ids: Iterator[int] = itertools.count(1)
         self._targets: list[_Target] = []
         self._states = self.kalman.initiate(np.zeros((0, 4)))
+        self._weak = WeakDetections(self.kalman, gate=self.options.gate, frames=TRAIL_POINTS)
         self.begin_source()
 
     @property
@@ -205,6 +208,7 @@ class Tracker:
             target.evidence -= self.options.miss if target.id else self.options.tentative_miss
             target.recent.append((0.0, -1))
         self._drop_ended()
+        self._weak.add(self._frame, elapsed, motion, boxes[free & ~is_high], scores[free & ~is_high])
         begins = np.flatnonzero(free & is_high)[: max(0, MAX_TARGETS - len(self._targets))]
         self._begin(begins, boxes, measurements, scores, labels, len(classes))
         self._confirm()
@@ -325,6 +329,10 @@ class Tracker:
             is_proven = target.evidence >= self.options.confirm and target.hits >= self.options.min_hits
             if target.id == 0 and is_proven:
                 target.id = next(self._ids)
+                # Prepend its weak detections, from the newest to the oldest, as far as there is room.
+                first, box, _ = target.unconfirmed[0]
+                weak = self._weak.trace(first, box)[::-1]
+                target.unconfirmed.extendleft(weak[: TRAIL_POINTS - len(target.unconfirmed)])
 
     def _report(self, classes: Sequence[str]) -> Tracks:
         reported = []
@@ -365,6 +373,7 @@ class Tracker:
 
     def _end_targets(self) -> None:
         self._targets = []
+        self._weak.clear()
         self._states = self.kalman.initiate(np.zeros((0, 4)))
 
 

@@ -60,7 +60,7 @@ class Track:
 
     earlier: tuple["EarlierBox", ...] = ()
     """In the frame in which the target is reported first: its detections in the frames before it was confirmed, the
-    oldest first."""
+    oldest first. Those before its first strong detection have low scores."""
 
     width_error: float = 0.0
     """Standard deviation of the width of its box in the Kalman filter, relative to the width."""
