@@ -8,6 +8,10 @@ import numpy as np
 from danet.tracking.camera_motion import Motion
 from danet.tracking.kalman import KalmanFilter, to_measurements, warp
 
+MAX_TRACED_FRAMES = 15
+"""Frames that a target is traced back (our decision): half a second of video. A false target that stands still would
+else get many more false boxes."""
+
 Box = tuple[float, float, float, float]
 
 
@@ -69,7 +73,7 @@ class WeakDetections:
         """The number, box and score of each earlier detection of a target, the oldest first.
 
         The Kalman filter follows the target from frame to frame, backwards in time. The first frame without a detection
-        inside of the gate ends this.
+        inside of the gate ends this, and MAX_TRACED_FRAMES.
 
         Args:
             number: of the frame with the first detection of the target.
@@ -78,7 +82,8 @@ class WeakDetections:
         frames = [frame for frame in self._frames if frame.number <= number]
         state = self._kalman.initiate(to_measurements(np.array([box])))
         found: list[tuple[int, Box, float]] = []
-        for later, frame in zip(frames[:0:-1], frames[-2::-1], strict=True):
+        pairs = list(zip(frames[:0:-1], frames[-2::-1], strict=True))
+        for later, frame in pairs[:MAX_TRACED_FRAMES]:
             if later.motion is not None:
                 state = warp(state, _inverse(later.motion))
             state = self._kalman.predict(state, later.elapsed)

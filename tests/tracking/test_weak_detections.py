@@ -6,8 +6,9 @@ import torch
 
 from danet.boxes import Detections
 from danet.tracking.camera_motion import Motion
-from danet.tracking.tracker import TRAIL_POINTS, Tracker
+from danet.tracking.tracker import Tracker
 from danet.tracking.tracker_options import TrackerOptions
+from danet.tracking.weak_detections import MAX_TRACED_FRAMES
 
 WEAK, STRONG = 0.2, 0.8
 SIZE = 4.0
@@ -84,7 +85,6 @@ def test_a_cut_ends_the_search():
     assert [index - earlier.frames_ago for earlier in track.earlier] == list(range(5, index))
 
 
-def test_at_most_so_many_boxes_as_a_trail_has_points():
-    (track,), _ = first_report([[target] for target in moving(120, weak=100, step=(0.5, 0.0))])
-    assert len(track.earlier) <= TRAIL_POINTS
-    assert [earlier.frames_ago for earlier in track.earlier] == list(range(len(track.earlier), 0, -1))
+def test_a_target_is_traced_back_a_limited_number_of_frames():
+    (track,), index = first_report([[target] for target in moving(60, weak=50, step=(0.5, 0.0))])
+    assert [index - earlier.frames_ago for earlier in track.earlier] == list(range(50 - MAX_TRACED_FRAMES, index))
