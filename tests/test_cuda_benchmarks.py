@@ -94,6 +94,8 @@ def test_targets(benchmarks):
     conv = case_of(ops, operator="rep_conv", name="1x256x16x20 to 256 bfloat16", baselines={"cuDNN": lambda: None})
     ops.measure(conv, 30, fixed)  # half of cuDNN's time
     assert [line for line in targets.lines([conv], CEILING) if line.endswith("0.50  aim reached")]
+    (time,) = [line for line in targets.lines([conv], CEILING) if "microseconds" in line]
+    assert time.endswith("1000.00  missed")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
