@@ -17,11 +17,12 @@ using Tile64x32Unaligned = GemmTile<2, 2, 2, 2, 64, 4>;  // for copies of less t
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Calls body(tile) with the largest tile that gives every multiprocessor at least two blocks, or Tile64x64 if none
-// does. Up to 32 output channels always use Tile64x32.
+// does. Up to 32 output channels always use Tile64x32. A split weight (RepConvGemm::split_out) needs a tile of 64 pixels.
 template <typename Body>
-void with_tile(int64_t pixels, int64_t C_out, Body body) {
+void with_tile(int64_t pixels, int64_t C_out, bool is_split, Body body) {
   const int64_t min_blocks = 2 * gpu::multiprocessor_count();
   if (C_out <= 32) return body(Tile64x32{});
+  if (is_split) return body(Tile64x64{});
   if (C_out > 64 && ceil_div(pixels, 128) * ceil_div(C_out, 128) >= min_blocks) return body(Tile128x128{});
   if (ceil_div(pixels, 128) * ceil_div(C_out, 64) >= min_blocks) return body(Tile128x64{});
   body(Tile64x64{});
@@ -71,7 +72,7 @@ void dispatch_kernel(const RepConvGemm<T>& p, bool tf32, const Tensor& out, gpu:
                             : launch_gemm<T, /*kTensorCores=*/false, Tile64x32Unaligned, sizeof(T)>(p, out, stream);
   if constexpr (!kDouble) {
     if (aligned(p, 16))
-      return with_tile(p.pixels, p.C_out, [&](auto tile) {
+      return with_tile(p.pixels, p.C_out, p.split_out != nullptr, [&](auto tile) {
         launch_gemm<T, /*kTensorCores=*/true, decltype(tile), 16>(p, out, stream);
       });
     if (aligned(p, 4)) return launch_gemm<T, /*kTensorCores=*/true, Tile64x32Unaligned, 4>(p, out, stream);
@@ -96,14 +97,16 @@ bool use_torch_convolution(const RepConvParams& p, int64_t stride, ScalarType ty
 template <typename T>
 Tensor run_implicit_gemm(
     const RepConvParams& p, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-    int64_t stride, bool tf32, gpu::Stream stream) {
+    int64_t stride, bool tf32, bool is_split, gpu::Stream stream) {
   const int64_t H_out = ceil_div(p.H, stride), W_out = ceil_div(p.W, stride);
-  const Tensor out = empty_image(input, {p.N, p.C_out, H_out, W_out});
+  const Tensor out = torch::stable::empty(
+      {p.N, p.C_out, H_out, W_out}, is_split ? ScalarType::Float : input.scalar_type(), std::nullopt, input.device(),
+      std::nullopt, MemoryFormat::ChannelsLast);
   if (p.N == 0) return out;
   const Image x(input);
   std::optional<Tensor> contiguous_bias;
   if (bias) contiguous_bias = torch::stable::contiguous(*bias);
-  const RepConvGemm<T> gemm{
+  RepConvGemm<T> gemm{
       static_cast<const T*>(x.view.data),
       static_cast<const T*>(weight.const_data_ptr()),
       static_cast<const T*>(contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr),
@@ -121,27 +124,48 @@ Tensor run_implicit_gemm(
       int(stride),
       int(p.kernel_size * p.kernel_size),
       1,
-      p.relu};
+      p.relu,
+      nullptr,
+      nullptr};
+  if (is_split) {
+    gemm.C_out *= 2, gemm.bias = nullptr, gemm.out = nullptr;
+    gemm.split_bias = static_cast<const float*>(contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr);
+    gemm.split_out = static_cast<float*>(out.mutable_data_ptr());
+  }
   dispatch_kernel(gemm, tf32, out, stream);
   return out;
 }
 
+// The rows of the GEMM's right operand, [C_out, 3, 3, C] or [C_out, C] in memory. For a float32 weight and an input of a
+// half type, they are `prepared`: two rows for each channel, see RepConvGemm::split_out.
+Tensor weight_rows_of(
+    const RepConvParams& p, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& prepared) {
+  if (weight.scalar_type() == input.scalar_type()) return torch::stable::contiguous(weight, MemoryFormat::ChannelsLast);
+  DANET_CHECK(prepared, "rep_conv: a float32 weight for an input of 16 bits must be prepared on CUDA");
+  check_like("rep_conv", "prepared", *prepared, input, {2 * p.C_out, p.C, p.kernel_size, p.kernel_size});
+  return torch::stable::contiguous(*prepared, MemoryFormat::ChannelsLast);
+}
+
 Tensor rep_conv(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& /* prepared */,
-    const std::optional<Tensor>& bias, int64_t stride, bool relu, bool tf32, std::optional<ScalarType> out_dtype) {
-  const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu, /*allows_float32_weight=*/false);
-  DANET_CHECK(!out_dtype || *out_dtype == input.scalar_type(), "rep_conv: out_dtype must be input's dtype on CUDA");
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& prepared, const std::optional<Tensor>& bias,
+    int64_t stride, bool relu, bool tf32, std::optional<ScalarType> out_dtype) {
+  const RepConvParams p = check_rep_conv(input, weight, bias, stride, relu, /*allows_float32_weight=*/true);
+  DANET_CHECK(!out_dtype || *out_dtype == weight.scalar_type(), "rep_conv: out_dtype must be weight's dtype on CUDA");
   const DeviceGuard device_guard(input);
-  // [C_out, 3, 3, C] or [C_out, C] in memory
-  const Tensor weight_rows = torch::stable::contiguous(weight, MemoryFormat::ChannelsLast);
-  if (use_torch_convolution(p, stride, input.scalar_type(), tf32))
+  const bool is_split = weight.scalar_type() != input.scalar_type();
+  const Tensor weight_rows = weight_rows_of(p, input, weight, prepared);
+  if (is_split)
+    DANET_CHECK(
+        p.H * p.W < 1 << 30 && p.C < 1 << 26 && p.C_out < 1 << 25,
+        "rep_conv: the tensors are too large for a float32 weight with an input of 16 bits on CUDA");
+  else if (use_torch_convolution(p, stride, input.scalar_type(), tf32))
     return torch::stable::contiguous(
         call_torch_convolution(
             torch::stable::contiguous(input, MemoryFormat::ChannelsLast), weight_rows, bias, stride, relu),
         MemoryFormat::ChannelsLast);
   Tensor out;
   with_type(input, [&](auto type) {
-    out = run_implicit_gemm<decltype(type)>(p, input, weight_rows, bias, stride, tf32, device_guard.stream());
+    out = run_implicit_gemm<decltype(type)>(p, input, weight_rows, bias, stride, tf32, is_split, device_guard.stream());
   });
   return out;
 }

@@ -34,6 +34,11 @@ struct RepConvGemm {
   int64_t image_stride, pixel_stride, pixels;                  // pixels: batch * H_out * W_out
   int C, C_out, H, W, H_out, W_out, stride, taps, num_splits;  // taps: 9, or 1 for a 1x1 kernel
   bool relu;
+  // For a float32 weight and an input of a half type, each channel of the weight is the sum of two rows of `weight`: its
+  // values rounded to T, and the rounding errors. The result is float32, [batch, H_out, W_out, C_out / 2], and so is the
+  // bias, [C_out / 2]. split_out is null if the weight has the type T. Only tiles of 64 pixels support this.
+  const float* split_bias;
+  float* split_out;
 };
 
 // --- device: from global to shared memory ----------------------------------------------------------------------------
@@ -239,6 +244,19 @@ GPU_DEVICE T add_bias_relu(Compute<T> sum, Compute<T> bias, bool relu) {
   return gpu::from_compute<T>(relu && value < 0 ? Compute<T>(0) : value);  // keeps NaN
 }
 
+// Writes the results of a float32 weight (RepConvGemm::split_out) for one pixel, from the sums of kCount successive rows of
+// the split weight, of which `valid` exist.
+template <typename T, int kCount>
+GPU_DEVICE void write_split(
+    const RepConvGemm<T>& p, int64_t pixel, int row, const Compute<T> (&sums)[kCount], int valid) {
+  float values[kCount / 2];
+  for (int i = 0; i < kCount / 2; ++i) {
+    const float bias = p.split_bias && 2 * i < valid ? p.split_bias[row / 2 + i] : 0.0f;
+    values[i] = add_bias_relu<float>(float(sums[2 * i] + sums[2 * i + 1]), bias, p.relu);
+  }
+  write_row(p.split_out + pixel * (p.C_out / 2) + row / 2, values, valid / 2, p.C_out / 2);
+}
+
 // Adds up the sums of all blocks of the cluster, in the order of the splits of K, adds the bias, applies ReLU and writes
 // the outputs. Each block does so for a part of the tile.
 template <typename T, typename Tile>
@@ -284,6 +302,11 @@ GPU_DEVICE void reduce_in_cluster(
     const int packet = first + k * step, channel = block_n + packet % kPackets * kPacket;
     const int64_t pixel = block_m + packet / kPackets;
     if (packet >= Tile::BLOCK_M * kPackets || pixel >= p.pixels || channel >= p.C_out) continue;
+    if constexpr (sizeof(T) == 2)
+      if (p.split_out) {
+        write_split(p, pixel, channel, sums[k].values, p.C_out - channel);
+        continue;
+      }
     T values[kPacket];
     for (int j = 0; j < kPacket; ++j) {
       const bool has_bias = p.bias && channel + j < p.C_out;
@@ -363,6 +386,8 @@ __global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T
     }
     if (p.partial)
       write_row(p.partial + (split_idx * p.pixels + pixel) * p.C_out + channel, sums, valid, p.C_out);
+    else if (Tile::kCanSplit && sizeof(T) == 2 && p.split_out)
+      write_split(p, pixel, channel, sums, valid);
     else
       write_row(p.out + pixel * p.C_out + channel, values, valid, p.C_out);
   }
@@ -375,6 +400,15 @@ __global__ void __launch_bounds__(128) rep_conv_reduce_splits(RepConvGemm<T> p) 
   const int64_t count = p.pixels * p.C_out, i = int64_t(blockIdx.x) * 128 + threadIdx.x;
   if (i >= count) return;
   Compute<T> sum = 0;
+  if (p.split_out) {
+    // One thread adds up both rows of a channel of a split weight
+    if (i % 2 != 0) return;
+    Compute<T> sums[2] = {};
+    for (int split = 0; split < p.num_splits; ++split)
+      for (int part = 0; part < 2; ++part) sums[part] += p.partial[split * count + i + part];
+    const int row = int(unsigned(i) % unsigned(p.C_out));
+    return write_split(p, i / p.C_out, row, sums, p.C_out - row);
+  }
 #pragma unroll 4
   for (int split = 0; split < p.num_splits; ++split) sum += p.partial[split * count + i];
   const int channel = int(unsigned(i) % unsigned(p.C_out));  // i fits 32 bits: only small outputs are split

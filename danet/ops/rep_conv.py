@@ -84,9 +84,26 @@ def prepare_rep_conv(weight: Tensor, *, stride: int = 1, input_dtype: torch.dtyp
     _check_input_dtype(input_dtype or weight.dtype, weight)
     copy = weight.detach().clone(memory_format=torch.channels_last)
     has_layout = library.has_kernel(copy) and not copy.is_meta
-    prepared = torch.ops.danet.prepare_rep_conv(copy, stride, input_dtype) if has_layout else None
+    if not copy.is_cpu and library.has_kernel(copy) and input_dtype not in (None, copy.dtype):
+        prepared = split_weight(copy, input_dtype)
+    else:
+        prepared = torch.ops.danet.prepare_rep_conv(copy, stride, input_dtype) if has_layout else None
     filled = prepared if prepared is not None and prepared.numel() > 0 else None
     return PreparedRepConv(copy, filled, stride, input_dtype)
+
+
+def split_weight(weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """A float32 weight as sums of two values of a half type, for the tensor cores of CUDA devices.
+
+    Returns:
+        [2 * C_out, C, k, k]: for each output channel its rounded weight, and then the rounding errors; None if a value
+        is too large for the half type.
+    """
+    high = weight.to(dtype)
+    if not high.is_meta and not bool(high.isfinite().all()):
+        return None
+    rows = torch.stack([high, (weight - high.float()).to(dtype)], 1).flatten(0, 1)
+    return rows.contiguous(memory_format=torch.channels_last)
 
 
 def rep_conv(
@@ -156,7 +173,11 @@ def _compute(
         return rep_conv_reference(input, weight, bias, stride=stride, relu=relu, out_dtype=out_dtype)
     if input.device.type == "cpu":
         return library.call("rep_conv", input, weight, prepared, bias, stride, relu, False, out_dtype)
-    # The kernels of other devices have one dtype for all tensors.
+    # A split weight has at least the precision of tf32, unless it is below the smallest normal value of float16.
+    if input.dtype != weight.dtype and prepared is not None and _allows_tf32():
+        out = library.call("rep_conv", input, weight, prepared, bias, stride, relu, False, None)
+        return out if out_dtype is None else out.to(out_dtype)
+    # The other kernels for CUDA have one dtype for all tensors.
     input = input.to(weight.dtype)
     out = library.call("rep_conv", input, weight, prepared, bias, stride, relu, _allows_tf32(), None)
     return out if out_dtype is None else out.to(out_dtype)

@@ -43,7 +43,8 @@ def test_joint_convolution_predicts_scores_and_boxes():
     for dtype in (torch.float32, torch.float64):
         towers.to(dtype)  # the joint convolution must follow a conversion
         logits, deltas = towers(x.to(dtype))
-        weight, bias = towers.joint_convolution()
+        prepared, bias = towers.joint_convolution()
+        weight = prepared.weight
         assert weight.dtype == bias.dtype == dtype and weight.is_contiguous(memory_format=torch.channels_last)
         both = F.conv2d(towers.blocks(x.to(dtype)), weight, bias, padding=1)
         torch.testing.assert_close(both, torch.cat([logits, deltas], 1))

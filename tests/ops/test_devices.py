@@ -4,6 +4,9 @@ The operators are called below autograd, forward and backward, and compared with
 environment variable DANET_EMULATION selects the build of the emulator; findings of its race checker fail the test.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,7 @@ from danet.ops import (
     sdc_reference,
     softmax_gate_reference,
 )
+from danet.ops.rep_conv import split_weight
 from danet.ops.sdc import SdcOptions, unchecked_reference
 
 DTYPES = {
@@ -59,6 +63,22 @@ class Device:
                 or value.is_contiguous(memory_format=torch.channels_last)
             )
         return [value.cpu().double() for value in results]
+
+
+@contextmanager
+def emulated_settings(device: Device, **settings) -> Iterator[None]:
+    """Inside the block, change settings of the emulator; no effect on other devices."""
+    if device.emulation is None:
+        yield
+        return
+    before = {name: getattr(device.emulation.settings, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            setattr(device.emulation.settings, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(device.emulation.settings, name, value)
 
 
 # Compiling the emulated CUDA kernels takes half a minute, so only "make emulation" and "make test-all" run them.
@@ -443,6 +463,48 @@ def test_rep_conv_forward(device, case, dtype, tf32):
         expected = rep_conv_reference(*wide, stride=stride, relu=relu)
         results = device("rep_conv", input, weight, None, b, stride, relu, tf32, seed=5)
         assert_near(results, [expected], 1e-3 if tf32 and device.name != "cpu" else 2 * tolerance)
+
+
+SPLIT_WEIGHT_CASES = {
+    # N, C, C_out, H, W, multiprocessors: with 132, K is split
+    "few outputs": (2, 64, 6, 6, 7, 4),
+    "few outputs, odd channels": (2, 30, 5, 6, 7, 4),
+    "many outputs": (1, 32, 71, 5, 6, 4),
+    "split K": (1, 128, 9, 5, 7, 132),
+    "split K, many outputs": (1, 64, 40, 5, 7, 132),
+    "no image": (0, 16, 3, 4, 4, 4),
+}
+
+
+@pytest.mark.parametrize("has_clusters", [True, False], ids=["clusters", "no clusters"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", SPLIT_WEIGHT_CASES)
+def test_rep_conv_float32_weight(device, case, dtype, has_clusters):
+    """With a weight as the sum of two values of a half type, the result is almost as exact as in float32."""
+    N, C, C_out, H, W, multiprocessors = SPLIT_WEIGHT_CASES[case]
+    if device.name == "cpu":
+        pytest.skip("the CPU prepares its weights otherwise: test_rep_conv.py")
+    if device.name == "cuda" and not has_clusters:
+        pytest.skip("the device decides")
+    dtype, _ = DTYPES[dtype]
+    generator = torch.Generator().manual_seed(0)
+    input, weight, bias = (
+        torch.randn(size, generator=generator) for size in ((N, C, H, W), (C_out, C, 3, 3), (C_out,))
+    )
+    input = input.to(dtype)
+    for b, relu in ((bias, True), (None, False)):
+        wide = [None if value is None else value.double() for value in (input, weight, b)]
+        expected = rep_conv_reference(*wide, relu=relu)
+        with emulated_settings(device, multiprocessors=multiprocessors, has_clusters=has_clusters):
+            results = device("rep_conv", input, weight, split_weight(weight, dtype), b, 1, relu, False, seed=5)
+        assert_near(results, [expected], 3e-5)
+
+
+def test_split_weight_of_a_large_value():
+    assert split_weight(torch.full((1, 1, 1, 1), 1e5), torch.float16) is None
+    weight = torch.tensor([1.001, -3e-3]).reshape(1, 2, 1, 1)
+    high, low = split_weight(weight, torch.bfloat16).unbind(0)
+    torch.testing.assert_close(high.float() + low.float(), weight[0], rtol=2**-16, atol=0)
 
 
 def attention_dtypes():

@@ -19,7 +19,7 @@ from danet.boxes import centred_boxes
 from danet.config import Assignment
 from danet.models.blocks import MBB, FusedMBB
 from danet.models.heads.assignment import Targets
-from danet.ops import rep_conv
+from danet.ops import PreparedRepConv, prepare_rep_conv, rep_conv
 from danet.utils import distributed
 
 MAX_LOG_SIZE = 8.0
@@ -194,9 +194,9 @@ class FusedTowers(nn.Module):
         self.classify, self.regress = (
             FusedMBB(tower[1].weight.detach(), tower[1].bias.detach(), relu=False) for tower in (classify, regress)
         )
-        self._joint: tuple[Tensor, Tensor] | None = None  # see ``joint_convolution``
+        self._joint: tuple[PreparedRepConv, Tensor] | None = None  # see ``joint_convolution``
 
-    def joint_convolution(self) -> tuple[Tensor, Tensor]:
+    def joint_convolution(self) -> tuple[PreparedRepConv, Tensor]:
         """Weight and bias of ``classify`` and ``regress`` as one convolution; zeros where they have no connection."""
         if self._joint is None:
             weights = self.classify.weight, self.regress.weight
@@ -204,7 +204,7 @@ class FusedTowers(nn.Module):
                 F.pad(weights[0], (0, 0, 0, 0, 0, self.channels)),
                 F.pad(weights[1], (0, 0, 0, 0, self.channels, 0)),
             )
-            weight = torch.cat(rows).contiguous(memory_format=torch.channels_last)
+            weight = prepare_rep_conv(torch.cat(rows), input_dtype=self.classify.input_dtype)
             self._joint = weight, torch.cat([self.classify.bias, self.regress.bias])
         return self._joint
 
@@ -219,6 +219,8 @@ class FusedTowers(nn.Module):
             dtype = self.blocks.weight.dtype
             module.input_dtype = dtype if dtype != module.weight.dtype else None
             module.prepare()
+        if not self.blocks.weight.is_cpu:  # not during the first image, which may be compiled
+            self.joint_convolution()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedTowers":
         super()._apply(fn, recurse)
