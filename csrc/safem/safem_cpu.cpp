@@ -6,7 +6,7 @@
 #include "../common/threads.h"
 #include "../program/program.h"
 #include "../sdc/sdc_image.h"
-#include "safem.h"
+#include "safem_check.h"
 
 namespace danet {
 namespace {
@@ -27,15 +27,6 @@ const SafemKernels& kernels_of(const char* op, ScalarType type) {
       ": dtype must be float32, or bfloat16 if the processor has a matrix unit");
   return type == ScalarType::Float ? DANET_KERNELS(safem_kernels, DType::kFloat)
                                    : DANET_TILE_KERNELS(safem_tile_kernels);
-}
-
-SafemParams check_safem(const char* op, const Tensor& input, int64_t groups, double scale, bool has_attention) {
-  check_input(op, input);
-  const SafemParams p{input.size(0), input.size(1), input.size(2), input.size(3), groups, scale, has_attention};
-  // The kernels compute coordinates in float32.
-  DANET_CHECK(p.H <= 1 << 24 && p.W <= 1 << 24, op, ": an image must have at most 2^24 rows and columns");
-  check_sdc_limits<std::runtime_error>(op, check_sdc<std::runtime_error>(op, sdc_options(p), SdcLayout::kSdc), p.C);
-  return p;
 }
 
 // Packs the weights (see safem.h) for images of their dtype. sdc_mean needs no expand and reduce.
@@ -116,13 +107,11 @@ Tensor safem(
   const SafemParams p = check_safem("safem", input, groups, scale, true);
   const SafemKernels& kernels = kernels_of("safem", input.scalar_type());
   const float* weights = floats("safem", "prepared", prepared, kernels.prepared_size(p));
-  DANET_CHECK(up.has_value() == weight.has_value(), "safem: up and weight must be given together");
+  check_levels(p, input, up, weight);
   std::optional<Image> deep;
   std::optional<Tensor> own_weight;
   const float* own = nullptr;
   if (up) {
-    check_like("safem", "up", *up, input, {p.N, 4 * p.C, (p.H + 1) / 2, (p.W + 1) / 2});
-    check_like("safem", "weight", *weight, input, {p.N, p.C});
     own_weight = torch::stable::to(*weight, ScalarType::Float);
     own = floats("safem", "weight", *own_weight, p.N * p.C);
     deep.emplace(*up);

@@ -15,10 +15,12 @@ and the channel weights of ACFA's deeper level (equation 4), `acfa_weight`:
 
 w_g of equation 1 is folded into `expand`, and batch norms into the convolutions before them. On the CPU in float32, and
 in bfloat16 if the processor has a matrix unit, one kernel takes a block of pixels through all steps while it is in the
-cache; elsewhere each step is a call of its own.
+cache. On CUDA devices in float16 and bfloat16, one kernel takes a tile of pixels through all steps in shared memory, if
+C is a multiple of 16 and of 8 * G and at most 512, and G is at most 8. Elsewhere each step is a call of its own.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -116,7 +118,45 @@ def prepare_safem(
     if library.has_kernel(depthwise) and depthwise.is_cpu and depthwise.dtype in _fused_dtypes():
         dense = [None if value is None else value.contiguous() for value in tensors]
         packed = torch.ops.danet.prepare_safem(*dense, G)
+    elif library.has_kernel(depthwise) and has_attention and _fits_cuda_kernel(depthwise, G):
+        packed = pack_for_cuda(tensors)
     return PreparedSafem(G, *tensors, packed)  # type: ignore[call-arg]  # mypy does not know that the list has eight
+
+
+def _fits_cuda_kernel(depthwise: Tensor, groups: int) -> bool:
+    """Whether the fused CUDA kernel supports these weights; meta tensors take the same steps as CUDA tensors."""
+    C = depthwise.shape[0]
+    is_half = depthwise.dtype in (torch.float16, torch.bfloat16)
+    return not depthwise.is_cpu and is_half and C % 16 == 0 and C % (8 * groups) == 0 and C <= 512 and groups <= 8
+
+
+def pack_for_cuda(weights: Sequence[Tensor]) -> Tensor:
+    """The weights of a SaFEM in one tensor, as the CUDA kernel reads them (csrc/safem/safem_pass.cuh).
+
+    Args:
+        weights: the eight tensors of `prepare_safem`, on any device.
+
+    Returns:
+        One dimension, of the dtype of the weights: the depth-wise weight as [9, C], and the weights of the three 1x1
+        convolutions in the order in which the tensor cores take them (`_pack_fragments`), each followed by its bias. C
+        must be a multiple of 16.
+    """
+    depthwise, depthwise_bias, predictor, predictor_bias, expand, expand_bias, reduce, reduce_bias = weights
+    parts = [
+        *(depthwise.flatten(1).t(), depthwise_bias),
+        *(_pack_fragments(predictor), F.pad(predictor_bias, (0, -len(predictor_bias) % 16))),
+        *(_pack_fragments(expand), expand_bias),
+        *(_pack_fragments(reduce), reduce_bias),
+    ]
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def _pack_fragments(weight: Tensor) -> Tensor:
+    """[N, K, 1, 1] -> the layout of csrc/safem/safem_matrix.cuh; N is rounded up to 16 and K to 32, with zeros."""
+    N, K = weight.shape[:2]
+    padded = F.pad(weight[:, :, 0, 0], (0, -K % 32, 0, -N % 16))
+    blocks = padded.reshape(-1, 4, 2, 2, padded.shape[1] // 32, 4, 8)  # [chunk, t, n, j, k_block, u, e]
+    return blocks.permute(0, 2, 4, 1, 3, 5, 6)
 
 
 def safem(
@@ -269,7 +309,7 @@ def _fused_dtypes() -> tuple[torch.dtype, ...]:
 
 def _has_fused_kernel(input: Tensor, weights: PreparedSafem, *others: Tensor | None) -> bool:
     """Whether the fused kernel takes this call: packed weights, no gradients, no autocast, within its limit."""
-    if weights.packed is None or torch.is_autocast_enabled(input.device.type):
+    if weights.packed is None or (not input.is_meta and torch.is_autocast_enabled(input.device.type)):
         return False
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *others)):
         return False

@@ -17,13 +17,17 @@ from ms_deform_attn_cases import tensors as attention_tensors
 from sdc_cases import CASES, arguments
 
 from danet.ops import (
+    acfa_weight_reference,
     lcdc_reference,
     library,
     ms_deform_attn_reference,
+    prepare_safem,
     rep_conv_reference,
+    safem_reference,
     sdc_reference,
     softmax_gate_reference,
 )
+from danet.ops.fused_safem import pack_for_cuda
 from danet.ops.rep_conv import split_weight
 from danet.ops.sdc import SdcOptions, unchecked_reference
 
@@ -505,6 +509,134 @@ def test_split_weight_of_a_large_value():
     weight = torch.tensor([1.001, -3e-3]).reshape(1, 2, 1, 1)
     high, low = split_weight(weight, torch.bfloat16).unbind(0)
     torch.testing.assert_close(high.float() + low.float(), weight[0], rtol=2**-16, atol=0)
+
+
+SAFEM_CASES = {
+    # N, C, H, W, G, multiprocessors: clusters share the tiles if these are few
+    "16 channels": (1, 16, 5, 7, 2, 4),
+    "32 channels, odd sizes": (2, 32, 7, 9, 4, 4),
+    "48 channels": (3, 48, 5, 6, 2, 132),
+    "64 channels, large tiles": (1, 64, 12, 17, 4, 4),
+    "128 channels, 2 blocks share a tile": (2, 128, 6, 7, 4, 132),
+    "160 channels": (1, 160, 3, 5, 4, 132),
+    "256 channels, 4 blocks share a tile": (1, 256, 4, 9, 4, 132),
+    "512 channels, 8 blocks share a tile": (1, 512, 3, 5, 8, 132),
+    "512 channels, no cluster": (1, 512, 3, 3, 4, 1),
+    "one pixel": (33, 16, 1, 1, 1, 132),
+    "one row": (1, 64, 1, 41, 4, 132),
+    "no image": (0, 16, 4, 5, 2, 4),
+}
+
+
+def safem_tensors(case: str, dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The weights of a SaFEM; input, up and weight. Offsets cross the borders, and no softmax is uniform or one-hot."""
+    N, C, H, W, G, _ = SAFEM_CASES[case]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(C, 1, 3, 3), (C,), (27 * G, C, 1, 1), (27 * G,), (2 * C, C, 1, 1), (2 * C,), (C, 2 * C, 1, 1), (C,)]
+    shapes += [(N, C, H, W), (N, 4 * C, (H + 1) // 2, (W + 1) // 2), (N, C)]
+    scales = [0.5, 0.5, 2 / C**0.5, 1, 1 / C**0.5, 0.5, 2 / C**0.5, 1, 1, 1, 1]
+    draws = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    tensors = [(draw * scale).to(dtype) for draw, scale in zip(draws, scales, strict=True)]
+    return tensors[:8], tensors[8:]
+
+
+def safem_calls():
+    """Cases with a dtype, and whether two levels are combined; fewer of them for many channels, which take long."""
+    for case, (_, C, *_) in SAFEM_CASES.items():
+        for dtype in ("float16", "bfloat16"):
+            for combines in (False, True):
+                if C < 256 or combines == (dtype == "float16"):
+                    yield pytest.param(case, dtype, combines, id=f"{case}-{dtype}-{'levels' if combines else 'alone'}")
+
+
+@pytest.mark.parametrize("case, dtype, combines", list(safem_calls()))
+def test_safem_forward(device, case, dtype, combines):
+    *_, G, multiprocessors = SAFEM_CASES[case]
+    if device.name == "cpu":
+        pytest.skip("the CPU packs its weights otherwise: test_fused_safem.py")
+    dtype, tolerance = DTYPES[dtype]
+    weights, (input, up, weight) = safem_tensors(case, dtype)
+    more = (up, weight) if combines else (None, None)
+    wide = [None if value is None else value.double() for value in more]
+    exact = prepare_safem(*(value.double() for value in weights), groups=G)
+    expected = safem_reference(input.double(), exact, up=wide[0], weight=wide[1], scale=0.5)
+    with emulated_settings(device, multiprocessors=multiprocessors):
+        for seed in (0, 7) if input.shape[1] < 256 else (7,):
+            results = device("safem", input, pack_for_cuda(weights), *more, G, 0.5, seed=seed)
+            assert_near(results, [expected], 2 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", SAFEM_CASES)
+def test_acfa_weight_forward(device, case, dtype):
+    *_, G, multiprocessors = SAFEM_CASES[case]
+    if device.name == "cpu":
+        pytest.skip("the CPU packs its weights otherwise: test_fused_safem.py")
+    dtype, tolerance = DTYPES[dtype]
+    weights, (input, _, _) = safem_tensors(case, dtype)
+    exact = prepare_safem(*(value.double() for value in weights), groups=G)
+    expected = acfa_weight_reference(input.double(), exact)
+    with emulated_settings(device, multiprocessors=multiprocessors):
+        results = device("acfa_weight", input, pack_for_cuda(weights), G, seed=7)
+    assert_near(results, [expected], tolerance)
+
+
+def test_safem_of_slices(device):
+    """Images that are slices of others: copied if their packets are not aligned."""
+    if device.name == "cpu":
+        pytest.skip("the CPU packs its weights otherwise: test_fused_safem.py")
+    weights, (input, up, weight) = safem_tensors("32 channels, odd sizes", torch.float16)
+    packed = pack_for_cuda(weights)
+    expected = device("safem", input, packed, up, weight, 4, 1.0)
+    for start in (8, 3):
+        wide = [torch.randn(2, C + 16, *size.shape[2:]).half() for C, size in ((32, input), (128, up))]
+        wide = [image.contiguous(memory_format=torch.channels_last) for image in wide]
+        slices = [image[:, start : start + C] for image, C in zip(wide, (32, 128), strict=True)]
+        for image, value in zip(slices, (input, up), strict=True):
+            image.copy_(value)
+        wider = torch.zeros(2 * 32 + 1, dtype=torch.float16)
+        wider[1:] = weight.flatten()
+        results = device("safem", slices[0], packed, slices[1], wider[1:].unflatten(0, (2, 32)), 4, 1.0)
+        assert torch.equal(results[0], expected[0])
+
+
+def test_safem_nan_pixel_stays_local(device):
+    if device.name == "cpu":
+        pytest.skip("the CPU packs its weights otherwise: test_fused_safem.py")
+    weights, (input, _, _) = safem_tensors("64 channels, large tiles", torch.bfloat16)
+    weights[2], weights[3] = torch.zeros_like(weights[2]), torch.full_like(weights[3], 0.3)  # all offsets are 0.3
+    packed = pack_for_cuda(weights)
+    clean = device("safem", input, packed, None, None, 4, 1.0)[0]
+    input[0, 5, 4, 6] = torch.nan
+    out = device("safem", input, packed, None, None, 4, 1.0)[0]
+    is_nan = out.isnan().any(1)[0]
+    assert is_nan[4, 6] and not is_nan[:, :4].any() and not is_nan[:, 9:].any()
+    assert torch.equal(out[:, :, ~is_nan], clean[:, :, ~is_nan])
+
+
+SAFEM_ERRORS = {
+    "size of prepared": ({1: torch.zeros(100).half()}, "safem: prepared has the wrong shape"),
+    "dtype of prepared": ({1: torch.zeros(100)}, "safem: prepared must have input's dtype"),
+    "stride of prepared": ({1: torch.zeros(8208, 2).half()[:, 0]}, "safem: prepared must be contiguous"),
+    "up without weight": ({2: torch.zeros(2, 128, 3, 3).half()}, "safem: up and weight must be given together"),
+    "groups": ({4: 8}, "safem: on CUDA devices, C must be a multiple of 16 and of 8 [*] groups and at most 512"),
+    "channels": ({0: torch.zeros(2, 40, 5, 6).half(), 4: 1}, "safem: on CUDA devices, C must be a multiple of 16"),
+    "dtype": ({0: torch.zeros(2, 32, 5, 6)}, "safem: dtype must be float16 or bfloat16 on CUDA devices"),
+}
+
+
+@pytest.mark.parametrize("case", SAFEM_ERRORS)
+def test_safem_direct_call_error(device, case):
+    if device.name == "cpu":
+        pytest.skip("the CPU packs its weights otherwise: test_fused_safem.py")
+    changes, message = SAFEM_ERRORS[case]
+    weights, (input, _, _) = safem_tensors("32 channels, odd sizes", torch.float16)
+    arguments = [input, pack_for_cuda(weights), None, None, 4, 1.0]
+    assert len(arguments[1]) == 8208
+    for index, value in changes.items():
+        arguments[index] = value
+    with pytest.raises(RuntimeError, match=message):
+        device("safem", *arguments)
 
 
 def attention_dtypes():

@@ -38,6 +38,10 @@ EXPECTED = {
     "rep_conv": {
         "rep_conv_gemm<danet::BFloat16, true": ["HMMA.16816", "LDSM.16.M88.4", "LDGSTS", "STG.E.128", "UCGABAR_ARV"]
     },
+    "safem": {
+        "safem_kernel<danet::BFloat16": ["HMMA.16816", "LDG.E.128", "LDS.128", "STG.E.128", "UCGABAR_ARV"],
+        "sample_sums_kernel<danet::BFloat16": ["HMMA.16816", "LDG.E.128", "UCGABAR_ARV"],
+    },
 }
 """For each operator: its hot kernels, with instructions that at least one of them must contain on sm_90."""
 
