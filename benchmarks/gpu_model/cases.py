@@ -10,6 +10,8 @@ from torch import Tensor
 from benchmarks.gpu_model import model
 from benchmarks.gpu_model.kernels import MachineCode
 from benchmarks.gpu_model.sampling import some_blocks
+from benchmarks.gpu_model.machine import Launch
+from danet.ops.fused_safem import pack_for_cuda
 
 FULL, HALF = torch.float32, torch.bfloat16
 
@@ -150,6 +152,32 @@ def ms_deform_attn_case(queries: str, direction: str, dtype: torch.dtype, budget
     return Case(name, lambda: operators.ms_deform_attn_backward(grad, *arguments, False), bytes, budget)
 
 
+def safem_weights(C: int, dtype: torch.dtype) -> Tensor:
+    """The packed weights of a SaFEM with four groups."""
+    shapes = (C, 1, 3, 3), (C,), (108, C, 1, 1), (108,), (2 * C, C, 1, 1), (2 * C,), (C, 2 * C, 1, 1), (C,)
+    return pack_for_cuda([(torch.randn(shape) / C**0.5).to(dtype) for shape in shapes])
+
+
+def safem_case(C: int, H: int, W: int, dtype: torch.dtype, budget: Budget) -> Case:
+    """A SaFEM of the backbone of danet, for one image. The L2 cache holds its tensors."""
+    x, weights = image(1, C, H, W, dtype=dtype), safem_weights(C, dtype)
+
+    def call() -> object:
+        return torch.ops.danet_emulated.safem(x, weights, None, None, 4, 1.0)
+
+    return Case(f"safem C={C} {H}x{W} {str(dtype)[6:]}", call, 0.0, budget)
+
+
+def acfa_weight_case(H: int, W: int, dtype: torch.dtype, budget: Budget) -> Case:
+    """The channel weights of one level of the neck of danet, for one image. The L2 cache holds its tensors."""
+    x, weights = image(1, 64, H, W, dtype=dtype), safem_weights(64, dtype)
+
+    def call() -> object:
+        return torch.ops.danet_emulated.acfa_weight(x, weights, 4)
+
+    return Case(f"safem acfa_weight {H}x{W} {str(dtype)[6:]}", call, 0.0, budget)
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "sdc forward bfloat16": lambda: sdc_case("forward", HALF, Budget(share=0.33, imbalance=1.1, read_megabytes=125)),
     "sdc forward float32": lambda: sdc_case("forward", FULL, Budget(share=0.42, imbalance=1.1, read_megabytes=245)),
@@ -179,6 +207,11 @@ CASES: dict[str, Callable[[], Case]] = {
             ("decoder", "backward", FULL, Budget(microseconds=36)),
         )
     },
+    "safem C=64 64x80 bfloat16": lambda: safem_case(64, 64, 80, HALF, Budget(microseconds=10)),
+    "safem C=128 32x40 bfloat16": lambda: safem_case(128, 32, 40, HALF, Budget(microseconds=11)),
+    "safem C=256 16x20 bfloat16": lambda: safem_case(256, 16, 20, HALF, Budget(microseconds=12)),
+    "safem C=512 8x10 bfloat16": lambda: safem_case(512, 8, 10, HALF, Budget(microseconds=16)),
+    "safem acfa_weight 32x40 bfloat16": lambda: acfa_weight_case(32, 40, HALF, Budget(microseconds=13)),
 }
 """The cases by name. Building a case allocates its tensors."""
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from benchmarks.gpu_model.instructions import opcode
 from benchmarks.gpu_model.operands import (
+    Array,
     UnsupportedCode,
     read_predicate,
     reader_address,
@@ -41,9 +42,7 @@ def load(instruction):
     signed = {1: np.int8, 2: np.int16}.get(width) if {"S8", "S16"} & set(instruction.modifiers) else None
 
     def execute(m, i):
-        addresses, space = read_address(m, i), default_space
-        if instruction.opcode == "LD" and len(i) and (addresses >= SHARED_WINDOW).all():  # of a block of the cluster
-            addresses, space = addresses - SHARED_WINDOW, SHARED
+        addresses, space = resolve(instruction, read_address(m, i), default_space)
         m.record(instruction, space, i, addresses, width)
         memory = m.memory if space == GLOBAL else m.shared
         if width < 4:
@@ -57,15 +56,23 @@ def load(instruction):
     return execute
 
 
+def resolve(instruction: Instruction, addresses: Array, space: str) -> tuple[Array, str]:
+    """The addresses in a memory space. Generic addresses above SHARED_WINDOW are shared memory of the cluster."""
+    is_generic = instruction.opcode in ("LD", "ST")
+    if is_generic and len(addresses) and (addresses >= SHARED_WINDOW).all():
+        return addresses - SHARED_WINDOW, SHARED
+    return addresses, space
+
+
 @opcode("STG", "ST", "STS")
 def store(instruction):
-    space = SHARED if instruction.opcode == "STS" else GLOBAL
+    default_space = SHARED if instruction.opcode == "STS" else GLOBAL
     address, source = instruction.operands[:2]
     read_address, width = reader_address(address), width_of(instruction)
     readers = [reader_u32(_part(source, part)) for part in range(max(1, width // 4))]
 
     def execute(m, i):
-        addresses = read_address(m, i)
+        addresses, space = resolve(instruction, read_address(m, i), default_space)
         m.record(instruction, space, i, addresses, width)
         memory = m.memory if space == GLOBAL else m.shared
         if width < 4:

@@ -91,6 +91,18 @@ __global__ void sum_cluster(int* to) {
   to[blockIdx.x * 32 + threadIdx.x] = gpu::cluster_rank() == 1 ? -sum : sum;
 }
 
+// Every block writes its number to the shared memory of the next block of the cluster.
+__global__ void write_next_block(int* to) {
+  __shared__ int values[32];
+  const unsigned size = gpu::cluster_size();
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
+  *gpu::map_shared(values + threadIdx.x, (gpu::cluster_rank() + 1) % size) = blockIdx.x * 100 + threadIdx.x;
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
+  to[blockIdx.x * 32 + threadIdx.x] = values[threadIdx.x];
+}
+
 // The approximate functions, and the rounding to tf32.
 __global__ void functions(const float* from, float* to) {
   const float x = from[threadIdx.x];

@@ -170,6 +170,16 @@ def test_blocks_of_a_cluster_read_each_other(kernels, cluster):
         machine_of([1, 2, 3])
 
 
+@pytest.mark.parametrize("cluster", [1, 3])
+def test_blocks_of_a_cluster_write_to_each_other(kernels, cluster):
+    to = np.zeros((6, 32), np.int32)
+    execution = execute(kernels["write_next_block"], to, blocks=6, cluster=cluster)
+    before = np.roll(np.arange(6).reshape(-1, cluster), 1, axis=1).reshape(-1)
+    assert (to == before[:, None] * 100 + np.arange(32)).all()
+    stores = [access for access in execution.record.accesses if access.instruction.opcode == "ST"]
+    assert {access.space for access in stores} == {"shared"}
+
+
 def test_invalid_access_is_reported(kernels):
     with pytest.raises(RuntimeError, match="outside the tensors"):
         launch = Launch("synthetic", (1, 1, 1), (32, 1, 1), 0, struct.pack("qqi", 4096 * 2, 4096 * 3, 1))
