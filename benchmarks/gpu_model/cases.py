@@ -10,7 +10,6 @@ from torch import Tensor
 from benchmarks.gpu_model import model
 from benchmarks.gpu_model.kernels import MachineCode
 from benchmarks.gpu_model.sampling import some_blocks
-from benchmarks.gpu_model.machine import Launch
 from danet.ops.fused_safem import pack_for_cuda
 
 FULL, HALF = torch.float32, torch.bfloat16

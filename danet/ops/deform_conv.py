@@ -183,14 +183,14 @@ def _multiply(samples: Tensor, weight: Tensor, bias: Tensor | None, sizes: SdcSi
     groups, pixels = C // C_group, sizes.N * sizes.H_out * sizes.W_out
     rows = samples.permute(0, 2, 3, 1).reshape(pixels, K * C)
     if C_group == 1 and C_out == C:
-        out = (rows.view(pixels, K, C) * weight.view(C, K).T).sum(1)
+        out = (rows.view(pixels, K, C) * weight.reshape(C, K).T).sum(1)
         out = out if bias is None else out + bias
     elif groups == 1:
         matrix = weight.permute(2, 3, 1, 0).reshape(K * C, C_out)
         out = rows @ matrix if bias is None else torch.addmm(bias, rows, matrix)
     else:
         columns = rows.view(pixels, K, groups, C_group).permute(2, 0, 1, 3).reshape(groups, pixels, K * C_group)
-        matrices = weight.view(groups, C_out // groups, C_group, K).permute(0, 3, 2, 1).flatten(1, 2)
+        matrices = weight.reshape(groups, C_out // groups, C_group, K).permute(0, 3, 2, 1).flatten(1, 2)
         out = torch.bmm(columns, matrices).transpose(0, 1).reshape(pixels, C_out)
         out = out if bias is None else out + bias
     return out.view(sizes.N, sizes.H_out, sizes.W_out, C_out).permute(0, 3, 1, 2)

@@ -102,6 +102,7 @@ SUBJECTS = {
         {"small": ((2, 22, 2, 4), (2, 5, 2, 2, 3, 2), (2, 5, 2, 2, 3))},
         schema="ms_deform_attn",
         options=(*LEVELS, True),
+        skip=("autocast",),  # only value is cast: test_ms_deform_attn_autocast_keeps_precise_locations
     ),
     "lcdc": Subject(
         lambda f: lambda *t: f(*t, gate=True),

@@ -238,7 +238,7 @@ def test_backward_operator_refuses_forward_mode(op):
 
 
 def test_scripted_and_traced_modules_refuse_forward_mode():
-    module = danet.ops.SDC(8, groups=2).requires_grad_(False)
+    module = danet.ops.SDC(8, groups=2).eval().requires_grad_(False)
     input = torch.randn(1, 8, 6, 7)
     assert jvp(module, (input,), (input,))[1].abs().sum() > 0
     for converted in (torch.jit.script(module), torch.jit.trace(module, input)):
