@@ -15,11 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import cv2
-from tracking import FPS, frames_of, stored
+from tracking import FPS, stored
 
 from danet.calibration.choice import CANDIDATES, choose_alarm, choose_detection_score
 from danet.calibration.footage import collect
 from danet.calibration.rates import upper_limit
+from danet.data.frame_sources import open_source
 from danet.data.importers.svanstrom import find_videos
 from danet.data.video import Frame
 from danet.detections import Detections
@@ -35,7 +36,7 @@ RATES = (1.0, 30.0, 60.0)
 def track(folder: Path, detections: Path, name: str) -> list[tuple[Frame, Detections, Tracks]]:
     """The frames of a video without their pixels, with the detections and the tracks of drones."""
     tracker, result = Tracker(classes=["drone"]), []
-    for frame, found in zip(frames_of(folder / f"{name}.mp4"), stored(detections / f"{name}.npz"), strict=True):
+    for frame, found in zip(open_source(folder / f"{name}.mp4"), stored(detections / f"{name}.npz"), strict=True):
         tracks = tracker.update(found, seconds=frame.index / FPS, image=frame.image)
         result.append((Frame(name, frame.index, frame.image[:0], frame.index / FPS), found[found.labels == 0], tracks))
     return result

@@ -1,41 +1,53 @@
 """Tracks and alarms on all frames of the Svanstrom videos, beside public trackers that get the same detections.
 
-    python experiments/tracking.py detect SVANSTROM DETECTIONS --split val      # once; the costly part
-    python experiments/tracking.py detect SVANSTROM DETECTIONS --videos IR_DRONE_043 ...
-    python experiments/tracking.py measure SVANSTROM DETECTIONS RESULT.json --split val
+    python experiments/tracking.py detect SVANSTROM DETECTIONS --split val            # once; the costly part
+    python experiments/tracking.py detect SVANSTROM DETECTIONS --videos_of TUNE.json
+    python experiments/tracking.py measure SVANSTROM DETECTIONS RESULT.json --split val --tune TUNE.json
 
-SVANSTROM is the folder of the videos with splits.json. ``detect`` stores the detections of ``danet_s`` down to score
-0.1 in one .npz per video and skips videos that are stored already. ``measure`` uses the videos that are stored. The
-options of all trackers are their defaults; those of ``danet`` were set by hand on three tuning videos. Identities of
-the ground truth come from ``link_truth``. ByteTrack and OC-SORT are those of the package ``trackers`` (pip install
-trackers); without it they are left out.
+SVANSTROM is the folder of the videos with splits.json. TUNE.json is the COCO json of the training recordings that serve
+for choices (``make real`` and ``import_svanstrom`` in common.sh write it); the shipped weights were not trained on
+them. ``detect`` stores the detections of ``danet_s`` down to score 0.1 in one .npz per video and skips videos that are
+stored already. ``measure`` uses the videos that are stored.
+
+All trackers have their default options. Thresholds of the score come from the recordings of TUNE.json:
+
+- for recall: the lowest threshold that gives a precision there, for single frames and for tracks;
+- for alarms: what ``danet calibrate`` chooses on the videos of TUNE.json without drones. They are short, so that it
+  chooses the lowest score without any alarm in them, and at least 0.5.
+
+Identities of the ground truth come from ``link_truth``. ByteTrack and OC-SORT are those of the package ``trackers``
+(pip install trackers); without it they are left out.
 """
 
 import argparse
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from recall_curve import RecallCurve
+from tracking_methods import TARGET, Danet, Public, SingleFrames, boxes_of, scores_of, with_earlier
 
 import danet
-from danet.boxes import iou
+from danet.calibration.choice import CANDIDATES, choose_alarm, choose_detection_score
+from danet.calibration.footage import Footage, TopScores
+from danet.calibration.footage import SingleFrames as ScoresOfFrames
+from danet.data.coco_dataset import load_coco
 from danet.data.frame_sources import open_source
-from danet.data.importers.svanstrom import find_videos
+from danet.data.importers.svanstrom import Video, find_videos
 from danet.data.importers.svanstrom_labels import CLASSES, read_labels
-from danet.data.video import Frame
 from danet.detections import Detections
 from danet.evaluation.alarm_metrics import AlarmedVideo, first_alarm_delays, summarize_alarms
 from danet.evaluation.bootstrap import Estimate
-from danet.evaluation.tracking_metrics import TrackedVideo, count_tracking, link_truth
+from danet.evaluation.tracking_metrics import TrackedVideo, TrackingCounts, count_tracking, link_truth
 from danet.inference.stream import DetectionStream
 from danet.tracking.alarm_options import AlarmOptions
 from danet.tracking.alarms import Alarms
-from danet.tracking.tracker import Tracker
 from danet.tracking.tracker_options import TrackerOptions
-from danet.tracking.tracks import Track, Tracks
+from danet.tracking.tracks import Tracks
 from danet.utils.files import write_json
 
 MIN_SCORE = 0.1
@@ -43,14 +55,15 @@ IOU = 0.3
 FPS = 30.0
 SCORE = 0.5
 """Threshold of the single-frame detections, the default of ``danet detect``."""
-PRECISIONS = (0.9, 0.95, 0.98, 0.99)
-"""The recall per frame is measured at these precisions, where the threshold of the score gives them."""
-CURVES = ("single frames", "tracks", "tracks with the frames before confirmation")
-"""Boxes whose recall is measured at PRECISIONS: detections by their score, and boxes of the tracks of danet by the
-score of their track."""
+PRECISIONS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+"""Precisions in the recordings of TUNE.json at which the recall is measured."""
+PER_HOUR = 1.0
+"""False alarms per hour for which the thresholds of alarms are chosen, the default of ``danet calibrate``."""
+GROUPS = ("all_videos", "drone_videos")
+SINGLE, DANET, DANET_EARLIER = "single frames", "danet", "danet, with the frames before confirmation"
 
 
-def detect(folder: Path, names: list[str], out: Path) -> None:
+def detect(folder: Path, names: Sequence[str], out: Path) -> None:
     """Stores the detections of every frame: rows of frame, x0, y0, x1, y1, score, label."""
     torch.set_num_threads(1)
     detector = danet.load(score_threshold=MIN_SCORE, classes=["all"], dtype=torch.float32, polarity="white")
@@ -78,178 +91,186 @@ def stored(path: Path) -> list[Detections]:
     return result
 
 
-def frames_of(path: Path) -> Iterator[Frame]:
-    yield from open_source(path)
+@dataclass
+class Tracked:
+    """One video, and the tracks of each method in each of its frames."""
+
+    video: Video
+    truth: list[np.ndarray]
+    """float64 ``[G, 4]`` of each frame: the drones."""
+    found: list[Detections]
+    tracks: dict[str, list[Tracks]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """CPU time of each method."""
+
+    @property
+    def shows_target(self) -> bool:
+        return self.video.category == TARGET
 
 
-class Single:
-    """Detections of single frames as tracks without identity: every box is a target of its own."""
-
-    def __init__(self, threshold: float) -> None:
-        self.threshold, self.count, self.seconds = threshold, 0, 0.0
-
-    def update(self, frame: Frame, found: Detections) -> Tracks:
-        found = found[(found.scores > self.threshold) & (found.labels == 0)]
-        tracks = []
-        for one in found[:]:
-            self.count += 1
-            tracks.append(Track(self.count, one.box, one.score, one.label, one.name, (0.0, 0.0), True, 1, 0.0))
-        return Tracks(tracks, CLASSES)
-
-
-class Ours:
-    def __init__(self, options: TrackerOptions) -> None:
-        self.tracker, self.seconds = Tracker(options, classes=["drone"]), 0.0
-
-    def update(self, frame: Frame, found: Detections) -> Tracks:
-        started = time.process_time()
-        tracks = self.tracker.update_frame(frame, found)
-        self.seconds += time.process_time() - started
-        return tracks
+def track(video: Video, detections: Path, makers: dict[str, Callable[[], Any]]) -> Tracked:
+    """Runs all methods on a video."""
+    labels = read_labels(video.path.with_name(f"{video.name}_LABELS.mat"))
+    truth = [frame.get(TARGET, np.zeros((0, 4))) for frame in labels]
+    result = Tracked(video, truth, stored(detections / f"{video.name}.npz"))
+    methods = {name: make() for name, make in makers.items()}
+    result.tracks = {name: [] for name in makers}
+    for frame, found in zip(open_source(video.path), result.found, strict=True):
+        for name, method in methods.items():
+            result.tracks[name].append(method.update(frame, found))
+    result.seconds = {name: method.seconds for name, method in methods.items()}
+    result.tracks[DANET_EARLIER] = with_earlier(result.tracks[DANET])
+    return result
 
 
-class Public:
-    """A tracker of the package ``trackers``; it gets the detections of drones only, since it knows no classes."""
-
-    def __init__(self, kind: str) -> None:
-        import trackers
-
-        self.tracker, self.seconds = getattr(trackers, kind)(), 0.0
-
-    def update(self, frame: Frame, found: Detections) -> Tracks:
-        import supervision
-
-        found = found[found.labels == 0]
-        boxes = supervision.Detections(
-            found.boxes.numpy().reshape(-1, 4), confidence=found.scores.numpy(), class_id=found.labels.numpy()
-        )
-        started = time.process_time()
-        result = self.tracker.update(boxes)
-        self.seconds += time.process_time() - started
-        tracks = [
-            Track(int(number), tuple(map(float, box)), float(score), 0, "drone", (0.0, 0.0), True, 1, 0.0)
-            for box, score, number in zip(result.xyxy, result.confidence, result.tracker_id, strict=True)
-            if number is not None and number >= 0
-        ]
-        return Tracks(tracks, CLASSES)
+def summarize_tracks(videos: Sequence[Tracked], method: str) -> dict[str, Any]:
+    """Metrics of tracks over all videos, and over those with a drone."""
+    counts: dict[str, TrackingCounts] = {}
+    for each in videos:
+        tracks = each.tracks[method]
+        ids = [np.array(one.ids, np.int64) for one in tracks]
+        video = TrackedVideo(link_truth(each.truth), each.truth, ids, list(map(boxes_of, tracks)), each.video.name)
+        mine = count_tracking(video, threshold=IOU)
+        for group in GROUPS if each.shows_target else GROUPS[:1]:
+            counts[group] = counts[group] + mine if group in counts else mine
+    return {group: each.to_json() for group, each in counts.items()}
 
 
-Scored = list[tuple[np.ndarray, np.ndarray]]
-"""Boxes ``[K, 4]`` and scores ``[K]`` of each frame of a video."""
+def curves(videos: Sequence[Tracked], method: str) -> dict[str, RecallCurve]:
+    """Precision and recall by the threshold of the score."""
+    result = {group: RecallCurve(IOU) for group in GROUPS}
+    for each in videos:
+        if method == SINGLE:
+            drones = [one[one.labels == 0] for one in each.found]
+            frames = [(one.boxes.numpy(), one.scores.numpy()) for one in drones]
+        else:
+            frames = [(boxes_of(one), scores_of(one)) for one in each.tracks[method]]
+        for group in GROUPS if each.shows_target else GROUPS[:1]:
+            result[group].add(frames, each.truth)
+    return result
 
 
-class RecallCurve:
-    """Precision and recall per frame of boxes with scores, at each of 900 thresholds."""
+def measure_recall(tune: Sequence[Tracked], val: Sequence[Tracked]) -> dict[str, Any]:
+    """Recall per frame at thresholds that give PRECISIONS in ``tune``.
 
-    def __init__(self) -> None:
-        self.thresholds = np.linspace(0.1, 0.999, 900)
-        self.hits, self.reported, self.objects = np.zeros(900), np.zeros(900), 0
-
-    def add(self, frames: Scored, truth: list[np.ndarray]) -> None:
-        """Adds a video; its boxes are matched to the ground truth by descending score."""
-        for (boxes, scores), truths in zip(frames, truth, strict=True):
-            self.objects += len(truths)
-            overlap = iou(boxes.reshape(-1, 1, 4), truths.reshape(1, -1, 4))
-            free = np.ones(len(truths), bool)
-            for index in np.argsort(-scores, kind="stable"):
-                is_above = scores[index] > self.thresholds
-                self.reported += is_above
-                best = np.where(free, overlap[index], -1) if len(truths) else np.zeros(0)
-                if len(best) and best.max() >= IOU:
-                    free[best.argmax()] = False
-                    self.hits += is_above
-
-    def recall_at(self, precision: float) -> dict[str, float] | None:
-        """The largest recall with at least this precision, and its threshold; None if no threshold reaches it."""
-        reaches = self.hits >= precision * np.maximum(self.reported, 1)
-        if not reaches.any():
-            return None
-        best = np.where(reaches, self.hits, -1).argmax()
-        return {
-            "recall": float(self.hits[best] / max(self.objects, 1)),
-            "precision": float(self.hits[best] / max(self.reported[best], 1)),
-            "threshold": float(self.thresholds[best]),
+    For tracks, ``single_frames`` is the largest recall of single frames with at least the same precision in ``val``,
+    which is read from the curve of ``val``.
+    """
+    single, result = curves(val, SINGLE), {}
+    for method in (SINGLE, DANET, DANET_EARLIER):
+        of_tune, of_val = curves(tune, method), curves(val, method)
+        result[method] = {group: {} for group in GROUPS}
+        for precision in PRECISIONS:
+            chosen = of_tune["all_videos"].find(precision=precision)
+            for group in GROUPS if chosen is not None else ():
+                point = of_val[group].at(chosen["threshold"])
+                row = {"tune": of_tune[group].at(chosen["threshold"]), "val": point}
+                if method != SINGLE:
+                    row["single_frames"] = single[group].find(precision=point["precision"])
+                result[method][group][f"{precision:g}"] = row
+        result[method]["curve"] = {
+            group: {f"{precision:g}": of_val[group].find(precision=precision) for precision in PRECISIONS}
+            for group in GROUPS
         }
+    return result
 
 
-def drones_of(found: list[Detections]) -> Scored:
-    """The detections of drones in single frames."""
-    return [(each.boxes.numpy(), each.scores.numpy()) for each in (one[one.labels == 0] for one in found)]
+def choose_alarms(tune: Sequence[Tracked], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The alarm options that ``danet calibrate`` chooses on the videos without a drone; for single frames the score."""
+    others = [each for each in tune if not each.shows_target]
+    frames, hours = sum(len(each.found) for each in others), sum(len(each.found) for each in others) / FPS / 3600
+    result: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        if method == SINGLE:
+            score = choose_detection_score(
+                Footage(len(others), frames, hours, {}, list(map(scores_of_frames, others))), PER_HOUR, pause=pause()
+            )
+            result[method] = {"score": score}
+            continue
+        found = {}
+        for hits, window in CANDIDATES:
+            collector = TopScores(AlarmOptions(hits=hits, window=window))
+            for each in others:
+                for index, tracks in enumerate(each.tracks[method]):
+                    collector.update(tracks, seconds=index / FPS, file=each.video.name)
+                collector.finish()
+            found[hits, window] = sorted(collector.found, reverse=True)
+        chosen = choose_alarm(Footage(len(others), frames, hours, found, []), PER_HOUR, CANDIDATES)[0]
+        result[method] = {"score": chosen.score, "hits": chosen.hits, "window": chosen.window}
+    return result
 
 
-def with_earlier(tracks: list[Tracks]) -> Scored:
-    """The boxes of tracks, with those of the frames before a target was confirmed, which get its first score."""
-    rows: list[list[tuple]] = [[(track.box, track.score) for track in each] for each in tracks]
-    for index, each in enumerate(tracks):
-        for track in each:
-            for earlier in track.earlier:
-                rows[index - earlier.frames_ago].append((earlier.box, track.score))
-    return [scored(each) for each in rows]
+def scores_of_frames(video: Tracked) -> ScoresOfFrames:
+    """The best score of a drone in each frame with one."""
+    result = ScoresOfFrames(video.video.name)
+    for index, found in enumerate(video.found):
+        scores = found.scores[found.labels == 0]
+        if len(scores):
+            result.seconds.append(index / FPS)
+            result.scores.append(float(scores.max()))
+    return result
 
 
-def scored(rows: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
-    boxes = np.array([box for box, _ in rows], np.float64).reshape(-1, 4)
-    return boxes, np.array([score for _, score in rows], np.float64)
+def pause() -> float:
+    """Detections of single frames that follow each other within these seconds are one alarm."""
+    return AlarmOptions().end
 
 
-def measure(folder: Path, names: list[str], detections: Path, options: TrackerOptions, alarm: AlarmOptions) -> dict:
-    """Metrics of all methods on the videos whose detections are stored."""
-    videos = {video.name: video for video in find_videos(folder, "all", quiet=True) if video.name in names}
-    found = {name: stored(detections / f"{name}.npz") for name in videos}
-    truth = {
-        name: [frame.get("drone", np.zeros((0, 4))) for frame in read_labels(folder / f"{name}_LABELS.mat")]
-        for name in videos
+def summarize(videos: Sequence[Tracked], method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Alarms with these options: delays in drone videos and false alarms in the others."""
+    alarmed = []
+    for each in videos:
+        if method == SINGLE:
+            starts = [alarm.seconds for alarm in scores_of_frames(each).false_alarms(options["score"], pause=pause())]
+        else:
+            alarms, starts = Alarms(AlarmOptions(**options)), []
+            for index, tracks in enumerate(each.tracks[method]):
+                events = alarms.update(tracks, seconds=index / FPS)
+                starts += [event.time for event in events if event.kind == "start"]
+        seconds = len(each.found) / FPS
+        alarmed.append(AlarmedVideo(each.video.name, each.video.category, seconds, tuple(starts), each.shows_target))
+    return {"options": options, "first_alarms": first_alarm_delays(alarmed), **summarize_alarms(alarmed)}
+
+
+def measure(folder: Path, names: Sequence[str], tune_names: Sequence[str], detections: Path) -> dict[str, Any]:
+    """Metrics of all methods on the videos ``names``, with thresholds chosen on ``tune_names``."""
+    makers: dict[str, Callable[[], Any]] = {
+        SINGLE: lambda: SingleFrames(SCORE),
+        DANET: lambda: Danet(TrackerOptions()),
     }
-    makers = {"single frames": lambda: Single(SCORE), "danet": lambda: Ours(options)}
     try:
         import trackers  # noqa: F401
 
         makers |= {"ByteTrack": lambda: Public("ByteTrackTracker"), "OC-SORT": lambda: Public("OCSORTTracker")}
     except ImportError:
         print("the package trackers is not installed: ByteTrack and OC-SORT are left out")
-    curves = {kind: {group: RecallCurve() for group in ("all_videos", "drone_videos")} for kind in CURVES}
-    result: dict = {"videos": sorted(videos), "frames": sum(map(len, found.values())), "iou": IOU, "methods": {}}
-    for method, make in makers.items():
-        on_drones, everything, alarmed, seconds = None, None, [], 0.0
-        for name, video in videos.items():
-            method_object, alarms = make(), Alarms(alarm)
-            ids, boxes, starts, reported = [], [], [], []
-            for frame, detected in zip(frames_of(folder / f"{name}.mp4"), found[name], strict=True):
-                tracks = method_object.update(frame, detected)
-                reported.append(tracks)
-                ids.append(np.array(tracks.ids, np.int64))
-                boxes.append(np.array([track.box for track in tracks]).reshape(-1, 4))
-                if method == "single frames":  # an operator without tracks is alarmed by every frame with a detection
-                    starts += [frame.index / FPS] * bool(len(tracks))
-                else:
-                    events = alarms.update(tracks, seconds=frame.index / FPS)
-                    starts += [event.time for event in events if event.kind == "start"]
-            counts = count_tracking(TrackedVideo(link_truth(truth[name]), truth[name], ids, boxes, name), threshold=IOU)
-            everything = counts if everything is None else everything + counts
-            is_drone = video.category == "drone"
-            if method == "danet":
-                plain_rows = [scored([(track.box, track.score) for track in each]) for each in reported]
-                kinds = zip(CURVES, (drones_of(found[name]), plain_rows, with_earlier(reported)), strict=True)
-                for kind, rows in kinds:
-                    for group in ("all_videos", "drone_videos") if is_drone else ("all_videos",):
-                        curves[kind][group].add(rows, truth[name])
-            if is_drone:
-                on_drones = counts if on_drones is None else on_drones + counts
-            alarmed.append(AlarmedVideo(name, video.category, len(ids) / FPS, tuple(starts), is_drone))
-            seconds += method_object.seconds
-        content = {"all_videos": everything.to_json(), "drone_videos": on_drones.to_json() if on_drones else None}
-        content["milliseconds_per_frame"] = 1e3 * seconds / result["frames"]
-        content["first_alarms"] = first_alarm_delays(alarmed)
-        content["alarms"] = summarize_alarms(alarmed)
-        result["methods"][method] = content
-    result["recall_at_precision"] = {
-        kind: {
-            group: {f"{precision:g}": curve.recall_at(precision) for precision in PRECISIONS}
-            for group, curve in groups.items()
+    known = {video.name: video for video in find_videos(folder, "all", quiet=True)}
+    val, tune = ([track(known[name], detections, makers) for name in each] for each in (names, tune_names))
+    defaults = AlarmOptions().complete()
+    default = {"score": defaults.score, "hits": defaults.hits, "window": defaults.window}
+    chosen = choose_alarms(tune, list(makers)) if tune else {}
+    frames = sum(len(each.found) for each in val)
+    methods: dict[str, Any] = {}
+    for method in (*makers, DANET_EARLIER):
+        methods[method] = summarize_tracks(val, method)
+        if method not in makers:
+            continue
+        methods[method]["milliseconds_per_frame"] = 1e3 * sum(each.seconds[method] for each in val) / frames
+        options = {"default": default if method != SINGLE else {"score": SCORE}}
+        if method in chosen:
+            options["chosen_on_tune"] = chosen[method]
+        methods[method]["alarms"] = {name: summarize(val, method, each) for name, each in options.items()}
+        methods[method]["alarms_of_tune_videos"] = {
+            name: summarize(tune, method, each) for name, each in options.items() if tune
         }
-        for kind, groups in curves.items()
+    return {
+        "videos": sorted(names),
+        "tune_videos": sorted(tune_names),
+        "frames": frames,
+        "iou": IOU,
+        "methods": methods,
+        "recall": measure_recall(tune, val),
     }
-    return result
 
 
 def plain(value: object) -> object:
@@ -259,6 +280,33 @@ def plain(value: object) -> object:
     return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def show(result: dict[str, Any]) -> None:
+    """Prints the metrics."""
+    for method, content in result["methods"].items():
+        scores = content.get("drone_videos", content["all_videos"])
+        cost = f"  {content['milliseconds_per_frame']:.2f} ms" if "milliseconds_per_frame" in content else ""
+        print(
+            f"{method}: HOTA {scores['hota']:.3f}  IDF1 {scores['idf1']:.3f}  MOTA {scores['mota']:.3f}  "
+            f"switches {scores['identity_switches']}  recall {content['all_videos']['recall']:.3f}  "
+            f"precision {content['all_videos']['precision']:.3f}{cost}"
+        )
+        for name, alarms in [*content.get("alarms", {}).items(), *content.get("alarms_of_tune_videos", {}).items()]:
+            false = alarms["false_alarms"].get("any", {"videos_with_alarm": 0, "videos": 0, "alarms": 0})
+            print(
+                f"  alarms {name} {alarms['options']}: within 1 s {alarms['detected']}/{alarms['videos']}  "
+                f"other videos with alarm {false['videos_with_alarm']}/{false['videos']} ({false['alarms']} alarms)"
+            )
+    for method, groups in result["recall"].items():
+        for group in GROUPS:
+            for precision, row in groups[group].items():
+                line = "  ".join(
+                    f"{name} {point['recall']:.4f} @ {point['precision']:.4f} ({point['threshold']:.3f})"
+                    for name, point in row.items()
+                    if point is not None
+                )
+                print(f"{method}, {group}, precision {precision}: {line}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["detect", "measure"])
@@ -266,31 +314,27 @@ def main() -> None:
     parser.add_argument("detections", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--split", default="val")
-    parser.add_argument("--videos", nargs="*")
+    parser.add_argument("--videos_of", help="COCO json; its videos instead of those of --split")
+    parser.add_argument("--tune", help="COCO json of the recordings on which measure chooses the thresholds")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    names = arguments.videos or [video.name for video in find_videos(arguments.folder, arguments.split, quiet=True)]
+
+    def videos_of(path: str) -> list[str]:
+        return sorted({str(record.video) for record in load_coco(path).records})
+
+    if arguments.videos_of is not None:
+        names = videos_of(arguments.videos_of)
+    else:
+        names = [video.name for video in find_videos(arguments.folder, arguments.split, quiet=True)]
     if arguments.step == "detect":
         detect(arguments.folder, names, arguments.detections)
         return
-    names = [name for name in names if (arguments.detections / f"{name}.npz").exists()]
-    result = measure(arguments.folder, names, arguments.detections, TrackerOptions(), AlarmOptions())
-    for method, content in result["methods"].items():
-        scores = content["drone_videos"] or content["all_videos"]
-        alarms = content["alarms"]
-        false = alarms["false_alarms"].get("any", {"videos_with_alarm": 0, "videos": 0})
-        print(
-            f"{method:14} HOTA {scores['hota']:.3f}  IDF1 {scores['idf1']:.3f}  MOTA {scores['mota']:.3f}  "
-            f"switches {scores['identity_switches']}  recall {content['all_videos']['recall']:.3f}  "
-            f"precision {content['all_videos']['precision']:.3f}  "
-            f"alarm within 1 s {alarms['detected']}/{alarms['videos']}  "
-            f"distractor videos with alarm {false['videos_with_alarm']}/{false['videos']}  "
-            f"{content['milliseconds_per_frame']:.2f} ms"
-        )
-    for kind, groups in result["recall_at_precision"].items():
-        for group, points in groups.items():
-            shown = (f"{p}: {'-' if point is None else format(point['recall'], '.4f')}" for p, point in points.items())
-            print(f"recall at precision, {kind}, {group.replace('_', ' ')}: {', '.join(shown)}")
+    tune = [] if arguments.tune is None else videos_of(arguments.tune)
+    if common := set(names) & set(tune):
+        parser.error(f"--tune: holds videos that are measured, such as {min(common)}")
+    is_stored = [[name for name in each if (arguments.detections / f"{name}.npz").exists()] for each in (names, tune)]
+    result = measure(arguments.folder, *is_stored, arguments.detections)
+    show(result)
     if arguments.out is not None:
         write_json(arguments.out, plain(result))
 
