@@ -3,8 +3,9 @@
 // loop in less than a microsecond, because its threads wait actively.
 #pragma once
 
+#include <pthread.h>
+
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <exception>
 #include <mutex>
@@ -75,23 +76,26 @@ class ThreadTeam {
         __builtin_ia32_pause();
 #endif
       }
-      std::unique_lock<std::mutex> lock(mutex_);
+      pthread_mutex_lock(&mutex_);
       sleepers_.fetch_add(1);
-      changed_.wait(lock, condition);
+      while (!condition()) pthread_cond_wait(&changed_, &mutex_);
       sleepers_.fetch_sub(1);
+      pthread_mutex_unlock(&mutex_);
     }
     void notify() {
       // NOTE: the change of the variable and this load are sequentially consistent, as are the increment of the number
       // of sleepers and the load in condition(). One of both threads sees what the other one has written.
       if (sleepers_.load() == 0) return;
-      const std::lock_guard<std::mutex> lock(mutex_);
-      changed_.notify_all();
+      pthread_mutex_lock(&mutex_);
+      pthread_cond_broadcast(&changed_);
+      pthread_mutex_unlock(&mutex_);
     }
 
    private:
     static constexpr int kActiveWaits = 3000;
-    std::mutex mutex_;
-    std::condition_variable changed_;
+    // NOTE: std::condition_variable would need a libstdc++ that is newer than what wheels may assume.
+    pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t changed_ = PTHREAD_COND_INITIALIZER;
     std::atomic<int> sleepers_{0};
   };
 
