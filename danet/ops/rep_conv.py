@@ -229,7 +229,10 @@ def rep_conv_reference(
 
 def _channels_last(input: Tensor) -> Tensor:
     """The tensor in channels-last memory format; vmap supports permute, but not contiguous with a memory format."""
-    return input.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    rows = input.permute(0, 2, 3, 1)
+    # An empty tensor is contiguous whatever its strides are.
+    rows = rows.contiguous() if input.numel() else rows.clone(memory_format=torch.contiguous_format)
+    return rows.permute(0, 3, 1, 2)
 
 
 @memoize_check
