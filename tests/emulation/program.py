@@ -94,6 +94,9 @@ def _split(text: str) -> Iterator[str]:
     yield text[begin:]
 
 
+EMULATOR = ("fibers.cpp", "launches.cpp", "matrices.cpp", "memory.cpp", "waiting.cpp")  # as in CMakeLists.txt
+
+
 def build(source: Path, mode: str, defines: list[str]) -> Path:
     """Compile a program for the emulator; the result is an executable file in build/programs."""
     folder = ROOT / "build/programs" / mode / source.stem
@@ -104,7 +107,9 @@ def build(source: Path, mode: str, defines: list[str]) -> Path:
     includes = [f"-I{path}" for path in (SOURCE / "programs", SOURCE, ROOT / "csrc/common", source.parent)]
     flags = KERNEL_FLAGS[mode]
     host = flags if mode == "sanitize" else ["-O2", "-g1", *(["-DEMULATION_CHECKED"] if mode == "check" else [])]
-    own = ["emulation.cpp", "programs/reports.cpp", *(["checker.cpp"] if mode == "check" else [])]
+    # reports.cpp comes last: what it runs at the end of the program reads objects of the other files, and objects are
+    # destroyed in the reverse of this order.
+    own = [*EMULATOR, *(["checker.cpp"] if mode == "check" else []), "programs/reports.cpp"]
     newest = max(path.stat().st_mtime for path in SOURCE.rglob("*.[ch]*"))
     objects = []
     for name in own:

@@ -69,7 +69,7 @@ def test_torch_onnx_export_of_sdc(tmp_path):
 
 def test_deform_conv_that_the_runtime_lacks_is_an_error(tmp_path):
     """As in ONNX Runtime before version 1.25; here the kernel of one dtype is missing."""
-    half = onnx.TensorProto.FLOAT16
+    half = onnx.TensorProto.BFLOAT16
     sizes = {"X": (1, 1, 3, 3), "W": (1, 1, 1, 1), "offset": (1, 2, 3, 3), "Y": (1, 1, 3, 3)}
     *inputs, output = (onnx.helper.make_tensor_value_info(name, half, shape) for name, shape in sizes.items())
     node = onnx.helper.make_node("DeformConv", ["X", "W", "offset"], ["Y"], kernel_shape=[1, 1])
