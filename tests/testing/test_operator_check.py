@@ -163,6 +163,36 @@ def test_check_operator_finds_the_mistake_of_float32_alone(check):
         check_operator(wrong, scale, cases(), skip=only(check), quiet=True)
 
 
+class LacksHalfGradient(torch.autograd.Function):
+    """`scale` whose backward pass refuses a dtype that its forward pass accepts."""
+
+    @staticmethod
+    def forward(ctx, input, factor):
+        ctx.save_for_backward(input, factor)
+        return scale(input, factor)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if grad.dtype == torch.float16:
+            raise TypeError("float16 is not supported")
+        return Detached.backward(ctx, grad)
+
+
+def test_dtype_that_only_the_backward_pass_refuses_is_a_failure():
+    with pytest.raises(AssertionError, match=r"\ndtypes: .*float16 is not supported"):
+        check_operator(LacksHalfGradient.apply, scale, cases(), skip=only("dtypes"), quiet=True)
+
+
+def test_dtype_that_the_operator_refuses_is_reported():
+    def without_half(input, factor):
+        if input.dtype == torch.float16:
+            raise TypeError("float16 is not supported")
+        return scale(input, factor)
+
+    report = check_operator(without_half, scale, cases(), skip=only("dtypes"), quiet=True)
+    assert any(name == "dtypes" and "float16 refused" in explanation for name, _, explanation in report.rows)
+
+
 @pytest.mark.parametrize("wrong_dtype", [torch.float64, torch.float32])
 def test_check_operator_finds_a_wrong_fake_kernel(wrong_dtype):
     name = f"danet_test_{str(wrong_dtype).removeprefix('torch.')}::scale"
