@@ -80,10 +80,12 @@ struct RepConvKernels {
 
 DANET_DECLARE_KERNELS(RepConvKernels, rep_conv_kernels)
 
+// The number of pixels that the kernels on the matrix unit may read behind an image with a border, without using them.
+constexpr int64_t kTileOverrun = 32;
+
 // An image as the kernels on the matrix unit read or write it: its rows are row_pixels pixels apart. has_border: zeros
 // surround the image, a row above and below it, and one pixel between successive rows (row_pixels = W + 1), which is the
 // right neighbor of one row and the left neighbor of the next.
-constexpr int64_t kTileOverrun = 32;
 struct TileImage : ImageView {
   int64_t row_pixels;
   bool has_border;

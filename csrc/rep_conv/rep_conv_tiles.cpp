@@ -212,7 +212,7 @@ struct LeftOperands {
     const int64_t center = p.kernel_size / 2;
     for (int64_t k = 0; k < p.taps(); ++k) tap[k] = (k / p.kernel_size - center) * pitch + k % p.kernel_size - center;
     if (input.has_border) return;
-    // Move the last block back, at most to the begin of the image
+    // Move the last block back, at most to the beginning of the image
     last_block = (p.H - row) * pitch - kBlockRows;
   }
   // From a copy with zeros around it.
@@ -334,7 +334,7 @@ void multiply_blocks(
           first_block + kBlocksPerWeightPart < blocks ? first_block + kBlocksPerWeightPart : blocks;
       const BFloat16* weight = prepared + panel * p.taps() * depth * kStep;
       // Take the weights in parts that fit into the first-level cache. Between the parts, the sums of the blocks are
-      // kept in memory. While a part is used, load the next one, or at the end the begin of the next layer's weight.
+      // kept in memory. While a part is used, load the next one, or at the end the first part of the next layer's weight.
       for (int64_t d = 0; d < depth; d += kDepthPerPart) {
         const int64_t part_depth = depth - d < kDepthPerPart ? depth - d : kDepthPerPart;
         const int64_t taps = taps_per_part(p, part_depth);
