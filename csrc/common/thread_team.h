@@ -5,10 +5,12 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <utility>
 
 #include <torch/csrc/stable/ops.h>
 
@@ -49,7 +51,10 @@ class ThreadTeam {
     call_ += kCall;
     state_.store(call_ | uint64_t(threads - 1));
     call_started_.notify();
+    // A loop in the body of this loop must not become a call of the team, whose threads are busy: torch runs it serially.
+    ThreadTeam* const team = std::exchange(current(), nullptr);
     execute(0);
+    current() = team;
     call_finished_.wait([this] { return unfinished_.load() == 0; });
     if (error_ != nullptr) {
       const std::exception_ptr error = error_;
@@ -62,9 +67,10 @@ class ThreadTeam {
   static constexpr int64_t kMaxThreads = 64;  // less than kCall
   static constexpr uint64_t kCall = 256, kEnd = ~uint64_t(0);
 
-  // A place where threads wait for a change of an atomic variable: actively for about a tenth of a millisecond, which is
-  // longer than most waits, and then asleep. On a busy machine, the thread that is waited for may need this core, and a
-  // thread that has slept gets its core back sooner than one that has waited actively.
+  // A place where threads wait for a change of an atomic variable: first actively, for about a tenth of a millisecond on
+  // processors with AMX, which is longer than most waits, and then asleep. On a busy machine, the thread that
+  // is waited for may need this core, and a thread that has slept gets its core back sooner than one that has waited
+  // actively.
   class WaitingPlace {
    public:
     // Returns when condition() is true. Whoever makes it true must call notify() afterwards.

@@ -5,7 +5,7 @@
 // one value. Tensors that do not change, such as weights, are taken by their index from a list, and numbers from another
 // one. danet/models/program.py writes programs. The instructions, with their arguments:
 //
-//   kConvolve    out, in, weight, prepared, bias, stride, relu, out_dtype, wants_border, next    rep_conv
+//   kConvolve    out, in, weight, prepared, bias, stride, relu, out_dtype, wants_border, next_weight    rep_conv
 //   kNarrow      out, in, first channel, number of channels
 //   kSafem       out, in, prepared, up, weight, groups, scale                safem; up and weight are values or kNone,
 //                                                                            scale is an index of the list of numbers
@@ -36,7 +36,8 @@ constexpr ScalarType kDTypes[] = {ScalarType::Float, ScalarType::BFloat16, Scala
 
 // The operators that programs call, from csrc/rep_conv and csrc/safem; see their schemas in library.cpp.
 
-// rep_conv. The result has a border if wants_border is set and the matrix unit computes it.
+// rep_conv. The result has a border if wants_border is set, the matrix unit computes it, and it is bfloat16 without a
+// conversion. next_weight: the weight of the next instruction, which is loaded into the L2 cache meanwhile; may be null.
 Activation convolve(
     const Activation& input, const Tensor& weight, const std::optional<Tensor>& prepared,
     const std::optional<Tensor>& bias, int64_t stride, bool relu, std::optional<ScalarType> out_dtype,

@@ -174,8 +174,10 @@ class InputCopy {
   BFloat16* to_ = nullptr;
 };
 
+static_assert(kTileOverrun >= kBlockRows, "a block may read behind the border of the last image");
+
 // Whether the input is read directly: it needs a border of zeros for a 3x3 kernel, and channels in whole tiles. Without a
-// border, the last block must not read behind the image: it is moved back, so that the image must have a whole block.
+// border, the last block must not read behind the image: it is moved back, so the image must have at least kBlockRows pixels.
 bool reads_directly(const RepConvParams& p, const TileImage& input) {
   if (p.stride != 1 || p.C % kTileDepth != 0) return false;
   return input.has_border || (p.kernel_size == 1 && input.row_pixels == p.W && p.H * p.W >= kBlockRows);
@@ -212,7 +214,8 @@ struct LeftOperands {
     const int64_t center = p.kernel_size / 2;
     for (int64_t k = 0; k < p.taps(); ++k) tap[k] = (k / p.kernel_size - center) * pitch + k % p.kernel_size - center;
     if (input.has_border) return;
-    // Move the last block back, at most to the beginning of the image
+    // The last block ends with the image: it overlaps the block before it and writes the same values again. NOTE: the
+    // caller has checked that these rows have at least kBlockRows pixels.
     last_block = (p.H - row) * pitch - kBlockRows;
   }
   // From a copy with zeros around it.

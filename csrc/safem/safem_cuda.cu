@@ -26,7 +26,8 @@ Image aligned_image(const Tensor& t) {
 struct SafemGrid {
   int tile_pixels, tiles, cluster;
 
-  // Takes tiles of 32 pixels if they fill the device. If the tiles are fewer than the multiprocessors, clusters share them.
+  // Takes tiles of 32 pixels if they fill the device. If at most half of the multiprocessors would get a
+  // tile, clusters of blocks share tiles.
   SafemGrid(const SafemParams& p) : tile_pixels(32), cluster(1) {
     const int64_t processors = gpu::multiprocessor_count();
     const auto count = [&] { return p.N * ((p.H * p.W + tile_pixels - 1) / tile_pixels); };

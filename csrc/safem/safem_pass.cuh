@@ -16,7 +16,7 @@
 //   softmax gate                    pixels       out
 //
 // A barrier of the cluster separates the steps. The taps and `hidden` share one region of memory, and `features` and
-// `logits` another one: the blocks have passed a barrier after the last use of the first when the second is written.
+// `logits` another one. A barrier lies between the last read of the first and the first write of the second.
 // benchmarks/gpu_model predicts the time from the compiled code: docs/performance_model.md. Not yet measured on a GPU.
 #pragma once
 
@@ -65,8 +65,8 @@ struct SafemShared {
   }
 };
 
-// The arguments of the kernels. up.data is null for one level. sums is null for SaFEM; else the kernel stops after the
-// sampling and writes the sums of z over the pixels of each block, sums [N, tiles * cluster, C].
+// The arguments of the kernels. up.data is null for one level. Only safem_kernel writes `out`. Only sample_sums_kernel
+// writes `sums` [N, tiles * cluster, C], the sums of z over the pixels of each block.
 template <typename T>
 struct SafemCall {
   ImageView input, up;  // [N, H*W, C], [N, ceil(H/2)*ceil(W/2), 4*C]

@@ -23,6 +23,8 @@ from danet.ops import library
 # As in csrc/program/program.h
 CONVOLVE, NARROW, SAFEM, ACFA_WEIGHT, FREE = range(5)
 NONE = -1
+TILE_DEPTH = 32
+"""Channels of one tile of the matrix unit, as kTileDepth in csrc/common/amx.h."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -37,7 +39,7 @@ class Instruction:
     weight: int = NONE
     """The index of the prepared weight that it reads."""
     gains_from_border: bool = False
-    """Whether a border of zeros around the input saves a copy of it: a 3x3 convolution with stride 1."""
+    """Whether a border around the input saves a copy of it: a 3x3 convolution with stride 1 and whole tiles."""
     wants_border: bool = False
     """Whether a convolution writes a border of zeros around its result."""
 
@@ -152,7 +154,7 @@ class CpuProgram:
             *(x, weight, prepared, bias, stride, int(relu), dtype),
             inputs=(x,),
             weight=prepared,
-            gains_from_border=block.weight.shape[2] == 3 and stride == 1,
+            gains_from_border=block.weight.shape[2] == 3 and stride == 1 and block.weight.shape[1] % TILE_DEPTH == 0,
         )
 
     def _safem(self, prepared: Any, scale: float, x: int, up: int, weight: int) -> int:
@@ -191,7 +193,7 @@ class CpuProgram:
 
         readers: dict[int, list[Instruction]] = {}
         for instruction in reversed(self.instructions):
-            # Who reads a part of a value reads the value.
+            # An instruction that reads a slice (NARROW) counts as a reader of the sliced value.
             found = readers.get(instruction.out, []) if instruction.kind == NARROW else [instruction]
             for value in instruction.inputs:
                 readers[value] = found + readers.get(value, [])
@@ -204,13 +206,13 @@ class CpuProgram:
     def _encode(self) -> list[int]:
         """The instructions as integers. Behind the last use of a value, its memory is freed.
 
-        A convolution is told which weight the next instruction reads, to load it into the cache in time.
+        A convolution gets the weight of the next instruction that has one, so that it can prefetch it.
         """
         code: list[int] = []
-        next_weight, unused = NONE, set(range(self.num_values)) - set(self.outputs)
+        next_weight, not_read_later = NONE, set(range(self.num_values)) - set(self.outputs)
         for instruction in reversed(self.instructions):
-            last_reads = sorted(unused.intersection(instruction.inputs))
-            unused.difference_update(last_reads)
+            last_reads = sorted(not_read_later.intersection(instruction.inputs))
+            not_read_later.difference_update(last_reads)
             arguments = list(instruction.arguments)
             if instruction.kind == CONVOLVE:
                 arguments += [int(instruction.wants_border), next_weight]

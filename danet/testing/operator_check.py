@@ -163,7 +163,8 @@ class _Subject:
     def refuses(self, dtype: torch.dtype) -> bool:
         """Whether the operator's forward pass raises a TypeError, or torch's error that a kernel lacks this dtype.
 
-        Errors of the backward pass and of the reference are failures: an operator must differentiate what it accepts.
+        Errors of the backward pass and of the reference are failures: an operator must support the backward pass for
+        every dtype that its forward pass accepts.
         """
         try:
             self.operator(*self.smallest(dtype))
