@@ -19,7 +19,11 @@ from benchmarks.gpu_model.sampling import some_blocks
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_model.dcnv4",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("checkout", type=Path, help="a checkout of https://github.com/OpenGVLab/DCNv4")
     parser.add_argument("filter", nargs="?", default="", help="part of the names of the shapes")
     parser.add_argument("--device", choices=("H100", "H200"), default="H200")
