@@ -9,7 +9,7 @@
 #   RIVALS_PYTHON  Python with ultralytics, torchvision and onnx; without it, the YOLO and segmentation entries are left out
 #   BASIC_IRSTD    checkout of github.com/XinyiYing/BasicIRSTD; without it, the segmentation entries are left out
 #   PYTHON         Python with danet (default: python)
-#   MINUTES        budget of each training (default: 60)
+#   MINUTES        budget of each training, in processor time (default: 60)
 #   STEPS          budget in steps instead, to try the script
 #   PATIENCE       epochs without improvement after which a training stops, for the longer budget: MINUTES=360 PATIENCE=30
 #   STRIDE         evaluate on every N-th image of each video (default: 1)
@@ -30,6 +30,7 @@ IMAGES=$("$PYTHON" -c "import json, sys; print(len(json.load(open(sys.argv[1]))[
 BATCH=16
 
 danet() { nice -n "$NICE" "$PYTHON" -W ignore -m danet "$@"; }
+train() { nice -n "$NICE" "$PYTHON" -W ignore "$HERE/processor_time.py" train "$@"; }
 rival() { nice -n "$NICE" "$RIVALS_PYTHON" -W ignore "$HERE/$1" "${@:2}"; }
 budget() { if [[ -n ${STEPS:-} ]]; then echo --steps "$STEPS"; else echo --minutes "$MINUTES"; fi; }
 
@@ -62,18 +63,18 @@ own() {  # NAME NETWORK "CLASS ..." OPTION...: our trainer; the learning rate fa
   local words=(--preset svanstrom --model.name "$network" --model.classes "${classes[@]}" --batch $BATCH "${@:4}" --threads 1)
   words+=(--data "$DATA/fit.json" --no-plots --workers 0)
   if [[ -f $run/weights.safetensors || -f $run/last.safetensors ]]; then
-    danet train --resume "$run"
+    train --resume "$run"
   else
     local epochs=1 limit=()
     if [[ -n ${STEPS:-} ]]; then
       words+=(--max_minutes 0.2)
     else
-      danet train "${words[@]}" --epochs 1 --max_minutes 2 --out "$OUT/$name/pace" --overwrite --quiet --json "$OUT/$name/pace.json"
+      train "${words[@]}" --epochs 1 --max_minutes 2 --out "$OUT/$name/pace" --overwrite --quiet --json "$OUT/$name/pace.json"
       epochs=$("$PYTHON" "$HERE/epochs.py" "$OUT/$name/pace.json" "$MINUTES" "$IMAGES" $BATCH)
       limit=(--max_minutes "$MINUTES")
       [[ -n $PATIENCE ]] && limit+=(--val "$DATA/tune.json" --patience "$PATIENCE")
     fi
-    danet train "${words[@]}" --epochs "$epochs" ${limit[@]+"${limit[@]}"} --out "$run"
+    train "${words[@]}" --epochs "$epochs" ${limit[@]+"${limit[@]}"} --out "$run"
   fi
   evaluate "$name" "$run/weights.safetensors" "$DATA/val.json"
 }

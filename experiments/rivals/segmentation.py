@@ -158,7 +158,7 @@ def train(network: nn.Module, arguments: argparse.Namespace, data: CocoDataset) 
         return step / arguments.steps if arguments.steps else seconds / (60 * arguments.minutes)
 
     while progress() < 1:
-        started = time.time()
+        started = time.process_time()
         for group in optimizer.param_groups:  # a tenth of the rate in the last quarter
             group["lr"] = arguments.lr * (1.0 if progress() < 0.75 else 0.1)
         rng = np.random.default_rng((arguments.seed, step))
@@ -168,7 +168,7 @@ def train(network: nn.Module, arguments: argparse.Namespace, data: CocoDataset) 
         loss.backward()
         optimizer.step()
         step += 1
-        seconds += time.time() - started
+        seconds += time.process_time() - started
         if step % 20 == 0:
             print(f"step {step}, {seconds / 60:.1f} minutes, loss {loss.item():.3f}", flush=True)
         if time.time() - last_save > SAVE_INTERVAL_S:
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--classes", nargs="+", default=["drone"])
     parser.add_argument("--masks", type=Path, help="folder of masks NAME_pixels0.png, as SIRST has them")
-    parser.add_argument("--minutes", type=float, help="time of training, over all parts of a run")
+    parser.add_argument("--minutes", type=float, help="processor time of training, over all parts of a run")
     parser.add_argument("--steps", type=int, help="training steps, to try the script")
     parser.add_argument("--stride", type=int, default=1, help="detect in every N-th image of each video")
     parser.add_argument("--crop", type=int, default=192)
@@ -211,7 +211,7 @@ def main() -> None:
     network = build(arguments.network, arguments.source.absolute(), len(arguments.classes))
     budget = train(network, arguments, load_coco(arguments.data / "fit.json"))
     network.eval()
-    started, images = time.time(), 0
+    started, images = time.process_time(), 0
     for split in ("tune", "val"):
         data = load_coco(arguments.data / f"{split}.json")
         chosen = select_images(data, arguments.stride)
@@ -221,7 +221,7 @@ def main() -> None:
         write_json(arguments.out / f"{split}_results.json", results, indent=None)
     export(network, arguments.out / "model.onnx", (256, 320))
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    speed = {"images_per_second": images / (time.time() - started), "threads": arguments.threads}
+    speed = {"images_per_second": images / (time.process_time() - started), "threads": arguments.threads}
     write_json(
         arguments.out / "summary.json", {**budget, "parameters": parameters, **speed, "torch": torch.__version__}
     )

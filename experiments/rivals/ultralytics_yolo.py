@@ -4,7 +4,8 @@
 
 Runs in an environment with the packages ultralytics and onnx, which stay tools: DANet does not import them. An
 interrupted run continues from its last epoch when it is started again; the time of an epoch that was not finished is
-lost. Writes OUT/model.onnx and OUT/summary.json.
+lost. Times are processor times of this process, so that they do not depend on what else runs on the machine. Writes
+OUT/model.onnx and OUT/summary.json.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
@@ -23,7 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("model", help="network of Ultralytics, such as yolo11n.yaml, yolo26n.yaml, yolo26n-p2.yaml")
     parser.add_argument("data", type=Path, help="data.yaml of yolo_dataset.py")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, help="time of training and validation, over all parts of a run")
+    parser.add_argument("--minutes", type=float, help="processor time of training and validation, over all parts")
     parser.add_argument("--steps", type=int, help="training steps, to try the script")
     parser.add_argument("--patience", type=int, default=100, help="epochs without improvement after which to stop")
     parser.add_argument("--imgsz", type=int, default=320, help="size of the training images")
@@ -56,21 +58,23 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     import torch
     from ultralytics import YOLO, __version__, settings
+    from ultralytics.engine import trainer
 
+    trainer.time = SimpleNamespace(time=time.process_time)  # its clock for the budget
     settings.update({"sync": False})  # no reports to its servers
     torch.set_num_threads(arguments.threads)
 
     # The times of all finished epochs, because Ultralytics counts anew after an interruption.
     clock_file = out / "clock.json"
     clock = json.loads(clock_file.read_text()) if clock_file.exists() else {"seconds": 0.0, "steps": 0}
-    started, steps = time.time(), 0
+    started, steps = time.process_time(), 0
 
     def count_step(_: object) -> None:
         nonlocal steps
         steps += 1
 
     def save_clock(_: object) -> None:
-        now = {"seconds": clock["seconds"] + time.time() - started, "steps": clock["steps"] + steps}
+        now = {"seconds": clock["seconds"] + time.process_time() - started, "steps": clock["steps"] + steps}
         clock_file.write_text(json.dumps(now))
 
     last = out / "run" / "weights" / "last.pt"
