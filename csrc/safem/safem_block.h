@@ -91,7 +91,7 @@ struct BlockRows {
   float* predictions;  // later the logits of the channel softmax
   char* sample_scratch;
 
-  // Clears the memory if `apply` reads the padding, which must then be zero.
+  // Clears the memory if rows have padding that `apply` reads: it must be zero.
   BlockRows(const SafemParams& p, int64_t pixels, char* scratch)
       : C(Layer<T>::padded(p.C)), predicted(Source<T>::prediction_columns(p)), hidden(Layer<T>::padded(2 * p.C)) {
     if (predicted < C) predicted = C;
@@ -102,8 +102,9 @@ struct BlockRows {
     sample_scratch = reinterpret_cast<char*>(hiddens + rows * hidden);
     size = rows * (predicted * int64_t(sizeof(float)) + (C + hidden) * int64_t(sizeof(T))) +
            Source<T>::sample_scratch_size(p);
-    if (scratch != nullptr && Layer<T>::kReadsPadding)
-      std::memset(features, 0, size_t(rows * (C + hidden)) * sizeof(T));
+    if (scratch == nullptr || !Layer<T>::kReadsPadding) return;
+    if (C > p.C) std::memset(features, 0, size_t(rows * C) * sizeof(T));
+    if (hidden > 2 * p.C) std::memset(hiddens, 0, size_t(rows * hidden) * sizeof(T));
   }
 
   // Memory for the exponentials of C channels of a pixel. It reuses the pixel's row of hidden features (2 * C values of
