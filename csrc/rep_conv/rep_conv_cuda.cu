@@ -66,9 +66,11 @@ bool aligned(const RepConvGemm<T>& p, int64_t bytes) {
 template <typename T>
 void dispatch_kernel(const RepConvGemm<T>& p, bool tf32, const Tensor& out, gpu::Stream stream) {
   constexpr bool kHalf = sizeof(T) == 2, kDouble = sizeof(T) == 8;
+  // The sums of doubles take two registers each: a larger tile would spill some of them.
+  using ExactTile = std::conditional_t<kDouble, Tile64x32, Tile64x64>;
   if constexpr (!kHalf)
     if (kDouble || !tf32)
-      return aligned(p, 16) ? launch_gemm<T, /*kTensorCores=*/false, Tile64x64, 16>(p, out, stream)
+      return aligned(p, 16) ? launch_gemm<T, /*kTensorCores=*/false, ExactTile, 16>(p, out, stream)
                             : launch_gemm<T, /*kTensorCores=*/false, Tile64x32Unaligned, sizeof(T)>(p, out, stream);
   if constexpr (!kDouble) {
     if (aligned(p, 16))
