@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.section("CUDA kernels")
         for row in sorted(rows):
             terminalreporter.write_line(row)
+
+
+@pytest.fixture(autouse=True)
+def keep_number_of_threads() -> Iterator[None]:
+    """Restores torch's number of threads after each test: commands set it for their process."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,7 @@ def project(tmp_path, monkeypatch):
     # Replaces the import of the real videos, which the tests of the importers read.
     for name, count in (("train", 16), ("val", 4)):
         four_classes(write_scenes(tmp_path / f"data/scenes_{name}", count, seed=count), f"data/ir/{name}.json")
+    with_earlier_frames("data/ir/train.json", "data/train.json")
     results = sorted((ROOT / "benchmarks/results").rglob("*.json"))
     shutil.copy(next(path for path in results if '"dispatch_us"' in path.read_text()), "ops.json")
     return tmp_path
@@ -82,6 +83,15 @@ def four_classes(scenes: Path, path: str) -> None:
         record.names = [next(birds) if name == "bird" else name for name in record.names]
     write_coco(path, data.records, ["drone", "bird", "airplane", "helicopter"])
     scenes.unlink()
+
+
+def with_earlier_frames(source: str, target: str) -> None:
+    """Writes a dataset in which every image has another one as the frame 0.1, 0.5 and 1 s before it."""
+    data = load_coco(source)
+    files = [record.path for record in data.records]
+    for record, earlier in zip(data.records, files[1:] + files[:1], strict=True):
+        record.past = tuple((lag, earlier) for lag in (0.1, 0.5, 1.0))
+    write_coco(target, data.records, ["drone", "bird", "airplane", "helicopter"])
 
 
 @pytest.mark.long

@@ -30,7 +30,7 @@ def test_adcr_regions_writes_table_and_sheet(tmp_path):
     counts, _, head, _, *rows = result.stdout.splitlines()
     targets, labelled, others = (float(word) for word in counts.split() if "." in word)
     assert labelled > 1 and targets * 3 * 0.8 < labelled + others <= targets * 3 + 0.1
-    assert head == "| stride | learned | AUC labelled | AUC others | gradient | cosine |"
+    assert head == "| stride in pixels | learned | AUC labelled | AUC others | gradient | cosine |"
     cells = {row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:-1]] for row in rows}
     assert list(cells) == ["4", "8", "score"]
     for stride in ("4", "8"):
