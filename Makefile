@@ -86,7 +86,7 @@ emulation: $(KERNELS)  ## run the CUDA kernels on the CPU, with the race checker
 	  preload=; [ $$emulation != sanitize ] || preload="$(SANITIZERS)"; \
 	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$preload" DANET_EMULATION=$$emulation \
 	    $(PYTEST) --dist load -s -p no:cacheprovider tests/ops/test_devices.py tests/gpu_model/test_launches.py \
-	    -k "emulated or launches"; \
+	    tests/gpu_model/test_budgets.py -k "emulated or launches or quick_kernel"; \
 	done
 
 DEMO := runs/demo

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.gpu_model import cases, model
-from benchmarks.gpu_model.kernels import ROOT, MachineCode, compile_cubin
+from benchmarks.gpu_model.kernels import ROOT
 from benchmarks.gpu_model.operands import UnsupportedCode
 
 
@@ -23,8 +23,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "build/gpu_model", help="where compiled kernels are kept")
     options = parser.parse_args()
     names = [name for name in cases.CASES if options.filter in name]
-    operators = sorted({name.split()[0] for name in names})
-    code = MachineCode([compile_cubin(ROOT / f"csrc/{name}/{name}_cuda.cu", options.folder) for name in operators])
+    code = cases.machine_code(sorted(set(map(cases.operator_of, names))), options.folder)
     results = []
     for name in names:
         try:

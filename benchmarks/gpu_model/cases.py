@@ -1,14 +1,15 @@
 """The kernels and sizes that the model predicts, each with its budget."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_model import model
-from benchmarks.gpu_model.kernels import MachineCode
+from benchmarks.gpu_model.kernels import ROOT, MachineCode, compile_cubin
 from benchmarks.gpu_model.sampling import some_blocks
 from danet.ops.fused_safem import pack_for_cuda
 
@@ -215,10 +216,20 @@ CASES: dict[str, Callable[[], Case]] = {
 """The cases by name. Building a case allocates its tensors."""
 
 
-def predict(case: Case, machine_code: MachineCode) -> Result:
+def operator_of(name: str) -> str:
+    """The operator of a case: the folder of its kernels in csrc."""
+    return name.split()[0]
+
+
+def machine_code(operators: Iterable[str], folder: Path = ROOT / "build/gpu_model") -> MachineCode:
+    """The kernels of some operators. They are compiled only if the folder has no up-to-date result."""
+    return MachineCode([compile_cubin(ROOT / f"csrc/{name}/{name}_cuda.cu", folder) for name in operators])
+
+
+def predict(case: Case, code: MachineCode) -> Result:
     """Run one case on machine code and predict its time."""
     torch.manual_seed(0)
-    with machine_code.running(some_blocks) as executions:
+    with code.running(some_blocks) as executions:
         case.call()
     counts = [model.count(execution) for execution in executions]
     moved = [case.dram_bytes if number == 0 else 0.0 for number in range(len(counts))]

@@ -1,5 +1,6 @@
 """Compiles the CUDA kernels and runs them, as machine code, in place of the emulator."""
 
+import fcntl
 import hashlib
 import json
 import re
@@ -40,8 +41,8 @@ class Kernel:
     shared_bytes: int
 
 
-def compile_cubin(source: Path, folder: Path, flags: tuple[str, ...] = ()) -> Path:
-    """Compile one CUDA source for ARCHITECTURE, unless the folder has an up-to-date result.
+def compile_cubin(source: Path, folder: Path, flags: tuple[str, ...] = (), architecture: str = ARCHITECTURE) -> Path:
+    """Compile one CUDA source, unless the folder has an up-to-date result.
 
     A result is up to date if the command and the compiler are the same, and the content of every file that the compiler
     read. The record of them lies beside the cubin.
@@ -50,19 +51,21 @@ def compile_cubin(source: Path, folder: Path, flags: tuple[str, ...] = ()) -> Pa
     cubin, dependencies, record = (folder / f"{source.stem}.{end}" for end in ("cubin", "d", "json"))
     include = Path(torch.__path__[0]) / "include"
     options = ["-std=c++17", "-O3", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *flags]
-    arguments = [*options, "-cubin", f"-arch=sm_{ARCHITECTURE}", "-isystem", include, source, "-o", cubin]
+    arguments = [*options, "-cubin", f"-arch=sm_{architecture}", "-isystem", include, source, "-o", cubin]
     command = [str(value) for value in (nvcc(), *arguments, "-MD", "-MF", dependencies)]
     compiler = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=True).stdout
     facts = {"command": command, "compiler": compiler}
-    if cubin.exists() and record.exists():
-        stored = json.loads(record.read_text())
-        if stored == {**facts, "files": _digests(stored["files"])}:
-            return cubin
-    record.unlink(missing_ok=True)
-    subprocess.run(command, check=True)
-    # The compiler lists the files as a rule of make: "target : file file \\ file".
-    files = dependencies.read_text().partition(" : ")[2].replace("\\\n", " ").split()
-    record.write_text(json.dumps({**facts, "files": _digests(files)}))
+    with open(folder / f"{source.stem}.lock", "w") as lock:  # other processes may compile the same source
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if cubin.exists() and record.exists():
+            stored = json.loads(record.read_text())
+            if stored == {**facts, "files": _digests(stored["files"])}:
+                return cubin
+        record.unlink(missing_ok=True)
+        subprocess.run(command, check=True)
+        # The compiler lists the files as a rule of make: "target : file file \\ file".
+        files = dependencies.read_text().partition(" : ")[2].replace("\\\n", " ").split()
+        record.write_text(json.dumps({**facts, "files": _digests(files)}))
     return cubin
 
 
@@ -147,8 +150,8 @@ class MachineCode:
 
     @property
     def emulation(self) -> Emulation:
-        """The emulator, whose operators are torch.ops.danet_emulated.*."""
-        return load("plain")
+        """The emulator, whose operators are torch.ops.danet_emulated.*. Its mode does not matter."""
+        return load()
 
     @contextmanager
     def running(self, choose: Callable[[Launch], np.ndarray] | None = None) -> Iterator[list[Execution]]:
