@@ -51,11 +51,15 @@ RepConvParams with_float32_weight(RepConvParams p, RepConvTypes types, RepConvMe
   return p;
 }
 
-// torch's convolution. Half types are converted to float32 if the processor has no instructions for them.
+// torch's convolution. Half types are converted to float32 if the processor has no instructions for them. NOTE: on
+// processors with AMX, torch 2.13 returns wrong values in bfloat16 at stride 2 if the result is one pixel wide and five
+// or more pixels high; such images are converted, too.
 Tensor convolve_with_torch(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu) {
   const ScalarType type = input.scalar_type();
-  const bool is_converted = type == ScalarType::Half || (type == ScalarType::BFloat16 && !has_avx512_bf16());
+  const bool is_wrong_in_bfloat16 = stride == 2 && input.size(3) <= 2;
+  const bool is_converted =
+      type == ScalarType::Half || (type == ScalarType::BFloat16 && (!has_avx512_bf16() || is_wrong_in_bfloat16));
   auto to_float32 = [&](const Tensor& t) { return is_converted ? torch::stable::to(t, ScalarType::Float) : t; };
   std::optional<Tensor> float32_bias;
   if (bias) float32_bias = to_float32(*bias);
