@@ -15,6 +15,11 @@ struct alignas(4 * sizeof(A)) BackwardTap {
   int32_t top_left;
 };
 
+// A tap's corners inside the image (bits 0 to 3), and its place in the list of the taps that sample the same cell: bits 4
+// to 7 are the next tap of the list, or 0, and kIsFollower is set unless it is the first one.
+constexpr uint32_t kIsFollower = 1 << 8;
+GPU_DEVICE int next_in_cell(uint32_t corners) { return int(corners >> 4 & 15); }
+
 // Adds atomically to global memory.
 GPU_DEVICE void atomic_add(double* p, const double (&v)[1]) { atomicAdd(p, v[0]); }
 GPU_DEVICE void atomic_add(float* p, const float (&v)[1]) { atomicAdd(p, v[0]); }
@@ -83,16 +88,23 @@ struct AddedChannels<8> {
   }
 };
 
+// The minimum number of blocks of backward_kernel per multiprocessor: the largest value that compiles without register
+// spills.
+template <typename Index>
+constexpr int kBackwardBlocks = sizeof(Index) == 8 ? 4 : 5;
+
 // Computes grad_offset and grad_mask; with kScatter also grad_input, by atomic additions to global memory. `lanes`
 // neighboring lanes of a warp share an item. Each lane takes one packet of channels and computes its part of the
 // gradients of m, y and x; shuffles sum these parts. So grad_offset and grad_mask need no atomics, and the gradient of
 // the softmax needs no second pass over the image. A lane reads 4 * K packets of input and one of grad_output, and with
 // kScatter adds 4 * K packets of float32. Shared memory holds, per item, K taps of 24 bytes (float).
-// With kColumns (deform_im2col), every tap has a grad_output of its own.
-// The additions to grad_input in the L2 cache are the bottleneck: benchmarks/gpu_model, docs/performance_model.md. Not
-// yet measured on a GPU.
+// With kColumns (deform_im2col), every tap has a grad_output of its own. Otherwise, the taps of a 3x3 window that sample
+// the same cell are added to grad_input together: with offsets of one pixel (standard deviation), 9 taps sample 7.7 cells
+// on average.
+// The additions to grad_input in the L2 cache are the bottleneck, and in float32 the number of instructions too:
+// benchmarks/gpu_model, docs/performance_model.md. Not yet measured on a GPU.
 template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst, bool kScatter, bool kColumns>
-__global__ void __launch_bounds__(kThreads, 5) backward_kernel(
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<Index>) backward_kernel(
     SdcParams p, SamplingGrid<Compute<T>> sampling,
     ImageView grad_output /* [N, H_out*W_out, C], or [N, H_out*W_out, K, C] if kColumns */,
     ImageView input /* [N, H*W, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
@@ -101,6 +113,7 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
     int group_channels, int log2_lanes) {
   using A = Compute<T>;
   using Packet = gpu::AlignedArray<T, kPacketSize>;
+  constexpr bool kMergesTaps = kTaps > 0 && kScatter && !kColumns;
   const int K = kTaps > 0 ? kTaps : sampling.K, packets = group_channels / kPacketSize, lanes = 1 << log2_lanes;
   const Index first = Index(blockIdx.x) * items_per_block;
   const int count = int(Index(num_items) - first < items_per_block ? Index(num_items) - first : items_per_block);
@@ -111,13 +124,24 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
   // Prepare the taps, one item per thread.
   if (const int item = int(threadIdx.x); item < count) {
     const OutputItem<Index> output(p, first + item);
+    [[maybe_unused]] SampledCell cells[kMergesTaps ? kTaps : 1];
     prepare_taps<kTaps, kXFirst>(
         sampling, offset.pixel<const T>(output.n, output.i) + output.g * p.offset_group_stride,
         mask.pixel<const T>(output.n, output.i) + output.g * p.mask_group_stride, output.y, output.x,
         [&](int k, const Sample<A>& sample, A m) {
           const SampledCell cell = sample.cell;
           taps[item * K + k] = {sample.fraction_y, sample.fraction_x, m, cell.top_left};
-          corners_inside[item * K + k] = cell.corners_inside;
+          // Append this tap to the list of its cell: find the last earlier tap that samples the same cell.
+          int previous = -1;
+          if constexpr (kMergesTaps) {
+            cells[k] = cell;
+#pragma unroll
+            for (int j = 0; j < kTaps; ++j)
+              if (j < k && cells[j].top_left == cell.top_left && cells[j].corners_inside == cell.corners_inside)
+                previous = j;
+            if (previous >= 0) corners_inside[item * K + previous] |= uint32_t(k) << 4;
+          }
+          corners_inside[item * K + k] = cell.corners_inside | (previous >= 0 ? kIsFollower : 0);
         });
   }
   __syncthreads();
@@ -147,6 +171,17 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
       if (active) tap = taps[item * K + k], tap_corners_inside = corners_inside[item * K + k];
       A weight[4], dot[4] = {};
       bilinear(tap.fraction_y, tap.fraction_x, tap.m, weight);
+      // The first tap of a cell adds for all taps of the cell: sum their weights.
+      const bool is_follower = tap_corners_inside & kIsFollower;
+      if (kMergesTaps && !is_follower)
+        for (int next = next_in_cell(tap_corners_inside); next > 0;
+             next = next_in_cell(corners_inside[item * K + next])) {
+          const BackwardTap<A> other = taps[item * K + next];
+          A other_weight[4];
+          bilinear(other.fraction_y, other.fraction_x, other.m, other_weight);
+#pragma unroll
+          for (int corner = 0; corner < 4; ++corner) weight[corner] += other_weight[corner];
+        }
       if constexpr (kColumns)
         if (k > 0) {
           grad += p.tap_stride;
@@ -157,22 +192,31 @@ __global__ void __launch_bounds__(kThreads, 5) backward_kernel(
         const bool is_own = packet == lane;
         const Packet loaded = is_own ? own : gpu::load<kPacketSize>(grad + packet * kPacketSize);
         const auto g = gpu::to_compute(loaded);
-        const T* top_left = image + Index(tap.top_left) * stride + packet * kPacketSize;
         A* grad_top_left = grad_image + Index(tap.top_left) * grad_stride + packet * kPacketSize;
         typename AddedChannels<kPacketSize>::template Values<T> added_g = own_added;
         if (kScatter && !is_own) added_g = added_channels.load(grad + packet * kPacketSize, loaded);
+        // Load all corners before the first reduction, because the compiler moves no load before it. Corners outside are
+        // replaced by the first pixel: a branch would wait for each load in turn.
+        Packet corners[4];
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
-          // Load the corner, add to its dot product, and scatter grad_output to it.
           const bool is_inside = tap_corners_inside >> corner & 1;
-          const auto x = gpu::to_compute(
-              gpu::load<kPacketSize>(top_left + (corner / 2 * row_stride + corner % 2 * stride), is_inside));
+          const Index pixel = Index(tap.top_left) * stride + (corner / 2 * row_stride + corner % 2 * stride);
+          corners[corner] = gpu::load<kPacketSize>(image + (is_inside ? pixel : 0) + packet * kPacketSize);
+        }
+        // Add the corners to their dot products.
+#pragma unroll
+        for (int corner = 0; corner < 4; ++corner) {
+          const auto x = gpu::to_compute(corners[corner]);
 #pragma unroll
           for (int v = 0; v < kPacketSize; ++v) dot[corner] += g.values[v] * x.values[v];
-          if (kScatter && is_inside)
+        }
+        // Scatter grad_output to the corners.
+#pragma unroll
+        for (int corner = 0; corner < 4; ++corner)
+          if (kScatter && !is_follower && (tap_corners_inside >> corner & 1))
             added_channels.add(
                 grad_top_left + (corner / 2 * grad_row_stride + corner % 2 * grad_stride), weight[corner], added_g);
-        }
       }
       // Corners outside have a dot product of zero, even if grad_output is NaN or infinite.
 #pragma unroll
