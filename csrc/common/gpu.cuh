@@ -156,6 +156,9 @@ GPU_DEVICE float to_compute(Half value) {
 // floor(value), saturated to the int range; unspecified for NaN.
 GPU_DEVICE int floor_to_int(float value) { return __float2int_rd(value); }
 GPU_DEVICE int floor_to_int(double value) { return __double2int_rd(value); }
+// The same, saturated to the range of unsigned integers: 0 for a negative value.
+GPU_DEVICE uint32_t floor_to_unsigned(float value) { return __float2uint_rd(value); }
+GPU_DEVICE uint32_t floor_to_unsigned(double value) { return __double2uint_rd(value); }
 // value clamped to [0, 1]; NaN gives 0.
 GPU_DEVICE float saturate(float value) { return __saturatef(value); }
 GPU_DEVICE double saturate(double value) { return fmin(fmax(value, 0.0), 1.0); }
@@ -226,6 +229,21 @@ GPU_DEVICE AlignedArray<T, kCount> load(const T* from, bool valid = true) {
   return array;
 }
 
+// Loads kCount values, 8 bytes in all, that no thread writes during the launch.
+// NOTE: nvcc may split other loads of 8 bytes, which then take two requests.
+template <int kCount, typename T>
+GPU_DEVICE AlignedArray<T, kCount> load_constant(const T* from) {
+#if defined(__CUDACC__)
+  if constexpr (sizeof(T) * kCount == 8) {
+    const uint2 words = __ldg(reinterpret_cast<const uint2*>(from));
+    AlignedArray<T, kCount> array;
+    memcpy(&array, &words, sizeof array);
+    return array;
+  }
+#endif
+  return load<kCount>(from);
+}
+
 template <typename T, int kCount>
 struct ComputeArray {
   Compute<T> values[kCount];
@@ -251,15 +269,16 @@ GPU_DEVICE ComputeArray<T, kCount> to_compute(const AlignedArray<T, kCount>& arr
 // --- device: indices and warps --------------------------------------------------------------------------------------
 
 // Divides integers from 0 to 2^31 - 1 by a divisor that the host knows: a product and a shift instead of 20 instructions.
-// With shift = 31 + ceil(log2(divisor)), the rounded factor 2^shift / divisor has an error below 2^-31 / divisor.
+// With s = 31 + shift, shift = ceil(log2(divisor)), the rounded factor 2^s / divisor has an error below 2^-31 / divisor.
 struct Divisor {
   uint32_t divisor, factor, shift;
 
-  explicit Divisor(int64_t value) : divisor(uint32_t(value)), factor(0), shift(31) {
-    while (int64_t(1) << (shift - 31) < value) ++shift;
-    factor = uint32_t(((uint64_t(1) << shift) + divisor - 1) / divisor);
+  explicit Divisor(int64_t value) : divisor(uint32_t(value)), factor(0), shift(0) {
+    while (int64_t(1) << shift < value) ++shift;
+    factor = uint32_t(((uint64_t(1) << (31 + shift)) + divisor - 1) / divisor);
   }
-  GPU_DEVICE int divide(int a) const { return int(uint64_t(uint32_t(a)) * factor >> shift); }
+  // The upper half of 2 * a * factor is a * factor / 2^31.
+  GPU_DEVICE int divide(int a) const { return int(__umulhi(2 * uint32_t(a), factor) >> shift); }
 };
 
 // Pixel i of image n.

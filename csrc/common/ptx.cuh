@@ -11,17 +11,28 @@ namespace gpu {
 GPU_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 #endif
 
-// base + index * bytes in global memory, as one instruction; the compiler would use two.
+// The same pointer to global memory. The compiler does not see how it was computed, and thus keeps it in registers instead
+// of computing it again in every iteration of a loop.
 template <typename T>
-GPU_DEVICE const T* strided_address(const T* base, int32_t index, int32_t bytes) {
+GPU_DEVICE const T* opaque(const T* pointer) {
 #if defined(__CUDACC__)
-  const T* address;
-  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(address) : "r"(index), "r"(bytes), "l"(base));
-  __builtin_assume(__isGlobal(address));  // else the compiler uses the slower generic loads
-  return address;
-#else
-  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + int64_t(index) * bytes);
+  asm("mov.b64 %0, %0;" : "+l"(pointer));
+  __builtin_assume(__isGlobal(pointer));
 #endif
+  return pointer;
+}
+
+// Stores four values to shared memory, aligned to their total size; float: in one instruction. Stores of float4 and of
+// arrays are sometimes split by the compiler.
+template <typename A>
+GPU_DEVICE void store_shared(A (&to)[4], A a, A b, A c, A d) {
+#if defined(__CUDACC__)
+  if constexpr (std::is_same_v<A, float>)
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(to)), "f"(a), "f"(b), "f"(c), "f"(d)
+                 : "memory");
+  else
+#endif
+    to[0] = a, to[1] = b, to[2] = c, to[3] = d;
 }
 
 // Starts an asynchronous copy of kBytes (4, 8 or 16) from global to shared memory; writes zeros if !valid. Both
@@ -159,6 +170,17 @@ GPU_DEVICE Compute<T> exponential(Compute<T> a) {
     return fast_exp2(a * 1.44269504f);
   else
     return std::exp(a);
+}
+
+// exp(a - b). Half types T scale both before they subtract, in one instruction. The rounding error of b * log2(e) is the
+// same for all a, so that it has no effect on a softmax.
+template <typename T>
+GPU_DEVICE Compute<T> exponential(Compute<T> a, Compute<T> b) {
+  constexpr float kLog2e = 1.44269504f;
+  if constexpr (sizeof(T) == 2)
+    return fast_exp2(a * kLog2e - b * kLog2e);
+  else
+    return std::exp(a - b);
 }
 
 // Adds four floats atomically to global memory; p must be aligned to 16 bytes. One instruction from sm_90 on.

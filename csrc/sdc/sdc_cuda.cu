@@ -20,10 +20,14 @@ int choose_items_per_block(const SdcParams& p) {
   return std::max(1, std::min(kMaxItems, gpu::kDefaultSharedBytes / shared_bytes_per_item<A>(p)));
 }
 
-// Whether the index of every item, and the element offset of every pixel within its image, fit into int32_t.
-bool fits_int32_index(const SdcParams& p, const ImageView& input) {
+// Whether the index of every item fits into int32_t, and the offset of every pixel within its image: in bytes of the input
+// into uint32_t, in elements of the other tensors into int32_t.
+template <typename T>
+bool fits_int32_index(const SdcParams& p, const ImageView& input, const ImageView& offset, const ImageView& mask) {
   const int64_t end = int64_t(1) << 31, stride = std::max(input.pixel_stride, p.C);
-  return p.N * p.H_out * p.W_out * p.G < end - kMaxItems && (p.H + 4) * (p.W + 4) < end / stride;
+  const int64_t out_stride = std::max({p.C, offset.pixel_stride, mask.pixel_stride, p.G * p.offset_group_stride});
+  return p.N * p.H_out * p.W_out * p.G < end - kMaxItems && (p.H + 4) * (p.W + 4) < 2 * end / int(sizeof(T)) / stride &&
+         p.H_out * p.W_out < end / out_stride - 1;
 }
 
 // Calls body(index, packet_size, taps, x_first). The four values carry the template arguments of the kernels: the index
@@ -31,14 +35,16 @@ bool fits_int32_index(const SdcParams& p, const ImageView& input) {
 // 32-bit indices, packets of 16 bytes (not for float64), and 3x3 windows in either order. Rare cases use more general
 // kernels.
 template <typename T, typename Body>
-void dispatch(const SdcParams& p, const ImageView& input, const ImageView& offset, bool packets_fit, const Body& body) {
+void dispatch(
+    const SdcParams& p, const ImageView& input, const ImageView& offset, const ImageView& mask, bool packets_fit,
+    const Body& body) {
   constexpr Constant<gpu::Packet<T>::kSize> packet_size{};
   // In DCN's order, the kernels for 3x3 windows load the two offsets of a tap one by one; in the other order at once, so
   // that these pairs must be aligned.
   const bool pairs_are_aligned = p.x_first || (is_aligned<T>(offset, 2) && p.offset_group_stride % 2 == 0);
   const bool is_3x3 = p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && pairs_are_aligned;
   if constexpr (sizeof(T) < 8) {
-    if (packets_fit && !fits_int32_index(p, input))
+    if (packets_fit && !fits_int32_index<T>(p, input, offset, mask))
       return body(int64_t{}, packet_size, Constant<0>{}, std::false_type{});
     if (packets_fit && is_3x3 && p.x_first) return body(int32_t{}, packet_size, Constant<9>{}, std::true_type{});
     if (packets_fit && is_3x3) return body(int32_t{}, packet_size, Constant<9>{}, std::false_type{});
@@ -65,8 +71,8 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
     using T = decltype(type);
     using A = Compute<T>;
     const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view});
-    const int bytes_per_item = int(p.K) * kForwardBytesPerTap<A> + 2 * int(sizeof(int64_t));
-    dispatch<T>(p, x.view, offset, packets_fit, [&](auto index, auto packet_size, auto taps, auto x_first) {
+    const int bytes_per_item = int(p.K) * kForwardBytesPerTap<A> + kForwardBytesPerItem;
+    dispatch<T>(p, x.view, offset, mask, packets_fit, [&](auto index, auto packet_size, auto taps, auto x_first) {
       if (p.tap_stride > 0) {
         const int items_per_block = choose_items_per_block<A>(p);
         return gpu::launch(
@@ -80,7 +86,7 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
       const gpu::Divisor threads_per_item((packets + kPackets - 1) / kPackets);
       const int64_t max_items = std::min<int64_t>(
           {kMaxItems, gpu::kDefaultSharedBytes / bytes_per_item, (int64_t(1) << 20) / threads_per_item.divisor});
-      const ForwardTiles tiles(p, int(std::max<int64_t>(1, max_items)));
+      const ForwardTiles tiles(p, int(std::max<int64_t>(1, max_items)), p.C / p.G * int64_t(sizeof(T)));
       gpu::launch(
           "sdc",
           forward_kernel<
@@ -114,7 +120,7 @@ Tensor run_backward(
       A* sums = static_cast<A*>(grad_input.mutable_data_ptr());
       const int items_per_block = choose_items_per_block<A>(p);
       const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view, grad_out.view});
-      dispatch<T>(p, x.view, offset, packets_fit, [&](auto index, auto packet_size, auto taps, auto x_first) {
+      dispatch<T>(p, x.view, offset, mask, packets_fit, [&](auto index, auto packet_size, auto taps, auto x_first) {
         using Index = decltype(index);
         constexpr int kPacketSize = decltype(packet_size)::value, kTaps = decltype(taps)::value;
         constexpr bool kXFirst = decltype(x_first)::value;

@@ -3,6 +3,8 @@
 // kernel of its own, which does not sum over the taps.
 #pragma once
 
+#include <algorithm>
+
 #include "sdc_taps.cuh"
 
 namespace danet {
@@ -15,9 +17,9 @@ struct ForwardTiles {
   bool is_flat;
   gpu::Divisor groups_per_block, tiles_x_divisor, tiles_y_divisor, group_blocks_divisor, out_width;
 
-  ForwardTiles(const SdcParams& p, int max_items)
+  ForwardTiles(const SdcParams& p, int max_items, int64_t group_bytes)
       : tile_h(1), log2_tile_w(0), H(int32_t(p.H_out)), W(int32_t(p.W_out)), is_flat(false),
-        groups_per_block(p.G < max_items ? p.G : max_items), tiles_x_divisor(1), tiles_y_divisor(1),
+        groups_per_block(choose_groups(p, max_items, group_bytes)), tiles_x_divisor(1), tiles_y_divisor(1),
         group_blocks_divisor((p.G + groups_per_block.divisor - 1) / groups_per_block.divisor), out_width(p.W_out) {
     const int pixels = max_items / int(groups_per_block.divisor);
     while (2 * (tile_h << log2_tile_w) <= pixels) (1 << log2_tile_w) <= tile_h ? ++log2_tile_w : (tile_h *= 2, 0);
@@ -34,36 +36,65 @@ struct ForwardTiles {
   int64_t num_blocks(int64_t N) const { return N * tiles_x * tiles_y * group_blocks_divisor.divisor; }
 
  private:
+  // Few groups leave more of the items for pixels, and neighboring pixels share their input: four groups, or more if they
+  // do not fill two sectors of 32 bytes, and a divisor of G, so that all blocks are full.
+  static int64_t choose_groups(const SdcParams& p, int max_items, int64_t group_bytes) {
+    int64_t groups = std::min<int64_t>({p.G, max_items, std::max<int64_t>(4, 64 / group_bytes)});
+    while (p.G % groups != 0) --groups;
+    return groups;
+  }
   void count_tiles() { tiles_x = (W + (1 << log2_tile_w) - 1) >> log2_tile_w, tiles_y = (H + tile_h - 1) / tile_h; }
 };
 
-// Shared memory per tap in bytes: CornerWeights, the offset of its cell, and the corners inside the image.
-template <typename A>
-constexpr int kForwardBytesPerTap = int(sizeof(CornerWeights<A>) + sizeof(int32_t) + sizeof(uint8_t));
+// Where an item lies in its image of out.
+struct OutputPlace {
+  int32_t pixel;    // y * W_out + x, or -1 if the item does not exist
+  int32_t channel;  // the first of its group
+};
 
-// Computes out [num_items, group_channels]: the sums over the taps. Each thread computes kPackets packets (16 bytes) of
-// channels, one work item after the other: it reads 4 * K packets of input for each packet of out. kPacketSize is the
-// number of channels of a packet. Each item reads 3 * K values of offset and mask once. Items whose corners all lie
-// inside the image (the common case) take a fast path without bounds checks.
+// Shared memory per tap (CornerWeights and the place of the cell) and per item, in bytes.
+template <typename A>
+constexpr int kForwardBytesPerTap = int(sizeof(CornerWeights<A>) + sizeof(int32_t));
+constexpr int kForwardBytesPerItem = int(sizeof(OutputPlace));
+
+// Linear interpolation along one axis of the image, between index `first` and the next one.
+template <typename A>
+struct AxisWeights {
+  int32_t first;
+  A weight[2];
+
+  // Both indices lie in the image, so that they can be read without a check. If one of the two indices around `position`
+  // lies outside, the other one keeps its weight, and its neighbor inside gets the weight zero. An index outside gets the
+  // distance 1 or more, and thus the weight zero. If size is 1, only the first index has a weight. NaN gives zeros.
+  GPU_DEVICE AxisWeights(A position, int32_t size) {
+    const A second = size > 1 ? A(1) : A(INFINITY);
+    first = int32_t(min(gpu::floor_to_unsigned(position), uint32_t(max(size - 2, 0))));
+    const A distance = position - A(first);
+    weight[0] = gpu::saturate(1 - std::abs(distance)), weight[1] = gpu::saturate(1 - std::abs(second - distance));
+  }
+};
+
+// Computes out [N, H_out*W_out, C]: the sums over the taps. Each thread computes kPackets packets (16 bytes) of channels,
+// one work item after the other: it reads 4 * K packets of input for each packet of out. kPacketSize is the number of
+// channels of a packet. Each item reads 3 * K values of offset and mask once.
 // benchmarks/gpu_model predicts the time from the compiled code: docs/performance_model.md. Not yet measured on a GPU.
-// NOTE: float32 is limited by the L1 cache. Two packets per thread halve its reads of shared memory.
+// NOTE: float32 is limited by the L1 cache. Two packets per thread halve its reads of shared memory. Its loop over the taps
+// is not unrolled, because nvcc would spill registers for sm_90 and sm_120.
 template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8) forward_kernel(
     SdcParams p, SamplingGrid<Compute<T>> sampling, ForwardTiles tiles, ImageView input /* [N, H*W, C] */,
     ImageView offset /* [N, H_out*W_out, G, K, 2] */, ImageView mask /* [N, H_out*W_out, G, K] */,
-    T* __restrict__ out /* [num_items, group_channels] */, int group_channels, gpu::Divisor threads_per_item) {
+    T* __restrict__ out /* [N, H_out*W_out, C] */, int group_channels, gpu::Divisor threads_per_item) {
   using A = Compute<T>;
   constexpr int kPackets = sizeof(T) == 4 && kPacketSize > 1 && kTaps > 0 ? 2 : 1;
   const int K = kTaps > 0 ? kTaps : sampling.K, packets = group_channels / kPacketSize;
   const int block_groups = int(tiles.groups_per_block.divisor),
             items = (tiles.tile_h << tiles.log2_tile_w) * block_groups;
   GPU_DYNAMIC_SHARED(CornerWeights<A>, corner_weights);  // [items, K]
-  // [items]: the item's element offset in input, or ~offset (< 0) if a corner of the item lies outside the image
-  int64_t* bases = reinterpret_cast<int64_t*>(corner_weights + items * K);
-  int64_t* outputs = bases + items;                              // [items]: the item's number, < 0: none
-  int32_t* cells = reinterpret_cast<int32_t*>(outputs + items);  // [items, K]: y * W + x of the top left corner
-  uint8_t* corners_inside = reinterpret_cast<uint8_t*>(cells + items * K);  // [items, K], if a corner lies outside
-  const Index stride = Index(input.pixel_stride);
+  // [items, K]: the pixel y * W + x of the top left corner, or its offset in the image in bytes if Index is int32_t
+  uint32_t* cells = reinterpret_cast<uint32_t*>(corner_weights + items * K);
+  OutputPlace* places = reinterpret_cast<OutputPlace*>(cells + items * K);  // [items]
+  const uint32_t cell_scale = sizeof(Index) == 4 ? uint32_t(input.pixel_stride) * uint32_t(sizeof(T)) : 1;
 
   // Prepare the taps, one item per thread.
   const int tile = tiles.group_blocks_divisor.divide(int(blockIdx.x)), tile_row = tiles.tiles_x_divisor.divide(tile);
@@ -77,91 +108,94 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8) forward_kern
     const bool exists = y < tiles.H && x < tiles.W && g < int(p.G);
     const int i = y * tiles.W + x;
     if (tiles.is_flat) y = tiles.out_width.divide(i), x = i - y * int(tiles.out_width.divisor);
-    outputs[item] = exists ? (Index(n) * (tiles.H * tiles.W) + i) * Index(p.G) + g : -1;
-    if (exists) {
-      const int64_t base = n * input.image_stride + int64_t(g) * group_channels;
-      const T* item_offset = offset.pixel<const T>(n, i) + g * p.offset_group_stride;
-      const T* item_mask = mask.pixel<const T>(n, i) + g * p.mask_group_stride;
-      uint32_t last_row = 0, last_column = 0;  // as unsigned integers, negative indices are large
-      bool any_nan = false;
-      prepare_taps<kTaps, kXFirst>(sampling, item_offset, item_mask, y, x, [&](int k, const Sample<A>& sample, A m) {
-        if (sample.is_nan) m = A(NAN);  // makes the sum NaN: NaN times any value of the corners, also 0, is NaN
-        bilinear(sample.fraction_y, sample.fraction_x, m, corner_weights[item * K + k].weight);
-        const uint32_t row = uint32_t(sample.row), column = uint32_t(sample.column);
-        cells[item * K + k] = int32_t(row * uint32_t(sampling.W) + column);
-        last_row = max(last_row, row), last_column = max(last_column, column);
-        any_nan |= sample.is_nan;
-      });
-      const bool all_inside = last_row < uint32_t(sampling.H - 1) && last_column < uint32_t(sampling.W - 1) && !any_nan;
-      bases[item] = all_inside ? base : ~base;
-      // Rare: replace the cells of corners outside the image. A second pass keeps this off the fast path.
-      if (!all_inside)
-        prepare_taps</*kTaps=*/0, false>(
-            sampling, item_offset, item_mask, y, x, [&](int k, const Sample<A>& sample, A) {
-              const SampledCell cell = sample.cell;
-              cells[item * K + k] = cell.top_left;
-              corners_inside[item * K + k] = uint8_t(cell.corners_inside);
-            });
-    }
+    places[item] = {exists ? i : -1, g * group_channels};
+    bool any_nan = false;
+    if (exists)
+      prepare_taps<kTaps, kXFirst, /*kInPairs=*/true>(
+          sampling, offset.pixel<const T>(n, 0) + (i * Index(offset.pixel_stride) + g * Index(p.offset_group_stride)),
+          mask.pixel<const T>(n, 0) + (i * Index(mask.pixel_stride) + g * Index(p.mask_group_stride)), y, x,
+          [&](int k, const Sample<A>& sample, A m) {
+            any_nan |= sample.is_nan;
+            if (k == K - 1 && any_nan) m = A(NAN);  // makes the sum NaN: NaN times any weight or value, also 0, is NaN
+            const AxisWeights<A> rows(sample.y, sampling.H), columns(sample.x, sampling.W);
+            const A top = m * rows.weight[0], bottom = m * rows.weight[1];
+            gpu::store_shared(
+                corner_weights[item * K + k].weight, top * columns.weight[0], top * columns.weight[1],
+                bottom * columns.weight[0], bottom * columns.weight[1]);
+            cells[item * K + k] = uint32_t(rows.first * sampling.W + columns.first) * cell_scale;
+          });
   }
   __syncthreads();
 
-  const Index row_stride = Index(p.W) * stride, step[4] = {0, stride, row_stride, row_stride + stride};
-  // Compute the outputs, kPackets packets of channels per thread.
-  for (int work = int(threadIdx.x); work < items * int(threads_per_item.divisor); work += kThreads) {
-    const int item = threads_per_item.divide(work), packet = work - item * int(threads_per_item.divisor);
-    const int64_t output = outputs[item], base = bases[item];
-    if (output < 0) continue;
-    // The packets of a thread are threads_per_item packets apart, so that lanes read neighboring packets. A packet
-    // past the last one is computed as a copy of the first, and not written.
-    const bool has_second = packet + int(threads_per_item.divisor) < packets;
-    const int distance = kPackets > 1 && has_second ? int(threads_per_item.divisor) * kPacketSize : 0;
-    const T* corners[4];
+  const Index stride = Index(input.pixel_stride);
+  const Index right = sampling.W > 1 ? stride : 0, below = sampling.H > 1 ? sampling.W * stride : 0;
+  const T* image = gpu::opaque(input.pixel<const T>(n, 0));
+  T* out_image = out + int64_t(n) * (tiles.H * tiles.W) * p.C;
+  const int item_threads = int(threads_per_item.divisor);
+  const int items_per_pass = threads_per_item.divide(kThreads),
+            rest_per_pass = kThreads - items_per_pass * item_threads;
+  // Computes the thread's outputs, kPackets packets of channels at a time. Returns whether one of them is not finite.
+  // skips_zeros: corners with the weight zero are not used.
+  const auto compute_outputs = [&](auto skips_zeros) {
+    A zero_or_nan = 0;
+    int item = threads_per_item.divide(int(threadIdx.x)), packet = int(threadIdx.x) - item * item_threads;
+    const auto advance = [&] {  // kThreads packets further, without a division
+      item += items_per_pass, packet += rest_per_pass;
+      if (packet >= item_threads) packet -= item_threads, ++item;
+    };
+    for (; item < items; advance()) {
+      const OutputPlace place = places[item];
+      if (place.pixel < 0) continue;
+      // The packets of a thread are threads_per_item packets apart, so that lanes read neighboring packets. A packet
+      // past the last one is computed as a copy of the first, and not written.
+      const bool has_second = packet + item_threads < packets;
+      const int distance = kPackets > 1 && has_second ? item_threads * kPacketSize : 0;
+      const int channel = place.channel + packet * kPacketSize;
+      const T* corners[4];
 #pragma unroll
-    for (int corner = 0; corner < 4; ++corner)
-      corners[corner] =
-          static_cast<const T*>(input.data) + (base < 0 ? ~base : base) + packet * kPacketSize + step[corner];
-    A total[kPackets][kPacketSize] = {};
-    const auto add_taps = [&](auto all_inside) {
-#pragma unroll(kTaps > 0 && all_inside.value ? 3 : 1)
+      for (int corner = 0; corner < 4; ++corner)
+        corners[corner] = gpu::opaque(image + channel + (corner % 2 * right + corner / 2 * below));
+      A total[kPackets][kPacketSize] = {};
+#pragma unroll(kTaps > 0 && kPackets == 1 && !skips_zeros.value ? kTaps : 1)
       for (int k = 0; k < K; ++k) {
         // Load the four corners, and add them times their weights.
         const CornerWeights<A> weights = corner_weights[item * K + k];
-        const int32_t cell = cells[item * K + k];
-        uint32_t inside = kAllCorners;
-        if constexpr (!all_inside.value) inside = corners_inside[item * K + k];
+        const uint32_t cell = cells[item * K + k];
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
+          if (skips_zeros.value && weights.weight[corner] == 0) continue;
           const T* address;
           if constexpr (sizeof(Index) == 4)
-            address = gpu::strided_address(corners[corner], cell, stride * int(sizeof(T)));
+            address = reinterpret_cast<const T*>(reinterpret_cast<const char*>(corners[corner]) + cell);
           else
             address = corners[corner] + cell * stride;
 #pragma unroll
           for (int i = 0; i < kPackets; ++i) {
-            const bool is_inside = all_inside.value || (inside >> corner & 1);
-            const auto x = gpu::to_compute(gpu::load<kPacketSize>(address + i * distance, is_inside));
+            const auto x = gpu::to_compute(gpu::load<kPacketSize>(address + i * distance));
 #pragma unroll
             for (int v = 0; v < kPacketSize; ++v) total[i][v] += weights.weight[corner] * x.values[v];
           }
         }
       }
-    };
-    if (base < 0)
-      add_taps(std::false_type{});
-    else
-      add_taps(std::true_type{});
-    // Round and write back.
+      // Round and write back.
+      T* result = out_image + (Index(place.pixel) * Index(p.C) + channel);
 #pragma unroll
-    for (int i = 0; i < kPackets; ++i) {
-      gpu::AlignedArray<T, kPacketSize> result;
+      for (int i = 0; i < kPackets; ++i) {
+        gpu::AlignedArray<T, kPacketSize> rounded;
 #pragma unroll
-      for (int v = 0; v < kPacketSize; ++v) result.values[v] = gpu::from_compute<T>(total[i][v]);
-      if (i == 0 || has_second)
-        *reinterpret_cast<gpu::AlignedArray<T, kPacketSize>*>(
-            out + output * group_channels + packet * kPacketSize + i * distance) = result;
+        for (int v = 0; v < kPacketSize; ++v) {
+          zero_or_nan += total[i][v] * A(0);
+          rounded.values[v] = gpu::from_compute<T>(total[i][v]);
+        }
+        if (i == 0 || has_second)
+          *reinterpret_cast<gpu::AlignedArray<T, kPacketSize>*>(result + i * distance) = rounded;
+      }
     }
-  }
+    return zero_or_nan != 0;
+  };
+  // Rare: if a result is not finite, a corner outside the image, which has the weight zero, may have been replaced by a
+  // pixel that is not finite. Compute the thread's outputs again without such corners.
+  if (compute_outputs(std::false_type{})) compute_outputs(std::true_type{});
 }
 
 // Computes out [N, H_out*W_out, K, C] of deform_im2col: every sample, times m. Each thread computes packets of channels

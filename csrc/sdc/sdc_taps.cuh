@@ -54,6 +54,7 @@ struct SamplingGrid {
 // One sample of the image.
 template <typename A>
 struct Sample {
+  A y, x;
   A fraction_y, fraction_x;  // position in the cell, 0 to 1
   SampledCell cell;
   int32_t row, column;  // of the top left corner
@@ -64,7 +65,7 @@ struct Sample {
 template <typename A>
 GPU_DEVICE Sample<A> sample_at(A y, A x, uint32_t H, uint32_t W) {
   Sample<A> sample;
-  sample.is_nan = y != y || x != x;
+  sample.y = y, sample.x = x, sample.is_nan = y != y || x != x;
   // floor_to_int saturates, so that far coordinates stay outside; clamp the fractions so that unused weights stay
   // finite.
   const int row = gpu::floor_to_int(y), column = gpu::floor_to_int(x);
@@ -104,11 +105,40 @@ GPU_DEVICE Compute<T> reciprocal(Compute<T> a) {
     return 1 / a;
 }
 
+// Loads kUnit values of each tap from global memory, of an odd number of taps. Two taps at a time are loaded with one aligned load, which
+// halves the requests to the L1 cache. The tap without a partner is the first or the last one, depending on the address.
+template <int kUnit, typename T, int kValues>
+GPU_DEVICE void load_taps(const T* from, Compute<T> (&values)[kValues]) {
+  constexpr int kTaps = kValues / kUnit;
+  static_assert(kTaps % 2 == 1);
+  const bool first_is_single = reinterpret_cast<uintptr_t>(from) % (2 * kUnit * sizeof(T)) != 0;
+  const auto single = gpu::load<kUnit>(from + (first_is_single ? 0 : (kTaps - 1) * kUnit));
+  const T* pairs = from + (first_is_single ? kUnit : 0);
+  gpu::AlignedArray<T, kUnit> before = single, current = single, next = single;
+#pragma unroll
+  for (int k = 0; k < kTaps; ++k) {
+    // `current` is tap k if the last tap is single, and tap k + 1 if the first one is.
+    if (k == kTaps - 1) {
+      current = single;
+    } else if (k % 2 == 0) {
+      const auto pair = gpu::load_constant<2 * kUnit>(pairs + k * kUnit);
+      memcpy(&current, &pair.values[0], sizeof current), memcpy(&next, &pair.values[kUnit], sizeof next);
+    } else {
+      current = next;
+    }
+#pragma unroll
+    for (int v = 0; v < kUnit; ++v)
+      values[k * kUnit + v] = gpu::to_compute(first_is_single ? before.values[v] : current.values[v]);
+    before = current;
+  }
+}
+
 // Calls store(k, sample, m) for the taps of one item at output pixel (y, x), with offset [K, 2] and mask [K] of the
 // item. kTaps == 9 selects the fully unrolled fast path for 3x3 windows. Its tap order kXFirst is a template parameter,
 // because a run-time branch would spill registers. Pairs of offsets are loaded at once, except for kXFirst: in DCNv4's
-// joint tensor they are not aligned. kTaps == 0 computes any window.
-template <int kTaps, bool kXFirst, typename T, typename Store>
+// joint tensor they are not aligned. kInPairs: offset and mask lie in global memory, and load_taps loads them. kTaps == 0
+// computes any window.
+template <int kTaps, bool kXFirst, bool kInPairs = false, typename T, typename Store>
 GPU_DEVICE void prepare_taps(
     const SamplingGrid<Compute<T>>& s, const T* __restrict__ offset, const T* __restrict__ mask, int y, int x,
     const Store& store) {
@@ -118,34 +148,46 @@ GPU_DEVICE void prepare_taps(
   if constexpr (kTaps > 0) {
     static_assert(kTaps == 9);
     // Load the offsets and the mask.
-    gpu::AlignedArray<T, 2> pairs[kTaps];
+    A offsets[2 * kTaps], m[kTaps], factor = 1;
+    if constexpr (kInPairs) {
+      if constexpr (kXFirst) {
+        A first[kTaps], second[kTaps];
+        load_taps<1>(offset, first), load_taps<1>(offset + kTaps, second);
 #pragma unroll
-    for (int k = 0; k < kTaps; ++k) {
-      if constexpr (kXFirst)
-        pairs[k].values[0] = offset[2 * k], pairs[k].values[1] = offset[2 * k + 1];
-      else
-        pairs[k] = gpu::load<2>(offset + 2 * k);
+        for (int j = 0; j < kTaps; ++j) offsets[j] = first[j], offsets[kTaps + j] = second[j];
+      } else {
+        load_taps<2>(offset, offsets);
+      }
+      load_taps<1>(mask, m);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kTaps; ++k) {
+        gpu::AlignedArray<T, 2> pair;
+        if constexpr (kXFirst)
+          pair.values[0] = offset[2 * k], pair.values[1] = offset[2 * k + 1];
+        else
+          pair = gpu::load<2>(offset + 2 * k);
+        const auto converted = gpu::to_compute(pair);
+        offsets[2 * k] = converted.values[0], offsets[2 * k + 1] = converted.values[1];
+      }
+#pragma unroll
+      for (int k = 0; k < kTaps; ++k) m[k] = gpu::to_compute(mask[k]);
     }
-    A m[kTaps], factor = 1;
-#pragma unroll
-    for (int k = 0; k < kTaps; ++k) m[k] = gpu::to_compute(mask[k]);
     // Compute the numerators of the softmax and the reciprocal of its denominator.
     if (s.softmax) {
       A top = m[0], sum = 0;
 #pragma unroll
       for (int k = 1; k < kTaps; ++k) top = max(top, m[k]);
 #pragma unroll
-      for (int k = 0; k < kTaps; ++k) sum += m[k] = gpu::exponential<T>(m[k] - top);
+      for (int k = 0; k < kTaps; ++k) sum += m[k] = gpu::exponential<T>(m[k], top);
       factor = reciprocal<T>(sum);
     }
     // Locate the samples.
 #pragma unroll
-    for (int k = 0; k < kTaps; ++k) {
-      const auto pair = gpu::to_compute(pairs[k]);
+    for (int k = 0; k < kTaps; ++k)
       store(
-          k, locate_sample<A>(s, kXFirst, k / 3, k % 3, center_y, center_x, pair.values[0], pair.values[1]),
+          k, locate_sample<A>(s, kXFirst, k / 3, k % 3, center_y, center_x, offsets[2 * k], offsets[2 * k + 1]),
           m[k] * factor);
-    }
   } else {
     const int K = s.K, inner_size = s.inner_size;
     // Compute the maximum of the logits and the reciprocal of the softmax's denominator.

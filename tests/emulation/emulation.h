@@ -347,11 +347,14 @@ inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) *
 inline int emulation_to_int(double x) {
   return x != x ? 0 : x >= 0x1p31 ? INT32_MAX : x < -0x1p31 ? INT32_MIN : int(x);
 }
+inline unsigned emulation_to_unsigned(double x) { return x >= 0x1p32 ? UINT32_MAX : x > 0 ? unsigned(x) : 0; }
 inline int __float2int_rd(float x) { return emulation_to_int(floorf(x)); }
 inline int __float2int_ru(float x) { return emulation_to_int(ceilf(x)); }
 inline int __float2int_rn(float x) { return emulation_to_int(nearbyintf(x)); }
 inline int __float2int_rz(float x) { return emulation_to_int(truncf(x)); }
 inline int __double2int_rd(double x) { return emulation_to_int(floor(x)); }
+inline unsigned __float2uint_rd(float x) { return emulation_to_unsigned(floorf(x)); }
+inline unsigned __double2uint_rd(double x) { return emulation_to_unsigned(floor(x)); }
 
 #define EMULATION_MIN_MAX(T)                               \
   inline T min(T a, T b) { return b < a ? b : a; }         \

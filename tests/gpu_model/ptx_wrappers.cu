@@ -20,8 +20,11 @@ __device__ void store(T* out, const T (&values)[4]) {
 
 extern "C" {
 
-__global__ void strided_address_kernel(const float** out, const float* base, int bytes) {
-  *out = strided_address(base, int(threadIdx.x), bytes);
+__global__ void opaque_kernel(const float** out, const float* base) { *out = opaque(base); }
+__global__ void store_shared_kernel(int shared_offset, Floats4 v) {
+  GPU_DYNAMIC_SHARED(char, shared);
+  float (&to)[4] = *reinterpret_cast<float (*)[4]>(shared + shared_offset);
+  store_shared(to, v.values[0], v.values[1], v.values[2], v.values[3]);
 }
 
 __global__ void cp_async_4_kernel(const char* global, int shared_offset, int valid) {

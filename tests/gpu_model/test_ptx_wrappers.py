@@ -45,11 +45,12 @@ OPERANDS = "a0 a1 a2 a3, b0 b1, d0 d1 d2 d3"
 COPY = "global global shared_offset valid"
 
 ROWS = [
+    Row("opaque mov.b64", "opaque", "out out base base", ("STG.E.64 [out], base base",)),
     Row(
-        "strided_address mad.wide.s32",
-        "strided_address",
-        "out out base base bytes",
-        ("IMAD.WIDE SR_TID.X, bytes", "STG.E.64 [out], base|r0 base|r0|r1"),
+        "store_shared st.shared.v4.f32",
+        "store_shared",
+        "shared_offset v0 v1 v2 v3",
+        ("STS.128 [shared_offset], v0 v1 v2 v3",),
     ),
     Row(
         "cp_async cp.async.ca.shared.global",

@@ -337,6 +337,19 @@ def test_sdc_nonfinite_logits(device):
     assert_near(device("sdc", *tensors, *sdc_options(options)), [expected], 2e-6)
 
 
+@pytest.mark.parametrize("C", [16, 14])
+def test_nonfinite_pixels_at_the_border(device, C):
+    """Corners outside the image count as zero, whatever the pixels beside them are."""
+    tensors, options = arguments(2, C, 5, 6, groups=2, spread=4.0, softmax=False, dtype=torch.float32)
+    tensors[0][0, :, 0, 3], tensors[0][1, 1, 4, 5], tensors[0][1, 9, 2, 0] = float("inf"), float("nan"), -float("inf")
+    expected = sdc_reference(*(value.double() for value in tensors), **options)
+    (out,) = device("sdc", *tensors, *sdc_options(options))
+    assert expected.isfinite().any() and not expected.isfinite().all()
+    assert torch.equal(out.isnan(), expected.isnan()) and torch.equal(out.isinf(), expected.isinf())
+    finite = expected.isfinite()
+    assert_near([out[finite]], [expected[finite]], 2e-6)
+
+
 @pytest.mark.parametrize("operator", ["sdc", "deform_im2col"])
 def test_nonfinite_grad_output_of_corners_outside(device, operator):
     """Corners outside the image count as zero, so that zero times infinity does not make a gradient NaN."""
