@@ -90,8 +90,8 @@ struct AddedChannels<8> {
 
 // The minimum number of blocks of backward_kernel per multiprocessor: the largest value that compiles without register
 // spills.
-template <typename Index>
-constexpr int kBackwardBlocks = sizeof(Index) == 8 ? 4 : 5;
+template <typename T, typename Index>
+constexpr int kBackwardBlocks = sizeof(Index) == 8 || std::is_same_v<T, Half> ? 4 : 5;
 
 // Computes grad_offset and grad_mask; with kScatter also grad_input, by atomic additions to global memory. `lanes`
 // neighboring lanes of a warp share an item. Each lane takes one packet of channels and computes its part of the
@@ -104,7 +104,7 @@ constexpr int kBackwardBlocks = sizeof(Index) == 8 ? 4 : 5;
 // The additions to grad_input in the L2 cache are the bottleneck, and in float32 the number of instructions too:
 // benchmarks/gpu_model, docs/performance_model.md. Not yet measured on a GPU.
 template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst, bool kScatter, bool kColumns>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks<Index>) backward_kernel(
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, Index>) backward_kernel(
     SdcParams p, SamplingGrid<Compute<T>> sampling,
     ImageView grad_output /* [N, H_out*W_out, C], or [N, H_out*W_out, K, C] if kColumns */,
     ImageView input /* [N, H*W, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
