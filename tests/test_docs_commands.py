@@ -98,7 +98,7 @@ def with_earlier_frames(source: str, target: str) -> None:
 def test_docs_commands_run(project, capsys):
     ran = 0
     tested_elsewhere = ("danet data import svanstrom", "danet export runs/ir/weights.safetensors --format aoti")
-    tested_elsewhere += ("danet evaluate --tracks",)  # needs annotated videos
+    tested_elsewhere += ("danet evaluate --tracks", "danet track rtsp")  # need annotated videos, and a camera
     for command in sorted(commands(), key=rank):
         if command.startswith(tested_elsewhere):  # need real videos or minutes of compiling
             continue
