@@ -172,17 +172,6 @@ GPU_DEVICE Compute<T> exponential(Compute<T> a) {
     return std::exp(a);
 }
 
-// exp(a - b). Half types T scale both before they subtract, in one instruction. The rounding error of b * log2(e) is the
-// same for all a, so that it has no effect on a softmax.
-template <typename T>
-GPU_DEVICE Compute<T> exponential(Compute<T> a, Compute<T> b) {
-  constexpr float kLog2e = 1.44269504f;
-  if constexpr (sizeof(T) == 2)
-    return fast_exp2(a * kLog2e - b * kLog2e);
-  else
-    return std::exp(a - b);
-}
-
 // Adds four floats atomically to global memory; p must be aligned to 16 bytes. One instruction from sm_90 on.
 GPU_DEVICE void atomic_add_x4(float* p, const float (&v)[4]) {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900

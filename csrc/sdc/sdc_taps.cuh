@@ -179,7 +179,7 @@ GPU_DEVICE void prepare_taps(
 #pragma unroll
       for (int k = 1; k < kTaps; ++k) top = max(top, m[k]);
 #pragma unroll
-      for (int k = 0; k < kTaps; ++k) sum += m[k] = gpu::exponential<T>(m[k], top);
+      for (int k = 0; k < kTaps; ++k) sum += m[k] = gpu::exponential<T>(m[k] - top);
       factor = reciprocal<T>(sum);
     }
     // Locate the samples.

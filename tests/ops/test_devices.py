@@ -337,6 +337,15 @@ def test_sdc_nonfinite_logits(device):
     assert_near(device("sdc", *tensors, *sdc_options(options)), [expected], 2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_softmax_of_the_largest_logits(device, dtype):
+    tensors, options = arguments(1, 16, 5, 6, groups=2, softmax=True, dtype=dtype)
+    tensors[2][:, ::3], tensors[2][:, 1::3] = 3e38, -3e38
+    expected = sdc_reference(*(value.double() for value in tensors), **options)
+    assert expected.isfinite().all()
+    assert_near(device("sdc", *tensors, *sdc_options(options)), [expected], 2e-6 if dtype == torch.float32 else 1e-2)
+
+
 @pytest.mark.parametrize("C", [16, 14])
 def test_nonfinite_pixels_at_the_border(device, C):
     """Corners outside the image count as zero, whatever the pixels beside them are."""
