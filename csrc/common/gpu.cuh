@@ -229,8 +229,8 @@ GPU_DEVICE AlignedArray<T, kCount> load(const T* from, bool valid = true) {
   return array;
 }
 
-// Loads kCount values, 8 bytes in all, that no thread writes during the launch.
-// NOTE: nvcc may split other loads of 8 bytes, which then take two requests.
+// Loads kCount values that no thread writes during the launch.
+// NOTE: __ldg loads 8 bytes at once, while nvcc may split another load of this size into two requests.
 template <int kCount, typename T>
 GPU_DEVICE AlignedArray<T, kCount> load_constant(const T* from) {
 #if defined(__CUDACC__)

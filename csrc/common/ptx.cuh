@@ -11,8 +11,8 @@ namespace gpu {
 GPU_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 #endif
 
-// The same pointer to global memory. The compiler does not see how it was computed, and thus keeps it in registers instead
-// of computing it again in every iteration of a loop.
+// The same pointer to global memory. The compiler does not see how it was computed. Therefore it keeps the pointer in
+// registers, instead of computing it again in every iteration of a loop.
 template <typename T>
 GPU_DEVICE const T* opaque(const T* pointer) {
 #if defined(__CUDACC__)

@@ -15,8 +15,8 @@ struct alignas(4 * sizeof(A)) BackwardTap {
   int32_t top_left;
 };
 
-// A tap's corners inside the image (bits 0 to 3), and its place in the list of the taps that sample the same cell: bits 4
-// to 7 are the next tap of the list, or 0, and kIsFollower is set unless it is the first one.
+// A tap's corners inside the image (bits 0 to 3), and its place in the list of the taps that sample the same cell. Bits 4
+// to 7: the next tap of the list (0: none). kIsFollower: it is not the first tap of the list.
 constexpr uint32_t kIsFollower = 1 << 8;
 GPU_DEVICE int next_in_cell(uint32_t corners) { return int(corners >> 4 & 15); }
 
@@ -195,8 +195,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, Index>) backward_
         A* grad_top_left = grad_image + Index(tap.top_left) * grad_stride + packet * kPacketSize;
         typename AddedChannels<kPacketSize>::template Values<T> added_g = own_added;
         if (kScatter && !is_own) added_g = added_channels.load(grad + packet * kPacketSize, loaded);
-        // Load all corners before the first reduction, because the compiler moves no load before it. Corners outside are
-        // replaced by the first pixel: a branch would wait for each load in turn.
+        // Load all corners before the first atomic addition, because the compiler does not move loads across it. Corners
+        // outside are replaced by the first pixel: a branch would wait for each load in turn.
         Packet corners[4];
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {

@@ -20,8 +20,8 @@ int choose_items_per_block(const SdcParams& p) {
   return std::max(1, std::min(kMaxItems, gpu::kDefaultSharedBytes / shared_bytes_per_item<A>(p)));
 }
 
-// Whether the index of every item fits into int32_t, and the offset of every pixel within its image: in bytes of the input
-// into uint32_t, in elements of the other tensors into int32_t.
+// Whether 32 bits are enough for the index of every item (int32_t) and for the offset of every pixel within its image: in
+// bytes of the input (uint32_t), and in elements of the other tensors (int32_t).
 template <typename T>
 bool fits_int32_index(const SdcParams& p, const ImageView& input, const ImageView& offset, const ImageView& mask) {
   const int64_t end = int64_t(1) << 31, stride = std::max(input.pixel_stride, p.C);
@@ -39,8 +39,7 @@ void dispatch(
     const SdcParams& p, const ImageView& input, const ImageView& offset, const ImageView& mask, bool packets_fit,
     const Body& body) {
   constexpr Constant<gpu::Packet<T>::kSize> packet_size{};
-  // In DCN's order, the kernels for 3x3 windows load the two offsets of a tap one by one; in the other order at once, so
-  // that these pairs must be aligned.
+  // The kernels for 3x3 windows load the two offsets of a tap at once, except in DCN's order: these pairs must be aligned.
   const bool pairs_are_aligned = p.x_first || (is_aligned<T>(offset, 2) && p.offset_group_stride % 2 == 0);
   const bool is_3x3 = p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && pairs_are_aligned;
   if constexpr (sizeof(T) < 8) {

@@ -36,12 +36,12 @@ struct ForwardTiles {
   int64_t num_blocks(int64_t N) const { return N * tiles_x * tiles_y * group_blocks_divisor.divisor; }
 
  private:
-  // Few groups leave more of the items for pixels, and neighboring pixels share their input: four groups, or more if they
-  // do not fill two sectors of 32 bytes, and a divisor of G, so that all blocks are full.
+  // Few groups leave more of the items for pixels, and neighboring pixels share their input. Takes at least four groups,
+  // or as many as fill two sectors of 32 bytes: the smallest such divisor of G, so that all blocks are full.
   static int64_t choose_groups(const SdcParams& p, int max_items, int64_t group_bytes) {
-    int64_t groups = std::min<int64_t>({p.G, max_items, std::max<int64_t>(4, 64 / group_bytes)});
-    while (p.G % groups != 0) --groups;
-    return groups;
+    int64_t groups = std::min<int64_t>(p.G, std::max<int64_t>(4, 64 / group_bytes));
+    while (p.G % groups != 0) ++groups;
+    return std::min<int64_t>(groups, max_items);
   }
   void count_tiles() { tiles_x = (W + (1 << log2_tile_w) - 1) >> log2_tile_w, tiles_y = (H + tile_h - 1) / tile_h; }
 };
@@ -63,9 +63,9 @@ struct AxisWeights {
   int32_t first;
   A weight[2];
 
-  // Both indices lie in the image, so that they can be read without a check. If one of the two indices around `position`
-  // lies outside, the other one keeps its weight, and its neighbor inside gets the weight zero. An index outside gets the
-  // distance 1 or more, and thus the weight zero. If size is 1, only the first index has a weight. NaN gives zeros.
+  // `first` is clamped, so that both indices lie in the image and can be read without a check. The weight of an index is
+  // max(0, 1 - its distance from position): an index that is not next to the position gets zero. If size is 1, only the
+  // first index has a weight. NaN gives zeros.
   GPU_DEVICE AxisWeights(A position, int32_t size) {
     const A second = size > 1 ? A(1) : A(INFINITY);
     first = int32_t(min(gpu::floor_to_unsigned(position), uint32_t(max(size - 2, 0))));
@@ -78,8 +78,8 @@ struct AxisWeights {
 // one work item after the other: it reads 4 * K packets of input for each packet of out. kPacketSize is the number of
 // channels of a packet. Each item reads 3 * K values of offset and mask once.
 // benchmarks/gpu_model predicts the time from the compiled code: docs/performance_model.md. Not yet measured on a GPU.
-// NOTE: float32 is limited by the L1 cache. Two packets per thread halve its reads of shared memory. Its loop over the taps
-// is not unrolled, because nvcc would spill registers for sm_90 and sm_120.
+// NOTE: float32 is limited by the L1 cache. Two packets per thread halve its reads of shared memory. The loop over the
+// taps is not unrolled in float32, because nvcc would spill registers for sm_90 and sm_120.
 template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8) forward_kernel(
     SdcParams p, SamplingGrid<Compute<T>> sampling, ForwardTiles tiles, ImageView input /* [N, H*W, C] */,
@@ -134,68 +134,95 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8) forward_kern
   const int item_threads = int(threads_per_item.divisor);
   const int items_per_pass = threads_per_item.divide(kThreads),
             rest_per_pass = kThreads - items_per_pass * item_threads;
-  // Computes the thread's outputs, kPackets packets of channels at a time. Returns whether one of them is not finite.
-  // skips_zeros: corners with the weight zero are not used.
-  const auto compute_outputs = [&](auto skips_zeros) {
-    A zero_or_nan = 0;
+  // Visits the thread's packets: body(item, channel, distance, has_second). The packets of a thread are threads_per_item
+  // packets (`distance` channels) apart, so that lanes read neighboring packets. A packet past the last one is computed
+  // as a copy of the first, and not written.
+  const auto for_packets = [&](const auto& body) {
     int item = threads_per_item.divide(int(threadIdx.x)), packet = int(threadIdx.x) - item * item_threads;
     const auto advance = [&] {  // kThreads packets further, without a division
       item += items_per_pass, packet += rest_per_pass;
       if (packet >= item_threads) packet -= item_threads, ++item;
     };
     for (; item < items; advance()) {
-      const OutputPlace place = places[item];
-      if (place.pixel < 0) continue;
-      // The packets of a thread are threads_per_item packets apart, so that lanes read neighboring packets. A packet
-      // past the last one is computed as a copy of the first, and not written.
+      if (places[item].pixel < 0) continue;
       const bool has_second = packet + item_threads < packets;
       const int distance = kPackets > 1 && has_second ? item_threads * kPacketSize : 0;
-      const int channel = place.channel + packet * kPacketSize;
-      const T* corners[4];
+      body(item, places[item].channel + packet * kPacketSize, distance, has_second);
+    }
+  };
+  // Rounds and writes `total`. Returns a value that is not zero if a result is not finite.
+  const auto write = [&](int item, int channel, int distance, bool has_second, const A(&total)[kPackets][kPacketSize]) {
+    A zero_or_nan = 0;
+    T* result = out_image + (Index(places[item].pixel) * Index(p.C) + channel);
 #pragma unroll
-      for (int corner = 0; corner < 4; ++corner)
-        corners[corner] = gpu::opaque(image + channel + (corner % 2 * right + corner / 2 * below));
-      A total[kPackets][kPacketSize] = {};
-#pragma unroll(kTaps > 0 && kPackets == 1 && !skips_zeros.value ? kTaps : 1)
-      for (int k = 0; k < K; ++k) {
-        // Load the four corners, and add them times their weights.
-        const CornerWeights<A> weights = corner_weights[item * K + k];
-        const uint32_t cell = cells[item * K + k];
+    for (int i = 0; i < kPackets; ++i) {
+      gpu::AlignedArray<T, kPacketSize> rounded;
 #pragma unroll
-        for (int corner = 0; corner < 4; ++corner) {
-          if (skips_zeros.value && weights.weight[corner] == 0) continue;
-          const T* address;
-          if constexpr (sizeof(Index) == 4)
-            address = reinterpret_cast<const T*>(reinterpret_cast<const char*>(corners[corner]) + cell);
-          else
-            address = corners[corner] + cell * stride;
-#pragma unroll
-          for (int i = 0; i < kPackets; ++i) {
-            const auto x = gpu::to_compute(gpu::load<kPacketSize>(address + i * distance));
-#pragma unroll
-            for (int v = 0; v < kPacketSize; ++v) total[i][v] += weights.weight[corner] * x.values[v];
-          }
-        }
+      for (int v = 0; v < kPacketSize; ++v) {
+        zero_or_nan += total[i][v] * A(0);
+        rounded.values[v] = gpu::from_compute<T>(total[i][v]);
       }
-      // Round and write back.
-      T* result = out_image + (Index(place.pixel) * Index(p.C) + channel);
+      if (i == 0 || has_second) *reinterpret_cast<gpu::AlignedArray<T, kPacketSize>*>(result + i * distance) = rounded;
+    }
+    return zero_or_nan;
+  };
+
+  A zero_or_nan = 0;
+  for_packets([&](int item, int channel, int distance, bool has_second) {
+    const T* corners[4];
 #pragma unroll
-      for (int i = 0; i < kPackets; ++i) {
-        gpu::AlignedArray<T, kPacketSize> rounded;
+    for (int corner = 0; corner < 4; ++corner)
+      corners[corner] = gpu::opaque(image + channel + (corner % 2 * right + corner / 2 * below));
+    A total[kPackets][kPacketSize] = {};
+#pragma unroll(kTaps > 0 && kPackets == 1 ? kTaps : 1)
+    for (int k = 0; k < K; ++k) {
+      // Load the four corners, and add them times their weights.
+      const CornerWeights<A> weights = corner_weights[item * K + k];
+      const uint32_t cell = cells[item * K + k];
 #pragma unroll
-        for (int v = 0; v < kPacketSize; ++v) {
-          zero_or_nan += total[i][v] * A(0);
-          rounded.values[v] = gpu::from_compute<T>(total[i][v]);
+      for (int corner = 0; corner < 4; ++corner) {
+        const T* address;
+        if constexpr (sizeof(Index) == 4)
+          address = reinterpret_cast<const T*>(reinterpret_cast<const char*>(corners[corner]) + cell);
+        else
+          address = corners[corner] + cell * stride;
+#pragma unroll
+        for (int i = 0; i < kPackets; ++i) {
+          const auto x = gpu::to_compute(gpu::load<kPacketSize>(address + i * distance));
+#pragma unroll
+          for (int v = 0; v < kPacketSize; ++v) total[i][v] += weights.weight[corner] * x.values[v];
         }
-        if (i == 0 || has_second)
-          *reinterpret_cast<gpu::AlignedArray<T, kPacketSize>*>(result + i * distance) = rounded;
       }
     }
-    return zero_or_nan != 0;
-  };
-  // Rare: if a result is not finite, a corner outside the image, which has the weight zero, may have been replaced by a
-  // pixel that is not finite. Compute the thread's outputs again without such corners.
-  if (compute_outputs(std::false_type{})) compute_outputs(std::true_type{});
+    zero_or_nan += write(item, channel, distance, has_second, total);
+  });
+  // Rare: a result is not finite, perhaps because an infinite pixel has taken the place of a corner outside. Compute the
+  // thread's results again from the offsets, and do not read corners outside.
+  if (zero_or_nan != 0)
+    for_packets([&](int item, int channel, int distance, bool has_second) {
+      const int i = places[item].pixel, y = tiles.out_width.divide(i), x = i - y * int(tiles.out_width.divisor);
+      const int g = places[item].channel / group_channels;
+      A total[kPackets][kPacketSize] = {};
+      prepare_taps</*kTaps=*/0, false>(
+          sampling, offset.pixel<const T>(n, i) + g * p.offset_group_stride,
+          mask.pixel<const T>(n, i) + g * p.mask_group_stride, y, x, [&](int, const Sample<A>& sample, A m) {
+            A weights[4];
+            bilinear(sample.fraction_y, sample.fraction_x, sample.is_nan ? A(NAN) : m, weights);
+            const T* top_left = input.pixel<const T>(n, sample.cell.top_left) + channel;
+#pragma unroll
+            for (int corner = 0; corner < 4; ++corner) {
+              const bool is_inside = sample.cell.corners_inside >> corner & 1;
+              const T* address = top_left + (corner / 2 * p.W + corner % 2) * input.pixel_stride;
+#pragma unroll
+              for (int j = 0; j < kPackets; ++j) {
+                const auto values = gpu::to_compute(gpu::load<kPacketSize>(address + j * distance, is_inside));
+#pragma unroll
+                for (int v = 0; v < kPacketSize; ++v) total[j][v] += weights[corner] * values.values[v];
+              }
+            }
+          });
+      write(item, channel, distance, has_second, total);
+    });
 }
 
 // Computes out [N, H_out*W_out, K, C] of deform_im2col: every sample, times m. Each thread computes packets of channels

@@ -2,8 +2,8 @@
 // one output pixel. One thread prepares all taps of an item in shared memory; then the threads of the block share its
 // channels.
 //
-// Items are numbered pixel * G + g, so that out is [num_items, group_channels] with group_channels = C / G. A block of
-// the forward kernel takes the items of a rectangle of output pixels, because neighboring pixels sample the same input.
+// Items are numbered pixel * G + g. A block of the forward kernel takes the items of a rectangle of output pixels instead
+// of successive items, because neighboring pixels sample the same input.
 //
 // In the templates, T is the dtype of the tensors, and A = Compute<T> is the type of the arithmetic.
 #pragma once
@@ -20,7 +20,7 @@ constexpr int kLog2Threads = 7, kThreads = 1 << kLog2Threads;
 constexpr int kMaxItems = kThreads;
 
 // Sets of a cell's corners, as bit masks: bit 0 is the top left corner, then top right, bottom left, bottom right.
-constexpr uint32_t kTopCorners = 3, kBottomCorners = 12, kLeftCorners = 5, kRightCorners = 10, kAllCorners = 15;
+constexpr uint32_t kTopCorners = 3, kBottomCorners = 12, kLeftCorners = 5, kRightCorners = 10;
 
 // The cell that one tap samples.
 struct SampledCell {
@@ -105,20 +105,20 @@ GPU_DEVICE Compute<T> reciprocal(Compute<T> a) {
     return 1 / a;
 }
 
-// Loads kUnit values of each tap from global memory, of an odd number of taps. Two taps at a time are loaded with one aligned load, which
-// halves the requests to the L1 cache. The tap without a partner is the first or the last one, depending on the address.
+// Loads an odd number of units of kUnit values from global memory. One aligned load reads two units, which halves the
+// requests to the L1 cache. The unit without a partner is the first or the last one, depending on the address.
 template <int kUnit, typename T, int kValues>
-GPU_DEVICE void load_taps(const T* from, Compute<T> (&values)[kValues]) {
-  constexpr int kTaps = kValues / kUnit;
-  static_assert(kTaps % 2 == 1);
+GPU_DEVICE void load_in_pairs(const T* from, Compute<T> (&values)[kValues]) {
+  constexpr int kUnits = kValues / kUnit;
+  static_assert(kUnits % 2 == 1);
   const bool first_is_single = reinterpret_cast<uintptr_t>(from) % (2 * kUnit * sizeof(T)) != 0;
-  const auto single = gpu::load<kUnit>(from + (first_is_single ? 0 : (kTaps - 1) * kUnit));
+  const auto single = gpu::load<kUnit>(from + (first_is_single ? 0 : (kUnits - 1) * kUnit));
   const T* pairs = from + (first_is_single ? kUnit : 0);
   gpu::AlignedArray<T, kUnit> before = single, current = single, next = single;
 #pragma unroll
-  for (int k = 0; k < kTaps; ++k) {
-    // `current` is tap k if the last tap is single, and tap k + 1 if the first one is.
-    if (k == kTaps - 1) {
+  for (int k = 0; k < kUnits; ++k) {
+    // `current` is unit k if the last unit is single, and unit k + 1 if the first one is.
+    if (k == kUnits - 1) {
       current = single;
     } else if (k % 2 == 0) {
       const auto pair = gpu::load_constant<2 * kUnit>(pairs + k * kUnit);
@@ -135,8 +135,8 @@ GPU_DEVICE void load_taps(const T* from, Compute<T> (&values)[kValues]) {
 
 // Calls store(k, sample, m) for the taps of one item at output pixel (y, x), with offset [K, 2] and mask [K] of the
 // item. kTaps == 9 selects the fully unrolled fast path for 3x3 windows. Its tap order kXFirst is a template parameter,
-// because a run-time branch would spill registers. Pairs of offsets are loaded at once, except for kXFirst: in DCNv4's
-// joint tensor they are not aligned. kInPairs: offset and mask lie in global memory, and load_taps loads them. kTaps == 0
+// because a run-time branch would spill registers. kInPairs: load_in_pairs reads offset and mask. Otherwise, the two
+// offsets of a tap are loaded at once, except for kXFirst: in DCNv4's joint tensor they are not aligned. kTaps == 0
 // computes any window.
 template <int kTaps, bool kXFirst, bool kInPairs = false, typename T, typename Store>
 GPU_DEVICE void prepare_taps(
@@ -152,13 +152,13 @@ GPU_DEVICE void prepare_taps(
     if constexpr (kInPairs) {
       if constexpr (kXFirst) {
         A first[kTaps], second[kTaps];
-        load_taps<1>(offset, first), load_taps<1>(offset + kTaps, second);
+        load_in_pairs<1>(offset, first), load_in_pairs<1>(offset + kTaps, second);
 #pragma unroll
         for (int j = 0; j < kTaps; ++j) offsets[j] = first[j], offsets[kTaps + j] = second[j];
       } else {
-        load_taps<2>(offset, offsets);
+        load_in_pairs<2>(offset, offsets);
       }
-      load_taps<1>(mask, m);
+      load_in_pairs<1>(mask, m);
     } else {
 #pragma unroll
       for (int k = 0; k < kTaps; ++k) {

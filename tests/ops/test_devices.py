@@ -341,15 +341,17 @@ def test_sdc_nonfinite_logits(device):
 def test_softmax_of_the_largest_logits(device, dtype):
     tensors, options = arguments(1, 16, 5, 6, groups=2, softmax=True, dtype=dtype)
     tensors[2][:, ::3], tensors[2][:, 1::3] = 3e38, -3e38
+    tensors[2][:, 9:, 2:] = torch.finfo(dtype).min  # all logits of the second group
     expected = sdc_reference(*(value.double() for value in tensors), **options)
     assert expected.isfinite().all()
     assert_near(device("sdc", *tensors, *sdc_options(options)), [expected], 2e-6 if dtype == torch.float32 else 1e-2)
 
 
 @pytest.mark.parametrize("C", [16, 14])
-def test_nonfinite_pixels_at_the_border(device, C):
-    """Corners outside the image count as zero, whatever the pixels beside them are."""
-    tensors, options = arguments(2, C, 5, 6, groups=2, spread=4.0, softmax=False, dtype=torch.float32)
+@pytest.mark.parametrize("spread", [4.0, 0.0])
+def test_nonfinite_pixels_at_the_border(device, C, spread):
+    """Corners outside the image count as zero; corners inside count, also if their weight is zero (0 * inf is NaN)."""
+    tensors, options = arguments(2, C, 5, 6, groups=2, spread=spread, softmax=False, dtype=torch.float32)
     tensors[0][0, :, 0, 3], tensors[0][1, 1, 4, 5], tensors[0][1, 9, 2, 0] = float("inf"), float("nan"), -float("inf")
     expected = sdc_reference(*(value.double() for value in tensors), **options)
     (out,) = device("sdc", *tensors, *sdc_options(options))
