@@ -63,7 +63,7 @@ def project(tmp_path, monkeypatch):
         Path(f"FOLDER/labels/train/{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     Path("FOLDER/data.yaml").write_text("train: images/train\nnames: [drone]\n")
     writer = cv2.VideoWriter("video.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 30, (96, 64))
-    for number in range(60):  # `danet calibrate` needs longer videos than an alarm takes to begin
+    for number in range(60):  # `danet calibrate` needs videos that last longer than the delay of an alarm
         writer.write(np.random.default_rng(number).integers(60, 90, (64, 96, 3), np.uint8))
     writer.release()
     # Replaces the import of the real videos, which the tests of the importers read.

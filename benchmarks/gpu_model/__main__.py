@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.gpu_model import cases, model
-from benchmarks.gpu_model.kernels import ROOT
+from benchmarks.gpu_model.kernels import FOLDER
 from benchmarks.gpu_model.operands import UnsupportedCode
 
 
@@ -20,10 +20,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("filter", nargs="?", default="", help="part of the names of the cases")
     parser.add_argument("--bounds", action="store_true", help="also print the time that each resource needs on an H200")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build/gpu_model", help="where compiled kernels are kept")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where compiled kernels are kept")
     options = parser.parse_args()
     names = [name for name in cases.CASES if options.filter in name]
-    code = cases.machine_code(sorted(set(map(cases.operator_of, names))), options.folder)
+    code = cases.compile_operators(sorted(set(map(cases.operator_of, names))), options.folder)
     results = []
     for name in names:
         try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_model import model
-from benchmarks.gpu_model.kernels import ROOT, MachineCode, compile_cubin
+from benchmarks.gpu_model.kernels import FOLDER, ROOT, MachineCode, compile_cubin
 from benchmarks.gpu_model.sampling import some_blocks
 from danet.ops.fused_safem import pack_for_cuda
 
@@ -221,7 +221,7 @@ def operator_of(name: str) -> str:
     return name.split()[0]
 
 
-def machine_code(operators: Iterable[str], folder: Path = ROOT / "build/gpu_model") -> MachineCode:
+def compile_operators(operators: Iterable[str], folder: Path = FOLDER) -> MachineCode:
     """The kernels of some operators. They are compiled only if the folder has no up-to-date result."""
     return MachineCode([compile_cubin(ROOT / f"csrc/{name}/{name}_cuda.cu", folder) for name in operators])
 

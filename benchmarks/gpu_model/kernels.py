@@ -20,6 +20,8 @@ from benchmarks.gpu_model.memory import ProcessMemory
 from benchmarks.gpu_model.sass import Function, functions
 
 ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "build/gpu_model"
+"""Where compiled kernels are kept by default."""
 for folder in ("tests", "build_tools"):  # the emulator, and the search for nvcc
     sys.path.insert(0, str(ROOT / folder))
 from backend import nvcc  # noqa: E402
@@ -48,14 +50,15 @@ def compile_cubin(source: Path, folder: Path, flags: tuple[str, ...] = (), archi
     read. The record of them lies beside the cubin.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    cubin, dependencies, record = (folder / f"{source.stem}.{end}" for end in ("cubin", "d", "json"))
+    name = f"{source.stem}.sm_{architecture}"
+    cubin, dependencies, record = (folder / f"{name}.{end}" for end in ("cubin", "d", "json"))
     include = Path(torch.__path__[0]) / "include"
     options = ["-std=c++17", "-O3", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *flags]
     arguments = [*options, "-cubin", f"-arch=sm_{architecture}", "-isystem", include, source, "-o", cubin]
     command = [str(value) for value in (nvcc(), *arguments, "-MD", "-MF", dependencies)]
     compiler = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=True).stdout
     facts = {"command": command, "compiler": compiler}
-    with open(folder / f"{source.stem}.lock", "w") as lock:  # other processes may compile the same source
+    with open(folder / f"{name}.lock", "w") as lock:  # other processes may compile the same source
         fcntl.flock(lock, fcntl.LOCK_EX)
         if cubin.exists() and record.exists():
             stored = json.loads(record.read_text())

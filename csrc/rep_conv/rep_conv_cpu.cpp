@@ -53,7 +53,7 @@ RepConvParams with_float32_weight(RepConvParams p, RepConvTypes types, RepConvMe
 
 // torch's convolution. Half types are converted to float32 if the processor has no instructions for them. NOTE: on
 // processors with AMX, torch 2.13 returns wrong values in bfloat16 at stride 2 if the result is one pixel wide and five
-// or more pixels high; such images are converted, too.
+// or more pixels high. Therefore inputs at most two pixels wide are converted at stride 2, too.
 Tensor convolve_with_torch(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu) {
   const ScalarType type = input.scalar_type();

@@ -91,7 +91,7 @@ struct BlockRows {
   float* predictions;  // later the logits of the channel softmax
   char* sample_scratch;
 
-  // Clears the memory if rows have padding that `apply` reads: it must be zero.
+  // Clears the memory if rows have padding that `apply` reads, because the padding must be zero.
   BlockRows(const SafemParams& p, int64_t pixels, char* scratch)
       : C(Layer<T>::padded(p.C)), predicted(Source<T>::prediction_columns(p)), hidden(Layer<T>::padded(2 * p.C)) {
     if (predicted < C) predicted = C;

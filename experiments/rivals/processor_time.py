@@ -13,5 +13,5 @@ from danet.__main__ import main
 from danet.training import trainer
 
 if __name__ == "__main__":
-    trainer.time = SimpleNamespace(monotonic=time.process_time)
+    trainer.time = SimpleNamespace(**{**vars(time), "monotonic": time.process_time})
     raise SystemExit(main())

@@ -211,7 +211,7 @@ def main() -> None:
     network = build(arguments.network, arguments.source.absolute(), len(arguments.classes))
     budget = train(network, arguments, load_coco(arguments.data / "fit.json"))
     network.eval()
-    started, images = time.process_time(), 0
+    started, images = time.time(), 0
     for split in ("tune", "val"):
         data = load_coco(arguments.data / f"{split}.json")
         chosen = select_images(data, arguments.stride)
@@ -221,7 +221,7 @@ def main() -> None:
         write_json(arguments.out / f"{split}_results.json", results, indent=None)
     export(network, arguments.out / "model.onnx", (256, 320))
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    speed = {"images_per_second": images / (time.process_time() - started), "threads": arguments.threads}
+    speed = {"images_per_second": images / (time.time() - started), "threads": arguments.threads}
     write_json(
         arguments.out / "summary.json", {**budget, "parameters": parameters, **speed, "torch": torch.__version__}
     )

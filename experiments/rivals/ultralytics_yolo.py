@@ -60,7 +60,7 @@ def main() -> None:
     from ultralytics import YOLO, __version__, settings
     from ultralytics.engine import trainer
 
-    trainer.time = SimpleNamespace(time=time.process_time)  # its clock for the budget
+    trainer.time = SimpleNamespace(**{**vars(time), "time": time.process_time})  # its clock for the budget
     settings.update({"sync": False})  # no reports to its servers
     torch.set_num_threads(arguments.threads)
 

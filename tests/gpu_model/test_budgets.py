@@ -25,7 +25,7 @@ QUICK = [name for name in cases.CASES if name.startswith(("lcdc", "softmax_gate"
 @functools.cache
 def machine_code(operator: str) -> MachineCode:
     """The compiled kernels of an operator, once per process."""
-    return cases.machine_code([operator])
+    return cases.compile_operators([operator])
 
 
 def check_budget(name: str) -> None:

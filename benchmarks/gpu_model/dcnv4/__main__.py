@@ -11,9 +11,10 @@ import argparse
 from pathlib import Path
 
 from benchmarks.gpu_model import model
+from benchmarks.gpu_model.cases import compile_operators
 from benchmarks.gpu_model.dcnv4 import baseline
 from benchmarks.gpu_model.dcnv4.shapes import SHAPES, call_ours
-from benchmarks.gpu_model.kernels import ROOT, Cubin, MachineCode, compile_cubin
+from benchmarks.gpu_model.kernels import FOLDER, Cubin
 from benchmarks.gpu_model.sampling import some_blocks
 
 
@@ -27,12 +28,12 @@ def main() -> int:
     parser.add_argument("checkout", type=Path, help="a checkout of https://github.com/OpenGVLab/DCNv4")
     parser.add_argument("filter", nargs="?", default="", help="part of the names of the shapes")
     parser.add_argument("--device", choices=("H100", "H200"), default="H200")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build/gpu_model", help="where compiled kernels are kept")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where compiled kernels are kept")
     options = parser.parse_args()
     if not (options.checkout / baseline.SOURCES).is_dir():
         parser.error(f"{options.checkout}: must be a checkout of DCNv4, but has no folder {baseline.SOURCES}")
     device = model.H100 if options.device == "H100" else model.H200
-    ours = MachineCode([compile_cubin(ROOT / "csrc/sdc/sdc_cuda.cu", options.folder)])
+    ours = compile_operators(["sdc"], options.folder)
     theirs = Cubin(baseline.compile_kernels(options.checkout, options.folder)).kernels
     tuned = baseline.tuned_launches(options.checkout)
     header = f"{'N x H x W x groups x channels':<30}{'DCNv4 us':>10}{'ours us':>9}{'ratio':>7}"
