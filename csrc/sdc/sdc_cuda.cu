@@ -83,8 +83,11 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
       constexpr int kPackets = sizeof(T) == 4 && decltype(taps)::value > 0 ? 2 : 1;
       const int64_t packets = p.C / p.G / decltype(packet_size)::value;
       const gpu::Divisor threads_per_item((packets + kPackets - 1) / kPackets);
-      const int64_t max_items = std::min<int64_t>(
+      int64_t max_items = std::min<int64_t>(
           {kMaxItems, gpu::kDefaultSharedBytes / bytes_per_item, (int64_t(1) << 20) / threads_per_item.divisor});
+      // Use smaller blocks for small images: more multiprocessors work, and each thread computes fewer packets.
+      while (max_items > 32 && p.N * p.H_out * p.W_out * p.G < 2 * max_items * gpu::multiprocessor_count())
+        max_items /= 2;
       const ForwardTiles tiles(p, int(std::max<int64_t>(1, max_items)), p.C / p.G * int64_t(sizeof(T)));
       gpu::launch(
           "sdc",
