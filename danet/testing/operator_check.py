@@ -161,14 +161,15 @@ class _Subject:
         return ", ".join([*accepted, *(f"{name} refused" for name in refused)])
 
     def refuses(self, dtype: torch.dtype) -> bool:
-        """Whether the operator's forward pass raises a TypeError, or torch's error that a kernel lacks this dtype.
+        """Whether the operator's forward pass refuses this dtype.
 
-        Errors of the backward pass and of the reference are failures: an operator must support the backward pass for
-        every dtype that its forward pass accepts.
+        It does so by a TypeError, or by NotImplementedError, which torch raises if an operation has no kernel for the
+        dtype. Errors of the backward pass and of the reference are failures: an operator must support the backward pass
+        for every dtype that its forward pass accepts.
         """
         try:
             self.operator(*self.smallest(dtype))
-        except (TypeError, NotImplementedError):  # the second one is torch's class for a missing kernel
+        except (TypeError, NotImplementedError):
             return True
         return False
 

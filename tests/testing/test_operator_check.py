@@ -183,10 +183,15 @@ def test_dtype_that_only_the_backward_pass_refuses_is_a_failure():
         check_operator(LacksHalfGradient.apply, scale, cases(), skip=only("dtypes"), quiet=True)
 
 
-def test_dtype_that_the_operator_refuses_is_reported():
+def raise_type_error(input):
+    raise TypeError("float16 is not supported")
+
+
+@pytest.mark.parametrize("refuse", [raise_type_error, torch.special.bessel_j0])  # the second one has no such kernel
+def test_dtype_that_the_operator_refuses_is_reported(refuse):
     def without_half(input, factor):
         if input.dtype == torch.float16:
-            raise TypeError("float16 is not supported")
+            refuse(input)
         return scale(input, factor)
 
     report = check_operator(without_half, scale, cases(), skip=only("dtypes"), quiet=True)
