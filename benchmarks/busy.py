@@ -24,7 +24,7 @@ from danet.utils.threads import available_cores
 
 SIZE = "256x320"
 FRAMES = {"idle": 240, "busy": 60}
-STEPS = {"idle": 24, "busy": 8}
+STEPS = {"idle": 24, "busy": 12}
 BATCH = 4
 WAITING = {"danet": {}, "libgomp": {"GOMP_SPINCOUNT": "300000"}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
 

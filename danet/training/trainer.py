@@ -35,6 +35,7 @@ from danet.training.state import TrainingState, fixed_options
 from danet.utils import distributed
 from danet.utils.errors import FaultError, UserError
 from danet.utils.files import DISK_FAULTS, atomic_path, write_error
+from danet.utils.load_monitor import use_free_cores
 from danet.utils.memory_format import channels_last
 from danet.utils.stop_signals import stop_on_signals
 
@@ -254,6 +255,8 @@ class Trainer:
         With float16, a gradient that is not finite raises no error; the scaler skips the update.
         """
         options, state, step = self.options, self.state, self.state.progress.step
+        if options.threads is None:
+            use_free_cores()
         # Seed torch at every step, so that a resumed run needs no saved random state.
         torch.manual_seed(_combine_seeds(options.seed, step, distributed.rank()))
         lr = learning_rate(step, self.sampler.total_steps, options)

@@ -102,8 +102,9 @@ def run(
         check_inputs(parsed, inputs or {})
         if (report := getattr(parsed, "json", None)) is not None:  # it is written last, perhaps hours later
             check_folder(Path(report).parent)
+        threads_are_chosen = "OMP_NUM_THREADS" in os.environ
         if prepare_threads():
-            start_load_monitor()
+            start_load_monitor(adapt_threads=not threads_are_chosen)
         prepare_opencv()
         return command(parsed)
 

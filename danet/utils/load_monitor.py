@@ -1,4 +1,4 @@
-"""Shortens the waits of OpenMP threads while other programs use the same CPU cores. Linux only."""
+"""Shortens the waits of OpenMP threads, and starts fewer of them, while other programs use the cores. Linux only."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ INTERVAL_S = 1.0
 BUSY_SHARE = 0.25
 """Waits become short if other programs use at least this fraction of the time of this process's cores."""
 QUIET_SHARE = 0.1
-"""Waits become normal again if other programs use less than this fraction."""
+"""Waits become normal again, and all threads work, if other programs use less than this fraction."""
 PARALLEL_ELEMENTS = 1 << 20
 """Number of elements of a tensor that is large enough for torch to use all of its threads."""
 
@@ -93,14 +93,54 @@ def short_waits() -> Iterator[None]:
         thread.join()
 
 
-def start_load_monitor() -> None:
+class _Threads:
+    """The number of torch's threads: all of them, or as many as the cores that other programs leave."""
+
+    def __init__(self) -> None:
+        self.is_adapted = False
+        self.free_share = 1.0  # of the time of the cores
+        self.most = 0  # before the first change
+
+    def wanted(self, now: int) -> int:
+        """The number to use, if torch uses ``now`` threads."""
+        self.most = self.most or now
+        return max(1, round(self.most * self.free_share))
+
+
+_threads = _Threads()
+
+
+def use_free_cores() -> None:
+    """Sets the number of torch's threads to the number of cores that other programs leave to this process.
+
+    All threads of an operator wait for the slowest one, which shares its core with another program. Fewer threads
+    therefore compute faster. The thread that computes calls this function between two steps. It has no effect unless
+    ``start_load_monitor(adapt_threads=True)`` was called and others use the cores.
+
+    Example:
+        >>> use_free_cores()
+    """
+    if not _threads.is_adapted:
+        return
+    import torch
+
+    now = torch.get_num_threads()
+    if (wanted := _threads.wanted(now)) != now:
+        torch.set_num_threads(wanted)
+
+
+def start_load_monitor(*, adapt_threads: bool = False) -> None:
     """Starts a thread that enters ``short_waits`` while other programs use the cores of this process.
 
     Only commands may call it, and only if ``prepare_threads`` has set GOMP_SPINCOUNT: otherwise the user has chosen how
     threads wait. It does nothing before torch is loaded, nor where /proc/stat is missing. Data loader processes count
     as other programs, because they compete for the same cores.
+
+    Args:
+        adapt_threads: whether ``use_free_cores`` may change the number of threads. Not if the user has chosen it.
     """
     if CPU_TIMES.is_file():
+        _threads.is_adapted = adapt_threads
         threading.Thread(target=_watch, name="danet load monitor", daemon=True).start()
 
 
@@ -114,5 +154,7 @@ def _watch() -> None:
             continue
         with short_waits():
             while share >= QUIET_SHARE:
+                _threads.free_share = 1 - share
                 pause.wait(INTERVAL_S)
                 share = load.share()
+            _threads.free_share = 1.0

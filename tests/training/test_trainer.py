@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from scenes import write_scenes
 
 from danet.train import main
-from danet.training import TrainOptions, train
+from danet.training import TrainOptions, train, trainer
 from danet.training.options import MAY_CHANGE_ON_RESUME
 from danet.training.run_folder import (
     BEST,
@@ -85,6 +85,16 @@ class AfterSteps(threading.Thread):
                 self.action()
                 return
             time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("threads", "calls"), [([], 2), (["--threads", "1"], 0)])
+def test_number_of_threads_follows_the_load_unless_it_is_given(scenes, tmp_path, monkeypatch, threads, calls):
+    made = []
+    monkeypatch.setattr(trainer, "use_free_cores", lambda: made.append(None))
+    words = [word for word in SMALL if word not in ("--threads", "1")]
+    words += ["--data", scenes, "--out", str(tmp_path / "run"), "--no-plots", "--epochs", "1", *threads]
+    assert main(words) == 0
+    assert len(made) == calls
 
 
 def test_interrupted_before_the_first_validation_keeps_the_header(run, scenes, tmp_path):
