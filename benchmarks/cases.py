@@ -166,9 +166,12 @@ def deform_conv_cases(N: int = 1, dtype: torch.dtype = torch.float32) -> Iterato
     """Dense, depth-wise and grouped layers of ``deform_conv2d``, with a mask, beside torchvision and ONNX Runtime."""
     layers = (
         # C, C_out, H, W, offset groups, weight groups
+        (32, 32, 64, 80, 1, 1),
         (64, 64, 64, 80, 1, 1),
         (128, 128, 32, 40, 4, 1),
+        (256, 256, 32, 40, 1, 1),
         (256, 256, 16, 20, 1, 1),
+        (512, 512, 8, 10, 1, 1),
         (64, 64, 64, 80, 4, 64),
         (128, 128, 32, 40, 4, 128),
         (64, 64, 64, 80, 1, 4),

@@ -238,7 +238,7 @@ def test_evaluation_page_content(training, reports):
 
 def test_operator_benchmark_page_content(reports):
     page = check(reports["operators"])
-    for words in ("arithmetic intensity", "sdc, backward", "grid_sample", "19.8 ×", "AMD EPYC", "AVX-512", "29.2 GB/s"):
+    for words in ("arithmetic intensity", "sdc, backward", "grid_sample", "19.0 ×", "AMD EPYC", "AVX-512", "86.9 GB/s"):
         assert words in page.text
     content = json.loads(OPERATORS.read_text())
     assert (
