@@ -43,15 +43,21 @@ Tensor deform_conv2d(
   DANET_CHECK(input.scalar_type() == ScalarType::Float, "deform_conv2d: input must be float32");
   DANET_CHECK(weight.dim() == 4, "deform_conv2d: weight must have four dimensions");
   const int64_t C_out = weight.size(0);
-  const bool is_depthwise = weight.size(1) == 1 && C_out == p.C && p.C > 1;
-  check_like("deform_conv2d", "weight", weight, input, {C_out, is_depthwise ? 1 : p.C, kernel_h, kernel_w});
+  const int64_t group_channels = weight.size(1), weight_groups = group_channels > 0 ? p.C / group_channels : 0;
+  DANET_CHECK(
+      weight_groups > 0 && weight_groups * group_channels == p.C && C_out % weight_groups == 0,
+      "deform_conv2d: the number of weight groups must divide the channels of input and of the output");
+  const bool is_depthwise = group_channels == 1 && C_out == p.C && p.C > 1;
+  check_like("deform_conv2d", "weight", weight, input, {C_out, group_channels, kernel_h, kernel_w});
   if (bias) check_like("deform_conv2d", "bias", *bias, input, {C_out});
 
-  // Pack the weight, unless it is used in place.
+  // Pack the weight of each group, unless it is used in place.
   const DeformConvKernels& kernels = DANET_KERNELS(deform_conv_kernels, DType::kFloat);
   const int64_t depth = p.K * p.C, pixels = p.H_out * p.W_out;
-  const bool is_packed = is_depthwise || double(p.N * pixels) > kFewPixels * double(C_out);
-  const int64_t packed_size = is_depthwise ? depth : is_packed ? kernels.packed_size(C_out, depth) : 0;
+  const int64_t group_depth = depth / weight_groups, group_out = C_out / weight_groups;
+  const bool is_packed = weight_groups > 1 || double(p.N * pixels) > kFewPixels * double(C_out);
+  const int64_t group_size = kernels.packed_size(group_out, group_depth);
+  const int64_t packed_size = is_depthwise ? depth : is_packed ? weight_groups * group_size : 0;
   const Scratch packed(packed_size * int64_t(sizeof(float)));
   float* panels = reinterpret_cast<float*>(packed.get());
   const Tensor dense_weight = torch::stable::contiguous(weight);
@@ -59,9 +65,12 @@ Tensor deform_conv2d(
   if (is_depthwise)
     transpose(source, p.C, p.K, panels);
   else if (is_packed)
-    parallel_for(kernels.panels(C_out), 4 * depth, [&](int64_t begin, int64_t end) {
-      kernels.pack(source, C_out, p.C, p.K, panels, begin, end);
-    });
+    for (int64_t group = 0; group < weight_groups; ++group)
+      parallel_for(kernels.panels(group_out), 4 * group_depth, [&](int64_t begin, int64_t end) {
+        kernels.pack(
+            source + group * group_out * group_depth, group_out, group_channels, p.K, panels + group * group_size,
+            begin, end);
+      });
   const Tensor dense_bias = bias ? torch::stable::contiguous(*bias) : dense_weight;
   const float* biases = bias ? static_cast<const float*>(dense_bias.const_data_ptr()) : nullptr;
 
@@ -71,9 +80,9 @@ Tensor deform_conv2d(
   const int64_t block = is_depthwise ? p.W_out : block_pixels(p.N, pixels, depth, is_packed);
   const int64_t blocks = (pixels + block - 1) / block;
   const int64_t scratch_size = is_depthwise ? depth
-                               : is_packed  ? block * depth
+                               : is_packed  ? block * (depth + (weight_groups > 1 ? group_depth : 0))
                                             : kernels.few_pixels_scratch(C_out, depth, block);
-  const int64_t cost = block * (4 * p.G * p.K + depth / 2 + (is_depthwise ? 0 : depth * C_out / 16));
+  const int64_t cost = block * (4 * p.G * p.K + depth / 2 + (is_depthwise ? 0 : group_depth * C_out / 16));
   parallel_for(p.N * blocks, cost, [&](int64_t begin, int64_t end) {
     Scratch scratch(scratch_size * int64_t(sizeof(float)));
     float* samples = reinterpret_cast<float*>(scratch.get());
@@ -81,10 +90,13 @@ Tensor deform_conv2d(
       const int64_t n = index / blocks, first = index % blocks * block, last = std::min(pixels, first + block);
       if (is_depthwise)
         kernels.depthwise(p, x.view, offsets.view, masks.view, panels, biases, out.view, n, first, last, samples);
-      else
-        (is_packed ? kernels.dense : kernels.few_pixels)(
-            p, C_out, x.view, offsets.view, masks.view, is_packed ? panels : source, biases, out.view, n, first, last,
+      else if (is_packed)
+        kernels.dense(
+            p, C_out, weight_groups, x.view, offsets.view, masks.view, panels, biases, out.view, n, first, last,
             samples);
+      else
+        kernels.few_pixels(
+            p, C_out, x.view, offsets.view, masks.view, source, biases, out.view, n, first, last, samples);
     }
   });
   return out.tensor;

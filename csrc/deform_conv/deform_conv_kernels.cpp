@@ -92,34 +92,56 @@ DANET_INLINE void for_parts(int64_t depth, const Body& body) {
     body(part, depth - part < kPartDepth ? depth - part : kPartDepth);
 }
 
-// DeformConvKernels::dense.
-void dense(
-    const SdcParams& p, int64_t C_out, ImageView input, ImageView offset, ImageView mask, const float* packed,
-    const float* bias, ImageView out, int64_t n, int64_t begin, int64_t end, float* samples) {
+// Multiplies rows of samples [count, depth] by the packed weight, and adds the bias, which may be null. Writes channels
+// [first_channel, first_channel + C_out) of the pixels [begin, begin + count) of image n of out.
+void multiply_samples(
+    const float* samples, int64_t count, int64_t depth, const float* packed, int64_t C_out, const float* bias,
+    const ImageView& out, int64_t n, int64_t begin, int64_t first_channel) {
   constexpr int L = kLanes<float>;
-  const int64_t depth = p.K * p.C;
-  sample_rows(p, input, offset, mask, n, begin, end, samples);
-  // Multiply them by the weight, and write back. A part of a panel of the weight stays in the first-level cache for all
-  // pixels. The first part adds the bias, and every further one the sum of the previous parts.
+  // A part of a panel of the weight stays in the first-level cache for all pixels. The first part adds the bias, and every
+  // further one the sum of the previous parts.
   for_parts(depth, [&](int64_t part, int64_t part_depth) __attribute__((always_inline)) {
     for (int64_t panel = 0; panel < panel_count(C_out); ++panel) {
-      const int64_t o = panel * kPanel, count = C_out - o;
+      const int64_t o = panel * kPanel, channels = C_out - o;
       F low_bias{}, high_bias{};
       if (bias != nullptr && part == 0) {
-        low_bias = load_up_to(bias + o, count);
-        high_bias = load_up_to(bias + o + L, count - L);
+        low_bias = load_up_to(bias + o, channels);
+        high_bias = load_up_to(bias + o + L, channels - L);
       }
       multiply_rows(
-          samples + part, end - begin, depth, packed + (panel * depth + part) * kPanel, part_depth, [](int64_t) {},
+          samples + part, count, depth, packed + (panel * depth + part) * kPanel, part_depth, [](int64_t) {},
           [&](int64_t row, F low, F high) {
-            float* to = out.pixel<float>(n, begin + row) + o;
-            const F low_sum = part == 0 ? low_bias : load_up_to(to, count);
-            const F high_sum = part == 0 ? high_bias : load_up_to(to + L, count - L);
-            store_up_to(to, low_sum + low, count);
-            store_up_to(to + L, high_sum + high, count - L);
+            float* to = out.pixel<float>(n, begin + row) + first_channel + o;
+            const F low_sum = part == 0 ? low_bias : load_up_to(to, channels);
+            const F high_sum = part == 0 ? high_bias : load_up_to(to + L, channels - L);
+            store_up_to(to, low_sum + low, channels);
+            store_up_to(to + L, high_sum + high, channels - L);
           });
     }
   });
+}
+
+// DeformConvKernels::dense.
+void dense(
+    const SdcParams& p, int64_t C_out, int64_t groups, ImageView input, ImageView offset, ImageView mask,
+    const float* packed, const float* bias, ImageView out, int64_t n, int64_t begin, int64_t end, float* samples) {
+  const int64_t count = end - begin, depth = p.K * p.C;
+  sample_rows(p, input, offset, mask, n, begin, end, samples);
+  if (groups == 1) {
+    multiply_samples(samples, count, depth, packed, C_out, bias, out, n, begin, 0);
+    return;
+  }
+  const int64_t channels = p.C / groups, group_depth = p.K * channels, group_out = C_out / groups;
+  float* group_samples = samples + count * depth;
+  for (int64_t group = 0; group < groups; ++group) {
+    // Copy the channels of the group, because the product takes rows without gaps.
+    for (int64_t row = 0; row < count * p.K; ++row)
+      std::memcpy(
+          group_samples + row * channels, samples + row * p.C + group * channels, size_t(channels) * sizeof(float));
+    multiply_samples(
+        group_samples, count, group_depth, packed + group * packed_size(group_out, group_depth), group_out,
+        bias != nullptr ? bias + group * group_out : nullptr, out, n, begin, group * group_out);
+  }
 }
 
 // DeformConvKernels::few_pixels_scratch: rows and columns of samples, and sums, see below.

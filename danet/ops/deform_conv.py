@@ -169,11 +169,9 @@ def _mask(input: Tensor, mask: Tensor | None, sizes: SdcSizes) -> Tensor:
 
 
 def _has_fused_kernel(input: Tensor, weight: Tensor, sizes: SdcSizes) -> bool:
-    """Whether one kernel computes this call: on the CPU, float32, one weight group or a depth-wise layer."""
-    C, C_group = sizes.C, weight.shape[1]
-    fits = sizes.fit_kernels(is_cuda=False) and sizes.K * C < MAX_ELEMENTS
-    has_form = C_group == C or (C_group == 1 and weight.shape[0] == C)
-    return input.is_cpu and input.dtype == torch.float32 and has_form and fits and library.runs_compiled(input)
+    """Whether one kernel computes this call: on the CPU, in float32."""
+    fits = sizes.fit_kernels(is_cuda=False) and sizes.K * sizes.C < MAX_ELEMENTS
+    return input.is_cpu and input.dtype == torch.float32 and fits and library.runs_compiled(input)
 
 
 def _multiply(samples: Tensor, weight: Tensor, bias: Tensor | None, sizes: SdcSizes) -> Tensor:
@@ -189,11 +187,18 @@ def _multiply(samples: Tensor, weight: Tensor, bias: Tensor | None, sizes: SdcSi
         matrix = weight.permute(2, 3, 1, 0).reshape(K * C, C_out)
         out = rows @ matrix if bias is None else torch.addmm(bias, rows, matrix)
     else:
-        columns = rows.view(pixels, K, groups, C_group).permute(2, 0, 1, 3).reshape(groups, pixels, K * C_group)
+        columns = _by_weight_group(rows, K, groups)
         matrices = weight.reshape(groups, C_out // groups, C_group, K).permute(0, 3, 2, 1).flatten(1, 2)
         out = torch.bmm(columns, matrices).transpose(0, 1).reshape(pixels, C_out)
         out = out if bias is None else out + bias
     return out.view(sizes.N, sizes.H_out, sizes.W_out, C_out).permute(0, 3, 1, 2)
+
+
+def _by_weight_group(rows: Tensor, K: int, groups: int) -> Tensor:
+    """Rows [pixels, K*C] as [groups, pixels, K*C/groups]."""
+    pixels, depth = rows.shape
+    parts = rows.view(pixels, K, groups, depth // K // groups).permute(2, 0, 1, 3)
+    return parts.reshape(groups, pixels, depth // groups)
 
 
 def _im2col_reference(input: Tensor, offset: Tensor, mask: Tensor, sizes: SdcSizes, options: SdcOptions) -> Tensor:
@@ -235,12 +240,17 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple:
     # Multiply the gradient by the transposed weight, and pass it through the samples.
     rows = grad_output.permute(0, 2, 3, 1).reshape(-1, C_out)
     is_depthwise = C_group == 1 and C_out == C
+    groups = C // C_group
     grads: tuple = (None, None, None)
     if needs_input or needs_offset or needs_mask:
         if is_depthwise:
             grad_samples = rows.unsqueeze(1) * weight.reshape(C, K).T.contiguous()
-        else:
+        elif groups == 1:
             grad_samples = rows @ weight.permute(0, 2, 3, 1).reshape(C_out, K * C)
+        else:
+            matrices = weight.permute(0, 2, 3, 1).reshape(groups, C_out // groups, K * C_group)
+            grad_samples = torch.bmm(_by_weight_group(rows, 1, groups), matrices)
+            grad_samples = grad_samples.view(groups, rows.shape[0], K, C_group).permute(1, 2, 0, 3)
         N, _, H_out, W_out = grad_output.shape
         grad_samples = grad_samples.reshape(N, H_out, W_out, K * C).permute(0, 3, 1, 2)
         deterministic = torch.are_deterministic_algorithms_enabled()
@@ -253,7 +263,9 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple:
         if is_depthwise:
             grad_weight = (samples.view(-1, K, C) * rows.unsqueeze(1)).sum(0).T.reshape(weight.shape)
         else:
-            grad_weight = (rows.T @ samples).view(C_out, *weight.shape[2:], C).permute(0, 3, 1, 2)
+            columns = _by_weight_group(samples, K, groups)
+            products = torch.bmm(_by_weight_group(rows, 1, groups).transpose(1, 2), columns)
+            grad_weight = products.view(C_out, *weight.shape[2:], C_group).permute(0, 3, 1, 2)
     return (*grads, grad_weight, rows.sum(0) if needs_bias else None, *nones)
 
 

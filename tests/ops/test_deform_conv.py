@@ -78,6 +78,7 @@ CASES = {
     "depth-wise, 71 channels": (1, 71, 71, 3, 4, {"groups": 71, "padding": 1, "dilation": 2}),
     "grouped": (1, 12, 8, 5, 4, {"groups": 4, "G": 3, "padding": (1, 2)}),
     "grouped, wide offset groups": (1, 12, 6, 4, 5, {"groups": 6, "G": 2}),
+    "grouped, several parts and panels": (1, 96, 80, 5, 6, {"groups": 2, "G": 4, "padding": 1}),
     "1x1 image": (1, 4, 4, 1, 1, {"padding": 1}),
     "no image": (0, 4, 6, 5, 6, {"padding": 1}),
 }
@@ -133,7 +134,7 @@ def test_deform_conv2d_second_derivatives_of_the_fused_kernel():
 
 
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("case", ["dense", "depth-wise", "depth-wise, offset groups"])
+@pytest.mark.parametrize("case", ["dense", "grouped", "depth-wise", "depth-wise, offset groups"])
 def test_deform_conv2d_forward_over_reverse_of_the_fused_kernel(case, has_bias):
     """A tangent of grad_output reaches the gradients of float32, which are linear in grad_output."""
     *sizes, options = CASES[case]
@@ -194,7 +195,7 @@ def test_deform_conv2d_zero_offsets_equal_convolution():
         assert_close(out, F.conv2d(input, weight, padding=1, groups=groups), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("groups", [1, 8], ids=["dense", "depth-wise"])
+@pytest.mark.parametrize("groups", [1, 4, 8], ids=["dense", "grouped", "depth-wise"])
 def test_deform_conv2d_nonfinite_values(groups):
     """A pixel that is not finite reaches only the samples that use it, as in the reference."""
     tensors, options = draw(1, 8, 8, 6, 7, groups=groups, padding=1)
