@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +16,8 @@ from danet.data.image_domain import ImageDomain
 from danet.detect import main
 from danet.evaluation.metrics import evaluate_predictions
 from danet.inference.predict import predict
+from danet.models import build_model
+from danet.models.summary import count_flops, count_parameters
 
 FRAMES = "7f75347f3271290eb46aa1061c59b3e40ea4eab2acd26d9eaf7f4f44e6010b3f"
 """SHA-256 of the evaluated frames, one after the other."""
@@ -83,3 +86,22 @@ def test_shipped_weights_f1_is_unchanged(real_data):
     metrics = evaluate_predictions(records, predict(detector, records, quiet=True)[0], detector.classes, resamples=10)
     found = metrics.criteria["iou50"].fixed
     assert abs(found.f1.value - F1) < 0.01, found
+
+
+def test_model_card_states_the_file_and_its_figures():
+    """docs/models.md agrees with the file and its metadata."""
+    card = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    data = SHIPPED.read_bytes()
+    assert hashlib.sha256(data).hexdigest() in card
+    assert f"{len(data):,} bytes" in card
+    detector = danet.load("danet_s")
+    model = build_model(detector.model.config)
+    assert f"| {count_parameters(model) / 1e6:.2f} M | {count_flops(model) / 1e9:.1f} |" in card
+    figures = detector.metadata["figures"]
+    assert f"the tuned threshold {figures['score']:.3f}" in " ".join(card.lower().split())
+    for name, criterion in {"IoU 0.3": "iou30", "IoU 0.5": "iou50", "center < 3 px": "center3"}.items():
+        parts = [figures[criterion][part] for part in ("precision", "recall", "f1")]
+        cells = [f"{part['value']:.3f} ({part['low']:.3f}-{part['high']:.3f})" for part in parts]
+        assert f"| {name} | {' | '.join(cells)} |" in card
+    alarms = figures["false_alarms"]["(all)"]
+    assert f"{alarms['value']:.3f} ({alarms['low']:.3f}-{alarms['high']:.3f}) false alarms" in card
