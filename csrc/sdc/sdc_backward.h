@@ -178,6 +178,8 @@ void backward(
   TapTable<A> taps(p);
   const CellBounds bounds(p, input, 0, p.H), grad_bounds(p, grad_input, first, last);
   const int64_t group_channels = p.C / p.G;
+  JoinedGroups<T> joined;
+  const bool is_joined = JoinedGroups<T>::are_needed(p);
   for (int64_t y = 0; y < p.H_out; ++y) {
     // Skip output rows that neither belong to [begin, end) nor sample rows [first, last).
     bool own = y >= begin && y < end, within = true, touched = true;
@@ -198,9 +200,12 @@ void backward(
           if (own) {
             if (!inside) clamp_cells</*kWeights=*/false>(p, taps, source.num_taps, 0, p.H, source.stride, taps.cell);
             corner_dots(taps, source.num_taps, bounds, grad, input.pixel<T>(n, 0) + g * group_channels, group_channels);
+            T* grad_offsets = grad_offset.pixel<T>(n, i) + g * p.offset_group_stride;
+            T* grad_masks = grad_mask.pixel<T>(n, i) + g * p.mask_group_stride;
             write_gradients(
-                p, taps, source.num_taps, inside, grad_offset.pixel<T>(n, i) + g * p.offset_group_stride,
-                grad_mask.pixel<T>(n, i) + g * p.mask_group_stride);
+                p, taps, source.num_taps, inside, is_joined ? joined.offset : grad_offsets,
+                is_joined ? joined.mask : grad_masks);
+            if (is_joined) joined.write(p, grad_offsets, grad_masks, groups);
           }
           // Add to grad_input.
           if (touched) {

@@ -183,8 +183,8 @@ void sum_not_finite_groups(
     const T* group_image, T* out, int64_t group_channels) {
   TapInputs<A, S> group = source;
   group.num_taps = p.K;
-  for (int64_t j = 0; j < source.num_taps; j += p.K, group.offset += p.offset_group_stride,
-               group.mask += p.mask_group_stride, group_image += group_channels, out += group_channels)
+  for (int64_t j = 0; j < source.num_taps;
+       j += p.K, group.offset += 2 * p.K, group.mask += p.K, group_image += group_channels, out += group_channels)
     if (p.tap_stride > 0 || !all_finite(out, group_channels))
       sum_taps_checked(p, taps, group, bounds, group_image, out, group_channels);
 }

@@ -35,8 +35,6 @@ struct TapTable {
   int64_t groups;  // groups that are computed together
 
   explicit TapTable(const SdcParams& p) : groups(kMaxTaps / p.K < p.G ? kMaxTaps / p.K : p.G) {
-    if (p.offset_group_stride != 2 * p.K || p.mask_group_stride != p.K)
-      groups = 1;  // DCNv4's groups are not contiguous
     // Fill the constant columns for the taps that can occur, rounded up to whole vectors.
     for (int64_t j = 0; j < groups * p.K + kLanes<A>; ++j) {
       const int64_t g = j / p.K, k = j - g * p.K;
@@ -107,7 +105,8 @@ void exp_shifted(A* m, int64_t groups, int64_t K) {
   }
 }
 
-// The offsets and the mask of the taps at one output pixel, and the center of its window in the input.
+// The offsets [groups, K, 2] and the mask [groups, K] of the taps at one output pixel, without gaps between the groups,
+// and the center of its window in the input.
 template <typename A, typename T>
 struct TapInputs {
   const T *offset, *mask;
@@ -285,6 +284,29 @@ DANET_INLINE void clamp_cells(
   }
 }
 
+// Copies of the offsets and masks, or of their gradients, of the groups that are computed together, without gaps. In
+// DCNv4's joint tensor, the offsets of the next group follow the mask of this one.
+template <typename T>
+struct JoinedGroups {
+  T offset[2 * kMaxTaps], mask[kMaxTaps];
+
+  static bool are_needed(const SdcParams& p) {
+    return p.G > 1 && (p.offset_group_stride != 2 * p.K || p.mask_group_stride != p.K);
+  }
+  DANET_INLINE void read(const SdcParams& p, const T* offsets, const T* masks, int64_t groups) {
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t j = 0; j < 2 * p.K; ++j) offset[g * 2 * p.K + j] = offsets[g * p.offset_group_stride + j];
+      for (int64_t k = 0; k < p.K; ++k) mask[g * p.K + k] = masks[g * p.mask_group_stride + k];
+    }
+  }
+  DANET_INLINE void write(const SdcParams& p, T* offsets, T* masks, int64_t groups) const {
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t j = 0; j < 2 * p.K; ++j) offsets[g * p.offset_group_stride + j] = offset[g * 2 * p.K + j];
+      for (int64_t k = 0; k < p.K; ++k) masks[g * p.mask_group_stride + k] = mask[g * p.K + k];
+    }
+  }
+};
+
 // Calls body(x, g, source) for every pixel x of output row y of image n, and for every block of taps.groups groups. g
 // is the first group of the block; `source` holds the offsets and the mask of the block.
 template <typename T, typename Body>
@@ -294,12 +316,16 @@ DANET_INLINE void for_row(
   using A = Compute<T>;
   const A center_y = A(sdc_center(p, 0)) + A(y * p.stride[0]), center_x = A(sdc_center(p, 1));
   const T *offsets = offset.pixel<T>(n, y * p.W_out), *masks = mask.pixel<T>(n, y * p.W_out);
+  JoinedGroups<T> joined;
+  const bool is_joined = JoinedGroups<T>::are_needed(p);
   for (int64_t x = 0; x < p.W_out; ++x, offsets += offset.pixel_stride, masks += mask.pixel_stride)
     for (int64_t g = 0; g < p.G; g += taps.groups) {
       const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
+      const T *group_offsets = offsets + g * p.offset_group_stride, *group_masks = masks + g * p.mask_group_stride;
+      if (is_joined) joined.read(p, group_offsets, group_masks, groups);
       const TapInputs<A, T> source{
-          offsets + g * p.offset_group_stride,
-          masks + g * p.mask_group_stride,
+          is_joined ? joined.offset : group_offsets,
+          is_joined ? joined.mask : group_masks,
           center_y,
           center_x + A(x * p.stride[1]),
           groups * p.K,
