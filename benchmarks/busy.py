@@ -3,7 +3,8 @@
 Every measurement starts a new command on a small video or dataset. "idle" runs it alone, "busy" beside one process per
 core that computes without end. The settings of OpenMP take turns. The table gives medians, the rate beside busy cores
 divided by the idle rate, and the idle rate divided by that of libgomp. "danet" is what the commands set
-(``danet/utils/threads.py``), "libgomp" is the default of the OpenMP library, "passive" is OMP_WAIT_POLICY=PASSIVE.
+(``danet/utils/threads.py``), with fewer threads for the training beside busy cores; "libgomp" is the default of the
+OpenMP library, "passive" is OMP_WAIT_POLICY=PASSIVE, both with all threads.
 """
 
 import argparse

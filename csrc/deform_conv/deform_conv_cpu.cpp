@@ -77,7 +77,8 @@ Tensor deform_conv2d(
   // Compute blocks of pixels.
   const Image x(compact_image(input, p)), offsets(offset), masks(mask);
   const Image out(empty_image(input, {p.N, C_out, p.H_out, p.W_out}));
-  const int64_t block = is_depthwise ? p.W_out : block_pixels(p.N, pixels, depth, is_packed);
+  const int64_t block =
+      is_depthwise ? p.W_out : block_pixels(p.N, pixels, depth + (weight_groups > 1 ? group_depth : 0), is_packed);
   const int64_t blocks = (pixels + block - 1) / block;
   const int64_t scratch_size = is_depthwise ? depth
                                : is_packed  ? block * (depth + (weight_groups > 1 ? group_depth : 0))

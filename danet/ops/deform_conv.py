@@ -6,8 +6,8 @@ samples of equation 1 of `danet.ops.sdc` (offset_scale 1, no softmax), times the
     sample[n, c, k, y, x] = mask[n, g, k, y, x] * input[n, c, Y, X],   offset group g = c // (C / G)
     out[n, o, y, x] = bias[o] + sum over c of the weight group of o, k < K of  weight[o, c, k] * sample[n, c, k, y, x]
 
-On the CPU, one kernel computes dense and depth-wise layers in float32: it multiplies the samples of a block of pixels
-while they are in the cache. Elsewhere `deform_im2col` lays out the samples as [N, K*C, H_out, W_out], and a matrix
+On the CPU, one kernel computes all layers in float32: it multiplies the samples of a block of pixels while they are in
+the cache. Elsewhere `deform_im2col` lays out the samples as [N, K*C, H_out, W_out], and a matrix
 product of torch with the weight does the rest. So does the backward pass, which computes the samples again.
 """
 
@@ -90,7 +90,7 @@ def deform_conv2d(
         shape = (sizes.N, weight.shape[0], sizes.H_out, sizes.W_out)
         return onnx_form.deform_conv(input, offset, _mask(input, mask, sizes), weight, bias, options, shape)
     mask = _mask(input, mask, sizes)
-    if not onnx_form.is_active() and _has_fused_kernel(input, weight, sizes):
+    if not onnx_form.is_active() and _has_fused_kernel(input, sizes):
         return library.call("deform_conv2d", input, offset, mask, weight, bias, *options.to_schema())
     samples = run("deform_im2col", _im2col_reference, (input, offset, mask), sizes, options)
     return _multiply(samples, weight, bias, sizes)
@@ -168,7 +168,7 @@ def _mask(input: Tensor, mask: Tensor | None, sizes: SdcSizes) -> Tensor:
     return torch.ones(shape, dtype=input.dtype, device=input.device).contiguous(memory_format=torch.channels_last)
 
 
-def _has_fused_kernel(input: Tensor, weight: Tensor, sizes: SdcSizes) -> bool:
+def _has_fused_kernel(input: Tensor, sizes: SdcSizes) -> bool:
     """Whether one kernel computes this call: on the CPU, in float32."""
     fits = sizes.fit_kernels(is_cuda=False) and sizes.K * sizes.C < MAX_ELEMENTS
     return input.is_cpu and input.dtype == torch.float32 and fits and library.runs_compiled(input)

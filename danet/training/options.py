@@ -30,8 +30,8 @@ MAY_CHANGE_ON_RESUME = {
     *("patience", "max_minutes"),
     *("distill.small", "distill.medium", "distill.large"),
 }
-"""Options that may differ from those of the run that is resumed. They do not affect the training steps, or may be
-raised (``epochs``); for ``data`` and the teachers the content is compared instead."""
+"""Options that may differ from those of the run that is resumed. They do not affect the training steps (``threads``
+only their rounding), or may be raised (``epochs``); for ``data`` and the teachers the content is compared instead."""
 
 
 def _is_positive(value: float) -> bool:
@@ -266,7 +266,8 @@ class TrainOptions:
     """cpu, cuda, cuda:N, or auto: CUDA if available."""
 
     threads: int | None = None
-    """CPU threads of torch; by default all cores that the process may use, or OMP_NUM_THREADS, which torchrun sets."""
+    """CPU threads of torch; by default OMP_NUM_THREADS, which torchrun sets, or one for each core that the process may
+    use and that other programs leave."""
 
     workers: int | None = None
     """Processes that load images; 0 loads them in the training process. Default: chosen by the number of CPU cores, 0

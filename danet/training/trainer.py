@@ -35,7 +35,7 @@ from danet.training.state import TrainingState, fixed_options
 from danet.utils import distributed
 from danet.utils.errors import FaultError, UserError
 from danet.utils.files import DISK_FAULTS, atomic_path, write_error
-from danet.utils.load_monitor import use_free_cores
+from danet.utils.load_monitor import use_all_threads, use_free_cores
 from danet.utils.memory_format import channels_last
 from danet.utils.stop_signals import stop_on_signals
 
@@ -167,6 +167,7 @@ class Trainer:
                     steps = {"total_steps": self.sampler.total_steps, "steps_per_epoch": self.sampler.steps_per_epoch}
                     self.log = stack.enter_context(TrainingLog(self.options, self.state.progress, **steps))
                 stack.enter_context(stop_on_signals(self.stop))
+                stack.callback(use_all_threads)
                 self._next_curves = time.monotonic() + MIN_CURVE_INTERVAL_S
                 self._save()
                 if self.log and self.options.plots:
@@ -356,6 +357,8 @@ class Trainer:
         for start in range(0, len(self.validation), VALIDATION_CHUNK):
             if self.stop.is_set():
                 return None
+            if self.options.threads is None:
+                use_free_cores()
             chunk = self.validation[start : start + VALIDATION_CHUNK]
             detections += predict(detector, chunk, VALIDATION_BATCH, quiet=True)[0]
         return quick_metrics(self.validation, detections, self.dataset.classes)

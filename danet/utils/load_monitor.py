@@ -1,9 +1,9 @@
-"""Shortens the waits of OpenMP threads, and starts fewer of them, while other programs use the cores. Linux only."""
+"""Shortens the waits of OpenMP threads, and reduces their number, while other programs use the cores. Linux only."""
 
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,21 +93,39 @@ def short_waits() -> Iterator[None]:
         thread.join()
 
 
-class _Threads:
-    """The number of torch's threads: all of them, or as many as the cores that other programs leave."""
+class FreeCores:
+    """How many of torch's threads to use beside other programs: as many as the cores that these leave.
 
-    def __init__(self) -> None:
-        self.is_adapted = False
-        self.free_share = 1.0  # of the time of the cores
-        self.most = 0  # before the first change
+    Args:
+        cores: number of cores that this process may use.
+    """
 
-    def wanted(self, now: int) -> int:
-        """The number to use, if torch uses ``now`` threads."""
-        self.most = self.most or now
-        return max(1, round(self.most * self.free_share))
+    def __init__(self, cores: int) -> None:
+        self.cores = cores
+        self.may_change = False
+        """Whether ``use_free_cores`` may change the number of threads."""
+        self.free = cores
+        """Number of cores that other programs leave."""
+        self.initial = 0
+        """Number of torch's threads before the first change; 0 if there was none."""
+
+    def update(self, share: float) -> None:
+        """Sets ``free`` from the fraction of the cores' time that other programs use.
+
+        With fewer threads, others take a larger share of the cores, which does not mean that they need more of them.
+        Therefore the number only rises, except while all threads are used.
+        """
+        free = round(self.cores * (1 - share))
+        uses_all = self.initial == 0 or self.free >= self.initial
+        self.free = free if uses_all else max(self.free, free)
+
+    def threads(self, now: int) -> int:
+        """The number of threads to use, if torch uses ``now`` threads."""
+        self.initial = self.initial or now
+        return min(self.initial, max(1, self.free))
 
 
-_threads = _Threads()
+_free_cores = FreeCores(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
 
 def use_free_cores() -> None:
@@ -120,12 +138,21 @@ def use_free_cores() -> None:
     Example:
         >>> use_free_cores()
     """
-    if not _threads.is_adapted:
+    _set_threads(_free_cores.threads)
+
+
+def use_all_threads() -> None:
+    """Undoes ``use_free_cores``, at the end of a computation that has called it."""
+    _set_threads(lambda now: _free_cores.initial or now)
+
+
+def _set_threads(number: Callable[[int], int]) -> None:
+    if not _free_cores.may_change:
         return
     import torch
 
     now = torch.get_num_threads()
-    if (wanted := _threads.wanted(now)) != now:
+    if (wanted := number(now)) != now:
         torch.set_num_threads(wanted)
 
 
@@ -137,10 +164,10 @@ def start_load_monitor(*, adapt_threads: bool = False) -> None:
     as other programs, because they compete for the same cores.
 
     Args:
-        adapt_threads: whether ``use_free_cores`` may change the number of threads. Not if the user has chosen it.
+        adapt_threads: whether ``use_free_cores`` may change the number of threads. False if the user has chosen it.
     """
     if CPU_TIMES.is_file():
-        _threads.is_adapted = adapt_threads
+        _free_cores.may_change = adapt_threads
         threading.Thread(target=_watch, name="danet load monitor", daemon=True).start()
 
 
@@ -153,8 +180,10 @@ def _watch() -> None:
         if share < BUSY_SHARE or "torch" not in sys.modules:
             continue
         with short_waits():
-            while share >= QUIET_SHARE:
-                _threads.free_share = 1 - share
-                pause.wait(INTERVAL_S)
-                share = load.share()
-            _threads.free_share = 1.0
+            try:
+                while share >= QUIET_SHARE:
+                    _free_cores.update(share)
+                    pause.wait(INTERVAL_S)
+                    share = load.share()
+            finally:
+                _free_cores.update(0)

@@ -120,7 +120,7 @@ def test_deform_conv2d_gradients(case):
 
 def test_deform_conv2d_second_derivatives_of_the_fused_kernel():
     """The kernel of float32 has a gradient of its own, whose derivatives equal those of the reference."""
-    for case in ("dense", "depth-wise"):
+    for case in ("dense", "grouped", "depth-wise"):
         *sizes, options = CASES[case]
         tensors, options = draw(*sizes, **options)
         results = []
@@ -160,7 +160,7 @@ def test_deform_conv2d_forward_over_reverse_of_the_fused_kernel(case, has_bias):
                 assert_close(actual.double(), each, rtol=1e-4, atol=1e-4 * float(each.abs().max()))
 
 
-@pytest.mark.parametrize("case", ["dense", "depth-wise"])
+@pytest.mark.parametrize("case", ["dense", "grouped", "depth-wise"])
 def test_deform_conv2d_forward_mode_in_float32(case):
     """In forward mode the fused kernel, which has no tangents, does not run."""
     *sizes, options = CASES[case]
@@ -179,9 +179,8 @@ def test_deform_conv2d_forward_mode_in_float32(case):
 
 
 def test_deform_conv2d_opcheck():
-    for case in ("dense", "depth-wise"):
-        *sizes, options = CASES[case]
-        tensors, options = draw(*sizes, **options)
+    for groups in (1, 2, 8):
+        tensors, _ = draw(2, 8, 8, 5, 6, groups=groups, padding=1)
         input, offset, weight, bias, mask = (t.float().requires_grad_() for t in tensors)
         arguments = (1, 3, 3, 1, 1, 1, 1, 1, 1, 1.0, False, False)
         torch.library.opcheck(torch.ops.danet.deform_conv2d.default, (input, offset, mask, weight, bias, *arguments))
@@ -224,9 +223,10 @@ def test_deform_conv2d_half_dtypes_and_autocast(groups, dtype):
     assert_close(cast, out, rtol=0, atol=0)
 
 
-def test_deform_conv2d_keeps_no_samples_for_the_backward_pass():
+@pytest.mark.parametrize("groups", [1, 4, 32], ids=["dense", "grouped", "depth-wise"])
+def test_deform_conv2d_keeps_no_samples_for_the_backward_pass(groups):
     """Between forward and backward, memory holds the arguments and the result, not the K * C samples per pixel."""
-    tensors, options = draw(1, 32, 32, 40, 40, padding=1)
+    tensors, options = draw(1, 32, 32, 40, 40, groups=groups, padding=1)
     leaves = [t.float().requires_grad_() for t in tensors]
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):

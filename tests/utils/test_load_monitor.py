@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from danet.utils import load_monitor
-from danet.utils.load_monitor import CPU_TIMES, OtherLoad
+from danet.utils.load_monitor import CPU_TIMES, FreeCores, OtherLoad
 from danet.utils.threads import available_cores
 
 pytestmark = pytest.mark.skipif(not CPU_TIMES.is_file(), reason="only Linux counts the load in /proc/stat")
@@ -62,6 +62,7 @@ def test_short_waits_lets_waiting_threads_sleep(waits, spins):
 def test_monitor_enters_short_waits_only_while_others_use_the_cores(monkeypatch):
     events = []
     shares = iter([0.05, 0.2, 0.5, 0.2, 0.11, 0.05, 0.0, 0.9])
+    free_before = []  # the number of free cores before each measurement
 
     class Ended(Exception):
         pass
@@ -69,71 +70,91 @@ def test_monitor_enters_short_waits_only_while_others_use_the_cores(monkeypatch)
     class Load:
         def share(self):
             try:
+                free_before.append(free.free)
                 events.append(next(shares))
             except StopIteration:
                 raise Ended from None
             return events[-1]
 
-    threads = load_monitor._Threads()
+    free = FreeCores(20)
 
     class ShortWaits:
         def __enter__(self):
             events.append("enter")
 
         def __exit__(self, *_):
-            events.append(f"leave with {threads.free_share:g} of the cores")
+            events.append(f"leave with {free.free} free cores")
 
     monkeypatch.setattr(load_monitor, "OtherLoad", Load)
-    monkeypatch.setattr(load_monitor, "_threads", threads)
+    monkeypatch.setattr(load_monitor, "_free_cores", free)
     monkeypatch.setattr(load_monitor, "short_waits", ShortWaits)
     monkeypatch.setattr(load_monitor, "INTERVAL_S", 0)
     with pytest.raises(Ended):
         load_monitor._watch()
-    quiet, busy = "leave with 1 of the cores", "leave with 0.1 of the cores"
-    assert events == [0.05, 0.2, 0.5, "enter", 0.2, 0.11, 0.05, quiet, 0.0, 0.9, "enter", busy]
+    left = "leave with 20 free cores"
+    assert events == [0.05, 0.2, 0.5, "enter", 0.2, 0.11, 0.05, left, 0.0, 0.9, "enter", left]
+    assert free_before == [20, 20, 20, 10, 16, 18, 20, 20, 2]
 
 
 @pytest.fixture
-def monitored(monkeypatch):
-    """The thread numbers of a monitor that may change them; the monitor itself is not started."""
-    threads = load_monitor._Threads()
-    threads.is_adapted = True
-    monkeypatch.setattr(load_monitor, "_threads", threads)
-    return threads
+def free_cores(monkeypatch):
+    """Returns a function that sets up the free cores of a process that may use `cores` cores; no monitor is started."""
+
+    def set_up(cores: int, may_change: bool = True) -> FreeCores:
+        free = FreeCores(cores)
+        free.may_change = may_change
+        monkeypatch.setattr(load_monitor, "_free_cores", free)
+        return free
+
+    return set_up
 
 
 @pytest.mark.parametrize(
-    ("most", "others", "wanted"), [(2, 0.5, 1), (2, 0.15, 2), (8, 0.5, 4), (8, 0.3, 6), (3, 1.0, 1), (1, 0.6, 1)]
+    ("cores", "threads", "shares", "expected"),
+    [
+        # The load is measured again and again; the number of threads after each measurement.
+        (2, 2, [0.5, 0.67, 0.67, 0.0], [1, 1, 1, 2]),
+        (2, 2, [0.15, 0.3, 0.05], [2, 1, 2]),
+        # Eight busy programs on eight cores: fewer threads get a smaller share, but there are not fewer cores for them.
+        (8, 8, [0.5, 0.67, 0.67], [4, 4, 4]),
+        # Programs end: their cores are used at once. Others start while all threads are used: the number falls again.
+        (8, 8, [0.5, 0.3, 0.0, 0.5], [4, 6, 8, 4]),
+        # More cores than threads, as with a CPU quota: cores without load are enough.
+        (64, 2, [0.5, 0.9, 0.99], [2, 2, 1]),
+        (4, 4, [1.0], [1]),
+        (1, 1, [0.6], [1]),
+    ],
 )
-def test_threads_are_as_many_as_the_cores_that_others_leave(monitored, most, others, wanted):
-    torch.set_num_threads(most)
-    load_monitor.use_free_cores()
-    assert torch.get_num_threads() == most
-    monitored.free_share = 1 - others
-    for _ in range(2):  # the second call compares with the number at the start, too
+def test_threads_are_as_many_as_the_cores_that_others_leave(free_cores, cores, threads, shares, expected):
+    free = free_cores(cores)
+    torch.set_num_threads(threads)
+    used = []
+    for share in shares:
+        free.update(share)
         load_monitor.use_free_cores()
-        assert torch.get_num_threads() == wanted
-    monitored.free_share = 1.0
-    load_monitor.use_free_cores()
-    assert torch.get_num_threads() == most
+        used.append(torch.get_num_threads())
+    assert used == expected
+    load_monitor.use_all_threads()
+    assert torch.get_num_threads() == threads
 
 
-def test_threads_stay_as_they_are_without_a_monitor(monitored):
-    monitored.is_adapted = False
-    monitored.free_share = 0.5
+def test_threads_stay_as_they_are_if_the_user_has_chosen_them(free_cores):
+    free = free_cores(2, may_change=False)
+    free.update(0.5)
     torch.set_num_threads(2)
     load_monitor.use_free_cores()
     assert torch.get_num_threads() == 2
 
 
 BUSY_COMMAND = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 from danet.utils import cli, load_monitor
 
 def command(options):
     import torch
     before = torch.get_num_threads()
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(before)]
+    cores = len(os.sched_getaffinity(0))
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
     try:
         for _ in range(100):
             load_monitor.use_free_cores()
