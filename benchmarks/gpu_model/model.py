@@ -59,7 +59,9 @@ _UNITS = {
     "integer": (2, tuple(_INTEGER.split())),
     "multiply-add": (1, ("FFMA", "FMUL", "FADD", "IMAD", "HFMA2", "HADD2", "HMUL2")),
     "double": (2, ("DFMA", "DADD", "DMUL", "DSETP")),
-    "matrix": (13, ("HMMA",)),  # mma.sync reaches 60 % of the tensor cores' peak rate on sm_90
+    # 2048 multiply-adds in halves, or 1024 in tf32, which run at half the rate: 4 cycles at the peak rate of sm_90, of
+    # which mma.sync reaches 63 % (Luo et al., arXiv:2402.13499).
+    "matrix": (6.4, ("HMMA",)),
 }
 UNIT_OF = {opcode: unit for unit, (_, opcodes) in _UNITS.items() for opcode in opcodes}
 UNIT_CYCLES = {unit: cycles for unit, (cycles, _) in _UNITS.items()}

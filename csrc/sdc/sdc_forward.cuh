@@ -74,6 +74,16 @@ struct AxisWeights {
   }
 };
 
+// The number of blocks that must fit into a multiprocessor, and thus share its registers: as many as nvcc compiles
+// without spilling registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 10
+template <typename T>
+constexpr int kForwardBlocks = sizeof(T) == 8 ? 6 : sizeof(T) == 4 ? 7 : 8;
+#else
+template <typename T>
+constexpr int kForwardBlocks = sizeof(T) == 8 ? 6 : 8;
+#endif
+
 // Computes out [N, H_out*W_out, C]: the sums over the taps. Each thread computes kPackets packets (16 bytes) of channels,
 // one work item after the other: it reads 4 * K packets of input for each packet of out. kPacketSize is the number of
 // channels of a packet. Each item reads 3 * K values of offset and mask once.
@@ -81,7 +91,7 @@ struct AxisWeights {
 // NOTE: float32 is limited by the L1 cache. Two packets per thread halve its reads of shared memory. The loop over the
 // taps is not unrolled in float32, because nvcc would spill registers for sm_90 and sm_120.
 template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8) forward_kernel(
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<T>) forward_kernel(
     SdcParams p, SamplingGrid<Compute<T>> sampling, ForwardTiles tiles, ImageView input /* [N, H*W, C] */,
     ImageView offset /* [N, H_out*W_out, G, K, 2] */, ImageView mask /* [N, H_out*W_out, G, K] */,
     T* __restrict__ out /* [N, H_out*W_out, C] */, int group_channels, gpu::Divisor threads_per_item) {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from danet.config import ModelConfig
@@ -69,8 +70,12 @@ def test_program_of_a_deeper_network_equals_it_with_any_number_of_threads(shape,
     for dtype in dtypes():
         deployed = trained(ModelConfig(name="danet_s")).deploy(dtype=dtype)
         num_threads(1)
-        expected = layer_by_layer(deployed, images)
+        single = layer_by_layer(deployed, images)
         num_threads(threads)
+        # The number of threads may change the last bits of torch's convolutions in the network.
+        expected = layer_by_layer(deployed, images)
+        for one, other in zip(tensors(expected), tensors(single), strict=True):
+            assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
         for _ in range(3):
             output = deployed(images)
             assert all(torch.equal(*pair) for pair in zip(tensors(output), tensors(expected), strict=True))
