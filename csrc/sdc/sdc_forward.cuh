@@ -78,7 +78,9 @@ struct AxisWeights {
 // without spilling registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 10
 template <typename T>
-constexpr int kForwardBlocks = sizeof(T) == 8 ? 6 : sizeof(T) == 4 ? 7 : 8;
+constexpr int kForwardBlocks = sizeof(T) == 8   ? 6
+                               : sizeof(T) == 4 ? 7
+                                                : 8;
 #else
 template <typename T>
 constexpr int kForwardBlocks = sizeof(T) == 8 ? 6 : 8;
