@@ -293,11 +293,13 @@ struct JoinedGroups {
   static bool are_needed(const SdcParams& p) {
     return p.G > 1 && (p.offset_group_stride != 2 * p.K || p.mask_group_stride != p.K);
   }
-  DANET_INLINE void read(const SdcParams& p, const T* offsets, const T* masks, int64_t groups) {
-    for (int64_t g = 0; g < groups; ++g) {
+  DANET_INLINE void read_offsets(const SdcParams& p, const T* offsets, int64_t groups) {
+    for (int64_t g = 0; g < groups; ++g)
       for (int64_t j = 0; j < 2 * p.K; ++j) offset[g * 2 * p.K + j] = offsets[g * p.offset_group_stride + j];
+  }
+  DANET_INLINE void read_masks(const SdcParams& p, const T* masks, int64_t groups) {
+    for (int64_t g = 0; g < groups; ++g)
       for (int64_t k = 0; k < p.K; ++k) mask[g * p.K + k] = masks[g * p.mask_group_stride + k];
-    }
   }
   DANET_INLINE void write(const SdcParams& p, T* offsets, T* masks, int64_t groups) const {
     for (int64_t g = 0; g < groups; ++g) {
@@ -322,7 +324,7 @@ DANET_INLINE void for_row(
     for (int64_t g = 0; g < p.G; g += taps.groups) {
       const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
       const T *group_offsets = offsets + g * p.offset_group_stride, *group_masks = masks + g * p.mask_group_stride;
-      if (is_joined) joined.read(p, group_offsets, group_masks, groups);
+      if (is_joined) joined.read_offsets(p, group_offsets, groups), joined.read_masks(p, group_masks, groups);
       const TapInputs<A, T> source{
           is_joined ? joined.offset : group_offsets,
           is_joined ? joined.mask : group_masks,
