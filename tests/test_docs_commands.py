@@ -96,11 +96,12 @@ def with_earlier_frames(source: str, target: str) -> None:
 
 @pytest.mark.long
 def test_docs_commands_run(project, capsys):
-    ran = 0
+    left_out = []
     tested_elsewhere = ("danet data import svanstrom", "danet export runs/ir/weights.safetensors --format aoti")
     tested_elsewhere += ("danet evaluate --tracks", "danet track rtsp")  # need annotated videos, and a camera
     for command in sorted(commands(), key=rank):
         if command.startswith(tested_elsewhere):  # need real videos or minutes of compiling
+            left_out.append(command)
             continue
         if command.startswith("danet evaluate"):  # a few steps find no target: use longer trained weights
             if not Path("longer").exists():
@@ -108,9 +109,7 @@ def test_docs_commands_run(project, capsys):
                 assert main(["train", *words, "--epochs", "60", "--lr", "0.003"]) == 0
             shutil.copy("longer/weights.safetensors", shlex.split(command)[2])
         if "openvino" in command and importlib.util.find_spec("openvino") is None:
-            tested_elsewhere += (command,)
             continue
         code = main(shorten(command))
         assert code == 0, f"{command}\n{capsys.readouterr().err}"
-        ran += 1
-    assert ran == len(commands()) - len(tested_elsewhere)
+    assert all(any(command.startswith(begin) for command in left_out) for begin in tested_elsewhere)

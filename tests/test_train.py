@@ -150,16 +150,17 @@ def test_two_processes_match_one(scenes, tmp_path, head, adcr):
     assert main([*options, "--out", str(one)]) == 0
     assert len(losses(one)) == 4
     assert losses(two) == pytest.approx(losses(one), rel=2e-5)
+    # Half a batch is added up in another order than a whole one; four steps amplify the rounding to about 1e-3.
     first, second = (load_file(folder / "last.safetensors") for folder in (one, two))
     assert first.keys() == second.keys()
     for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(second[name], value, rtol=2e-3, atol=1e-4)
     first, second = (load_file(folder / "weights.safetensors") for folder in (one, two))
     torch.manual_seed(0)
     fresh = build_model(ModelConfig(name="danet_nano", head=head)).state_dict()
     assert max((first[name] - value).abs().max().item() for name, value in fresh.items()) > 0.01
     for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(second[name], value, rtol=2e-3, atol=1e-4)
 
 
 def test_resume_without_average_and_validation(run, tmp_path):
