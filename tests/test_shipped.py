@@ -103,6 +103,6 @@ def test_model_card_states_the_file_and_its_figures():
         parts = [figures[criterion][part] for part in ("precision", "recall", "f1")]
         cells = [f"{part['value']:.3f} ({part['low']:.3f}-{part['high']:.3f})" for part in parts]
         assert f"| {name} | {' | '.join(cells)} |" in card
-    assert f"`danet.load()` uses {detector.score_threshold:g} unless" in card
+    assert f"The default threshold of `danet.load()` is {detector.score_threshold:g};" in card
     alarms = figures["false_alarms"]["(all)"]
     assert f"{alarms['value']:.3f} ({alarms['low']:.3f}-{alarms['high']:.3f}) false alarms" in card

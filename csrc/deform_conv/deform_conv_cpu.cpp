@@ -21,8 +21,9 @@ constexpr double kFewPixels = 0.5;
 
 // The number of pixels per block, a multiple of 16. All threads get the same number of blocks if there are few. A weight
 // in place is larger than all samples, and every block reads it: then the blocks are as large as possible.
-int64_t block_pixels(int64_t N, int64_t pixels, int64_t depth, bool is_packed) {
-  const int64_t most = is_packed ? std::max(kMinPixels, std::min(kMaxPixels, kSampleBytes / (4 * depth))) : kMaxPixels;
+int64_t block_pixels(int64_t N, int64_t pixels, int64_t row_size, bool is_packed) {
+  const int64_t most =
+      is_packed ? std::max(kMinPixels, std::min(kMaxPixels, kSampleBytes / (4 * row_size))) : kMaxPixels;
   const int64_t threads = torch::stable::get_num_threads();
   int64_t blocks = std::max<int64_t>(1, (pixels + most - 1) / most);
   if (N > 0 && N * blocks < 8 * threads) blocks = ((N * blocks + threads - 1) / threads * threads + N - 1) / N;
@@ -77,11 +78,11 @@ Tensor deform_conv2d(
   // Compute blocks of pixels.
   const Image x(compact_image(input, p)), offsets(offset), masks(mask);
   const Image out(empty_image(input, {p.N, C_out, p.H_out, p.W_out}));
-  const int64_t block =
-      is_depthwise ? p.W_out : block_pixels(p.N, pixels, depth + (weight_groups > 1 ? group_depth : 0), is_packed);
+  const int64_t row_size = depth + (weight_groups > 1 ? group_depth : 0);  // samples of a pixel, and those of one group
+  const int64_t block = is_depthwise ? p.W_out : block_pixels(p.N, pixels, row_size, is_packed);
   const int64_t blocks = (pixels + block - 1) / block;
   const int64_t scratch_size = is_depthwise ? depth
-                               : is_packed  ? block * (depth + (weight_groups > 1 ? group_depth : 0))
+                               : is_packed  ? block * row_size
                                             : kernels.few_pixels_scratch(C_out, depth, block);
   const int64_t cost = block * (4 * p.G * p.K + depth / 2 + (is_depthwise ? 0 : group_depth * C_out / 16));
   parallel_for(p.N * blocks, cost, [&](int64_t begin, int64_t end) {

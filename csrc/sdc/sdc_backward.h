@@ -178,8 +178,7 @@ void backward(
   TapTable<A> taps(p);
   const CellBounds bounds(p, input, 0, p.H), grad_bounds(p, grad_input, first, last);
   const int64_t group_channels = p.C / p.G;
-  JoinedGroups<T> joined;
-  const bool is_joined = JoinedGroups<T>::are_needed(p);
+  JoinedGroups<T> joined(p);
   for (int64_t y = 0; y < p.H_out; ++y) {
     // Skip output rows that neither belong to [begin, end) nor sample rows [first, last).
     bool own = y >= begin && y < end, within = true, touched = true;
@@ -203,9 +202,9 @@ void backward(
             T* grad_offsets = grad_offset.pixel<T>(n, i) + g * p.offset_group_stride;
             T* grad_masks = grad_mask.pixel<T>(n, i) + g * p.mask_group_stride;
             write_gradients(
-                p, taps, source.num_taps, inside, is_joined ? joined.offset : grad_offsets,
-                is_joined ? joined.mask : grad_masks);
-            if (is_joined) joined.write(p, grad_offsets, grad_masks, groups);
+                p, taps, source.num_taps, inside, joined.is_needed ? joined.offset : grad_offsets,
+                joined.is_needed ? joined.mask : grad_masks);
+            if (joined.is_needed) joined.write(p, grad_offsets, grad_masks, groups);
           }
           // Add to grad_input.
           if (touched) {

@@ -74,16 +74,12 @@ struct AxisWeights {
   }
 };
 
-// The number of blocks that must fit into a multiprocessor, and thus share its registers: as many as nvcc compiles
+// The number of float32 blocks that must fit into a multiprocessor, and thus share its registers: as many as nvcc compiles
 // without spilling registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 10
-template <typename T>
-constexpr int kForwardBlocks = sizeof(T) == 8   ? 6
-                               : sizeof(T) == 4 ? 7
-                                                : 8;
+constexpr int kFloatBlocks = 7;
 #else
-template <typename T>
-constexpr int kForwardBlocks = sizeof(T) == 8 ? 6 : 8;
+constexpr int kFloatBlocks = 8;
 #endif
 
 // Computes out [N, H_out*W_out, C]: the sums over the taps. Each thread computes kPackets packets (16 bytes) of channels,
@@ -93,10 +89,14 @@ constexpr int kForwardBlocks = sizeof(T) == 8 ? 6 : 8;
 // NOTE: float32 is limited by the L1 cache. Two packets per thread halve its reads of shared memory. The loop over the
 // taps is not unrolled in float32, because nvcc would spill registers for sm_90 and sm_120.
 template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks<T>) forward_kernel(
-    SdcParams p, SamplingGrid<Compute<T>> sampling, ForwardTiles tiles, ImageView input /* [N, H*W, C] */,
-    ImageView offset /* [N, H_out*W_out, G, K, 2] */, ImageView mask /* [N, H_out*W_out, G, K] */,
-    T* __restrict__ out /* [N, H_out*W_out, C] */, int group_channels, gpu::Divisor threads_per_item) {
+__global__ void __launch_bounds__(
+    kThreads, sizeof(T) == 8   ? 6
+              : sizeof(T) == 4 ? kFloatBlocks
+                               : 8)
+    forward_kernel(
+        SdcParams p, SamplingGrid<Compute<T>> sampling, ForwardTiles tiles, ImageView input /* [N, H*W, C] */,
+        ImageView offset /* [N, H_out*W_out, G, K, 2] */, ImageView mask /* [N, H_out*W_out, G, K] */,
+        T* __restrict__ out /* [N, H_out*W_out, C] */, int group_channels, gpu::Divisor threads_per_item) {
   using A = Compute<T>;
   constexpr int kPackets = sizeof(T) == 4 && kPacketSize > 1 && kTaps > 0 ? 2 : 1;
   const int K = kTaps > 0 ? kTaps : sampling.K, packets = group_channels / kPacketSize;

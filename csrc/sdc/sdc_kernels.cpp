@@ -11,8 +11,7 @@ void find_row_ranges(const SdcParams& p, ImageView offset, int64_t begin, int64_
   using A = Compute<T>;
   constexpr int L = kLanes<A>;
   TapTable<A> taps(p);
-  JoinedGroups<T> joined;
-  const bool is_joined = JoinedGroups<T>::are_needed(p);
+  JoinedGroups<T> joined(p);
   const A scale = A(p.offset_scale), H = A(p.H);
   for (int64_t row = begin; row < end; ++row) {
     int64_t n = row / p.H_out, y = row % p.H_out;
@@ -23,8 +22,7 @@ void find_row_ranges(const SdcParams& p, ImageView offset, int64_t begin, int64_
       for (int64_t g = 0; g < p.G; g += taps.groups) {
         const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g, num_taps = groups * p.K;
         const T* group_offsets = offset.pixel<T>(n, y * p.W_out + x) + g * p.offset_group_stride;
-        if (is_joined) joined.read_offsets(p, group_offsets, groups);
-        PaddedValues<T, 2 * L> offsets(is_joined ? joined.offset : group_offsets, 2 * num_taps);
+        PaddedValues<T, 2 * L> offsets(joined.offsets_of(p, group_offsets, groups), 2 * num_taps);
         for_vectors<L>(num_taps < L ? L : num_taps, [&](int64_t j) {
           Vec<A> dy, dx;
           load_offsets<A>(p, offsets.values, j, dy, dx);

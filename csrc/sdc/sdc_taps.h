@@ -289,18 +289,26 @@ DANET_INLINE void clamp_cells(
 template <typename T>
 struct JoinedGroups {
   T offset[2 * kMaxTaps], mask[kMaxTaps];
+  bool is_needed;  // whether there are gaps
 
-  static bool are_needed(const SdcParams& p) {
-    return p.G > 1 && (p.offset_group_stride != 2 * p.K || p.mask_group_stride != p.K);
-  }
-  DANET_INLINE void read_offsets(const SdcParams& p, const T* offsets, int64_t groups) {
+  explicit JoinedGroups(const SdcParams& p)
+      : is_needed(p.G > 1 && (p.offset_group_stride != 2 * p.K || p.mask_group_stride != p.K)) {}
+
+  // Returns `offsets`, or a copy of them without gaps.
+  DANET_INLINE const T* offsets_of(const SdcParams& p, const T* offsets, int64_t groups) {
+    if (!is_needed) return offsets;
     for (int64_t g = 0; g < groups; ++g)
       for (int64_t j = 0; j < 2 * p.K; ++j) offset[g * 2 * p.K + j] = offsets[g * p.offset_group_stride + j];
+    return offset;
   }
-  DANET_INLINE void read_masks(const SdcParams& p, const T* masks, int64_t groups) {
+  // Returns `masks`, or a copy of them without gaps.
+  DANET_INLINE const T* masks_of(const SdcParams& p, const T* masks, int64_t groups) {
+    if (!is_needed) return masks;
     for (int64_t g = 0; g < groups; ++g)
       for (int64_t k = 0; k < p.K; ++k) mask[g * p.K + k] = masks[g * p.mask_group_stride + k];
+    return mask;
   }
+  // Writes the copies back to tensors with gaps.
   DANET_INLINE void write(const SdcParams& p, T* offsets, T* masks, int64_t groups) const {
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t j = 0; j < 2 * p.K; ++j) offsets[g * p.offset_group_stride + j] = offset[g * 2 * p.K + j];
@@ -318,16 +326,13 @@ DANET_INLINE void for_row(
   using A = Compute<T>;
   const A center_y = A(sdc_center(p, 0)) + A(y * p.stride[0]), center_x = A(sdc_center(p, 1));
   const T *offsets = offset.pixel<T>(n, y * p.W_out), *masks = mask.pixel<T>(n, y * p.W_out);
-  JoinedGroups<T> joined;
-  const bool is_joined = JoinedGroups<T>::are_needed(p);
+  JoinedGroups<T> joined(p);
   for (int64_t x = 0; x < p.W_out; ++x, offsets += offset.pixel_stride, masks += mask.pixel_stride)
     for (int64_t g = 0; g < p.G; g += taps.groups) {
       const int64_t groups = g + taps.groups <= p.G ? taps.groups : p.G - g;
-      const T *group_offsets = offsets + g * p.offset_group_stride, *group_masks = masks + g * p.mask_group_stride;
-      if (is_joined) joined.read_offsets(p, group_offsets, groups), joined.read_masks(p, group_masks, groups);
       const TapInputs<A, T> source{
-          is_joined ? joined.offset : group_offsets,
-          is_joined ? joined.mask : group_masks,
+          joined.offsets_of(p, offsets + g * p.offset_group_stride, groups),
+          joined.masks_of(p, masks + g * p.mask_group_stride, groups),
           center_y,
           center_x + A(x * p.stride[1]),
           groups * p.K,

@@ -7,8 +7,8 @@ samples of equation 1 of `danet.ops.sdc` (offset_scale 1, no softmax), times the
     out[n, o, y, x] = bias[o] + sum over c of the weight group of o, k < K of  weight[o, c, k] * sample[n, c, k, y, x]
 
 On the CPU, one kernel computes all layers in float32: it multiplies the samples of a block of pixels while they are in
-the cache. Elsewhere `deform_im2col` lays out the samples as [N, K*C, H_out, W_out], and a matrix
-product of torch with the weight does the rest. So does the backward pass, which computes the samples again.
+the cache. Elsewhere `deform_im2col` lays out the samples as [N, K*C, H_out, W_out], and torch multiplies them by the
+weight. So does the backward pass, which computes the samples again.
 """
 
 import math
@@ -245,8 +245,6 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple:
     if needs_input or needs_offset or needs_mask:
         if is_depthwise:
             grad_samples = rows.unsqueeze(1) * weight.reshape(C, K).T.contiguous()
-        elif groups == 1:
-            grad_samples = rows @ weight.permute(0, 2, 3, 1).reshape(C_out, K * C)
         else:
             matrices = weight.permute(0, 2, 3, 1).reshape(groups, C_out // groups, K * C_group)
             grad_samples = torch.bmm(_by_weight_group(rows, 1, groups), matrices)

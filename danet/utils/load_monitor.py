@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from danet.utils.threads import affinity_cores
+
 CPU_TIMES = Path("/proc/stat")
 """File in which Linux reports the busy and idle time of each CPU."""
 INTERVAL_S = 1.0
@@ -112,8 +114,8 @@ class FreeCores:
     def update(self, share: float) -> None:
         """Sets ``free`` from the fraction of the cores' time that other programs use.
 
-        With fewer threads, others take a larger share of the cores, which does not mean that they need more of them.
-        Therefore the number only rises, except while all threads are used.
+        While this process uses fewer threads, the share of the others grows even if no program was started. Therefore
+        ``free`` can fall only while all threads are used.
         """
         free = round(self.cores * (1 - share))
         uses_all = self.initial == 0 or self.free >= self.initial
@@ -125,7 +127,7 @@ class FreeCores:
         return min(self.initial, max(1, self.free))
 
 
-_free_cores = FreeCores(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+_free_cores = FreeCores(affinity_cores())
 
 
 def use_free_cores() -> None:

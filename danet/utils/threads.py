@@ -25,10 +25,16 @@ def available_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> i
         True
     """
     quota = cpu_quota(cgroups, membership)
-    return _affinity_cores() if quota is None else max(1, min(_affinity_cores(), int(quota)))
+    return affinity_cores() if quota is None else max(1, min(affinity_cores(), int(quota)))
 
 
-def _affinity_cores() -> int:
+def affinity_cores() -> int:
+    """CPU cores on which this process may run, by its CPU affinity; all cores where the system has none.
+
+    Example:
+        >>> affinity_cores() >= 1
+        True
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -106,7 +112,7 @@ def prepare_threads(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> b
     if "torch" in sys.modules:
         return False
     cores = available_cores(cgroups, membership)
-    if cores < _affinity_cores():
+    if cores < affinity_cores():
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
         return False
