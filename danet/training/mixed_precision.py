@@ -21,13 +21,21 @@ TIMED_STEPS = 3
 
 
 def may_be_faster() -> bool:
-    """Whether mixed precision may be faster on this processor: it needs a matrix unit for bfloat16.
+    """Whether mixed precision may be faster on this processor: it needs instructions that multiply bfloat16 values.
+
+    These are a matrix unit (Intel AMX), or AVX512_BF16 (AMD EPYC since Zen 4, Intel Xeon since Cooper Lake). Other
+    processors convert all values to float32 and back.
 
     Example:
         >>> may_be_faster() in (True, False)
         True
     """
-    return info()["matrix_unit"] != "none"
+    facts = info()
+    if facts["matrix_unit"] != "none":
+        return True
+    # Older versions of torch do not have this function.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return facts["instruction_set"] in ("AVX-512", "none") and bool(capabilities.get("avx512_bf16"))
 
 
 def choose_amp(model: DANet, images: Tensor) -> tuple[Literal["off", "bfloat16"], str]:

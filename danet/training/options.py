@@ -249,8 +249,9 @@ class TrainOptions:
     themselves."""
 
     amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
-    """Dtype of automatic mixed precision. auto: bfloat16 on CUDA (float16 on GPUs without it); on CPUs with a matrix
-    unit (Intel AMX), bfloat16 if a measured step is at least 1.2 times as fast; off on other CPUs."""
+    """Dtype of automatic mixed precision. auto: bfloat16 on CUDA (float16 on GPUs without it); on CPUs with
+    bfloat16 instructions (AMX or AVX512_BF16), bfloat16 if a measured step is at least 1.2 times as fast; off on other
+    CPUs."""
 
     freeze_norm: bool = False
     """Keep the running statistics of batch normalization fixed, so that images of a batch do not affect each other."""

@@ -371,7 +371,11 @@ class Trainer:
     def _save(self) -> None:
         if self.log and self.lock:
             self.lock.check()  # a removed folder would be created again, with this file only
-            self.state.save(self.folder / STATE, self._identity())
+            try:
+                self.state.save(self.folder / STATE, self._identity())
+            except UserError:
+                self.lock.check()  # the reason may be that the folder was removed while the file was written
+                raise
             self._saved_step = self.state.progress.step
         self._saved_at = time.monotonic()
 

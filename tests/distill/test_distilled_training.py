@@ -28,6 +28,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 STUDENT = ModelConfig(name="danet_nano", widths=[8, 16, 32, 64], depths=[1, 1, 1, 1], neck_width=16)
 SHAPE = ["--model.widths", "[8, 16, 32, 64]", "--model.depths", "[1, 1, 1, 1]", "--model.neck_width", "16"]
 COMMON = [*SHAPE, "--no-plots", "--threads", "1", "--quiet", "true", "--augmentation.crop", "[64, 64]"]
+COMMON += ["--amp", "off"]  # auto chooses by measured times, so that two runs may differ
 SMALL = ["--model.name", "danet_nano", *COMMON]
 # Drones have 7 to 14 pixels, so that all three scales occur.
 SCALES = ["--scale_edges", "9", "10.5", "--augmentation.scale", "[0.8, 1.2]"]

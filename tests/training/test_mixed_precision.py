@@ -12,7 +12,7 @@ from danet.config import ModelConfig
 from danet.models import build_model
 from danet.train import main
 from danet.training import TrainOptions, train
-from danet.training.mixed_precision import MIN_SPEEDUP, choose_amp, measure_speedup
+from danet.training.mixed_precision import MIN_SPEEDUP, choose_amp, may_be_faster, measure_speedup
 from danet.training.run_folder import CONFIG, STATE, WEIGHTS
 
 
@@ -33,6 +33,27 @@ def test_choice_by_speedup(monkeypatch, model, speedup, amp):
     monkeypatch.setattr(mixed_precision, "measure_speedup", lambda model, images: speedup)
     chosen, reason = choose_amp(model, torch.zeros(1, 1, 64, 64))
     assert chosen == amp and reason.startswith(f"a training step is {speedup:.3f} times as fast in bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("matrix_unit", "instruction_set", "capabilities", "expected"),
+    [
+        ("AMX", "AVX-512", {}, True),
+        ("none", "AVX-512", {"avx512_bf16": True}, True),
+        ("none", "AVX-512", {"avx512_bf16": False}, False),
+        ("none", "AVX2 and FMA", {"avx512_bf16": True}, False),  # DANET_CPU_CAPABILITY=avx2
+        ("none", "none", {"avx512_bf16": True}, True),  # reference operators
+        ("none", "AVX-512", None, False),  # a torch without this function
+    ],
+)
+def test_which_processors_are_measured(monkeypatch, matrix_unit, instruction_set, capabilities, expected):
+    facts = {"matrix_unit": matrix_unit, "instruction_set": instruction_set}
+    monkeypatch.setattr(mixed_precision, "info", lambda: facts)
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert may_be_faster() is expected
 
 
 def test_run_stores_the_choice_and_keeps_it_on_resume(monkeypatch, tmp_path, capsys):

@@ -34,6 +34,7 @@ from danet.utils import cli
 from danet.utils.errors import FaultError, UserError
 
 SMALL = ["--model.name", "danet_nano", "--threads", "1", "--quiet", "--augmentation.crop", "64x64", "--batch", "4"]
+SMALL += ["--amp", "off"]  # auto chooses by measured times, so that two runs may differ
 
 
 @pytest.fixture(scope="module")
