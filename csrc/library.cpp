@@ -56,15 +56,13 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def("prepare_rep_conv(Tensor weight, int stride, ScalarType? input_dtype=None) -> Tensor");
   // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32, or bfloat16 if
   // there is a matrix unit -> packed weights for images of that dtype; their layout depends on the instruction set and
-  // may change between versions. sdc_mean needs no expand and reduce
+  // may change between versions
   library.def(
-      "prepare_safem(Tensor depthwise, Tensor depthwise_bias, Tensor predictor, Tensor predictor_bias, Tensor? expand, "
-      "Tensor? expand_bias, Tensor? reduce, Tensor? reduce_bias, int groups) -> Tensor");
+      "prepare_safem(Tensor depthwise, Tensor depthwise_bias, Tensor predictor, Tensor predictor_bias, Tensor expand, "
+      "Tensor expand_bias, Tensor reduce, Tensor reduce_bias, int groups) -> Tensor");
   // input [N, C, H, W], up [N, 4*C, ceil(H / 2), ceil(W / 2)], weight [N, C] -> [N, C, H, W]; forward only
   library.def("safem(Tensor input, Tensor prepared, Tensor? up, Tensor? weight, int groups, float scale) -> Tensor");
-  // input [N, C, H, W] -> [N, C, 1, 1]; forward only
-  library.def("sdc_mean(Tensor input, Tensor prepared, int groups) -> Tensor");
-  // input [N, C, H, W], prepared with expand and reduce -> [N, C]; forward only
+  // input [N, C, H, W] -> [N, C]; forward only
   library.def("acfa_weight(Tensor input, Tensor prepared, int groups) -> Tensor");
   // image [N, C, H, W] -> the values of `outputs` after the program (program/program.h) has run; forward only
   library.def(

@@ -10,9 +10,9 @@
 //
 // up[n, c, y, x] is channel ((y % 2) * 2 + x % 2) * C + c of pixel (y / 2, x / 2) of a feature map of half the size:
 // the output of a 2x2 transposed convolution of stride 2 before its pixels are moved to their places. w_g of SDC is
-// folded into expand, and batch norms into the convolutions before them. sdc_mean is the mean of z over the pixels of
-// an image. acfa_weight is the channel weight w_d of ACFA (equation 4): sigmoid(reduce gelu(expand mean + expand_bias) +
-// reduce_bias) of that mean.
+// folded into expand, and batch norms into the convolutions before them. acfa_weight is the channel weight w_d of ACFA
+// (equation 4): sigmoid(reduce gelu(expand mean + expand_bias) + reduce_bias), where mean is that of z over the pixels of
+// an image.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,6 @@ namespace danet {
 struct SafemParams {
   int64_t N, C, H, W, G;
   double scale;
-  bool has_attention;  // false for sdc_mean: only z is computed, and prepared holds neither expand nor reduce
 };
 
 constexpr int64_t kSafemTaps = 9;

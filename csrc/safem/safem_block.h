@@ -54,10 +54,10 @@ struct WeightLayout {
     predictor = depthwise_bias + C;
     predictor_bias = predictor + Layer<T>::weight_size(predicted, p.C);
     expand = predictor_bias + Layer<T>::padded(predicted);
-    expand_bias = expand + (p.has_attention ? Layer<T>::weight_size(2 * p.C, p.C) : 0);
-    reduce = expand_bias + (p.has_attention ? hidden : 0);
-    reduce_bias = reduce + (p.has_attention ? Layer<T>::weight_size(p.C, 2 * p.C) : 0);
-    size = reduce_bias + (p.has_attention ? C : 0);
+    expand_bias = expand + Layer<T>::weight_size(2 * p.C, p.C);
+    reduce = expand_bias + hidden;
+    reduce_bias = reduce + Layer<T>::weight_size(p.C, 2 * p.C);
+    size = reduce_bias + C;
   }
 };
 
@@ -75,7 +75,6 @@ void prepare(const SafemParams& p, const SafemWeights& weights, float* prepared)
   std::memcpy(prepared + layout.depthwise_bias, weights.depthwise_bias, size_t(p.C) * sizeof(float));
   Source<T>::prepare_predictor(weights.predictor, predicted, p.C, prepared + layout.predictor);
   std::memcpy(prepared + layout.predictor_bias, weights.predictor_bias, size_t(predicted) * sizeof(float));
-  if (!p.has_attention) return;
   Layer<T>::prepare(weights.expand, 2 * p.C, p.C, prepared + layout.expand);
   std::memcpy(prepared + layout.expand_bias, weights.expand_bias, size_t(2 * p.C) * sizeof(float));
   Layer<T>::prepare(weights.reduce, p.C, 2 * p.C, prepared + layout.reduce);

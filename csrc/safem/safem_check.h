@@ -10,9 +10,9 @@
 
 namespace danet {
 
-inline SafemParams check_safem(const char* op, const Tensor& input, int64_t groups, double scale, bool has_attention) {
+inline SafemParams check_safem(const char* op, const Tensor& input, int64_t groups, double scale) {
   check_input(op, input);
-  const SafemParams p{input.size(0), input.size(1), input.size(2), input.size(3), groups, scale, has_attention};
+  const SafemParams p{input.size(0), input.size(1), input.size(2), input.size(3), groups, scale};
   // The kernels compute coordinates in float32.
   DANET_CHECK(p.H <= 1 << 24 && p.W <= 1 << 24, op, ": an image must have at most 2^24 rows and columns");
   check_sdc_limits<std::runtime_error>(op, check_sdc<std::runtime_error>(op, sdc_options(p), SdcLayout::kSdc), p.C);

@@ -29,36 +29,28 @@ const SafemKernels& kernels_of(const char* op, ScalarType type) {
                                    : DANET_TILE_KERNELS(safem_tile_kernels);
 }
 
-// Packs the weights (see safem.h) for images of their dtype. sdc_mean needs no expand and reduce.
+// Packs the weights (see safem.h) for images of their dtype.
 Tensor prepare_safem(
     const Tensor& depthwise, const Tensor& depthwise_bias, const Tensor& predictor, const Tensor& predictor_bias,
-    const std::optional<Tensor>& expand, const std::optional<Tensor>& expand_bias, const std::optional<Tensor>& reduce,
-    const std::optional<Tensor>& reduce_bias, int64_t groups) {
+    const Tensor& expand, const Tensor& expand_bias, const Tensor& reduce, const Tensor& reduce_bias, int64_t groups) {
   const char* op = "prepare_safem";
   const int64_t C = depthwise.size(0), predicted = 3 * kSafemTaps * groups;
-  const bool has_attention = expand && expand_bias && reduce && reduce_bias;
-  const SafemParams p{0, C, 1, 1, groups, 1, has_attention};  // the layout does not depend on the size of the images
+  const SafemParams p{0, C, 1, 1, groups, 1};  // the layout does not depend on the size of the images
   check_sdc<std::runtime_error>(op, sdc_options(p), SdcLayout::kSdc);
   std::vector<Tensor> converted;  // keeps the float32 copies of weights in bfloat16
   const auto values = [&](const char* name, const Tensor& weight, int64_t count) {
     converted.push_back(torch::stable::to(weight, ScalarType::Float));
     return floats(op, name, converted.back(), count);
   };
-  SafemWeights weights{
+  const SafemWeights weights{
       values("depthwise", depthwise, C * kSafemTaps),
       values("depthwise_bias", depthwise_bias, C),
       values("predictor", predictor, predicted * C),
       values("predictor_bias", predictor_bias, predicted),
-      nullptr,
-      nullptr,
-      nullptr,
-      nullptr};
-  if (has_attention) {
-    weights.expand = values("expand", *expand, 2 * C * C);
-    weights.expand_bias = values("expand_bias", *expand_bias, 2 * C);
-    weights.reduce = values("reduce", *reduce, 2 * C * C);
-    weights.reduce_bias = values("reduce_bias", *reduce_bias, C);
-  }
+      values("expand", expand, 2 * C * C),
+      values("expand_bias", expand_bias, 2 * C),
+      values("reduce", reduce, 2 * C * C),
+      values("reduce_bias", reduce_bias, C)};
   const SafemKernels& kernels = kernels_of(op, depthwise.scalar_type());
   const Tensor prepared = torch::stable::empty({kernels.prepared_size(p)}, ScalarType::Float);
   kernels.prepare(p, weights, static_cast<float*>(prepared.mutable_data_ptr()));
@@ -104,7 +96,7 @@ Tensor make_pairs(const SafemParams& p, const SafemKernels& kernels, const Image
 Tensor safem(
     const Tensor& input, const Tensor& prepared, const std::optional<Tensor>& up, const std::optional<Tensor>& weight,
     int64_t groups, double scale) {
-  const SafemParams p = check_safem("safem", input, groups, scale, true);
+  const SafemParams p = check_safem("safem", input, groups, scale);
   const SafemKernels& kernels = kernels_of("safem", input.scalar_type());
   const float* weights = floats("safem", "prepared", prepared, kernels.prepared_size(p));
   check_levels(p, input, up, weight);
@@ -153,19 +145,10 @@ void compute_means(
     }
 }
 
-Tensor sdc_mean(const Tensor& input, const Tensor& prepared, int64_t groups) {
-  const SafemParams p = check_safem("sdc_mean", input, groups, 1, false);
-  const SafemKernels& kernels = kernels_of("sdc_mean", input.scalar_type());
-  const float* weights = floats("sdc_mean", "prepared", prepared, kernels.prepared_size(p));
-  const Tensor mean = torch::stable::empty({p.N, p.C, 1, 1}, ScalarType::Float);
-  compute_means(p, kernels, input, weights, static_cast<float*>(mean.mutable_data_ptr()));
-  return torch::stable::to(mean, input.scalar_type());
-}
-
 }  // namespace
 
 Tensor acfa_weight(const Tensor& input, const Tensor& prepared, int64_t groups) {
-  const SafemParams p = check_safem("acfa_weight", input, groups, 1, true);
+  const SafemParams p = check_safem("acfa_weight", input, groups, 1);
   const SafemKernels& kernels = kernels_of("acfa_weight", input.scalar_type());
   const float* weights = floats("acfa_weight", "prepared", prepared, kernels.prepared_size(p));
   const Tensor result = torch::stable::empty({p.N, p.C}, ScalarType::Float);
@@ -180,7 +163,6 @@ Tensor acfa_weight(const Tensor& input, const Tensor& prepared, int64_t groups) 
 STABLE_TORCH_LIBRARY_IMPL(danet, CPU, library) {
   library.impl("prepare_safem", TORCH_BOX(&prepare_safem));
   library.impl("safem", TORCH_BOX(&safem));
-  library.impl("sdc_mean", TORCH_BOX(&sdc_mean));
   library.impl("acfa_weight", TORCH_BOX(&acfa_weight));
 }
 

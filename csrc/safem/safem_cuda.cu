@@ -116,7 +116,7 @@ void with_half_type(const char* op, const Tensor& tensor, const Body& body) {
 Tensor safem(
     const Tensor& input, const Tensor& prepared, const std::optional<Tensor>& up, const std::optional<Tensor>& weight,
     int64_t groups, double scale) {
-  const SafemParams p = check_safem("safem", input, groups, scale, true);
+  const SafemParams p = check_safem("safem", input, groups, scale);
   check_levels(p, input, up, weight);
   check_limits("safem", p);
   const DeviceGuard device_guard(input);
@@ -146,7 +146,7 @@ Tensor safem(
 }
 
 Tensor acfa_weight(const Tensor& input, const Tensor& prepared, int64_t groups) {
-  const SafemParams p = check_safem("acfa_weight", input, groups, 1, true);
+  const SafemParams p = check_safem("acfa_weight", input, groups, 1);
   check_limits("acfa_weight", p);
   const DeviceGuard device_guard(input);
   const Tensor weight = torch::stable::empty({p.N, p.C}, input.scalar_type(), std::nullopt, input.device());

@@ -28,8 +28,6 @@ from danet.ops.fused_safem import (
     prepare_safem,
     safem,
     safem_reference,
-    sdc_mean,
-    sdc_mean_reference,
 )
 from danet.ops.info import describe, info
 from danet.ops.layers import (
@@ -83,8 +81,6 @@ __all__ = [
     "safem",
     "safem_reference",
     "sdc",
-    "sdc_mean",
-    "sdc_mean_reference",
     "sdc_reference",
     "softmax_gate",
     "softmax_gate_reference",

@@ -37,20 +37,18 @@ from danet.ops.softmax_gate import softmax_gate, softmax_gate_reference
 
 @dataclass(frozen=True, eq=False)
 class PreparedSafem:
-    """The weights of `safem` and `sdc_mean`, from `prepare_safem`. Do not save them: `packed` depends on the processor.
+    """The weights of `safem` and `acfa_weight`, from `prepare_safem`.
 
     depthwise is [C, 1, 3, 3], predictor [27*G, C, 1, 1], expand [2*C, C, 1, 1] and reduce [C, 2*C, 1, 1]; each bias has
-    one value per output channel. expand and reduce are None if the weights are for `sdc_mean` only.
-    packed holds the same weights in the layout of the fused kernel, or is None if that kernel does not exist for their
-    device and dtype.
+    one value per output channel. packed holds the same weights in the layout of the fused kernel, or is None if that
+    kernel does not exist for their device and dtype. Do not save it, because the layout depends on the processor.
 
     Example:
         >>> import torch
         >>> from danet.ops import prepare_safem
-        >>> depthwise, predictor = torch.randn(8, 1, 3, 3), torch.randn(54, 8, 1, 1)
-        >>> weights = prepare_safem(depthwise, torch.zeros(8), predictor, torch.zeros(54), groups=2)
-        >>> weights.groups, weights.expand is None
-        (2, True)
+        >>> shapes = (8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,), (16, 8, 1, 1), (16,), (8, 16, 1, 1), (8,)
+        >>> prepare_safem(*map(torch.randn, shapes), groups=2).groups
+        2
     """
 
     groups: int
@@ -58,10 +56,10 @@ class PreparedSafem:
     depthwise_bias: Tensor
     predictor: Tensor
     predictor_bias: Tensor
-    expand: Tensor | None
-    expand_bias: Tensor | None
-    reduce: Tensor | None
-    reduce_bias: Tensor | None
+    expand: Tensor
+    expand_bias: Tensor
+    reduce: Tensor
+    reduce_bias: Tensor
     packed: Tensor | None
 
 
@@ -70,10 +68,10 @@ def prepare_safem(
     depthwise_bias: Tensor,
     predictor: Tensor,
     predictor_bias: Tensor,
-    expand: Tensor | None = None,
-    expand_bias: Tensor | None = None,
-    reduce: Tensor | None = None,
-    reduce_bias: Tensor | None = None,
+    expand: Tensor,
+    expand_bias: Tensor,
+    reduce: Tensor,
+    reduce_bias: Tensor,
     *,
     groups: int,
 ) -> PreparedSafem:
@@ -108,17 +106,14 @@ def prepare_safem(
         "reduce": (reduce, "[C, 2*C, 1, 1]", (C, 2 * C, 1, 1)),
         "reduce_bias": (reduce_bias, "[C]", (C,)),
     }
-    # Skip the last four if all of them are None: the weights are then for `sdc_mean` only.
-    has_attention = any(value is not None for value in (expand, expand_bias, reduce, reduce_bias))
-    for name, (value, symbols, shape) in list(shapes.items())[: 8 if has_attention else 4]:
+    for name, (value, symbols, shape) in shapes.items():
         check_like_input("safem", name, value, depthwise)
         check_shape("safem", name, value, symbols, shape)
-    tensors: list[Any] = [None if value is None else value.detach() for value, _, _ in shapes.values()]
+    tensors = [value.detach() for value, _, _ in shapes.values()]
     packed = None
     if library.has_kernel(depthwise) and depthwise.is_cpu and depthwise.dtype in _fused_dtypes():
-        dense = [None if value is None else value.contiguous() for value in tensors]
-        packed = torch.ops.danet.prepare_safem(*dense, G)
-    elif library.has_kernel(depthwise) and has_attention and _fits_cuda_kernel(depthwise, G):
+        packed = torch.ops.danet.prepare_safem(*(value.contiguous() for value in tensors), G)
+    elif library.has_kernel(depthwise) and _fits_cuda_kernel(depthwise, G):
         packed = pack_for_cuda(tensors)
     return PreparedSafem(G, *tensors, packed)  # type: ignore[call-arg]  # mypy does not know that the list has eight
 
@@ -181,8 +176,7 @@ def safem(
     Raises:
         TypeError: if input is not a dense tensor of a supported dtype, if weights do not come from `prepare_safem`, or
             if dtypes differ.
-        ValueError: if a shape or device does not match, if weights lack expand and reduce, or if only one of `up` and
-            `weight` is given.
+        ValueError: if a shape or device does not match, or if only one of `up` and `weight` is given.
 
     Example:
         >>> import torch
@@ -217,33 +211,12 @@ def safem_reference(
     return _safem_in_steps(input, weights, up, weight, scale, REFERENCE)
 
 
-def sdc_mean(input: Tensor, weights: PreparedSafem) -> Tensor:
-    """GAP(SDC(input)) of ACFA's channel attention (equation 4), without w_g: [N, C, H, W] -> [N, C, 1, 1].
-
-    Raises:
-        TypeError: if input is not a dense tensor of a supported dtype, if weights do not come from `prepare_safem`, or
-            if their dtypes differ.
-        ValueError: if a shape or device does not match.
-
-    Example:
-        >>> import torch
-        >>> from danet.ops import prepare_safem, sdc_mean
-        >>> weights = prepare_safem(*map(torch.randn, ((8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,))), groups=2)
-        >>> sdc_mean(torch.randn(3, 8, 5, 6), weights).shape
-        torch.Size([3, 8, 1, 1])
-    """
-    _check_input(input, weights)
-    if weights.expand is None and _has_fused_kernel(input, weights):
-        return library.call("sdc_mean", input, weights.packed, weights.groups)
-    return _sample(input, weights, COMPILED).mean(dim=(2, 3), keepdim=True)
-
-
 def acfa_weight(input: Tensor, weights: PreparedSafem) -> Tensor:
-    """The channel weights of ACFA's deeper level (equation 4), w_d = sigmoid(FFN(sdc_mean(input))).
+    """The channel weights of ACFA's deeper level (equation 4), w_d = sigmoid(FFN(GAP(SDC(input)))).
 
     Args:
         input: [N, C, H, W], float64, float32, float16 or bfloat16: the deeper level.
-        weights: from `prepare_safem`, of input's dtype, with expand and reduce.
+        weights: from `prepare_safem`, of input's dtype.
 
     Returns:
         [N, C] of input's dtype, the argument `weight` of `safem` for the shallower level.
@@ -251,7 +224,7 @@ def acfa_weight(input: Tensor, weights: PreparedSafem) -> Tensor:
     Raises:
         TypeError: if input is not a dense tensor of a supported dtype, if weights do not come from `prepare_safem`, or
             if their dtypes differ.
-        ValueError: if a shape or device does not match, or if weights lack expand and reduce.
+        ValueError: if a shape or device does not match.
 
     Example:
         >>> import torch
@@ -261,7 +234,7 @@ def acfa_weight(input: Tensor, weights: PreparedSafem) -> Tensor:
         >>> acfa_weight(torch.randn(3, 8, 5, 6), weights).shape
         torch.Size([3, 8])
     """
-    _check_safem(input, weights, None, None)
+    _check_input(input, weights)
     if _has_fused_kernel(input, weights):
         return library.call("acfa_weight", input, weights.packed, weights.groups)
     return _acfa_weight_in_steps(input, weights, COMPILED)
@@ -281,25 +254,8 @@ def acfa_weight_reference(input: Tensor, weights: PreparedSafem) -> Tensor:
         >>> torch.allclose(acfa_weight(input, weights), acfa_weight_reference(input, weights))
         True
     """
-    _check_safem(input, weights, None, None)
-    return _acfa_weight_in_steps(input, weights, REFERENCE)
-
-
-def sdc_mean_reference(input: Tensor, weights: PreparedSafem) -> Tensor:
-    """`sdc_mean` in plain PyTorch, for any device and any order of derivatives.
-
-    Arguments and errors are those of `sdc_mean`.
-
-    Example:
-        >>> import torch
-        >>> from danet.ops import prepare_safem, sdc_mean, sdc_mean_reference
-        >>> input, *tensors = map(torch.randn, ((3, 8, 5, 6), (8, 1, 3, 3), (8,), (54, 8, 1, 1), (54,)))
-        >>> weights = prepare_safem(*tensors, groups=2)
-        >>> torch.allclose(sdc_mean(input, weights), sdc_mean_reference(input, weights), atol=1e-4)
-        True
-    """
     _check_input(input, weights)
-    return _sample(input, weights, REFERENCE).mean(dim=(2, 3), keepdim=True)
+    return _acfa_weight_in_steps(input, weights, REFERENCE)
 
 
 def _fused_dtypes() -> tuple[torch.dtype, ...]:
@@ -346,7 +302,6 @@ def _sample(input: Tensor, weights: PreparedSafem, steps: _Steps) -> Tensor:
 
 def _feed_forward(input: Tensor, weights: PreparedSafem, steps: _Steps) -> Tensor:
     """reduce gelu(expand input + expand_bias) + reduce_bias."""
-    assert weights.expand is not None and weights.reduce is not None  # by _check_safem
     hidden = F.gelu(steps.pointwise(input, weights.expand, weights.expand_bias))
     return steps.pointwise(hidden, weights.reduce, weights.reduce_bias)
 
@@ -390,8 +345,6 @@ def _check_input(input: Any, weights: Any) -> None:
 
 def _check_safem(input: Any, weights: Any, up: Any, weight: Any) -> None:
     _check_input(input, weights)
-    if weights.expand is None:
-        raise ValueError("safem: weights must have expand and reduce, got None; pass them to prepare_safem")
     if (up is None) != (weight is None):
         given, missing = ("weight", "up") if up is None else ("up", "weight")
         raise ValueError(f"safem: up and weight must be given together, got {given} without {missing}")
@@ -408,10 +361,6 @@ def _fake(input: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(input, memory_format=torch.channels_last)
 
 
-def _fake_mean(input: Tensor, packed: Tensor, groups: int) -> Tensor:
-    return input.new_empty((input.shape[0], input.shape[1], 1, 1))
-
-
 def _fake_acfa_weight(input: Tensor, packed: Tensor, groups: int) -> Tensor:
     return input.new_empty(input.shape[:2])
 
@@ -421,13 +370,12 @@ def _flops(input: Any, packed: Any, up: Any, weight: Any, groups: int, scale: fl
     return 2 * math.prod(input) * (9 + 27 * groups + 4 * input[1])
 
 
-def _flops_mean(input: Any, packed: Any, groups: int, **_: Any) -> int:
-    """FLOPs of `sdc_mean`, counted as for `safem`."""
+def _flops_acfa_weight(input: Any, packed: Any, groups: int, **_: Any) -> int:
+    """FLOPs of the convolutions before the mean, counted as for `safem`."""
     return 2 * math.prod(input) * (9 + 27 * groups)
 
 
 library.register("safem", 4, fake=_fake, batched=[0, 2, 3], flops=_flops)
-library.register("acfa_weight", 2, fake=_fake_acfa_weight, batched=[0], flops=_flops_mean)
-library.register("sdc_mean", 2, fake=_fake_mean, batched=[0], flops=_flops_mean)
-for _name in ("safem", "acfa_weight", "sdc_mean"):
+library.register("acfa_weight", 2, fake=_fake_acfa_weight, batched=[0], flops=_flops_acfa_weight)
+for _name in ("safem", "acfa_weight"):
     library.register_forward_only(_name)

@@ -10,8 +10,6 @@ from danet.ops import (
     prepare_safem,
     safem,
     safem_reference,
-    sdc_mean,
-    sdc_mean_reference,
 )
 from danet.ops.fused_safem import _has_fused_kernel
 
@@ -74,18 +72,6 @@ def test_safem_in_bfloat16_matches_float64_steps(case, combines):
     assert relative_error(out, expected) < 0.01
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name != "no image"])
-def test_sdc_mean_in_bfloat16_matches_float64_steps(case):
-    needs_matrix_unit()
-    N, C, H, W, G = CASES[case]
-    input = make_inputs(N, C, H, W)[0].bfloat16()
-    weights = [value.bfloat16() for value in make_weights(C, G)[:4]]
-    out = sdc_mean(input, prepare_safem(*weights, groups=G))
-    exact = sdc_mean_reference(input.double(), prepare_safem(*(value.double() for value in weights), groups=G))
-    assert out.dtype == torch.bfloat16 and out.shape == (N, C, 1, 1)
-    assert relative_error(out, exact) < 0.02
-
-
 @pytest.mark.parametrize("combines", [False, True], ids=["alone", "two levels"])
 @pytest.mark.parametrize("case", CASES)
 def test_safem_matches_float64_steps(case, combines):
@@ -101,17 +87,6 @@ def test_safem_matches_float64_steps(case, combines):
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5 * C)
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name != "no image"])
-def test_sdc_mean_matches_float64_steps(case):
-    N, C, H, W, G = CASES[case]
-    input = make_inputs(N, C, H, W)[0]
-    expected = sdc_mean_reference(input, prepare_safem(*make_weights(C, G)[:4], groups=G))
-    weights = prepare_safem(*make_weights(C, G, torch.float32)[:4], groups=G)
-    out = sdc_mean(input.float(), weights)
-    assert out.shape == (N, C, 1, 1)
-    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", [name for name in CASES if name != "no image"])
 def test_acfa_weight_matches_float64_steps(case, dtype):
@@ -125,11 +100,6 @@ def test_acfa_weight_matches_float64_steps(case, dtype):
     out = acfa_weight(input, prepared)
     assert out.dtype == dtype and out.shape == (N, C)
     assert (out.double() - exact).abs().max() < (2e-5 if dtype == torch.float32 else 2e-2)
-
-
-def test_acfa_weight_needs_expand_and_reduce():
-    with pytest.raises(ValueError, match="safem: weights must have expand and reduce"):
-        acfa_weight(torch.zeros(1, 8, 4, 5), prepare_safem(*make_weights(8, 4, torch.float32)[:4], groups=4))
 
 
 def test_safem_matches_the_training_module():
@@ -220,17 +190,16 @@ def test_safem_accepts_channel_slices():
     torch.testing.assert_close(safem(wide[:, 8:24], weights), expected, rtol=0, atol=0)
 
 
-def test_safem_is_deterministic_in_threads():
+@pytest.mark.parametrize("function", [safem, acfa_weight])
+def test_results_do_not_depend_on_the_threads(function):
     weights = prepare_safem(*make_weights(32, 4, torch.float32), groups=4)
-    means = prepare_safem(*make_weights(32, 4, torch.float32)[:4], groups=4)
     input = torch.randn(1, 32, 40, 41)
     threads = torch.get_num_threads()
     try:
         results = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            results.append(safem(input, weights))
-            sdc_mean(input, means)
+            results.append(function(input, weights))
         torch.testing.assert_close(*results, rtol=0, atol=0)
     finally:
         torch.set_num_threads(threads)
@@ -244,25 +213,24 @@ def test_safem_gradients_match_reference():
 
 
 def test_safem_opcheck_and_compile():
-    weights, means = (prepare_safem(*make_weights(16, 4, torch.float32)[:n], groups=4) for n in (8, 4))
+    weights = prepare_safem(*make_weights(16, 4, torch.float32), groups=4)
     input, up, weight = (t.float() for t in make_inputs(2, 16, 5, 6))
     torch.library.opcheck(torch.ops.danet.safem.default, (input, weights.packed, None, None, 4, 1.0))
     torch.library.opcheck(torch.ops.danet.safem.default, (input, weights.packed, up, weight, 4, 1.0))
-    torch.library.opcheck(torch.ops.danet.sdc_mean.default, (input, means.packed, 4))
     torch.library.opcheck(torch.ops.danet.acfa_weight.default, (input, weights.packed, 4))
     compiled = torch.compile(lambda x: safem(x, weights, up=up, weight=weight), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(input), safem(input, weights, up=up, weight=weight), rtol=0, atol=0)
 
 
 def test_safem_vmap():
-    weights, means = (prepare_safem(*make_weights(16, 4, torch.float32)[:n], groups=4) for n in (8, 4))
+    weights = prepare_safem(*make_weights(16, 4, torch.float32), groups=4)
     batches = torch.randn(3, 2, 16, 5, 6)
-    for function, w in ((safem, weights), (sdc_mean, means)):
-        expected = torch.stack([function(input, w) for input in batches])
-        torch.testing.assert_close(vmap(lambda x, f=function, w=w: f(x, w))(batches), expected, rtol=0, atol=1e-6)
+    for function in (safem, acfa_weight):
+        expected = torch.stack([function(input, weights) for input in batches])
+        torch.testing.assert_close(vmap(lambda x, f=function: f(x, weights))(batches), expected, rtol=0, atol=1e-6)
 
 
-WEIGHTS, MEANS = (prepare_safem(*make_weights(8, 4, torch.float32)[:n], groups=4) for n in (8, 4))
+WEIGHTS = prepare_safem(*make_weights(8, 4, torch.float32), groups=4)
 INPUT, UP, WEIGHT = (t.float() for t in make_inputs(2, 8, 5, 6))
 ERRORS = [
     ((None, WEIGHTS), {}, TypeError, "safem: input must be a tensor, got NoneType"),
@@ -270,12 +238,6 @@ ERRORS = [
     ((INPUT, None), {}, TypeError, "safem: weights must be what prepare_safem returns, got NoneType"),
     ((INPUT.double(), WEIGHTS), {}, TypeError, "safem: weights must have input's dtype float64, got float32"),
     ((INPUT[:, :4], WEIGHTS), {}, ValueError, "safem: input must have C = 8 like weights, got 4"),
-    (
-        (INPUT, MEANS),
-        {},
-        ValueError,
-        "safem: weights must have expand and reduce, got None; pass them to prepare_safem",
-    ),
     ((INPUT, WEIGHTS), {"up": UP}, ValueError, "safem: up and weight must be given together, got up without weight"),
     (
         (INPUT, WEIGHTS),
