@@ -25,7 +25,7 @@ PAGE = HelpPage(
     {
         "danet evaluate weights.safetensors val.json": "all metrics at score 0.5",
         "danet evaluate weights.safetensors val.json --tune tune.json": "also at a score chosen on other images",
-        "danet evaluate local_contrast val.json": "the classical filter as a baseline",
+        "danet evaluate local_contrast val.json --target drone": "the classical filter as a baseline",
         "danet evaluate yolo11n.onnx val.json --tune tune.json": "an ONNX file of another detector",
         "danet evaluate --predictions results.json val.json": "what any program has detected",
         "torchrun --nproc-per-node 4 -m danet.evaluate weights.safetensors val.json": "with four processes",

@@ -13,7 +13,7 @@ THINNING=(--stride 6 --class_stride '{bird: 10, airplane: 12, helicopter: 12}')
 NANO=(--preset svanstrom --model.name danet_nano)
 
 import_svanstrom() {  # training, tuning (a tenth of the training recordings) and validation frames
-  [[ -f $SVANSTROM/val.json ]] && return
+  [[ -f $SVANSTROM/tune.json ]] && return
   $DANET data import svanstrom "$DATA/svanstrom-ir" "$SVANSTROM" --split train "${THINNING[@]}"
   $DANET data import svanstrom "$DATA/svanstrom-ir" "$SVANSTROM" --split val --stride 3
   $DANET data split "$SVANSTROM/train.json" --fraction 0.1 --seed 0 \

@@ -1,8 +1,8 @@
 """Adds trained weights to the package: python tools/ship_weights.py WEIGHTS EVALUATION --command "..."
 
 WEIGHTS is a weights file of `danet train`; EVALUATION is the output folder of `danet evaluate` on images of other
-recordings. Writes danet/weights/danet_s.safetensors: float16, one fused convolution per block, and in the file header
-how the weights were trained and their metrics.
+recordings. Writes danet/weights/NAME.safetensors, where NAME is that of the network, such as danet_s: float16, one
+fused convolution per block, and in the file header how the weights were trained and their metrics.
 """
 
 import argparse
@@ -12,11 +12,12 @@ from pathlib import Path
 
 import yaml
 
-from danet.checkpoint import SHIPPED, load_weights, save_weights
+from danet.checkpoint import load_weights, save_weights
 from danet.data.image_domain import ImageDomain
 from danet.inference.batch_detector import SUPPORTED_CLASSES
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, read_text
+from danet.utils.shipped_weights import SHIPPED_FOLDER
 
 
 def tuned_metrics(folder: Path) -> dict:
@@ -56,8 +57,9 @@ def main() -> int:
         if options.pixel_scale is not None:
             domain = replace(domain, pixel_scale=tuple(options.pixel_scale))
         about |= {**domain.to_metadata(), SUPPORTED_CLASSES: options.supported}
+        path = SHIPPED_FOLDER / f"{model.config.name}.safetensors"
         save_weights(
-            SHIPPED,
+            path,
             model,
             {**metadata, **about, "seed": seed, "figures": tuned_metrics(options.evaluation)},
             compact=True,
@@ -65,7 +67,7 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{SHIPPED}: {SHIPPED.stat().st_size / 1e6:.2f} MB")
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     return 0
 
 

@@ -27,7 +27,6 @@ export OMP_NUM_THREADS=1 PYTHONPATH=$(realpath "$HERE/../..")${PYTHONPATH:+:$PYT
 FOUR=(drone bird airplane helicopter)
 EVALUATION=(--target drone --criterion iou30 --stride "$STRIDE" --threads 1)
 IMAGES=$("$PYTHON" -c "import json, sys; print(len(json.load(open(sys.argv[1]))['images']))" "$DATA/fit.json")
-BATCH=16
 
 danet() { nice -n "$NICE" "$PYTHON" -W ignore -m danet "$@"; }
 train() { nice -n "$NICE" "$PYTHON" -W ignore "$HERE/processor_time.py" train "$@"; }
@@ -57,26 +56,32 @@ segmentation() {  # NAME NETWORK CLASS...
     danet evaluate "${words[@]}"
 }
 
-own() {  # NAME NETWORK "CLASS ..." OPTION...: our trainer; the learning rate falls over as many epochs as fit into the budget
-  local name=$1 network=$2 classes run="$OUT/$1/run"
-  read -ra classes <<<"$3"
-  local words=(--preset svanstrom --model.name "$network" --model.classes "${classes[@]}" --batch $BATCH "${@:4}" --threads 1)
-  words+=(--data "$DATA/fit.json" --no-plots --workers 0)
-  if [[ -f $run/weights.safetensors || -f $run/last.safetensors ]]; then
-    train --resume "$run"
+stage() {  # NAME STAGE SHARE PRESET WORD...: a training with a share of the budget (percent)
+  # The learning rate falls over as many epochs as fit: a training of two minutes measures the time of a step.
+  local run="$OUT/$1/$2" minutes epochs=1 limit=() batch words
+  if [[ -f $run/weights.safetensors ]]; then return; fi
+  if [[ -f $run/last.safetensors ]]; then train --resume "$run"; return; fi
+  minutes=$(awk "BEGIN {print $MINUTES * $3 / 100}")
+  words=(--preset "$4" --data "$DATA/fit.json" --no-plots --workers 0 --threads 1 "${@:5}")
+  if [[ -n ${STEPS:-} ]]; then
+    limit=(--max_minutes 0.2)
   else
-    local epochs=1 limit=()
-    if [[ -n ${STEPS:-} ]]; then
-      words+=(--max_minutes 0.2)
-    else
-      train "${words[@]}" --epochs 1 --max_minutes 2 --out "$OUT/$name/pace" --overwrite --quiet --json "$OUT/$name/pace.json"
-      epochs=$("$PYTHON" "$HERE/epochs.py" "$OUT/$name/pace.json" "$MINUTES" "$IMAGES" $BATCH)
-      limit=(--max_minutes "$MINUTES")
-      [[ -n $PATIENCE ]] && limit+=(--val "$DATA/tune.json" --patience "$PATIENCE")
-    fi
-    train "${words[@]}" --epochs "$epochs" ${limit[@]+"${limit[@]}"} --out "$run"
+    batch=$(awk '$1 == "batch:" {print $2}' "$HERE/../../danet/presets/$4.yaml")
+    train "${words[@]}" --epochs 1 --max_minutes 2 --out "$run-pace" --overwrite --quiet --json "$run-pace.json"
+    epochs=$("$PYTHON" "$HERE/epochs.py" "$run-pace.json" "$minutes" "$IMAGES" "$batch")
+    limit=(--max_minutes "$minutes")
+    [[ -n $PATIENCE ]] && limit+=(--val "$DATA/tune.json" --patience "$PATIENCE")
   fi
-  evaluate "$name" "$run/weights.safetensors" "$DATA/val.json"
+  train "${words[@]}" --epochs "$epochs" "${limit[@]}" --out "$run"
+}
+
+own() {  # NAME NETWORK "CLASS ..." OPTION...: our trainer, with the two stages of `make real`: crops, then whole frames
+  local name=$1 network=$2 classes words
+  read -ra classes <<<"$3"
+  words=(--model.name "$network" --model.classes "${classes[@]}" "${@:4}")
+  stage "$name" crops 65 svanstrom "${words[@]}"
+  stage "$name" frames 35 svanstrom_frames --weights "$OUT/$name/crops/weights.safetensors" "${words[@]}"
+  evaluate "$name" "$OUT/$name/frames/weights.safetensors" "$DATA/val.json"
 }
 
 filter() {  # NAME
