@@ -64,6 +64,8 @@ class BatchDetector:
         for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
             if not 0 <= value <= 1:
                 raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
+        if max_detections < 1:
+            raise ValueError(f"Detector: max_detections must be at least 1, got {max_detections}")
         if polarity not in ("auto", "white", "black"):
             raise ValueError(f"Detector: polarity must be auto, white or black, got {polarity!r}")
         try:
@@ -87,6 +89,8 @@ class BatchDetector:
         self.reported_classes = self._choose_classes(classes)
         """Names of the classes that are reported."""
         self._is_reported = torch.tensor([name in self.reported_classes for name in self.classes])
+        # Stays as it is if ``with_thresholds`` reports all classes: the unreliable ones would decide wrongly.
+        self._decides_polarity = self._is_reported
         is_known = self.domain is not None and self.domain.polarity != "any"
         self.polarity = "white" if polarity == "auto" and not is_known else polarity
         self.begin_source()
@@ -111,7 +115,6 @@ class BatchDetector:
     def begin_source(self) -> None:
         """Forgets the polarity that "auto" has decided; call it before the images of another camera."""
         self._tracker = PolarityTracker() if self.polarity == "auto" else None
-        self._told_polarity: Polarity | None = None
 
     @property
     def lags(self) -> list[float]:
@@ -158,7 +161,7 @@ class BatchDetector:
         """The polarity of the next image, see ``PolarityTracker.choose``; "auto" only."""
         assert self._tracker is not None
         chosen = self._tracker.choose(best_score)
-        if self._tracker.is_decided and self._tracker.polarity != self._told_polarity:
+        if self._tracker.is_decided and self._tracker.polarity != self._tracker.told:
             self._tell_polarity(self._tracker)
         return chosen
 
@@ -217,12 +220,12 @@ class BatchDetector:
         return results
 
     def _best_score(self, found: Detections) -> float:
-        """The score of the best detection of a reported class, 0 without one."""
-        is_reported = self._is_reported.to(found.labels.device)[found.labels]
-        return float(found.scores[is_reported].max()) if is_reported.any() else 0.0
+        """The score of the best detection of a class that decides the polarity, 0 without one."""
+        counts = self._decides_polarity.to(found.labels.device)[found.labels]
+        return float(found.scores[counts].max()) if counts.any() else 0.0
 
     def _tell_polarity(self, tracker: PolarityTracker) -> None:
-        is_first, self._told_polarity = self._told_polarity is None, tracker.polarity
+        is_first, tracker.told = tracker.told is None, tracker.polarity
         is_black = tracker.polarity == "black"
         meaning = "black, frames are inverted" if is_black else "white, frames are not inverted"
         reason = f"as the first {tracker.frames} frames show" if is_first else f"changed at frame {tracker.frames}"

@@ -202,6 +202,9 @@ class Detector(BatchDetector):
     def with_thresholds(self, *, score: float) -> "Detector":
         """A detector with the same network that reports all classes, with scores above ``score``.
 
+        Raises:
+            ValueError: ``score`` does not lie between 0 and 1.
+
         Example:
             >>> import danet
             >>> detector = danet.load()
@@ -209,6 +212,8 @@ class Detector(BatchDetector):
             >>> sensitive.score_threshold, sensitive.model is detector.model
             (0.1, True)
         """
+        if not 0 <= score <= 1:
+            raise ValueError(f"Detector: score must lie between 0 and 1, got {score}")
         other = copy.copy(self)
         other.score_threshold = score
         other.reported_classes = self.classes

@@ -43,6 +43,7 @@ class PolarityTracker:
 
     Attributes:
         frames: number of frames so far.
+        told: the polarity about which the user was told last; None before the first message.
 
     Example:
         >>> tracker = PolarityTracker()
@@ -52,6 +53,7 @@ class PolarityTracker:
 
     def __init__(self) -> None:
         self.frames = 0
+        self.told: Polarity | None = None
         self._difference = 0.0  # of the summed scores, positive for white
         self._empty_frames = 0
 

@@ -91,7 +91,7 @@ class Preprocessor:
     ) -> None:
         self.config, self.input_size, self.domain, self.tiling = config, input_size, domain, tiling
         self._notify = notify
-        self._told_scaling = self._told_missing_frames = False
+        self._told: set[str] = set()  # what ``notify`` was told once; copies of this object share it
 
     def __call__(
         self, images: Sequence[Image], past: Sequence[Mapping[float, Image]] | None = None
@@ -122,9 +122,9 @@ class Preprocessor:
 
     def tell_missing_frames(self, lags: Sequence[float]) -> None:
         """Notifies once that images have no earlier frames for some lags."""
-        if self._told_missing_frames:
+        if "missing frames" in self._told:
             return
-        self._told_missing_frames = True
+        self._told.add("missing frames")
         listed = ", ".join(f"{lag:g}" for lag in lags)
         self._notify(
             logging.WARNING,
@@ -175,8 +175,8 @@ class Preprocessor:
         fitted = self.domain.fitted_size(height, width) if self.input_size is None and self.domain is not None else None
         if fitted is None:
             return image, (1.0, 1.0), (0.0, 0.0)
-        if not self._told_scaling:
-            self._told_scaling = True
+        if "scaling" not in self._told:
+            self._told.add("scaling")
             self._notify(
                 logging.WARNING,
                 f"frames of {width} x {height} pixels are scaled to {fitted[1]} x {fitted[0]}, close to the size of "

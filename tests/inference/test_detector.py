@@ -190,6 +190,23 @@ def test_polarity_auto_needs_weights_of_one_polarity(model, detector, metadata):
     assert_same(automatic(frame(64, 96)), detector(frame(64, 96)))
 
 
+def test_limits_are_checked(model, detector):
+    with pytest.raises(ValueError, match="max_detections must be at least 1, got 0"):
+        Detector(model, max_detections=0)
+    with pytest.raises(ValueError, match="score must lie between 0 and 1, got 5"):
+        detector.with_thresholds(score=5)
+
+
+def test_calls_with_tiles_tell_about_scaling_once(model):
+    detector = with_metadata(model, DOMAIN)
+    told = []
+    detector.notify = lambda level, text: told.append(text)
+    for _ in range(3):
+        detector(frame(256, 384), tile=64)
+        detector(frame(256, 384))
+    assert len(told) == 1 and "are scaled to" in told[0]
+
+
 def test_only_supported_classes_are_reported(model, detector):
     image = frame(64, 96)
     everything = detector(image)

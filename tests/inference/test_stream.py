@@ -9,6 +9,8 @@ import torch
 
 import danet
 from danet.data.frame_sources import open_source
+from danet.detections import Detections
+from danet.inference.batch_detector import BatchDetector
 from danet.inference.pipeline import SingleThreadedCalls
 from danet.inference.stream import DetectionStream
 
@@ -59,3 +61,21 @@ def test_frames_are_not_computed_together_if_hooks_observe_the_network(tmp_path,
     stream.has_free_core = False
     assert len(list(stream.run(open_source(tmp_path)))) == 4
     assert threads == {threading.get_ident()}
+
+
+def test_tracking_takes_the_polarity_of_the_reported_classes(tmp_path, monkeypatch):
+    """Trackers get all classes, but those that are not reported must not decide whether frames are inverted."""
+    write_frames(tmp_path, 6)
+    found = {"white": (0, 0.65), "black": (1, 0.95)}  # label and score: a drone, or a bird in inverted frames
+
+    def detections(detector, polarity):
+        label, score = found[polarity]
+        box = torch.tensor([[10.0, 10, 20, 20]])
+        return [Detections(box, torch.tensor([score]), torch.tensor([label]), detector.classes)]
+
+    monkeypatch.setattr(BatchDetector, "_run", lambda detector, images, geometry, polarity: polarity)
+    monkeypatch.setattr(BatchDetector, "_decode", detections)
+    detector = danet.load()
+    alone = [frame.names for _, frame in detector.stream(tmp_path)]
+    tracked = [frame.names for _, frame, _ in detector.stream(tmp_path, tracker=danet.Tracker())]
+    assert alone == tracked == [["drone"]] * 6
