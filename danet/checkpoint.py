@@ -34,6 +34,9 @@ MAX_GROWTH = 2.0
 MAX_REASON_CHARACTERS = 200
 """Maximum length of the reason in a message, which may quote the file."""
 
+STORED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64)
+"""Dtypes of the tensors that a weights file may have."""
+
 SHIPPED = SHIPPED_FOLDER / "danet_s.safetensors"
 """The default weights: a detector of drones, birds, airplanes and helicopters in single infrared frames."""
 
@@ -87,8 +90,6 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
         >>> model.config.classes
         ['drone', 'bird', 'airplane', 'helicopter']
     """
-    if Path(path).is_dir():
-        raise UserError(f"{path}: is a folder; name the weights in it, such as {Path(path) / 'weights.safetensors'}")
     tensors, header = load_tensors(path, FORMAT)
     _check_finite(path, tensors)
     try:
@@ -151,7 +152,9 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
     if kind == FORMAT:
         path = find_weights(path)
     path = Path(path)
-    if not path.is_file():
+    if os.path.isdir(path):  # unlike Path.is_dir, without an error for a name that is too long
+        raise UserError(f"{path}: is a folder; name the weights in it, such as {path / 'weights.safetensors'}")
+    if not os.path.isfile(path):
         names = f"; weights in the package: {', '.join(shipped_names())}" if kind == FORMAT and not path.suffix else ""
         raise UserError(f"{path}: no such file{names}")
     try:
@@ -210,8 +213,11 @@ def _check_config_fits(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
 
 
 def _check_finite(path: str | os.PathLike, tensors: dict[str, Tensor]) -> None:
-    """Raises UserError if a tensor holds NaN or infinite values, with which the network would detect nothing."""
+    """Raises UserError if a tensor has an unsupported dtype, or NaN or infinite values: nothing would be detected."""
     for name, tensor in tensors.items():
+        if tensor.dtype not in STORED_DTYPES:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {name} has the dtype {dtype}, which is not supported")
         bad = tensor.numel() - int(tensor.isfinite().sum())
         if bad:
             raise UserError(
@@ -228,4 +234,6 @@ def _load_compact(model: DANet, tensors: dict[str, Tensor]) -> dict[str, Tensor]
             if weight.shape != module.conv3x3.weight.shape or bias.shape != weight.shape[:1]:
                 raise ValueError(f"{name} has the shape {list(weight.shape)}")
             module.load_fused(weight, bias)
-    return model.state_dict() | tensors
+    # Of the blocks, only the fused convolution is stored. All other tensors must be in the file.
+    blocks = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, MBB))
+    return {name: value for name, value in model.state_dict().items() if name.startswith(blocks)} | tensors

@@ -19,9 +19,9 @@ INPUTS = {
     "data": (),
     "val": (),
     "weights": ("shipped", *shipped_names()),
-    "distill.small": (),
-    "distill.medium": (),
-    "distill.large": (),
+    "distill.small": shipped_names(),
+    "distill.medium": shipped_names(),
+    "distill.large": shipped_names(),
 }
 
 RESUME = "--resume=true"

@@ -115,6 +115,19 @@ def write_small_compact(path):
     save_tensors(path, FORMAT, {**tensors, name: tensors[name][:, :1, :1, :1]}, header)
 
 
+def write_compact_without_head(path):
+    save_weights(path, build_model(ModelConfig(name="danet_nano")), compact=True)
+    tensors, header = load_tensors(path, FORMAT)
+    save_tensors(path, FORMAT, {name: value for name, value in tensors.items() if not name.startswith("head")}, header)
+
+
+def write_float8(path):
+    save_weights(path, build_model(ModelConfig(name="danet_nano")))
+    tensors, header = load_tensors(path, FORMAT)
+    name = next(name for name in tensors if name.startswith("neck"))
+    save_tensors(path, FORMAT, {**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, header)
+
+
 def write_other_architecture(path):
     model = build_model(ModelConfig(name="danet_nano"))
     model.config = ModelConfig(name="danet_s")
@@ -149,6 +162,8 @@ def write_other_architecture(path):
         (write_header('{"config": 7}'), "must be a JSON object, got int"),
         (write_header('{"config": {"groups": ' + "9" * 5000 + "}}"), "not a readable safetensors file"),
         (write_small_compact, "weights do not fit this version of DANet .* has the shape"),
+        (write_compact_without_head, "weights do not fit this version of DANet"),
+        (write_float8, r"neck\.\S+ has the dtype float8_e4m3fn, which is not supported"),
         (write_value(float("nan")), r"neck\.\S+ holds NaN or infinite values, got 1 of \d+"),
         (write_value(float("inf")), r"neck\.\S+ holds NaN or infinite values, got 1 of \d+"),
     ],
@@ -165,6 +180,8 @@ def test_load_weights_rejects_other_files(tmp_path, write, message):
 def test_load_weights_names_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.safetensors: no such file"):
         load_weights(tmp_path / "nowhere.safetensors")
+    with pytest.raises(UserError, match="a: no such file"):
+        load_weights("a" * 300)
 
 
 def test_load_weights_rejects_a_folder(tmp_path):

@@ -11,6 +11,7 @@ from danet.checkpoint import SHIPPED, load_weights
 from danet.models import DANet
 from danet.models.blocks import MBB
 from danet.utils.errors import UserError
+from danet.utils.shipped_weights import shipped_names
 
 SHIPPED_NAME = "shipped"
 """The value of ``danet train --weights`` that stands for the weights in the package."""
@@ -24,7 +25,7 @@ def start_from(path: str | os.PathLike, model: DANet, calibration_images: Callab
     are zero at first, so that the network computes the same as before until they are trained.
 
     Args:
-        path: weights of the same architecture, or `SHIPPED_NAME`.
+        path: weights of the same architecture, or `SHIPPED_NAME`: those of the package for this architecture.
         model: the network to initialize.
         calibration_images: returns training images ``[N, C, H, W]``. It is called for compact weights only, which lack
             the running statistics of their batch norms; these are then estimated from the images.
@@ -36,7 +37,9 @@ def start_from(path: str | os.PathLike, model: DANet, calibration_images: Callab
         UserError: the file cannot be read, or its model differs from ``model`` in another option, or has input channels
             that ``model`` lacks.
     """
-    loaded, _ = load_weights(SHIPPED if path == SHIPPED_NAME else path)
+    if path == SHIPPED_NAME:
+        path = model.config.name if model.config.name in shipped_names() else SHIPPED
+    loaded, _ = load_weights(path)
     theirs, ours = dataclasses.asdict(loaded.config), dataclasses.asdict(model.config)
     new_inputs = {"lags", "local_contrast"} if set(_inputs(loaded)) <= set(_inputs(model)) else set()
     for key, value in theirs.items():

@@ -26,4 +26,5 @@ def find_weights(path: str | os.PathLike) -> str | os.PathLike:
         >>> find_weights("danet_s") == SHIPPED_FOLDER / "danet_s.safetensors", find_weights("own.safetensors")
         (True, 'own.safetensors')
     """
-    return SHIPPED_FOLDER / f"{path}.safetensors" if not Path(path).exists() and str(path) in shipped_names() else path
+    is_name = str(path) in shipped_names() and not Path(path).exists()
+    return SHIPPED_FOLDER / f"{path}.safetensors" if is_name else path
