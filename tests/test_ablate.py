@@ -82,6 +82,8 @@ def test_ablate_compares_rows_and_resumes(command, tmp_path, capsys):
     capsys.readouterr()
     assert main([*with_words(command, *rows), "--epochs", "2"]) == 2
     assert f"{out / 'baseline' / '0'}: holds a run with epochs 1, not 2; give another --out" in only_error(capsys)
+    assert main([*with_words(command, *rows), "--max_minutes", "90"]) == 2
+    assert "holds a run with max_minutes null, not 90.0; give another --out" in only_error(capsys)
 
 
 @pytest.fixture

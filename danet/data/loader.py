@@ -8,7 +8,7 @@ import functools
 import hashlib
 import itertools
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,12 +202,12 @@ class DetectionDataset(Dataset):
         Of the images, the names, order, sizes and annotations count; with lags, also the names and ages of earlier
         frames.
         """
-        digest = hashlib.sha256(repr((self.sizes, self.weights)).encode())
-        for r in self.records:
-            digest.update(annotation_bytes(r))
-            if self.lags:
-                digest.update(repr([(age, path.name) for age, path in r.past]).encode())
-        return f"{len(self)} images, {digest.hexdigest()[:12]}"
+        start = repr((self.sizes, self.weights)).encode()
+        return fingerprint_of(self.records, start, with_past=bool(self.lags))
+
+    def used_records(self) -> Iterator[ImageRecord]:
+        """The images of the sources with a weight above 0."""
+        return (self.records[int(index)] for index in self._used_indices)
 
     def _crop(self, frame: AnnotatedImage, rng: np.random.Generator) -> AnnotatedImage:
         """Warps and crops a frame; with a size range, targets of other sizes become ignore regions."""
@@ -251,18 +251,40 @@ class DetectionDataset(Dataset):
 
     def _load_image(self, path: Path, record: ImageRecord) -> np.ndarray:
         """Reads an image of a record: its own, or an earlier frame, which has the same size."""
-        if path in self._cache:
-            return self._cache[path]
-        image = read_image(path)
+        is_cached = path in self._cache
+        image = self._cache[path] if is_cached else read_image(path)
         if image.shape[:2] != (record.height, record.width):
             stored = f"{image.shape[1]} x {image.shape[0]}"
             raise UserError(f"{path}: is {stored} pixels, its json says {record.width} x {record.height}")
+        if is_cached:
+            return image
         if self.channels == 1 and image.ndim == 3:
             image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)  # one channel makes the augmentation three times as fast
         if self.free_cache_bytes >= image.nbytes:
             self.free_cache_bytes -= image.nbytes
             self._cache[path] = image
         return image
+
+
+def fingerprint_of(records: Iterable[ImageRecord], start: bytes = b"", *, with_past: bool = False) -> str:
+    """The number of images, and a hash of their names, order, sizes and annotations.
+
+    Args:
+        records: the images.
+        start: further data that the hash depends on.
+        with_past: the hash also depends on the names and ages of earlier frames.
+
+    Example:
+        >>> fingerprint_of([])
+        '0 images, e3b0c44298fc'
+    """
+    digest, count = hashlib.sha256(start), 0
+    for record in records:
+        count += 1
+        digest.update(annotation_bytes(record))
+        if with_past:
+            digest.update(repr([(age, path.name) for age, path in record.past]).encode())
+    return f"{count} images, {digest.hexdigest()[:12]}"
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -359,7 +381,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
                 chosen.append(repetition * total + offset + permutation)
             offset += size
         shuffled = rng.permutation(np.concatenate(chosen))
-        return np.resize(shuffled, (self.steps_per_epoch, self.batch))
+        needed = self.steps_per_epoch * self.batch
+        if needed > len(shuffled):  # fewer images than a batch: repeat them, with further indices
+            passes = -(-needed // len(shuffled))
+            rounds = total * int(shuffled.max() // total + 1)
+            shuffled = np.concatenate([shuffled + number * rounds for number in range(passes)])
+        return shuffled[:needed].reshape(self.steps_per_epoch, self.batch)
 
 
 def make_loader(

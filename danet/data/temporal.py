@@ -108,6 +108,8 @@ def _estimate_shift(past: np.ndarray, image: np.ndarray) -> np.ndarray | None:
     None if there is nothing to try beside no shift: the estimate is too small to correct, or too large to be right.
     """
     height, width = (side // 2 for side in image.shape)
+    if min(height, width) < 2:  # too small for phase correlation
+        return None
     scaled = [cv2.resize(each, (width, height), interpolation=cv2.INTER_AREA) for each in (past, image)]
     # Remove the mean: otherwise the window itself is the strongest pattern of both frames.
     first, second = (each.astype(np.float32) - np.float32(each.mean()) for each in scaled)

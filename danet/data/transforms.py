@@ -317,7 +317,8 @@ def paste_object(
     """Pastes a random object of ``donor``, randomly flipped and scaled, at a free place of ``frame``.
 
     The object's difference from its surroundings, in units of the span, is added with soft edges. The frame is returned
-    unchanged if the donor has no suitable object, or if eight random places are occupied or too cluttered.
+    unchanged if the donor has no suitable object, if the scaled object is larger than the image, or if eight random
+    places are occupied or too cluttered.
     """
     height, width = frame.image.shape[:2]
     x0, y0, x1, y1 = (np.array([_surroundings(box) for box in donor.boxes]).reshape(-1, 4)).T
@@ -338,6 +339,8 @@ def paste_object(
         box = np.array([patch.shape[1] - box[2], box[1], patch.shape[1] - box[0], box[3]], np.float32)
     before = np.array(patch.shape[1::-1])
     after = np.maximum(np.rint(before * rng.uniform(*options.paste_scale)).astype(int), 3)
+    if (after > [width, height]).any():
+        return frame
     method = cv2.INTER_AREA if after[0] < before[0] else cv2.INTER_LINEAR
     patch = cv2.resize(patch, after.tolist(), interpolation=method)
     box = box * np.tile(after / before, 2)

@@ -136,7 +136,7 @@ class Run:
         if self.chooses_amp and saved["amp"] == "auto":
             # The run is of an earlier version, where "auto" was "off" on the CPU.
             self.options = dataclasses.replace(self.options, amp="auto")
-        free = MAY_CHANGE_ON_RESUME - {"data", "val", "weights", "epochs", "val_every"}
+        free = MAY_CHANGE_ON_RESUME - {"data", "val", "weights", "epochs", "val_every", "patience", "max_minutes"}
         for name, value in asdict(self.options).items():
             if name not in free and saved[name] != value:
                 there = yaml.safe_dump(saved[name], default_flow_style=True).split("\n")[0]
@@ -253,7 +253,8 @@ def _train_options(options: AblateOptions, words: list[str]) -> TrainOptions:
 
 def _check_teachers(options: AblateOptions) -> None:
     """Raises UserError if the shared arguments name a teacher, as an option or in a file."""
-    named = any(word.startswith("--distill.") for word in options.train)
+    teachers = tuple(f"--distill.{size}" for size in ("small", "medium", "large"))
+    named = any(word.startswith(teachers) for word in options.train)
     if not named:
         common = asdict(cli.parse(TrainOptions, options.train, prog="danet train", presets=PRESETS))
         named = any(common.get("distill", {}).get(size) for size in ("small", "medium", "large"))

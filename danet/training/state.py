@@ -32,10 +32,14 @@ class Progress:
     """Time spent on training steps and validation."""
     improved_epoch: float = 0
     """Epoch of the last validation that was better than all before it, for early stopping."""
+    validated_epoch: float = 0
+    """Epoch of the last validation."""
+    validation_data: str = ""
+    """Fingerprint of the images of ``best``: AP50 on other images cannot be compared with it."""
 
     @classmethod
     def from_json(cls, values: object) -> "Progress":
-        """Reads what ``dataclasses.asdict`` gave; versions before early stopping wrote no ``improved_epoch``.
+        """Reads what ``dataclasses.asdict`` gave; earlier versions did not write the last three values.
 
         Raises ValueError if a value has another type or is out of its range.
 
@@ -44,15 +48,17 @@ class Progress:
             3
         """
         known = [item.name for item in dataclasses.fields(cls)]
-        if not isinstance(values, dict) or not {*known[:-1]} <= values.keys() <= {*known}:
+        if not isinstance(values, dict) or not {*known[:-3]} <= values.keys() <= {*known}:
             raise ValueError(f"progress must have the keys {', '.join(known)}")
         best = values["best"]
         if not isinstance(best, dict) or not all(_is_number(value, float) for value in best.values()):
             raise ValueError("progress.best must hold numbers")
         if best and not {"epoch", "ap50"} <= best.keys():
             raise ValueError("progress.best must have the keys epoch and ap50")
-        values = {"improved_epoch": best.get("epoch", 0), **values}
-        for name in known:
+        values = {"improved_epoch": best.get("epoch", 0), "validated_epoch": best.get("epoch", 0), **values}
+        if not isinstance(values.get("validation_data", ""), str):
+            raise ValueError("progress.validation_data must be a text")
+        for name in known[:-1]:
             kind = int if name in ("step", "finished_epoch_at") else float
             if name != "best" and not _is_number(values[name], kind):
                 raise ValueError(f"progress.{name} must be a number of at least 0")

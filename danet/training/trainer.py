@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from danet.checkpoint import save_weights
 from danet.data.batch_loader import LoaderWorkerError
 from danet.data.coco_dataset import ImageRecord
 from danet.data.image_domain import ImageDomain
-from danet.data.loader import Batch, DetectionDataset, EpochSampler, make_loader
+from danet.data.loader import Batch, DetectionDataset, EpochSampler, fingerprint_of, make_loader
 from danet.evaluation.metrics import quick_metrics
 from danet.inference.detector import Detector
 from danet.inference.predict import predict
@@ -136,7 +137,11 @@ class Trainer:
         if not path.exists():
             return
         self.state.load(path, self._identity())
-        self._saved_step = self.state.progress.step
+        progress = self.state.progress
+        if progress.best and progress.validation_data not in ("", fingerprint_of(self.validation)):
+            # The best AP50 was measured on other images.
+            progress.best, progress.improved_epoch = {}, progress.validated_epoch
+        self._saved_step = progress.step
         self.sampler.start_step = self.state.progress.step
         if self.sampler.start_step > self.sampler.total_steps:
             epochs = self.sampler.start_step / self.sampler.steps_per_epoch
@@ -207,7 +212,8 @@ class Trainer:
                     self.lock.check()
                 started = time.monotonic()
                 batch = self._next_batch(batches)
-                if batch is None:
+                # All processes skip the step, because it has operations that all must take part in.
+                if distributed.any_process(batch is None, self.device) or batch is None:
                     continue
                 self._step(batch)
                 progress.seconds += time.monotonic() - started
@@ -225,8 +231,8 @@ class Trainer:
         Sets ``end_reason``.
         """
         options, progress = self.options, self.state.progress
-        epoch = progress.finished_epoch_at / self.sampler.steps_per_epoch
-        if options.patience and epoch - progress.improved_epoch >= options.patience:
+        # Epochs since the last validation do not count: AP50 may have risen in them.
+        if options.patience and progress.validated_epoch - progress.improved_epoch >= options.patience:
             self.end_reason = f"AP50 did not rise for {options.patience} epochs (patience)"
         elif options.max_minutes is not None and progress.seconds >= 60 * options.max_minutes:
             self.end_reason = f"the time limit of {options.max_minutes:g} minutes is reached (max_minutes)"
@@ -340,19 +346,27 @@ class Trainer:
         if metrics is None:
             return None
         epoch, best = epochs_after(progress.step, self.sampler.steps_per_epoch), progress.best.get("ap50", -1.0)
+        progress.validated_epoch = epoch
         if metrics["ap50"] > best:
             progress.improved_epoch = epoch
         # Of epochs with equal AP50, keep the last: the scores of detections still rise when AP50 does not.
         if metrics["ap50"] >= best:
-            progress.best = {"epoch": epoch, **metrics}
+            progress.best, progress.validation_data = {"epoch": epoch, **metrics}, fingerprint_of(self.validation)
             self._save_weights(BEST, progress.best)
         log.validation(progress.step, metrics)
         return metrics
 
     def _validate(self) -> dict[str, float] | None:
         """Returns the metrics on the validation images, or None if a stop signal arrived."""
-        # In float32 on every machine, so that a run can be resumed on another one with the same result.
-        detector = Detector(self.model_to_save, score_threshold=VALIDATION_SCORE_THRESHOLD, dtype=torch.float32)
+        # In float32 on every machine, so that a run can be resumed on another one with the same result. With the domain
+        # of the weights, because it makes ``danet evaluate`` and ``danet detect`` scale images.
+        detector = Detector(
+            self.model_to_save,
+            metadata=self._domain.to_metadata(),
+            score_threshold=VALIDATION_SCORE_THRESHOLD,
+            polarity="white",
+            dtype=torch.float32,
+        )
         detections = []
         for start in range(0, len(self.validation), VALIDATION_CHUNK):
             if self.stop.is_set():
@@ -385,7 +399,7 @@ class Trainer:
 
     @functools.cached_property
     def _domain(self) -> ImageDomain:
-        return ImageDomain.of_training(self.dataset.records, self.dataset.augmentation)
+        return ImageDomain.of_training(self.dataset.used_records(), self.dataset.augmentation)
 
     def _finish(self) -> bool:
         """Writes the final weights: those of the best epoch, or the last weights if no epoch was validated.
@@ -401,10 +415,13 @@ class Trainer:
             if self.validation and self.log.validated_step != progress.step and not self._record_validation(self.log):
                 return False
             self._save()
-        if progress.best:
+        if progress.best and (self.folder / BEST).is_file():
             with atomic_path(self.folder / WEIGHTS) as temporary:
                 shutil.copyfile(self.folder / BEST, temporary)
         else:
+            if progress.best:
+                notice = f"{self.folder / BEST} was removed; {WEIGHTS} are the last weights"
+                print(f"danet train: warning: {notice}", file=sys.stderr)
             self._save_weights(WEIGHTS, {})
         self._draw_curves()
         return True

@@ -277,3 +277,30 @@ def test_dataset_leaves_out_the_earlier_frames_at_random(clip):
     dataset = DetectionDataset([clip], ["drone"], lags=[0.5], augmentation=options)
     empty = sum(not dataset[epoch, 1].image[1].any() for epoch in range(40))
     assert 10 <= empty <= 30
+
+
+def test_a_dataset_smaller_than_a_batch_is_repeated_with_other_augmentation():
+    batches = list(EpochSampler([3], [1.0], batch=8, epochs=2))
+    assert len(batches) == 2
+    for batch in batches:
+        assert len(set(batch)) == 8
+        assert sorted(np.bincount([index % 3 for _, index in batch])) == [2, 3, 3]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_annotated_sizes_are_checked_with_a_cache_too(tmp_path, cache_bytes):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((64, 80), 9, np.uint8))
+    box = np.array([[1, 2, 11, 12]], np.float32)
+    for name, scale in (("right", 1), ("wrong", 10)):
+        record = ImageRecord(tmp_path / "a.png", 80 * scale, 64 * scale, box, ["uav"], np.zeros(1, bool))
+        write_coco(tmp_path / f"{name}.json", [record], ["uav"])
+    files = [str(tmp_path / f"{name}.json") for name in ("right", "wrong")]
+    dataset = DetectionDataset(files, ["uav"], cache_bytes=cache_bytes)
+    assert dataset[0].image.shape[-2:] == (64, 80)
+    with pytest.raises(UserError, match="is 80 x 64 pixels, its json says 800 x 640"):
+        dataset[1]
+
+
+def test_used_records_leave_out_sources_of_weight_zero(scenes, mixed):
+    dataset = DetectionDataset([DataSource(mixed), DataSource(scenes, weight=0.0)], ["uav"])
+    assert [(record.width, record.height) for record in dataset.used_records()] == [(60, 40)]

@@ -131,3 +131,10 @@ def test_extra_channels_has_zeros_for_missing_frames():
 )
 def test_choose_frames_takes_the_nearest_age_within_a_quarter(ages, chosen):
     assert choose_frames([(age, age) for age in ages], [0.1, 0.5, 1.0]) == chosen
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (2, 2)])
+def test_images_too_small_for_an_alignment_stay_in_place(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
+    aligned = align(image, image, 64.0)
+    assert aligned is not None and np.array_equal(aligned, image)

@@ -253,3 +253,12 @@ def test_augment_speed():
         augment(sample, np.random.default_rng(seed), Augmentation())
     # Measured: 1.7 ms per frame. The limit allows for slow machines.
     assert (time.process_time() - start) / 100 < 0.02
+
+
+def test_pasted_objects_may_be_enlarged_beyond_the_image():
+    boxes = np.array([[20, 20, 36, 36]], np.float32)
+    frame = AnnotatedImage(np.zeros((64, 80), np.uint8), boxes, np.array([0]), np.array([False]))
+    options = Augmentation.off(copy_paste=1.0, paste_scale=(1.0, 3.0), paste_visibility=0.0)
+    for seed in range(100):
+        boxes = augment(frame, np.random.default_rng(seed), options).boxes
+        assert (boxes >= 0).all() and (boxes <= [80, 64, 80, 64]).all()

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 from scenes import write_scenes
 
+from danet.checkpoint import load_tensors, save_tensors
 from danet.train import main
 from danet.training import TrainOptions, train, trainer
+from danet.training import state as state_module
 from danet.training.options import MAY_CHANGE_ON_RESUME
 from danet.training.run_folder import (
     BEST,
@@ -302,3 +304,46 @@ def test_train_raises_fault_errors(scenes, tmp_path):
     words = [*SMALL, "--data", scenes, "--out", str(folder), "--epochs", "1000", "--no-plots"]
     with pytest.raises(FaultError, match="training stopped after step"):
         train(cli.parse(TrainOptions, words))
+
+
+def test_patience_waits_for_the_next_validation(run, scenes, tmp_path, capsys):
+    options = ["--val", scenes, "--lr", "1e-12", "--schedule", "constant", "--ema", "0", "--warmup_steps", "0"]
+    assert run(*options, "--freeze_norm", "--epochs", "9", "--val_every", "3", "--patience", "1") == 0
+    assert [row["epoch"] for row in rows(tmp_path / "run" / VALIDATIONS)] == ["3", "6"]
+
+
+def test_validation_scales_images_as_the_detector_does(run, scenes, monkeypatch):
+    domains = []
+
+    class Recorded(trainer.Detector):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            domains.append(self.domain)
+
+    monkeypatch.setattr(trainer, "Detector", Recorded)
+    assert run("--val", scenes, "--epochs", "1", "--augmentation.scale", "2", "3") == 0
+    assert domains[0].pixel_scale[0] > 2
+
+
+def test_resuming_with_other_validation_images_forgets_the_best_of_the_old_ones(run, scenes, tmp_path):
+    other = str(write_scenes(tmp_path / "other", 4, seed=5))
+    assert run("--val", scenes, "--epochs", "1", "--schedule", "constant") == 0
+    folder = tmp_path / "run"
+    state = folder / "last.safetensors"
+    _, header = load_tensors(state, state_module.FORMAT)
+    header["progress"]["best"]["ap50"] = 0.99  # as if the old images were easy
+    save_tensors(state, state_module.FORMAT, load_tensors(state, state_module.FORMAT)[0], header)
+    before = (folder / "best.safetensors").read_bytes()
+    assert main(["--resume", str(folder), "--val", other, "--epochs", "2", "--quiet"]) == 0
+    assert (folder / "best.safetensors").read_bytes() != before
+    assert same_tensors(folder / WEIGHTS, folder / "best.safetensors")
+    # Without validation images, the last weights are the result.
+    assert main(["--resume", str(folder), "--val", "null", "--epochs", "3", "--quiet"]) == 0
+    assert not same_tensors(folder / WEIGHTS, folder / "best.safetensors")
+
+
+def test_removed_best_weights_do_not_end_a_run(run, scenes, tmp_path, capsys):
+    assert run("--val", scenes, "--epochs", "1", "--schedule", "constant") == 0
+    (tmp_path / "run" / "best.safetensors").unlink()
+    assert main(["--resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert "best.safetensors was removed; weights.safetensors are the last weights" in capsys.readouterr().err
