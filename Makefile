@@ -128,7 +128,7 @@ real: $(KERNELS)  ## train and evaluate on real frames (docs/results.md): make r
 	  || { echo "make real DATA=FOLDER: the folder must hold svanstrom-ir/ and sirst/"; exit 2; }
 	@echo "== 1/5  import of the Svanstrom videos; a tenth of the training recordings is kept for tuning"
 	@$(MAKE) $(REAL)/tune.json $(REAL)/val.json $(REAL)/sirst/val.json
-	@echo "== 2/5  training danet_s on crops, then on whole frames; under an hour on two cores"
+	@echo "== 2/5  training danet_s on crops, then on whole frames; about an hour on two cores"
 	@$(RUN) -m danet.train --preset svanstrom --data $(REAL)/fit.json --out $(REAL)/crops --overwrite
 	@$(RUN) -m danet.train --preset svanstrom_frames --data $(REAL)/fit.json \
 	  --weights $(REAL)/crops/weights.safetensors --out $(REAL)/train --overwrite

@@ -1,11 +1,11 @@
-"""Counts the drones that the shipped detector finds in frames as other cameras would record them.
+"""Counts the drones that a shipped detector finds in frames as other cameras would record them.
 
-    python experiments/other_cameras.py VAL.json TUNE.json experiments/results/other_cameras.json
+    python experiments/other_cameras.py VAL.json TUNE.json RESULT.json [--weights danet_nano]
 
 VAL.json is the COCO json of the Svanstrom validation videos (``danet data import svanstrom``). Frames with one drone
 are taken from all recordings in turn, and every frame is magnified, reduced and inverted. "default" is
-``danet.load()``, a new one for each variant; "one detector" goes through all variants in this order; "native, white"
-neither scales nor inverts. A drone is found if a detection with score 0.5 has at least half of its area in the
+``danet.load(WEIGHTS)``, a new one for each variant; "one detector" goes through all variants in this order; "native,
+white" neither scales nor inverts. A drone is found if a detection with score 0.5 has at least half of its area in the
 annotated box.
 
 TUNE.json is the COCO json of recordings that serve for choices (``make real`` writes one). 100 frames of it are
@@ -14,10 +14,10 @@ trusting only the inner part of the magnifications of training.
 """
 
 import argparse
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -52,12 +52,11 @@ VARIANTS: dict[str, tuple[float, Change, dict]] = {
 """Magnification, change of the image, and options of ``danet.load``."""
 
 
-MAGNIFICATIONS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)
+MAGNIFICATIONS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0)
 
 
-def load(**options: Any) -> danet.Detector:
-    """The shipped detector in float32, so that all columns of the table are computed alike on every machine."""
-    return danet.load(dtype=torch.float32, **options)
+Load = Callable[..., danet.Detector]
+"""Loads the detector, with options of ``danet.load``."""
 
 
 def choose_frames(records: list[ImageRecord], count: int) -> list[ImageRecord]:
@@ -85,7 +84,10 @@ def main() -> None:
     parser.add_argument("tune", type=Path)
     parser.add_argument("result", type=Path)
     parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--weights", default="danet_s", help="name or file of the weights, danet_s by default")
     options = parser.parse_args()
+    # In float32, so that all columns of the table are computed alike on every machine.
+    load = functools.partial(danet.load, options.weights, dtype=torch.float32)
     frames = choose_frames(list(load_coco(options.data).records), options.frames)
     reused = load()
     table = {}
@@ -103,11 +105,11 @@ def main() -> None:
         table[name] = rows
         print(f"{name}: targets of {len(frames)} found, and other boxes: {rows}", flush=True)
     names = [f"{record.video or ''} {record.path.name}".strip() for record in frames]
-    content = {"score": 0.5, "frames": len(frames), "variants": table, "files": names}
-    write_json(options.result, {**content, "magnifications": magnifications(options.tune)}, indent=1)
+    content = {"weights": options.weights, "score": 0.5, "frames": len(frames), "variants": table, "files": names}
+    write_json(options.result, {**content, "magnifications": magnifications(options.tune, load)}, indent=1)
 
 
-def magnifications(tune: Path) -> dict:
+def magnifications(tune: Path, load: Load) -> dict:
     """How many drones of 100 frames are found at each magnification, without scaling and with white polarity."""
     frames = choose_frames(list(load_coco(tune).records), 100)
     detector = load(input_size="native", polarity="white")

@@ -41,6 +41,13 @@ class Shipped:
 
 
 FILES = {
+    "danet_nano": Shipped(
+        tensors="7e82704e830129df7f5f01ce28e9b13d5e605bb933d5f2247da4e0ed8029a41b",
+        bytes=1e6,
+        pixel_scale=(0.7, 1.1),
+        f1=0.945,
+        f1_iou30=0.93,
+    ),
     "danet_s": Shipped(
         tensors="25d61fc7dc0dc3ab1b47d917eea1da83a29a0d540261c2604bcb28637ed934eb",
         bytes=8e6,

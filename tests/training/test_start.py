@@ -106,8 +106,9 @@ def test_calibrated_norms_fit_other_images(trained, tmp_path):
         assert compact < 1.5 * reference
 
 
-def test_start_from_shipped_weights():
-    model = build_model(ModelConfig(name="danet_s", classes=["target", "drone"]))
+@pytest.mark.parametrize("name", ["danet_s", "danet_nano"])
+def test_start_from_shipped_weights(name):
+    model = build_model(ModelConfig(name=name, classes=["target", "drone"]))
     assert start_from("shipped", model, lambda: torch.randn(2, 1, 64, 64)) == ["target"]
 
 
