@@ -41,6 +41,13 @@ class Shipped:
 
 
 FILES = {
+    "danet_s_wide": Shipped(
+        tensors="b712026ff8dc14cd60565b067d43f390c32c21b3eadb4cf5fcd2c14dc9b8cbf1",
+        bytes=8e6,
+        pixel_scale=(0.7, 1.1),
+        f1=0.929,
+        f1_iou30=0.95,
+    ),
     "danet_nano": Shipped(
         tensors="7e82704e830129df7f5f01ce28e9b13d5e605bb933d5f2247da4e0ed8029a41b",
         bytes=1e6,

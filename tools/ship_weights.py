@@ -1,7 +1,7 @@
 """Adds trained weights to the package: python tools/ship_weights.py WEIGHTS EVALUATION --command "..."
 
 WEIGHTS is a weights file of `danet train`; EVALUATION is the output folder of `danet evaluate` on images of other
-recordings. Writes danet/weights/NAME.safetensors, where NAME is that of the network, such as danet_s: float16, one
+recordings. Writes danet/weights/NAME.safetensors, where NAME is --name, or that of the network: float16, one
 fused convolution per block, and in the file header how the weights were trained and their metrics.
 """
 
@@ -39,6 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("weights", type=Path)
     parser.add_argument("evaluation", type=Path)
+    parser.add_argument("--name", help="name of the weights; by default that of the network")
     parser.add_argument("--command", required=True, help="the command that trained the weights")
     parser.add_argument("--data", required=True, help="the training data and its licence")
     parser.add_argument("--split", required=True, help="which recordings were used for training, tuning and evaluation")
@@ -57,7 +58,7 @@ def main() -> int:
         if options.pixel_scale is not None:
             domain = replace(domain, pixel_scale=tuple(options.pixel_scale))
         about |= {**domain.to_metadata(), SUPPORTED_CLASSES: options.supported}
-        path = SHIPPED_FOLDER / f"{model.config.name}.safetensors"
+        path = SHIPPED_FOLDER / f"{options.name or model.config.name}.safetensors"
         save_weights(
             path,
             model,

@@ -30,9 +30,9 @@ ROOT = Path(__file__).parents[2]
 def torchrun(*words, check=True):
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*command, "-m", *words], env=environment, check=check, timeout=200, capture_output=True, text=True
-    )
+    result = subprocess.run([*command, "-m", *words], env=environment, timeout=200, capture_output=True, text=True)
+    assert result.returncode == 0 or not check, result.stderr
+    return result
 
 
 def rows(path):
