@@ -2,6 +2,7 @@
 
 import csv
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,35 @@ VALIDATION_COLUMNS = ("step", "epoch", *TITLES)
 MAX_POINTS = 400
 SMALLEST, LARGEST = 1e-30, 1e30
 """Values beyond these are drawn as 0 and as gaps: matplotlib cannot place ticks on such axes."""
+MIN_INTERVAL_S = 60.0
+"""Seconds between two drawings of the curves during a run."""
+MAX_DRAWING_SHARE = 0.02
+"""Maximum share of the training time that the drawing takes; a long run draws less often."""
 Columns = dict[str, list[float]]
+
+
+class CurvePictures:
+    """Draws the curves of a run from time to time, see ``write_curve_pictures``.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._next = time.monotonic() + MIN_INTERVAL_S
+
+    def draw_if_due(self) -> None:
+        """Draws the curves if the last drawing was long enough ago."""
+        if time.monotonic() >= self._next:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draws the curves."""
+        started = time.monotonic()
+        write_curve_pictures(self.folder)
+        duration = time.monotonic() - started
+        self._next = time.monotonic() + max(MIN_INTERVAL_S, duration / MAX_DRAWING_SHARE)
 
 
 def read_steps(folder: Path) -> Columns:

@@ -20,6 +20,22 @@ TIMED_STEPS = 3
 """Number of timed training steps without and with mixed precision. They alternate, after one warm-up step of each."""
 
 
+def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """The dtype for ``torch.autocast`` that ``TrainOptions.amp`` selects; None for no autocast.
+
+    "auto" is bfloat16 on CUDA devices that have it, otherwise float16, and None on the CPU, see ``choose_amp``.
+
+    Example:
+        >>> autocast_dtype("bfloat16", torch.device("cpu")), autocast_dtype("auto", torch.device("cpu"))
+        (torch.bfloat16, None)
+    """
+    if amp == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]
+
+
 def may_be_faster() -> bool:
     """Whether mixed precision may be faster on this processor: it needs instructions that multiply bfloat16 values.
 

@@ -140,7 +140,7 @@ def _warnings(trainer: Trainer) -> list[str]:
 
 def _data_warnings(trainer: Trainer) -> list[str]:
     """Warnings about images that lack earlier frames."""
-    validation = MissingFrames((record.past for record in trainer.validation), trainer.options.model.lags)
+    validation = MissingFrames((record.past for record in trainer.validation.records), trainer.options.model.lags)
     lines = [trainer.dataset.missing_past.line("training images"), validation.line("validation images")]
     return [f"model.lags: {line}" for line in lines if line]
 
@@ -241,7 +241,7 @@ def _header(trainer: Trainer, new_classes: list[str]) -> str:
     lines = [
         f"{ops.describe()}, {trainer.device}, {processes}{options.workers} loader processes",
         summary.describe(trainer.model_to_save, _image_size(options)),
-        f"{len(dataset)} training and {len(trainer.validation)} validation images{scale}, "
+        f"{len(dataset)} training and {len(trainer.validation.records)} validation images{scale}, "
         f"classes {', '.join(options.model.classes)}; {options.epochs} epochs of {trainer.sampler.steps_per_epoch} "
         f"steps, batch size {options.batch}; run folder {options.out}{teachers}",
     ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from danet.checkpoint import SHIPPED, load_weights
+from danet.checkpoint import load_weights
 from danet.models import DANet
 from danet.models.blocks import MBB
 from danet.utils.errors import UserError
@@ -38,7 +38,10 @@ def start_from(path: str | os.PathLike, model: DANet, calibration_images: Callab
             that ``model`` lacks.
     """
     if path == SHIPPED_NAME:
-        path = model.config.name if model.config.name in shipped_names() else SHIPPED
+        path = model.config.name
+        if path not in shipped_names():
+            names = ", ".join(shipped_names())
+            raise UserError(f"weights: the package has none for model.name {path}, only {names}")
     loaded, _ = load_weights(path)
     theirs, ours = dataclasses.asdict(loaded.config), dataclasses.asdict(model.config)
     new_inputs = {"lags", "local_contrast"} if set(_inputs(loaded)) <= set(_inputs(model)) else set()

@@ -37,6 +37,41 @@ class Progress:
     validation_data: str = ""
     """Fingerprint of the images of ``best``: AP50 on other images cannot be compared with it."""
 
+    def record_validation(self, epoch: float, metrics: dict[str, float], data: str) -> bool:
+        """Notes the metrics of a validation; returns whether its weights are to be kept as the best ones.
+
+        Args:
+            epoch: epochs since the start.
+            metrics: at least "ap50".
+            data: fingerprint of the images.
+
+        Example:
+            >>> progress = Progress()
+            >>> [progress.record_validation(epoch, {"ap50": ap}, "") for epoch, ap in ((1, 0.5), (2, 0.4), (3, 0.5))]
+            [True, False, True]
+            >>> progress.improved_epoch, progress.validated_epoch, progress.best["epoch"]
+            (1, 3, 3)
+        """
+        best = self.best.get("ap50", -1.0)
+        self.validated_epoch = epoch
+        if metrics["ap50"] > best:
+            self.improved_epoch = epoch
+        # Of epochs with equal AP50, keep the last: the scores of detections still rise when AP50 does not.
+        is_best = metrics["ap50"] >= best
+        if is_best:
+            self.best, self.validation_data = {"epoch": epoch, **metrics}, data
+        return is_best
+
+    def forget_other_validation(self, data: str) -> bool:
+        """Forgets the best validation if its images have another fingerprint than ``data``; returns whether it does.
+
+        Earlier versions stored no fingerprint, and validated at another image scale.
+        """
+        is_other = bool(self.best) and self.validation_data != data
+        if is_other:
+            self.best, self.improved_epoch = {}, self.validated_epoch
+        return is_other
+
     @classmethod
     def from_json(cls, values: object) -> "Progress":
         """Reads what ``dataclasses.asdict`` gave; earlier versions did not write the last three values.

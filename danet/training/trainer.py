@@ -20,36 +20,24 @@ from danet.checkpoint import save_weights
 from danet.data.batch_loader import LoaderWorkerError
 from danet.data.coco_dataset import ImageRecord
 from danet.data.image_domain import ImageDomain
-from danet.data.loader import Batch, DetectionDataset, EpochSampler, fingerprint_of, make_loader
-from danet.evaluation.metrics import quick_metrics
-from danet.inference.detector import Detector
-from danet.inference.predict import predict
+from danet.data.loader import Batch, DetectionDataset, EpochSampler, make_loader
 from danet.losses import DetectionLoss
 from danet.models import DANet
-from danet.training.learning_curves import write_curve_pictures
+from danet.training.learning_curves import CurvePictures
 from danet.training.log import TrainingLog, epochs_after
+from danet.training.mixed_precision import autocast_dtype
 from danet.training.optimizer import average_weights, build_optimizer, freeze_norms, freeze_parts, learning_rate
 from danet.training.options import TrainOptions
 from danet.training.previews import write_previews
 from danet.training.run_folder import BEST, STATE, WEIGHTS, RunLock, lock_run_folder
 from danet.training.state import TrainingState, fixed_options
+from danet.training.validation import Validation
 from danet.utils import distributed
 from danet.utils.errors import FaultError, UserError
 from danet.utils.files import DISK_FAULTS, atomic_path, write_error
 from danet.utils.load_monitor import use_all_threads, use_free_cores
 from danet.utils.memory_format import channels_last
 from danet.utils.stop_signals import stop_on_signals
-
-VALIDATION_BATCH = 8
-"""Images per batch in validation."""
-VALIDATION_CHUNK = 64
-"""Validation images between two checks for a stop signal."""
-VALIDATION_SCORE_THRESHOLD = 0.05
-"""Only detections with a higher score enter the validation metrics."""
-MIN_CURVE_INTERVAL_S = 60.0
-"""Seconds between two drawings of the curves."""
-MAX_DRAWING_SHARE = 0.02
-"""Maximum share of the training time that the drawing of the curves takes; a long run draws them less often."""
 
 
 class Trainer:
@@ -79,7 +67,7 @@ class Trainer:
     ) -> None:
         self.options = options
         self.dataset = dataset
-        self.validation = validation
+        self.validation = Validation(validation, dataset.classes)
         self.device = device
         self.folder = Path(options.out)
         self.sampler = EpochSampler(
@@ -103,7 +91,7 @@ class Trainer:
             freeze_norms(self.extra_losses)
         freeze_parts(self.model, options.freeze)
         self.criterion = DetectionLoss(self.model, options.assignment)
-        self.autocast = _autocast_dtype(options.amp, device)
+        self.autocast = autocast_dtype(options.amp, device)
         self.state = TrainingState(
             model=self.model,
             average=average_weights(self.model, options.ema) if options.ema else None,  # the EMA model
@@ -117,8 +105,9 @@ class Trainer:
         """Why a finished run ended before its last epoch, if it did."""
         self._saved_at = time.monotonic()
         self._saved_step: int | None = None
-        self._next_curves = 0.0
-        self.log: TrainingLog | None = None  # ``run`` sets these two in rank 0, the only process that writes files
+        # ``run`` sets these three in rank 0, the only process that writes files.
+        self.log: TrainingLog | None = None
+        self.curves: CurvePictures | None = None
         self.lock: RunLock | None = None
 
     @property
@@ -138,11 +127,11 @@ class Trainer:
             return
         self.state.load(path, self._identity())
         progress = self.state.progress
-        if progress.best and progress.validation_data not in ("", fingerprint_of(self.validation)):
-            # The best AP50 was measured on other images.
-            progress.best, progress.improved_epoch = {}, progress.validated_epoch
+        if progress.forget_other_validation(self.validation.fingerprint) and distributed.rank() == 0:
+            notice = "the best AP50 so far is of other validation images, and no longer counts"
+            print(f"danet train: warning: {path}: {notice}", file=sys.stderr)
         self._saved_step = progress.step
-        self.sampler.start_step = self.state.progress.step
+        self.sampler.start_step = progress.step
         if self.sampler.start_step > self.sampler.total_steps:
             epochs = self.sampler.start_step / self.sampler.steps_per_epoch
             raise UserError(f"{path}: has {epochs:g} epochs already, got --epochs {self.options.epochs}; give more")
@@ -171,9 +160,9 @@ class Trainer:
                     self.lock = lock or stack.enter_context(lock_run_folder(self.folder))
                     steps = {"total_steps": self.sampler.total_steps, "steps_per_epoch": self.sampler.steps_per_epoch}
                     self.log = stack.enter_context(TrainingLog(self.options, self.state.progress, **steps))
+                    self.curves = CurvePictures(self.folder) if self.options.plots else None
                 stack.enter_context(stop_on_signals(self.stop))
                 stack.callback(use_all_threads)
-                self._next_curves = time.monotonic() + MIN_CURVE_INTERVAL_S
                 self._save()
                 if self.log and self.options.plots:
                     write_previews(self.dataset, self.sampler, self.folder)
@@ -204,17 +193,17 @@ class Trainer:
         )
         with contextlib.closing(iter(loader)) as batches:
             while progress.step < self.sampler.total_steps and not self._check_early_end():
-                if distributed.any_process(self.stop.is_set(), self.device):
-                    self._save()
-                    self._draw_curves()
-                    return False
                 if self.lock:
                     self.lock.check()
                 started = time.monotonic()
-                batch = self._next_batch(batches)
-                # All processes skip the step, because it has operations that all must take part in.
-                if distributed.any_process(batch is None, self.device) or batch is None:
-                    continue
+                batch = None if self.stop.is_set() else self._next_batch(batches)
+                # All processes stop together, because all must take part in the operations of a step.
+                stops = distributed.any_process(batch is None or self.stop.is_set(), self.device)
+                if stops or batch is None:
+                    self._save()
+                    if self.curves:
+                        self.curves.draw()
+                    return False
                 self._step(batch)
                 progress.seconds += time.monotonic() - started
                 if progress.step % self.sampler.steps_per_epoch == 0:
@@ -335,47 +324,27 @@ class Trainer:
         progress.finished_epoch_at = progress.step
         self.log.end_epoch(epoch, learning_rate(progress.step - 1, self.sampler.total_steps, options), metrics)
         self._save()
-        if time.monotonic() >= self._next_curves:
-            self._draw_curves()
+        if self.curves:
+            self.curves.draw_if_due()
 
     def _record_validation(self, log: TrainingLog) -> dict[str, float] | None:
         """Validates and keeps the weights if they are the best so far; None if a stop signal arrived."""
         progress, started = self.state.progress, time.monotonic()
-        metrics = self._validate()
+        metrics = self.validation.measure(self.model_to_save, self._domain, self._go_on)
         progress.seconds += time.monotonic() - started
         if metrics is None:
             return None
-        epoch, best = epochs_after(progress.step, self.sampler.steps_per_epoch), progress.best.get("ap50", -1.0)
-        progress.validated_epoch = epoch
-        if metrics["ap50"] > best:
-            progress.improved_epoch = epoch
-        # Of epochs with equal AP50, keep the last: the scores of detections still rise when AP50 does not.
-        if metrics["ap50"] >= best:
-            progress.best, progress.validation_data = {"epoch": epoch, **metrics}, fingerprint_of(self.validation)
+        epoch = epochs_after(progress.step, self.sampler.steps_per_epoch)
+        if progress.record_validation(epoch, metrics, self.validation.fingerprint):
             self._save_weights(BEST, progress.best)
         log.validation(progress.step, metrics)
         return metrics
 
-    def _validate(self) -> dict[str, float] | None:
-        """Returns the metrics on the validation images, or None if a stop signal arrived."""
-        # In float32 on every machine, so that a run can be resumed on another one with the same result. With the domain
-        # of the weights, because it makes ``danet evaluate`` and ``danet detect`` scale images.
-        detector = Detector(
-            self.model_to_save,
-            metadata=self._domain.to_metadata(),
-            score_threshold=VALIDATION_SCORE_THRESHOLD,
-            polarity="white",
-            dtype=torch.float32,
-        )
-        detections = []
-        for start in range(0, len(self.validation), VALIDATION_CHUNK):
-            if self.stop.is_set():
-                return None
-            if self.options.threads is None:
-                use_free_cores()
-            chunk = self.validation[start : start + VALIDATION_CHUNK]
-            detections += predict(detector, chunk, VALIDATION_BATCH, quiet=True)[0]
-        return quick_metrics(self.validation, detections, self.dataset.classes)
+    def _go_on(self) -> bool:
+        """Adapts the number of threads to the load; returns whether the run goes on, because no stop signal arrived."""
+        if self.options.threads is None:
+            use_free_cores()
+        return not self.stop.is_set()
 
     def _save_due(self) -> bool:
         steps, seconds = self.options.save_every_steps, time.monotonic() - self._saved_at
@@ -410,10 +379,14 @@ class Trainer:
         if self.log is None:
             return True
         progress = self.state.progress
-        if progress.step < self.sampler.total_steps:
+        ends_early = progress.step < self.sampler.total_steps
+        if ends_early:
             self._save()
-            if self.validation and self.log.validated_step != progress.step and not self._record_validation(self.log):
-                return False
+        # Without a best validation, the run was finished before, with other validation images.
+        is_due = self.log.validated_step != progress.step if ends_early else not progress.best
+        if self.validation and is_due and not self._record_validation(self.log):
+            return False
+        if ends_early or is_due:
             self._save()
         if progress.best and (self.folder / BEST).is_file():
             with atomic_path(self.folder / WEIGHTS) as temporary:
@@ -423,16 +396,9 @@ class Trainer:
                 notice = f"{self.folder / BEST} was removed; {WEIGHTS} are the last weights"
                 print(f"danet train: warning: {notice}", file=sys.stderr)
             self._save_weights(WEIGHTS, {})
-        self._draw_curves()
+        if self.curves:
+            self.curves.draw()
         return True
-
-    def _draw_curves(self) -> None:
-        """Draws the curves of losses and metrics, unless ``options.plots`` is off."""
-        if self.log and self.options.plots:
-            started = time.monotonic()
-            write_curve_pictures(self.folder)
-            duration = time.monotonic() - started
-            self._next_curves = time.monotonic() + max(MIN_CURVE_INTERVAL_S, duration / MAX_DRAWING_SHARE)
 
     def _identity(self) -> dict:
         """The fingerprint of the run: values by name that ``TrainingState.load`` compares when the run is resumed."""
@@ -441,11 +407,3 @@ class Trainer:
 
 def _combine_seeds(*seeds: int) -> int:
     return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
-
-
-def _autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    if amp == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]

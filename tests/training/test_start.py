@@ -112,6 +112,12 @@ def test_start_from_shipped_weights(name):
     assert start_from("shipped", model, lambda: torch.randn(2, 1, 64, 64)) == ["target"]
 
 
+def test_shipped_weights_of_another_architecture_are_an_error():
+    model = build_model(ModelConfig(name="teacher_small"))
+    with pytest.raises(UserError, match=r"none for model\.name teacher_small, only danet_nano"):
+        start_from("shipped", model, lambda: torch.zeros(1))
+
+
 @pytest.mark.parametrize("compact", [False, True])
 def test_new_input_channels_start_from_zero(compact, tmp_path):
     old = calibrated(make(local_contrast=False, lags=[]))

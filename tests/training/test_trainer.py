@@ -18,7 +18,7 @@ from scenes import write_scenes
 
 from danet.checkpoint import load_tensors, save_tensors
 from danet.train import main
-from danet.training import TrainOptions, train, trainer
+from danet.training import TrainOptions, train, trainer, validation
 from danet.training import state as state_module
 from danet.training.options import MAY_CHANGE_ON_RESUME
 from danet.training.run_folder import (
@@ -315,12 +315,12 @@ def test_patience_waits_for_the_next_validation(run, scenes, tmp_path, capsys):
 def test_validation_scales_images_as_the_detector_does(run, scenes, monkeypatch):
     domains = []
 
-    class Recorded(trainer.Detector):
+    class Recorded(validation.Detector):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
             domains.append(self.domain)
 
-    monkeypatch.setattr(trainer, "Detector", Recorded)
+    monkeypatch.setattr(validation, "Detector", Recorded)
     assert run("--val", scenes, "--epochs", "1", "--augmentation.scale", "2", "3") == 0
     assert domains[0].pixel_scale[0] > 2
 
@@ -340,6 +340,17 @@ def test_resuming_with_other_validation_images_forgets_the_best_of_the_old_ones(
     # Without validation images, the last weights are the result.
     assert main(["--resume", str(folder), "--val", "null", "--epochs", "3", "--quiet"]) == 0
     assert not same_tensors(folder / WEIGHTS, folder / "best.safetensors")
+
+
+def test_a_finished_run_is_validated_on_other_images(run, scenes, tmp_path, capsys):
+    other = str(write_scenes(tmp_path / "other", 4, seed=5))
+    assert run("--val", scenes, "--epochs", "1") == 0
+    folder = tmp_path / "run"
+    assert main(["--resume", str(folder), "--val", other, "--quiet"]) == 0
+    assert "the best AP50 so far is of other validation images" in capsys.readouterr().err
+    assert same_tensors(folder / WEIGHTS, folder / "best.safetensors")
+    assert main(["--resume", str(folder), "--val", other, "--quiet"]) == 0  # changes nothing
+    assert "validation images" not in capsys.readouterr().err
 
 
 def test_removed_best_weights_do_not_end_a_run(run, scenes, tmp_path, capsys):
