@@ -5,12 +5,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from danet.utils.image_io import percentiles
-
 UINT8_MAX = 255
 UINT16_MAX = 65535
-MIN_LEVELS = 4
-"""Minimum difference of the 99th and the 1st percentile, in 8-bit gray levels, for floats to become 8-bit images."""
 
 
 def to_image(image: object) -> np.ndarray:
@@ -20,10 +16,9 @@ def to_image(image: object) -> np.ndarray:
     - A torch tensor is ``[H, W]``, ``[1, H, W]`` or ``[3, H, W]`` in RGB order, as torchvision reads it.
     - A Pillow image is grey or RGB.
 
-    Whole numbers from 0 to 65535, also as floats, are sensor counts. Floats from 0 to 1 are multiplied by 255; or by
-    65535 if 8 bits would leave fewer than ``MIN_LEVELS`` gray levels of an image with finer ones, as of a 14-bit sensor
-    whose counts were divided by 65535. All other values have no known scale and are an error: a wrong guess would give
-    no detections instead of a message.
+    Whole numbers from 0 to 65535, also as floats, are sensor counts. Floats from 0 to 1 are multiplied by 255 if the
+    results are whole numbers, and by 65535 if they are finer, as those of a sensor of more than 8 bits. All other
+    values have no known scale and are an error: a wrong guess would give no detections instead of a message.
 
     Raises:
         TypeError: the object is no image, or its values are neither counts nor floats from 0 to 1.
@@ -31,7 +26,7 @@ def to_image(image: object) -> np.ndarray:
 
     Example:
         >>> to_image(torch.full((1, 48, 64), 0.5)).shape, int(to_image(np.full((2, 2), 0.5))[0, 0])
-        ((48, 64), 128)
+        ((48, 64), 32768)
     """
     if isinstance(image, Tensor):
         array, reverse = _from_tensor(image), True
@@ -76,12 +71,12 @@ def _to_counts(array: np.ndarray) -> np.ndarray:
         raise TypeError(f"Detector: an image must hold integers or floats, got {array.dtype}; give uint8 or uint16")
     low, high = float(array.min()), float(array.max())
     if array.dtype.kind == "f" and low >= 0 and high <= 1:
-        scaled = array.astype(np.float32) * UINT8_MAX
+        scaled = array.astype(np.float64) * UINT8_MAX
         counts = np.rint(scaled)
-        darkest, brightest = percentiles(counts.astype(np.uint8), (1.0, 99.0))
-        if brightest - darkest < MIN_LEVELS and np.ptp(scaled - counts) > 0.01:
-            return np.rint(array.astype(np.float64) * UINT16_MAX).astype(np.uint16)
-        return counts.astype(np.uint8)
+        rounding = UINT8_MAX * float(np.finfo(array.dtype).eps)  # of whole numbers that were divided by 255
+        if np.abs(scaled - counts).max() <= max(rounding, 0.01):
+            return counts.astype(np.uint8)
+        return np.rint(array.astype(np.float64) * UINT16_MAX).astype(np.uint16)
     # Comparisons are False for NaN.
     if not (low >= 0 and high <= UINT16_MAX) or (array.dtype.kind == "f" and not np.array_equal(array, np.rint(array))):
         raise TypeError(
