@@ -4,7 +4,7 @@
 #
 #   bash experiments/rivals/run_all.sh DATA OUT
 #
-# DATA holds fit.json, tune.json and val.json with their images (experiments/common.sh makes them in OUT/svanstrom).
+# DATA holds fit.json, tune.json and val.json with their images, see README.md.
 # Environment variables:
 #   RIVALS_PYTHON  Python with ultralytics, torchvision and onnx; without it, the YOLO and segmentation entries are left out
 #   BASIC_IRSTD    checkout of github.com/XinyiYing/BasicIRSTD; without it, the segmentation entries are left out
@@ -56,31 +56,33 @@ segmentation() {  # NAME NETWORK CLASS...
     danet evaluate "${words[@]}"
 }
 
-stage() {  # NAME STAGE SHARE PRESET WORD...: a training with a share of the budget (percent)
+stage() {  # NAME STAGE SHARE PRESET BATCH WORD...: a training with a share of the budget (percent)
   # The learning rate falls over as many epochs as fit: a training of two minutes measures the time of a step.
-  local run="$OUT/$1/$2" minutes epochs=1 limit=() batch words
+  local run="$OUT/$1/$2" minutes epochs=1 limit=() words
   if [[ -f $run/weights.safetensors ]]; then return; fi
   if [[ -f $run/last.safetensors ]]; then train --resume "$run"; return; fi
   minutes=$(awk "BEGIN {print $MINUTES * $3 / 100}")
-  words=(--preset "$4" --data "$DATA/fit.json" --no-plots --workers 0 --threads 1 "${@:5}")
+  words=(--preset "$4" --batch "$5" --data "$DATA/fit.json" --no-plots --workers 0 --threads 1 "${@:6}")
   if [[ -n ${STEPS:-} ]]; then
     limit=(--max_minutes 0.2)
   else
-    batch=$(awk '$1 == "batch:" {print $2}' "$HERE/../../danet/presets/$4.yaml")
     train "${words[@]}" --epochs 1 --max_minutes 2 --out "$run-pace" --overwrite --quiet --json "$run-pace.json"
-    epochs=$("$PYTHON" "$HERE/epochs.py" "$run-pace.json" "$minutes" "$IMAGES" "$batch")
+    epochs=$("$PYTHON" "$HERE/epochs.py" "$run-pace.json" "$minutes" "$IMAGES" "$5")
     limit=(--max_minutes "$minutes")
     [[ -n $PATIENCE ]] && limit+=(--val "$DATA/tune.json" --patience "$PATIENCE")
   fi
   train "${words[@]}" --epochs "$epochs" "${limit[@]}" --out "$run"
 }
 
-own() {  # NAME NETWORK "CLASS ..." OPTION...: our trainer, with the two stages of `make real`: crops, then whole frames
-  local name=$1 network=$2 classes words
+# Our trainer, with the two stages of `make real`: crops, then whole frames. RATES: the learning rates of the stages.
+own() {  # NAME NETWORK "CLASS ..." "RATE RATE" OPTION...
+  local name=$1 classes rates words
   read -ra classes <<<"$3"
-  words=(--model.name "$network" --model.classes "${classes[@]}" "${@:4}")
-  stage "$name" crops 65 svanstrom "${words[@]}"
-  stage "$name" frames 35 svanstrom_frames --weights "$OUT/$name/crops/weights.safetensors" "${words[@]}"
+  read -ra rates <<<"$4"
+  words=(--model.name "$2" --model.classes "${classes[@]}" "${@:5}")
+  stage "$name" crops 65 svanstrom 16 --lr "${rates[0]}" "${words[@]}"
+  stage "$name" frames 35 svanstrom_frames 8 --lr "${rates[1]}" \
+    --weights "$OUT/$name/crops/weights.safetensors" "${words[@]}"
   evaluate "$name" "$OUT/$name/frames/weights.safetensors" "$DATA/val.json"
 }
 
@@ -89,28 +91,29 @@ filter() {  # NAME
 }
 
 PLAIN=(--model.safem false --model.acfa false)
+RATES="'0.0015 0.0007'" NANO_RATES="'0.002 0.001'"
 QUEUE=(
-  "danet_s|own danet_s danet_s '${FOUR[*]}'"
+  "danet_s|own danet_s danet_s '${FOUR[*]}' $RATES"
   "yolo11n|yolo yolo11n yolo11n.yaml ${FOUR[*]}"
   "yolo26n|yolo yolo26n yolo26n.yaml ${FOUR[*]}"
   "yolo26n_p2|yolo yolo26n_p2 yolo26n-p2.yaml ${FOUR[*]}"
-  "fcos|own fcos danet_s '${FOUR[*]}' ${PLAIN[*]}"
-  "atss|own atss danet_s '${FOUR[*]}' ${PLAIN[*]} --assignment atss"
+  "fcos|own fcos danet_s '${FOUR[*]}' $RATES ${PLAIN[*]}"
+  "atss|own atss danet_s '${FOUR[*]}' $RATES ${PLAIN[*]} --assignment atss"
   "acm|segmentation acm acm ${FOUR[*]}"
   "alcnet|segmentation alcnet alcnet ${FOUR[*]}"
   "dnanet|segmentation dnanet dnanet ${FOUR[*]}"
   "local_contrast|filter local_contrast"
-  "danet_nano|own danet_nano danet_nano '${FOUR[*]}'"
-  "danet_s_drone|own danet_s_drone danet_s drone"
+  "danet_nano|own danet_nano danet_nano '${FOUR[*]}' $NANO_RATES"
+  "danet_s_drone|own danet_s_drone danet_s drone $RATES"
   "yolo11n_drone|yolo yolo11n_drone yolo11n.yaml drone"
   "yolo26n_drone|yolo yolo26n_drone yolo26n.yaml drone"
   "yolo26n_p2_drone|yolo yolo26n_p2_drone yolo26n-p2.yaml drone"
-  "fcos_drone|own fcos_drone danet_s drone ${PLAIN[*]}"
-  "atss_drone|own atss_drone danet_s drone ${PLAIN[*]} --assignment atss"
+  "fcos_drone|own fcos_drone danet_s drone $RATES ${PLAIN[*]}"
+  "atss_drone|own atss_drone danet_s drone $RATES ${PLAIN[*]} --assignment atss"
   "acm_drone|segmentation acm_drone acm drone"
   "alcnet_drone|segmentation alcnet_drone alcnet drone"
   "dnanet_drone|segmentation dnanet_drone dnanet drone"
-  "danet_nano_drone|own danet_nano_drone danet_nano drone"
+  "danet_nano_drone|own danet_nano_drone danet_nano drone $NANO_RATES"
 )
 
 is_possible() {  # COMMAND: whether what the entry needs is there
