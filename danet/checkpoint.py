@@ -153,7 +153,8 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
         path = find_weights(path)
     path = Path(path)
     if os.path.isdir(path):  # unlike Path.is_dir, without an error for a name that is too long
-        raise UserError(f"{path}: is a folder; name the weights in it, such as {path / 'weights.safetensors'}")
+        advice = f"; name the weights in it, such as {path / 'weights.safetensors'}" if kind == FORMAT else ""
+        raise UserError(f"{path}: is a folder{advice}")
     if not os.path.isfile(path):
         names = f"; weights in the package: {', '.join(shipped_names())}" if kind == FORMAT and not path.suffix else ""
         raise UserError(f"{path}: no such file{names}")

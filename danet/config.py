@@ -17,7 +17,7 @@ class ModelConfig:
     """
 
     name: Literal["danet", "danet_s", "danet_nano", "teacher_small", "teacher_medium", "teacher_large"] = "danet_s"
-    """Architecture: danet (widths 64 to 512), danet_s (32 to 256), danet_nano (16 to 128 and fewer blocks, for tests).
+    """Architecture: danet (widths 64 to 512), danet_s (32 to 256), danet_nano (16 to 128, and fewer blocks).
     teacher_small, teacher_medium and teacher_large have a quarter to a third more operations than danet_s, at the
     strides that matter for targets of their scale."""
 

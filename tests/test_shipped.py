@@ -154,10 +154,10 @@ def test_model_card_states_the_file_and_its_figures(name):
     assert f"the tuned threshold {figures['score']:.3f}" in " ".join(card.lower().split())
     tuned = [f"{figures[criterion]['f1']['value']:.3f}" for criterion in ("iou30", "iou50")]
     assert f"| {' / '.join(tuned)} | {figures['false_alarms']['(all)']['value']:.3f} | in the package |" in table
-    for name, criterion in {"IoU 0.3": "iou30", "IoU 0.5": "iou50", "center < 3 px": "center3"}.items():
+    for title, criterion in {"IoU 0.3": "iou30", "IoU 0.5": "iou50", "center < 3 px": "center3"}.items():
         parts = [figures[criterion][part] for part in ("precision", "recall", "f1")]
         cells = [f"{part['value']:.3f} ({part['low']:.3f}-{part['high']:.3f})" for part in parts]
-        assert f"| {name} | {' | '.join(cells)} |" in card
+        assert f"| {title} | {' | '.join(cells)} |" in card
     assert f"The default threshold of `danet.load()` is {detector.score_threshold:g};" in " ".join(card.split())
     alarms = figures["false_alarms"]["(all)"]
     assert f"{alarms['value']:.3f} ({alarms['low']:.3f}-{alarms['high']:.3f}) false alarms" in card

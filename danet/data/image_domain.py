@@ -109,7 +109,7 @@ class ImageDomain:
         """The domain of a network that is trained on ``records`` with ``augmentation``.
 
         Crops do not count: they have the pixel scale of the whole image. Of the magnifications of the augmentation only
-        the inner third (on a logarithmic scale) is trusted. The evidence: the shipped weights, trained with 0.85 to
+        the inner third (on a logarithmic scale) is trusted. The evidence: the weights ``danet_s``, trained with 0.85 to
         1.2, find 96 to 100 of 100 drones at 0.7 to 1.05, 90 at 1.1 and 74 at 1.2 (``experiments/other_cameras.py``, on
         the tuning recordings, which are neither trained on nor used for validation).
         """
