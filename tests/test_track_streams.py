@@ -126,12 +126,11 @@ def test_stream_that_stalls_can_be_stopped(weights, tmp_path):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             path, deadline = out / "tracks.jsonl", time.monotonic() + 300
-            count = -1
-            while time.monotonic() < deadline and process.poll() is None:
-                before, count = count, path.read_text().count("\n") if path.exists() else 0
-                if count and count == before:  # no frame for a second
-                    break
+            count, unchanged = 0, 0
+            while time.monotonic() < deadline and process.poll() is None and unchanged < 5:  # no frame for 5 seconds
                 time.sleep(1.0)
+                before, count = count, path.read_text().count("\n") if path.exists() else 0
+                unchanged = unchanged + 1 if count and count == before else 0
             process.send_signal(signal.SIGINT)
             printed = "".join(process.communicate(timeout=120))
         finally:
