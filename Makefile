@@ -57,10 +57,11 @@ PYTEST = $(RUN) -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfil
 
 SANITIZED := build/cmake-sanitize/libdanet.so
 SANITIZE_TESTS ?= sdc dcn lcdc rep_conv softmax_gate fused_safem ms_deform_attn deform_conv
-# The operators with kernels for the matrix unit; with amx-emulated, the others run the same code as without it.
+# The operators with kernels for the matrix unit; with avx512-bf16 and amx-emulated, the others run the same code as
+# without it.
 TILE_TESTS := rep_conv fused_safem
 # Instruction sets to test with sanitizers, and the checks of the emulated CUDA kernels.
-CAPABILITIES ?= default avx2 avx512 amx-emulated
+CAPABILITIES ?= default avx2 avx512 avx512-bf16 amx-emulated
 EMULATIONS ?= check sanitize
 # The only instruction set that `make sanitize` compiles (setup.py), and an expression of markers, such as "not long", for
 # the tests that it runs; empty: all of them.
@@ -76,7 +77,7 @@ sanitize: $(READY)  ## test the CPU kernels with AddressSanitizer and UndefinedB
 	  --build-lib build/sanitized >build/sanitize.log 2>&1 || { cat build/sanitize.log; exit 1; }
 	@for capability in $(CAPABILITIES); do \
 	  tests="$(SANITIZE_TESTS:%=tests/ops/test_%.py)"; \
-	  [ $$capability != amx-emulated ] || tests="$(TILE_TESTS:%=tests/ops/test_%.py)"; \
+	  case $$capability in avx512-bf16 | amx-emulated) tests="$(TILE_TESTS:%=tests/ops/test_%.py)" ;; esac; \
 	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(SANITIZERS)" DANET_LIBRARY=$(SANITIZED) DANET_CPU_CAPABILITY=$$capability \
 	    $(PYTEST) --dist load -p no:cacheprovider -m "$(MARKERS)" $$tests; \
 	done

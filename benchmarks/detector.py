@@ -299,8 +299,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="dtype of the deployed network; auto is bfloat16 on CPUs with AMX if it is faster and its detections "
-        "agree with those of float32, otherwise float32 (default: auto)",
+        help="dtype of the deployed network; auto is bfloat16 on CPUs with AMX or AVX512_BF16 if it is faster and "
+        "its detections agree with those of float32, otherwise float32 (default: auto)",
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")

@@ -79,7 +79,7 @@ STABLE_TORCH_LIBRARY(danet, library) {
       "Tensor spatial_shapes, Tensor level_start_index, bool softmax, bool deterministic) -> (Tensor, Tensor, Tensor)");
   // 0: baseline, 1: AVX2 and FMA, 2: AVX-512
   library.def("cpu_capability() -> int");
-  // 0: none, 1: AMX for bfloat16, 2: the same emulated, for tests
+  // For bfloat16. 0: none, 1: AMX, 2: the same emulated, for tests, 3: AVX512_BF16
   library.def("matrix_unit() -> int");
 }
 

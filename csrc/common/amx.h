@@ -6,8 +6,11 @@
 // sums, two for the left and two for the right operand: four products need four loaded tiles. A load takes about 8
 // cycles and a product 16, so that the loads do not limit the speed.
 //
-// Files named *_tiles.cpp are compiled twice: for AMX, and in plain C++ for tests on any processor, which computes the
-// same except for subnormal values. isa.cpp selects one of them at run time.
+// Processors without AMX may have AVX512_BF16 (AMD from Zen 4 on, Intel from Cooper Lake on), whose instruction VDPBF16PS
+// multiplies pairs of bfloat16 values in vector registers.
+//
+// Files named *_tiles.cpp are compiled three times: for AMX, for AVX512_BF16, and in plain C++ for tests on any processor.
+// All compute the same except for subnormal values and the order of summation. isa.cpp selects one of them at run time.
 #pragma once
 
 #include "transpose.h"
@@ -121,6 +124,57 @@ class TileBlock {
       _tile_dpbf16ps(3, 5, 6);
     }
   }
+};
+
+#elif defined(__AVX512BF16__)
+
+// The same class with AVX512_BF16. The sums are in memory, and those of 8 rows are in vector registers during a product.
+class TileBlock {
+ public:
+  DANET_INLINE void clear() { std::memset(sums_, 0, sizeof sums_); }
+  DANET_INLINE void load(const float* sums) { std::memcpy(sums_, sums, sizeof sums_); }
+  DANET_INLINE void store(float* sums) const { std::memcpy(sums, sums_, sizeof sums_); }
+  DANET_INLINE void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right) {
+    multiply_columns<8, 2>(left, stride, right, 0);
+  }
+  template <int kHalf>
+  DANET_INLINE void multiply_add_half(const BFloat16* left, int64_t stride, const BFloat16* right) {
+    multiply_columns<16, 1>(left, stride, right, kHalf * kBlockColumns / 2);
+  }
+
+ private:
+  // Adds the products of kVectors * 16 columns, kRows rows at a time: for each pair of depths, one vector of every 16
+  // columns is multiplied by one pair of each row.
+  template <int kRows, int kVectors>
+  DANET_INLINE void multiply_columns(const BFloat16* left, int64_t stride, const BFloat16* right, int first_sum) {
+    for (int first = 0; first < kBlockRows; first += kRows, left += kRows * stride) {
+      __m512 sums[kRows][kVectors];
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sums[row][v] = _mm512_load_ps(&sums_[first + row][first_sum + 16 * v]);
+      for (int pair = 0; pair < kTileDepth / 2; ++pair) {
+        __m512bh columns[kVectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v)
+          columns[v] = (__m512bh)_mm512_loadu_si512(right + v * (kRightSize / 2) + 32 * pair);
+#pragma GCC unroll 16
+        for (int row = 0; row < kRows; ++row) {
+          int32_t values;
+          std::memcpy(&values, left + row * stride + 2 * pair, sizeof values);
+          const __m512bh both = (__m512bh)_mm512_set1_epi32(values);
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) sums[row][v] = _mm512_dpbf16_ps(sums[row][v], both, columns[v]);
+        }
+      }
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) _mm512_store_ps(&sums_[first + row][first_sum + 16 * v], sums[row][v]);
+    }
+  }
+
+  alignas(64) float sums_[kBlockRows][kBlockColumns];
 };
 
 #else

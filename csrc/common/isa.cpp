@@ -43,25 +43,33 @@ Isa select_isa() {
   return best;
 }
 
-// Whether the processor has AMX for bfloat16, and AVX512_BF16, with which the kernels for AMX are compiled. Linux lets a process use the tile registers only after it asked for them.
+#if defined(DANET_HAS_AMX)
+bool has_avx512_bf16() { return isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16"); }
+
+// Whether the processor has AMX for bfloat16. Linux lets a process use the tile registers only after it asked for them.
 bool has_amx() {
-#if defined(DANET_HAS_AMX) && defined(__linux__)
+#if defined(__linux__)
   constexpr unsigned kBfloat16Bit = 1u << 22, kTileBit = 1u << 24;  // of EDX, leaf 7 of CPUID
   constexpr long kRequestPermission = 0x1023, kTileData = 18;       // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned eax, ebx, ecx, edx;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
   if ((edx & kBfloat16Bit) == 0 || (edx & kTileBit) == 0) return false;
-  if (!__builtin_cpu_supports("avx512bf16")) return false;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
 }
+#endif
 
 MatrixUnit select_matrix_unit() {
   if (is_requested("amx-emulated")) return MatrixUnit::kEmulated;
-  if (isa() != Isa::kAvx512 || is_requested("avx512")) return MatrixUnit::kNone;  // avx2 and default lower isa()
-  return has_amx() ? MatrixUnit::kAmx : MatrixUnit::kNone;
+#if defined(DANET_HAS_AMX)
+  // The kernels for AMX are compiled with AVX512_BF16. DANET_CPU_CAPABILITY=avx2 and default lower isa().
+  if (!has_avx512_bf16() || is_requested("avx512")) return MatrixUnit::kNone;
+  return !is_requested("avx512-bf16") && has_amx() ? MatrixUnit::kAmx : MatrixUnit::kAvx512Bf16;
+#else
+  return MatrixUnit::kNone;
+#endif
 }
 
 }  // namespace

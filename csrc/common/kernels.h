@@ -32,13 +32,14 @@ struct ImageView {
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
 // The instruction set to use: the best one of this processor, or the one that the environment variable
-// DANET_CPU_CAPABILITY (default, avx2, avx512 or amx) names, if the processor supports it. Determined once per process.
+// DANET_CPU_CAPABILITY (default, avx2 or avx512) names, if the processor supports it. Determined once per process.
 Isa isa();
 
-// The matrix unit for products of bfloat16 (amx.h), which is used in addition to the instruction set: AMX if the
-// processor and the operating system support it, unless DANET_CPU_CAPABILITY is default, avx2 or avx512. kEmulated is a
-// slow replacement in plain C++ for tests on any processor; DANET_CPU_CAPABILITY=amx-emulated selects it.
-enum class MatrixUnit { kNone, kAmx, kEmulated };
+// What computes products of bfloat16 (amx.h) in addition to the instruction set: the matrix unit AMX if the processor and
+// the operating system support it, else AVX512_BF16 if the processor has it, else nothing. DANET_CPU_CAPABILITY=avx512-bf16
+// selects AVX512_BF16 on processors with AMX, too; default, avx2 and avx512 switch both off. kEmulated is a slow
+// replacement in plain C++ for tests on any processor; DANET_CPU_CAPABILITY=amx-emulated selects it.
+enum class MatrixUnit { kNone, kAmx, kEmulated, kAvx512Bf16 };
 MatrixUnit matrix_unit();
 
 // DANET_DECLARE_KERNELS declares `const Table& name(DType)` for every instruction set; DANET_KERNELS calls the one to
@@ -62,13 +63,16 @@ MatrixUnit matrix_unit();
 #endif
 
 // The same for the kernels on the matrix unit (files named *_tiles.cpp). DANET_TILE_KERNELS requires a matrix unit.
-// DANET_HAS_AMX: the compiler can compile for AMX.
+// DANET_HAS_AMX: the compiler can compile for AMX and AVX512_BF16.
 #if defined(DANET_HAS_AMX)
 #define DANET_DECLARE_TILE_KERNELS(Table, name) \
   namespace amx { const Table& name(); } \
+  namespace avx512_bf16 { const Table& name(); } \
   namespace emulated_amx { const Table& name(); }
 #define DANET_TILE_KERNELS(name) \
-  (::danet::matrix_unit() == ::danet::MatrixUnit::kAmx ? ::danet::amx::name() : ::danet::emulated_amx::name())
+  (::danet::matrix_unit() == ::danet::MatrixUnit::kAmx           ? ::danet::amx::name() \
+   : ::danet::matrix_unit() == ::danet::MatrixUnit::kAvx512Bf16 ? ::danet::avx512_bf16::name() \
+                                                                : ::danet::emulated_amx::name())
 #else
 #define DANET_DECLARE_TILE_KERNELS(Table, name) namespace emulated_amx { const Table& name(); }
 #define DANET_TILE_KERNELS(name) (::danet::emulated_amx::name())

@@ -27,15 +27,23 @@ struct RepConvTypes {
   ScalarType input, weight;
 };
 
+// Whether Winograd's algorithm in float32 computes a 3x3 layer in bfloat16 faster than AVX512_BF16. It needs a quarter of
+// the multiplications at stride 1, and VDPBF16PS does at most twice as many per cycle as float32. With few channels, the
+// transforms take longer than what they save.
+bool is_winograd_faster(const RepConvParams& p) {
+  return matrix_unit() == MatrixUnit::kAvx512Bf16 && p.kernel_size == 3 && p.stride == 1 && p.C >= 32 && p.C_out >= 32;
+}
+
 // Chooses the algorithm. If there is a matrix unit, it computes bfloat16 layers with at least kFewChannels input and
-// output channels; smaller ones are computed as in float32. It also computes layers at stride 1 with a float32 weight
-// for an input in bfloat16. Of the rest, torch's convolution (oneDNN) computes float64, 1x1 kernels, bfloat16 on
-// processors without a matrix unit that have instructions for it, and layers with few output channels at stride 2. Winograd computes layers
-// with enough channels to amortize its transforms.
+// output channels, unless Winograd is faster; layers with fewer channels are computed as in float32. It also computes
+// layers at stride 1 with a float32 weight for an input in bfloat16. Of the rest, torch's convolution (oneDNN) computes
+// float64, 1x1 kernels, bfloat16 on processors without a matrix unit that have instructions for it, and layers with few
+// output channels at stride 2. Winograd computes layers with enough channels to amortize its transforms.
 RepConvMethod choose_method(RepConvTypes types, const RepConvParams& p) {
   const bool has_tiles = types.input == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone;
   if (has_tiles && types.weight == ScalarType::Float && p.stride == 1) return RepConvMethod::kTiles;
-  if (has_tiles && types.weight == types.input && p.C >= kFewChannels && p.C_out >= kFewChannels)
+  if (has_tiles && types.weight == types.input && p.C >= kFewChannels && p.C_out >= kFewChannels &&
+      !is_winograd_faster(p))
     return RepConvMethod::kTiles;
   if (types.weight == ScalarType::Double || p.kernel_size == 1) return RepConvMethod::kTorch;
   if (types.weight == ScalarType::BFloat16 && !has_tiles && has_avx512_bf16()) return RepConvMethod::kTorch;
@@ -191,8 +199,8 @@ Activation convolve_on_matrix_unit(
   const TileImage input =
       dense ? TileImage{dense->view, p.W, false}
             : TileImage{{const_cast<void*>(x.const_data_ptr()), x.stride(0), x.stride(3)}, p.W + 1, true};
-  // Only images in bfloat16 are read on the matrix unit.
-  const bool has_border = wants_border && type == ScalarType::BFloat16;
+  // Only images in bfloat16 are read on the matrix unit. With AVX512_BF16, Winograd reads most of them.
+  const bool has_border = wants_border && type == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kAvx512Bf16;
   const int64_t H = p.H_out(), W = p.W_out();
   const Tensor out = has_border ? empty_with_border(p.N, p.C_out, H, W, type, x.device())
                                 : empty_channels_last(p.N, p.C_out, H, W, type, x.device());
@@ -239,9 +247,10 @@ Activation convolve(
           packed.dim() == int64_t(expected.size()) &&
           std::equal(expected.begin(), expected.end(), packed.sizes().begin()),
       "rep_conv: prepared does not match the weight, the stride and the dtype of the input");
-  // With AMX, and therefore AVX512_BF16, one kernel converts its results itself.
+  // With AVX512_BF16, one kernel converts its results itself.
   const bool writes_bfloat16 = method == RepConvMethod::kFewInputs && type == ScalarType::Float &&
-                               out_type == ScalarType::BFloat16 && matrix_unit() == MatrixUnit::kAmx;
+                               out_type == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone &&
+                               matrix_unit() != MatrixUnit::kEmulated;
   std::optional<Tensor> contiguous_bias;
   if (bias) contiguous_bias = torch::stable::contiguous(*bias);
   const void* b = contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr;

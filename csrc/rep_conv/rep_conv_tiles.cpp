@@ -427,7 +427,7 @@ void prepare(const RepConvParams& p, const void* weight, BFloat16* prepared) {
   });
 }
 
-#if defined(__AMX_TILE__)
+#if defined(__AVX512BF16__)
 constexpr auto kFewInputs = few_inputs<float, BFloat16>;
 #else
 constexpr std::nullptr_t kFewInputs = nullptr;

@@ -65,7 +65,7 @@ class FrameOptions:
     """cpu, cuda, cuda:N or N (the number of a GPU); auto uses a GPU if there is one."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type of the network. auto: bfloat16 on CPUs with a matrix unit (Intel AMX) if it is faster and its
+    """Data type of the network. auto: bfloat16 on CPUs with AMX or AVX512_BF16 if it is faster there and its
     detections agree with those of float32, otherwise float32."""
 
     deploy: bool = True

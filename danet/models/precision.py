@@ -101,7 +101,7 @@ def candidate_dtype(device: torch.device) -> tuple[torch.dtype | None, str]:
         return None, "16-bit types were not measured on this kind of device"
     unit = info()["matrix_unit"]
     if unit == "none":
-        return None, "the processor has no matrix unit for bfloat16"
+        return None, "the processor has no instructions for products of bfloat16"
     return torch.bfloat16, f"the processor has {unit}"
 
 

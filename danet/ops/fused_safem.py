@@ -14,9 +14,10 @@ and the channel weights of ACFA's deeper level (equation 4), `acfa_weight`:
     weight[n, c] = sigmoid(reduce gelu(expand mean over the pixels of z + expand_bias) + reduce_bias)
 
 w_g of equation 1 is folded into `expand`, and batch norms into the convolutions before them. On the CPU in float32, and
-in bfloat16 if the processor has a matrix unit, one kernel takes a block of pixels through all steps while it is in the
-cache. On CUDA devices in float16 and bfloat16, one kernel takes a tile of pixels through all steps in shared memory, if
-C is a multiple of 16 and of 8 * G and at most 512, and G is at most 8. Elsewhere each step is a call of its own.
+in bfloat16 if the processor has AMX or AVX512_BF16, one kernel takes a block of pixels through all steps while it is in
+the cache. On CUDA devices in float16 and bfloat16, one kernel takes a tile of pixels through all steps in shared
+memory, if C is a multiple of 16 and of 8 * G and at most 512, and G is at most 8. Elsewhere each step is a call of its
+own.
 """
 
 import math

@@ -12,9 +12,10 @@ def info() -> dict[str, str | int]:
 
     Keys: python, torch, cuda (runtime version or "none"), operators ("compiled" or "reference"), why (the reason, if
     they are references), instruction_set (of the CPU kernels; DANET_CPU_CAPABILITY=default|avx2|avx512 selects a lower
-    one), matrix_unit (that the CPU kernels use for bfloat16: "none", "AMX" or "AMX, emulated";
-    DANET_CPU_CAPABILITY=avx512 switches AMX off, amx-emulated selects the emulation), cuda_architectures (of the CUDA
-    kernels, or the reason why there are none), threads.
+    one), matrix_unit (what multiplies bfloat16 values in the CPU kernels: "AMX", the vector instructions "AVX512_BF16",
+    "AMX, emulated" or "none"; DANET_CPU_CAPABILITY=avx512 switches both off, avx512-bf16 selects AVX512_BF16 instead of
+    AMX, amx-emulated selects the emulation), cuda_architectures (of the CUDA kernels, or the reason why there are
+    none), threads.
 
     Example:
         >>> from danet.ops import info

@@ -25,7 +25,7 @@ CPU_LIBRARY = Path(os.environ.get("DANET_LIBRARY") or Path(__file__).with_name("
 CAPABILITIES = ("baseline", "AVX2 and FMA", "AVX-512")
 """Names of the values that torch.ops.danet.cpu_capability() returns."""
 
-MATRIX_UNITS = ("none", "AMX", "AMX, emulated")
+MATRIX_UNITS = ("none", "AMX", "AMX, emulated", "AVX512_BF16")
 """Names of the values that torch.ops.danet.matrix_unit() returns."""
 
 

@@ -7,7 +7,7 @@ branches and batch norms of a block into one 3x3 convolution, as in RepVGG (http
 DANet (https://doi.org/10.1145/3581783.3612146), section 3.1. 1x1 kernels are accepted too.
 
 On the CPU, most layers are computed by Winograd's algorithm (Lavin and Gray, https://arxiv.org/abs/1509.09308), or in
-bfloat16 on the matrix unit if there is one; on CUDA devices by an implicit GEMM on the tensor cores.
+bfloat16 by AMX or AVX512_BF16; on CUDA devices by an implicit GEMM on the tensor cores.
 """
 
 import math

@@ -175,8 +175,8 @@ def build_trainer(options: TrainOptions, device: torch.device) -> tuple[Trainer,
 def _choose_amp(options: TrainOptions, model: DANet) -> TrainOptions:
     """The options with ``amp`` set to "bfloat16" or "off", as measured training steps show.
 
-    If one process has no matrix unit, the options stay as they are: "auto" is then "off". config.yaml in the run folder
-    stores ``amp``, so that a resumed run takes it from there.
+    If one process has no instructions for bfloat16, the options stay as they are: "auto" is then "off". config.yaml in
+    the run folder stores ``amp``, so that a resumed run takes it from there.
     """
     cpu = torch.device("cpu")
     if distributed.any_process(not may_be_faster(), cpu):

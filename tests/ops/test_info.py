@@ -59,6 +59,11 @@ def test_info_matrix_unit(asked, unit):
     assert printed(asked)["matrix_unit"] == (info()["matrix_unit"] if unit is None else unit)
 
 
+def test_info_avx512_bf16_replaces_amx():
+    expected = "AVX512_BF16" if info()["matrix_unit"] in ("AMX", "AVX512_BF16") else "none"
+    assert printed("avx512-bf16")["matrix_unit"] == expected
+
+
 def test_ops_without_library_warn_once(tmp_path):
     """A source checkout that was not built runs the references."""
     package = Path(danet.ops.__file__).parent

@@ -27,12 +27,13 @@ def run_tests(capability: str, key: str, text: str, arguments: list) -> None:
     assert result.returncode == 0, result.stdout[-3000:]
 
 
-def test_ops_on_emulated_matrix_unit():
-    """The kernels for AMX, with plain C++ in place of its instructions, on any processor."""
+@pytest.mark.parametrize(("capability", "text"), [("amx-emulated", "AMX, emulated"), ("avx512-bf16", "AVX512_BF16")])
+def test_ops_on_other_matrix_units(capability, text):
+    """The kernels for AMX, with plain C++ in place of its instructions on any processor, and with AVX512_BF16."""
+    if capability == "avx512-bf16" and info()["matrix_unit"] != "AMX":
+        pytest.skip("this processor has no AVX512_BF16, or this run uses it already")
     files = [ROOT / f"tests/ops/test_{name}.py" for name in ("rep_conv", "fused_safem")]
-    run_tests(
-        "amx-emulated", "matrix_unit", "AMX, emulated", [*files, "-k", "match or precision or dtypes or bfloat16"]
-    )
+    run_tests(capability, "matrix_unit", text, [*files, "-k", "match or precision or dtypes or bfloat16"])
 
 
 @pytest.mark.long
