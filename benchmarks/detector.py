@@ -145,22 +145,29 @@ def network_only(model: DANet, size: tuple[int, int], batch: int, options: argpa
     }
 
 
-def network_named(name: str, device: str) -> DANet:
-    """The network with the pretrained weights of that name, or with random weights if there are none.
+def has_weights(name: str, device: str) -> bool:
+    """Whether a network is measured with the pretrained weights of its name.
 
-    Random networks magnify the rounding errors of bfloat16, which ``auto`` then rejects. On CUDA devices the weights
-    are always random, because the package that reads weights files may be missing there.
+    Networks without them have random weights, and so have all networks on CUDA devices, because the package that reads
+    weights files may be missing there. Random networks magnify the rounding errors of bfloat16, which ``auto`` rejects.
     """
-    if device == "cpu" and name in shipped_names():
+    return device == "cpu" and name in shipped_names()
+
+
+def network_named(name: str, device: str) -> DANet:
+    if has_weights(name, device):
         return load_weights(find_weights(name))[0].eval()
     return build_model(ModelConfig(name=name)).eval()
 
 
-def end_to_end(model: DANet, size: tuple[int, int], frames: int, dtype: str, options: argparse.Namespace) -> dict:
+def end_to_end(
+    model: DANet, size: tuple[int, int], frames: int, dtype: str, options: argparse.Namespace, *, is_random: bool
+) -> dict:
     """Frames per second of ``danet detect`` on a synthetic video (reading, drawing and writing included) and of the
     network alone.
 
-    Without ``--weights`` the class scores are forced below the threshold, as for a clear sky.
+    The class scores of random networks are forced below the threshold, as for a clear sky. With ``--polarity white``
+    every frame is computed once; with the default, ``auto``, some frames without a target are computed inverted, too.
     """
     # Imported here: the network alone needs no video and no image library.
     from danet.data.frame_sources import open_source
@@ -173,38 +180,55 @@ def end_to_end(model: DANet, size: tuple[int, int], frames: int, dtype: str, opt
 
     quiet_opencv()  # as the commands do
     model = copy.deepcopy(model)
-    if options.weights is None:
+    if is_random:
         for tower in model.head.classify:
             nn.init.zeros_(tower[-1].weight)
-    detector = Detector(model.to(options.device), dtype=getattr(torch, dtype))
+    model = model.to(options.device)
+    detectors = {
+        polarity: Detector(model, dtype=getattr(torch, dtype), polarity=polarity) for polarity in ("white", "auto")
+    }
     image = torch.zeros(1, model.config.network_channels, *size, device=options.device)
+
+    def run_network() -> None:
+        with torch.inference_mode():
+            for _ in range(frames):
+                detectors["white"].model(image)
+            if image.is_cuda:
+                torch.cuda.synchronize()
+
+    def run_command(detector: Detector, clip: Path, out: Path) -> None:
+        source, stream = open_source(clip), DetectionStream(detector)
+        output = AnnotatedOutput(detector.classes, background=stream.has_free_core)
+        boxes = BoxFiles(out / "boxes.csv", out / "boxes.json", {}, detector.classes)
+        with boxes, output.open(source, [out / "clip.mp4"]) as write:
+            for frame, detections in stream.run(source):
+                boxes.add(frame, detections)
+                write(frame, detections)
+
     with tempfile.TemporaryDirectory() as folder:
         write_video(Path(folder), [0], frames, size, 8, True)
-        clip = Path(folder) / "video.mp4"
+        clip, out = Path(folder) / "video.mp4", Path(folder) / "out"
+        out.mkdir()
+        functions: dict[str, Function] = {
+            "network": run_network,
+            "white": lambda: run_command(detectors["white"], clip, out),
+            "auto": lambda: run_command(detectors["auto"], clip, out),
+        }
         rates: dict[str, list[float]] = defaultdict(list)
         for repeat in range(4):
-            started = time.perf_counter()
-            with torch.inference_mode():
-                for _ in range(frames):
-                    detector.model(image)
-                if image.is_cuda:
-                    torch.cuda.synchronize()
-            network = frames / (time.perf_counter() - started)
-            out = Path(folder) / "out"
-            out.mkdir(exist_ok=True)
-            started = time.perf_counter()
-            source, stream = open_source(clip), DetectionStream(detector)
-            output = AnnotatedOutput(detector.classes, background=stream.has_free_core)
-            boxes = BoxFiles(out / "boxes.csv", out / "boxes.json", {}, detector.classes)
-            with boxes, output.open(source, [out / "clip.mp4"]) as write:
-                for frame, detections in stream.run(source):
-                    boxes.add(frame, detections)
-                    write(frame, detections)
-            if repeat > 0:  # the first warms up
-                rates["detect"].append(frames / (time.perf_counter() - started))
-                rates["network"].append(network)
-    detect, network = (statistics.median(rates[name]) for name in ("detect", "network"))
-    return {"frames_per_second": detect, "network_frames_per_second": network, "share": detect / network}
+            for name, function in functions.items():
+                started = time.perf_counter()
+                function()
+                if repeat > 0:  # the first warms up
+                    rates[name].append(frames / (time.perf_counter() - started))
+    network, white, auto = (statistics.median(rates[name]) for name in functions)
+    return {
+        "frames_per_second": white,
+        "frames_per_second_polarity_auto": auto,
+        "network_frames_per_second": network,
+        "share": white / network,
+        "share_polarity_auto": auto / network,
+    }
 
 
 MEMORY = """
@@ -394,10 +418,15 @@ def main(arguments: list[str] | None = None) -> int:
                     if case["resident_MB"] is not None:
                         say(f"  resident memory beyond weights and Python: {case['resident_MB']:.0f} MB")
                 if batch == 1 and options.frames:
-                    case["end_to_end"] = end_to_end(model, size, options.frames, case["dtype"], options)
+                    is_random = options.weights is None and not has_weights(name, options.device)
+                    case["end_to_end"] = end_to_end(
+                        model, size, options.frames, case["dtype"], options, is_random=is_random
+                    )
                     say(
                         "  danet.detect on a video: {frames_per_second:.1f} frames/s, {share:.0%} of the network alone "
-                        "({network_frames_per_second:.1f})".format(**case["end_to_end"])
+                        "({network_frames_per_second:.1f}); with --polarity auto {share_polarity_auto:.0%}".format(
+                            **case["end_to_end"]
+                        )
                     )
                 if batch == 1 and options.layers and options.device == "cpu":
                     case["layers"] = layers(model, size, case["peak_GFLOP/s"], case["dtype"])

@@ -289,12 +289,29 @@ def select(
         >>> select(boxes.__getitem__, scores, score_threshold=0.5, iou_threshold=0.5, max_detections=10).labels
         tensor([1])
     """
-    best, labels = scores.max(dim=1)
-    candidates = (best > score_threshold).nonzero()[:, 0]
+    candidates, best, labels = _candidates(scores, score_threshold)
     if len(candidates) == 0:
-        return Detections(best.new_zeros(0, 4, dtype=torch.float32), best[candidates].float(), labels[candidates])
+        return Detections(best.new_zeros(0, 4, dtype=torch.float32), best.float(), labels)
     if len(candidates) > NMS_CANDIDATES:
-        candidates = candidates[best[candidates].topk(NMS_CANDIDATES).indices]
-    found, best, labels = boxes(candidates).float(), best[candidates].float(), labels[candidates]
+        strongest = best.topk(NMS_CANDIDATES).indices
+        candidates, best, labels = candidates[strongest], best[strongest], labels[strongest]
+    found, best = boxes(candidates).float(), best.float()
     kept = nms(found, best, iou_threshold, max_detections)
     return Detections(found[kept], best[kept], labels[kept])
+
+
+def _candidates(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The predictions whose best score exceeds the threshold: their indices, best scores and labels."""
+    if scores.device.type == "cpu":
+        # Compute the best class only of the few predictions that have a score above the threshold. NOTE: torch's max
+        # over a dimension wakes all threads even for one row, which takes longer than the rest of the postprocessing.
+        rows = (scores > threshold).nonzero()[:, 0].unique_consecutive()
+        few = scores[rows].detach().to(torch.promote_types(scores.dtype, torch.float32))
+        labels = torch.from_numpy(few.numpy().argmax(1))
+        best = few.gather(1, labels[:, None])[:, 0]
+        # Drop predictions that have a NaN, as the comparison of their maximum does.
+        is_candidate = best > threshold
+        return rows[is_candidate], best[is_candidate], labels[is_candidate]
+    best, labels = scores.max(dim=1)
+    rows = (best > threshold).nonzero()[:, 0]
+    return rows, best[rows], labels[rows]

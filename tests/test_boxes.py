@@ -120,6 +120,16 @@ def test_select_takes_the_best_class_and_obeys_its_limits():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_select_leaves_out_predictions_with_nan(dtype):
+    """In every dtype, and with gradients; ties go to the first class."""
+    boxes = torch.arange(16.0).reshape(4, 4) * 10
+    nan = float("nan")
+    scores = torch.tensor([[nan, 0.9], [0.9, nan], [0.5, 0.5], [0.25, 0.75]], dtype=dtype, requires_grad=True)
+    found = B.select(boxes.__getitem__, scores, score_threshold=0.25, iou_threshold=0.5, max_detections=10)
+    assert found.labels.tolist() == [1, 0] and found.scores.tolist() == [0.75, 0.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_nms_accepts_every_dtype(dtype):
     boxes = torch.tensor([[0.0, 0, 8, 8], [1, 0, 9, 8], [20, 20, 28, 28]], dtype=dtype)
     for scores in (torch.tensor([0.6, 0.9, 0.5], dtype=dtype), torch.tensor([2, 3, 1], dtype=torch.uint8)):

@@ -145,8 +145,8 @@ class SingleThreadedCalls:
 
     Example:
         >>> with SingleThreadedCalls() as calls:
-        ...     list(calls.map(abs, [-1, 2]))
-        [1, 2]
+        ...     calls.submit(abs, -1).result()
+        1
     """
 
     def __init__(self) -> None:
@@ -167,11 +167,12 @@ class SingleThreadedCalls:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._executor.shutdown()
+        self._executor.shutdown(cancel_futures=True)
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """The results of ``function`` in the order of ``items``."""
-        return self._executor.map(function, items)
+    def submit(self, function: Callable[[T], R], item: T) -> "Future[R]":
+        """Calls ``function(item)`` as soon as a thread is free. Calls begin in the order in which they are submitted;
+        those that have not begun when the ``with`` block ends are left out."""
+        return self._executor.submit(function, item)
 
 
 def _use_one_thread(barrier: threading.Barrier) -> bool:

@@ -15,6 +15,9 @@ EMPTY_FRAMES = 8
 EMPTY_INTERVAL = 16
 """After EMPTY_FRAMES such frames, the other polarity is computed only for every 16th frame without a target."""
 
+DECIDED_INTERVAL = 64
+"""The same once targets have decided the polarity: it then changes only if somebody switches the camera over."""
+
 TARGET_SCORE = 0.5
 """Minimum score of a target that counts for a polarity."""
 
@@ -90,7 +93,8 @@ class PolarityTracker:
 
     def _is_skipped(self) -> bool:
         """Whether the other polarity is not computed for a frame without a target."""
-        return self._empty_frames > EMPTY_FRAMES and self._empty_frames % EMPTY_INTERVAL > 0
+        interval = DECIDED_INTERVAL if self.is_decided else EMPTY_INTERVAL
+        return self._empty_frames > EMPTY_FRAMES and self._empty_frames % interval > 0
 
 
 def _zero_if_weak(score: float) -> float:

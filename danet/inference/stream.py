@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,8 +28,8 @@ PREFETCHED_BATCHES = 2
 
 MAX_GROUP_BATCHES = 16
 MAX_GROUP_PIXELS = 1 << 20
-"""Where the network takes all cores, it computes groups of so many batches, or of fewer if they have so many pixels.
-With many threads, groups are larger, so that each thread can compute a batch."""
+"""Where the network takes all cores, groups of so many batches are read and computed, or of fewer if they have so many
+pixels. With many threads, groups are larger, so that each thread can compute a batch."""
 
 
 class FrameTracker(Protocol):
@@ -48,14 +49,15 @@ class DetectionStream:
     """Runs a detector over all frames of a source, such as a folder, a video or a camera.
 
     Where the network leaves a core free, as on a GPU, a thread reads and preprocesses ahead of it. Where it takes all
-    cores, such a thread would slow it down: it then computes a group of batches, several at the same time in one thread
-    each, and the next group is read while the caller handles the results. A live source is always read in a thread, and
-    frames that come too fast are dropped.
+    cores, such a thread would slow it down: several batches are then computed at the same time, in one thread each,
+    while the batches after them are read and the caller handles the results of those before. A live source is always
+    read in a thread, and frames that come too fast are dropped.
 
     Attributes:
         dropped: number of frames of live sources that were dropped.
         reading_seconds: time for reading and preprocessing, which may overlap with the network.
-        network_seconds: time for the network and for decoding its output.
+        network_seconds: time for the network and for decoding its output; where several batches are computed at the
+            same time, their processor time divided by the number of threads.
         tracking_seconds: time of the tracker.
         has_free_core: whether a thread beside the network has a core of its own.
 
@@ -136,7 +138,7 @@ class DetectionStream:
                 self.dropped += prefetcher.dropped
 
     def _grouped(self, batches: Iterator[tuple]) -> Generator[tuple[Frame, Detections], None, None]:
-        """Detects in a group of batches; the next group is prepared while the caller handles the results."""
+        """Detects in groups of batches; the next group is prepared while the caller handles the results."""
         # Only our own network on the CPU runs in the threads of its caller. Tiles depend on the frame before.
         model = getattr(self.detector, "model", None)
         is_parallel = isinstance(model, DeployedDANet) and self.detector.tiling is None
@@ -153,27 +155,45 @@ class DetectionStream:
             GroupPrefetcher(batches, is_full=is_full) as groups,
             SingleThreadedCalls() if is_parallel else contextlib.nullcontext() as calls,
         ):
-            for group in groups:
-                count = 0
-                if calls is not None and calls.workers > 1 and _is_independent(model, group[0][1]):
-                    # The rest of the group would keep only some of the workers busy.
-                    count = len(group) // calls.workers * calls.workers
-                results = self._detect_together(group[:count], calls) if calls is not None and count else []
-                results += [self._detect(*batch) for batch in group[count:]]
-                groups.prefetch()
-                yield from itertools.chain.from_iterable(results)
+            # Start the networks of a group before the results of the group before it are handled, so that the threads
+            # of the networks never wait for the caller.
+            remaining = iter(groups)
+            started: list[tuple[list[Frame], Future]] = []
+            while True:
+                group, error = [], None
+                try:
+                    group = next(remaining, [])
+                except Exception as caught:  # raised after the results of the frames before it
+                    error = caught
+                previous, started = started, []
+                if calls is not None and calls.workers > 1 and group and _is_independent(model, group[0][1]):
+                    started = [(batch[0], calls.submit(self._forward, batch)) for batch in group]
+                    groups.prefetch()
+                yield from self._finish(previous)
+                if error is not None:
+                    raise error
+                if not group:
+                    return
+                if not started:
+                    detected = [self._detect(*batch) for batch in group]
+                    groups.prefetch()
+                    yield from itertools.chain.from_iterable(detected)
 
-    def _detect_together(self, group: list[tuple], calls: SingleThreadedCalls) -> list[list[tuple[Frame, Detections]]]:
-        """Detects in several batches, whose networks run at the same time. They are decoded in their order, because the
-        polarity of a frame depends on those before."""
-        started = time.perf_counter()
-        outputs = calls.map(lambda batch: self.detector.forward(*batch[1:]), group)
-        results = [
-            list(zip(frames, self.detector.postprocess(*output), strict=True))
-            for (frames, _, _), output in zip(group, outputs, strict=True)
-        ]
-        self.network_seconds += time.perf_counter() - started
-        return results
+    def _forward(self, batch: tuple) -> tuple[tuple, float]:
+        """The network's output for a batch, and its processor time; for a thread in which torch has one thread."""
+        begin = time.thread_time()
+        output = self.detector.forward(*batch[1:])
+        return output, time.thread_time() - begin
+
+    def _finish(self, started: list[tuple[list[Frame], Future]]) -> Iterator[tuple[Frame, Detections]]:
+        """Waits for networks, and decodes their outputs in the order of the frames, because the polarity of a frame
+        depends on those before."""
+        for frames, call in started:
+            output, seconds = call.result()
+            begin = time.thread_time()
+            detections = self.detector.postprocess(*output)
+            self.network_seconds += (seconds + time.thread_time() - begin) / torch.get_num_threads()
+            yield from zip(frames, detections, strict=True)
 
     def _preprocess(self, source: ImageFiles | Video, batch: int) -> Iterator[tuple[list[Frame], Tensor, list]]:
         started = time.perf_counter()
@@ -198,9 +218,11 @@ class DetectionStream:
 
 @torch.inference_mode()
 def _is_independent(model: Any, images: Tensor) -> bool:
-    """Whether the network, a ``DeployedDANet``, may run in other threads than this one.
+    """Whether the network may run in other threads than this one: only our own network on the CPU does.
 
     It may not if something in this thread observes it, such as autocast or a FLOP counter, or if it has forward hooks.
     The first call of the network, which builds its program, belongs to this thread too.
     """
+    if not isinstance(model, DeployedDANet):
+        return False
     return can_run_program(images) and model.program is not None and not model.program.has_hooks()

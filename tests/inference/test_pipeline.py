@@ -162,7 +162,8 @@ def test_calls_run_at_the_same_time_in_one_torch_thread_each():
             meeting.wait(timeout=20)
             return item, torch.get_num_threads()
 
-        results = list(calls.map(call, range(2 * calls.workers)))
+        pending = [calls.submit(call, item) for item in range(2 * calls.workers)]
+        results = [call.result() for call in pending]
     assert results == [(item, 1) for item in range(2 * before)]
     assert torch.get_num_threads() == before
 
@@ -172,4 +173,4 @@ def test_calls_raise_the_errors_of_the_function():
         raise ValueError(item)
 
     with SingleThreadedCalls() as calls, pytest.raises(ValueError, match="3"):
-        list(calls.map(fail, [3]))
+        calls.submit(fail, 3).result()

@@ -1,6 +1,7 @@
 """Detections of a stream beside those of single frames."""
 
 import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -33,9 +34,9 @@ def test_frames_that_are_computed_together_have_the_same_detections(tmp_path, dt
     stream = DetectionStream(detector)
     stream.has_free_core = False
     calls = []
-    monkeypatch.setattr(SingleThreadedCalls, "map", count_calls(SingleThreadedCalls.map, calls))
+    monkeypatch.setattr(SingleThreadedCalls, "submit", count_calls(SingleThreadedCalls.submit, calls))
     together = [found for _, found in stream.run(open_source(tmp_path))]
-    assert sum(calls) >= 10  # all but the rest of the group
+    assert len(calls) == 11
     detector.begin_source()
     for frame, found in zip(open_source(tmp_path), together, strict=True):
         alone = detector(frame.image)
@@ -43,10 +44,47 @@ def test_frames_that_are_computed_together_have_the_same_detections(tmp_path, dt
     assert any(len(found) for found in together)
 
 
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread")
+def test_frames_before_an_unreadable_one_are_detected(tmp_path, monkeypatch):
+    """Also those whose networks run when the reader fails."""
+    write_frames(tmp_path, 40)
+    detector = danet.load()
+    detector(np.zeros((128, 160), np.uint8))
+    stream = DetectionStream(detector)
+    stream.has_free_core = False
+    preprocess = BatchDetector.preprocess
+    left = iter(range(35))
+
+    def fail_at_frame_35(*arguments):
+        if next(left, None) is None:
+            raise ValueError("frame 35")
+        return preprocess(*arguments)
+
+    monkeypatch.setattr(BatchDetector, "preprocess", fail_at_frame_35)
+    seen = []
+    with pytest.raises(ValueError, match="frame 35"):
+        seen.extend(frame.name for frame, _ in stream.run(open_source(tmp_path)))
+    assert [Path(name).stem for name in seen] == [f"{i:02d}" for i in range(35)]
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread")
+def test_a_stream_that_is_left_early_ends_its_threads(tmp_path):
+    write_frames(tmp_path, 40)
+    detector = danet.load()
+    detector(np.zeros((128, 160), np.uint8))
+    before = threading.active_count()
+    stream = DetectionStream(detector)
+    stream.has_free_core = False
+    results = stream.run(open_source(tmp_path))
+    next(results)
+    results.close()
+    assert threading.active_count() == before
+
+
 def count_calls(function, calls):
-    def counted(self, call, items):
-        calls.append(len(items))
-        return function(self, call, items)
+    def counted(self, call, item):
+        calls.append(item)
+        return function(self, call, item)
 
     return counted
 
