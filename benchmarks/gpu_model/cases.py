@@ -191,7 +191,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "softmax_gate forward float32": lambda: softmax_gate_case("forward", FULL, Budget(share=0.85)),
     "softmax_gate backward bfloat16": lambda: softmax_gate_case("backward", HALF, Budget(share=0.85)),
     "softmax_gate backward float32": lambda: softmax_gate_case("backward", FULL, Budget(share=0.85)),
-    "rep_conv stage 3 N=1 bfloat16": lambda: stage_3_case(HALF, Budget(microseconds=8)),
+    "rep_conv stage 3 N=1 bfloat16": lambda: stage_3_case(HALF, Budget(microseconds=3.5)),
     **{
         f"ms_deform_attn {queries} {direction} {str(dtype)[6:]}": functools.partial(
             ms_deform_attn_case, queries, direction, dtype, budget

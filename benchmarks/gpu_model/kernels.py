@@ -167,7 +167,7 @@ class MachineCode:
 
         def observe(record: KernelLaunch) -> bool:
             sizes = record.grid, record.block, record.shared_bytes
-            launch = Launch(plain_name(record.kernel), *sizes, record.parameters, record.cluster)
+            launch = Launch(plain_name(record.kernel), *sizes, record.parameters, record.cluster, record.programmatic)
             kernel = self.kernels[launch.kernel]
             blocks = np.arange(launch.blocks) if choose is None else choose(launch)
             machine = Machine(kernel.function, launch, blocks, process_memory(), kernel.shared_bytes)

@@ -34,13 +34,15 @@ NO_EFFECT = {
     "NANOSLEEP",
     "ENDCOLLECTIVE",
     "CGAERRBAR",
+    "ACQBULK",
+    "PREEXIT",
 }
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: its name and sizes, the bytes of its parameters as the kernel reads them, and the number of
-    blocks of a cluster."""
+    """One kernel launch: its name and sizes, the bytes of its parameters as the kernel reads them, the number of blocks
+    of a cluster, and whether it may start before the previous launch has ended (programmatic dependent launch)."""
 
     kernel: str
     grid: tuple[int, int, int]
@@ -48,6 +50,7 @@ class Launch:
     shared_bytes: int
     parameters: bytes
     cluster: int = 1
+    programmatic: bool = False
 
     @property
     def threads(self) -> int:

@@ -156,11 +156,12 @@ def timeline(execution: Execution, warp: int) -> float:
     """Cycles that one warp of the first simulated block needs if it runs alone.
 
     Follows the control fields of the machine code: a warp issues an instruction `stall` cycles after the one before,
-    and waits for the scoreboards that it names.
+    and waits for the scoreboards that it names. In a programmatic launch, what a warp does before it waits for the
+    previous launch does not count, because it overlaps with that launch.
     """
     instructions = execution.kernel.function.instructions
     ready = np.zeros(8)
-    time = 0.0
+    time = start = 0.0
     for index, warps in execution.record.sequence:
         place = np.searchsorted(warps, warp)
         if place == len(warps) or warps[place] != warp:
@@ -173,6 +174,8 @@ def timeline(execution: Execution, warp: int) -> float:
         for number in (instruction.write_barrier, instruction.read_barrier):
             if number < 6:
                 ready[number] = max(ready[number], time + (latency if number == instruction.write_barrier else 20))
+        if instruction.opcode == "ACQBULK" and execution.launch.programmatic:
+            start = time
         if instruction.opcode == "BAR":
             time += LATENCY["barrier"]
         if instruction.opcode == "UCGABAR_WAIT":
@@ -182,7 +185,7 @@ def timeline(execution: Execution, warp: int) -> float:
         if instruction.opcode == "DEPBAR":  # waits for asynchronous copies
             time += LATENCY["global"] / 4
         time += max(1, instruction.stall)
-    return time
+    return time - start
 
 
 def _latency_class(instruction: Instruction) -> str:

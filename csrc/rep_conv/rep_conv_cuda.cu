@@ -28,18 +28,21 @@ void with_tile(int64_t pixels, int64_t C_out, bool is_split, Body body) {
   body(Tile64x64{});
 }
 
-constexpr int64_t kMaxClusterSize = 8;  // on every device that has clusters
-
-// Launches rep_conv_gemm. If there are at least twice as many multiprocessors as tiles, splits K so that more of them
-// get a block. Every split has at least four K blocks. The splits of a tile are a cluster if the device has clusters.
+// Launches rep_conv_gemm. If there are few tiles, splits K so that more multiprocessors get a block. Every split has at
+// least four K blocks. The splits of a tile are a cluster if the device has clusters. There, up to three blocks for two
+// multiprocessors take less time than fewer, longer blocks; elsewhere, more splits would write more partial sums.
 template <typename T, bool kTensorCores, typename Tile, int kBytes>
 void launch_gemm(RepConvGemm<T> p, const Tensor& out, gpu::Stream stream) {
   const int64_t tiles = ceil_div(p.pixels, Tile::BLOCK_M) * ceil_div(p.C_out, Tile::BLOCK_N);
   const int64_t k_blocks = ceil_div(p.taps * p.C * sizeof(T), Tile::BLOCK_K_BYTES);
-  p.num_splits = int(std::max<int64_t>(1, std::min(gpu::multiprocessor_count() / tiles, k_blocks / 4)));
+  const int64_t most_blocks = gpu::multiprocessor_count() * (gpu::has_clusters() ? 3 : 2) / 2;
+  p.num_splits = int(std::max<int64_t>(1, std::min(most_blocks / tiles, k_blocks / 4)));
   if (!Tile::kCanSplit) p.num_splits = 1;
   const bool has_clusters = p.num_splits > 1 && gpu::has_clusters();
-  if (has_clusters) p.num_splits = int(std::min<int64_t>(p.num_splits, kMaxClusterSize));
+  if (has_clusters) p.num_splits = std::min(p.num_splits, kMaxSplits);
+  p.k_blocks = int(k_blocks), p.split_k_blocks = int(k_blocks / p.num_splits);
+  p.by_channel_blocks = gpu::Divisor(ceil_div(p.C_out, Tile::BLOCK_N));
+  p.by_splits = gpu::Divisor(has_clusters ? p.num_splits : tiles);
   std::optional<Tensor> partial;
   if (p.num_splits > 1 && !has_clusters) {
     const ScalarType type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
@@ -50,7 +53,7 @@ void launch_gemm(RepConvGemm<T> p, const Tensor& out, gpu::Stream stream) {
   gpu::launch(
       "rep_conv", rep_conv_gemm<T, kTensorCores, Tile, kBytes>,
       {blocks, Tile::kNumThreads, Tile::kNumStages * sizeof(typename Tile::Stage), stream,
-       has_clusters ? unsigned(p.num_splits) : 1},
+       has_clusters ? unsigned(p.num_splits) : 1, /*programmatic=*/gpu::has_clusters()},
       p);
   const unsigned reduce_blocks = blocks_for("rep_conv", p.pixels * p.C_out, 128);
   if (partial) gpu::launch("rep_conv", rep_conv_reduce_splits<T>, {reduce_blocks, 128, 0, stream}, p);
@@ -82,16 +85,28 @@ void dispatch_kernel(const RepConvGemm<T>& p, bool tf32, const Tensor& out, gpu:
   }
 }
 
+// Whether the offsets in the input, the weight and the output fit the 32-bit integers of our kernels, with a margin for
+// windows that begin before or end after the input.
+bool has_small_indices(const RepConvParams& p, const Tensor& input) {
+  constexpr int64_t kLimit = 1 << 29;
+  int64_t last = 0;
+  for (int64_t d = 0; d < 4; ++d) last += (input.size(d) - 1) * input.stride(d);
+  // A weight of float32 has two rows for each output channel
+  return std::max<int64_t>(last, input.numel()) < kLimit && p.N * p.H * p.W < kLimit && p.C < kLimit / 16 &&
+         p.C_out < kLimit / 16 && 2 * p.C_out * p.taps() * p.C < kLimit;
+}
+
 // Whether to call torch's convolution (cuDNN) instead: for sizes that overflow the 32-bit indices of our kernels, and
 // for a high arithmetic intensity, where it should be faster although bias and ReLU are separate passes. The thresholds
 // are an estimate until they are measured.
-bool use_torch_convolution(const RepConvParams& p, int64_t stride, ScalarType type, bool tf32) {
+bool use_torch_convolution(const RepConvParams& p, const Tensor& input, int64_t stride, bool tf32) {
 #if defined(DANET_EMULATION)
   return false;
 #endif
-  if (p.H * p.W >= 1 << 30 || p.C >= 1 << 26 || p.C_out >= 1 << 26) return true;
+  if (!has_small_indices(p, input)) return true;
   const double flops =
       2.0 * p.kernel_size * p.kernel_size * p.C * p.C_out * p.N * ceil_div(p.H, stride) * ceil_div(p.W, stride);
+  const ScalarType type = input.scalar_type();
   const bool exact = type == ScalarType::Double || (type == ScalarType::Float && !tf32);
   return exact ? p.C >= 16 && flops > 4e9 : p.C >= 128 && p.C_out >= 128 && flops > 2e10;
 }
@@ -114,8 +129,8 @@ Tensor run_implicit_gemm(
       static_cast<const T*>(contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr),
       static_cast<T*>(out.mutable_data_ptr()),
       nullptr,
-      x.view.image_stride,
-      x.view.pixel_stride,
+      int(x.view.image_stride),
+      int(x.view.pixel_stride),
       p.N * H_out * W_out,
       int(p.C),
       int(p.C_out),
@@ -128,7 +143,14 @@ Tensor run_implicit_gemm(
       1,
       p.relu,
       nullptr,
-      nullptr};
+      nullptr,
+      gpu::Divisor(H_out * W_out),
+      gpu::Divisor(W_out),
+      gpu::Divisor(p.C),
+      gpu::Divisor(1),  // those of blocks of channels and of splits, and the K blocks, depend on the tile
+      gpu::Divisor(1),
+      0,
+      0};
   if (is_split) {
     gemm.C_out *= 2, gemm.bias = nullptr, gemm.out = nullptr;
     gemm.split_bias = static_cast<const float*>(contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr);
@@ -158,9 +180,9 @@ Tensor rep_conv(
   const Tensor weight_rows = weight_rows_of(p, input, weight, prepared);
   if (is_split)
     DANET_CHECK(
-        p.H * p.W < 1 << 30 && p.C < 1 << 26 && p.C_out < 1 << 25,
+        has_small_indices(p, input),
         "rep_conv: the tensors are too large for a float32 weight with an input of 16 bits on CUDA");
-  else if (use_torch_convolution(p, stride, input.scalar_type(), tf32))
+  else if (use_torch_convolution(p, input, stride, tf32))
     return torch::stable::contiguous(
         call_torch_convolution(
             torch::stable::contiguous(input, MemoryFormat::ChannelsLast), weight_rows, bias, stride, relu),

@@ -22,6 +22,8 @@
 namespace danet {
 namespace {
 
+constexpr int kMaxSplits = 8;  // blocks of a cluster: on every device that has clusters
+
 template <typename T>
 struct RepConvGemm {
   const T* input;   // [batch, H, W, C] with image_stride and pixel_stride
@@ -31,7 +33,9 @@ struct RepConvGemm {
   // [num_splits, batch, H_out, W_out, C_out]: sums over parts of K; null if num_splits is 1, and if the blocks of a cluster
   // are the splits of a tile
   Compute<T>* partial;
-  int64_t image_stride, pixel_stride, pixels;                  // pixels: batch * H_out * W_out
+  // The kernels compute offsets in the input and in the weight in 32 bits; see has_small_indices in rep_conv_cuda.cu.
+  int image_stride, pixel_stride;
+  int64_t pixels;                                              // batch * H_out * W_out
   int C, C_out, H, W, H_out, W_out, stride, taps, num_splits;  // taps: 9, or 1 for a 1x1 kernel
   bool relu;
   // For a float32 weight and an input of a half type, each channel of the weight is the sum of two rows of `weight`: its
@@ -39,6 +43,11 @@ struct RepConvGemm {
   // bias, [C_out / 2]. split_out is null if the weight has the type T. Only tiles of 64 pixels support this.
   const float* split_bias;
   float* split_out;
+  // Of the pixels of an output image, of a row of it, and of channels; of blocks of output channels; and of splits if they
+  // are the blocks of a cluster, else of tiles. They divide indices below 2^31.
+  gpu::Divisor by_image, by_row, by_channels, by_channel_blocks, by_splits;
+  // Blocks of K. Each split has split_k_blocks of them, and the first ones have one more.
+  int k_blocks, split_k_blocks;
 };
 
 // --- device: from global to shared memory ----------------------------------------------------------------------------
@@ -73,22 +82,21 @@ struct GemmTile {
 // of the taps inside the input. Bit 3 * i + j is the tap in row i and column j of the window. The only tap of a 1x1 kernel
 // is tap 0.
 struct InputWindow {
-  int64_t offset;
+  int offset;
   unsigned valid_taps;
 };
 
-// Returns the window of output pixel first + row. Pixels past the last one have no valid taps.
+// Returns the window of an output pixel. Pixels past the last one have no valid taps.
 template <typename T>
-GPU_DEVICE InputWindow input_window(const RepConvGemm<T>& p, int64_t first, int row) {
-  if (first + row >= p.pixels) return {0, 0};
-  const unsigned size = unsigned(p.H_out) * p.W_out;  // at most 2^30: only first / size needs 64 bits
-  const unsigned i = unsigned(first % size) + row, rest = i % size;
-  const int64_t n = first / size + i / size;
+GPU_DEVICE InputWindow input_window(const RepConvGemm<T>& p, int pixel) {
+  if (pixel >= p.pixels) return {0, 0};
+  const int n = p.by_image.divide(pixel), rest = pixel - n * int(p.by_image.divisor);
+  const int row = p.by_row.divide(rest), column = rest - row * p.W_out;
   const int padding = p.taps == 9 ? 1 : 0;
-  const int y = int(rest / p.W_out) * p.stride - padding, x = int(rest % p.W_out) * p.stride - padding;
+  const int y = row * p.stride - padding, x = column * p.stride - padding;
   const unsigned valid_columns = (x >= 0 ? 1u : 0u) + 2u + (x + 2 < p.W ? 4u : 0u);  // bit j: column j is inside
   const unsigned valid_rows = (y >= 0 ? 1u : 0u) + 8u + (y + 2 < p.H ? 64u : 0u);    // bit 3 * i: row i is inside
-  return {n * p.image_stride + (int64_t(y) * p.W + x) * p.pixel_stride, valid_columns * valid_rows};
+  return {n * p.image_stride + (y * p.W + x) * p.pixel_stride, valid_columns * valid_rows};
 }
 
 // Copies kBytes to shared memory; writes zeros if !valid. Copies of 4 bytes or more are asynchronous. cp.async has no
@@ -108,21 +116,26 @@ struct StageLoader {
   static constexpr int kColumns = Tile::BLOCK_K_BYTES / kBytes, kRows = Tile::kNumThreads / kColumns;
   static constexpr int BLOCK_K = Tile::BLOCK_K_BYTES / int(sizeof(T));
   static_assert(Tile::BLOCK_M % kRows == 0 && Tile::BLOCK_N % kRows == 0, "every pass must copy kRows whole rows");
+  static_assert((kRows & (kRows - 1)) == 0 && (Tile::WARP_N & (Tile::WARP_N - 1)) == 0, "channel_of permutes bits");
 
   const RepConvGemm<T>& p;
   const int row = int(threadIdx.x) / kColumns, byte = int(threadIdx.x) % kColumns * kBytes;
-  int tap, c;  // the position k = tap * C + c of this thread's column in K
+  int k;  // the position of this thread's column in K
   InputWindow windows[Tile::BLOCK_M / kRows];
-  int64_t weight_offsets[Tile::BLOCK_N / kRows];
+  int weight_offsets[Tile::BLOCK_N / kRows];
 
-  GPU_DEVICE StageLoader(const RepConvGemm<T>& gemm, int64_t pixel, int first_channel, int k_block) : p(gemm) {
-    const int k = k_block * BLOCK_K + byte / int(sizeof(T));
-    tap = k / p.C, c = k % p.C;
-    for (int i = 0; i < Tile::BLOCK_M / kRows; ++i) windows[i] = input_window(p, pixel, row + i * kRows);
+  // block_windows: the windows of all pixels of the tile.
+  GPU_DEVICE StageLoader(
+      const RepConvGemm<T>& gemm, const InputWindow (&block_windows)[Tile::BLOCK_M], int first_channel, int k_block)
+      : p(gemm) {
+    k = k_block * BLOCK_K + byte / int(sizeof(T));
+    for (int i = 0; i < Tile::BLOCK_M / kRows; ++i) windows[i] = block_windows[row + i * kRows];
+    // channel_of permutes bits, so that channel_of(row + i * kRows) is the sum of two parts, one of which is constant.
+    const int own_channel = first_channel + channel_of(row);
     for (int i = 0; i < Tile::BLOCK_N / kRows; ++i) {
-      const int channel = first_channel + channel_of(row + i * kRows);
+      const int channel = own_channel + channel_of(i * kRows);
       // Channels past the last one read valid memory, and are not written back.
-      weight_offsets[i] = int64_t(channel < p.C_out ? channel : p.C_out - 1) * p.taps * p.C;
+      weight_offsets[i] = (channel < p.C_out ? channel : p.C_out - 1) * (p.taps * p.C);
     }
   }
   // Returns the channel of the tile that a row of smem_b holds.
@@ -134,22 +147,22 @@ struct StageLoader {
   }
   // Starts the copies of the next K block.
   GPU_DEVICE void load_next(typename Tile::Stage& stage) {
+    const int tap = p.by_channels.divide(k), c = k - tap * p.C;
     const bool exists = tap < p.taps;
-    const int64_t window_offset = (int64_t(tap / 3) * p.W + tap % 3) * p.pixel_stride + c;
-    const int64_t weight_offset = tap * p.C + c;
-    // Gather A: taps outside the input are zeros
+    const int window_offset = (tap / 3 * p.W + tap % 3) * p.pixel_stride + c;
+    // Copy B
+    for (int i = 0; i < Tile::BLOCK_N / kRows; ++i) {
+      const T* from = p.weight + (exists ? weight_offsets[i] + k : 0);
+      copy_to_shared<kBytes>(&stage.smem_b[row + i * kRows][byte], from, exists);
+    }
+    // Gather A; taps outside the input are zeros
     for (int i = 0; i < Tile::BLOCK_M / kRows; ++i) {
       const bool inside = exists && (windows[i].valid_taps >> tap & 1);
       const T* from = p.input + (inside ? windows[i].offset + window_offset : 0);
       copy_to_shared<kBytes>(&stage.smem_a[row + i * kRows][byte], from, inside);
     }
-    // Copy B
-    for (int i = 0; i < Tile::BLOCK_N / kRows; ++i) {
-      const T* from = p.weight + (exists ? weight_offsets[i] + weight_offset : 0);
-      copy_to_shared<kBytes>(&stage.smem_b[row + i * kRows][byte], from, exists);
-    }
     // Advance along K
-    for (c += BLOCK_K; c >= p.C && tap < p.taps; c -= p.C) ++tap;
+    k += BLOCK_K;
   }
 };
 
@@ -257,14 +270,28 @@ GPU_DEVICE void write_split(
   write_row(p.split_out + pixel * (p.C_out / 2) + row / 2, values, valid / 2, p.C_out / 2);
 }
 
+// The channels of a tile of which a thread adds up the splits of K: those of one packet of sums.
+template <typename T, typename Tile>
+struct ReducedChannels {
+  static constexpr int kPacket = 16 / int(sizeof(Compute<T>)), kPackets = Tile::BLOCK_N / kPacket;
+  static_assert(Tile::kNumThreads % kPackets == 0, "all packets of a thread must have the same channels");
+  int first;
+  T bias[kPacket];
+
+  GPU_DEVICE ReducedChannels(const RepConvGemm<T>& p, int block_n)
+      : first(block_n + int(threadIdx.x) % kPackets * kPacket) {
+    for (int i = 0; i < kPacket; ++i) bias[i] = p.bias && first + i < p.C_out ? p.bias[first + i] : T{};
+  }
+};
+
 // Adds up the sums of all blocks of the cluster, in the order of the splits of K, adds the bias, applies ReLU and writes
 // the outputs. Each block does so for a part of the tile.
 template <typename T, typename Tile>
 GPU_DEVICE void reduce_in_cluster(
     const RepConvGemm<T>& p, typename Tile::template PartialSums<T>& mine,
-    const Compute<T> (&accum)[Tile::kMmaM][Tile::kMmaN][4], int64_t block_m, int block_n, int warp_m, int warp_n,
-    unsigned split_idx) {
-  constexpr int kPacket = 16 / int(sizeof(Compute<T>)), kPackets = Tile::BLOCK_N / kPacket;
+    const Compute<T> (&accum)[Tile::kMmaM][Tile::kMmaN][4], int block_m, int block_n, int warp_m, int warp_n,
+    int split_idx, const ReducedChannels<T, Tile>& channels) {
+  constexpr int kPacket = ReducedChannels<T, Tile>::kPacket, kPackets = ReducedChannels<T, Tile>::kPackets;
   using Packet = gpu::Packet<Compute<T>>;
   const int lane_idx = int(threadIdx.x) % 32;
   // Write the sums of this block to shared memory
@@ -280,38 +307,44 @@ GPU_DEVICE void reduce_in_cluster(
     }
   gpu::cluster_arrive();
   gpu::cluster_wait();
-  // Sum the splits
+  // Load the parts of all splits before the first addition, so that the loads do not wait for each other. Packets and
+  // splits that do not exist are replaced by the last one.
   constexpr int kSteps = (Tile::BLOCK_M * kPackets + 2 * Tile::kNumThreads - 1) / (2 * Tile::kNumThreads);
+  constexpr int kLastPacket = Tile::BLOCK_M * kPackets - 1;
+  const int first = split_idx * Tile::kNumThreads + int(threadIdx.x), step = p.num_splits * Tile::kNumThreads;
   Packet sums[kSteps];
-  const int first = int(split_idx) * Tile::kNumThreads + int(threadIdx.x), step = p.num_splits * Tile::kNumThreads;
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    const int packet = first + k * step;
     sums[k] = {};
-    if (packet >= Tile::BLOCK_M * kPackets) continue;
+    if (k > 0 && k * step > kLastPacket) break;  // the same for all threads
+    const int packet = first + k * step < kLastPacket ? first + k * step : kLastPacket;
     Compute<T>* here = &mine.values[packet / kPackets][packet % kPackets * kPacket];
-    for (int split = 0; split < p.num_splits; ++split) {
-      const Packet part = *reinterpret_cast<const Packet*>(gpu::map_shared(here, unsigned(split)));
-      for (int j = 0; j < kPacket; ++j) sums[k].values[j] += part.values[j];
+    Packet parts[kMaxSplits];
+#pragma unroll
+    for (int split = 0; split < kMaxSplits; ++split) {
+      const int rank = split < p.num_splits ? split : p.num_splits - 1;
+      parts[split] = *reinterpret_cast<const Packet*>(gpu::map_shared(here, unsigned(rank)));
     }
+#pragma unroll
+    for (int split = 0; split < kMaxSplits; ++split)
+      for (int j = 0; j < kPacket; ++j)
+        sums[k].values[j] += split < p.num_splits ? parts[split].values[j] : Compute<T>(0);
   }
   gpu::cluster_arrive();
   // Add the bias, apply ReLU and write back
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    const int packet = first + k * step, channel = block_n + packet % kPackets * kPacket;
+    const int packet = first + k * step, channel = channels.first;
     const int64_t pixel = block_m + packet / kPackets;
-    if (packet >= Tile::BLOCK_M * kPackets || pixel >= p.pixels || channel >= p.C_out) continue;
+    if (packet > kLastPacket || pixel >= p.pixels || channel >= p.C_out) continue;
     if constexpr (sizeof(T) == 2)
       if (p.split_out) {
         write_split(p, pixel, channel, sums[k].values, p.C_out - channel);
         continue;
       }
     T values[kPacket];
-    for (int j = 0; j < kPacket; ++j) {
-      const bool has_bias = p.bias && channel + j < p.C_out;
-      values[j] = add_bias_relu<T>(sums[k].values[j], has_bias ? gpu::to_compute(p.bias[channel + j]) : 0, p.relu);
-    }
+    for (int j = 0; j < kPacket; ++j)
+      values[j] = add_bias_relu<T>(sums[k].values[j], gpu::to_compute(channels.bias[j]), p.relu);
     write_row(p.out + pixel * p.C_out + channel, values, p.C_out - channel, p.C_out);
   }
   // Do not exit before the other blocks have read the sums of this one
@@ -329,27 +362,42 @@ __global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T
   GPU_DYNAMIC_SHARED(typename Tile::Stage, stages);
   constexpr int kPrefetch = Tile::kNumStages - 1, kLaneChannels = 2 * Tile::kMmaN;
   const bool in_cluster = Tile::kCanSplit && p.num_splits > 1 && !p.partial;
-  const unsigned num_tiles = gridDim.x / p.num_splits;
-  const unsigned tile_idx = in_cluster ? blockIdx.x / p.num_splits : blockIdx.x % num_tiles;
-  const unsigned split_idx = in_cluster ? gpu::cluster_rank() : blockIdx.x / num_tiles;
-  const unsigned num_n_blocks = unsigned(p.C_out + Tile::BLOCK_N - 1) / Tile::BLOCK_N;
-  const int64_t block_m = int64_t(tile_idx / num_n_blocks) * Tile::BLOCK_M;
-  const int block_n = int(tile_idx % num_n_blocks) * Tile::BLOCK_N;
+  const int quotient = p.by_splits.divide(int(blockIdx.x));
+  const int remainder = int(blockIdx.x) - quotient * int(p.by_splits.divisor);
+  const int tile_idx = in_cluster ? quotient : remainder, split_idx = in_cluster ? remainder : quotient;
+  const int m_idx = p.by_channel_blocks.divide(tile_idx);
+  const int block_m = m_idx * Tile::BLOCK_M;
+  const int block_n = (tile_idx - m_idx * int(p.by_channel_blocks.divisor)) * Tile::BLOCK_N;
   const int warp_idx = int(threadIdx.x) / 32, lane_idx = int(threadIdx.x) % 32;
   const int warp_m = warp_idx / Tile::kWarpsN * Tile::WARP_M;
   const int warp_n = warp_idx % Tile::kWarpsN * Tile::WARP_N;
 
   // Prologue: start loading the first K blocks of this split
   using Loader = StageLoader<T, Tile, kBytes>;
-  const int64_t total_k_blocks = (p.taps * p.C + Loader::BLOCK_K - 1) / Loader::BLOCK_K;
-  const int begin = int(total_k_blocks * split_idx / p.num_splits);
-  const int num_k_blocks = int(total_k_blocks * (split_idx + 1) / p.num_splits) - begin;
-  Loader loader(p, block_m, block_n, begin);
+  const int larger_splits = p.k_blocks - p.num_splits * p.split_k_blocks;
+  const int begin = split_idx * p.split_k_blocks + (split_idx < larger_splits ? split_idx : larger_splits);
+  const int num_k_blocks = p.split_k_blocks + (split_idx < larger_splits ? 1 : 0);
+  GPU_SHARED(windows, InputWindow[Tile::BLOCK_M]);
+  static_assert(Tile::BLOCK_M <= Tile::kNumThreads, "each thread computes at most one window");
+  if (int(threadIdx.x) < Tile::BLOCK_M) {
+    const InputWindow window = input_window(p, block_m + int(threadIdx.x));
+    windows[threadIdx.x].offset = window.offset;
+    windows[threadIdx.x].valid_taps = window.valid_taps;
+  }
+  __syncthreads();
+  Loader loader(p, windows, block_n, begin);
+  // The launch before this one may still be running: it may write the input, and read the memory that becomes the output.
+  gpu::wait_for_previous_launch();
+  gpu::start_next_launch();
+#pragma unroll 1
   for (int k_block = 0; k_block < kPrefetch; ++k_block) {
     if (k_block < num_k_blocks) loader.load_next(stages[k_block]);
     gpu::cp_async_commit();
   }
+  // Load the bias now, so that nothing waits for it at the end
+  const ReducedChannels<T, Tile> reduced(p, block_n);
   Compute<T> accum[Tile::kMmaM][Tile::kMmaN][4] = {};
+  int stage = 0;
   for (int k_block = 0; k_block < num_k_blocks; ++k_block) {
     // Wait until this stage is loaded
     // NOTE: the barrier also ensures that all warps have read the previous stage, which is overwritten next.
@@ -357,19 +405,20 @@ __global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T
     __syncthreads();
     // Prefetch a later K block
     // NOTE: commits a group even if it is empty, so that the number of pending groups stays constant.
-    if (k_block + kPrefetch < num_k_blocks) loader.load_next(stages[(k_block + kPrefetch) % Tile::kNumStages]);
+    if (k_block + kPrefetch < num_k_blocks) loader.load_next(stages[stage == 0 ? kPrefetch : stage - 1]);
     gpu::cp_async_commit();
     // Multiply and accumulate
     if constexpr (kTensorCores)
-      multiply_tensor_cores<T, Tile>(accum, stages[k_block % Tile::kNumStages], warp_m, warp_n);
+      multiply_tensor_cores<T, Tile>(accum, stages[stage], warp_m, warp_n);
     else
-      multiply_exact<T, Tile>(accum, stages[k_block % Tile::kNumStages], warp_m, warp_n);
+      multiply_exact<T, Tile>(accum, stages[stage], warp_m, warp_n);
+    stage = stage == kPrefetch ? 0 : stage + 1;
   }
 
   if constexpr (Tile::kCanSplit)
     if (in_cluster) {
       auto& sums = *reinterpret_cast<typename Tile::template PartialSums<T>*>(stages);
-      return reduce_in_cluster<T, Tile>(p, sums, accum, block_m, block_n, warp_m, warp_n, split_idx);
+      return reduce_in_cluster<T, Tile>(p, sums, accum, block_m, block_n, warp_m, warp_n, split_idx, reduced);
     }
   // Epilogue: add the bias, apply ReLU and write back; with split K, write the partial sums
   const int channel = block_n + warp_n + lane_idx % 4 * kLaneChannels, valid = p.C_out - channel;

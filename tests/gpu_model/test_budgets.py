@@ -1,12 +1,13 @@
 """Every kernel keeps the budget that benchmarks/gpu_model/cases.py gives it, as the performance model predicts it."""
 
+import dataclasses
 import functools
 import os
 
 import pytest
 from emulation.emulated import missing
 
-from benchmarks.gpu_model import cases
+from benchmarks.gpu_model import cases, model
 from benchmarks.gpu_model.kernels import MachineCode, cuobjdump, nvcc
 
 # All of these tests are long, because the emulator takes a minute to compile. "make emulation", which builds it anyway,
@@ -41,3 +42,28 @@ def test_quick_kernel_keeps_its_budget(name):
 @pytest.mark.parametrize("name", [name for name in cases.CASES if name not in QUICK])
 def test_kernel_keeps_its_budget(name):
     check_budget(name)
+
+
+MAX_INSTRUCTIONS_BEFORE_COPY = 250
+"""Instructions of a rep_conv kernel before its first asynchronous copy to shared memory."""
+
+
+def test_rep_conv_kernels_start_loading_early():
+    kernels = machine_code("rep_conv").kernels
+    tiles = {name: kernel for name, kernel in kernels.items() if name.startswith("rep_conv_gemm") and "16>" in name}
+    tiles = {name: kernel for name, kernel in tiles.items() if "true" in name}  # on tensor cores, aligned
+    assert len(tiles) == 12
+    for name, kernel in tiles.items():
+        opcodes = [instruction.opcode for instruction in kernel.function.instructions]
+        assert opcodes.index("LDGSTS") <= MAX_INSTRUCTIONS_BEFORE_COPY, name
+
+
+def test_work_before_the_wait_of_a_programmatic_launch_does_not_count():
+    case, code = cases.CASES["rep_conv stage 3 N=1 bfloat16"](), machine_code("rep_conv")
+    with code.running(cases.some_blocks) as executions:
+        case.call()
+    (execution,) = executions
+    assert execution.launch.programmatic
+    plain = dataclasses.replace(execution, launch=dataclasses.replace(execution.launch, programmatic=False))
+    saved = model.timeline(plain, 0) - model.timeline(execution, 0)
+    assert 200 < saved < 600
