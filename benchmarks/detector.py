@@ -154,14 +154,16 @@ def has_weights(name: str, device: str) -> bool:
     return device == "cpu" and name in shipped_names()
 
 
-def network_named(name: str, device: str) -> DANet:
+def network_named(name: str, device: str) -> tuple[DANet, dict]:
+    """The network and the metadata of its weights."""
     if has_weights(name, device):
-        return load_weights(find_weights(name))[0].eval()
-    return build_model(ModelConfig(name=name)).eval()
+        model, metadata = load_weights(find_weights(name))
+        return model.eval(), metadata
+    return build_model(ModelConfig(name=name)).eval(), {}
 
 
 def end_to_end(
-    model: DANet, size: tuple[int, int], frames: int, dtype: str, options: argparse.Namespace, *, is_random: bool
+    model: DANet, metadata: dict, size: tuple[int, int], dtype: str, options: argparse.Namespace, *, is_random: bool
 ) -> dict:
     """Frames per second of ``danet detect`` on a synthetic video (reading, drawing and writing included) and of the
     network alone.
@@ -179,7 +181,7 @@ def end_to_end(
     from danet.utils.image_io import quiet_opencv
 
     quiet_opencv()  # as the commands do
-    model = copy.deepcopy(model)
+    model, frames = copy.deepcopy(model), options.frames
     if is_random:
         for tower in model.head.classify:
             nn.init.zeros_(tower[-1].weight)
@@ -333,8 +335,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="dtype of the deployed network; auto is bfloat16 on CPUs with AMX or AVX512_BF16 if it is faster and "
-        "its detections agree with those of float32, otherwise float32 (default: auto)",
+        help="dtype of the deployed network; auto is bfloat16 on Intel CPUs with AMX and AMD CPUs with AVX512_BF16 "
+        "if it is faster and its detections agree with those of float32, otherwise float32 (default: auto)",
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
@@ -390,10 +392,10 @@ def main(arguments: list[str] | None = None) -> int:
     say(f"machine: copy bandwidth {ceiling['GB/s']:.1f} GB/s, matrix product {ceiling['GFLOP/s']:.0f} GFLOP/s")
     results = []
     if options.weights is not None:
-        models = {options.weights.name: load_weights(options.weights)[0]}
+        models = {options.weights.name: load_weights(options.weights)}
     else:
         models = {name: network_named(name, options.device) for name in options.models}
-    for name, model in models.items():
+    for name, (model, metadata) in models.items():
         for size in options.sizes:
             flops = count_flops(model.cpu(), size)
             for batch in options.batch:
@@ -419,9 +421,7 @@ def main(arguments: list[str] | None = None) -> int:
                         say(f"  resident memory beyond weights and Python: {case['resident_MB']:.0f} MB")
                 if batch == 1 and options.frames:
                     is_random = options.weights is None and not has_weights(name, options.device)
-                    case["end_to_end"] = end_to_end(
-                        model, size, options.frames, case["dtype"], options, is_random=is_random
-                    )
+                    case["end_to_end"] = end_to_end(model, metadata, size, case["dtype"], options, is_random=is_random)
                     say(
                         "  danet.detect on a video: {frames_per_second:.1f} frames/s, {share:.0%} of the network alone "
                         "({network_frames_per_second:.1f}); with --polarity auto {share_polarity_auto:.0%}".format(

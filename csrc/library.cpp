@@ -54,8 +54,8 @@ STABLE_TORCH_LIBRARY(danet, library) {
   // weight as above -> packed weights for inputs of input_dtype, by default weight's dtype; their type and layout depend
   // on the other arguments and on the instruction set and may change between versions
   library.def("prepare_rep_conv(Tensor weight, int stride, ScalarType? input_dtype=None) -> Tensor");
-  // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32, or bfloat16 if
-  // there is a matrix unit -> packed weights for images of that dtype; their layout depends on the instruction set and
+  // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32, or bfloat16 with
+  // AMX or AVX512_BF16 -> packed weights for images of that dtype; their layout depends on the instruction set and
   // may change between versions
   library.def(
       "prepare_safem(Tensor depthwise, Tensor depthwise_bias, Tensor predictor, Tensor predictor_bias, Tensor expand, "
@@ -81,14 +81,17 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def("cpu_capability() -> int");
   // For bfloat16. 0: none, 1: AMX, 2: the same emulated, for tests, 3: AVX512_BF16
   library.def("matrix_unit() -> int");
+  library.def("is_bfloat16_fast() -> bool");
 }
 
 #if !defined(DANET_EMULATION)
 static int64_t cpu_capability() { return int64_t(danet::isa()); }
 static int64_t matrix_unit() { return int64_t(danet::matrix_unit()); }
+static bool is_bfloat16_fast() { return danet::is_bfloat16_fast(); }
 
 STABLE_TORCH_LIBRARY_IMPL(danet, CompositeExplicitAutograd, library) {
   library.impl("cpu_capability", TORCH_BOX(&cpu_capability));
   library.impl("matrix_unit", TORCH_BOX(&matrix_unit));
+  library.impl("is_bfloat16_fast", TORCH_BOX(&is_bfloat16_fast));
 }
 #endif

@@ -304,7 +304,7 @@ def _candidates(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tenso
     """The predictions whose best score exceeds the threshold: their indices, best scores and labels."""
     if scores.device.type == "cpu":
         # Compute the best class only of the few predictions that have a score above the threshold. NOTE: torch's max
-        # over a dimension wakes all threads even for one row, which takes longer than the rest of the postprocessing.
+        # over a dimension wakes all threads even for a few rows, which takes longer than all other postprocessing.
         rows = (scores > threshold).nonzero()[:, 0].unique_consecutive()
         few = scores[rows].detach().to(torch.promote_types(scores.dtype, torch.float32))
         labels = torch.from_numpy(few.numpy().argmax(1))

@@ -76,7 +76,8 @@ def test_detector_writes_json_and_plot(tmp_path):
     (case,) = json.loads(figures.read_text())["cases"]
     assert set(case["milliseconds"]) == {"deployed", "eager", "onnxruntime"}
     assert all(0 < each["p50"] <= each["p95"] <= each["p99"] for each in case["milliseconds"].values())
-    assert case["resident_MB"] > 0 and case["end_to_end"]["frames_per_second"] > 0
+    assert case["resident_MB"] > 0
+    assert min(case["end_to_end"].values()) > 0
     assert sum(row["MFLOP"] for row in case["layers"]) == pytest.approx(1e3 * case["GFLOP"], rel=0.05)
     assert chart.stat().st_size > 1000
 

@@ -128,7 +128,8 @@ class TileBlock {
 
 #elif defined(__AVX512BF16__)
 
-// The same class with AVX512_BF16. The sums are in memory, and those of 8 rows are in vector registers during a product.
+// The same class with AVX512_BF16. The sums are in memory, and those of 8 or 16 rows are in vector registers
+// during a product.
 class TileBlock {
  public:
   DANET_INLINE void clear() { std::memset(sums_, 0, sizeof sums_); }

@@ -84,4 +84,11 @@ MatrixUnit matrix_unit() {
   return selected;
 }
 
+bool is_bfloat16_fast() {
+#if defined(__x86_64__)
+  if (matrix_unit() == MatrixUnit::kAvx512Bf16) return !__builtin_cpu_is("intel");
+#endif
+  return matrix_unit() != MatrixUnit::kNone;
+}
+
 }  // namespace danet

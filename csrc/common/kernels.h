@@ -41,6 +41,9 @@ Isa isa();
 // replacement in plain C++ for tests on any processor; DANET_CPU_CAPABILITY=amx-emulated selects it.
 enum class MatrixUnit { kNone, kAmx, kEmulated, kAvx512Bf16 };
 MatrixUnit matrix_unit();
+// Whether the matrix unit multiplies bfloat16 faster than the vector units multiply float32. AVX512_BF16 does on AMD
+// processors; Intel processors start one VDPBF16PS every two cycles, but two multiply-adds of float32 vectors per cycle.
+bool is_bfloat16_fast();
 
 // DANET_DECLARE_KERNELS declares `const Table& name(DType)` for every instruction set; DANET_KERNELS calls the one to
 // use. DANET_ONLY_ISA: the only instruction set that is built.

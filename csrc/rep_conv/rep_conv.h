@@ -7,7 +7,8 @@
 // on the matrix unit, or else by torch.
 //
 // In bfloat16 on processors with a matrix unit, the CPU computes this sum directly (rep_conv_tiles.cpp), except for
-// layers with fewer than kFewChannels input or output channels. Otherwise it mostly uses Winograd's algorithm (Lavin and
+// layers with fewer than kFewChannels input or output channels. With AVX512_BF16 in place of a matrix unit, it computes some
+// layers directly (choose_method in rep_conv_cpu.cpp). Otherwise it mostly uses Winograd's algorithm (Lavin and
 // Gray, https://arxiv.org/abs/1509.09308): it computes an output tile of 4x4 pixels from an input tile d of 6x6 pixels
 // (9x9 at stride 2):
 //

@@ -27,26 +27,30 @@ struct RepConvTypes {
   ScalarType input, weight;
 };
 
-// Whether Winograd's algorithm in float32 computes a 3x3 layer in bfloat16 faster than AVX512_BF16. It needs a quarter of
-// the multiplications at stride 1, and VDPBF16PS does at most twice as many per cycle as float32. With few channels, the
-// transforms take longer than what they save.
-bool is_winograd_faster(const RepConvParams& p) {
-  return matrix_unit() == MatrixUnit::kAvx512Bf16 && p.kernel_size == 3 && p.stride == 1 && p.C >= 32 && p.C_out >= 32;
+// Whether a 3x3 layer in bfloat16 is computed as in float32, and only reads and writes bfloat16, although the processor has
+// AVX512_BF16. VDPBF16PS does at most twice as many multiplications per cycle as float32. Winograd's algorithm needs a
+// quarter of them at stride 1, and a little more than half at stride 2. Moreover, a TileBlock has 32 depths and 32
+// columns, of which layers with few channels use a part, and a float32 weight takes two columns.
+constexpr int64_t kTileChannels = 32;  // kTileDepth and kBlockColumns in amx.h
+bool is_float32_faster(RepConvTypes types, const RepConvParams& p) {
+  if (matrix_unit() != MatrixUnit::kAvx512Bf16 || p.kernel_size == 1) return false;
+  return types.weight == ScalarType::Float || p.stride == 1 || p.C < kTileChannels || p.C_out < kTileChannels;
 }
 
-// Chooses the algorithm. If there is a matrix unit, it computes bfloat16 layers with at least kFewChannels input and
-// output channels, unless Winograd is faster; layers with fewer channels are computed as in float32. It also computes
-// layers at stride 1 with a float32 weight for an input in bfloat16. Of the rest, torch's convolution (oneDNN) computes
-// float64, 1x1 kernels, bfloat16 on processors without a matrix unit that have instructions for it, and layers with few
-// output channels at stride 2. Winograd computes layers with enough channels to amortize its transforms.
+// Chooses the algorithm. The kernels for a matrix unit, or for AVX512_BF16, compute bfloat16 layers with at least
+// kFewChannels input and output channels, unless float32 is faster; layers with fewer channels are computed as in float32.
+// They also compute layers at stride 1 with a float32 weight for an input in bfloat16. Of the rest, torch's convolution
+// (oneDNN) computes float64, 1x1 kernels, bfloat16 if only oneDNN has kernels for it, and layers with few output channels
+// at stride 2. Winograd computes layers with enough channels to amortize its transforms.
 RepConvMethod choose_method(RepConvTypes types, const RepConvParams& p) {
-  const bool has_tiles = types.input == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone;
+  const bool has_tiles =
+      types.input == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone && !is_float32_faster(types, p);
   if (has_tiles && types.weight == ScalarType::Float && p.stride == 1) return RepConvMethod::kTiles;
-  if (has_tiles && types.weight == types.input && p.C >= kFewChannels && p.C_out >= kFewChannels &&
-      !is_winograd_faster(p))
+  if (has_tiles && types.weight == types.input && p.C >= kFewChannels && p.C_out >= kFewChannels)
     return RepConvMethod::kTiles;
   if (types.weight == ScalarType::Double || p.kernel_size == 1) return RepConvMethod::kTorch;
-  if (types.weight == ScalarType::BFloat16 && !has_tiles && has_avx512_bf16()) return RepConvMethod::kTorch;
+  if (types.weight == ScalarType::BFloat16 && matrix_unit() == MatrixUnit::kNone && has_avx512_bf16())
+    return RepConvMethod::kTorch;
   if (p.C < kFewChannels) return RepConvMethod::kFewInputs;
   if (p.C_out < kFewChannels && p.stride != 1) return RepConvMethod::kTorch;
   if (p.C_out < kFewChannels) return p.C <= kFewOutputsMaxChannels ? RepConvMethod::kFewOutputs : RepConvMethod::kTorch;

@@ -1,4 +1,4 @@
-// rep_conv in bfloat16 on the matrix unit: a direct convolution whose operands come straight from the image.
+// rep_conv in bfloat16 on the matrix unit, or with AVX512_BF16 in its place: a direct convolution whose operands come straight from the image.
 //
 // The kernel reads an image with zeros around it, and channels padded to whole tiles. For every tap, successive output
 // pixels read successive pixels of this image, also across the ends of rows. A tile is therefore loaded directly from the

@@ -74,7 +74,7 @@ struct SafemKernels {
 
 // For float32: the argument must be DType::kFloat.
 DANET_DECLARE_KERNELS(SafemKernels, safem_kernels)
-// For bfloat16, on the matrix unit.
+// For bfloat16, with AMX or AVX512_BF16.
 DANET_DECLARE_TILE_KERNELS(SafemKernels, safem_tile_kernels)
 
 }  // namespace danet

@@ -19,12 +19,12 @@ const float* floats(const char* op, const char* name, const Tensor& t, int64_t c
   return static_cast<const float*>(t.const_data_ptr());
 }
 
-// The kernels for images of a dtype: float32, or bfloat16 if there is a matrix unit.
+// The kernels for images of a dtype: float32, or bfloat16 with AMX or AVX512_BF16.
 const SafemKernels& kernels_of(const char* op, ScalarType type) {
   const bool has_tiles = matrix_unit() != MatrixUnit::kNone;
   DANET_CHECK(
       type == ScalarType::Float || (type == ScalarType::BFloat16 && has_tiles), op,
-      ": dtype must be float32, or bfloat16 if the processor has a matrix unit");
+      ": dtype must be float32, or bfloat16 if the processor has AMX or AVX512_BF16");
   return type == ScalarType::Float ? DANET_KERNELS(safem_kernels, DType::kFloat)
                                    : DANET_TILE_KERNELS(safem_tile_kernels);
 }

@@ -65,8 +65,8 @@ class FrameOptions:
     """cpu, cuda, cuda:N or N (the number of a GPU); auto uses a GPU if there is one."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type of the network. auto: bfloat16 on CPUs with AMX or AVX512_BF16 if it is faster there and its
-    detections agree with those of float32, otherwise float32."""
+    """Data type of the network. auto: bfloat16 on Intel CPUs with AMX and AMD CPUs with AVX512_BF16, if it is faster
+    there and its detections agree with those of float32, otherwise float32."""
 
     deploy: bool = True
     """Run the fused network; false runs the network as it was trained, for comparison."""

@@ -155,8 +155,9 @@ class DetectionStream:
             GroupPrefetcher(batches, is_full=is_full) as groups,
             SingleThreadedCalls() if is_parallel else contextlib.nullcontext() as calls,
         ):
-            # Start the networks of a group before the results of the group before it are handled, so that the threads
-            # of the networks never wait for the caller.
+            # Start the networks of a group before the results of the group before it are handled, so that they run
+            # while the caller handles these. A group that is too small for all threads is computed in the order of its
+            # batches, each in all threads.
             remaining = iter(groups)
             started: list[tuple[list[Frame], Future]] = []
             while True:
@@ -166,7 +167,8 @@ class DetectionStream:
                 except Exception as caught:  # raised after the results of the frames before it
                     error = caught
                 previous, started = started, []
-                if calls is not None and calls.workers > 1 and group and _is_independent(model, group[0][1]):
+                is_large = calls is not None and 1 < calls.workers <= len(group)
+                if calls is not None and is_large and _is_independent(model, group[0][1]):
                     started = [(batch[0], calls.submit(self._forward, batch)) for batch in group]
                     groups.prefetch()
                 yield from self._finish(previous)

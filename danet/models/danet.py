@@ -158,10 +158,10 @@ class DANet(nn.Module):
         """A copy for inference, fused and optimized for speed; ``self`` does not change.
 
         Args:
-            dtype: float32, bfloat16 or float16; by default that of the weights. "auto" is bfloat16 on CPUs with
-                AMX or AVX512_BF16 if the network becomes at least 1.1 times as fast and, on generated frames, scores
-                differ by at most 0.03 and boxes by at most 0.5 pixels from those in float32; otherwise, and on GPUs, it
-                is float32. ``dtype_reason`` of the result tells why.
+            dtype: float32, bfloat16 or float16; by default that of the weights. "auto" is bfloat16 on Intel
+                CPUs with AMX and AMD CPUs with AVX512_BF16 if the network becomes at least 1.1 times as fast and, on
+                generated frames, scores differ by at most 0.03 and boxes by at most 0.5 pixels from those in float32;
+                otherwise, and on GPUs, it is float32. ``dtype_reason`` of the result tells why.
             device: by default that of the weights.
 
         Returns:

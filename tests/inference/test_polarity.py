@@ -54,3 +54,15 @@ def test_tracker_ignores_one_false_alarm_of_the_wrong_polarity():
     run(tracker, [(0.8, 0.0)] * 20 + [(0.0, 0.0)] * 3)
     chosen, _ = run(tracker, [(0.0, 0.65)])
     assert chosen == ["white"] and tracker.polarity == "white"
+
+
+def test_after_the_decision_the_other_polarity_is_computed_every_64_frames():
+    tracker = PolarityTracker()
+    run(tracker, [(0.9, 0.0)] * 10)
+    assert tracker.is_decided
+    chosen, computed = run(tracker, [(0.0, 0.0)] * 264)
+    assert sum(computed) - 264 == EMPTY_FRAMES + 4  # those without a target at first, then every 64th
+    # The camera is switched over: a target in the other polarity is found within 64 frames, and then in every frame.
+    chosen, _ = run(tracker, [(0.0, 0.9)] * 100)
+    first = chosen.index("black")
+    assert first < 64 and set(chosen[first:]) == {"black"}

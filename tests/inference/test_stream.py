@@ -81,6 +81,19 @@ def test_a_stream_that_is_left_early_ends_its_threads(tmp_path):
     assert threading.active_count() == before
 
 
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread")
+def test_frames_that_are_too_few_for_all_threads_are_computed_in_all_threads(tmp_path, monkeypatch):
+    write_frames(tmp_path, 1)
+    detector = danet.load()
+    detector(np.zeros((128, 160), np.uint8))
+    stream = DetectionStream(detector)
+    stream.has_free_core = False
+    calls = []
+    monkeypatch.setattr(SingleThreadedCalls, "submit", count_calls(SingleThreadedCalls.submit, calls))
+    assert len(list(stream.run(open_source(tmp_path)))) == 1
+    assert calls == []
+
+
 def count_calls(function, calls):
     def counted(self, call, item):
         calls.append(item)
