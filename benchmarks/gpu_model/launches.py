@@ -91,7 +91,7 @@ class LaunchRecorder(TorchDispatchMode):
 
     def _run_emulated(self, name: str, arguments: tuple, keywords: dict[str, Any]) -> Any:
         operator = getattr(torch.ops.danet_emulated, name).default
-        arguments, keywords = tree_map_only(Tensor, memory_like, (arguments, keywords))
+        arguments, keywords = tree_map_only(Tensor, self._memory, (arguments, keywords))
         settings = self.emulation.settings
         before, settings.multiprocessors = settings.multiprocessors, self.multiprocessors
         try:
@@ -101,6 +101,10 @@ class LaunchRecorder(TorchDispatchMode):
         finally:
             settings.multiprocessors = before
         return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), results)
+
+    def _memory(self, tensor: Tensor) -> Tensor:
+        """The memory on the CPU that an operator gets for a meta tensor."""
+        return memory_like(tensor)
 
     def _record(self, launch: KernelLaunch) -> bool:
         sizes = launch.grid, launch.block, launch.shared_bytes, launch.cluster
@@ -121,20 +125,31 @@ def memory_like(tensor: Tensor) -> Tensor:
     return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def network_launches(name: str, *, batch_size: int = 1, dtype: torch.dtype = torch.float16) -> list[Launch]:
-    """The launches of a deployed network for a batch of images of FRAME_SIZE, from the image to the predictions.
+def deployed_network(
+    name: str, *, batch_size: int = 1, dtype: torch.dtype = torch.float16
+) -> tuple[torch.nn.Module, Tensor]:
+    """A deployed network, with prepared weights, and a batch of images of FRAME_SIZE; both on meta tensors.
 
     Args:
         name: the name of a model, such as "danet_s".
         batch_size: number of images.
         dtype: type of the network.
     """
-    deployed = build_model(ModelConfig(name=name)).deploy(dtype=dtype, device="meta")
+    network = build_model(ModelConfig(name=name)).deploy(dtype=dtype, device="meta").network
     images = torch.empty(batch_size, 1, *FRAME_SIZE, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
     with torch.no_grad():
-        deployed.network(images)  # the first call prepares weights
-        with LaunchRecorder() as recorder:
-            deployed.network(images)
+        network(images)  # the first call prepares weights
+    return network, images
+
+
+def network_launches(name: str, *, batch_size: int = 1, dtype: torch.dtype = torch.float16) -> list[Launch]:
+    """The launches of a deployed network for a batch of images, from the image to the predictions.
+
+    Arguments are those of ``deployed_network``.
+    """
+    network, images = deployed_network(name, batch_size=batch_size, dtype=dtype)
+    with torch.no_grad(), LaunchRecorder() as recorder:
+        network(images)
     return recorder.launches
 
 
