@@ -841,9 +841,10 @@ def test_emulated_rep_conv_splits(emulated, case, dtype, multiprocessors):
     shapes, generator = ((1, 56, H, W), (C_out, 56, 3, 3), (C_out,)), torch.Generator().manual_seed(0)
     input, weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
     settings, results, launches = emulated.emulation.settings, [], []
-    settings.multiprocessors = multiprocessors
     try:
         for has_clusters, seed in ((True, 0), (True, 7), (False, 0)):
+            # With clusters, there are up to three blocks for two multiprocessors: give the others as many.
+            settings.multiprocessors = multiprocessors if has_clusters else multiprocessors * 3 // 2
             settings.has_clusters = has_clusters
             with emulated.emulation.observed(launches.append):
                 results += emulated("rep_conv", input, weight, None, bias, 1, True, False, seed=seed)
