@@ -74,7 +74,8 @@ class Counts:
     ``issue``: instructions issued in each of the four sub-cores. ``units``: busy cycles of each execution unit, in the
     busiest sub-core. ``opcodes``: instructions of all warps by opcode. ``wavefronts``: cycles of the L1 data path.
     ``read_bytes``: unique bytes of sectors that a block reads from global memory. ``reductions``: transactions of
-    atomic additions. ``latency``: cycles from the start to the end of the block if it runs alone.
+    atomic additions. ``latency``: cycles from the start to the end of the block if it runs alone. ``overlapped``: the
+    first part of these cycles, if they overlap with the previous launch.
     """
 
     issue: np.ndarray
@@ -85,6 +86,7 @@ class Counts:
     written_bytes: float
     reductions: transactions.Transactions
     latency: float
+    overlapped: float
     blocks: int
     resident_blocks: int
     registers: int
@@ -121,6 +123,7 @@ def count(execution: Execution, device: Device = H200) -> Counts:
         else:
             wavefronts += counted.wavefronts
     sector = transactions.SECTOR_BYTES
+    times = [timeline(execution, warp) for warp in range(warps)]
     return Counts(
         issue=by_core.sum(0),
         units={unit: float(cores.max()) for unit, cores in units.items()},
@@ -133,7 +136,8 @@ def count(execution: Execution, device: Device = H200) -> Counts:
             reductions.sectors // simulated,
             reductions.full_sectors // simulated,
         ),
-        latency=max(timeline(execution, warp) for warp in range(warps)),
+        latency=max(total for total, _ in times),
+        overlapped=max(early for _, early in times),
         blocks=launch.blocks,
         resident_blocks=resident_blocks(execution, device),
         registers=execution.kernel.registers,
@@ -152,16 +156,16 @@ def resident_blocks(execution: Execution, device: Device) -> int:
     return max(1, min(limits))
 
 
-def timeline(execution: Execution, warp: int) -> float:
-    """Cycles that one warp of the first simulated block needs if it runs alone.
+def timeline(execution: Execution, warp: int) -> tuple[float, float]:
+    """Cycles that one warp of the first simulated block needs if it runs alone, and those before it waits for the
+    previous launch; 0 if the launch is not programmatic.
 
     Follows the control fields of the machine code: a warp issues an instruction `stall` cycles after the one before,
-    and waits for the scoreboards that it names. In a programmatic launch, what a warp does before it waits for the
-    previous launch does not count, because it overlaps with that launch.
+    and waits for the scoreboards that it names.
     """
     instructions = execution.kernel.function.instructions
     ready = np.zeros(8)
-    time = start = 0.0
+    time = early = 0.0
     for index, warps in execution.record.sequence:
         place = np.searchsorted(warps, warp)
         if place == len(warps) or warps[place] != warp:
@@ -175,7 +179,7 @@ def timeline(execution: Execution, warp: int) -> float:
             if number < 6:
                 ready[number] = max(ready[number], time + (latency if number == instruction.write_barrier else 20))
         if instruction.opcode == "ACQBULK" and execution.launch.programmatic:
-            start = time
+            early = time
         if instruction.opcode == "BAR":
             time += LATENCY["barrier"]
         if instruction.opcode == "UCGABAR_WAIT":
@@ -185,7 +189,7 @@ def timeline(execution: Execution, warp: int) -> float:
         if instruction.opcode == "DEPBAR":  # waits for asynchronous copies
             time += LATENCY["global"] / 4
         time += max(1, instruction.stall)
-    return time - start
+    return time, early
 
 
 def _latency_class(instruction: Instruction) -> str:
@@ -220,21 +224,23 @@ class Prediction:
         return max(self.bounds.values()) / EFFICIENCY
 
 
-def predict(counts: Counts, device: Device, dram_bytes: float) -> Prediction:
+def predict(counts: Counts, device: Device, dram_bytes: float, *, overlaps: bool = True) -> Prediction:
     """The time of a launch on a device.
 
     Args:
         counts: what its blocks do.
         device: the device.
         dram_bytes: the bytes that device memory must move: every tensor once, or 0 if the L2 cache holds them.
+        overlaps: whether a programmatic launch follows one that lets it start early.
     """
     per_processor = counts.blocks / device.multiprocessors
     waves = int(np.ceil(per_processor / counts.resident_blocks))
-    busy = max(per_processor, 1.0)  # a multiprocessor with one block needs all cycles of that block
+    # The busiest multiprocessor of a small grid has a whole number of blocks; in a large grid, the numbers even out.
+    busy = np.ceil(per_processor) if waves == 1 else per_processor
     cycles = {
         "issue": counts.issue.max() * busy,
         "L1": counts.wavefronts * busy,
-        "latency": counts.latency * waves,
+        "latency": counts.latency * waves - (counts.overlapped if overlaps else 0.0),
         **{unit: value * busy for unit, value in counts.units.items()},
     }
     bounds = {name: value / device.clock for name, value in cycles.items()}

@@ -4,9 +4,9 @@
     python -m benchmarks.gpu_model.network danet --list   every launch
 
 The launches are those of a deployed network for one image of FRAME_SIZE (``launches.py``). On sm_90, all launches of
-``danet`` and ``danet_s`` are our own kernels; the attention modules of ``danet_nano`` are too narrow for the fused one.
-The model (``model.py``) predicts each launch for tensors of random values that the L2 cache holds. The sum assumes that
-a captured network starts every launch as soon as the one before has ended.
+``danet`` and ``danet_s`` are our own kernels; the attention modules of ``danet_nano`` are too narrow for the kernel of
+``safem``. The model (``model.py``) predicts each launch for tensors of random values that the L2 cache holds. The sum
+assumes that a captured network starts every launch as soon as the one before has ended.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.gpu_model.launches import FRAME_SIZE, LaunchRecorder, deployed_n
 from benchmarks.gpu_model.machine import Launch, Machine
 
 OPERATORS = ("rep_conv", "safem")
-"""The operators of a deployed network."""
+"""The folders in csrc with the kernels of a deployed network."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PredictedLaunch:
 class LaunchPredictor(LaunchRecorder):
     """Inside the block, predicts the launches of all operators, in ``predictions``.
 
-    Launches of the same kernel for tensors of the same sizes are predicted once.
+    Launches of equal calls are executed once.
     """
 
     def __init__(self, code: MachineCode, device: model.Device = model.H200) -> None:
@@ -50,12 +50,18 @@ class LaunchPredictor(LaunchRecorder):
         self.predictions: list[PredictedLaunch] = []
         self._code = code
         self._device = device
-        self._known: dict[tuple, model.Prediction] = {}
+        self._counts: dict[tuple, model.Counts] = {}
         self._sizes = ""
+        self._call: tuple = ()
+        self._lets_next_start = False  # whether the previous launch does
 
     def _run_emulated(self, name: str, arguments: tuple, keywords: dict[str, Any]) -> Any:
         tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
         self._sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors[:2])
+        self._call = tuple(
+            (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf
+            for leaf in tree_leaves((arguments, keywords))
+        )
         return super()._run_emulated(name, arguments, keywords)
 
     def _memory(self, tensor: Tensor) -> Tensor:
@@ -65,16 +71,17 @@ class LaunchPredictor(LaunchRecorder):
     def _record(self, record: KernelLaunch) -> bool:
         sizes = record.grid, record.block, record.shared_bytes
         launch = Launch(plain_name(record.kernel), *sizes, record.parameters, record.cluster, record.programmatic)
-        key = launch.kernel, *sizes, record.cluster, self._sizes
-        if key not in self._known:
+        key = launch.kernel, *sizes, record.cluster, self._call
+        if key not in self._counts:
             if launch.kernel not in self._code.kernels:
                 raise LookupError(f"network: {launch.kernel} is not a kernel of {' or '.join(OPERATORS)}")
             kernel = self._code.kernels[launch.kernel]
             blocks = some_blocks(launch)
             machine = Machine(kernel.function, launch, blocks, process_memory(), kernel.shared_bytes)
-            counts = model.count(Execution(launch, kernel, blocks, machine.run()), self._device)
-            self._known[key] = model.predict(counts, self._device, 0.0)
-        found = self._known[key]
+            self._counts[key] = model.count(Execution(launch, kernel, blocks, machine.run()), self._device)
+        counts = self._counts[key]
+        found = model.predict(counts, self._device, 0.0, overlaps=self._lets_next_start)
+        self._lets_next_start = counts.opcodes["PREEXIT"] > 0
         self.predictions.append(PredictedLaunch(record.op, launch.kernel, self._sizes, found.seconds, found.bottleneck))
         return super()._record(record)
 

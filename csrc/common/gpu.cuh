@@ -125,10 +125,21 @@ inline int multiprocessor_count() {
 #endif
 }
 
-// Whether the current device has thread block clusters: sm_90 and later.
+#if defined(__CUDACC__)
+// Tells for which architecture the kernels were compiled. A template, so that several source files may define it.
+template <int>
+__global__ void architecture_probe() {}
+#endif
+
+// Whether the current device has thread block clusters (sm_90 and later), and the kernels were compiled for it: PTX of an
+// older architecture, which the driver compiles for the device, has neither the cluster barriers nor the wait of a
+// programmatic launch.
 inline bool has_clusters() {
 #if defined(__CUDACC__)
-  return device_attribute(cudaDevAttrClusterLaunch) != 0;
+  cudaFuncAttributes compiled{};
+  if (cudaFuncGetAttributes(&compiled, architecture_probe<0>) != cudaSuccess)
+    throw std::runtime_error("danet: cannot query the CUDA kernels");
+  return compiled.ptxVersion >= 90 && device_attribute(cudaDevAttrClusterLaunch) != 0;
 #else
   return emulation::settings.has_clusters;
 #endif

@@ -39,7 +39,7 @@ bool is_float32_faster(RepConvTypes types, const RepConvParams& p) {
 
 // Chooses the algorithm. The kernels for a matrix unit, or for AVX512_BF16, compute bfloat16 layers with at least
 // kFewChannels input and output channels, unless float32 is faster; layers with fewer channels are computed as in float32.
-// They also compute layers at stride 1 with a float32 weight for an input in bfloat16. Of the rest, torch's convolution
+// Under the same conditions, they compute layers at stride 1 with a float32 weight for an input in bfloat16. Of the rest, torch's convolution
 // (oneDNN) computes float64, 1x1 kernels, bfloat16 if only oneDNN has kernels for it, and layers with few output channels
 // at stride 2. Winograd computes layers with enough channels to amortize its transforms.
 RepConvMethod choose_method(RepConvTypes types, const RepConvParams& p) {

@@ -30,15 +30,16 @@ void with_tile(int64_t pixels, int64_t C_out, bool is_split, Body body) {
 
 // Launches rep_conv_gemm. If there are few tiles, splits K so that more multiprocessors get a block. Every split has at
 // least four K blocks. The splits of a tile are a cluster if the device has clusters. There, up to three blocks for two
-// multiprocessors take less time than fewer, longer blocks; elsewhere, more splits would write more partial sums.
+// multiprocessors are predicted to take less time than fewer, longer blocks; elsewhere, more splits would write more partial sums.
 template <typename T, bool kTensorCores, typename Tile, int kBytes>
 void launch_gemm(RepConvGemm<T> p, const Tensor& out, gpu::Stream stream) {
   const int64_t tiles = ceil_div(p.pixels, Tile::BLOCK_M) * ceil_div(p.C_out, Tile::BLOCK_N);
   const int64_t k_blocks = ceil_div(p.taps * p.C * sizeof(T), Tile::BLOCK_K_BYTES);
-  const int64_t most_blocks = gpu::multiprocessor_count() * (gpu::has_clusters() ? 3 : 2) / 2;
+  const bool is_sm_90 = gpu::has_clusters();
+  const int64_t most_blocks = gpu::multiprocessor_count() * (is_sm_90 ? 3 : 2) / 2;
   p.num_splits = int(std::max<int64_t>(1, std::min(most_blocks / tiles, k_blocks / 4)));
   if (!Tile::kCanSplit) p.num_splits = 1;
-  const bool has_clusters = p.num_splits > 1 && gpu::has_clusters();
+  const bool has_clusters = p.num_splits > 1 && is_sm_90;
   if (has_clusters) p.num_splits = std::min(p.num_splits, kMaxSplits);
   p.k_blocks = int(k_blocks), p.split_k_blocks = int(k_blocks / p.num_splits);
   p.by_channel_blocks = gpu::Divisor(ceil_div(p.C_out, Tile::BLOCK_N));
@@ -53,7 +54,7 @@ void launch_gemm(RepConvGemm<T> p, const Tensor& out, gpu::Stream stream) {
   gpu::launch(
       "rep_conv", rep_conv_gemm<T, kTensorCores, Tile, kBytes>,
       {blocks, Tile::kNumThreads, Tile::kNumStages * sizeof(typename Tile::Stage), stream,
-       has_clusters ? unsigned(p.num_splits) : 1, /*programmatic=*/gpu::has_clusters()},
+       has_clusters ? unsigned(p.num_splits) : 1, /*programmatic=*/is_sm_90},
       p);
   const unsigned reduce_blocks = blocks_for("rep_conv", p.pixels * p.C_out, 128);
   if (partial) gpu::launch("rep_conv", rep_conv_reduce_splits<T>, {reduce_blocks, 128, 0, stream}, p);
@@ -85,8 +86,8 @@ void dispatch_kernel(const RepConvGemm<T>& p, bool tf32, const Tensor& out, gpu:
   }
 }
 
-// Whether the offsets in the input, the weight and the output fit the 32-bit integers of our kernels, with a margin for
-// windows that begin before or end after the input.
+// Whether the offsets in the input and the weight, and the indices of output pixels fit the 32-bit integers of our kernels.
+// The offset of a window that ends after the input is less than four times as large as the input.
 bool has_small_indices(const RepConvParams& p, const Tensor& input) {
   constexpr int64_t kLimit = 1 << 29;
   int64_t last = 0;

@@ -22,7 +22,7 @@
 namespace danet {
 namespace {
 
-constexpr int kMaxSplits = 8;  // blocks of a cluster: on every device that has clusters
+constexpr int kMaxSplits = 8;  // in a cluster: the size that every device with clusters supports
 
 template <typename T>
 struct RepConvGemm {
@@ -43,9 +43,11 @@ struct RepConvGemm {
   // bias, [C_out / 2]. split_out is null if the weight has the type T. Only tiles of 64 pixels support this.
   const float* split_bias;
   float* split_out;
-  // Of the pixels of an output image, of a row of it, and of channels; of blocks of output channels; and of splits if they
-  // are the blocks of a cluster, else of tiles. They divide indices below 2^31.
-  gpu::Divisor by_image, by_row, by_channels, by_channel_blocks, by_splits;
+  // Division of indices by the pixels of an output image, the pixels of an output row, the input channels, and the blocks
+  // of output channels
+  gpu::Divisor by_image, by_row, by_channels, by_channel_blocks;
+  // Division of the block index: by the splits if they are the blocks of a cluster, else by the tiles
+  gpu::Divisor by_splits;
   // Blocks of K. Each split has split_k_blocks of them, and the first ones have one more.
   int k_blocks, split_k_blocks;
 };
@@ -270,7 +272,8 @@ GPU_DEVICE void write_split(
   write_row(p.split_out + pixel * (p.C_out / 2) + row / 2, values, valid / 2, p.C_out / 2);
 }
 
-// The channels of a tile of which a thread adds up the splits of K: those of one packet of sums.
+// In a cluster, a thread adds up the splits of K for packets of 16 bytes of sums, which all have the same channels of the
+// tile: these channels, and their bias.
 template <typename T, typename Tile>
 struct ReducedChannels {
   static constexpr int kPacket = 16 / int(sizeof(Compute<T>)), kPackets = Tile::BLOCK_N / kPacket;
@@ -307,8 +310,8 @@ GPU_DEVICE void reduce_in_cluster(
     }
   gpu::cluster_arrive();
   gpu::cluster_wait();
-  // Load the parts of all splits before the first addition, so that the loads do not wait for each other. Packets and
-  // splits that do not exist are replaced by the last one.
+  // Load the parts of all splits before the first addition, so that the loads do not wait for each other. Packets that do
+  // not exist are replaced by the last one.
   constexpr int kSteps = (Tile::BLOCK_M * kPackets + 2 * Tile::kNumThreads - 1) / (2 * Tile::kNumThreads);
   constexpr int kLastPacket = Tile::BLOCK_M * kPackets - 1;
   const int first = split_idx * Tile::kNumThreads + int(threadIdx.x), step = p.num_splits * Tile::kNumThreads;
@@ -322,13 +325,12 @@ GPU_DEVICE void reduce_in_cluster(
     Packet parts[kMaxSplits];
 #pragma unroll
     for (int split = 0; split < kMaxSplits; ++split) {
-      const int rank = split < p.num_splits ? split : p.num_splits - 1;
-      parts[split] = *reinterpret_cast<const Packet*>(gpu::map_shared(here, unsigned(rank)));
+      parts[split] = {};
+      if (split < p.num_splits) parts[split] = *reinterpret_cast<const Packet*>(gpu::map_shared(here, unsigned(split)));
     }
 #pragma unroll
     for (int split = 0; split < kMaxSplits; ++split)
-      for (int j = 0; j < kPacket; ++j)
-        sums[k].values[j] += split < p.num_splits ? parts[split].values[j] : Compute<T>(0);
+      for (int j = 0; j < kPacket; ++j) sums[k].values[j] += parts[split].values[j];
   }
   gpu::cluster_arrive();
   // Add the bias, apply ReLU and write back
@@ -394,7 +396,7 @@ __global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T
     if (k_block < num_k_blocks) loader.load_next(stages[k_block]);
     gpu::cp_async_commit();
   }
-  // Load the bias now, so that nothing waits for it at the end
+  // Load the bias now, so that the reduction in a cluster does not wait for it
   const ReducedChannels<T, Tile> reduced(p, block_n);
   Compute<T> accum[Tile::kMmaM][Tile::kMmaN][4] = {};
   int stage = 0;

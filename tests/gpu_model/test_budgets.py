@@ -64,6 +64,10 @@ def test_work_before_the_wait_of_a_programmatic_launch_does_not_count():
         case.call()
     (execution,) = executions
     assert execution.launch.programmatic
+    counts = model.count(execution)
+    assert 200 < counts.overlapped < 600
+    alone, after_another = (model.predict(counts, model.H200, 0.0, overlaps=overlaps) for overlaps in (False, True))
+    saved = alone.bounds["latency"] - after_another.bounds["latency"]
+    assert saved == pytest.approx(counts.overlapped / model.H200.clock)
     plain = dataclasses.replace(execution, launch=dataclasses.replace(execution.launch, programmatic=False))
-    saved = model.timeline(plain, 0) - model.timeline(execution, 0)
-    assert 200 < saved < 600
+    assert model.count(plain).overlapped == 0

@@ -12,7 +12,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("name", "microseconds"), [("danet", 330), ("danet_s", 250)])
+@pytest.mark.parametrize(("name", "microseconds"), [("danet", 250), ("danet_s", 250)])
 def test_network_keeps_its_budget(name, microseconds):
     from benchmarks.gpu_model.network import predict_network
 

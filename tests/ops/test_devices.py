@@ -825,6 +825,19 @@ def test_emulated_launch_failure_is_recoverable(emulated):
     assert torch.equal(emulated("sdc", *call)[0], expected[0])
 
 
+def test_emulated_rep_conv_refuses_offsets_beyond_its_integers(emulated):
+    """A float32 weight, for which there is no convolution of torch; the memory is never touched."""
+    image_stride = 1 << 29
+    memory = torch.empty(image_stride + 128, dtype=torch.float16)
+    input = memory.as_strided((2, 8, 4, 4), (image_stride, 1, 32, 8))
+    weight = torch.ones(4, 8, 3, 3)
+    arguments = weight, split_weight(weight, torch.float16), None, 1, True, False
+    with pytest.raises(RuntimeError, match="rep_conv: the tensors are too large"):
+        emulated.operators.rep_conv(input, *arguments)
+    one_image = input[:1]  # the stride of a dimension of size 1 does not count
+    assert emulated.operators.rep_conv(one_image.zero_(), *arguments).shape == (1, 4, 4, 4)
+
+
 # C_out, H, W: one tile, and two tiles of which the second is not full. Tiles of float64 have half as many channels.
 SPLIT_CASES = {"one tile": (40, 3, 5), "two tiles": (71, 6, 10)}
 
