@@ -6,7 +6,7 @@
 
 SVANSTROM is the folder of the videos with splits.json. TUNE.json is the COCO json of the training recordings that serve
 for choices (``make real`` and ``import_svanstrom`` in common.sh write it); the shipped weights were not trained on
-them. ``detect`` stores the detections of ``danet_s`` down to score 0.1 in one .npz per video and skips videos that are
+them. ``detect`` stores the detections down to score 0.1 in one .npz per video and skips videos that are
 stored already. ``measure`` uses the videos that are stored.
 
 All trackers have their default options. Thresholds of the score come from the recordings of TUNE.json:
@@ -63,10 +63,10 @@ GROUPS = ("all_videos", "drone_videos")
 SINGLE, DANET, DANET_EARLIER = "single frames", "danet", "danet, with the frames before confirmation"
 
 
-def detect(folder: Path, names: Sequence[str], out: Path) -> None:
+def detect(folder: Path, names: Sequence[str], out: Path, weights: str | None) -> None:
     """Stores the detections of every frame: rows of frame, x0, y0, x1, y1, score, label."""
     torch.set_num_threads(1)
-    detector = danet.load(score_threshold=MIN_SCORE, classes=["all"], dtype=torch.float32, polarity="white")
+    detector = danet.load(weights, score_threshold=MIN_SCORE, classes=["all"], dtype=torch.float32, polarity="white")
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (out / f"{name}.npz").exists():
@@ -314,6 +314,7 @@ def main() -> None:
     parser.add_argument("detections", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--split", default="val")
+    parser.add_argument("--weights", help="weights of detect; by default the pretrained detector")
     parser.add_argument("--videos_of", help="COCO json; its videos instead of those of --split")
     parser.add_argument("--tune", help="COCO json of the recordings on which measure chooses the thresholds")
     arguments = parser.parse_args()
@@ -327,7 +328,7 @@ def main() -> None:
     else:
         names = [video.name for video in find_videos(arguments.folder, arguments.split, quiet=True)]
     if arguments.step == "detect":
-        detect(arguments.folder, names, arguments.detections)
+        detect(arguments.folder, names, arguments.detections, arguments.weights)
         return
     tune = [] if arguments.tune is None else videos_of(arguments.tune)
     if common := set(names) & set(tune):
