@@ -19,6 +19,7 @@ def counts(**changes):
         "written_bytes": 0.0,
         "reductions": Transactions(),
         "latency": 2000.0,
+        "overlapped": 0.0,
         "blocks": 1320,
         "resident_blocks": 5,
         "registers": 64,
@@ -32,6 +33,10 @@ def test_prediction_takes_the_slowest_resource():
     assert prediction.seconds == pytest.approx(10 * 1000 / 1.83e9 / model.EFFICIENCY)
     assert prediction.bounds["L1"] == pytest.approx(10 * 500 / 1.83e9)
     assert prediction.bounds["latency"] == pytest.approx(2 * 2000 / 1.83e9)  # two times five blocks
+    early = model.predict(counts(overlapped=300.0), model.H200, dram_bytes=0)
+    assert early.bounds["latency"] == pytest.approx((2 * 2000 - 300) / 1.83e9)  # only the first blocks start early
+    few = model.predict(counts(blocks=198), model.H200, dram_bytes=0)  # some multiprocessors have two blocks, not 1.5
+    assert few.bounds["L1"] == pytest.approx(2 * 500 / 1.83e9)
     bytes = 4.3e12 * 20e-6
     assert model.predict(counts(), model.H200, bytes).bottleneck == "device memory"
     assert model.predict(counts(), model.H100, bytes).seconds > model.predict(counts(), model.H200, bytes).seconds

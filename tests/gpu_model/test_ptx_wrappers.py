@@ -258,7 +258,8 @@ def test_every_inline_instruction_has_a_row():
 def test_inline_instructions_become_the_expected_machine_code(architecture, tmp_path):
     source = Path(__file__).parent / "ptx_wrappers.cu"
     compiled = functions(compile_cubin(source, tmp_path, architecture=architecture), cuobjdump())
-    assert set(compiled) == {f"{row.kernel}_kernel" for row in ROWS}
+    own = {name for name in compiled if "architecture_probe" not in name}  # that one is in every source file
+    assert own == {f"{row.kernel}_kernel" for row in ROWS}
     for row in ROWS:
         if row.since <= int(architecture) <= row.until:
             function = compiled[f"{row.kernel}_kernel"]
