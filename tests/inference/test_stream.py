@@ -15,6 +15,17 @@ from danet.inference.batch_detector import BatchDetector
 from danet.inference.pipeline import SingleThreadedCalls
 from danet.inference.stream import DetectionStream
 
+needs_threads = pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread")
+
+
+def grouped_stream(**options):
+    """A stream that computes groups of frames, as where the network takes all cores."""
+    detector = danet.load(**options)
+    detector(np.zeros((128, 160), np.uint8))  # the first call belongs to this thread
+    stream = DetectionStream(detector)
+    stream.has_free_core = False
+    return stream
+
 
 def write_frames(folder, count):
     """Grey frames with noise and a bright moving spot."""
@@ -25,15 +36,12 @@ def write_frames(folder, count):
         cv2.imwrite(str(folder / f"{i:02d}.png"), image)
 
 
-@pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread")
+@needs_threads
 @pytest.mark.parametrize("dtype", [torch.float32, "auto"])
 def test_frames_that_are_computed_together_have_the_same_detections(tmp_path, dtype, monkeypatch):
     write_frames(tmp_path, 11)
-    detector = danet.load(score_threshold=0.01, dtype=dtype)
-    detector(np.zeros((128, 160), np.uint8))  # the first call belongs to this thread
-    stream = DetectionStream(detector)
-    stream.has_free_core = False
-    calls = []
+    stream, calls = grouped_stream(score_threshold=0.01, dtype=dtype), []
+    detector = stream.detector
     monkeypatch.setattr(SingleThreadedCalls, "submit", count_calls(SingleThreadedCalls.submit, calls))
     together = [found for _, found in stream.run(open_source(tmp_path))]
     assert len(calls) == 11
@@ -44,14 +52,11 @@ def test_frames_that_are_computed_together_have_the_same_detections(tmp_path, dt
     assert any(len(found) for found in together)
 
 
-@pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread")
+@needs_threads
 def test_frames_before_an_unreadable_one_are_detected(tmp_path, monkeypatch):
     """Also those whose networks run when the reader fails."""
     write_frames(tmp_path, 40)
-    detector = danet.load()
-    detector(np.zeros((128, 160), np.uint8))
-    stream = DetectionStream(detector)
-    stream.has_free_core = False
+    stream = grouped_stream()
     preprocess = BatchDetector.preprocess
     left = iter(range(35))
 
@@ -67,28 +72,20 @@ def test_frames_before_an_unreadable_one_are_detected(tmp_path, monkeypatch):
     assert [Path(name).stem for name in seen] == [f"{i:02d}" for i in range(35)]
 
 
-@pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread")
+@needs_threads
 def test_a_stream_that_is_left_early_ends_its_threads(tmp_path):
     write_frames(tmp_path, 40)
-    detector = danet.load()
-    detector(np.zeros((128, 160), np.uint8))
-    before = threading.active_count()
-    stream = DetectionStream(detector)
-    stream.has_free_core = False
+    stream, before = grouped_stream(), threading.active_count()
     results = stream.run(open_source(tmp_path))
     next(results)
     results.close()
     assert threading.active_count() == before
 
 
-@pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread")
+@needs_threads
 def test_frames_that_are_too_few_for_all_threads_are_computed_in_all_threads(tmp_path, monkeypatch):
     write_frames(tmp_path, 1)
-    detector = danet.load()
-    detector(np.zeros((128, 160), np.uint8))
-    stream = DetectionStream(detector)
-    stream.has_free_core = False
-    calls = []
+    stream, calls = grouped_stream(), []
     monkeypatch.setattr(SingleThreadedCalls, "submit", count_calls(SingleThreadedCalls.submit, calls))
     assert len(list(stream.run(open_source(tmp_path)))) == 1
     assert calls == []
