@@ -44,8 +44,6 @@ Isa select_isa() {
 }
 
 #if defined(DANET_HAS_AMX)
-bool has_avx512_bf16() { return isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16"); }
-
 // Whether the processor has AMX for bfloat16. Linux lets a process use the tile registers only after it asked for them.
 bool has_amx() {
 #if defined(__linux__)
@@ -77,6 +75,14 @@ MatrixUnit select_matrix_unit() {
 Isa isa() {
   static const Isa selected = select_isa();
   return selected;
+}
+
+bool has_avx512_bf16() {
+#if defined(__x86_64__)
+  return isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
 }
 
 MatrixUnit matrix_unit() {

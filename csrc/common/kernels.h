@@ -35,6 +35,9 @@ enum class Isa { kBaseline, kAvx2, kAvx512 };
 // DANET_CPU_CAPABILITY (default, avx2 or avx512) names, if the processor supports it. Determined once per process.
 Isa isa();
 
+// Whether the processor has the instructions AVX512_BF16, and isa() is AVX-512.
+bool has_avx512_bf16();
+
 // What computes products of bfloat16 (amx.h) in addition to the instruction set: the matrix unit AMX if the processor and
 // the operating system support it, else AVX512_BF16 if the processor has it, else nothing. DANET_CPU_CAPABILITY=avx512-bf16
 // selects AVX512_BF16 on processors with AMX, too; default, avx2 and avx512 switch both off. kEmulated is a slow

@@ -11,14 +11,6 @@
 namespace danet {
 namespace {
 
-bool has_avx512_bf16() {
-#if defined(__x86_64__)
-  return isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-
 enum class RepConvMethod { kTiles, kWinograd, kFewOutputs, kFewInputs, kTorch };
 
 // The dtypes of the input and of the weight. Either they are the same, or the input has 16 bits and the weight is
