@@ -179,8 +179,8 @@ def acfa_weight_case(H: int, W: int, dtype: torch.dtype, budget: Budget) -> Case
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    "sdc forward bfloat16": lambda: sdc_case("forward", HALF, Budget(share=0.36, imbalance=1.1, read_megabytes=115)),
-    "sdc forward float32": lambda: sdc_case("forward", FULL, Budget(share=0.46, imbalance=1.1, read_megabytes=230)),
+    "sdc forward bfloat16": lambda: sdc_case("forward", HALF, Budget(share=0.38, imbalance=1.1, read_megabytes=115)),
+    "sdc forward float32": lambda: sdc_case("forward", FULL, Budget(share=0.50, imbalance=1.1, read_megabytes=230)),
     "sdc backward bfloat16": lambda: sdc_case("backward", HALF, Budget(share=0.13, imbalance=1.1)),
     "sdc backward float32": lambda: sdc_case("backward", FULL, Budget(share=0.22, imbalance=1.1)),
     "lcdc forward bfloat16": lambda: lcdc_case("forward", HALF, Budget(share=0.85)),

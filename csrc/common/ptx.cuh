@@ -22,6 +22,21 @@ GPU_DEVICE const T* opaque(const T* pointer) {
   return pointer;
 }
 
+// The address `index * stride_bytes` bytes after `pointer`, which must be a multiple of sizeof(T). One instruction instead
+// of the two of an addition of 64 bits.
+template <typename T>
+GPU_DEVICE const T* element(const T* pointer, uint32_t index, uint32_t stride_bytes) {
+#if defined(__CUDACC__)
+  uint64_t bytes;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(bytes) : "r"(index), "r"(stride_bytes));
+  pointer = reinterpret_cast<const T*>(reinterpret_cast<const char*>(pointer) + bytes);
+  __builtin_assume(__isGlobal(pointer));
+  return pointer;
+#else
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(pointer) + uint64_t(index) * stride_bytes);
+#endif
+}
+
 // Stores four values to shared memory, aligned to their total size; float: in one instruction. Stores of float4 and of
 // arrays are sometimes split by the compiler.
 template <typename A>
@@ -35,21 +50,23 @@ GPU_DEVICE void store_shared(A (&to)[4], A a, A b, A c, A d) {
     to[0] = a, to[1] = b, to[2] = c, to[3] = d;
 }
 
-// Starts an asynchronous copy of kBytes (4, 8 or 16) from global to shared memory; writes zeros if !valid. Both
-// addresses must be aligned to kBytes.
-template <int kBytes>
-GPU_DEVICE void cp_async(void* shared, const void* global, bool valid) {
+// Starts an asynchronous copy of kBytes (4, 8 or 16) from global to shared memory, from and to kDistance bytes after the
+// addresses; writes zeros if !valid. Both addresses must be aligned to kBytes.
+template <int kBytes, int kDistance = 0>
+GPU_DEVICE void cp_async(void* shared, const void* global, bool valid = true) {
 #if defined(__CUDACC__)
   const int read = valid ? kBytes : 0;
   if constexpr (kBytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(read)
+    asm volatile("cp.async.cg.shared.global [%0 + %3], [%1 + %3], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(read), "n"(kDistance)
                  : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(global),
-                 "n"(kBytes), "r"(read)
+    asm volatile("cp.async.ca.shared.global [%0 + %4], [%1 + %4], %2, %3;" ::"r"(shared_address(shared)), "l"(global),
+                 "n"(kBytes), "r"(read), "n"(kDistance)
                  : "memory");
 #else
-  emulation::cp_async(shared, global, kBytes, valid ? kBytes : 0);
+  emulation::cp_async(
+      static_cast<char*>(shared) + kDistance, static_cast<const char*>(global) + kDistance, kBytes, valid ? kBytes : 0);
 #endif
 }
 // Commits this thread's copies since the last commit as one group.
@@ -162,6 +179,43 @@ GPU_DEVICE float fast_reciprocal(float x) {
   return emulation::flush_subnormal(1 / emulation::flush_subnormal(x));
 #endif
 }
+
+// Finds out whether values are finite.
+template <typename T>
+class FiniteCheck {
+  Compute<T> zero_or_nan_ = 0;  // a sum of products with 0
+  uint32_t zeros_or_nans_ = 0;  // the same for two values of 16 bits in one instruction
+
+ public:
+  template <int kCount>
+  GPU_DEVICE void add(const AlignedArray<T, kCount>& values) {
+#if defined(__CUDACC__)
+    constexpr bool kInPairs = sizeof(T) == 2 && kCount % 2 == 0;
+#else
+    constexpr bool kInPairs = false;
+#endif
+    if constexpr (kInPairs) {
+      AlignedArray<uint32_t, kCount / 2> words;
+      memcpy(&words, &values, sizeof words);
+#pragma unroll
+      for (int i = 0; i < kCount / 2; ++i) add_pair(words.values[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) zero_or_nan_ += to_compute(values.values[i]) * Compute<T>(0);
+    }
+  }
+  GPU_DEVICE bool all_finite() const { return zero_or_nan_ == 0 && zeros_or_nans_ == 0; }
+
+ private:
+  GPU_DEVICE void add_pair(uint32_t pair) {
+#if defined(__CUDACC__)
+    if constexpr (std::is_same_v<T, Half>)
+      asm("fma.rn.f16x2 %0, %1, %2, %0;" : "+r"(zeros_or_nans_) : "r"(pair), "r"(0));
+    else
+      asm("fma.rn.bf16x2 %0, %1, %2, %0;" : "+r"(zeros_or_nans_) : "r"(pair), "r"(0));
+#endif
+  }
+};
 
 // exp(a). Half types T use the fast approximation, whose error is far below their precision.
 template <typename T>

@@ -3,6 +3,7 @@
 #include "../common/device.h"
 #include "sdc_backward.cuh"
 #include "sdc_forward.cuh"
+#include "sdc_im2col.cuh"
 #include "sdc_torch.h"
 
 namespace danet {
@@ -66,11 +67,15 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
   const Image x(input), out(empty_image(input, {p.N, p.C_out, p.H_out, p.W_out}));
   const int64_t num_items = p.N * p.H_out * p.W_out * p.G;
   if (num_items == 0) return out.tensor;
+  require<std::runtime_error>(
+      x.view.pixel_stride < int64_t(1) << 29, "sdc",
+      "the pixels of input must be less than 2^29 elements apart, got ", x.view.pixel_stride);
   with_type(input, [&](auto type) {
     using T = decltype(type);
     using A = Compute<T>;
     const bool packets_fit = fits_packets<T>(p.C / p.G, {x.view});
-    const int bytes_per_item = int(p.K) * kForwardBytesPerTap<A> + kForwardBytesPerItem;
+    constexpr int kPlacesBytes = kMaxItems * int(sizeof(OutputPlace));
+    const int taps_bytes = int(p.K) * ForwardTapTable<T>::kBytes;  // of an item
     dispatch<T>(p, x.view, offset, mask, packets_fit, [&](auto index, auto packet_size, auto taps, auto x_first) {
       if (p.tap_stride > 0) {
         const int items_per_block = choose_items_per_block<A>(p);
@@ -80,23 +85,23 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
              size_t(items_per_block * shared_bytes_per_item<A>(p)), device_guard.stream()},
             p, SamplingGrid<A>(p), x.view, offset, mask, out.view, num_items, items_per_block);
       }
-      constexpr int kPackets = sizeof(T) == 4 && decltype(taps)::value > 0 ? 2 : 1;
-      const int64_t packets = p.C / p.G / decltype(packet_size)::value;
-      const gpu::Divisor threads_per_item((packets + kPackets - 1) / kPackets);
+      constexpr int kPacketSize = decltype(packet_size)::value, kTaps = decltype(taps)::value;
+      const PacketsOfThreads packets(p.C / p.G / kPacketSize, kPacketsPerThread<T, kPacketSize, kTaps>);
       int64_t max_items = std::min<int64_t>(
-          {kMaxItems, gpu::kDefaultSharedBytes / bytes_per_item, (int64_t(1) << 20) / threads_per_item.divisor});
+          {kMaxItems, (gpu::kDefaultSharedBytes - kPlacesBytes) / taps_bytes,
+           (int64_t(1) << 20) / packets.threads_per_item.divisor});
       // Use smaller blocks for small images: more multiprocessors work, and each thread computes fewer packets.
       while (max_items > 32 && p.N * p.H_out * p.W_out * p.G < 2 * max_items * gpu::multiprocessor_count())
         max_items /= 2;
       const ForwardTiles tiles(p, int(std::max<int64_t>(1, max_items)), p.C / p.G * int64_t(sizeof(T)));
+      StagedRun staged;
+      if constexpr (kCanStage<T, kTaps>) staged = StagedRun(p, tiles, offset, mask, T{});
       gpu::launch(
-          "sdc",
-          forward_kernel<
-              T, decltype(index), decltype(packet_size)::value, decltype(taps)::value, decltype(x_first)::value>,
-          {blocks_for("sdc", tiles.num_blocks(p.N), 1), kThreads, size_t(tiles.items_per_block() * bytes_per_item),
-           device_guard.stream()},
-          p, SamplingGrid<A>(p), tiles, x.view, offset, mask, static_cast<T*>(out.view.data), int(p.C / p.G),
-          threads_per_item);
+          "sdc", forward_kernel<T, decltype(index), kPacketSize, kTaps, decltype(x_first)::value>,
+          {blocks_for("sdc", tiles.num_blocks(p.N), 1), kThreads,
+           size_t(kPlacesBytes + tiles.items_per_block() * taps_bytes), device_guard.stream()},
+          p, SamplingGrid<A>(p), tiles, ForwardDistances(p, x.view, T{}), staged, x.view, offset, mask,
+          static_cast<T*>(out.view.data), packets);
     });
   });
   return out.tensor;

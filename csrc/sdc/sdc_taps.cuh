@@ -133,64 +133,91 @@ GPU_DEVICE void load_in_pairs(const T* from, Compute<T> (&values)[kValues]) {
   }
 }
 
+// The offsets and the mask of the nine taps of one item.
+template <typename A>
+struct ItemInputs {
+  A offsets[18], m[9];
+};
+
+// Loads them from global or shared memory. The two offsets of a tap are loaded at once, except for kXFirst: in DCNv4's joint
+// tensor they are not aligned.
+template <bool kXFirst, typename T>
+GPU_DEVICE ItemInputs<Compute<T>> load_item(const T* __restrict__ offset, const T* __restrict__ mask) {
+  ItemInputs<Compute<T>> item;
+#pragma unroll
+  for (int k = 0; k < 9; ++k) {
+    gpu::AlignedArray<T, 2> pair;
+    if constexpr (kXFirst)
+      pair.values[0] = offset[2 * k], pair.values[1] = offset[2 * k + 1];
+    else
+      pair = gpu::load<2>(offset + 2 * k);
+    const auto converted = gpu::to_compute(pair);
+    item.offsets[2 * k] = converted.values[0], item.offsets[2 * k + 1] = converted.values[1];
+  }
+#pragma unroll
+  for (int k = 0; k < 9; ++k) item.m[k] = gpu::to_compute(mask[k]);
+  return item;
+}
+
+// Loads them from global memory with load_in_pairs.
+template <bool kXFirst, typename T>
+GPU_DEVICE ItemInputs<Compute<T>> load_item_in_pairs(const T* __restrict__ offset, const T* __restrict__ mask) {
+  using A = Compute<T>;
+  ItemInputs<A> item;
+  if constexpr (kXFirst) {
+    A first[9], second[9];
+    load_in_pairs<1>(offset, first), load_in_pairs<1>(offset + 9, second);
+#pragma unroll
+    for (int j = 0; j < 9; ++j) item.offsets[j] = first[j], item.offsets[9 + j] = second[j];
+  } else {
+    load_in_pairs<2>(offset, item.offsets);
+  }
+  load_in_pairs<1>(mask, item.m);
+  return item;
+}
+
+// Calls store(k, sample, m) for the taps of one item at output pixel (y, x). Its tap order kXFirst is a template parameter,
+// because a run-time branch would spill registers.
+template <bool kXFirst, typename T, typename Store>
+GPU_DEVICE void prepare_nine_taps(
+    const SamplingGrid<Compute<T>>& s, ItemInputs<Compute<T>> item, int y, int x, const Store& store) {
+  using A = Compute<T>;
+  const A center_y = A(s.center[0] + y * s.stride[0]), center_x = A(s.center[1] + x * s.stride[1]);
+  // Compute the numerators of the softmax and the reciprocal of its denominator. The maximum skips NaN logits; exp carries
+  // them into the sum.
+  A factor = 1;
+  if (s.softmax) {
+    A top = item.m[0], sum = 0;
+#pragma unroll
+    for (int k = 1; k < 9; ++k) top = max(top, item.m[k]);
+#pragma unroll
+    for (int k = 0; k < 9; ++k) sum += item.m[k] = gpu::exponential<T>(item.m[k] - top);
+    factor = reciprocal<T>(sum);
+  }
+  // Locate the samples.
+#pragma unroll
+  for (int k = 0; k < 9; ++k)
+    store(
+        k, locate_sample<A>(s, kXFirst, k / 3, k % 3, center_y, center_x, item.offsets[2 * k], item.offsets[2 * k + 1]),
+        item.m[k] * factor);
+}
+
 // Calls store(k, sample, m) for the taps of one item at output pixel (y, x), with offset [K, 2] and mask [K] of the
-// item. kTaps == 9 selects the fully unrolled fast path for 3x3 windows. Its tap order kXFirst is a template parameter,
-// because a run-time branch would spill registers. kInPairs: load_in_pairs reads offset and mask. Otherwise, the two
-// offsets of a tap are loaded at once, except for kXFirst: in DCNv4's joint tensor they are not aligned. kTaps == 0
-// computes any window.
-template <int kTaps, bool kXFirst, bool kInPairs = false, typename T, typename Store>
+// item. kTaps == 9 selects the fully unrolled fast path for 3x3 windows, in the tap order kXFirst. kTaps == 0 computes any
+// window.
+template <int kTaps, bool kXFirst, typename T, typename Store>
 GPU_DEVICE void prepare_taps(
     const SamplingGrid<Compute<T>>& s, const T* __restrict__ offset, const T* __restrict__ mask, int y, int x,
     const Store& store) {
   using A = Compute<T>;
-  const A center_y = A(s.center[0] + y * s.stride[0]), center_x = A(s.center[1] + x * s.stride[1]);
-  // The maximum skips NaN logits; exp carries them into the sum.
   if constexpr (kTaps > 0) {
     static_assert(kTaps == 9);
-    // Load the offsets and the mask.
-    A offsets[2 * kTaps], m[kTaps], factor = 1;
-    if constexpr (kInPairs) {
-      if constexpr (kXFirst) {
-        A first[kTaps], second[kTaps];
-        load_in_pairs<1>(offset, first), load_in_pairs<1>(offset + kTaps, second);
-#pragma unroll
-        for (int j = 0; j < kTaps; ++j) offsets[j] = first[j], offsets[kTaps + j] = second[j];
-      } else {
-        load_in_pairs<2>(offset, offsets);
-      }
-      load_in_pairs<1>(mask, m);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kTaps; ++k) {
-        gpu::AlignedArray<T, 2> pair;
-        if constexpr (kXFirst)
-          pair.values[0] = offset[2 * k], pair.values[1] = offset[2 * k + 1];
-        else
-          pair = gpu::load<2>(offset + 2 * k);
-        const auto converted = gpu::to_compute(pair);
-        offsets[2 * k] = converted.values[0], offsets[2 * k + 1] = converted.values[1];
-      }
-#pragma unroll
-      for (int k = 0; k < kTaps; ++k) m[k] = gpu::to_compute(mask[k]);
-    }
-    // Compute the numerators of the softmax and the reciprocal of its denominator.
-    if (s.softmax) {
-      A top = m[0], sum = 0;
-#pragma unroll
-      for (int k = 1; k < kTaps; ++k) top = max(top, m[k]);
-#pragma unroll
-      for (int k = 0; k < kTaps; ++k) sum += m[k] = gpu::exponential<T>(m[k] - top);
-      factor = reciprocal<T>(sum);
-    }
-    // Locate the samples.
-#pragma unroll
-    for (int k = 0; k < kTaps; ++k)
-      store(
-          k, locate_sample<A>(s, kXFirst, k / 3, k % 3, center_y, center_x, offsets[2 * k], offsets[2 * k + 1]),
-          m[k] * factor);
+    prepare_nine_taps<kXFirst, T>(s, load_item<kXFirst>(offset, mask), y, x, store);
   } else {
+    const A center_y = A(s.center[0] + y * s.stride[0]), center_x = A(s.center[1] + x * s.stride[1]);
     const int K = s.K, inner_size = s.inner_size;
-    // Compute the maximum of the logits and the reciprocal of the softmax's denominator.
+    // Compute the maximum of the logits and the reciprocal of the softmax's denominator. The maximum skips NaN logits; exp
+    // carries them into the sum.
     A top = 0, factor = 1;
     if (s.softmax) {
       A sum = 0;

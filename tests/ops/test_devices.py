@@ -7,6 +7,7 @@ environment variable DANET_EMULATION selects the build of the emulator; findings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -295,6 +296,37 @@ def test_sdc_unaligned_offsets(device, dtype):
             expected = device(operator, *grad, input, offset, mask, *sdc_options(options), *more)
             results = device(operator, *grad, *slices, *sdc_options(options), *more)
             assert_near(results, expected, tolerance)
+
+
+# The groups; the width; the channels of the tensor that contains offset and mask; whether a warp can copy both at once.
+STAGED_CASES = {
+    "1 group": (1, 32, 27, False),  # 32 pixels, but a tile of 128 pixels has rows of 16
+    "2 groups": (2, 16, 54, True),
+    "4 groups": (4, 16, 108, True),
+    "4 groups, odd width": (4, 15, 108, False),  # rows begin between two pieces of 16 bytes
+    "4 groups, unused channels": (4, 16, 112, False),  # the last piece of a run exceeds offset and mask
+    "8 groups": (8, 16, 216, False),  # a block has four groups
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", STAGED_CASES)
+def test_sdc_offset_and_mask_in_one_tensor(device, case, dtype):
+    """The CUDA kernel copies offset and mask to shared memory first, where they are one tensor."""
+    groups, W, channels, is_staged = STAGED_CASES[case]
+    (input, offset, mask), options = arguments(2, 8 * groups, 21, W, groups=groups, dtype=DTYPES[dtype][0])
+    fused = torch.zeros(2, channels, 21, W, dtype=input.dtype).contiguous(memory_format=torch.channels_last)
+    fused[:, : 27 * groups] = torch.cat([offset, mask], 1)
+    slices = fused[:, : 18 * groups], fused[:, 18 * groups : 27 * groups]
+    with emulated_settings(device, multiprocessors=1):  # for blocks of 128 items
+        expected = device("sdc", input, offset, mask, *sdc_options(options))
+        assert torch.equal(device("sdc", input, *slices, *sdc_options(options))[0], expected[0])
+        if device.emulation and device.emulation.mode == "check":
+            with device.emulation.traced() as traces:
+                device("sdc", input, *slices, *sdc_options(options))
+            places = traces[0]["address"].astype(np.int64) - fused.data_ptr()
+            in_fused = (places >= 0) & (places < fused.nbytes)
+            assert (traces[0]["bytes"][in_fused].max() == 16) == is_staged
 
 
 @pytest.mark.parametrize("C", [16, 6], ids=["packets", "scalars"])

@@ -1,0 +1,113 @@
+// What the host decides for a launch of SDC's forward kernel (sdc_forward.cuh): the tiles of the blocks, distances in
+// memory, and whether the blocks copy offset and mask to shared memory first.
+#pragma once
+
+#include <algorithm>
+
+#include "../common/device.h"
+#include "sdc_taps.cuh"
+
+namespace danet {
+namespace {
+
+// The items of the blocks: groups_per_block groups of a tile of tile_h x tile_w output pixels, tile_w = 2^log2_tile_w.
+// is_flat: all pixels of an image count as one row, which wastes no threads in small images.
+struct ForwardTiles {
+  int32_t tile_h, log2_tile_w, tiles_x, tiles_y, H, W;  // H, W: of the output, or 1 and H_out * W_out
+  bool is_flat;
+  gpu::Divisor groups_per_block, tiles_x_divisor, tiles_y_divisor, group_blocks_divisor, out_width;
+
+  ForwardTiles(const SdcParams& p, int max_items, int64_t group_bytes)
+      : tile_h(1), log2_tile_w(0), H(int32_t(p.H_out)), W(int32_t(p.W_out)), is_flat(false),
+        groups_per_block(choose_groups(p, max_items, group_bytes)), tiles_x_divisor(1), tiles_y_divisor(1),
+        group_blocks_divisor((p.G + groups_per_block.divisor - 1) / groups_per_block.divisor), out_width(p.W_out) {
+    const int pixels = max_items / int(groups_per_block.divisor);
+    while (2 * (tile_h << log2_tile_w) <= pixels) (1 << log2_tile_w) <= tile_h ? ++log2_tile_w : (tile_h *= 2, 0);
+    count_tiles();
+    const int64_t covered = int64_t(tiles_x) * tiles_y * (tile_h << log2_tile_w);
+    if (10 * covered > 11 * p.H_out * p.W_out) {
+      is_flat = true, W *= H, H = 1;
+      while (tile_h > 1) tile_h /= 2, ++log2_tile_w;
+      count_tiles();
+    }
+    tiles_x_divisor = gpu::Divisor(tiles_x), tiles_y_divisor = gpu::Divisor(tiles_y);
+  }
+  int items_per_block() const { return (tile_h << log2_tile_w) * int(groups_per_block.divisor); }
+  int64_t num_blocks(int64_t N) const { return N * tiles_x * tiles_y * group_blocks_divisor.divisor; }
+
+ private:
+  // Few groups leave more of the items for pixels, and neighboring pixels share their input. Takes at least four groups,
+  // or as many as fill two sectors of 32 bytes: the smallest such divisor of G, so that all blocks are full. If it
+  // exceeds max_items, takes the largest divisor that does not.
+  static int64_t choose_groups(const SdcParams& p, int max_items, int64_t group_bytes) {
+    int64_t groups = std::min<int64_t>(p.G, std::max<int64_t>(4, 64 / group_bytes));
+    while (p.G % groups != 0) ++groups;
+    groups = std::min<int64_t>(groups, max_items);
+    while (p.G % groups != 0) --groups;
+    return groups;
+  }
+  void count_tiles() { tiles_x = (W + (1 << log2_tile_w) - 1) >> log2_tile_w, tiles_y = (H + tile_h - 1) / tile_h; }
+};
+
+// Distances in memory. The kernel adds them to addresses; it would otherwise compute them in every thread.
+struct ForwardDistances {
+  // From the top left corner of a cell to each of its corners, in bytes. 0 instead of the distance to a row or column that
+  // the image does not have.
+  int64_t corners[4];
+  // The bytes of a pixel of the input, four times. NOTE: the address of each corner is then one multiply-add of 64 bits. If
+  // the compiler knew that the four products are equal, it would compute one product and four sums of two instructions.
+  uint32_t pixel_bytes[4];
+  int64_t input_image, out_image;  // from one image to the next, in elements
+
+  template <typename T>
+  ForwardDistances(const SdcParams& p, const ImageView& input, T)
+      : input_image(input.image_stride), out_image(p.H_out * p.W_out * p.C) {
+    const int64_t bytes = input.pixel_stride * int64_t(sizeof(T));
+    for (int corner = 0; corner < 4; ++corner) {
+      pixel_bytes[corner] = uint32_t(bytes);
+      corners[corner] = (p.W > 1 ? corner % 2 * bytes : 0) + (p.H > 1 ? corner / 2 * p.W * bytes : 0);
+    }
+  }
+};
+
+// Whether the kernel can stage offset and mask (StagedRun). In float32, the copy and its reads would take the L1 cache as
+// long as the reads of the threads.
+template <typename T, int kTaps>
+constexpr bool kCanStage = kTaps > 0 && sizeof(T) == 2;
+
+// The largest range, a multiple of what a warp copies at once: 32 items of 27 values with some space between them. It fits
+// into the memory of the table of taps for the warp.
+template <typename T>
+constexpr int kMaxStagedBytes = (32 * 27 * int(sizeof(T)) + 511) / 512 * 512;
+
+// A run is a number of neighboring output pixels of one row whose items, of all groups, are the items of one warp. If
+// offset and mask of a run are one range of memory, the warp copies it to shared memory with accesses of 16 bytes. Its
+// threads would otherwise read a few bytes each, from more sectors.
+struct StagedRun {
+  int32_t log2_pixels = 0;
+  int32_t bytes = 0;          // of the range; 0: the threads read offset and mask themselves
+  int32_t mask_distance = 0;  // from offset to mask, in elements
+
+  StagedRun() = default;
+  template <typename T>
+  StagedRun(const SdcParams& p, const ForwardTiles& tiles, const ImageView& offset, const ImageView& mask, T) {
+    const int64_t G = p.G, distance = static_cast<const T*>(mask.data) - static_cast<const T*>(offset.data);
+    if (G != tiles.groups_per_block.divisor || 32 % G != 0 || tiles.items_per_block() % 32 != 0) return;
+    const int64_t pixels = 32 / G, pixel = offset.pixel_stride;
+    const bool is_one_tensor = mask.pixel_stride == pixel && mask.image_stride == offset.image_stride && distance > 0;
+    const int64_t end = std::max(
+        (G - 1) * p.offset_group_stride + 2 * p.K, distance + (G - 1) * p.mask_group_stride + p.K);  // in a pixel
+    const int64_t range = ((pixels - 1) * pixel + end) * int64_t(sizeof(T));
+    const auto is_multiple = [](int64_t elements) { return elements * int64_t(sizeof(T)) % 16 == 0; };
+    const bool is_aligned = reinterpret_cast<uintptr_t>(offset.data) % 16 == 0 && range % 16 == 0 &&
+                            is_multiple(offset.image_stride) && is_multiple(pixels * pixel) &&
+                            (tiles.H == 1 || is_multiple(tiles.W * pixel));
+    if (!is_one_tensor || !is_aligned || end > pixel || range > kMaxStagedBytes<T> || pixels > 1 << tiles.log2_tile_w)
+      return;
+    while (1 << log2_pixels < pixels) ++log2_pixels;
+    bytes = int32_t(range), mask_distance = int32_t(distance);
+  }
+};
+
+}  // namespace
+}  // namespace danet
