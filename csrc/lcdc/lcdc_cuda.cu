@@ -96,7 +96,7 @@ Tensor lcdc(const Tensor& input, const Tensor& weight, bool gate) {
       const unsigned blocks = blocks_for("lcdc", p.N * p.P, kWarps * pixels_per_warp<T, kRows, kJoined>(p));
       gpu::launch(
           "lcdc", lcdc_forward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, device_guard.stream()}, p,
-          x.view, taps, out.view);
+          PacketCounts(p.C, gpu::Packet<T>::kSize), x.view, taps, out.view);
     });
     if (launched) return;
     const SharedRowsLaunch<T, /*kBackward=*/false> call(p, input);
@@ -135,21 +135,22 @@ std::tuple<Tensor, Tensor> lcdc_backward(
     const bool launched = dispatch_packets<T, /*kBackward=*/true>(p, views, [&](auto k, auto rows, auto joined) {
       constexpr int kTaps = decltype(k)::value, kRows = decltype(rows)::value;
       constexpr bool kJoined = decltype(joined)::value;
+      const PacketCounts counts(p.C, gpu::Packet<T>::kSize);
       if (p.shared) {
         const int block_pixels = kWarps * pixels_per_warp<T, kRows, kJoined>(p);
         blocks =
             std::min(blocks_for("lcdc", p.N * p.P, block_pixels), unsigned(kBlocksPerSm * gpu::multiprocessor_count()));
         return gpu::launch(
             "lcdc", lcdc_backward_packets<T, kTaps, kRows, kJoined>, {blocks, kThreads, 0, device_guard.stream()}, p,
-            grad.view, x.view, taps, grad_input.view, partial());
+            counts, grad.view, x.view, taps, grad_input.view, partial());
       }
       int slices = 1;
       while (slices < kWarps && 2 * slices <= p.N) slices *= 2;
       const int block_positions = kWarps / slices * pixels_per_warp<T, kRows, kJoined>(p);
       gpu::launch(
           "lcdc", lcdc_backward_positions<T, kTaps, kRows, kJoined>,
-          {blocks_for("lcdc", p.P, block_positions), kThreads, 0, device_guard.stream()}, p, slices, grad.view, x.view,
-          taps, grad_input.view, result);
+          {blocks_for("lcdc", p.P, block_positions), kThreads, 0, device_guard.stream()}, p, counts, slices, grad.view,
+          x.view, taps, grad_input.view, result);
     });
     if (!launched) {
       const SharedRowsLaunch<T, /*kBackward=*/true> call(p, input);

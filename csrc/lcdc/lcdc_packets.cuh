@@ -7,6 +7,15 @@
 namespace danet {
 namespace {
 
+// The packets of a pixel, and the pixels in 32 lanes; computed on the host, because divisions are slow in a kernel.
+struct PacketCounts {
+  gpu::Divisor packets_per_pixel;
+  int32_t pixels_per_row;
+
+  PacketCounts(int64_t C, int packet_size)
+      : packets_per_pixel(C / packet_size), pixels_per_row(int32_t(32 / packets_per_pixel.divisor)) {}
+};
+
 // The layout of pixels in the packets of a warp, which are kRows rows of 32 lanes. If the packets of a pixel fit into
 // one row, each row holds as many whole pixels as fit (some lanes may be idle). Otherwise (kJoined) all rows together
 // hold one pixel.
@@ -16,10 +25,11 @@ struct PacketLayout {
   int packets_per_pixel, pixels_per_row;
   int pixel_in_row, packet;  // this lane's pixel, and its packet of that pixel
 
-  GPU_DEVICE explicit PacketLayout(int64_t C) : packets_per_pixel(int(C) / gpu::Packet<T>::kSize) {
+  GPU_DEVICE explicit PacketLayout(const PacketCounts& counts)
+      : packets_per_pixel(int(counts.packets_per_pixel.divisor)) {
     const int lane = int(threadIdx.x) % 32;
-    pixels_per_row = kJoined ? 1 : 32 / packets_per_pixel;
-    pixel_in_row = kJoined ? 0 : lane / packets_per_pixel;
+    pixels_per_row = kJoined ? 1 : counts.pixels_per_row;
+    pixel_in_row = kJoined ? 0 : counts.packets_per_pixel.divide(lane);
     packet = lane - pixel_in_row * packets_per_pixel;
   }
   GPU_DEVICE int pixels_per_warp() const { return kPixels * pixels_per_row; }
@@ -150,9 +160,9 @@ GPU_DEVICE void lcdc_warp_step(
 // issue rate. Memory is the bottleneck; we expect 93 % of the copy bandwidth. Not yet measured on a GPU.
 template <typename T, int kTaps, int kRows, bool kJoined>
 __global__ void __launch_bounds__(kThreads) lcdc_forward_packets(
-    LcdcParams p, ImageView input /* [N, P, C] */, const T* __restrict__ weight /* [1 or P, kTaps] */,
-    ImageView out /* [N, P, C] */) {
-  const PacketLayout<T, kRows, kJoined> layout(p.C);
+    LcdcParams p, PacketCounts counts, ImageView input /* [N, P, C] */,
+    const T* __restrict__ weight /* [1 or P, kTaps] */, ImageView out /* [N, P, C] */) {
+  const PacketLayout<T, kRows, kJoined> layout(counts);
   const int64_t start = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * layout.pixels_per_warp();
   float unused_sums[PacketLayout<T, kRows, kJoined>::kPixels][kTaps] = {};
   lcdc_warp_step</*kBackward=*/false>(p, layout, p.shared, start, 0, input, input, weight, out, unused_sums);
@@ -172,12 +182,12 @@ constexpr int kBackwardBlocks = kRows > 1   ? 1
 // expect 85 % of the copy bandwidth. Not yet measured on a GPU.
 template <typename T, int kTaps, int kRows, bool kJoined>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps, kRows>) lcdc_backward_packets(
-    LcdcParams p, ImageView grad_output /* [N, P, C] */, ImageView input /* [N, P, C] */,
+    LcdcParams p, PacketCounts counts, ImageView grad_output /* [N, P, C] */, ImageView input /* [N, P, C] */,
     const T* __restrict__ weight /* [kTaps] */, ImageView grad_input /* [N, P, C] */,
     float* __restrict__ partial /* [blocks, kTaps] */) {
   using Layout = PacketLayout<T, kRows, kJoined>;
   GPU_SHARED(warp_sums, float[kWarps][kTaps]);
-  const Layout layout(p.C);
+  const Layout layout(counts);
   const int warp = int(threadIdx.x) / 32, pixels = layout.pixels_per_warp();
   const int64_t step = int64_t(gridDim.x) * kWarps * pixels;
   float sums[Layout::kPixels][kTaps] = {};
@@ -206,12 +216,12 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps, kRows>) lc
 // the images.
 template <typename T, int kTaps, int kRows, bool kJoined>
 __global__ void __launch_bounds__(kThreads, kRows > 1 ? 1 : 3) lcdc_backward_positions(
-    LcdcParams p, int slices, ImageView grad_output /* [N, P, C] */, ImageView input /* [N, P, C] */,
-    const T* __restrict__ weight /* [P, kTaps] */, ImageView grad_input /* [N, P, C] */,
-    T* __restrict__ grad_weight /* [P, kTaps] */) {
+    LcdcParams p, PacketCounts counts, int slices, ImageView grad_output /* [N, P, C] */,
+    ImageView input /* [N, P, C] */, const T* __restrict__ weight /* [P, kTaps] */,
+    ImageView grad_input /* [N, P, C] */, T* __restrict__ grad_weight /* [P, kTaps] */) {
   using Layout = PacketLayout<T, kRows, kJoined>;
   GPU_SHARED(warp_sums, float[kWarps][kJoined ? 1 : kRows * 32][kTaps]);
-  const Layout layout(p.C);
+  const Layout layout(counts);
   const int warp = int(threadIdx.x) / 32, shares = kWarps / slices, pixels = layout.pixels_per_warp();
   const int64_t start = int64_t(blockIdx.x) * shares * pixels;
   float sums[Layout::kPixels][kTaps] = {};
