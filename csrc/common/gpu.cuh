@@ -57,10 +57,10 @@ struct Launch {
   // Blocks of a thread block cluster, which divides grid.x: consecutive blocks run at the same time and can access each
   // other's shared memory. More than 1 needs has_clusters().
   unsigned cluster = 1;
-  // Whether the kernel may start before the previous launch has ended (programmatic dependent launch). Each of its blocks
-  // must call wait_for_previous_launch() (ptx.cuh) before it accesses memory that earlier launches write, and before it
-  // writes memory that they access. Such memory must not be read through const T* __restrict__ or __ldg either, because
-  // the compiler may move these loads before the wait.
+  // Whether the kernel may start before the previous launch has ended (programmatic dependent launch). Each of its
+  // blocks must call wait_for_previous_launch() (ptx.cuh) before it accesses memory that earlier launches write, and
+  // before it writes memory that they access. Such memory must not be read through const T* __restrict__ or __ldg
+  // either, because the compiler may move these loads before the wait.
   bool programmatic = false;
 };
 
@@ -131,8 +131,8 @@ template <int>
 __global__ void architecture_probe() {}
 #endif
 
-// Whether the current device has thread block clusters (sm_90 and later), and the kernels were compiled for it: PTX of an
-// older architecture, which the driver compiles for the device, has neither the cluster barriers nor the wait of a
+// Whether the current device has thread block clusters (sm_90 and later), and the kernels were compiled for it: PTX of
+// an older architecture, which the driver compiles for the device, has neither the cluster barriers nor the wait of a
 // programmatic launch.
 inline bool has_clusters() {
 #if defined(__CUDACC__)
@@ -277,10 +277,50 @@ GPU_DEVICE ComputeArray<T, kCount> to_compute(const AlignedArray<T, kCount>& arr
   return converted;
 }
 
+// Finds out whether all values that were added are finite.
+template <typename T>
+class FiniteCheck {
+  Compute<T> sum_ = 0;  // of the products with 0: 0 or NaN
+  uint32_t pairs_ = 0;  // the same for pairs of Half or BFloat16, whose products take one instruction
+
+ public:
+  template <int kCount>
+  GPU_DEVICE void add(const AlignedArray<T, kCount>& values) {
+#if defined(__CUDACC__)
+    constexpr bool kInPairs = sizeof(T) == 2 && kCount % 2 == 0;
+#else
+    constexpr bool kInPairs = false;
+#endif
+    if constexpr (kInPairs) {
+      AlignedArray<uint32_t, kCount / 2> words;
+      memcpy(&words, &values, sizeof words);
+#pragma unroll
+      for (int i = 0; i < kCount / 2; ++i) add_pair(words.values[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) sum_ += to_compute(values.values[i]) * Compute<T>(0);
+    }
+  }
+  GPU_DEVICE bool all_finite() const { return sum_ == 0 && pairs_ == 0; }
+
+ private:
+  GPU_DEVICE void add_pair(uint32_t bits) {
+#if defined(__CUDACC__)
+    using Pair = std::conditional_t<std::is_same_v<T, Half>, __half2, __nv_bfloat162>;
+    Pair pair, sum, zero;
+    const uint32_t zero_bits = 0;
+    memcpy(&pair, &bits, 4), memcpy(&sum, &pairs_, 4), memcpy(&zero, &zero_bits, 4);
+    sum = __hfma2(pair, zero, sum);  // 0 + (-0) is 0: the bits are 0 unless the sum is NaN
+    memcpy(&pairs_, &sum, 4);
+#endif
+  }
+};
+
 // --- device: indices and warps --------------------------------------------------------------------------------------
 
-// Divides integers from 0 to 2^31 - 1 by a divisor that the host knows: a product and a shift instead of 20 instructions.
-// With s = 31 + shift, shift = ceil(log2(divisor)), the rounded factor 2^s / divisor has an error below 2^-31 / divisor.
+// Divides integers from 0 to 2^31 - 1 by a divisor that the host knows: a product and a shift instead of 20
+// instructions. With s = 31 + shift, shift = ceil(log2(divisor)), the rounded factor 2^s / divisor has an error below
+// 2^-31 / divisor.
 struct Divisor {
   uint32_t divisor, factor, shift;
 

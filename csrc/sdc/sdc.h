@@ -26,7 +26,9 @@
 //   sdc_cpu.cpp, sdc_parallel.h, sdc_image.h         CPU: limits, memory, threads
 //   sdc_kernels.cpp, sdc_{taps,forward,backward}.h   CPU: the kernels, compiled once per instruction set
 //   sdc_cuda.cu                                      CUDA: limits, memory, launches
-//   sdc_{taps,forward,backward}.cuh                  CUDA: the kernels
+//   sdc_forward_plan.cuh                             CUDA: what the host decides for the forward kernel
+//   sdc_{taps,forward,im2col,backward}.cuh           CUDA: the kernels
+//   sdc_tap_table.cuh                                CUDA: the taps of the forward kernel in shared memory
 #pragma once
 
 #include <cstdint>

@@ -15,8 +15,8 @@ struct alignas(4 * sizeof(A)) BackwardTap {
   int32_t top_left;
 };
 
-// A tap's corners inside the image (bits 0 to 3), and its place in the list of the taps that sample the same cell. Bits 4
-// to 7: the next tap of the list (0: none). kIsFollower: it is not the first tap of the list.
+// A tap's corners inside the image (bits 0 to 3), and its place in the list of the taps that sample the same cell. Bits
+// 4 to 7: the next tap of the list (0: none). kIsFollower: it is not the first tap of the list.
 constexpr uint32_t kIsFollower = 1 << 8;
 GPU_DEVICE int next_in_cell(uint32_t corners) { return int(corners >> 4 & 15); }
 
@@ -54,10 +54,10 @@ struct AddedChannels {  // one channel, or four: 16 bytes, two lanes fill a sect
       atomicAdd(to, added[0]);
   }
 };
-// Eight channels, whose sums are 32 bytes of float32 but need two reductions of 16 bytes. A reduction of all lanes would
-// fill only one half of each sector. So pairs of lanes share their two packets: the first reduction adds channels 0 to 3
-// (even lane) and 4 to 7 (odd lane) of the even lane's packet, the second those of the odd lane's packet. The offsets are
-// relative to a lane's own packet.
+// Eight channels, whose sums are 32 bytes of float32 but need two reductions of 16 bytes. A reduction of all lanes
+// would fill only one half of each sector. So pairs of lanes share their two packets: the first reduction adds channels
+// 0 to 3 (even lane) and 4 to 7 (odd lane) of the even lane's packet, the second those of the odd lane's packet. The
+// offsets are relative to a lane's own packet.
 template <>
 struct AddedChannels<8> {
   template <typename T>
@@ -97,12 +97,11 @@ constexpr int kBackwardBlocks = sizeof(Index) == 8 || std::is_same_v<T, Half> ? 
 // neighboring lanes of a warp share an item. Each lane takes one packet of channels and computes its part of the
 // gradients of m, y and x; shuffles sum these parts. So grad_offset and grad_mask need no atomics, and the gradient of
 // the softmax needs no second pass over the image. A lane reads 4 * K packets of input and one of grad_output, and with
-// kScatter adds 4 * K packets of float32. Shared memory holds, per item, K taps of 24 bytes (float).
-// With kColumns (deform_im2col), every tap has a grad_output of its own. Otherwise, the taps of a 3x3 window that sample
-// the same cell are added to grad_input together: with offsets of one pixel (standard deviation), 9 taps sample 7.7 cells
-// on average.
-// The additions to grad_input in the L2 cache are the bottleneck, and in float32 the number of instructions too:
-// benchmarks/gpu_model, docs/performance_model.md. Not yet measured on a GPU.
+// kScatter adds 4 * K packets of float32. Shared memory holds, per item, K taps of 24 bytes (float). With kColumns
+// (deform_im2col), every tap has a grad_output of its own. Otherwise, the taps of a 3x3 window that sample the same
+// cell are added to grad_input together: with offsets of one pixel (standard deviation), 9 taps sample 7.7 cells on
+// average. The additions to grad_input in the L2 cache are the bottleneck, and in float32 the number of instructions
+// too: benchmarks/gpu_model, docs/performance_model.md. Not yet measured on a GPU.
 template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst, bool kScatter, bool kColumns>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, Index>) backward_kernel(
     SdcParams p, SamplingGrid<Compute<T>> sampling,
@@ -195,8 +194,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, Index>) backward_
         A* grad_top_left = grad_image + Index(tap.top_left) * grad_stride + packet * kPacketSize;
         typename AddedChannels<kPacketSize>::template Values<T> added_g = own_added;
         if (kScatter && !is_own) added_g = added_channels.load(grad + packet * kPacketSize, loaded);
-        // Load all corners before the first atomic addition, because the compiler does not move loads across it. Corners
-        // outside are replaced by the first pixel: a branch would wait for each load in turn.
+        // Load all corners before the first atomic addition, because the compiler does not move loads across it.
+        // Corners outside are replaced by the first pixel: a branch would wait for each load in turn.
         Packet corners[4];
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {

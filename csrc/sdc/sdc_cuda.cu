@@ -1,5 +1,5 @@
 // SDC, DCNv3, DCNv4 and deform_im2col on CUDA devices, as torch calls them: choice of the kernel, launch, memory. The
-// kernels are in sdc_forward.cuh and sdc_backward.cuh.
+// kernels are in sdc_forward.cuh, sdc_im2col.cuh and sdc_backward.cuh.
 #include "../common/device.h"
 #include "sdc_backward.cuh"
 #include "sdc_forward.cuh"
@@ -21,13 +21,11 @@ int choose_items_per_block(const SdcParams& p) {
   return std::max(1, std::min(kMaxItems, gpu::kDefaultSharedBytes / shared_bytes_per_item<A>(p)));
 }
 
-// Whether 32 bits are enough for the index of every item (int32_t) and for the offset of every pixel within its image: in
-// bytes of the input (uint32_t), and in elements of the other tensors (int32_t).
-template <typename T>
+// Whether int32_t is enough for the index of every item, and for the index of every element within its image.
 bool fits_int32_index(const SdcParams& p, const ImageView& input, const ImageView& offset, const ImageView& mask) {
   const int64_t end = int64_t(1) << 31, stride = std::max(input.pixel_stride, p.C);
   const int64_t out_stride = std::max({p.C, offset.pixel_stride, mask.pixel_stride, p.G * p.offset_group_stride});
-  return p.N * p.H_out * p.W_out * p.G < end - kMaxItems && (p.H + 4) * (p.W + 4) < 2 * end / int(sizeof(T)) / stride &&
+  return p.N * p.H_out * p.W_out * p.G < end - kMaxItems && (p.H + 4) * (p.W + 4) < end / stride &&
          p.H_out * p.W_out < end / out_stride - 1;
 }
 
@@ -40,11 +38,12 @@ void dispatch(
     const SdcParams& p, const ImageView& input, const ImageView& offset, const ImageView& mask, bool packets_fit,
     const Body& body) {
   constexpr Constant<gpu::Packet<T>::kSize> packet_size{};
-  // The kernels for 3x3 windows load the two offsets of a tap at once, except in DCN's order: these pairs must be aligned.
+  // The kernels for 3x3 windows load the two offsets of a tap at once, except in DCN's order: these pairs must be
+  // aligned.
   const bool pairs_are_aligned = p.x_first || (is_aligned<T>(offset, 2) && p.offset_group_stride % 2 == 0);
   const bool is_3x3 = p.kernel_size[0] == 3 && p.kernel_size[1] == 3 && !p.remove_center && pairs_are_aligned;
   if constexpr (sizeof(T) < 8) {
-    if (packets_fit && !fits_int32_index<T>(p, input, offset, mask))
+    if (packets_fit && !fits_int32_index(p, input, offset, mask))
       return body(int64_t{}, packet_size, Constant<0>{}, std::false_type{});
     if (packets_fit && is_3x3 && p.x_first) return body(int32_t{}, packet_size, Constant<9>{}, std::true_type{});
     if (packets_fit && is_3x3) return body(int32_t{}, packet_size, Constant<9>{}, std::false_type{});
@@ -61,15 +60,23 @@ void check_limits(const SdcParams& p) {
       "the output must have H_out * W_out < 2^31, got H_out = ", p.H_out, ", W_out = ", p.W_out);
 }
 
+// The image, or a contiguous copy if its pixels lie 4 GiB or more apart: ForwardStrides::pixel_bytes has 32 bits.
+Image with_near_pixels(const SdcParams& p, const Image& image) {
+  const auto is_near = [&](const Image& x) {
+    return p.H * p.W <= 1 || x.view.pixel_stride * int64_t(x.tensor.element_size()) < int64_t(1) << 32;
+  };
+  if (is_near(image)) return image;
+  const Image copy(torch::stable::contiguous(image.tensor, MemoryFormat::ChannelsLast));
+  require<std::runtime_error>(is_near(copy), "sdc", "the channels of a pixel must have less than 4 GiB, got C = ", p.C);
+  return copy;
+}
+
 Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
   check_limits(p);
   const DeviceGuard device_guard(input);
-  const Image x(input), out(empty_image(input, {p.N, p.C_out, p.H_out, p.W_out}));
+  const Image x = with_near_pixels(p, Image(input)), out(empty_image(input, {p.N, p.C_out, p.H_out, p.W_out}));
   const int64_t num_items = p.N * p.H_out * p.W_out * p.G;
   if (num_items == 0) return out.tensor;
-  require<std::runtime_error>(
-      x.view.pixel_stride < int64_t(1) << 29, "sdc",
-      "the pixels of input must be less than 2^29 elements apart, got ", x.view.pixel_stride);
   with_type(input, [&](auto type) {
     using T = decltype(type);
     using A = Compute<T>;
@@ -86,7 +93,7 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
             p, SamplingGrid<A>(p), x.view, offset, mask, out.view, num_items, items_per_block);
       }
       constexpr int kPacketSize = decltype(packet_size)::value, kTaps = decltype(taps)::value;
-      const PacketsOfThreads packets(p.C / p.G / kPacketSize, kPacketsPerThread<T, kPacketSize, kTaps>);
+      const PacketSchedule packets(p.C / p.G / kPacketSize, kPacketsPerThread<T, kPacketSize, kTaps>);
       int64_t max_items = std::min<int64_t>(
           {kMaxItems, (gpu::kDefaultSharedBytes - kPlacesBytes) / taps_bytes,
            (int64_t(1) << 20) / packets.threads_per_item.divisor});
@@ -95,12 +102,12 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
         max_items /= 2;
       const ForwardTiles tiles(p, int(std::max<int64_t>(1, max_items)), p.C / p.G * int64_t(sizeof(T)));
       StagedRun staged;
-      if constexpr (kCanStage<T, kTaps>) staged = StagedRun(p, tiles, offset, mask, T{});
+      if constexpr (kCanStage<T, kTaps>) staged = StagedRun::plan<T>(p, tiles, offset, mask);
       gpu::launch(
           "sdc", forward_kernel<T, decltype(index), kPacketSize, kTaps, decltype(x_first)::value>,
           {blocks_for("sdc", tiles.num_blocks(p.N), 1), kThreads,
            size_t(kPlacesBytes + tiles.items_per_block() * taps_bytes), device_guard.stream()},
-          p, SamplingGrid<A>(p), tiles, ForwardDistances(p, x.view, T{}), staged, x.view, offset, mask,
+          p, SamplingGrid<A>(p), tiles, ForwardStrides(p, x.view, int(sizeof(T))), staged, x.view, offset, mask,
           static_cast<T*>(out.view.data), packets);
     });
   });

@@ -1,6 +1,6 @@
 // The forward pass of SDC (sdc.h) on CUDA devices. Each thread block prepares the taps of its items (an item is one
 // group of channels of one output pixel, see sdc_taps.cuh), then gathers and sums their channels. deform_im2col has a
-// kernel of its own, which does not sum over the taps.
+// kernel of its own (sdc_im2col.cuh), which does not sum over the taps.
 #pragma once
 
 #include <utility>
@@ -17,19 +17,20 @@ struct alignas(8) OutputPlace {
   int32_t channel;  // the first of its group
 };
 
-// float32 is limited by the L1 cache, and has time for the arithmetic of PositionTable. The half types are limited by the
-// number of instructions.
+// float32 is limited by the L1 cache, and has time for the arithmetic of PositionTable. The half types are limited by
+// the L1 cache and the number of instructions, almost equally.
 template <typename T>
 using ForwardTapTable = std::conditional_t<std::is_same_v<T, float>, PositionTable, CellTable<Compute<T>>>;
 
-// Starts the lane's part of a copy of `rest` bytes from global to shared memory; a warp copies 512 bytes per step.
+// Starts the copy of a lane: 16 bytes of every 512 that a warp copies at once. bytes_left: from `from` to the end of
+// the range. kSteps: the numbers of the steps, 0 to the last one.
 template <int... kSteps>
-GPU_DEVICE void copy_as_warp(char* to, const char* from, int rest, std::integer_sequence<int, kSteps...>) {
-  ((rest > 512 * kSteps ? gpu::cp_async<16, 512 * kSteps>(to, from) : void()), ...);
+GPU_DEVICE void warp_copy_async(char* to, const char* from, int bytes_left, std::integer_sequence<int, kSteps...>) {
+  ((bytes_left > 512 * kSteps ? gpu::cp_async<16, 512 * kSteps>(to, from) : void()), ...);
 }
 
-// The number of float32 blocks that must fit into a multiprocessor, and thus share its registers: as many as nvcc compiles
-// without spilling registers.
+// The number of float32 blocks that must fit into a multiprocessor, and thus share its registers: as many as nvcc
+// compiles without spilling registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kFloatBlocks = 7;
 #else
@@ -40,22 +41,23 @@ constexpr int kFloatBlocks = 8;
 template <typename T, int kPacketSize, int kTaps>
 constexpr int kPacketsPerThread = sizeof(T) == 4 && kPacketSize > 1 && kTaps > 0 ? 2 : 1;
 
-// How the threads of a block share the packets of its items.
-struct PacketsOfThreads {
-  int32_t per_item;
+// How the threads of a block share the packets of its items. threads_per_item threads compute one item; the kThreads
+// threads of a block compute items_per_pass items and rest_per_pass threads' part of the next one.
+struct PacketSchedule {
+  int32_t per_item;  // packets
   gpu::Divisor threads_per_item;
-  int32_t items_per_pass, rest_per_pass;  // kThreads packets are these items and packets
+  int32_t items_per_pass, rest_per_pass;
 
-  PacketsOfThreads(int64_t packets, int per_thread)
+  PacketSchedule(int64_t packets, int per_thread)
       : per_item(int32_t(packets)), threads_per_item((packets + per_thread - 1) / per_thread),
         items_per_pass(int32_t(kThreads / threads_per_item.divisor)),
         rest_per_pass(int32_t(kThreads % threads_per_item.divisor)) {}
 };
 
-// Computes out [N, H_out*W_out, C]: the sums over the taps. Each thread computes kPackets packets (16 bytes) of channels,
-// one work item after the other: it reads 4 * K packets of input for each packet of out. kPacketSize is the number of
-// channels of a packet. Each item reads 3 * K values of offset and mask once.
-// benchmarks/gpu_model predicts the time from the compiled code: docs/performance_model.md. Not yet measured on a GPU.
+// Computes out [N, H_out*W_out, C]: the sums over the taps. Each thread computes kPackets packets (16 bytes) of
+// channels, one work item after the other: it reads 4 * K packets of input for each packet of out. kPacketSize is the
+// number of channels of a packet. Each item reads 3 * K values of offset and mask once. benchmarks/gpu_model predicts
+// the time from the compiled code: docs/performance_model.md. Not yet measured on a GPU.
 // NOTE: float32 is limited by the L1 cache. Two packets per thread halve its reads of shared memory. Its loop over the
 // taps is not unrolled, because nvcc would spill registers for sm_90 and sm_120.
 template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst>
@@ -64,10 +66,10 @@ __global__ void __launch_bounds__(
               : sizeof(T) == 4 ? kFloatBlocks
                                : 8)
     forward_kernel(
-        SdcParams p, SamplingGrid<Compute<T>> sampling, ForwardTiles tiles, ForwardDistances distances,
-        StagedRun staged, ImageView input /* [N, H*W, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
+        SdcParams p, SamplingGrid<Compute<T>> sampling, ForwardTiles tiles, ForwardStrides strides, StagedRun staged,
+        ImageView input /* [N, H*W, C] */, ImageView offset /* [N, H_out*W_out, G, K, 2] */,
         ImageView mask /* [N, H_out*W_out, G, K] */, T* __restrict__ out /* [N, H_out*W_out, C] */,
-        PacketsOfThreads packets) {
+        PacketSchedule packets) {
   using A = Compute<T>;
   constexpr int kPackets = kPacketsPerThread<T, kPacketSize, kTaps>;
   const int K = kTaps > 0 ? kTaps : sampling.K, group_channels = packets.per_item * kPacketSize;
@@ -82,7 +84,8 @@ __global__ void __launch_bounds__(
   const int tile_x = tile - tile_row * tiles.tiles_x, tile_y = tile_row - n * tiles.tiles_y;
   const int first_group = (int(blockIdx.x) - tile * int(tiles.group_blocks_divisor.divisor)) * block_groups;
   if (const int item = int(threadIdx.x); item < items) {
-    // Successive items are the pixels of a run, then its groups. Without staging, a run is one pixel.
+    // The order of the items: the pixel in its run changes fastest, then the group, then the run. Without staging, a
+    // run is one pixel.
     const int in_run = item & ((1 << staged.log2_pixels) - 1), run_item = item >> staged.log2_pixels;
     const int run = tiles.groups_per_block.divide(run_item), g = run_item - run * block_groups + first_group;
     const int local = (run << staged.log2_pixels) + in_run;
@@ -100,8 +103,10 @@ __global__ void __launch_bounds__(
     };
     const T* image_offset = offset.pixel<const T>(n, 0);
     const T* image_mask = mask.pixel<const T>(n, 0);
-    const Index item_offset = i * Index(offset.pixel_stride) + g * Index(p.offset_group_stride);
-    const Index item_mask = i * Index(mask.pixel_stride) + g * Index(p.mask_group_stride);
+    const auto item_offset = [&] {
+      return image_offset + (i * Index(offset.pixel_stride) + g * Index(p.offset_group_stride));
+    };
+    const auto item_mask = [&] { return image_mask + (i * Index(mask.pixel_stride) + g * Index(p.mask_group_stride)); };
     if constexpr (kTaps > 0) {
       ItemInputs<A> values;
       bool is_loaded = false;
@@ -112,7 +117,7 @@ __global__ void __launch_bounds__(
           void* copy = taps.memory((item & ~31) * K);
           const int lane_bytes = item % 32 * 16;
           const T* first = image_offset + (i - in_run) * Index(offset.pixel_stride);
-          copy_as_warp(
+          warp_copy_async(
               static_cast<char*>(copy) + lane_bytes, reinterpret_cast<const char*>(first) + lane_bytes,
               staged.bytes - lane_bytes, std::make_integer_sequence<int, kMaxStagedBytes<T> / 512>{});
           gpu::cp_async_commit();
@@ -125,21 +130,21 @@ __global__ void __launch_bounds__(
           is_loaded = true;
         }
       if (exists) {
-        if (!is_loaded) values = load_item_in_pairs<kXFirst>(image_offset + item_offset, image_mask + item_mask);
+        if (!is_loaded) values = load_item_in_pairs<kXFirst>(item_offset(), item_mask());
         prepare_nine_taps<kXFirst, T>(sampling, values, y, x, store);
       }
     } else if (exists) {
-      prepare_taps<0, kXFirst>(sampling, image_offset + item_offset, image_mask + item_mask, y, x, store);
+      prepare_taps<0, kXFirst>(sampling, item_offset(), item_mask(), y, x, store);
     }
   }
   __syncthreads();
 
-  const T* image = gpu::opaque(input.pixel<const T>(0, 0) + uint32_t(n) * distances.input_image);
-  T* out_image = out + uint32_t(n) * distances.out_image;
+  const T* image = gpu::opaque(input.pixel<const T>(0, 0) + uint32_t(n) * strides.input_image);
+  T* out_image = out + uint32_t(n) * strides.out_image;
   const int item_threads = int(packets.threads_per_item.divisor);
-  // Visits the thread's packets: body(item, pixel, channel, distance, has_second). The packets of a thread are threads_per_item
-  // packets (`distance` channels) apart, so that lanes read neighboring packets. A packet past the last one is computed
-  // as a copy of the first, and not written.
+  // Visits the thread's packets: body(item, pixel, channel, distance, has_second). The packets of a thread are
+  // threads_per_item packets (`distance` channels) apart, so that lanes read neighboring packets. A packet past the
+  // last one is computed as a copy of the first, and not written.
   const auto for_packets = [&](const auto& body) {
     int item = packets.threads_per_item.divide(int(threadIdx.x)), packet = int(threadIdx.x) - item * item_threads;
     const auto advance = [&] {  // kThreads packets further, without a division
@@ -174,7 +179,7 @@ __global__ void __launch_bounds__(
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner)
       corners[corner] = gpu::opaque(
-          reinterpret_cast<const T*>(reinterpret_cast<const char*>(image + channel) + distances.corners[corner]));
+          reinterpret_cast<const T*>(reinterpret_cast<const char*>(image + channel) + strides.corner_bytes[corner]));
     A total[kPackets][kPacketSize] = {};
 #pragma unroll(kTaps > 0 && kPackets == 1 ? kTaps : 1)
     for (int k = 0; k < K; ++k) {
@@ -182,7 +187,7 @@ __global__ void __launch_bounds__(
       const WeightedCell<A> cell = taps.get(item * K + k, sampling.H, sampling.W);
 #pragma unroll
       for (int corner = 0; corner < 4; ++corner) {
-        const T* address = gpu::element(corners[corner], cell.pixel, distances.pixel_bytes[corner]);
+        const T* address = gpu::element(corners[corner], cell.pixel, strides.pixel_bytes[corner]);
 #pragma unroll
         for (int i = 0; i < kPackets; ++i) {
           const auto x = gpu::to_compute(gpu::load<kPacketSize>(address + i * distance));
@@ -193,8 +198,8 @@ __global__ void __launch_bounds__(
     }
     write(pixel, channel, distance, has_second, total);
   });
-  // Rare: a result is not finite, perhaps because an infinite pixel has taken the place of a corner outside. Compute the
-  // thread's results again from the offsets, and do not read corners outside.
+  // Rare: a result is not finite. It may have overflowed in float16, or an infinite pixel has taken the place of a
+  // corner outside. Compute the thread's results again from the offsets, and do not read corners outside.
   if (!check.all_finite())
     for_packets([&](int item, int pixel, int channel, int distance, bool has_second) {
       const int i = pixel, y = tiles.out_width.divide(i), x = i - y * int(tiles.out_width.divisor);

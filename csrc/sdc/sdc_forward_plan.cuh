@@ -1,10 +1,9 @@
-// What the host decides for a launch of SDC's forward kernel (sdc_forward.cuh): the tiles of the blocks, distances in
-// memory, and whether the blocks copy offset and mask to shared memory first.
+// What the host decides for a launch of SDC's forward kernel (sdc_forward.cuh): the tiles of the blocks, strides, and
+// whether the blocks copy offset and mask to shared memory first.
 #pragma once
 
 #include <algorithm>
 
-#include "../common/device.h"
 #include "sdc_taps.cuh"
 
 namespace danet {
@@ -36,9 +35,9 @@ struct ForwardTiles {
   int64_t num_blocks(int64_t N) const { return N * tiles_x * tiles_y * group_blocks_divisor.divisor; }
 
  private:
-  // Few groups leave more of the items for pixels, and neighboring pixels share their input. Takes at least four groups,
-  // or as many as fill two sectors of 32 bytes: the smallest such divisor of G, so that all blocks are full. If it
-  // exceeds max_items, takes the largest divisor that does not.
+  // Few groups leave more of the items for pixels, and neighboring pixels share their input. Takes at least four
+  // groups, or as many as fill two sectors of 32 bytes: the smallest such divisor of G, so that all blocks are full. If
+  // it exceeds max_items, takes the largest divisor that does not.
   static int64_t choose_groups(const SdcParams& p, int max_items, int64_t group_bytes) {
     int64_t groups = std::min<int64_t>(p.G, std::max<int64_t>(4, 64 / group_bytes));
     while (p.G % groups != 0) ++groups;
@@ -49,34 +48,32 @@ struct ForwardTiles {
   void count_tiles() { tiles_x = (W + (1 << log2_tile_w) - 1) >> log2_tile_w, tiles_y = (H + tile_h - 1) / tile_h; }
 };
 
-// Distances in memory. The kernel adds them to addresses; it would otherwise compute them in every thread.
-struct ForwardDistances {
-  // From the top left corner of a cell to each of its corners, in bytes. 0 instead of the distance to a row or column that
+// Strides that the kernel would otherwise compute in every thread.
+struct ForwardStrides {
+  // From the top left corner of a cell to each of its corners, in bytes. 0 instead of the way to a row or column that
   // the image does not have.
-  int64_t corners[4];
-  // The bytes of a pixel of the input, four times. NOTE: the address of each corner is then one multiply-add of 64 bits. If
-  // the compiler knew that the four products are equal, it would compute one product and four sums of two instructions.
+  int64_t corner_bytes[4];
+  // The bytes from one pixel of the input to the next, once for each corner: see gpu::element.
   uint32_t pixel_bytes[4];
   int64_t input_image, out_image;  // from one image to the next, in elements
 
-  template <typename T>
-  ForwardDistances(const SdcParams& p, const ImageView& input, T)
+  ForwardStrides(const SdcParams& p, const ImageView& input, int element_bytes)
       : input_image(input.image_stride), out_image(p.H_out * p.W_out * p.C) {
-    const int64_t bytes = input.pixel_stride * int64_t(sizeof(T));
+    const int64_t bytes = input.pixel_stride * element_bytes;
     for (int corner = 0; corner < 4; ++corner) {
       pixel_bytes[corner] = uint32_t(bytes);
-      corners[corner] = (p.W > 1 ? corner % 2 * bytes : 0) + (p.H > 1 ? corner / 2 * p.W * bytes : 0);
+      corner_bytes[corner] = (p.W > 1 ? corner % 2 * bytes : 0) + (p.H > 1 ? corner / 2 * p.W * bytes : 0);
     }
   }
 };
 
-// Whether the kernel can stage offset and mask (StagedRun). In float32, the copy and its reads would take the L1 cache as
-// long as the reads of the threads.
+// Whether the kernel can stage offset and mask (StagedRun). In float32, the copy and its reads would take the L1 cache
+// as long as the reads of the threads.
 template <typename T, int kTaps>
 constexpr bool kCanStage = kTaps > 0 && sizeof(T) == 2;
 
-// The largest range, a multiple of what a warp copies at once: 32 items of 27 values with some space between them. It fits
-// into the memory of the table of taps for the warp.
+// The largest range, a multiple of what a warp copies at once: 32 items of 27 values with some space between them. It
+// fits into the memory of the table of taps for the warp.
 template <typename T>
 constexpr int kMaxStagedBytes = (32 * 27 * int(sizeof(T)) + 511) / 512 * 512;
 
@@ -88,11 +85,11 @@ struct StagedRun {
   int32_t bytes = 0;          // of the range; 0: the threads read offset and mask themselves
   int32_t mask_distance = 0;  // from offset to mask, in elements
 
-  StagedRun() = default;
+  // The run of a call; no staging if the range is not suitable.
   template <typename T>
-  StagedRun(const SdcParams& p, const ForwardTiles& tiles, const ImageView& offset, const ImageView& mask, T) {
+  static StagedRun plan(const SdcParams& p, const ForwardTiles& tiles, const ImageView& offset, const ImageView& mask) {
     const int64_t G = p.G, distance = static_cast<const T*>(mask.data) - static_cast<const T*>(offset.data);
-    if (G != tiles.groups_per_block.divisor || 32 % G != 0 || tiles.items_per_block() % 32 != 0) return;
+    if (G != tiles.groups_per_block.divisor || 32 % G != 0 || tiles.items_per_block() % 32 != 0) return {};
     const int64_t pixels = 32 / G, pixel = offset.pixel_stride;
     const bool is_one_tensor = mask.pixel_stride == pixel && mask.image_stride == offset.image_stride && distance > 0;
     const int64_t end = std::max(
@@ -103,9 +100,10 @@ struct StagedRun {
                             is_multiple(offset.image_stride) && is_multiple(pixels * pixel) &&
                             (tiles.H == 1 || is_multiple(tiles.W * pixel));
     if (!is_one_tensor || !is_aligned || end > pixel || range > kMaxStagedBytes<T> || pixels > 1 << tiles.log2_tile_w)
-      return;
+      return {};
+    int32_t log2_pixels = 0;
     while (1 << log2_pixels < pixels) ++log2_pixels;
-    bytes = int32_t(range), mask_distance = int32_t(distance);
+    return {log2_pixels, int32_t(range), int32_t(distance)};
   }
 };
 

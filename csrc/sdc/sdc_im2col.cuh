@@ -7,9 +7,9 @@ namespace danet {
 namespace {
 
 // Computes out [N, H_out*W_out, K, C] of deform_im2col: every sample, times m. Each thread computes packets of channels
-// of one tap. Device memory limits it: it writes K * C values per pixel.
-// Not yet measured on a GPU. One block per multiprocessor is named as the minimum, because nvcc otherwise spills registers
-// of the float64 kernel for sm_100 and sm_120.
+// of one tap. Device memory limits it: it writes K * C values per pixel. Not yet measured on a GPU. One block per
+// multiprocessor is named as the minimum, because nvcc otherwise spills registers of the float64 kernel for sm_100 and
+// sm_120.
 template <typename T, int kPacketSize>
 __global__ void __launch_bounds__(kThreads, 1) im2col_kernel(
     SdcParams p, SamplingGrid<Compute<T>> sampling, ImageView input /* [N, H*W, C] */,

@@ -14,9 +14,9 @@ struct AxisWeights {
   int32_t first;
   A weight[2];
 
-  // `first` is clamped, so that both indices lie in the image and can be read without a check. The weight of an index is
-  // max(0, 1 - its distance from position): an index that is not next to the position gets zero. If size is 1, only the
-  // first index has a weight. NaN gives zeros.
+  // `first` is clamped, so that both indices lie in the image and can be read without a check. The weight of an index
+  // is max(0, 1 - its distance from position): an index that is not next to the position gets zero. If size is 1, only
+  // the first index has a weight. NaN gives zeros.
   GPU_DEVICE AxisWeights(A position, int32_t size) {
     const A second = size > 1 ? A(1) : A(INFINITY);
     first = int32_t(min(gpu::floor_to_unsigned(position), uint32_t(max(size - 2, 0))));
@@ -25,7 +25,8 @@ struct AxisWeights {
   }
 };
 
-// The cell that a tap samples: the weights of its corners (top left, top right, bottom left, bottom right) and its place.
+// The cell that a tap samples: the weights of its corners (top left, top right, bottom left, bottom right) and its
+// place.
 template <typename A>
 struct WeightedCell {
   A weight[4];
@@ -52,7 +53,7 @@ class CellTable {
  public:
   static constexpr int kBytes = int(sizeof(CornerWeights<A>) + sizeof(uint32_t));  // per tap
 
-  // The table lies at `memory`, which is aligned to 16 bytes.
+  // The table lies at `memory`, which is aligned to sizeof(CornerWeights<A>).
   GPU_DEVICE CellTable(void* memory, int size)
       : weights_(static_cast<CornerWeights<A>*>(memory)), pixels_(reinterpret_cast<uint32_t*>(weights_ + size)) {}
   // The memory of the weights of tap i and the following ones, sizeof(CornerWeights) bytes each. It may be used for

@@ -2,8 +2,8 @@
 // one output pixel. One thread prepares all taps of an item in shared memory; then the threads of the block share its
 // channels.
 //
-// Items are numbered pixel * G + g. A block of the forward kernel takes the items of a rectangle of output pixels instead
-// of successive items, because neighboring pixels sample the same input.
+// Items are numbered pixel * G + g. A block of the forward kernel takes the items of a rectangle of output pixels
+// instead of successive items, because neighboring pixels sample the same input; forward_kernel describes their order.
 //
 // In the templates, T is the dtype of the tensors, and A = Compute<T> is the type of the arithmetic.
 #pragma once
@@ -139,8 +139,8 @@ struct ItemInputs {
   A offsets[18], m[9];
 };
 
-// Loads them from global or shared memory. The two offsets of a tap are loaded at once, except for kXFirst: in DCNv4's joint
-// tensor they are not aligned.
+// Loads offset and mask of an item from global or shared memory. The two offsets of a tap are loaded at once, except
+// for kXFirst: in DCNv4's joint tensor they are not aligned.
 template <bool kXFirst, typename T>
 GPU_DEVICE ItemInputs<Compute<T>> load_item(const T* __restrict__ offset, const T* __restrict__ mask) {
   ItemInputs<Compute<T>> item;
@@ -159,7 +159,7 @@ GPU_DEVICE ItemInputs<Compute<T>> load_item(const T* __restrict__ offset, const 
   return item;
 }
 
-// Loads them from global memory with load_in_pairs.
+// Loads offset and mask of an item from global memory with load_in_pairs.
 template <bool kXFirst, typename T>
 GPU_DEVICE ItemInputs<Compute<T>> load_item_in_pairs(const T* __restrict__ offset, const T* __restrict__ mask) {
   using A = Compute<T>;
@@ -176,15 +176,15 @@ GPU_DEVICE ItemInputs<Compute<T>> load_item_in_pairs(const T* __restrict__ offse
   return item;
 }
 
-// Calls store(k, sample, m) for the taps of one item at output pixel (y, x). Its tap order kXFirst is a template parameter,
-// because a run-time branch would spill registers.
+// Calls store(k, sample, m) for the taps of one item at output pixel (y, x). The tap order kXFirst is a template
+// parameter, because nvcc would spill registers at a run-time branch.
 template <bool kXFirst, typename T, typename Store>
 GPU_DEVICE void prepare_nine_taps(
     const SamplingGrid<Compute<T>>& s, ItemInputs<Compute<T>> item, int y, int x, const Store& store) {
   using A = Compute<T>;
   const A center_y = A(s.center[0] + y * s.stride[0]), center_x = A(s.center[1] + x * s.stride[1]);
-  // Compute the numerators of the softmax and the reciprocal of its denominator. The maximum skips NaN logits; exp carries
-  // them into the sum.
+  // Compute the numerators of the softmax and the reciprocal of its denominator. The maximum skips NaN logits; exp
+  // carries them into the sum.
   A factor = 1;
   if (s.softmax) {
     A top = item.m[0], sum = 0;
@@ -203,8 +203,8 @@ GPU_DEVICE void prepare_nine_taps(
 }
 
 // Calls store(k, sample, m) for the taps of one item at output pixel (y, x), with offset [K, 2] and mask [K] of the
-// item. kTaps == 9 selects the fully unrolled fast path for 3x3 windows, in the tap order kXFirst. kTaps == 0 computes any
-// window.
+// item. kTaps == 9 selects the fully unrolled fast path for 3x3 windows, in the tap order kXFirst. kTaps == 0 computes
+// any window.
 template <int kTaps, bool kXFirst, typename T, typename Store>
 GPU_DEVICE void prepare_taps(
     const SamplingGrid<Compute<T>>& s, const T* __restrict__ offset, const T* __restrict__ mask, int y, int x,
@@ -216,8 +216,8 @@ GPU_DEVICE void prepare_taps(
   } else {
     const A center_y = A(s.center[0] + y * s.stride[0]), center_x = A(s.center[1] + x * s.stride[1]);
     const int K = s.K, inner_size = s.inner_size;
-    // Compute the maximum of the logits and the reciprocal of the softmax's denominator. The maximum skips NaN logits; exp
-    // carries them into the sum.
+    // Compute the maximum of the logits and the reciprocal of the softmax's denominator. The maximum skips NaN logits;
+    // exp carries them into the sum.
     A top = 0, factor = 1;
     if (s.softmax) {
       A sum = 0;

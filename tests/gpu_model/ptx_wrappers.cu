@@ -27,6 +27,10 @@ __global__ void store_shared_kernel(int shared_offset, Floats4 v) {
   store_shared(to, v.values[0], v.values[1], v.values[2], v.values[3]);
 }
 
+__global__ void element_kernel(const char** out, const char* base, uint32_t index, uint32_t stride) {
+  *out = element(base, index, stride);
+}
+
 __global__ void cp_async_4_kernel(const char* global, int shared_offset, int valid) {
   GPU_DYNAMIC_SHARED(char, shared);
   cp_async<4>(shared + shared_offset, global, valid);
@@ -38,6 +42,10 @@ __global__ void cp_async_8_kernel(const char* global, int shared_offset, int val
 __global__ void cp_async_16_kernel(const char* global, int shared_offset, int valid) {
   GPU_DYNAMIC_SHARED(char, shared);
   cp_async<16>(shared + shared_offset, global, valid);
+}
+__global__ void cp_async_distance_kernel(const char* global, int shared_offset, int valid) {
+  GPU_DYNAMIC_SHARED(char, shared);
+  cp_async<16, 512>(shared + shared_offset, global, valid);
 }
 __global__ void cp_async_commit_kernel() { cp_async_commit(); }
 __global__ void cp_async_wait_kernel() { cp_async_wait<3>(); }

@@ -47,6 +47,12 @@ COPY = "global global shared_offset valid"
 ROWS = [
     Row("opaque mov.b64", "opaque", "out out base base", ("STG.E.64 [out], base base",)),
     Row(
+        "element mul.wide.u32",
+        "element",
+        "out out base base index stride",
+        ("IMAD.WIDE.U32 index, stride, base base", "STG.E.64 [out], r0 r1"),
+    ),
+    Row(
         "store_shared st.shared.v4.f32",
         "store_shared",
         "shared_offset v0 v1 v2 v3",
@@ -69,6 +75,12 @@ ROWS = [
         "cp_async_16",
         COPY,
         ("LDGSTS.E.BYPASS.128 [shared_offset], [global], valid",),
+    ),
+    Row(
+        "cp_async cp.async.cg.shared.global",
+        "cp_async_distance",
+        COPY,
+        ("LDGSTS.E.BYPASS.128 [shared_offset+0x200], [global+0x200], valid",),
     ),
     Row("cp_async_commit cp.async.commit_group", "cp_async_commit", "", ("LDGDEPBAR",)),
     Row("cp_async_wait cp.async.wait_group", "cp_async_wait", "", ("DEPBAR.LE SB0, 0x3",)),

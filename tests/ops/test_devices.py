@@ -298,35 +298,60 @@ def test_sdc_unaligned_offsets(device, dtype):
             assert_near(results, expected, tolerance)
 
 
-# The groups; the width; the channels of the tensor that contains offset and mask; whether a warp can copy both at once.
+# H, W, groups, channels of the tensor that contains offset and mask, and whether a warp copies both to shared memory. A
+# tile of the CUDA kernel has 8 x 4 pixels; if they do not fit the image, it has 32 pixels in the order of memory.
 STAGED_CASES = {
-    "1 group": (1, 32, 27, False),  # 32 pixels, but a tile of 128 pixels has rows of 16
-    "2 groups": (2, 16, 54, True),
-    "4 groups": (4, 16, 108, True),
-    "4 groups, odd width": (4, 15, 108, False),  # rows begin between two pieces of 16 bytes
-    "4 groups, unused channels": (4, 16, 112, False),  # the last piece of a run exceeds offset and mask
-    "8 groups": (8, 16, 216, False),  # a block has four groups
+    "tiles": (24, 16, 4, 108, True),
+    "tiles beyond the image": (24, 60, 4, 108, True),  # the last warp of a row reads offset and mask itself
+    "in the order of memory": (21, 16, 4, 108, True),
+    "2 groups": (21, 16, 2, 54, True),
+    "rows between two pieces of 16 bytes": (24, 15, 4, 108, False),
+    "more pixels per warp than in a row of the tile": (24, 16, 2, 54, False),
+    "unused channels": (24, 16, 4, 112, False),  # the last piece of a run exceeds offset and mask
+    "8 groups": (24, 16, 8, 216, False),  # a block has four of them
 }
+
+
+def is_read_in_pieces_of_16_bytes(device: Device, tensor: torch.Tensor, *call) -> bool:
+    """Whether an emulated call reads a part of the tensor so."""
+    with device.emulation.traced() as traces:
+        device(*call)
+    places = traces[0]["address"].astype(np.int64) - tensor.data_ptr()
+    return bool((traces[0]["bytes"][(places >= 0) & (places < tensor.nbytes)] == 16).any())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("case", STAGED_CASES)
 def test_sdc_offset_and_mask_in_one_tensor(device, case, dtype):
-    """The CUDA kernel copies offset and mask to shared memory first, where they are one tensor."""
-    groups, W, channels, is_staged = STAGED_CASES[case]
-    (input, offset, mask), options = arguments(2, 8 * groups, 21, W, groups=groups, dtype=DTYPES[dtype][0])
-    fused = torch.zeros(2, channels, 21, W, dtype=input.dtype).contiguous(memory_format=torch.channels_last)
+    H, W, groups, channels, is_staged = STAGED_CASES[case]
+    N = 10 if device.name == "cuda" else 2  # enough for blocks of 128 items
+    dtype, tolerance = DTYPES[dtype]
+    (input, offset, mask), options = arguments(N, 8 * groups, H, W, groups=groups, dtype=dtype)
+    fused = torch.zeros(N, channels, H, W, dtype=dtype, device=device.where)
+    fused = fused.contiguous(memory_format=torch.channels_last)
     fused[:, : 27 * groups] = torch.cat([offset, mask], 1)
     slices = fused[:, : 18 * groups], fused[:, 18 * groups : 27 * groups]
-    with emulated_settings(device, multiprocessors=1):  # for blocks of 128 items
+    with emulated_settings(device, multiprocessors=1):
         expected = device("sdc", input, offset, mask, *sdc_options(options))
-        assert torch.equal(device("sdc", input, *slices, *sdc_options(options))[0], expected[0])
+        call = "sdc", input, *slices, *sdc_options(options)
+        assert_near(device(*call), expected, tolerance)
         if device.emulation and device.emulation.mode == "check":
-            with device.emulation.traced() as traces:
-                device("sdc", input, *slices, *sdc_options(options))
-            places = traces[0]["address"].astype(np.int64) - fused.data_ptr()
-            in_fused = (places >= 0) & (places < fused.nbytes)
-            assert (traces[0]["bytes"][in_fused].max() == 16) == is_staged
+            assert is_read_in_pieces_of_16_bytes(device, fused, *call) == is_staged
+
+
+@pytest.mark.parametrize("groups, channels, W", [(4, 108, 16), (1, 32, 16)])
+def test_dcnv4_offset_and_mask_without_padding(device, groups, channels, W):
+    dtype, tolerance = DTYPES["bfloat16"]
+    N = 10 if device.name == "cuda" else 2
+    (input, offset, mask), options = arguments(N, 8 * groups, 24, W, groups=groups, dtype=dtype)
+    packed = to_dcn_layout(offset, mask, groups, (3, 3), False)[2][:, : 27 * groups]
+    packed = F.pad(packed, (0, 0, 0, 0, 0, channels - 27 * groups)).contiguous(memory_format=torch.channels_last)
+    expected = sdc_reference(input.double(), offset.double(), mask.double(), **options)
+    with emulated_settings(device, multiprocessors=1):
+        call = "dcnv4", input, packed, *sdc_options(options)
+        assert_near(device(*call), [expected], tolerance)
+        if device.emulation and device.emulation.mode == "check":
+            assert is_read_in_pieces_of_16_bytes(device, packed, *call) == (channels == 108)
 
 
 @pytest.mark.parametrize("C", [16, 6], ids=["packets", "scalars"])
@@ -379,18 +404,31 @@ def test_softmax_of_the_largest_logits(device, dtype):
     assert_near(device("sdc", *tensors, *sdc_options(options)), [expected], 2e-6 if dtype == torch.float32 else 1e-2)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("C", [16, 14])
 @pytest.mark.parametrize("spread", [4.0, 0.0])
-def test_nonfinite_pixels_at_the_border(device, C, spread):
+def test_nonfinite_pixels_at_the_border(device, C, spread, dtype):
     """Corners outside the image count as zero; corners inside count, also if their weight is zero (0 * inf is NaN)."""
-    tensors, options = arguments(2, C, 5, 6, groups=2, spread=spread, softmax=False, dtype=torch.float32)
+    dtype, tolerance = DTYPES[dtype]
+    tensors, options = arguments(2, C, 5, 6, groups=2, spread=spread, softmax=False, dtype=dtype)
     tensors[0][0, :, 0, 3], tensors[0][1, 1, 4, 5], tensors[0][1, 9, 2, 0] = float("inf"), float("nan"), -float("inf")
     expected = sdc_reference(*(value.double() for value in tensors), **options)
     (out,) = device("sdc", *tensors, *sdc_options(options))
     assert expected.isfinite().any() and not expected.isfinite().all()
     assert torch.equal(out.isnan(), expected.isnan()) and torch.equal(out.isinf(), expected.isinf())
     finite = expected.isfinite()
-    assert_near([out[finite]], [expected[finite]], 2e-6)
+    assert_near([out[finite]], [expected[finite]], tolerance)
+
+
+def test_sdc_overflow(device):
+    """A sum beyond the largest float16 becomes infinite, and the other results of the thread stay as they are."""
+    tensors, options = arguments(2, 16, 5, 6, groups=2, softmax=False, dtype=torch.float16)
+    tensors[0][0, 3], tensors[2][0] = 6e4, 1.0
+    expected = sdc_reference(*(value.double() for value in tensors), **options)
+    (out,) = device("sdc", *tensors, *sdc_options(options))
+    overflows = expected.abs() > 65519
+    assert overflows.any() and not overflows.all() and torch.equal(out.isinf(), overflows)
+    assert_near([out[~overflows]], [expected[~overflows]], DTYPES["float16"][1])
 
 
 @pytest.mark.parametrize("operator", ["sdc", "deform_im2col"])
