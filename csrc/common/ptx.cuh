@@ -24,8 +24,9 @@ GPU_DEVICE const T* opaque(const T* pointer) {
 
 // The address of an element: `pointer` plus index * stride_bytes bytes, which must be a multiple of sizeof(T). ptxas
 // combines product and sum into one instruction (IMAD.WIDE); a sum of 64 bits alone takes two.
-// NOTE: the PTX string hides from the compiler that the products of several calls are equal. It would compute the
-// product once, and then sums alone.
+// NOTE: without the PTX string, nvcc multiplies 64 bits and adds an instruction. If several calls have the same index
+// and stride, ptxas computes one product and several sums, unless each call gets its stride from another kernel
+// parameter.
 template <typename T>
 GPU_DEVICE const T* element(const T* pointer, uint32_t index, uint32_t stride_bytes) {
   uint64_t bytes;

@@ -155,9 +155,8 @@ GPU_DEVICE void lcdc_warp_step(
 
 // Forward. A thread computes kRows packets of out. Every input is read once and every output is written once, with
 // coalesced accesses. There is no shared memory and no barrier.
-// Roofline, with s = element size: the kernel moves 2 * s bytes per channel (0.34 GB for 42e6 channels in float32). Per
-// channel it computes 2 * k + 10 flops and two special functions. For half types, these instructions use 2/3 of the
-// issue rate. Memory is the bottleneck; we expect 93 % of the copy bandwidth. Not yet measured on a GPU.
+// With s = element size, the kernel moves 2 * s bytes per element, and computes 2 * k + 10 flops and two special
+// functions. Device memory is the bottleneck: docs/performance_model.md. Not yet measured on a GPU.
 template <typename T, int kTaps, int kRows, bool kJoined>
 __global__ void __launch_bounds__(kThreads) lcdc_forward_packets(
     LcdcParams p, PacketCounts counts, ImageView input /* [N, P, C] */,
@@ -177,9 +176,8 @@ constexpr int kBackwardBlocks = kRows > 1   ? 1
 
 // Backward with shared taps, in the layout of lcdc_forward_packets. The blocks loop over the pixels. Each block sums
 // its part of grad_weight in a fixed order, and writes it to `partial`. Shared memory holds the warps' sums.
-// Roofline: the kernel moves 3 * s bytes per channel (0.50 GB in float32, 0.25 GB in half types). Per channel it
-// computes 6 * k + 20 flops. For half types, these instructions use 4/5 of the issue rate. Memory is the bottleneck; we
-// expect 85 % of the copy bandwidth. Not yet measured on a GPU.
+// The kernel moves 3 * s bytes per element, and computes 6 * k + 20 flops. Device memory is the bottleneck:
+// docs/performance_model.md. Not yet measured on a GPU.
 template <typename T, int kTaps, int kRows, bool kJoined>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps, kRows>) lcdc_backward_packets(
     LcdcParams p, PacketCounts counts, ImageView grad_output /* [N, P, C] */, ImageView input /* [N, P, C] */,
@@ -211,9 +209,9 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps, kRows>) lc
   partial[int64_t(blockIdx.x) * kTaps + threadIdx.x] = sum;
 }
 
-// Backward without shared taps. The images of a position are distributed over `slices` warps (a power of two). Adding
-// their sums in order gives grad_weight. Roofline: as above; weight and grad_weight add at most k / N of the traffic of
-// the images.
+// Backward without shared taps. `slices` warps (a power of two) compute the same positions, each for a different part
+// of the N images; their sums are added in a fixed order. A block has kWarps / slices sets of positions. The bottleneck
+// is the same; weight and grad_weight add at most k / N of the traffic of the images.
 template <typename T, int kTaps, int kRows, bool kJoined>
 __global__ void __launch_bounds__(kThreads, kRows > 1 ? 1 : 3) lcdc_backward_positions(
     LcdcParams p, PacketCounts counts, int slices, ImageView grad_output /* [N, P, C] */,
@@ -222,8 +220,8 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 ? 1 : 3) lcdc_backward_pos
   using Layout = PacketLayout<T, kRows, kJoined>;
   GPU_SHARED(warp_sums, float[kWarps][kJoined ? 1 : kRows * 32][kTaps]);
   const Layout layout(counts);
-  const int warp = int(threadIdx.x) / 32, shares = kWarps / slices, pixels = layout.pixels_per_warp();
-  const int64_t start = int64_t(blockIdx.x) * shares * pixels;
+  const int warp = int(threadIdx.x) / 32, position_sets = kWarps / slices, pixels = layout.pixels_per_warp();
+  const int64_t start = int64_t(blockIdx.x) * position_sets * pixels;
   float sums[Layout::kPixels][kTaps] = {};
   // Loop over this warp's images
   for (int64_t image = warp % slices; image < p.N; image += slices)
@@ -245,10 +243,10 @@ __global__ void __launch_bounds__(kThreads, kRows > 1 ? 1 : 3) lcdc_backward_pos
     }
   __syncthreads();
   // Sum over the slices, and write grad_weight
-  for (int i = int(threadIdx.x); i < shares * pixels * kTaps; i += kThreads) {
-    const int j = i % kTaps, position = i / kTaps, share = position / pixels;
+  for (int i = int(threadIdx.x); i < position_sets * pixels * kTaps; i += kThreads) {
+    const int j = i % kTaps, position = i / kTaps, set = position / pixels;
     float sum = 0;
-    for (int slice = 0; slice < slices; ++slice) sum += warp_sums[share * slices + slice][position - share * pixels][j];
+    for (int slice = 0; slice < slices; ++slice) sum += warp_sums[set * slices + slice][position - set * pixels][j];
     if (start + position < p.P) grad_weight[(start + position) * kTaps + j] = gpu::from_compute<T>(sum);
   }
 }

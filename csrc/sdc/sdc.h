@@ -12,13 +12,16 @@
 // the middle tap if remove_center. DCNv3 and DCNv4 count taps in column-major order and store X before Y in each pair
 // of offsets.
 //
+// In memory, all tensors are channels-last: the channels of offset are [G, K, 2], and those of mask [G, K].
+//
 // input[Y, X] is interpolated bilinearly between four pixels, the corners of its cell: rows floor(Y) and floor(Y) + 1,
 // columns floor(X) and floor(X) + 1. It is zero outside the image. A sample with a NaN coordinate is NaN in the forward
-// pass and zero in the backward pass; a sample with an infinite coordinate is zero. The gradients of their offsets are
-// zero.
+// pass and zero in the backward pass; a sample with an infinite coordinate is zero. For both, the gradient of the
+// offset is zero.
 //
-// The gradient of an offset is the right-sided derivative. At a coordinate of exactly -1, this is the value of the first
-// row or column (as in torchvision); DCNv3 and DCNv4 instead ignore samples with Y <= -1 or X <= -1 altogether.
+// The gradient of an offset is the right-sided derivative. At Y = -1 exactly, it is scale * m times the value that is
+// interpolated in the first row, and likewise for X (as in torchvision); DCNv3 and DCNv4 instead ignore samples with Y
+// <= -1 or X <= -1 altogether.
 //
 // The files of this folder:
 //   sdc_schema.h, sdc_torch.h, sdc_arguments.h       all devices: options in the schemas; operators that torch calls
@@ -40,7 +43,8 @@ namespace danet {
 
 // The layout of offsets and mask. kSdc and kDcnv3: two tensors. kDcnv4: one tensor, in which the 2 K offsets of a group
 // come before its K mask values. kDcnv3 and kDcnv4 have DCN's order of taps and pairs (see the top of this file).
-// kColumns: as kSdc, but the samples of a pixel, times m, are not summed over the taps: out is [N, K * C, H_out, W_out].
+// kColumns: as kSdc, but the samples of a pixel, times m, are not summed over the taps: out is [N, K * C, H_out,
+// W_out].
 enum class SdcLayout { kSdc, kDcnv3, kDcnv4, kColumns };
 
 // The options of a call, checked by check_sdc (sdc_check.h), and the sizes and strides derived from them.

@@ -9,8 +9,8 @@
 namespace danet {
 namespace {
 
-// Shared memory per item in bytes, enough for both kernels of the backward pass: BackwardTap, grad_m and the corners
-// inside the image of each tap.
+// Shared memory per item in bytes, enough for im2col_kernel and for the kernels of the backward pass: BackwardTap,
+// grad_m and the corners inside the image of each tap.
 template <typename A>
 int shared_bytes_per_item(const SdcParams& p) {
   return int(p.K) * int(5 * sizeof(A) + sizeof(uint32_t)) + int(sizeof(int64_t));
@@ -96,7 +96,8 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
       const PacketSchedule packets(p.C / p.G / kPacketSize, kPacketsPerThread<T, kPacketSize, kTaps>);
       int64_t max_items = std::min<int64_t>(
           {kMaxItems, (gpu::kDefaultSharedBytes - kPlacesBytes) / taps_bytes,
-           (int64_t(1) << 20) / packets.threads_per_item.divisor});
+           (int64_t(1) << 20) /
+               packets.threads_per_item.divisor});  // bounds the work of a block with very many channels
       // Use smaller blocks for small images: more multiprocessors work, and each thread computes fewer packets.
       while (max_items > 32 && p.N * p.H_out * p.W_out * p.G < 2 * max_items * gpu::multiprocessor_count())
         max_items /= 2;

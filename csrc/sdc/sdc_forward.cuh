@@ -41,8 +41,8 @@ constexpr int kFloatBlocks = 8;
 template <typename T, int kPacketSize, int kTaps>
 constexpr int kPacketsPerThread = sizeof(T) == 4 && kPacketSize > 1 && kTaps > 0 ? 2 : 1;
 
-// How the threads of a block share the packets of its items. threads_per_item threads compute one item; the kThreads
-// threads of a block compute items_per_pass items and rest_per_pass threads' part of the next one.
+// How the threads of a block share the packets of its items: threads_per_item threads compute one item. In one pass,
+// the block advances by kThreads = items_per_pass * threads_per_item + rest_per_pass threads' work.
 struct PacketSchedule {
   int32_t per_item;  // packets
   gpu::Divisor threads_per_item;
@@ -54,10 +54,11 @@ struct PacketSchedule {
         rest_per_pass(int32_t(kThreads % threads_per_item.divisor)) {}
 };
 
-// Computes out [N, H_out*W_out, C]: the sums over the taps. Each thread computes kPackets packets (16 bytes) of
-// channels, one work item after the other: it reads 4 * K packets of input for each packet of out. kPacketSize is the
-// number of channels of a packet. Each item reads 3 * K values of offset and mask once. benchmarks/gpu_model predicts
-// the time from the compiled code: docs/performance_model.md. Not yet measured on a GPU.
+// Computes out [N, H_out*W_out, C]: the sums over the taps. A packet is a vector of kPacketSize neighboring channels:
+// 16 bytes, or one channel in the general kernels. In each iteration, a thread computes kPackets packets of one item;
+// for each of them it reads 4 * K packets of input. benchmarks/gpu_model predicts the time from the compiled code:
+// docs/performance_model.md. Not yet measured on a GPU. The launch bounds are the most blocks per multiprocessor for
+// which nvcc spills no registers.
 // NOTE: float32 is limited by the L1 cache. Two packets per thread halve its reads of shared memory. Its loop over the
 // taps is not unrolled, because nvcc would spill registers for sm_90 and sm_120.
 template <typename T, typename Index, int kPacketSize, int kTaps, bool kXFirst>
@@ -91,8 +92,8 @@ __global__ void __launch_bounds__(
     const int local = (run << staged.log2_pixels) + in_run;
     int y = tile_y * tiles.tile_h + (local >> tiles.log2_tile_w);
     int x = (tile_x << tiles.log2_tile_w) + (local & ((1 << tiles.log2_tile_w) - 1));
-    const bool exists = y < tiles.H && x < tiles.W;
-    const int i = y * tiles.W + x;
+    const bool exists = y < tiles.rows && x < tiles.columns;
+    const int i = y * tiles.columns + x;
     if (tiles.is_flat) y = tiles.out_width.divide(i), x = i - y * int(tiles.out_width.divisor);
     places[item] = {exists ? i : -1, g * group_channels};
     bool any_nan = false;
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(
           __syncwarp();
           const T* pixel = static_cast<const T*>(copy) + in_run * int(offset.pixel_stride);
           values = load_item<kXFirst>(
-              pixel + g * int(p.offset_group_stride), pixel + staged.mask_distance + g * int(p.mask_group_stride));
+              pixel + g * int(p.offset_group_stride), pixel + staged.mask_start + g * int(p.mask_group_stride));
           __syncwarp();
           is_loaded = true;
         }
@@ -199,7 +200,8 @@ __global__ void __launch_bounds__(
     write(pixel, channel, distance, has_second, total);
   });
   // Rare: a result is not finite. It may have overflowed in float16, or an infinite pixel has taken the place of a
-  // corner outside. Compute the thread's results again from the offsets, and do not read corners outside.
+  // corner outside (0 * inf is NaN). Compute the thread's results again from the offsets, and do not read corners
+  // outside.
   if (!check.all_finite())
     for_packets([&](int item, int pixel, int channel, int distance, bool has_second) {
       const int i = pixel, y = tiles.out_width.divide(i), x = i - y * int(tiles.out_width.divisor);

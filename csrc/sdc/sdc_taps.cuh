@@ -29,8 +29,9 @@ struct SampledCell {
 };
 
 // Where the taps of an output pixel lie; computed on the host, so that the kernels convert and multiply less. Pairs are
-// (y, x). See the formula in sdc.h: first_tap and tap_step are scale * (k*d - h) for k = 0, and its step from k to
-// k + 1; center is the center of the window of output pixel (0, 0).
+// (y, x). With the names of the formula in sdc.h, on each axis: first_tap = -scale * h, tap_step = scale * d. Tap j of
+// that axis (k_y or k_x) lies at first_tap + j * tap_step from the center of the window. `center` is the center of the
+// window of output pixel (0, 0).
 template <typename A>
 struct SamplingGrid {
   A scale, first_tap[2], tap_step[2];
