@@ -74,7 +74,8 @@ Image with_near_pixels(const SdcParams& p, const Image& image) {
 Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& offset, const ImageView& mask) {
   check_limits(p);
   const DeviceGuard device_guard(input);
-  const Image x = with_near_pixels(p, Image(input)), out(empty_image(input, {p.N, p.C_out, p.H_out, p.W_out}));
+  const Image x = with_near_pixels(p, Image(input));
+  const Image out(empty_image(input, {p.N, p.C_out, p.H_out, p.W_out}));
   const int64_t num_items = p.N * p.H_out * p.W_out * p.G;
   if (num_items == 0) return out.tensor;
   with_type(input, [&](auto type) {
@@ -94,10 +95,10 @@ Tensor run_forward(const SdcParams& p, const Tensor& input, const ImageView& off
       }
       constexpr int kPacketSize = decltype(packet_size)::value, kTaps = decltype(taps)::value;
       const PacketSchedule packets(p.C / p.G / kPacketSize, kPacketsPerThread<T, kPacketSize, kTaps>);
+      // The last limit bounds the work of a block if there are very many channels.
       int64_t max_items = std::min<int64_t>(
           {kMaxItems, (gpu::kDefaultSharedBytes - kPlacesBytes) / taps_bytes,
-           (int64_t(1) << 20) /
-               packets.threads_per_item.divisor});  // bounds the work of a block with very many channels
+           (int64_t(1) << 20) / packets.threads_per_item.divisor});
       // Use smaller blocks for small images: more multiprocessors work, and each thread computes fewer packets.
       while (max_items > 32 && p.N * p.H_out * p.W_out * p.G < 2 * max_items * gpu::multiprocessor_count())
         max_items /= 2;

@@ -204,12 +204,12 @@ __global__ void __launch_bounds__(
   // outside.
   if (!check.all_finite())
     for_packets([&](int item, int pixel, int channel, int distance, bool has_second) {
-      const int i = pixel, y = tiles.out_width.divide(i), x = i - y * int(tiles.out_width.divisor);
+      const int y = tiles.out_width.divide(pixel), x = pixel - y * int(tiles.out_width.divisor);
       const int g = places[item].channel / group_channels;
       A total[kPackets][kPacketSize] = {};
       prepare_taps</*kTaps=*/0, false>(
-          sampling, offset.pixel<const T>(n, i) + g * p.offset_group_stride,
-          mask.pixel<const T>(n, i) + g * p.mask_group_stride, y, x, [&](int, const Sample<A>& sample, A m) {
+          sampling, offset.pixel<const T>(n, pixel) + g * p.offset_group_stride,
+          mask.pixel<const T>(n, pixel) + g * p.mask_group_stride, y, x, [&](int, const Sample<A>& sample, A m) {
             A weights[4];
             bilinear(sample.fraction_y, sample.fraction_x, sample.is_nan ? A(NAN) : m, weights);
             const T* top_left = input.pixel<const T>(n, sample.cell.top_left) + channel;

@@ -369,6 +369,17 @@ def test_sdc_64_bit_pixel_strides(device, C):
         assert_near(results, expected, 2e-3)
 
 
+def test_sdc_pixels_4_gib_apart(device):
+    """The CUDA kernel multiplies by the bytes of a pixel with 32 bits, so that such an image is copied first."""
+    (input, offset, mask), options = arguments(1, 8, 1, 2, groups=2, dtype=torch.float64)
+    stride = 2**29 + 8  # memory between the two pixels stays unused
+    memory = torch.empty(stride + 8, dtype=torch.float64, device=device.where)
+    far = memory.as_strided(input.shape, (1, 1, 2 * stride, stride))
+    far.copy_(input)
+    expected = device("sdc", input, offset, mask, *sdc_options(options))
+    assert_near(device("sdc", far, offset, mask, *sdc_options(options)), expected, 1e-12)
+
+
 def test_sdc_nonfinite_coordinates(device):
     tensors, options = arguments(2, 16, 5, 6, groups=2, dtype=torch.float32)
     tensors[1][0, 3, 2, 2] = float("nan")
