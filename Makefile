@@ -136,7 +136,7 @@ real: $(KERNELS)  ## train and evaluate on real frames (docs/results.md): make r
 	@echo "== 3/5  evaluation on every third frame of the validation videos"
 	@$(RUN) -m danet.evaluate $(REAL)/train/weights.safetensors $(REAL)/val.json --target drone \
 	  --tune $(REAL)/tune.json --criterion iou30 --out $(REAL)/evaluate
-	@echo "== 4/5  fine-tuning of danet_s_wide on SIRST, half an hour"
+	@echo "== 4/5  fine-tuning of danet_s_wide on SIRST, about 40 minutes on one core"
 	@$(RUN) -m danet.train --preset sirst --data $(REAL)/sirst/train.json --out $(REAL)/train-sirst --overwrite
 	@echo "== 5/5  evaluation on the validation list of SIRST"
 	@$(RUN) -m danet.evaluate $(REAL)/train-sirst/weights.safetensors $(REAL)/sirst/val.json --input_size 448x560 \
