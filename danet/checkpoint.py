@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from danet.config import ModelConfig
+from danet.config import EXTRA_CHANNELS_VERSION, ModelConfig
 from danet.models import DANet, build_model
 from danet.models.blocks import MBB
 from danet.utils.errors import FaultError, UserError
@@ -64,6 +64,8 @@ def save_weights(path: str | os.PathLike, model: DANet, metadata: dict | None = 
         ('danet_nano', {'epochs': 3})
     """
     header = {"config": dataclasses.asdict(model.config), "metadata": metadata or {}, "compact": compact}
+    if model.config.has_extra_channels:
+        header["extra_channels"] = EXTRA_CHANNELS_VERSION
     tensors = model.state_dict()
     if compact:
         for name, module in model.named_modules():
@@ -83,7 +85,8 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
 
     Raises:
         UserError: the file is missing, is not readable, or is not a weights file of this version; its header describes
-            another network than its tensors; or a tensor holds NaN or infinite values.
+            another network than its tensors; a tensor holds NaN or infinite values; or it was trained with another
+            definition of the channels that ``lags`` and ``local_contrast`` add.
 
     Example:
         >>> model, metadata = load_weights(SHIPPED)
@@ -103,6 +106,11 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
         raise UserError(
             f"{path}: weights do not fit this version of DANet ({reason[:MAX_REASON_CHARACTERS]})"
         ) from error
+    if model.config.has_extra_channels and header.get("extra_channels") != EXTRA_CHANNELS_VERSION:
+        raise UserError(
+            f"{path}: was trained with another definition of the input channels that model.lags and "
+            "model.local_contrast add; train it again with this version of DANet"
+        )
     return model.eval().to(device), metadata
 
 

@@ -6,6 +6,10 @@ from typing import Literal
 Assignment = Literal["centre", "atss"]
 """Label assignments of the default head, see ``danet.models.heads.assignment``."""
 
+EXTRA_CHANNELS_VERSION = 2
+"""Number of the definition of the channels that ``lags`` and ``local_contrast`` add (``danet.data.temporal``). Weights
+that were trained with another definition would detect wrongly. Increase it with every change of these channels."""
+
 
 @dataclass
 class ModelConfig:
@@ -32,7 +36,7 @@ class ModelConfig:
     '[0.1, 0.5, 1.0]'. The dataset must contain these frames (`danet data import ... --lags`)."""
 
     local_contrast: bool = False
-    """Add the image with its local mean and deviation removed as a further input channel."""
+    """Add the small details of the image, divided by their local deviation, as a further input channel."""
 
     head: Literal["default", "paper"] = "default"
     """default: anchor-free, focal and GIoU loss. paper: anchors, cross-entropy and smooth-L1 loss (section 3.3)."""
@@ -60,6 +64,11 @@ class ModelConfig:
 
     depths: list[int] | None = None
     """Blocks of the four stages. Default: those of `name`."""
+
+    @property
+    def has_extra_channels(self) -> bool:
+        """Whether the network has input channels beside those of the image."""
+        return bool(self.lags) or self.local_contrast
 
     @property
     def network_channels(self) -> int:

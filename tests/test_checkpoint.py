@@ -177,6 +177,18 @@ def test_load_weights_rejects_other_files(tmp_path, write, message):
     assert len(str(caught.value)) < len(str(path)) + 400
 
 
+@pytest.mark.parametrize("options", [{"lags": [0.5]}, {"local_contrast": True}])
+def test_load_weights_rejects_another_definition_of_the_input_channels(tmp_path, options):
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, build_model(ModelConfig(name="danet_nano", **options)), {"epochs": 1})
+    assert load_weights(path)[1] == {"epochs": 1}
+    tensors, header = load_tensors(path, FORMAT)
+    for version in (None, 1):
+        save_tensors(path, FORMAT, tensors, {**header, "extra_channels": version})
+        with pytest.raises(UserError, match=r"another definition of the input channels.*train it again"):
+            load_weights(path)
+
+
 def test_load_weights_names_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.safetensors: no such file"):
         load_weights(tmp_path / "nowhere.safetensors")

@@ -2,8 +2,8 @@
 
 A small dim target is often invisible in a single frame: a person sees it because it moves. With ``model.lags``, the
 network gets, for each lag, the difference to the frame that many seconds before, after the motion of the camera has
-been removed. With ``model.local_contrast``, it gets the image again with its local mean and deviation removed, so that
-a dark band of sky keeps its own scale beside bright clouds.
+been removed. With ``model.local_contrast``, it gets the small details of the image. Both are divided by their local
+deviation, so that a dim target in a calm sky is as strong as the motion of leaves, or as the edges of clouds.
 
 Images are ``[H, W]``, uint8 or uint16, of one size.
 """
@@ -25,24 +25,23 @@ MIN_SHIFT_PIXELS = 0.1
 """Smaller shifts are not corrected: interpolation would change the image more than the shift does."""
 CUT_FRACTION = 0.12
 """Two frames whose median absolute difference exceeds this fraction of the intensity span show different scenes."""
-SMOOTHING_PIXELS = 1.0
-"""Standard deviation of the Gaussian that smooths a difference. It divides the noise by 3.5, but the contrast of a
-target of 3 pixels by less than 2."""
-NOISE_UNITS = 0.25
-"""A difference channel is scaled so that its noise has this standard deviation."""
+SMOOTHING_PIXELS = 0.7
+"""Standard deviation of the Gaussian that smooths a difference. It divides white noise by 2.3, and the contrast of a
+target with a core of 3 pixels by 1.4."""
+DETAIL_PIXELS = 9
+"""Side of the square whose mean is subtracted: clouds, their drift, and a change of the sensor's offset vary over more
+pixels than a distant target covers."""
+NEIGHBORHOOD_PIXELS = 21
+"""Side of the square over which the standard deviation of the details is measured."""
 DEVIATION_UNITS = 0.5
-"""The local contrast channel is scaled so that its local standard deviation has this value."""
+"""The channels are scaled so that the local standard deviation of the details has this value."""
 LIMIT_UNITS = 4.0
 """Values x become x / (1 + |x| / LIMIT_UNITS), so that strong targets do not hide the other channels."""
-MIN_NOISE_SPANS = 1 / 256
-"""Lower bound of the noise of a difference, as a fraction of the intensity span: compressed video can be noise-free."""
-MIN_DEVIATION_SPANS = 1 / 64
-"""Lower bound of the local deviation, as a fraction of the intensity span. Without it, the local contrast of flat areas
-would show the blocks of the video compression."""
+MIN_DEVIATION_SPANS = 1 / 400
+"""Added to the local deviation, as a fraction of the intensity span. Without it, the channels would show the blocks of
+the video compression in flat areas."""
 SPARSE = np.s_[::4, ::4]
 """Medians are computed from every fourth pixel of every fourth row, to save time."""
-NEIGHBORHOOD_PIXELS = 31
-"""Side of the square over which the local contrast is measured."""
 
 
 def align(past: np.ndarray, image: np.ndarray, span: float) -> np.ndarray | None:
@@ -139,7 +138,10 @@ def _absolute_difference(image: np.ndarray, past: np.ndarray) -> np.ndarray:
 
 
 def temporal_difference(image: np.ndarray, past: np.ndarray, span: float) -> np.ndarray:
-    """The smoothed difference to an aligned earlier frame, in units of its noise.
+    """The smoothed difference to an aligned earlier frame, in units of its local noise.
+
+    The noise is measured around each pixel, because it differs within a frame: waves and leaves move, and the sky does
+    not. With one value for the whole frame, a dim target before the sky would be as weak as the motion of the leaves.
 
     Args:
         image: ``[H, W]``, uint8 or uint16.
@@ -147,35 +149,28 @@ def temporal_difference(image: np.ndarray, past: np.ndarray, span: float) -> np.
         span: span of the intensities of ``image``.
 
     Returns:
-        float32 ``[H, W]``; the noise has a standard deviation of NOISE_UNITS, values are below LIMIT_UNITS.
+        float32 ``[H, W]``; the noise has a standard deviation of DEVIATION_UNITS, values are below LIMIT_UNITS.
 
     Example:
         >>> image = np.full((64, 96), 100, np.uint8)
         >>> moved = image.copy()
         >>> moved[20:24, 30:34] = 120
-        >>> float(temporal_difference(moved, image, span=64.0).max()) > 3
+        >>> float(temporal_difference(moved, image, span=64.0).max()) > 1
         True
     """
-    difference = cv2.subtract(image, past, dtype=cv2.CV_32F)
-    difference = cv2.GaussianBlur(difference, (0, 0), SMOOTHING_PIXELS)
-    sparse = difference[SPARSE]
-    offset = float(np.median(sparse))
-    noise = 1.4826 * float(np.median(np.abs(sparse - offset)))  # the standard deviation of a normal distribution
-    difference -= np.float32(offset)
-    difference *= np.float32(NOISE_UNITS / max(noise, MIN_NOISE_SPANS * span))
-    return _compress(difference)
+    return _normalize_details(cv2.subtract(image, past, dtype=cv2.CV_32F), span)
 
 
 def local_contrast(image: np.ndarray, span: float) -> np.ndarray:
-    """The image minus its local mean, divided by twice its local standard deviation.
+    """Details of an image that are as small as a distant target, in units of their local standard deviation.
 
     Args:
         image: ``[H, W]``, uint8 or uint16.
         span: span of the intensities of ``image``.
 
     Returns:
-        float32 ``[H, W]``, values are below LIMIT_UNITS. Mean and deviation are those of the square of
-        NEIGHBORHOOD_PIXELS around each pixel; the deviation is at least MIN_DEVIATION_SPANS * span.
+        float32 ``[H, W]``, values are below LIMIT_UNITS: the smoothed image minus its mean over DETAIL_PIXELS, divided
+        by four times the standard deviation of this difference over NEIGHBORHOOD_PIXELS.
 
     Example:
         >>> image = np.full((64, 96), 100, np.uint8)
@@ -183,18 +178,25 @@ def local_contrast(image: np.ndarray, span: float) -> np.ndarray:
         >>> float(local_contrast(image, span=64.0)[21, 31]) > 1
         True
     """
-    values = image.astype(np.float32)
+    return _normalize_details(image.astype(np.float32), span)
+
+
+def _normalize_details(values: np.ndarray, span: float) -> np.ndarray:
+    """Removes what is larger than DETAIL_PIXELS, and divides by the local deviation of the rest."""
+    size = DETAIL_PIXELS, DETAIL_PIXELS
+    details: np.ndarray = cv2.GaussianBlur(values, (0, 0), SMOOTHING_PIXELS)
+    background: np.ndarray = cv2.blur(values, size, borderType=cv2.BORDER_REFLECT_101)
+    details -= background
     size = NEIGHBORHOOD_PIXELS, NEIGHBORHOOD_PIXELS
-    mean = cv2.blur(values, size, borderType=cv2.BORDER_REFLECT_101)
-    values -= mean
-    variance = cv2.blur(values * values, size, borderType=cv2.BORDER_REFLECT_101)
+    variance: np.ndarray = cv2.blur(details * details, size, borderType=cv2.BORDER_REFLECT_101)
     # OpenCV adds and subtracts columns as the square moves, so that rounding makes the variance of a flat area slightly
-    # negative. Its square root would be NaN; therefore the minimum is applied first.
-    np.maximum(variance, np.float32(MIN_DEVIATION_SPANS * span) ** 2, out=variance)
-    deviation = cv2.sqrt(variance, dst=variance)
-    values *= np.float32(DEVIATION_UNITS)
-    values /= deviation
-    return _compress(values)
+    # negative. Its square root would be NaN.
+    np.maximum(variance, 0, out=variance)
+    deviation: np.ndarray = cv2.sqrt(variance, dst=variance)
+    deviation += np.float32(MIN_DEVIATION_SPANS * span)
+    details *= np.float32(DEVIATION_UNITS)
+    details /= deviation
+    return _compress(details)
 
 
 def _compress(values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,6 +27,9 @@ from danet.utils.image_io import read_image
 from danet.utils.progress import track
 
 TARGET = "drone"
+FLOCKING = {"bird", "birds"}
+"""Frames with objects of these classes are not used: a flock often has more birds than boxes, and a detection of a bird
+without a box would count as a false alarm."""
 SIZE_PIXELS = (3.0, 10.0)
 """Minimum and maximum side of a box; like labels of real videos, it is twice as large as the visible core."""
 CONTRAST_COUNTS = (2.0, 10.0)
@@ -40,7 +43,10 @@ CANDIDATES = 40
 SURROUNDINGS_PIXELS = 25
 """Side of the square around a place whose brightness and structure are measured."""
 NEARBY_PIXELS = 9
-"""Side of the square around a target in which the standard deviation must not exceed the contrast of the target."""
+"""Side of the square around a place in which the visibility of a target is measured."""
+MIN_VISIBILITY = 2.0
+"""Minimum ratio of a target's contrast to the standard deviation around it. With 1, a fifth of the targets would lie in
+waves or leaves, where a person does not see them either."""
 MARGIN_PIXELS = 12
 """Minimum distance of a target to the border of the image and to other objects."""
 
@@ -51,7 +57,7 @@ def make_stress_set(
     """Writes frames with one added target each, and lists the same frames without it.
 
     Args:
-        frames: real frames. Their own boxes become ignore regions.
+        frames: real frames. Their own boxes become ignore regions. Frames with objects of FLOCKING are not used.
         folder: new folder for the images.
         count: number of frames with a target; they are chosen at random, each at most once.
         seed: seed of all randomness.
@@ -73,21 +79,58 @@ def make_stress_set(
         [['drone'], []]
     """
     usable = [record for record in frames if min(record.width, record.height) > 4 * MARGIN_PIXELS]
+    usable = [record for record in usable if FLOCKING.isdisjoint(record.names)]
     usable = [record for record in usable if record.past or not moving]
     order = np.random.default_rng(seed).permutation(len(usable))
-    candidates = (_keep_known_shifts(usable[number]) for number in order)
-    chosen = list(itertools.islice((each for each in candidates if each[0].past or not moving), count))
+    planned = (_plan(usable[number], np.random.default_rng([*seed, int(number)]), moving=moving) for number in order)
+    chosen = list(itertools.islice((plan for plan in planned if plan is not None), count))
     if len(chosen) < count:
-        needed = "with earlier frames " if moving else ""
-        raise UserError(f"stress set: {count} frames {needed}are needed, the dataset has {len(chosen)}")
+        needed = " with earlier frames and" if moving else ""
+        left_out = " (frames with birds are not used)" if any(FLOCKING & set(record.names) for record in frames) else ""
+        raise UserError(
+            f"stress set: {count} frames{needed} with a calm place are needed, the dataset has {len(chosen)}{left_out}"
+        )
     folder.mkdir(parents=True)
     with_target, without = [], []
-    for index, (record, shifts) in enumerate(track(chosen, "adding targets", quiet=quiet)):
-        record = replace(record, names=[IGNORE] * len(record.names), ignore=np.ones(len(record.names), bool))
-        rng = np.random.default_rng([*seed, index])
-        with_target.append(_add_target(record, shifts, folder / f"{index:05d}", rng, moving=moving))
-        without.append(_copy(record, folder / f"{index:05d}_without"))
+    for index, plan in enumerate(track(chosen, "adding targets", quiet=quiet)):
+        with_target.append(_add_target(plan, folder / f"{index:05d}"))
+        without.append(_copy(plan.record, folder / f"{index:05d}_without"))
     return with_target + without
+
+
+class _Plan(NamedTuple):
+    """What ``_add_target`` adds to a frame."""
+
+    record: ImageRecord
+    """The frame, whose boxes are ignore regions."""
+    shifts: list[np.ndarray]
+    """The shift (x, y) of the background from each earlier frame of ``record``."""
+    patch: np.ndarray
+    box_size: np.ndarray
+    """Width and height in pixels."""
+    centre: np.ndarray
+    """(x, y) in pixels."""
+    velocity: np.ndarray
+    """(x, y) in pixels per second, against the background."""
+
+
+def _plan(record: ImageRecord, rng: np.random.Generator, *, moving: bool) -> _Plan | None:
+    """Draws a target for a frame; None if its motion cannot be shown, or if it would be visible nowhere."""
+    image = read_image(record.path)
+    patch, box_size = _make_patch(rng, 1.0 if image.dtype == np.uint8 else 256.0)
+    centre = _choose_place(to_grey(image), record.boxes, float(patch.max()), rng)
+    if centre is None:
+        return None
+    record, shifts = _keep_known_shifts(record)
+    if moving and not record.past:
+        return None
+    velocity = np.zeros(2)
+    if moving:
+        speed = math.exp(rng.uniform(*np.log(SPEED_PIXELS_PER_S)))
+        direction = rng.uniform(0, 2 * math.pi)
+        velocity = speed * np.array([math.cos(direction), math.sin(direction)])
+    record = replace(record, names=[IGNORE] * len(record.names), ignore=np.ones(len(record.names), bool))
+    return _Plan(record, shifts, patch, box_size, centre, velocity)
 
 
 def _keep_known_shifts(record: ImageRecord) -> tuple[ImageRecord, list[np.ndarray]]:
@@ -99,21 +142,10 @@ def _keep_known_shifts(record: ImageRecord) -> tuple[ImageRecord, list[np.ndarra
     return replace(record, past=past), [shift for shift in shifts if shift is not None]
 
 
-def _add_target(
-    record: ImageRecord, shifts: Sequence[np.ndarray], stem: Path, rng: np.random.Generator, *, moving: bool
-) -> ImageRecord:
-    """Writes a frame and its earlier frames with a target; returns the new record.
-
-    ``shifts`` are those of the background from each earlier frame.
-    """
+def _add_target(plan: _Plan, stem: Path) -> ImageRecord:
+    """Writes a frame and its earlier frames with a target; returns the new record."""
+    record, shifts, patch, box_size, centre, velocity = plan
     image = read_image(record.path)
-    patch, box_size = _make_patch(rng, 1.0 if image.dtype == np.uint8 else 256.0)
-    centre = _choose_place(to_grey(image), record.boxes, float(patch.max()), rng)
-    velocity = np.zeros(2)
-    if moving:
-        speed = math.exp(rng.uniform(*np.log(SPEED_PIXELS_PER_S)))
-        direction = rng.uniform(0, 2 * math.pi)
-        velocity = speed * np.array([math.cos(direction), math.sin(direction)])
     path = _write(image, patch, centre, stem.with_suffix(".png"))
     past = []
     for number, ((seconds, file), shift) in enumerate(zip(record.past, shifts, strict=True)):
@@ -152,11 +184,11 @@ def _make_patch(rng: np.random.Generator, counts: float) -> tuple[np.ndarray, np
     return (rng.uniform(*CONTRAST_COUNTS) * counts * np.outer(y, x)).astype(np.float32), box_size
 
 
-def _choose_place(grey: np.ndarray, boxes: np.ndarray, contrast: float, rng: np.random.Generator) -> np.ndarray:
+def _choose_place(grey: np.ndarray, boxes: np.ndarray, contrast: float, rng: np.random.Generator) -> np.ndarray | None:
     """Chooses the centre (x, y) of a target: the middle of a pixel, away from all boxes.
 
-    Targets fly in the sky, not in the trees. Candidates around which the standard deviation exceeds the contrast of the
-    target are therefore used only if there are no others.
+    Targets fly in the sky, not in the trees. A place is used only if the contrast of the target is at least
+    MIN_VISIBILITY times the standard deviation around it. None if no candidate is such a place.
     """
     kind = PLACES[rng.integers(len(PLACES))]
     height, width = grey.shape
@@ -164,8 +196,10 @@ def _choose_place(grey: np.ndarray, boxes: np.ndarray, contrast: float, rng: np.
     structure, brightness = _deviation_and_mean(grey, SURROUNDINGS_PIXELS)
     places = rng.integers(MARGIN_PIXELS, [width - MARGIN_PIXELS, height - MARGIN_PIXELS], (CANDIDATES, 2))
     margin = MARGIN_PIXELS * np.array([-1, -1, 1, 1])
-    free = [place for place in places if not intersection(boxes, np.tile(place, 2) + margin).any()] or list(places)
-    visible = [place for place in free if nearby[place[1], place[0]] <= contrast] or free[:1]
+    free = [place for place in places if not intersection(boxes, np.tile(place, 2) + margin).any()]
+    visible = [place for place in free if MIN_VISIBILITY * nearby[place[1], place[0]] <= contrast]
+    if not visible:
+        return None
     if kind == "dark":
         best = min(visible, key=lambda place: brightness[place[1], place[0]])
     elif kind == "structured":

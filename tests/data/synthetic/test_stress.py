@@ -13,7 +13,7 @@ from danet.utils.errors import UserError
 def frames(tmp_path):
     """Frames of a camera that pans by 4 pixels per tenth of a second, each with one box and two earlier frames."""
     rng = np.random.default_rng(0)
-    scene = cv2.GaussianBlur(rng.normal(120, 60, (200, 400)).astype(np.float32), (0, 0), 3)
+    scene = cv2.GaussianBlur(rng.normal(120, 20, (200, 400)).astype(np.float32), (0, 0), 3)
     records = []
     for index in range(4):
         files = {}
@@ -24,8 +24,8 @@ def frames(tmp_path):
             cv2.imwrite(str(files[lag]), np.clip(scene[20:148, left : left + 160], 0, 255).astype(np.uint8))
         past = ((0.1, files[0.1]), (0.5, files[0.5]))
         boxes = np.array([[70, 50, 90, 60]], np.float32)
-        records.append(ImageRecord(files[0.0], 160, 128, boxes, ["bird"], np.zeros(1, bool), past=past))
-    write_coco(tmp_path / "in/frames.json", records, ["bird"])
+        records.append(ImageRecord(files[0.0], 160, 128, boxes, ["airplane"], np.zeros(1, bool), past=past))
+    write_coco(tmp_path / "in/frames.json", records, ["airplane"])
     return records
 
 
@@ -98,16 +98,32 @@ def test_stress_set_depends_only_on_the_seed(frames, tmp_path):
 
 
 def test_stress_set_refuses_too_few_frames(frames, tmp_path):
-    with pytest.raises(UserError, match="5 frames are needed, the dataset has 4"):
+    with pytest.raises(UserError, match="5 frames with a calm place are needed, the dataset has 4"):
         make_stress_set(frames, tmp_path / "out", 5, [0], moving=False)
     frames[0].past = ()
-    with pytest.raises(UserError, match="4 frames with earlier frames are needed, the dataset has 3"):
+    with pytest.raises(
+        UserError, match="4 frames with earlier frames and with a calm place are needed, the dataset has 3"
+    ):
         make_stress_set(frames, tmp_path / "out", 4, [0], moving=True)
     for _, file in frames[1].past:
         cv2.imwrite(str(file), np.zeros((64, 64), np.uint8))  # the shift from another size is not known
-    with pytest.raises(UserError, match="4 frames with earlier frames are needed, the dataset has 2"):
+    with pytest.raises(
+        UserError, match="4 frames with earlier frames and with a calm place are needed, the dataset has 2"
+    ):
         make_stress_set(frames, tmp_path / "out", 4, [0], moving=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_stress_set_leaves_out_frames_of_birds(frames, tmp_path):
+    # Often, not every bird of a flock has a box, and a detection of such a bird would count as a false alarm.
+    frames[2].names = ["bird"]
+    made = make_stress_set(frames, tmp_path / "out", 3, [0], moving=False)
+    used = {cv2.imread(str(record.path), 0).tobytes() for record in made[3:]}
+    assert used == {cv2.imread(str(frames[index].path), 0).tobytes() for index in (0, 1, 3)}
+    with pytest.raises(
+        UserError, match=r"4 frames with a calm place are needed, the dataset has 3 \(frames with birds are not used\)"
+    ):
+        make_stress_set(frames, tmp_path / "again", 4, [0], moving=False)
 
 
 def test_synthesize_writes_stress_sets(frames, tmp_path, capsys):
