@@ -33,7 +33,8 @@ class ModelConfig:
 
     lags: list[float] = field(default_factory=list)
     """Seconds: for each of them, the difference to the frame that much earlier is a further input channel, such as
-    '[0.1, 0.5, 1.0]'. The dataset must contain these frames (`danet data import ... --lags`)."""
+    '[0.1, 0.5, 1.0]'. With several lags, one more channel shows what all differences share. The dataset must contain
+    these frames (`danet data import ... --lags`)."""
 
     local_contrast: bool = False
     """Add the small details of the image, divided by their local deviation, as a further input channel."""
@@ -72,5 +73,5 @@ class ModelConfig:
 
     @property
     def network_channels(self) -> int:
-        """Channels of the network's input: those of the image, the local contrast, one for each lag."""
-        return self.input_channels + self.local_contrast + len(self.lags)
+        """Channels of the network's input: the image, the local contrast, one for each lag, what several lags share."""
+        return self.input_channels + self.local_contrast + len(self.lags) + (len(self.lags) > 1)

@@ -2,8 +2,9 @@
 
 A small dim target is often invisible in a single frame: a person sees it because it moves. With ``model.lags``, the
 network gets, for each lag, the difference to the frame that many seconds before, after the motion of the camera has
-been removed. With ``model.local_contrast``, it gets the small details of the image. Both are divided by their local
-deviation, so that a dim target in a calm sky is as strong as the motion of leaves, or as the edges of clouds.
+been removed, and what these differences share. With ``model.local_contrast``, it gets the small details of the image.
+All are divided by their local deviation, so that a dim target in a calm sky is as strong as the motion of leaves, or as
+the edges of clouds.
 
 Images are ``[H, W]``, uint8 or uint16, of one size.
 """
@@ -208,6 +209,26 @@ def _compress(values: np.ndarray) -> np.ndarray:
     return values
 
 
+def common_difference(differences: Sequence[np.ndarray]) -> np.ndarray:
+    """What several differences share: the one nearest to zero where all have the same sign, and 0 elsewhere.
+
+    A moving target is brighter (or darker) than its place was in every earlier frame, whereas the places that it has
+    left differ from one of them only, and noise differs from frame to frame.
+
+    Args:
+        differences: at least one of ``temporal_difference``, float32 ``[H, W]``.
+
+    Example:
+        >>> rows = np.float32([[0.5, 0.5, -2.0], [0.2, -1.0, -3.0]])
+        >>> common_difference(list(rows[:, None])).tolist()
+        [[0.20000000298023224, 0.0, -2.0]]
+    """
+    smallest, largest = differences[0], differences[0]
+    for each in differences[1:]:
+        smallest, largest = np.minimum(smallest, each), np.maximum(largest, each)
+    return np.maximum(smallest, 0) + np.minimum(largest, 0)
+
+
 def extra_channels(
     image: np.ndarray, past: Sequence[np.ndarray | None], span: float, *, with_local_contrast: bool
 ) -> np.ndarray:
@@ -220,19 +241,21 @@ def extra_channels(
         with_local_contrast: whether the local contrast is the first channel.
 
     Returns:
-        float32 ``[E, H, W]``: the local contrast, then one difference for each lag.
+        float32 ``[E, H, W]``: the local contrast, then one difference for each lag, and with several lags their
+        ``common_difference``. The latter leaves out lags without a frame.
 
     Example:
         >>> extra_channels(np.zeros((64, 96), np.uint8), [None, None], 64.0, with_local_contrast=True).shape
-        (3, 64, 96)
+        (4, 64, 96)
     """
     grey = to_grey(image)
-    channels = np.empty((with_local_contrast + len(past), *grey.shape), np.float32)
-    if with_local_contrast:
-        channels[0] = local_contrast(grey, span)
-    for index, each in enumerate(past, int(with_local_contrast)):
-        channels[index] = 0.0 if each is None else temporal_difference(grey, each, span)
-    return channels
+    differences = [None if each is None else temporal_difference(grey, each, span) for each in past]
+    if len(past) > 1:
+        known = [each for each in differences if each is not None]
+        differences.append(common_difference(known) if known else None)
+    channels = [local_contrast(grey, span)] if with_local_contrast else []
+    channels += [np.zeros(grey.shape, np.float32) if each is None else each for each in differences]
+    return np.stack(channels) if channels else np.empty((0, *grey.shape), np.float32)
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:

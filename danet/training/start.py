@@ -63,7 +63,8 @@ def _inputs(model: DANet) -> list[str]:
     """A name for each input channel of the network, in their order."""
     config = model.config
     image = [f"image {index}" for index in range(config.input_channels)]
-    return [*image, *["local contrast"] * config.local_contrast, *(f"lag {float(lag)}" for lag in config.lags)]
+    lags = [f"lag {float(lag)}" for lag in config.lags]
+    return [*image, *["local contrast"] * config.local_contrast, *lags, *["common difference"] * (len(lags) > 1)]
 
 
 def _add_inputs(loaded: DANet, model: DANet) -> None:

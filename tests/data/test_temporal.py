@@ -133,9 +133,24 @@ def test_local_contrast_keeps_the_scale_of_a_dark_band():
 def test_extra_channels_has_zeros_for_missing_frames():
     image = np.random.default_rng(9).integers(0, 255, (64, 96, 3)).astype(np.uint8)
     channels = extra_channels(image, [None, image[..., 0]], 200.0, with_local_contrast=False)
-    assert channels.shape == (2, 64, 96) and channels.dtype == np.float32
+    assert channels.shape == (3, 64, 96) and channels.dtype == np.float32
     assert not channels[0].any() and channels[1].any()
+    np.testing.assert_array_equal(channels[2], channels[1])  # the only known difference
+    assert not extra_channels(image, [None, None], 200.0, with_local_contrast=False).any()
+    assert extra_channels(image, [image[..., 0]], 200.0, with_local_contrast=True).shape == (2, 64, 96)
     assert extra_channels(image, [], 200.0, with_local_contrast=False).shape == (0, 64, 96)
+
+
+def test_common_difference_leaves_out_the_places_that_a_target_has_left():
+    image = np.full((64, 96), 100, np.uint8)
+    frames = [image.copy() for _ in range(3)]
+    for frame, column in zip(frames, (60, 50, 40), strict=True):
+        frame[30:33, column : column + 3] = 110
+    for sign in (1, -1):
+        now, *past = frames if sign > 0 else [200 - frame for frame in frames]
+        common = sign * extra_channels(now, past, 64.0, with_local_contrast=False)[-1]
+        assert np.unravel_index(common.argmax(), common.shape) == (31, 61)
+        assert common.max() > 1 and np.abs(common[:, :56]).max() < 0.2 * common.max()
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_new_input_channels_start_from_zero(compact, tmp_path):
     old = calibrated(make(local_contrast=False, lags=[]))
     save_weights(tmp_path / "w.safetensors", old, compact=compact)
     new = make(seed=1, local_contrast=True, lags=[0.1, 0.5]).eval()
-    images = torch.randn(4, 4, 64, 96, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(4, 5, 64, 96, generator=torch.Generator().manual_seed(2))
     images[:, :1] = IMAGES
     start_from(tmp_path / "w.safetensors", new, lambda: images)
     for theirs, ours in zip(old(IMAGES).logits, new(images).logits, strict=True):
@@ -141,8 +141,8 @@ def test_input_channels_are_copied_by_name(tmp_path):
     save_weights(tmp_path / "w.safetensors", old)
     new = make(seed=1, local_contrast=True, lags=[0.5, 1.0, 0.1]).eval()
     start_from(tmp_path / "w.safetensors", new, no_images)
-    images = torch.randn(2, 5, 64, 96, generator=torch.Generator().manual_seed(2))
-    for theirs, ours in zip(old(images[:, [0, 4, 2]]).logits, new(images).logits, strict=True):
+    images = torch.randn(2, 6, 64, 96, generator=torch.Generator().manual_seed(2))
+    for theirs, ours in zip(old(images[:, [0, 4, 2, 5]]).logits, new(images).logits, strict=True):
         assert torch.allclose(theirs, ours, atol=1e-5)
 
 
