@@ -228,7 +228,9 @@ def summarize(videos: Sequence[Tracked], method: str, options: dict[str, Any]) -
                 events = alarms.update(tracks, seconds=index / FPS)
                 starts += [event.time for event in events if event.kind == "start"]
         seconds = len(each.found) / FPS
-        alarmed.append(AlarmedVideo(each.video.name, each.video.category, seconds, tuple(starts), each.shows_target))
+        begin = next((index / FPS for index, boxes in enumerate(each.truth) if len(boxes)), 0.0)
+        after = tuple(start - begin for start in starts if start >= begin)
+        alarmed.append(AlarmedVideo(each.video.name, each.video.category, seconds, after, each.shows_target))
     return {"options": options, "first_alarms": first_alarm_delays(alarmed), **summarize_alarms(alarmed)}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from danet.boxes import Detections
 from danet.data.coco_dataset import ImageRecord, load_coco
+from danet.evaluation.alarm_assignment import first_target_frame
 from danet.evaluation.alarm_metrics import AlarmedVideo, summarize_alarms
 from danet.evaluation.bootstrap import resample
 from danet.evaluation.formatting import estimate
@@ -137,15 +138,12 @@ def _alarmed(
 ) -> AlarmedVideo:
     """The times of the alarms of a video, from the first image with a target on."""
     tracker = Tracker(classes=[each for each in classes if each in thresholds.classes])
-    alarms, times, begin = Alarms(AlarmOptions().complete(thresholds, thresholds.classes)), [], None
+    alarms, times = Alarms(AlarmOptions().complete(thresholds, thresholds.classes)), []
     for record in records:
         seconds = (record.frame or 0) / fps
-        is_target = any(
-            each in thresholds.classes and not ignored
-            for each, ignored in zip(record.names, record.ignore, strict=True)
-        )
-        begin = seconds if begin is None and is_target else begin
         tracks = tracker.update(predictions[id(record)], seconds=seconds, image=read_image(record.path))
         times += [event.time for event in alarms.update(tracks, seconds=seconds) if event.kind == "start"]
-    after = tuple(time - (begin or 0.0) for time in times if time >= (begin or 0.0))
-    return AlarmedVideo(name, "target", len(records) / fps, after, begin is not None)
+    first = first_target_frame(records, thresholds.classes)
+    begin = (first or 0) / fps
+    after = tuple(time - begin for time in times if time >= begin)
+    return AlarmedVideo(name, "target", len(records) / fps, after, first is not None)

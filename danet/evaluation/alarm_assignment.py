@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ LEFT_OUT = {
     "other_sources": "not from a video of the data",
     "other_classes": "not of the class --target",
     "ignore_regions": "in an ignore region",
+    "before_target": "before the first annotated target of the video",
 }
 """Why alarms are left out: the kinds of ``assign_alarms``, and their meaning."""
 
@@ -119,7 +120,10 @@ def assign_alarms(
     """The videos with the times of the alarms that count, and the alarms that do not.
 
     An alarm does not count if it is from another source, or else of another class, or else in an ignore region of the
-    target's class or of all classes: its box covers no object, and a part of at least ``threshold`` of it lies in the
+    target's class or of all classes, or else before the first image with a target of its video. The times of the others
+    begin at that image, or at the start of a video without a target.
+
+    An alarm is in an ignore region if its box covers no object, and a part of at least ``threshold`` of it lies in the
     region. The regions are those of the annotated image next to the frame of the alarm. An alarm that states no box
     does not count if the image shows a region and no target. A target whose box is ignored is such a region, and not a
     target of the video.
@@ -134,6 +138,7 @@ def assign_alarms(
     Returns:
         The videos by name; and for each kind of LEFT_OUT, the numbers of alarms by source or by class.
     """
+    begins = {name: first_target_frame(records, [target]) for name, records in videos.items()}
     times: dict[str, list[float]] = {}
     left_out: dict[str, Counter[str]] = {kind: Counter() for kind in LEFT_OUT}
     for alarm in alarms:
@@ -144,7 +149,13 @@ def assign_alarms(
         elif _is_ignored(alarm, videos[alarm.source], target, threshold, fps):
             left_out["ignore_regions"][alarm.source] += 1
         else:
-            times.setdefault(alarm.source, []).append(alarm.seconds)
+            begin = begins[alarm.source] or 0
+            delay = alarm.seconds - begin / fps
+            # The time of a frame in a video may differ a little from its number / fps.
+            if delay < 0 if alarm.frame is None else alarm.frame < begin:
+                left_out["before_target"][alarm.source] += 1
+            else:
+                times.setdefault(alarm.source, []).append(max(delay, 0.0))
     result = []
     for name, records in sorted(videos.items()):
         shown = [
@@ -153,12 +164,29 @@ def assign_alarms(
             for each, is_region in zip(record.names, record.ignore, strict=True)
             if not is_region
         ]
-        has_target = target in shown
+        has_target = begins[name] is not None
         others = sorted(set(shown) - {target}, key=lambda each: -shown.count(each))
         category = target if has_target else (others or ["nothing"])[0]
         seconds = (max(record.frame or 0 for record in records) + 1) / fps
         result.append(AlarmedVideo(name, category, seconds, tuple(sorted(times.get(name, []))), has_target))
     return result, left_out
+
+
+def first_target_frame(records: Sequence[ImageRecord], classes: Collection[str]) -> int | None:
+    """Frame of the first image of a video that shows an object of ``classes`` outside of ignore regions, or None.
+
+    Args:
+        records: annotated images of the video, by ascending frame.
+        classes: of the targets.
+
+    Example:
+        >>> first_target_frame([], ["drone"]) is None
+        True
+    """
+    for record in records:
+        if any(name in classes and not ignored for name, ignored in zip(record.names, record.ignore, strict=True)):
+            return record.frame or 0
+    return None
 
 
 def _is_ignored(alarm: StartedAlarm, records: Sequence[ImageRecord], target: str, threshold: float, fps: float) -> bool:

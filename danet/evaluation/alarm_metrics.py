@@ -16,7 +16,8 @@ class AlarmedVideo:
         name: of the video.
         category: class of the objects that it shows.
         seconds: its duration.
-        alarms: times of its alarms in seconds since its start, ascending.
+        alarms: times of its alarms, ascending, in seconds since its first frame with a target; since its start if it
+            shows none.
         has_target: whether it shows the class that raises alarms; its alarms are then not false.
     """
 
@@ -28,7 +29,7 @@ class AlarmedVideo:
 
 
 def first_alarm_delays(videos: Sequence[AlarmedVideo]) -> dict[str, float | None]:
-    """Seconds until the first alarm of each video with a target; None without an alarm.
+    """Seconds from the first target to the first alarm of each video with a target; None without an alarm.
 
     Example:
         >>> first_alarm_delays([AlarmedVideo("a", "drone", 10.0, (0.4, 7.0), True)])

@@ -56,7 +56,7 @@ class TrackEvaluationOptions:
     """Frames per second of the videos, for times of alarms and hours of video."""
 
     within: float = 1.0
-    """Seconds within which a video with a target must raise an alarm."""
+    """Seconds after the first annotated frame with a target within which a video must raise an alarm."""
 
     share: float = 0.9
     """The time until this share of the videos with a target have raised an alarm is reported, 0 to 1."""
@@ -112,7 +112,7 @@ def evaluate_tracks(options: TrackEvaluationOptions) -> None:
         if (rate := stated_rate(found)) is not None and abs(rate / options.fps - 1) > MAX_RATE_DIFFERENCE:
             print(
                 f"danet evaluate --tracks: warning: --fps {options.fps:g}: {folder / 'alarms.jsonl'} states {rate:.3g} "
-                "frames per second; the hours of video depend on --fps",
+                "frames per second; the hours of video and the delays depend on --fps",
                 file=sys.stderr,
             )
         alarmed, left_out = assign_alarms(found, videos, target=options.target, threshold=options.iou, fps=options.fps)

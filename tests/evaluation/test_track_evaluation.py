@@ -86,8 +86,39 @@ def test_alarm_of_another_class_counts_neither_as_found_nor_as_false(dataset, tm
     code, content = run(data, folder, tmp_path)
     assert code == 0 and content["first_alarms"] == {"day": 0.4}
     assert content["alarms"]["false_alarms"]["bird"]["alarms"] == 0
-    assert content["alarms_left_out"] == {"other_sources": {}, "other_classes": {"bird": 2}, "ignore_regions": {}}
+    assert content["alarms_left_out"] == {
+        "other_sources": {},
+        "other_classes": {"bird": 2},
+        "ignore_regions": {},
+        "before_target": {},
+    }
     assert "alarms left out, not of the class --target: bird 2" in capsys.readouterr().out
+
+
+def test_delay_of_an_alarm_begins_at_the_first_target(tmp_path, capsys):
+    """The target is annotated from frame 15 on; its first appearance is marked as ignored."""
+    target = [(10, 20, 20, 28)], ["drone"]
+    records = [frame_of(tmp_path, "day", frame) for frame in range(0, 10, 5)]
+    records += [frame_of(tmp_path, "day", 10, *target, [True])]
+    records += [frame_of(tmp_path, "day", frame, *target) for frame in range(15, 60, 5)]
+    records += [frame_of(tmp_path, "night", 0, *target), frame_of(tmp_path, "night", 10)]
+    data, folder = write_dataset(tmp_path, records)
+    early = {"file": "day.mp4", "frame": 3, "time": 0.3, "box": [60, 60, 70, 68]}
+    write_alarms(folder, early, early | {"frame": None, "time": 0.4}, {"file": "day.mp4", "frame": 50, "time": 5.0})
+    code, content = run(data, folder, tmp_path, "--fps", "10")
+    assert code == 0 and content["first_alarms"] == {"day": 3.5, "night": None}
+    assert content["alarms"]["detected"] == 0 and content["alarms"]["false_alarms"] == {}
+    assert content["alarms_left_out"]["before_target"] == {"day": 2}
+    assert "alarms left out, before the first annotated target of the video: day 2" in capsys.readouterr().out
+
+
+def test_alarm_at_the_frame_of_the_first_target_has_no_delay(tmp_path):
+    """The video states the time of the frame a little earlier than frame / fps."""
+    frames = frame_of(tmp_path, "day", 0), frame_of(tmp_path, "day", 15, [(10, 20, 20, 28)], ["drone"])
+    data, folder = write_dataset(tmp_path, frames)
+    write_alarms(folder, {"file": "day.mp4", "frame": 15, "time": 0.4995})
+    code, content = run(data, folder, tmp_path)
+    assert code == 0 and content["first_alarms"] == {"day": 0.0} and content["alarms"]["detected"] == 1
 
 
 def test_alarm_of_another_class_and_source_is_left_out_once(dataset, tmp_path):
@@ -95,7 +126,12 @@ def test_alarm_of_another_class_and_source_is_left_out_once(dataset, tmp_path):
     write_alarms(folder, {"file": "other.mp4", "time": 0.1, "class": "bird"})
     code, content = run(data, folder, tmp_path)
     assert code == 0
-    assert content["alarms_left_out"] == {"other_sources": {"other": 1}, "other_classes": {}, "ignore_regions": {}}
+    assert content["alarms_left_out"] == {
+        "other_sources": {"other": 1},
+        "other_classes": {},
+        "ignore_regions": {},
+        "before_target": {},
+    }
 
 
 @pytest.mark.parametrize(
