@@ -61,6 +61,24 @@ def test_compare_folders_and_files(data, tmp_path, capsys):
     assert repeated["differences"] == content["differences"]
 
 
+@pytest.mark.parametrize(("recall", "needs_the_last_drone"), [("0.95", False), ("0.954", True)])
+def test_compare_counts_false_alarms_at_exactly_the_requested_recall(tmp_path, recall, needs_the_last_drone):
+    """The evaluations store the rates at recall 0.95, which 20 of the 21 drones reach."""
+    data = write_dataset(tmp_path / "val", 0, count=37)
+    for name, lowest in (("good", 0.5), ("worse", 0.06)):
+        results = predicted(data, 5, 0.0)
+        results[0]["score"] = lowest  # of a drone; at 0.06 it is below nearly all false alarms
+        words = ["--predictions", write_results(tmp_path / f"{name}.json", results), data, "--resamples", "10"]
+        assert evaluate([*words, "--out", str(tmp_path / name), "--quiet"]) == 0
+    words = [str(tmp_path / "good"), str(tmp_path / "worse"), "--recall", recall, "--resamples", "10", "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    content = read(tmp_path / "out/comparison.json")
+    good, worse = (row["false_alarms"]["value"] for row in content["detectors"])
+    assert content["differences"][0]["false_alarms"]["value"] == pytest.approx(worse - good)
+    assert good < 0.8 and (worse > 0.8) == needs_the_last_drone
+    assert f"false alarms per image, recall {recall} |" in (tmp_path / "out/comparison.md").read_text()
+
+
 def test_compare_with_itself_has_no_difference(data, tmp_path):
     words = [f"a={data['good']}", f"b={data['good']}", "--resamples", "100", "--quiet", "--out", str(tmp_path)]
     assert main(words) == 0

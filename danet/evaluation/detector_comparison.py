@@ -19,7 +19,7 @@ from danet.evaluation.evaluate_options import LOCAL_CONTRAST, EvaluateOptions
 from danet.evaluation.evaluator import Evaluator, NoDetectionsError
 from danet.evaluation.formatting import UNDEFINED, difference, estimate, number
 from danet.evaluation.matching import CRITERIA
-from danet.evaluation.metrics import ALL, size_ranges
+from danet.evaluation.metrics import ALL, RECALLS, recall_point, size_ranges
 from danet.evaluation.plots import detectors_figure, write_png
 from danet.evaluation.tables import Row, Table
 from danet.inference.coco_results import read_coco_results
@@ -301,7 +301,7 @@ def comparison_tables(content: dict) -> list[Table]:
     """
     criterion = CRITERIA[content["criterion"]].title
     title = f"{content['target']}: {content['objects']} objects in {content['images']} images"
-    recall = f"false alarms per image, recall {content['recall']:.2f}"
+    recall = f"false alarms per image, recall {content['recall']:g}"
     head: tuple[str, ...] = ("detector", "score", "P", "R", *(f"F1, {CRITERIA[key].title}" for key in COMPARED))
     head += tuple(f"AP, {CRITERIA[key].title}" for key in COMPARED)
     head += (*(f"F1, {size}" for size in content["sizes"]), recall, "parameters", "frames/s")
@@ -366,7 +366,8 @@ def _all_rates(metrics: dict, criterion: str, recall: float) -> dict | None:
     """The rate of false alarms with its interval, where ``metrics.json`` has it for this recall."""
     groups = metrics["false_alarms"]
     everywhere = [group for group in groups if group["distractor"] == ALL] or groups[:1]
-    return everywhere[0]["rates"].get(f"recall {recall:.2f} {criterion}") if everywhere else None
+    is_stored = bool(everywhere) and recall in RECALLS  # the key is rounded
+    return everywhere[0]["rates"].get(recall_point(recall, criterion)) if is_stored else None
 
 
 def _finite(value: float) -> float | None:
