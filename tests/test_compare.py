@@ -148,6 +148,19 @@ def test_compare_refuses_evaluations_of_another_state_of_the_data(tmp_path, caps
     assert error.count("\n") == 1
 
 
+def test_compare_keeps_the_folder_of_another_command(data, tmp_path, capsys):
+    """The folder of the second detector is that of a training run; the first one is not evaluated either."""
+    config = tmp_path / "runs/first/config.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("epochs: 12\n")
+    (tmp_path / "first.safetensors").touch()
+    words = ["local_contrast", str(tmp_path / "first.safetensors"), "--data", data["val"], "--target", "drone"]
+    assert main([*words, "--out", str(tmp_path / "runs"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"danet compare: error: {config}: belongs to another command; give another --out\n"
+    assert config.read_text() == "epochs: 12\n" and [path.name for path in config.parents[1].iterdir()] == ["first"]
+
+
 def test_compare_errors_are_one_line(data, tmp_path, capsys):
     other = write_dataset(tmp_path / "other", 3)
     cases = [

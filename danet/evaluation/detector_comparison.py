@@ -23,6 +23,7 @@ from danet.evaluation.metrics import ALL, RECALLS, recall_point, size_ranges
 from danet.evaluation.plots import detectors_figure, write_png
 from danet.evaluation.tables import Row, Table
 from danet.inference.coco_results import read_coco_results
+from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, write_json, write_text
 
@@ -91,6 +92,9 @@ class DetectorComparison:
 
         Args:
             notify: is called with a line about each evaluation.
+
+        Raises:
+            UserError: as of the class, or a folder to write holds the ``config.yaml`` of another command.
         """
         given = {name: read_evaluation(name, path) for name, path in self._sources.items() if path.is_dir()}
         data, tune = self.options.data, self.options.tune
@@ -100,6 +104,9 @@ class DetectorComparison:
             tune = tune or next((each.options["tune"] for each in given.values() if each.options["tune"]), None)
         if not data:
             raise UserError("--data: a value is required, unless the folder of an evaluation is given")
+        for name, path in self._sources.items():
+            if name not in given:
+                cli.check_out(EvaluateOptions(str(path), data, out=str(self._folder(name))))
         found = []
         target = self.options.target
         for name, path in self._sources.items():
@@ -163,6 +170,10 @@ class DetectorComparison:
             write_json(written[-1], content)
         return written
 
+    def _folder(self, name: str) -> Path:
+        """The folder into which a detector is evaluated."""
+        return Path(self.options.out) / name
+
     def _run(self, name: str, weights: str, data: str, tune: str | None, target: str | None) -> Evaluated:
         """Evaluates one detector into its folder."""
         shared = [
@@ -178,7 +189,7 @@ class DetectorComparison:
         ]
         shared += ["max_detections", "batch", "device", "dtype", "threads", "seed", "quiet"]
         values: dict[str, Any] = {key: getattr(self.options, key) for key in shared}
-        folder = Path(self.options.out) / name
+        folder = self._folder(name)
         evaluator = Evaluator(EvaluateOptions(weights, data, tune=tune, target=target, out=str(folder), **values))
         self.warnings += evaluator.warnings
         try:
