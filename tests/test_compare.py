@@ -148,6 +148,28 @@ def test_compare_refuses_evaluations_of_another_state_of_the_data(tmp_path, caps
     assert error.count("\n") == 1
 
 
+def test_compare_accepts_evaluations_from_another_working_directory(data, tmp_path, monkeypatch, capsys):
+    """The evaluations state relative paths, which do not exist where they are compared."""
+    paths = {name: write_dataset(tmp_path / "project/data" / name, seed) for seed, name in enumerate(("val", "tune"))}
+    monkeypatch.chdir(tmp_path / "project")
+    folders = []
+    for number in range(2):
+        results = {key: write_results(tmp_path / f"{key}.json", predicted(paths[key], number, 0.5)) for key in paths}
+        words = ["--predictions", results["val"], "data/val/annotations.json", "--out", str(tmp_path / f"run{number}")]
+        words += ["--tune", "data/tune/annotations.json", "--tune_predictions", results["tune"]]
+        assert evaluate([*words, "--quiet", "--resamples", "10"]) == 0
+        folders.append(str(tmp_path / f"run{number}"))
+    monkeypatch.chdir(tmp_path)
+    words = [*folders, "--out", str(tmp_path / "out"), "--quiet", "--resamples", "10", "--tune", paths["tune"]]
+    assert main([*words, "--data", paths["val"]]) == 0
+    content = read(tmp_path / "out/comparison.json")
+    assert (content["data"], content["tune"]) == (paths["val"], paths["tune"])
+    # Other data is refused by its content.
+    assert main([*words, "--data", data["tune"]]) == 2
+    error = capsys.readouterr().err
+    assert f"--data of this evaluation is data/val/annotations.json, but {data['tune']} is compared" in error
+
+
 def test_compare_keeps_the_folder_of_another_command(data, tmp_path, capsys):
     """The folder of the second detector is that of a training run; the first one is not evaluated either."""
     config = tmp_path / "runs/first/config.yaml"

@@ -81,7 +81,8 @@ class DetectorComparison:
     def __init__(self, options: CompareOptions) -> None:
         self.options = options
         self.warnings: list[str] = []
-        self._fingerprints: dict[str, str] = {}  # of the data, by path
+        self._data: dict[str, str | None] = {}  # the compared paths of "data" and "tune"; set by `evaluate`
+        self._fingerprints: dict[str, str] = {}  # of this data
         self._sources = dict(map(_name_of, options.detectors))
         self.names = list(self._sources)
         if len(self.names) < len(options.detectors):
@@ -115,13 +116,18 @@ class DetectorComparison:
                 given[name] = self._run(name, str(path), data, tune, target)
             found.append(given[name])
             target = target or given[name].metrics["target"]
-        self._check(found, data, tune, target)
+        self._data = {"data": data, "tune": tune}
+        self._check(found, target)
         return found
 
     def compare(self, found: Sequence[Evaluated]) -> dict:
-        """The content of ``comparison.json``: the metrics of every detector, and the differences to the first one."""
+        """The content of ``comparison.json``: the metrics of every detector, and the differences to the first one.
+
+        Args:
+            found: what ``evaluate`` has returned.
+        """
         options, first = self.options, found[0]
-        dataset = load_coco(first.options["data"], split="val")
+        dataset = load_coco(str(self._data["data"]), split="val")
         records = select_images(dataset, options.stride, options.class_map)
         draws = resample([record.video for record in records], options.resamples, options.seed)
         target = first.metrics["target"]
@@ -149,8 +155,8 @@ class DetectorComparison:
             "objects": first.metrics["objects"],
             "resampled": draws.unit,
             "groups": draws.weights.shape[1],
-            "data": first.options["data"],
-            "tune": next((each.options["tune"] for each in found if each.options["tune"]), None),
+            "data": self._data["data"],
+            "tune": self._data["tune"] if any(each.options["tune"] for each in found) else None,
             "sizes": [title for _, title, _ in size_ranges(options.scale_edges)],
             "detectors": rows,
             "differences": differences,
@@ -200,18 +206,18 @@ class DetectorComparison:
         evaluator.evaluate(tuned).write()
         return read_evaluation(name, folder)
 
-    def _check(self, found: Sequence[Evaluated], data: str, tune: str | None, target: str | None) -> None:
+    def _check(self, found: Sequence[Evaluated], target: str | None) -> None:
         """Raises UserError unless all evaluations are of the same images, class and criterion."""
         for each in found:
             place = f"{each.folder / METRICS}"
-            for key, wanted in (("data", data), ("tune", tune)):
+            for key, wanted in self._data.items():
                 value = each.options[key]
                 if key == "tune" and value is None:
                     continue  # reported below
-                if not _is_same_path(value, wanted):
-                    raise UserError(
-                        f"{place}: --{key} of this evaluation is {value}, but {wanted} is compared; evaluate it again"
-                    )
+                # A relative path that does not exist here is of another working directory: only the content counts.
+                is_elsewhere = not Path(value).is_absolute() and not Path(value).exists()
+                if not is_elsewhere and not _is_same_path(value, wanted):
+                    raise _other_data(each, key, wanted)
             if each.metrics["target"] != target:
                 raise UserError(f"{place}: it is about the class {each.metrics['target']!r}, not about {target!r}")
             for key in SAME:
@@ -222,21 +228,22 @@ class DetectorComparison:
                         f"--{key} here, or evaluate it again"
                     )
             self._check_content(each)
-            if each.metrics["thresholds"]["tuned"] is None and tune is not None:
+            if each.metrics["thresholds"]["tuned"] is None and self._data["tune"] is not None:
                 line = f"{each.name}: it has no tuned threshold; its metrics are those at score {each.threshold:g}"
                 if not any(text.startswith(f"{each.name}: ") for text in self.warnings):
                     self.warnings.append(line)
 
     def _check_content(self, each: Evaluated) -> None:
         """Raises UserError if the images or labels have changed since an evaluation."""
-        for key in ("data", "tune"):
-            path = each.options[key]
-            if path is None:
+        for key, path in self._data.items():
+            if path is None or each.options[key] is None:
                 continue
-            if path not in self._fingerprints:
+            if key not in self._fingerprints:
                 records = select_images(load_coco(path, split="val"), self.options.stride, self.options.class_map)
-                self._fingerprints[path] = fingerprint(records)
-            now, then = self._fingerprints[path], each.metrics["fingerprints"][key]
+                self._fingerprints[key] = fingerprint(records)
+            now, then = self._fingerprints[key], each.metrics["fingerprints"][key]
+            if now != then and not _is_same_path(each.options[key], path):
+                raise _other_data(each, key, path)
             if now != then:
                 raise UserError(
                     f"{each.folder / METRICS}: {path} has changed since this evaluation: it has {now}, and had {then}; "
@@ -366,6 +373,13 @@ def _name_of(word: str) -> tuple[str, Path]:
 
 def _is_same_path(a: str | None, b: str | None) -> bool:
     return a == b or (a is not None and b is not None and Path(a).resolve() == Path(b).resolve())
+
+
+def _other_data(each: Evaluated, key: str, wanted: str | None) -> UserError:
+    return UserError(
+        f"{each.folder / METRICS}: --{key} of this evaluation is {each.options[key]}, but {wanted} is compared; "
+        "evaluate it again"
+    )
 
 
 def _classes(each: Evaluated) -> list[str]:
