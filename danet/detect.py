@@ -101,7 +101,7 @@ def _detect(options: DetectOptions) -> int:
     run = FrameRun(
         options,
         prog="danet detect",
-        tables=("config.yaml", "boxes.csv", "boxes.json"),
+        tables={"config.yaml": True, "boxes.csv": options.save_csv, "boxes.json": options.save_json},
         thresholds={
             "score_threshold": options.score,
             "iou_threshold": options.iou,

@@ -136,7 +136,13 @@ def track(options: TrackOptions) -> int:
     run = FrameRun(
         options,
         prog="danet track",
-        tables=("config.yaml", "tracks.jsonl", "tracks.csv", "alarms.jsonl", "alarms"),
+        tables={
+            "config.yaml": True,
+            "tracks.jsonl": options.save_jsonl,
+            "tracks.csv": options.save_csv,
+            "alarms.jsonl": True,
+            "alarms": True,
+        },
         thresholds={"iou_threshold": options.iou},
         annotate=functools.partial(AnnotatedTracks, show_trails=options.show_trails),
         texts=options.save_mot,

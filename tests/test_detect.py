@@ -394,6 +394,16 @@ def test_earlier_results_are_not_replaced(weights, images, tmp_path, capsys):
     assert not (tmp_path / "out-4").exists() and len(rows(out / "boxes.csv")) > 0
 
 
+@pytest.mark.parametrize("table", ["csv", "json"])
+def test_overwrite_removes_the_table_that_is_switched_off(weights, images, tmp_path, table):
+    out = tmp_path / "out"
+    words = ["--weights", weights, "--out", str(out), "--no-save-images", "--quiet"]
+    assert main([str(images / "0.png"), *words]) == 0
+    assert main([str(images / "1.png"), *words, "--overwrite", f"--no-save-{table}"]) == 0
+    other = {"csv": "json", "json": "csv"}[table]
+    assert files(out) == [f"boxes.{other}", "config.yaml"]
+
+
 def test_foreign_files_are_not_replaced(weights, images, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()

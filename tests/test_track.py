@@ -202,6 +202,16 @@ def test_overwrite_names_the_files_of_other_sources_that_stay(weights, tmp_path,
     assert {record["file"] for record in lines(tmp_path / "out" / "tracks.jsonl")} == {str(second)}
 
 
+def test_overwrite_removes_the_tables_that_are_switched_off(weights, tmp_path):
+    first, second = (write_clip(tmp_path / f"{name}.mp4", frames=3) for name in "ab")
+    out = tmp_path / "out"
+    words = ["--weights", weights, "--out", str(out), "--no-save-images", "--no-save-mot", "--quiet"]
+    assert main([str(first), *words]) == 0
+    assert (out / "tracks.csv").is_file() and (out / "tracks.jsonl").is_file()
+    assert main([str(second), *words, "--overwrite", "--no-save-csv", "--no-save-jsonl"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["alarms.jsonl", "config.yaml"]
+
+
 def test_sources_of_equal_names_have_texts_of_their_own(weights, tmp_path, capsys):
     """A video, the images of two folders and one image are all named "clip"; the folders differ in their lengths."""
     (tmp_path / "a").mkdir()

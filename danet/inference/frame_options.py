@@ -30,8 +30,8 @@ class FrameOptions:
     so on."""
 
     overwrite: bool = False
-    """Replace the results of an earlier run in the folder. Its texts, images and videos of other sources stay, and a
-    line of the output says so."""
+    """Replace the results of an earlier run in the folder; tables that this run does not write are removed. Texts,
+    images and videos of other sources stay, and a line of the output says so."""
 
     iou: float | None = None
     """IoU threshold of non-maximum suppression, 0 to 1; by default 0.5, or the value in an .onnx file."""

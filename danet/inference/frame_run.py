@@ -5,7 +5,7 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -72,8 +72,9 @@ class FrameRun:
     Args:
         options: of the command.
         prog: the command, such as ``danet detect``.
-        tables: names of the files and folders in the folder beside those of the sources; a folder that holds one of
-            them belongs to an earlier run.
+        tables: names of the files and folders in the folder beside those of the sources -> whether this run writes
+            them. A folder that holds one of them belongs to an earlier run, whose other tables ``options.overwrite``
+            removes.
         thresholds: thresholds of the detector; those that are None keep their defaults.
         annotate: class that draws the detections or tracks, with its own options set.
         texts: whether the command writes a text for each source.
@@ -89,7 +90,7 @@ class FrameRun:
         options: FrameOptions,
         *,
         prog: str,
-        tables: Sequence[str],
+        tables: Mapping[str, bool],
         thresholds: dict[str, Any],
         annotate: Callable[..., AnnotatedOutput] = AnnotatedOutput,
         texts: bool = False,
@@ -97,6 +98,7 @@ class FrameRun:
     ) -> None:
         self.options = options
         self.prog = prog
+        self._omitted = [name for name, is_written in tables.items() if not is_written]
         self.detector = load_detector(options, thresholds)
         self.sources = open_sources(options.sources, max_pixels=options.max_pixels)
         for source in self.sources:
@@ -158,6 +160,9 @@ class FrameRun:
         with self._stop:
             try:
                 with contextlib.ExitStack() as stack:
+                    # Remove tables of an earlier run that this one does not replace: they list other results.
+                    for table in self._omitted if self.options.overwrite and rank() == 0 else ():
+                        (self.out / table).unlink(missing_ok=True)
                     for each in files:
                         stack.enter_context(each)
                     if self.preview is not None:
