@@ -242,7 +242,7 @@ def _unchecked_reference(
         corners = torch.stack([v * h for v in vertical for h in horizontal]).view(4, N * Q * M, P)
         # Sum the rows of the four corners over the points. Rows and columns -1, H and H + 1 of a level are padding.
         pixels = value[:, start : start + H * W].to(dtype).permute(0, 2, 1, 3).reshape(N * M, H, W, D)
-        table = F.pad(pixels, (0, 0, 1, 2, 1, 2)).view(-1, D)
+        table = F.pad(pixels, (0, 0, 1, 2, 1, 2)).reshape(-1, D)
         row = (head * (H + 3) + 1 + y_floor.long()) * (W + 3) + 1 + x_floor.long()
         out = out + weighted_gather(table, corners, row.view(-1, P), (0, 1, W + 3, W + 4))
     return out.view(N, Q, M * D).to(value.dtype)

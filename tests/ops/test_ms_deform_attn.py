@@ -216,6 +216,20 @@ def test_ms_deform_attn_reads_any_strides():
     )
 
 
+def test_ms_deform_attn_reads_levels_of_one_column_from_feature_maps():
+    """The usual layout of value: the maps [N, M*D, H, W] of the levels, one after the other, with channels first."""
+    shapes = [(8, 2), (4, 1)]
+    _, locations, weights = tensors(shapes, D=3)
+    maps = [torch.randn(2, 2 * 3, h, w, dtype=torch.float64) for h, w in shapes]
+    value = torch.cat([each.flatten(2) for each in maps], 2).transpose(1, 2).unflatten(2, (2, 3))
+    expected = loop(value, shapes, locations, weights)
+    for function in (ms_deform_attn, ms_deform_attn_reference):
+        assert_close(function(value, shapes, None, locations, weights), expected)
+    call = lambda v: ms_deform_attn(v, shapes, None, locations, weights)  # noqa: E731
+    tangent = torch.func.jvp(call, (value,), (value,))[1]  # by the reference
+    assert_close(tangent, expected)
+
+
 def test_ms_deform_attn_levels_in_any_order():
     value, locations, weights = tensors()
     turned = torch.cat([value[:, 30:], value[:, :1], value[:, :30]], 1)  # the second level, an unused pixel, the first
