@@ -43,6 +43,7 @@ def evaluate(options: EvaluateOptions) -> None:
     mistakes by size go to `out`.
     """
     options.check_complete()
+    options.check_outputs()
     cli.check_out(options)
     from danet.inference.shared_images import shared_run
     from danet.utils import distributed

@@ -206,7 +206,7 @@ def track(options: TrackOptions) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    inputs = {"sources": (), "weights": shipped_names()}
+    inputs = {"sources": (), "weights": shipped_names(), "alarm.zones": ()}
     return cli.run(
         track, TrackOptions, prog="danet track", positionals=["sources"], inputs=inputs, page=PAGE, argv=argv
     )

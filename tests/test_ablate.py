@@ -237,6 +237,14 @@ def test_bad_train_arguments_are_one_line(command, scenes, tmp_path, capsys, wor
     assert not (tmp_path / "out").exists()
 
 
+def test_json_replaces_no_dataset(command, scenes, tmp_path, capsys):
+    for path in scenes:
+        assert main(with_words(command, "--json", path)) == 2
+        assert only_error(capsys).startswith(f"{path}: is an input of this command")
+        assert load_coco(path).records
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_training_data_is_reported(scenes, capsys):
     assert main([scenes[1]]) == 2
     assert only_error(capsys).startswith("no training data: give the options of `danet train` after --")

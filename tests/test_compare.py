@@ -203,3 +203,17 @@ def test_compare_errors_are_one_line(data, tmp_path, capsys):
         assert main([*words, "--out", str(tmp_path / "out"), "--quiet"]) == 2, words
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
+
+
+def test_compare_replaces_none_of_its_inputs(data, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in Path(data["good"]).parent.rglob("*.json")}
+    out = Path(data["good"]).parent
+    for words, message in (
+        ([data["good"], data["worse"], "--json", f"{data['good']}/predictions.json"], "is an input of this command"),
+        ([data["good"], data["worse"], "--json", data["val"], "--data", str(out / "val")], "is an input"),
+        ([f"first={data['good']}", "good=local_contrast", "--out", str(out)], "metrics.json: is an input"),
+    ):
+        assert main(["--out", str(tmp_path / "out"), *words, "--quiet"]) == 2, words
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+    assert before == {path: path.read_bytes() for path in out.rglob("*.json")}

@@ -248,6 +248,18 @@ def test_output_never_replaces_a_source(weights, images, capsys):
     assert {path.name: path.read_bytes() for path in images.iterdir()} == before
 
 
+def test_json_replaces_neither_the_weights_nor_the_boxes(weights, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    base = ["--weights", weights, str(images / "0.png"), "--out", str(out), "--quiet", "--json"]
+    assert main([*base, weights]) == 2
+    assert "is an input of this command" in capsys.readouterr().err
+    assert main([*base, str(out / "boxes.json")]) == 2
+    assert "boxes.json: would be written twice" in capsys.readouterr().err and not out.exists()
+    assert main(base[:-1]) == 0
+    assert main([*base, str(out / "boxes.json")]) == 2  # of the earlier run
+    assert not (tmp_path / "out-2").exists() and json.loads((out / "boxes.json").read_text())["frames"]
+
+
 def test_invalid_input_is_one_line_and_writes_nothing(weights, images, tmp_path, capfd):
     text = tmp_path / "text.safetensors"
     text.write_text("not weights")

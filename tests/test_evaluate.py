@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -375,3 +376,26 @@ def test_choose_by_size_selection():
         {"hit": [4, 2], "miss": [], "false alarm": [4]},  # those nearest to the median, 0.55
         {"hit": [], "miss": [0, 2], "false alarm": []},  # 0 and 1 are of one video
     ]
+
+
+def test_evaluate_replaces_none_of_its_inputs(evaluated, data, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(evaluated, out)
+    own = dataset(tmp_path / "own", 1, count=8)
+    predictions, elsewhere = out / "predictions.json", tmp_path / "elsewhere"
+    words = ["--predictions", str(predictions), data, "--quiet"]
+    tuned = ["--predictions", str(evaluated / "predictions.json"), data, "--tune", own]
+    before = {path: path.read_bytes() for folder in (out, Path(own).parent) for path in folder.iterdir()}
+    for arguments, changed in (
+        ([*words, "--out", str(out)], predictions),
+        ([*tuned, "--tune_predictions", str(predictions), "--out", str(out)], predictions),
+        (["local_contrast", own, "--target", "drone", "--json", own, "--out", str(elsewhere)], own),
+        (["local_contrast", str(Path(own).parent), "--json", own, "--out", str(elsewhere)], own),
+    ):
+        assert main(arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert f"{changed}: is an input of this command" in error and error.count("\n") == 1, error
+    assert main([*words, "--out", str(elsewhere), "--json", str(elsewhere / "predictions.json")]) == 2
+    assert "predictions.json: would be written twice" in capsys.readouterr().err
+    assert not elsewhere.exists()
+    assert before == {path: path.read_bytes() for folder in (out, Path(own).parent) for path in folder.iterdir()}

@@ -382,6 +382,19 @@ def test_existing_run_is_not_overwritten(run, tmp_path, capsys):
     assert "no run to resume" in only_error(capsys)
 
 
+def test_run_replaces_none_of_its_inputs(run, tmp_path, capsys):
+    json = write_scenes(tmp_path / "own", 2)
+    before = json.read_bytes()
+    for data in (json, json.parent):
+        assert run("--data", data, "--json", json) == 2
+        assert only_error(capsys).startswith(f"{json}: is an input of this command")
+        assert run("--val", data, "--json", json) == 2
+        assert only_error(capsys).startswith(f"{json}: is an input of this command")
+    assert run("--json", tmp_path / "run/config.yaml") == 2
+    assert "config.yaml: would be written twice" in only_error(capsys)
+    assert json.read_bytes() == before and not (tmp_path / "run").exists()
+
+
 def test_weights_file_is_text(run, tmp_path, capsys):
     fake = tmp_path / "fake.safetensors"
     fake.write_text("hello")

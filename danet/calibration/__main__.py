@@ -248,6 +248,7 @@ def _choose_path(options: CalibrateOptions) -> Path:
         raise UserError(f"--out {out}: a weights file ends in .safetensors")
     check_new_file(out, overwrite=options.overwrite)
     check_folder(out.parent)
+    cli.check_outputs([out, options.json])
     return out
 
 

@@ -24,12 +24,13 @@ from danet.data.image_record import (
     check_categories,
     clip_box,
 )
+from danet.data.yolo_config import CLASS_FILES, CONFIG_FILES
 from danet.data.yolo_dataset import is_yolo, load_yolo, open_yolo
 from danet.utils.errors import UserError
 from danet.utils.files import read_json, write_json
 from danet.utils.names import MAX_PATH_CHARACTERS, check_name, quote
 
-__all__ = ["CocoDataset", "ImageRecord", "list_splits", "load_coco", "write_coco"]
+__all__ = ["CocoDataset", "ImageRecord", "dataset_files", "list_splits", "load_coco", "write_coco"]
 
 EXTRAS = {"video": str, "frame": int, "recording": str}
 """Optional keys of an image in addition to the standard ones of COCO, and their types; see ``ImageRecord``."""
@@ -121,6 +122,24 @@ def list_splits(path: str | os.PathLike) -> list[str | None]:
     if not path.is_dir() or single_json(path) is not None:
         return [None]
     return list(find_splits(path)) or [None]
+
+
+def dataset_files(path: str | os.PathLike) -> list[Path]:
+    """Returns the files that describe a dataset, which no result may replace: its jsons, or the data.yaml of YOLO.
+
+    Raises:
+        UserError: if a folder has no json, or several that are no splits.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> (folder / "train.json").touch()
+        >>> [file.name for file in dataset_files(folder)]
+        ['train.json']
+    """
+    path = Path(path)
+    if is_yolo(path):
+        return [path / name for name in (*CONFIG_FILES, *CLASS_FILES, "obj.data")] if path.is_dir() else [path]
+    return [find_json(path, split) for split in list_splits(path)]
 
 
 def write_coco(path: str | os.PathLike, records: Sequence[ImageRecord], categories: Sequence[str]) -> None:

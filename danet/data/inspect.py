@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from danet.data.coco_dataset import CocoDataset, ImageRecord, list_splits, load_coco
+from danet.data.coco_dataset import CocoDataset, ImageRecord, dataset_files, list_splits, load_coco
 from danet.data.image_record import CLIPPED, EMPTY, OUTSIDE
 from danet.data.leakage import HASH_BITS, average_hash, find_leakage
 from danet.data.scales import EDGES, SCALES, box_sizes
@@ -86,6 +86,10 @@ def inspect(options: Options) -> None:
     if options.pictures < 1:
         raise UserError(f"--pictures must be 1 or more, got {options.pictures}")
     datasets = [load_coco(path, split=split) for path in options.data for split in list_splits(path)]
+    inputs = [file for path in options.data for file in dataset_files(path)]
+    if options.sheet:
+        inputs += [record.path for dataset in datasets for record in dataset.records]
+    cli.check_outputs([options.json, options.sheet], inputs)
     summaries = [summarize(dataset, options.edges) for dataset in datasets]
     hashes = None
     if options.images:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from danet.data.coco_dataset import load_coco
+from danet.data.coco_dataset import dataset_files, load_coco
 from danet.data.image_record import fingerprint
 from danet.data.image_selection import select_images
 from danet.evaluation.bootstrap import Estimate, Resampling, resample
@@ -71,7 +71,8 @@ class DetectorComparison:
         warnings: one line for each problem that makes the result doubtful.
 
     Raises:
-        UserError: a file is missing or broken, or the folders are evaluations of other images, or with other options.
+        UserError: a file is missing or broken, or the folders are evaluations of other images, or with other options;
+            a result would replace an input.
 
     Example:
         >>> DetectorComparison(CompareOptions(["a.safetensors", "b.onnx"], "val.json")).names
@@ -87,6 +88,7 @@ class DetectorComparison:
         self.names = list(self._sources)
         if len(self.names) < len(options.detectors):
             raise UserError("--detectors: two have the same name; give them names, such as large=runs/a small=runs/b")
+        self._check_outputs()
 
     def evaluate(self, notify: Callable[[str], None] = print) -> list[Evaluated]:
         """Reads the folders, and evaluates the other detectors into folders of ``options.out``.
@@ -179,6 +181,17 @@ class DetectorComparison:
     def _folder(self, name: str) -> Path:
         """The folder into which a detector is evaluated."""
         return Path(self.options.out) / name
+
+    def _check_outputs(self) -> None:
+        """Raises UserError if a result would replace a file that the comparison reads, or another result."""
+        out, inputs = Path(self.options.out), list(self._sources.values())
+        outputs = [out / name for name in ("config.yaml", "comparison.md", "pr_curves.png")]
+        for name, path in self._sources.items():
+            files = [(path if path.is_dir() else self._folder(name)) / file for file in (METRICS, PREDICTIONS, CURVES)]
+            (inputs if path.is_dir() else outputs).extend(files)
+        inputs += [file for path in (self.options.data, self.options.tune) if path for file in dataset_files(path)]
+        cli.check_outputs([self.options.json, *outputs], inputs)
+        cli.check_outputs([out / "comparison.json"], inputs)  # --json may be this file: both have the same content
 
     def _run(self, name: str, weights: str, data: str, tune: str | None, target: str | None) -> Evaluated:
         """Evaluates one detector into its folder."""

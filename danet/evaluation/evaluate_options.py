@@ -3,10 +3,12 @@
 import itertools
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from danet.inference.onnx_adapter_options import OnnxAdapterOptions
 from danet.inference.tile_options import DEFAULT_OVERLAP, check_tile_options
+from danet.utils import cli
 from danet.utils.errors import UserError, check_values
 
 MIN_SCORE = 0.02
@@ -158,3 +160,15 @@ class EvaluateOptions:
             raise UserError("--weights: a value is required")
         if not self.data:
             raise UserError("--data: a value is required")
+
+    def check_outputs(self) -> None:
+        """Raises UserError if a result would replace a file that the evaluation reads, or another result."""
+        from danet.data.coco_dataset import dataset_files
+
+        inputs = [self.weights, self.predictions, self.tune_predictions]
+        inputs += [str(file) for path in (self.data, self.tune) if path for file in dataset_files(path)]
+        out = Path(self.out)
+        cli.check_outputs(
+            [self.json, *(out / name for name in ("config.yaml", "predictions.json", "curves.csv"))], inputs
+        )
+        cli.check_outputs([out / "metrics.json"], inputs)  # --json may be this file: both have the same content

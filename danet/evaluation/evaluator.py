@@ -80,8 +80,9 @@ class Evaluation:
     def write(self) -> list[Path]:
         """Writes all files into the folder ``options.out`` and the metrics to ``options.json``.
 
-        Returns the paths of all files but config.yaml.
+        Returns the paths of all files but config.yaml. Raises UserError if one of them would replace an input.
         """
+        self.evaluator.options.check_outputs()
         source, options, curves = self.evaluator, self.evaluator.options, thin_curves(self.metrics)
         out = Path(options.out)
         write_text(out / "config.yaml", cli.dump(options))

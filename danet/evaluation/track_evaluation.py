@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from danet.data.class_map import IGNORE
-from danet.data.coco_dataset import ImageRecord, load_coco
+from danet.data.coco_dataset import ImageRecord, dataset_files, load_coco
 from danet.evaluation.alarm_assignment import LEFT_OUT, MAX_RATE_DIFFERENCE, assign_alarms, read_alarms, stated_rate
 from danet.evaluation.alarm_metrics import first_alarm_delays, summarize_alarms
 from danet.evaluation.bootstrap import Estimate
@@ -21,6 +21,7 @@ from danet.evaluation.tracking_metrics import (
     drop_ignored,
     link_truth,
 )
+from danet.utils import cli
 from danet.utils.errors import UserError, check_values
 from danet.utils.files import read_text, write_json
 from danet.utils.names import quote
@@ -83,6 +84,7 @@ def evaluate_tracks(options: TrackEvaluationOptions) -> None:
     The numbers of the true targets come from the positions of the boxes, because COCO files have none.
     """
     folder = Path(options.tracks)
+    cli.check_outputs([options.json], [*dataset_files(options.data), folder / "alarms.jsonl"])
     videos: dict[str, list[ImageRecord]] = {}
     for record in load_coco(options.data).records:
         if record.video is None or record.frame is None:

@@ -176,6 +176,7 @@ def _choose_path(options: ExportOptions, chosen: "Format") -> Path:
     for file in _files(out, chosen):
         check_new_file(file, overwrite=options.overwrite)
     check_folder(out.parent)
+    cli.check_outputs([*_files(out, chosen), options.json], [options.weights])
     return out
 
 

@@ -121,6 +121,8 @@ class FrameRun:
 
         # Of several processes, the first one chooses the folder.
         self.out = gather_objects(choose_folder(options, written))[0]
+        folders = dict.fromkeys((Path(options.out), self.out))  # --json must not replace an earlier run either
+        cli.check_outputs([options.json, *(folder / name for folder in folders for name in tables)])
         kept = kept_files(self.out, list(written(self.out))) if options.overwrite else []
         self.files = source_files(self.out)
         self.stream = DetectionStream(self.detector, batch=options.batch, tile_every=options.tile_every)

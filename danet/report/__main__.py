@@ -60,6 +60,7 @@ def report(options: ReportOptions) -> None:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     out = Path(options.out) if options.out else path / "report.html" if path.is_dir() else path.with_suffix(".html")
+    cli.check_outputs([out, options.json], _read_files(path))
     try:
         with working("reading the run", quiet=options.quiet):
             page = _folder_page(path, options.frames) if path.is_dir() else _file_page(path)
@@ -88,6 +89,14 @@ def _folder_page(folder: Path, frames: int) -> "Page":
         return evaluation_report(folder, frames)
     written = f"{STEPS} (danet train), {METRICS} (danet evaluate), {SUMMARY} (danet ablate)"
     raise UserError(f"{folder}: not a run; has none of the files {written}")
+
+
+def _read_files(path: Path) -> list[Path]:
+    """The files of a run that its page is made of."""
+    from danet.training.run_folder import RUN_FILES
+
+    names = (*RUN_FILES, "metrics.json", "predictions.json", "curves.csv", "ablation.json")
+    return [path / name for name in names] if path.is_dir() else [path]
 
 
 def _file_page(path: Path) -> "Page":

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from danet.checkpoint import load_weights
-from danet.data.coco_dataset import ImageRecord, load_coco
+from danet.data.coco_dataset import ImageRecord, dataset_files, load_coco
 from danet.data.image_selection import select_images
 from danet.data.loader import DataSource, load_source
 from danet.evaluation.ablate_options import AblateOptions
@@ -47,6 +47,7 @@ class AblationStudy:
 
     def __init__(self, options: AblateOptions) -> None:
         _check_teachers(options)
+        _check_outputs(options)
         self.options = options
         self.names = list(options.row_arguments())
         parts = [options] if options.folds is None else _divide(options, options.folds)
@@ -249,6 +250,16 @@ def _train_options(options: AblateOptions, words: list[str]) -> TrainOptions:
             f"--val {validation} of the training is the dataset that is reported; the best epoch would be chosen on it"
         )
     return variant
+
+
+def _check_outputs(options: AblateOptions) -> None:
+    """Raises UserError if a result of the study would replace a dataset."""
+    training = cli.parse(TrainOptions, options.train, prog="danet train", presets=PRESETS)
+    paths = [options.val, options.tune, *(getattr(each, "path", each) for each in (*training.data, training.val))]
+    inputs = [file for path in paths if path for file in dataset_files(path)]
+    out = Path(options.out)
+    cli.check_outputs([options.json, *(out / name for name in (CONFIG, "ablation.md", "ablation.png"))], inputs)
+    cli.check_outputs([out / "ablation.json"], inputs)  # --json may be this file: both have the same content
 
 
 def _check_teachers(options: AblateOptions) -> None:

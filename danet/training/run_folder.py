@@ -51,8 +51,10 @@ def check_run_folder(options: TrainOptions) -> None:
 
     Raises:
         UserError: no data is given; ``options.out`` cannot be written, has no run to resume, or has one not to be
-            replaced.
+            replaced; a file that the run reads would be replaced or removed.
     """
+    from danet.data.coco_dataset import dataset_files  # loads numpy
+
     check_folder(options.out)
     config = Path(options.out) / CONFIG
     if options.resume and not config.is_file():
@@ -61,6 +63,9 @@ def check_run_folder(options: TrainOptions) -> None:
         raise UserError(f"{options.out}: holds a run; give --resume, --overwrite, or another --out")
     if not options.data:
         raise UserError("--data: no training dataset given; give a COCO json or a folder that contains one")
+    datasets = [getattr(each, "path", each) for each in (*options.data, options.val) if each is not None]
+    inputs = [file for path in datasets for file in dataset_files(path)]
+    cli.check_outputs([options.json, *(Path(options.out) / name for name in RUN_FILES)], inputs)
 
 
 def prepare_run_folder(options: TrainOptions) -> None:

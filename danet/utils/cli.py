@@ -11,14 +11,14 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from danet.utils.errors import UserError
-from danet.utils.files import check_folder, parse_yaml, read_yaml
+from danet.utils.files import check_folder, check_new_file, parse_yaml, read_yaml
 from danet.utils.guard import run_guarded
 from danet.utils.help_page import HelpPage, format_help
 from danet.utils.load_monitor import start_load_monitor
@@ -83,7 +83,8 @@ def run(
             only be the last and takes all remaining words.
         presets: names of YAML files in ``danet/presets`` that ``--preset NAME`` accepts.
         inputs: options whose values are paths -> words that stand for something else than a path, such as ``shipped``.
-            The paths must exist, which is checked before the command loads torch.
+            The paths must exist and must not be the file of ``--json``, which is checked before the command loads
+            torch.
         page: the groups of options in the help, and examples.
         argv: the words; by default those of the process.
 
@@ -101,7 +102,9 @@ def run(
         parsed = parse(options, words, prog=prog, about=about, positionals=positionals, presets=presets, page=page)
         check_inputs(parsed, inputs or {})
         if (report := getattr(parsed, "json", None)) is not None:  # it is written last, perhaps hours later
+            check_new_file(Path(report), overwrite=True)
             check_folder(Path(report).parent)
+            check_outputs([report], _input_paths(parsed, inputs or {}))
         threads_are_chosen = "OMP_NUM_THREADS" in os.environ
         if prepare_threads():
             start_load_monitor(adapt_threads=not threads_are_chosen)
@@ -142,13 +145,46 @@ def check_inputs(options: Any, inputs: Mapping[str, Names]) -> None:
         Traceback (most recent call last):
         danet.utils.errors.UserError: missing.yaml: no such file or folder
     """
+    for path in _input_paths(options, inputs):
+        if not any(sign in path for sign in "*?[") and not os.path.exists(path):
+            raise UserError(f"{path}: no such file or folder")
+
+
+def _input_paths(options: Any, inputs: Mapping[str, Names]) -> Iterator[str]:
+    """The paths in options, see ``run``, without other words, numbers of cameras, and URLs."""
     for name, words in inputs.items():
         value = functools.reduce(getattr, name.split("."), options)
         for each in value if isinstance(value, list) else [value]:
             path = str(getattr(each, "path", each))  # of a DataSource
-            is_path = each is not None and path not in words and not path.isdecimal() and "://" not in path
-            if is_path and not any(sign in path for sign in "*?[") and not os.path.exists(path):
-                raise UserError(f"{path}: no such file or folder")
+            if each is not None and path not in words and not path.isdecimal() and "://" not in path:
+                yield path
+
+
+def check_outputs(outputs: Iterable[Path | str | None], inputs: Iterable[Path | str | None] = ()) -> None:
+    """Checks that a command replaces neither a file that it reads nor a result of its own.
+
+    Args:
+        outputs: the files that the command writes; None is left out.
+        inputs: the files that it reads; None is left out. For a dataset, see ``danet.data.coco_dataset.dataset_files``.
+
+    Raises:
+        UserError: two outputs are the same file, or an output is an input, also by another path or a link.
+
+    Example:
+        >>> check_outputs(["val.json"], ["weights.safetensors", "data/../val.json"])
+        Traceback (most recent call last):
+        danet.utils.errors.UserError: val.json: is an input of this command and would be replaced; give another output
+    """
+    read = {os.path.realpath(path) for path in inputs if path is not None}
+    written: set[str] = set()
+    for path in outputs:
+        if path is None:
+            continue
+        if (file := os.path.realpath(path)) in read:
+            raise UserError(f"{path}: is an input of this command and would be replaced; give another output")
+        if file in written:
+            raise UserError(f"{path}: would be written twice, with different contents; give different outputs")
+        written.add(file)
 
 
 def parse(

@@ -180,6 +180,7 @@ def test_recall_is_measured_on_images_with_targets(project, tmp_path, capsys):
         (["--negatives", "{clips}", "--hits", "6", "--window", "5"], "--hits must be at most --window (5), got 6"),
         (["--negatives", "{clips}", "--classes", "plane"], "'plane' is no class of the model (drone, bird)"),
         (["--negatives", "{clips}", "--out", "{folder}/w.onnx"], "a weights file ends in .safetensors"),
+        (["--negatives", "{clips}", "--json", "{folder}/nano-calibrated.safetensors"], "would be written twice"),
         (["--negatives", "{clips}", "--positives", "{birds}"], "must show drone, got bird"),
     ],
 )  # fmt: skip

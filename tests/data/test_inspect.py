@@ -192,3 +192,14 @@ def test_inspect_counts_repairs(tmp_path, capsys):
     assert counts["boxes"]["drone"] == 1
     assert counts["repairs"][0].startswith("2 boxes dropped: exact duplicates of another box")
     assert "repaired: 2 boxes dropped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--json", "--sheet"])
+def test_inspect_replaces_none_of_its_inputs(tmp_path, capsys, option):
+    path = make(tmp_path, "a", [scene(1)])
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    for data, out in ((path, path), (tmp_path, path), (path, tmp_path / "images/a0.png")):
+        if option == "--sheet" or out == path:
+            assert main(["inspect", str(data), option, str(out)]) == 2
+            assert f"{out}: is an input of this command" in capsys.readouterr().err
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*.*")}

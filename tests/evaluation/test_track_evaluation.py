@@ -302,3 +302,13 @@ def test_video_without_a_text_is_refused(dataset, tmp_path, capsys, present, got
     (line,) = capsys.readouterr().err.splitlines()
     assert f"must hold a file VIDEO.txt for each video of {data}, got {got}" in line
     assert not (tmp_path / "m.json").exists()
+
+
+def test_json_replaces_neither_the_data_nor_the_alarms(dataset, tmp_path, capsys):
+    data, folder = dataset
+    write_track(folder / "day.txt", range(4, 20))
+    write_alarms(folder)
+    for given, out in ((data, data), (data.parent, data), (data, folder / "alarms.jsonl")):
+        before = out.read_bytes()
+        assert run(given, folder, tmp_path, "--json", str(out))[0] == 2
+        assert f"{out}: is an input of this command" in capsys.readouterr().err and out.read_bytes() == before

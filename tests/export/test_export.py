@@ -340,6 +340,8 @@ def test_export_reports_invalid_input_in_one_line(weights, tmp_path, capsys, mon
         ([str(weights), "--score", "2", *place], "--score"),
         ([str(weights), "--max_detections", "0", *place], "--max_detections"),
         ([str(weights), "--input_size", "9", *place], "--input_size"),
+        ([str(weights), "--json", str(weights), *place], "small.safetensors: is an input of this command"),
+        ([str(weights), "--json", str(out / "w.onnx"), *place], "w.onnx: would be written twice"),
         ([str(weights), "--input_size", "32", "--format", "aoti"], "--input_size: aoti needs at least 33"),
         ([str(weights), "--frames", str(tmp_path / "small.png"), "--format", "aoti"], "small.png: smaller than 33"),
     ):

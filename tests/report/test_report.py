@@ -325,7 +325,8 @@ def test_report_errors_are_one_line(training, tmp_path, capsys):
     (tmp_path / "other.json").write_text('{"a": 1}')
     (tmp_path / "broken.json").write_text("{")
     changed = {"machine": {}, "ceilings": {}, "cases": [{"operator": "sdc"}]}
-    (tmp_path / "changed.json").write_text(json.dumps(changed))
+    changed_file = tmp_path / "changed.json"
+    changed_file.write_text(json.dumps(changed))
     shutil.copytree(training / "val", tmp_path / "val")
     (tmp_path / "val" / "metrics.json").write_text("{}")
     out = tmp_path / "other.json" / "x.html"
@@ -334,10 +335,12 @@ def test_report_errors_are_one_line(training, tmp_path, capsys):
         ([tmp_path], f"{tmp_path}: not a run; has none of the files metrics.csv (danet train)"),
         ([tmp_path / "other.json"], f"{tmp_path / 'other.json'}: not the results of benchmarks.ops or benchmarks."),
         ([tmp_path / "broken.json"], f"{tmp_path / 'broken.json'}: not valid JSON"),
-        ([tmp_path / "changed.json"], f"{tmp_path / 'changed.json'}: not in the format that danet writes (KeyError"),
+        ([changed_file], f"{changed_file}: not in the format that danet writes (KeyError"),
         ([tmp_path / "val"], f"{tmp_path / 'val'}: not in the format that danet writes"),
         ([OPERATORS, "--frames", "-1"], "--frames must be 0 or more, got -1"),
         ([OPERATORS, "--out", out], f"{out}: cannot be written"),
+        ([changed_file, "--out", changed_file], f"{changed_file}: is an input of this command"),
+        ([tmp_path / "val", "--json", tmp_path / "val/metrics.json"], f"{tmp_path / 'val/metrics.json'}: is an input"),
     ]
     for words, message in cases:
         assert main([str(word) for word in words]) == 2

@@ -149,6 +149,18 @@ def test_run_reports_an_error_in_one_line_with_code_2(argv, message, capsys):
     assert error.count("\n") == 1
 
 
+def test_check_outputs_finds_files_under_other_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.json").touch()
+    (tmp_path / "link.json").symlink_to("data.json")
+    cli.check_outputs([None, "out.json", "other.json"], [None, "data.json"])
+    for path in ("link.json", str(tmp_path / "data.json"), "missing/../data.json"):
+        with pytest.raises(UserError, match="is an input of this command and would be replaced"):
+            cli.check_outputs([path], ["data.json"])
+    with pytest.raises(UserError, match="would be written twice"):
+        cli.check_outputs(["data.json", "link.json"])
+
+
 def test_dump_writes_paths_as_texts():
     assert "out: runs/a\n" in cli.dump(TrainOptions(["a.json"], out=Path("runs") / "a"))
 

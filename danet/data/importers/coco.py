@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from danet.data.coco_dataset import SHARED_FILE, CocoDataset, ImageRecord, list_splits, load_coco
+from danet.data.coco_dataset import SHARED_FILE, CocoDataset, ImageRecord, dataset_files, list_splits, load_coco
 from danet.data.coco_files import split_of
 from danet.data.importers.base import ImportFolder, ImportOptions, run_import
+from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.progress import track
 
@@ -41,6 +42,7 @@ def import_coco(options: Options) -> None:
     splits = list_splits(options.source)
     if len(splits) > 1 and (options.images or options.name):
         raise UserError(f"{options.source}: has several splits; --images and --name are for a single json")
+    cli.check_outputs([options.json], dataset_files(options.source))
     with ImportFolder(options) as out:
         for split in splits:
             dataset = load_coco(options.source, images=options.images, split=split)

@@ -6,8 +6,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from danet.data.coco_dataset import dataset_files
 from danet.data.importers.base import ImportFolder, ImportOptions, run_import
 from danet.data.yolo_dataset import open_yolo
+from danet.utils import cli
 from danet.utils.progress import track
 
 
@@ -26,6 +28,7 @@ class Options(ImportOptions):
 def import_yolo(options: Options) -> None:
     """Imports YOLO labels; images without a label file have no boxes."""
     data = open_yolo(options.source)
+    cli.check_outputs([options.json], [*dataset_files(options.source), *data.places.values()])
     with ImportFolder(options) as out:
         out.repairs = data.repairs
         for split, images in data.splits.items():

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from danet.data.class_map import IGNORE
-from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
+from danet.data.coco_dataset import ImageRecord, dataset_files, load_coco, write_coco
 from danet.data.dataset_summary import write_summary
 from danet.data.synthetic.clip import write_video
 from danet.data.synthetic.scene import CATEGORIES, make_scene
@@ -140,6 +140,11 @@ def _check(options: Options) -> tuple[int, int]:
     if options.images + options.val_images + options.video_frames == 0:
         raise UserError("nothing to make: --images, --val_images and --video_frames are all 0")
     out = Path(options.out)
+    if options.stress:
+        inputs = dataset_files(options.stress)
+        cli.check_outputs([options.json], inputs)
+        if any(out.resolve() in file.resolve().parents for file in inputs):
+            raise UserError(f"--stress {options.stress}: lies in the folder that is replaced; give another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not options.overwrite:
             raise UserError(f"{out}: exists already; give a new folder or add --overwrite")

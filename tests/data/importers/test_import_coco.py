@@ -254,3 +254,13 @@ def test_coco_refuses_one_file_for_two_frames(tmp_path, capsys):
     assert main(["import", "coco", str(tmp_path / "in"), str(tmp_path / "out")]) == 2
     assert "a.png: one file for two images, video 'v1' and video 'v2'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["in", "in/annotations.json"])
+def test_coco_json_does_not_replace_the_source(tmp_path, capsys, name):
+    write_set(tmp_path / "in", {"annotations.json": coco("a.png"), "a.png": None})
+    before = (tmp_path / "in/annotations.json").read_bytes()
+    command = ["import", "coco", str(tmp_path / name), str(tmp_path / "out"), "--json"]
+    assert main([*command, str(tmp_path / "in/annotations.json")]) == 2
+    assert "annotations.json: is an input of this command" in capsys.readouterr().err
+    assert (tmp_path / "in/annotations.json").read_bytes() == before and not (tmp_path / "out").exists()

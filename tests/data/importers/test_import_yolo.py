@@ -170,3 +170,15 @@ def test_yolo_messages_about_labels_are_short(tmp_path, capsys, text):
     assert run(source) == 2
     error = capsys.readouterr().err
     assert "a.txt: " in error and error.count("\n") == 1 and len(error) < 400
+
+
+def test_yolo_json_does_not_replace_the_source(tmp_path, capsys):
+    data = tmp_path / "in" / "data.yaml"
+    (tmp_path / "in").mkdir()
+    data.write_text("names: [drone]")
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), np.zeros((48, 64), np.uint8))
+    (tmp_path / "in" / "a.txt").write_text("0 0.5 0.5 0.25 0.5")
+    for source in (data, data.parent):
+        assert main(["import", "yolo", str(source), str(tmp_path / "out"), "--json", str(data)]) == 2
+        assert "data.yaml: is an input of this command" in capsys.readouterr().err
+    assert data.read_text() == "names: [drone]" and not (tmp_path / "out").exists()

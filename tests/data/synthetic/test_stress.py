@@ -5,7 +5,7 @@ import pytest
 from danet.data.coco_dataset import ImageRecord, load_coco, write_coco
 from danet.data.synthetic import stress
 from danet.data.synthetic.stress import CONTRAST_COUNTS, make_stress_set
-from danet.data.synthetic.synthesize import main
+from danet.data.synthetic.synthesize import MARKER_FILE, main
 from danet.utils.errors import UserError
 
 
@@ -135,3 +135,17 @@ def test_synthesize_writes_stress_sets(frames, tmp_path, capsys):
         assert all(file.is_relative_to(tmp_path / "out") for record in records for _, file in record.past)
     assert main([str(tmp_path / "other"), "--stress", source, "--images", "9", "--quiet"]) == 2
     assert "9 frames" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_synthesize_keeps_the_frames_of_a_stress_set(frames, tmp_path, capsys):
+    path = tmp_path / "in/frames.json"
+    (path.parent / MARKER_FILE).touch()  # the frames were made by this command, too
+    before = path.read_bytes()
+    words = ["--stress", str(path), "--images", "2", "--overwrite"]
+    for options, message in (
+        ([str(tmp_path / "out"), "--json", str(path)], "is an input of this command"),
+        ([str(path.parent)], "lies in the folder that is replaced"),
+    ):
+        assert main([*options, *words]) == 2
+        assert message in capsys.readouterr().err
+    assert path.read_bytes() == before and not (tmp_path / "out").exists()
