@@ -169,7 +169,7 @@ class TrainOptions:
     options. The result is the same as without the interruption."""
 
     overwrite: bool = False
-    """Replace the run in --out if there is one."""
+    """Replace the run in --out if there is one, and other files with the names of its files."""
 
     weights: str | None = None
     """Weights file to start from, or `shipped` for the weights of the package. The model options must be the same

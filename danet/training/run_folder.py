@@ -50,7 +50,7 @@ def check_run_folder(options: TrainOptions) -> None:
     """Checks what a run needs before anything is loaded.
 
     Raises:
-        UserError: no data is given; ``options.out`` cannot be written, has no run to resume, or has one not to be
+        UserError: no data is given; ``options.out`` cannot be written, has no run to resume, or has files not to be
             replaced; a file that the run reads would be replaced or removed.
     """
     from danet.data.coco_dataset import dataset_files  # loads numpy
@@ -61,10 +61,16 @@ def check_run_folder(options: TrainOptions) -> None:
         raise UserError(f"{options.out}: no run to resume ({CONFIG} is missing)")
     if config.exists() and not options.resume and not options.overwrite:
         raise UserError(f"{options.out}: holds a run; give --resume, --overwrite, or another --out")
+    names = [name for name in RUN_FILES if (Path(options.out) / name).exists()]
+    if names and not options.resume and not options.overwrite:
+        raise UserError(f"{options.out}: holds {names[0]}, which a run replaces; give --overwrite, or another --out")
     if not options.data:
         raise UserError("--data: no training dataset given; give a COCO json or a folder that contains one")
     datasets = [getattr(each, "path", each) for each in (*options.data, options.val) if each is not None]
     inputs = [file for path in datasets for file in dataset_files(path)]
+    inputs += map(Path, options.distill.files().values())
+    if options.weights is not None and not options.resume:  # a resumed run does not read them again
+        inputs.append(Path(options.weights))
     cli.check_outputs([options.json, *(Path(options.out) / name for name in RUN_FILES)], inputs)
 
 

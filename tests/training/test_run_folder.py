@@ -6,8 +6,20 @@ import sys
 
 import pytest
 
-from danet.training.options import TrainOptions
-from danet.training.run_folder import BEST, CONFIG, LOCK, SAMPLES, STATE, STEPS, lock_run_folder, prepare_run_folder
+from danet.training.options import DistillOptions, TrainOptions
+from danet.training.run_folder import (
+    BEST,
+    CONFIG,
+    LABELS,
+    LOCK,
+    SAMPLES,
+    STATE,
+    STEPS,
+    WEIGHTS,
+    check_run_folder,
+    lock_run_folder,
+    prepare_run_folder,
+)
 from danet.utils.errors import FaultError, UserError
 
 HOLD_LOCK = (
@@ -90,3 +102,26 @@ def test_prepare_removes_the_files_of_a_replaced_run(tmp_path):
         (tmp_path / name).write_text("x")
     prepare_run_folder(TrainOptions(out=str(tmp_path), overwrite=True))
     assert {path.name for path in tmp_path.iterdir()} == {CONFIG, "notes.txt"}
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, STEPS, LABELS])
+def test_check_refuses_a_folder_with_files_that_a_run_would_remove(tmp_path, name):
+    options = TrainOptions(["train.json"], out=str(tmp_path))
+    (tmp_path / "notes.txt").write_text("x")
+    check_run_folder(options)
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=rf"holds {name}, which a run replaces; give --overwrite, or another --out"):
+        check_run_folder(options)
+    check_run_folder(TrainOptions(["train.json"], out=str(tmp_path), overwrite=True))
+
+
+def test_check_refuses_weights_and_teachers_that_the_run_would_remove(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / BEST).write_text("x")
+    (tmp_path / "link.safetensors").symlink_to(f"run/{BEST}")
+    common = {"data": ["train.json"], "out": str(tmp_path / "run"), "overwrite": True}
+    for path in (tmp_path / "run" / BEST, tmp_path / "link.safetensors"):
+        for inputs in ({"weights": str(path)}, {"distill": DistillOptions(medium=str(path))}):
+            with pytest.raises(UserError, match=f"{BEST}: is an input of this command and would be replaced"):
+                check_run_folder(TrainOptions(**common, **inputs))
+    check_run_folder(TrainOptions(**common, weights=str(tmp_path / "other.safetensors")))
