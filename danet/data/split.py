@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from danet.data.coco_dataset import load_coco, write_coco
+from danet.data.coco_dataset import dataset_files, load_coco, write_coco
 from danet.data.dataset_summary import write_summary
 from danet.data.recording_split import split_by_recording
 from danet.utils import cli
 from danet.utils.errors import UserError
+from danet.utils.files import check_folder, check_new_file
 
 
 @dataclass
@@ -81,10 +82,13 @@ def _requested(options: Options) -> list[Path]:
             raise UserError("--folds needs --out, the folder for the jsons, instead of --out_a and --out_b")
         sides = ("train", "val")
         jsons = [Path(options.out, f"fold{fold}_{side}.json") for fold in range(options.folds) for side in sides]
-    others = [Path(options.source), *([Path(options.json)] if options.json else [])]
+    others = [*dataset_files(options.source), *([Path(options.json)] if options.json else [])]
     resolved = [os.path.realpath(path) for path in [*jsons, *others]]
     if len(set(resolved)) < len(resolved):
         raise UserError("the output files must differ from each other and from the source")
+    for path in jsons:
+        check_new_file(path, overwrite=True)
+        check_folder(path.parent)
     return jsons
 
 

@@ -110,3 +110,19 @@ def test_split_does_not_overwrite_its_source(tmp_path, capsys):
     before = source.read_bytes()
     assert main(["split", str(source), "--out_a", str(source), "--out_b", str(tmp_path / "b.json")]) == 2
     assert source.read_bytes() == before and "must differ" in capsys.readouterr().err
+
+
+def test_split_does_not_overwrite_the_json_of_a_folder(tmp_path, capsys):
+    source = make(tmp_path)
+    before = source.read_bytes()
+    assert main(["split", str(tmp_path), "--out_a", str(tmp_path / "a.json"), "--out_b", str(source)]) == 2
+    assert source.read_bytes() == before and "must differ" in capsys.readouterr().err
+    assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize(("name", "message"), [("images", "is a folder"), ("all.json/b.json", "no folder for results")])
+def test_split_checks_both_outputs_before_it_writes(tmp_path, capsys, name, message):
+    source = make(tmp_path)
+    a, b = tmp_path / "a.json", tmp_path / name
+    assert main(["split", str(source), "--out_a", str(a), "--out_b", str(b)]) == 2
+    assert message in capsys.readouterr().err and not a.exists()
