@@ -6,6 +6,7 @@ a ``main`` that calls ``run_import``; its name and a line of help are added to `
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from danet.data.coco_dataset import ImageRecord, write_coco
 from danet.data.dataset_summary import write_summary
 from danet.data.image_folder import IMAGE_SUFFIXES
 from danet.data.image_record import Repairs, make_record
+from danet.data.yolo_dataset import REPEATED
 from danet.utils import cli
 from danet.utils.errors import UserError
 from danet.utils.files import atomic_path, read_json, read_text
@@ -129,6 +131,14 @@ class ImportFolder:
         """Makes the record of an image and counts repairs, see ``make_record``."""
         return make_record(path, size, boxes, names, repairs=self.repairs, **options)
 
+    def without_repetitions(self, names: Sequence[str], place: str) -> list[str]:
+        """Returns the image names of a list, each once, and counts the others as repairs."""
+        counts = Counter(names)
+        for name, count in counts.items():
+            if count > 1:
+                self.repairs.add(REPEATED, f"{place}: {name}", count - 1)
+        return list(counts)
+
     def save_png(self, image: np.ndarray, name: str) -> Path:
         """Stores an image ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16, as PNG; returns its path.
 
@@ -194,6 +204,21 @@ class ImportFolder:
                     folder.rmdir()
                 except OSError:
                     continue
+
+
+def read_lists(paths: Sequence[str], below: Path) -> dict[str, list[str]]:
+    """Reads lists of images: name of the json to write -> names of its images, see ``read_names``.
+
+    Raises:
+        UserError: if two lists have the same name without suffix, or a list is missing or contains no name.
+    """
+    by_json: dict[str, str] = {}
+    for path in paths:
+        json = f"{Path(path).stem}.json"
+        if json in by_json:
+            raise UserError(f"--lists: {by_json[json]} and {path} would both become {json}; rename one of them")
+        by_json[json] = path
+    return {json: read_names(path, below) for json, path in by_json.items()}
 
 
 def read_names(path: str | os.PathLike, below: Path) -> list[str]:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from danet.data.image_folder import find_images
-from danet.data.importers.base import ImportFolder, ImportOptions, read_names, run_import
+from danet.data.importers.base import ImportFolder, ImportOptions, read_lists, run_import
 from danet.utils.errors import UserError
 from danet.utils.image_io import read_image
 from danet.utils.names import check_name
@@ -56,11 +56,11 @@ def import_masks(options: Options) -> None:
     check_name(options.category, "--category")
     images = find_images(source / options.images)
     masks = find_images(source / options.masks)
-    lists = {f"{Path(name).stem}.json": read_names(name, source) for name in options.lists}
+    lists = read_lists(options.lists, source)
     with ImportFolder(options) as out:
         for json, names in (lists or {"annotations.json": list(images)}).items():
             records = []
-            for name in track(names, f"importing {json}", quiet=options.quiet):
+            for name in track(out.without_repetitions(names, json), f"importing {json}", quiet=options.quiet):
                 if name not in images:
                     raise UserError(f"{source}: {json} lists {name!r}, but there is no such image in {options.images}")
                 mask = next((masks[name + ending] for ending in MASK_ENDINGS if name + ending in masks), None)

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from danet.data.coco_files import split_of
 from danet.data.image_folder import find_images, walk_files
 from danet.data.image_record import check_box_count, check_categories
-from danet.data.importers.base import ImportFolder, ImportOptions, read_names, run_import
+from danet.data.importers.base import ImportFolder, ImportOptions, read_lists, run_import
 from danet.data.yolo_config import SPLITS
 from danet.utils.errors import UserError
 from danet.utils.files import read_xml
@@ -87,10 +87,8 @@ def import_voc(options: Options) -> None:
     image_folder = _choose_folder(source, options.images, "JPEGImages", "images")
     folder = _choose_folder(source, options.annotations, "Annotations", "annotations")
     images = find_images(image_folder)
-    annotations = {
-        json: {name: _read(folder / f"{name}.xml") for name in names}
-        for json, names in _list_names(options, source, folder, images).items()
-    }
+    lists = _list_names(options, source, folder, images)
+    annotations = {json: {name: _read(folder / f"{name}.xml") for name in names} for json, names in lists.items()}
     every = [item for items in annotations.values() for item in items.values()]
     is_exclusive = options.corners == "exclusive"
     if options.corners == "auto":
@@ -102,7 +100,8 @@ def import_voc(options: Options) -> None:
     with ImportFolder(options) as out:
         for json, items in annotations.items():
             records = []
-            for name, item in track(list(items.items()), f"importing {json}", quiet=options.quiet):
+            for name in track(out.without_repetitions(lists[json], json), f"importing {json}", quiet=options.quiet):
+                item = items[name]
                 image = _find_image(name, item, images, own, out)
                 used.add(image)
                 path, *size = out.copy(image, name + image.suffix)
@@ -128,7 +127,7 @@ def _choose_folder(source: Path, requested: str | None, *usual: str) -> Path:
 def _list_names(options: Options, source: Path, folder: Path, images: dict[str, Path]) -> dict[str, list[str]]:
     """The xml files of each json to write, without suffix and relative to their folder."""
     if options.lists:
-        lists = {f"{Path(path).stem}.json": read_names(path, source) for path in options.lists}
+        lists = read_lists(options.lists, source)
         return {json: [_listed_name(name, images) for name in names] for json, names in lists.items()}
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")

@@ -191,3 +191,22 @@ def test_masks_follow_links(tmp_path):
 def test_masks_check_the_category(tmp_path, capsys):
     assert run(make(tmp_path / "in"), "--category", "a\nb") == 2
     assert "--category: a name must not contain control characters" in capsys.readouterr().err
+
+
+def test_masks_lists_need_different_names(tmp_path, capsys):
+    source = make(tmp_path / "in")
+    for name in "ab":
+        (source / name).mkdir()
+        (source / name / "train.txt").write_text(name)
+    assert run(source, "--lists", "a/train.txt", "b/train.txt") == 2
+    assert "--lists: a/train.txt and b/train.txt would both become train.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_masks_image_named_twice_in_a_list_is_one_record(tmp_path, capsys):
+    source = make(tmp_path / "in")
+    (source / "train.txt").write_text("a\nb\na\n")
+    assert run(source, "--lists", "train.txt") == 0
+    assert [item.path.stem for item in load_coco(tmp_path / "out/train.json").records] == ["a", "b"]
+    error = capsys.readouterr().err
+    assert "1 lines dropped: the list names an image twice, the first: train.json: a\n" in error

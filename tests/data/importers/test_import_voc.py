@@ -181,3 +181,24 @@ def test_voc_lists_cannot_lead_out_of_the_output_folder(tmp_path, capsys):
     (source / "list.txt").write_text("../../escaped\n")
     assert run(source, "--lists", "list.txt") == 2
     assert "escaped" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_voc_lists_need_different_names(tmp_path, capsys):
+    source = make(tmp_path / "in")
+    (source / "Annotations/b.xml").write_text("<annotation/>")
+    for name in "ab":
+        (source / name).mkdir()
+        (source / name / "train.txt").write_text(name)
+    assert run(source, "--lists", "a/train.txt", "b/train.txt") == 2
+    assert "--lists: a/train.txt and b/train.txt would both become train.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_voc_image_named_twice_in_a_list_is_one_record(tmp_path, capsys):
+    source = make(tmp_path / "in")
+    (source / "Annotations/b.xml").write_text("<annotation/>")
+    (source / "train.txt").write_text("a\nb\na\n")
+    assert run(source, "--lists", "train.txt") == 0
+    assert [item.path.stem for item in load_coco(tmp_path / "out/train.json").records] == ["a", "b"]
+    error = capsys.readouterr().err
+    assert "1 lines dropped: the list names an image twice, the first: train.json: a\n" in error
