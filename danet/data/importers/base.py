@@ -4,6 +4,7 @@ An importer is a module with a dataclass that extends ``ImportOptions``, a funct
 a ``main`` that calls ``run_import``; its name and a line of help are added to ``FORMATS`` in ``__init__.py``.
 """
 
+import contextlib
 import os
 import sys
 from collections import Counter
@@ -53,9 +54,9 @@ def run_import(importer: Callable[..., None], options: type[ImportOptions], argv
 class ImportFolder:
     """The output folder of an import: images in ``OUT/images``, annotation files in ``OUT``.
 
-    It is a context manager. The annotation files are written when the ``with`` block succeeds. If the block fails, all
-    files that this import added are removed. Several imports may write to one folder, but none replaces an image or an
-    annotation file of another dataset.
+    It is a context manager. The annotation files are written when the ``with`` block succeeds. If that or the block
+    fails, all files that this import added are removed, and older files are unchanged. Several imports may write to one
+    folder, but none replaces an image or an annotation file of another dataset.
 
     Args:
         options: of the importer; ``source``, ``out``, ``json`` and ``quiet`` are used.
@@ -83,14 +84,16 @@ class ImportFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             if kind is None:
-                for path, records, categories in self._annotations:
-                    if not path.exists():
-                        self._added.append(path)
-                    write_coco(path, records, categories)
-                written = {path: records for path, records, _ in self._annotations}
-                write_summary(written, json=self.options.json, quiet=self.options.quiet)
-                for line in self.repairs.lines():
-                    self.note(f"{self.options.source}: {line}")
+                with contextlib.ExitStack() as stack:
+                    for path, records, categories in self._annotations:
+                        if not path.exists():
+                            self._added.append(path)
+                        # Replace the older file at the end, when nothing else can fail.
+                        write_coco(stack.enter_context(atomic_path(path)), records, categories)
+                    written = {path: records for path, records, _ in self._annotations}
+                    write_summary(written, json=self.options.json, quiet=self.options.quiet)
+                    for line in self.repairs.lines():
+                        self.note(f"{self.options.source}: {line}")
         except BaseException as failure:
             error = failure
             raise

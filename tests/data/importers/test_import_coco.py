@@ -6,6 +6,8 @@ import pytest
 
 from danet.data.__main__ import main
 from danet.data.coco_dataset import load_coco
+from danet.data.importers.coco import Options, import_coco
+from danet.utils.errors import UserError
 
 
 def make(folder, image=None, box=(2, 3, 8, 6)):
@@ -264,3 +266,21 @@ def test_coco_json_does_not_replace_the_source(tmp_path, capsys, name):
     assert main([*command, str(tmp_path / "in/annotations.json")]) == 2
     assert "annotations.json: is an input of this command" in capsys.readouterr().err
     assert (tmp_path / "in/annotations.json").read_bytes() == before and not (tmp_path / "out").exists()
+
+
+def test_coco_failed_second_import_changes_nothing(tmp_path):
+    both = coco("a.png") | {"images": [{"id": i, "file_name": name} for i, name in enumerate(("a.png", "b.png"), 1)]}
+    write_set(tmp_path / "one", {"annotations.json": coco("a.png"), "a.png": None})
+    write_set(tmp_path / "two", {"annotations.json": both, "b.png": None})
+    (tmp_path / "two/a.png").write_bytes((tmp_path / "one/a.png").read_bytes())
+    out, folder = tmp_path / "out", tmp_path / "folder"
+    folder.mkdir()
+    assert main(["import", "coco", str(tmp_path / "one"), str(out)]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main(["import", "coco", str(tmp_path / "two"), str(out), "--json", str(folder)]) == 2
+    with pytest.raises(UserError, match="folder: cannot be written"):
+        import_coco(Options(str(tmp_path / "two"), str(out), json=str(folder)))
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert len(load_coco(out).records) == 1
+    assert main(["import", "coco", str(tmp_path / "two"), str(out)]) == 0
+    assert len(load_coco(out).records) == 2
