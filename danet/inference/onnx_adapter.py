@@ -236,7 +236,7 @@ class OnnxAdapter:
         scale = (size[1] / width, size[0] / height)
         if self.options.resize != "stretch":
             scale = (min(scale),) * 2
-        inner = (round(width * scale[0]), round(height * scale[1]))
+        inner = (max(1, round(width * scale[0])), max(1, round(height * scale[1])))
         if inner != (width, height):
             image = cv2.resize(image, inner, interpolation=cv2.INTER_LINEAR)
         # An odd row of padding lies below and at the right, as in Ultralytics.

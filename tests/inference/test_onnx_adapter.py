@@ -90,6 +90,17 @@ def test_images_are_scaled_as_the_options_say(tmp_path, frame):
     assert batch(size=None, file=grey).shape == (1, 64, 64)
 
 
+@pytest.mark.parametrize("shape", [(1, 1300), (1300, 1)])
+def test_image_of_one_row_or_column_keeps_a_pixel(tmp_path, shape):
+    write_image(tmp_path / "thin.png", np.full(shape, 255, np.uint8))
+    rows = np.zeros((1, 1, 6), np.float32)
+    rows[0, 0] = [0, 0, 64, 64, 0.9, 0]
+    adapter = OnnxAdapter(model(tmp_path / "a.onnx", [rows], ULTRALYTICS), OnnxAdapterOptions())
+    (found,) = detect(adapter, tmp_path / "thin.png")
+    assert found.boxes.tolist() == [[0, 0, shape[1], shape[0]]]
+    assert adapter.preprocess([tmp_path / "thin.png"])[0].numpy().max() == 1
+
+
 def test_unusable_files_are_one_line(tmp_path, frame):
     dense = np.concatenate([CENTRES, SCORES], axis=1).T[None]
     bad = dense.copy()
