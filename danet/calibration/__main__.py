@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from danet.inference.calibrated_thresholds import MAX_WINDOW_FRAMES
 from danet.inference.tile_options import DEFAULT_OVERLAP, DEFAULT_TILE_EVERY, check_tile_options
 from danet.utils import cli
 from danet.utils.errors import UserError, check_values
@@ -144,6 +145,9 @@ class CalibrateOptions:
             raise UserError("--hits and --window must be given together; give both, or none")
         if self.hits is not None and self.window is not None and self.hits > self.window:
             raise UserError(f"--hits must be at most --window ({self.window}), got {self.hits}")
+        check_values(
+            self, ["window"], f"be at most {MAX_WINDOW_FRAMES}", lambda value: value <= MAX_WINDOW_FRAMES, prefix="--"
+        )
 
 
 def calibrate(options: CalibrateOptions) -> int:

@@ -12,7 +12,7 @@ KEY = "calibration"
 """Name in the metadata of a weights file."""
 
 MAX_WINDOW_FRAMES = 10_000
-"""Maximum of ``window`` in metadata."""
+"""Maximum of ``window`` in metadata and in ``danet calibrate``."""
 
 
 @dataclass(frozen=True)

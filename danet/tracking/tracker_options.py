@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from danet.utils.errors import check_values
+from danet.utils.errors import UserError, check_values
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TrackerOptions:
     """Amount that each frame without a detection subtracts from the evidence of a target that is not confirmed yet."""
 
     confirm: float = 4.0
-    """Evidence at which a target is reported."""
+    """Evidence at which a target is reported, at most `max_evidence`."""
 
     max_evidence: float = 12.0
     """Largest evidence of a target."""
@@ -62,3 +62,8 @@ class TrackerOptions:
         check_values(self, positive, "be positive", lambda value: value > 0)
         check_values(self, ["coast", "max_jump"], "be 0 or more", lambda value: value >= 0)
         check_values(self, ["min_hits"], "be at least 1", lambda value: value >= 1)
+        if self.confirm > self.max_evidence:
+            raise UserError(
+                f"confirm must be at most max_evidence ({self.max_evidence:g}), got {self.confirm:g}; no target would "
+                "be reported"
+            )

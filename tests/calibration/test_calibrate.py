@@ -178,6 +178,7 @@ def test_recall_is_measured_on_images_with_targets(project, tmp_path, capsys):
         (["--negatives", "{clips}", "--false_alarms_per_hour", "0"], "--false_alarms_per_hour must be positive, got 0"),
         (["--negatives", "{clips}", "--hits", "3"], "--hits and --window must be given together"),
         (["--negatives", "{clips}", "--hits", "6", "--window", "5"], "--hits must be at most --window (5), got 6"),
+        (["--negatives", "{clips}", "--hits", "5", "--window", "10001"], "--window must be at most 10000, got 10001"),
         (["--negatives", "{clips}", "--classes", "plane"], "'plane' is no class of the model (drone, bird)"),
         (["--negatives", "{clips}", "--out", "{folder}/w.onnx"], "a weights file ends in .safetensors"),
         (["--negatives", "{clips}", "--json", "{folder}/nano-calibrated.safetensors"], "would be written twice"),

@@ -244,3 +244,8 @@ def test_options_out_of_range_are_refused():
         TrackerOptions(high_score=2)
     with pytest.raises(UserError, match="min_hits must be at least 1, got 0"):
         TrackerOptions(min_hits=0)
+    with pytest.raises(UserError, match=r"confirm must be at most max_evidence \(12\), got 12\.5"):
+        TrackerOptions(confirm=12.5)
+    with pytest.raises(UserError, match=r"confirm must be at most max_evidence \(3\), got 4"):
+        TrackerOptions(max_evidence=3.0)
+    assert TrackerOptions(confirm=12.0).confirm == TrackerOptions().max_evidence
