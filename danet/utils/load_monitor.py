@@ -81,8 +81,10 @@ def short_waits() -> Iterator[None]:
     started = threading.Event()
 
     def run() -> None:
-        torch.ones(PARALLEL_ELEMENTS).exp_()
-        started.set()
+        try:
+            torch.ones(PARALLEL_ELEMENTS).exp_()
+        finally:
+            started.set()
         ends.wait()
 
     thread = threading.Thread(target=run, name="danet second OpenMP pool", daemon=True)
@@ -173,13 +175,19 @@ def start_load_monitor(*, adapt_threads: bool = False) -> None:
         threading.Thread(target=_watch, name="danet load monitor", daemon=True).start()
 
 
+def _is_torch_loaded() -> bool:
+    """Whether the import of torch has finished: Ctrl-C may end it halfway, and no other thread may then use torch."""
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    return spec is not None and not getattr(spec, "_initializing", False)
+
+
 def _watch() -> None:
     pause = threading.Event()
     load = OtherLoad()
     while True:
         pause.wait(INTERVAL_S)
         share = load.share()
-        if share < BUSY_SHARE or "torch" not in sys.modules:
+        if share < BUSY_SHARE or not _is_torch_loaded():
             continue
         with short_waits():
             try:

@@ -96,6 +96,23 @@ def test_monitor_enters_short_waits_only_while_others_use_the_cores(monkeypatch)
     assert free_before == [20, 20, 20, 10, 16, 18, 20, 20, 2]
 
 
+def test_monitor_leaves_torch_alone_until_its_import_has_finished(tmp_path):
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(0.3)\nraise KeyboardInterrupt\n")
+    script = """
+import contextlib, os, threading
+from danet.utils import load_monitor
+load_monitor.INTERVAL_S = 0.01
+load_monitor.OtherLoad = lambda: type("Load", (), {"share": lambda self: 1.0})()
+load_monitor.short_waits = lambda: os._exit(3)
+threading.Thread(target=load_monitor._watch, daemon=True).start()
+with contextlib.suppress(KeyboardInterrupt):
+    import torch
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.fixture
 def free_cores(monkeypatch):
     """Returns a function that sets up the free cores of a process that may use `cores` cores; no monitor is started."""
