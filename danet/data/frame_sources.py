@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import re
 import sys
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
@@ -147,7 +148,8 @@ def open_source(source: str | os.PathLike, *, max_pixels: int = MAX_IMAGE_PIXELS
 
     Args:
         source: an image, a video, a folder of images and videos, a pattern of files such as ``clips/*.mp4``, the URL of
-            a stream or a file, or the number of a webcam. Images are read in the order of their names, before videos.
+            a stream or a file, or the number of a webcam. Images are read before videos, each in the order of their
+            names, in which numbers count as such: 2.png comes before 10.png.
         max_pixels: larger images and videos are refused.
 
     Raises:
@@ -209,6 +211,12 @@ def _is_media(path: Path) -> bool:
     return is_media and not path.name.startswith(".") and not path.is_dir()
 
 
+def _natural_order(path: Path) -> tuple:
+    """A key that sorts paths by their names, and the numbers in these by value: a2.png lies before a10.png."""
+    parts = (re.split(r"([0-9]+)", part) for part in path.with_suffix("").parts)  # every second piece is a number
+    return [[int(piece) if i % 2 else piece for i, piece in enumerate(pieces)] for pieces in parts], path
+
+
 def _open_pattern(pattern: str, max_pixels: int) -> ImageFiles | Video | SourceList:
     """Opens the files and folders that match a pattern; ``**`` stands for any number of folders."""
     found = [Path(name) for name in glob.glob(pattern, recursive=True)]
@@ -225,7 +233,7 @@ def _open_files(name: str, files: Sequence[Path], max_pixels: int) -> ImageFiles
     images: list[Path] = []
     videos: list[Video] = []
     errors: list[UserError] = []
-    for path in sorted(set(files)):
+    for path in sorted(set(files), key=_natural_order):
         suffix = path.suffix.lower()
         try:
             if suffix in (".tif", ".tiff") and count_pages(path) > 1:

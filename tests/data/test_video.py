@@ -57,6 +57,18 @@ def test_open_source_reads_a_folder_of_several_image_types(tmp_path):
     assert np.array_equal(single.image, frames[1].image)
 
 
+def test_images_of_a_folder_are_in_the_order_of_their_numbers(tmp_path):
+    ordered = ["a1.png", "a2.png", "a02b.png", "a10.png", "frame.png", "frame1.jpg", "frame9.png", "frame10.bmp"]
+    for folder in ("run10", "run9"):
+        (tmp_path / folder).mkdir()
+        for name in ordered:
+            cv2.imwrite(str(tmp_path / folder / name), np.zeros((40, 50), np.uint8))
+    assert [path.name for path in open_source(tmp_path / "run9").paths] == ordered
+    paths = open_source(f"{tmp_path}/run*/*").paths
+    assert paths == [tmp_path / folder / name for folder in ("run9", "run10") for name in ordered]
+    assert [os.path.basename(frame.name) for frame in open_source(tmp_path / "run10")] == ordered
+
+
 def test_video_that_ends_early_gives_its_frames_and_one_line(tmp_path, capfd):
     whole = make_video(tmp_path / "whole.avi", frames=30, codec="MJPG", noise=True)
     path = tmp_path / "cut.avi"
