@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from danet.utils.errors import UserError
+from danet.utils.files import encodable_path
 from danet.utils.image_io import silent_stderr, squeeze_grey
 from danet.utils.urls import mask_url
 
@@ -104,12 +105,25 @@ def bits_per_channel(tag: bytes) -> int:
     return ord(planar[1] or planar[2]) if planar else 8
 
 
+def open_capture(source: str | int) -> cv2.VideoCapture:
+    """Opens a source with OpenCV, silently and whatever its name is; ``isOpened`` of the result tells whether it could.
+
+    Example:
+        >>> open_capture("missing.mkv").isOpened()
+        False
+    """
+    with silent_stderr:  # not all of OpenCV's readers use its log
+        if isinstance(source, int):
+            return cv2.VideoCapture(source)
+        with encodable_path(source) as name:
+            return cv2.VideoCapture(name)
+
+
 class OpenCVDecoder:
     """Decodes with OpenCV, see ``Decoder``; ``is_open`` tells whether the source could be opened."""
 
     def __init__(self, source: str | int) -> None:
-        with silent_stderr:  # not all of OpenCV's readers use its log
-            self._capture = cv2.VideoCapture(source)
+        self._capture = open_capture(source)
         self.is_open = self._capture.isOpened()
         self.total = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self._rate = self._capture.get(cv2.CAP_PROP_FPS)
@@ -148,7 +162,8 @@ class PyAVDecoder:
     def __init__(self, av: Any, source: str) -> None:
         self._error = av.error.FFmpegError
         try:
-            self._container = av.open(source)
+            with encodable_path(source) as name:
+                self._container = av.open(name)
         except self._error as error:
             raise UserError(f"{mask_url(source)}: PyAV cannot open this video ({error.strerror})") from error
         stream = self._container.streams.video[0]
@@ -209,8 +224,7 @@ def count_packets(path: str) -> int | None:
     Raises:
         Nothing: a file that cannot be opened gives None.
     """
-    with silent_stderr:
-        capture = cv2.VideoCapture(path)
+    capture = open_capture(path)
     try:
         if capture.get(cv2.CAP_PROP_FOURCC) == cv2.VideoWriter.fourcc(*"VP80"):
             return None

@@ -14,7 +14,7 @@ from danet.data import h264_writer
 from danet.data.h264_writer import H264Writer
 from danet.data.video_decoder import DEFAULT_FPS
 from danet.utils.errors import UserError
-from danet.utils.files import atomic_path, write_error
+from danet.utils.files import atomic_path, encodable_path, write_error
 from danet.utils.image_io import silent_stderr, to_display
 
 MIN_FREE_DISK_BYTES = 16 << 20
@@ -105,15 +105,16 @@ class VideoWriter:
     def _open(self, first: np.ndarray) -> cv2.VideoWriter | H264Writer:
         height, width = first.shape[:2]
         temporary = self._pending_file.enter_context(atomic_path(self.path))
+        name = self._pending_file.enter_context(encodable_path(temporary))
         self._size = height + height % 2, width + width % 2
         self._grey = first.ndim == 2
         if self.codec == h264_writer.CODEC:
             with self._naming_errors():
-                self._writer = H264Writer(temporary, self.fps, *self._size)
+                self._writer = H264Writer(name, self.fps, *self._size)
             return self._writer
         codec = cv2.VideoWriter.fourcc(*self.codec)
         with silent_stderr:
-            self._writer = cv2.VideoWriter(str(temporary), codec, self.fps, self._size[::-1], isColor=not self._grey)
+            self._writer = cv2.VideoWriter(name, codec, self.fps, self._size[::-1], isColor=not self._grey)
         if not self._writer.isOpened():
             raise UserError(f"{self.path}: OpenCV cannot write this video here (codec {self.codec})")
         return self._writer

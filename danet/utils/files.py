@@ -67,6 +67,32 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def encodable_path(path: str | os.PathLike) -> Iterator[str]:
+    """Yields a name of a file for OpenCV and other libraries that take only UTF-8.
+
+    If ``path`` is not UTF-8, this is the name of a link to it in a temporary folder: Python represents such a path with
+    surrogates, at which OpenCV crashes. The link exists until the end of the block; it keeps the suffix.
+
+    Example:
+        >>> with encodable_path("clip.avi") as name:
+        ...     name
+        'clip.avi'
+        >>> with encodable_path("caf\\udce9.avi") as name:
+        ...     os.path.basename(name)
+        'link.avi'
+    """
+    name = os.fspath(path)
+    if name.encode("utf-8", "ignore") == name.encode("utf-8", "surrogatepass"):
+        yield name
+        return
+    with tempfile.TemporaryDirectory(prefix="danet-") as folder:
+        suffix = Path(name).suffix.encode("utf-8", "ignore").decode()
+        link = os.path.join(folder, f"link{suffix}")
+        os.symlink(os.path.abspath(name), link)
+        yield link
+
+
 def write_error(path: str | os.PathLike, error: OSError) -> UserError:
     """The error to raise when a file cannot be written: FaultError for a full or broken disk, otherwise UserError.
 

@@ -272,13 +272,18 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     Example:
         >>> write_image(getfixture("tmp_path") / "a.png", np.zeros((48, 64), np.uint16))
     """
+    suffix = Path(path).suffix.encode("ascii", "replace").decode()  # OpenCV crashes at names that are not UTF-8
+    try:
+        with silent_stderr:
+            encoded, data = cv2.imencode(suffix, image)
+    except cv2.error:
+        raise UserError(f"{path}: not a name for an image; it must end in .png, .jpg or the like") from None
+    if not encoded:
+        raise UserError(
+            f"{path}: cannot be written; the format {suffix} does not allow {image.shape[1]} x {image.shape[0]} pixels"
+        )
     with atomic_path(path) as temporary:
-        try:
-            written = cv2.imwrite(str(temporary), image)
-        except cv2.error:
-            raise UserError(f"{path}: not a name for an image; it must end in .png, .jpg or the like") from None
-        if not written:
-            raise UserError(f"{path}: cannot be written")
+        temporary.write_bytes(data)
 
 
 @np.errstate(all="ignore")  # infinite values are clipped

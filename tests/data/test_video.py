@@ -17,6 +17,7 @@ from video_files import write_matroska
 from danet.data import video, video_writer
 from danet.data.frame_sources import ImageFiles, ImageStack, SourceList, open_source, open_sources
 from danet.data.video import Video
+from danet.data.video_decoder import count_packets
 from danet.data.video_writer import DiskFullError, VideoWriter, fit_picture
 from danet.utils.errors import UserError
 
@@ -229,6 +230,27 @@ def test_video_by_url_ends_with_its_last_frame(tmp_path, web_server, name, codec
         assert "s3cret" not in frames[0].name + source.name
     with pytest.raises(UserError, match=r"\*\*\*@.*/none\.mp4: this stream cannot be opened"):
         open_source(f"http://user:s3cret@{web_server}/none.mp4")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.mp4", b"\xff\xfe.mkv", b"a.\xe9"])
+def test_videos_have_names_that_are_not_utf_8(tmp_path, name):
+    folder = tmp_path / os.fsdecode(b"d\xe9")
+    folder.mkdir()
+    path = folder / os.fsdecode(name)
+    make_video(tmp_path / "clip.mkv", codec="FFV1").rename(path)
+    source = open_source(path)
+    assert [frame.name for frame in source] == [str(path)] * 12 and source.trouble is None
+    assert count_packets(str(path)) == 12
+
+
+@pytest.mark.parametrize("name, codec", [(b"caf\xe9.mp4", "mp4v"), (b"\xff.mp4", "libx264"), (b"\xff.avi", "MJPG")])
+def test_video_writer_takes_names_that_are_not_utf_8(tmp_path, name, codec):
+    if codec == "libx264":
+        pytest.importorskip("av")
+    path = tmp_path / os.fsdecode(name)
+    with VideoWriter(path, codec=codec) as writer:
+        writer.write(np.full((48, 64), 90, np.uint8))
+    assert len(list(open_source(path))) == 1 and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

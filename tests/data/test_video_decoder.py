@@ -1,5 +1,6 @@
 """Videos with more than 8 bits: all bits arrive, or one line says that they cannot."""
 
+import os
 import sys
 
 import cv2
@@ -83,6 +84,12 @@ def test_video_of_more_bits_has_the_values_of_its_frames_with_pyav(tmp_path, cap
     assert [round(frame.time, 3) for frame in read] == [0.0, 0.033, 0.067]
     assert all(np.array_equal(frame.image, image) for frame, image in zip(read, frames, strict=True))
     assert capfd.readouterr().err == ""
+
+
+def test_pyav_opens_names_that_are_not_utf_8(tmp_path):
+    pytest.importorskip("av")
+    path = tmp_path / os.fsdecode(b"caf\xe9.y4m")
+    assert len(list(open_source(write_y4m(path, raw_frames(10), "mono", bits=10)))) == 3
 
 
 def test_colour_video_of_more_bits_has_three_channels_with_pyav(tmp_path):

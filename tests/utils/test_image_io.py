@@ -287,3 +287,17 @@ def test_write_image_round_trip_and_unknown_suffix(tmp_path):
         with pytest.raises(UserError, match=f"{name}: not a name for an image"):
             write_image(tmp_path / name, scene())
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_write_image_takes_names_that_are_not_utf_8(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    write_image(path, scene())
+    assert np.array_equal(read_image(path), scene()) and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UserError, match="not a name for an image"):
+        write_image(tmp_path / os.fsdecode(b"a.\xe9"), scene())
+
+
+def test_write_image_names_an_image_that_is_too_large_for_its_format(tmp_path):
+    with pytest.raises(UserError, match=r"a\.jpg: cannot be written; the format \.jpg does not allow 70000 x 2 pixels"):
+        write_image(tmp_path / "a.jpg", np.zeros((2, 70_000), np.uint8))
+    assert list(tmp_path.iterdir()) == []

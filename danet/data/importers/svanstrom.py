@@ -32,6 +32,7 @@ from danet.data.leakage import HASH_BITS, average_hash
 from danet.data.recording_split import split_by_recording
 from danet.data.scales import SCALES, box_sizes
 from danet.data.temporal import choose_frames
+from danet.data.video_decoder import open_capture
 from danet.utils.errors import UserError
 from danet.utils.files import read_json
 from danet.utils.image_io import squeeze_grey
@@ -208,7 +209,7 @@ def find_recordings(paths: Sequence[Path], *, quiet: bool = False) -> dict[Path,
 def _end_frames(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The first and the last frame of a video, found by seeking; without a frame count, all frames are decoded."""
     first = next((image for _, image in decode(path, 1)), None)
-    capture = cv2.VideoCapture(str(path))
+    capture = open_capture(str(path))
     capture.set(cv2.CAP_PROP_POS_FRAMES, capture.get(cv2.CAP_PROP_FRAME_COUNT) - 1)
     decoded, found = capture.read()
     capture.release()
@@ -278,7 +279,7 @@ def _past_steps(video: Video, out: ImportFolder, lags: Sequence[float]) -> dict[
 
 def _frame_rate(path: Path) -> float:
     """Frames per second that a video states."""
-    capture = cv2.VideoCapture(str(path))
+    capture = open_capture(str(path))
     rate = float(capture.get(cv2.CAP_PROP_FPS))
     capture.release()
     if not 0 < rate < MAX_FRAMES_PER_SECOND:
@@ -294,7 +295,7 @@ def decode(path: Path, stride: int, ahead: Sequence[int] = (0,)) -> Iterator[tup
     Raises:
         UserError: if the video is missing or cannot be opened.
     """
-    capture = cv2.VideoCapture(str(path)) if path.is_file() else None
+    capture = open_capture(str(path)) if path.is_file() else None
     if capture is None:
         raise UserError(f"{path}: no such video")
     if not capture.isOpened():

@@ -142,6 +142,15 @@ def test_svanstrom_states_the_real_age_of_earlier_frames(tmp_path, rate, steps):
     assert [age for age, _ in records[1].past] == pytest.approx([step / rate for step in steps])
 
 
+def test_svanstrom_takes_folders_whose_names_are_not_utf_8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"d\xe9")
+    folder.mkdir()
+    video = write_video(folder / "IR_DRONE_001.mp4", 10)
+    records = import_video(video, ImportFolder(Options(str(folder), str(tmp_path / "out"))), stride=6, lags=[0.2])
+    assert [record.frame for record in records] == [0, 6] and len(records[1].past) == 1
+    assert find_recordings([video.path], quiet=True) == {video.path: "IR_DRONE_001"}
+
+
 def test_svanstrom_drops_and_counts_lags_shorter_than_the_frame_interval(tmp_path):
     video = write_video(tmp_path / "IR_DRONE_001.mp4", 10)
     out = ImportFolder(Options(str(tmp_path), str(tmp_path / "out"), quiet=True))
