@@ -478,6 +478,21 @@ def test_frames_of_different_sizes_in_one_source(weights, images, tmp_path):
     assert cv2.imread(str(out / "frames" / "2.png")).shape == (384, 512, 3)
 
 
+def test_wide_images_are_enlarged_less_and_those_that_cannot_be_written_are_skipped(weights, tmp_path, capfd):
+    (tmp_path / "frames").mkdir()
+    for name, width in (("1.jpg", 1500), ("2.jpg", 20_000), ("3.jpg", 1000)):
+        cv2.imwrite(str(tmp_path / "frames" / name), np.full((40, width), 90, np.uint8))
+    words = [str(tmp_path / "frames"), "--weights", weights, "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "auto")]) == 0
+    shapes = [cv2.imread(str(tmp_path / "auto" / "frames" / f"{i}.jpg")).shape[:2] for i in (1, 2, 3)]
+    assert shapes == [(80, 3000), (40, 20_000), (160, 4000)]
+    assert main([*words, "--upscale", "4", "--out", str(tmp_path / "out")]) == 1
+    assert [path.name for path in sorted((tmp_path / "out" / "frames").iterdir())] == ["1.jpg", "3.jpg"]
+    assert (tmp_path / "out" / "boxes.json").exists()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith("2.jpg: cannot be written; the format .jpg does not allow 80000 x 160 pixels; it is skipped")
+
+
 def test_live_source_drops_frames_that_come_too_fast(weights, tmp_path, monkeypatch, capfd):
     pictures = iter([np.full((96, 128, 3), 90, np.uint8)] * 400)
 

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from danet.inference.pipeline import SerialExecutor
 from danet.inference.video_format import choose_codec
 from danet.utils.drawing import draw_boxes, enlarge
 from danet.utils.errors import UserError
-from danet.utils.image_io import to_display, write_image
+from danet.utils.image_io import EncodingError, to_display, write_image
 
 MAX_WAITING_IMAGES = 2
 """Images that wait to be drawn and written in the background."""
@@ -28,15 +29,21 @@ LEGIBLE_SIDE_PIXELS = 480
 
 MAX_AUTO_UPSCALE = 4
 
+MAX_AUTO_SIDE_PIXELS = 4096
+"""The longer side of an annotated frame is not enlarged beyond this: formats have limits (16,384 pixels in H.264)."""
+
 
 def auto_upscale(height: int, width: int) -> float:
-    """The smallest whole enlargement of a frame, at most MAX_AUTO_UPSCALE, at which its text is legible.
+    """The smallest whole enlargement of a frame at which its text is legible.
+
+    It is at most MAX_AUTO_UPSCALE, and less for a long frame, see MAX_AUTO_SIDE_PIXELS.
 
     Example:
-        >>> auto_upscale(256, 320), auto_upscale(1080, 1920)
-        (2.0, 1.0)
+        >>> auto_upscale(256, 320), auto_upscale(1080, 1920), auto_upscale(100, 1280), auto_upscale(100, 6000)
+        (2.0, 1.0, 3.0, 1.0)
     """
-    return float(min(max(math.ceil(LEGIBLE_SIDE_PIXELS / min(height, width)), 1), MAX_AUTO_UPSCALE))
+    limit = min(MAX_AUTO_UPSCALE, MAX_AUTO_SIDE_PIXELS // max(height, width))
+    return float(max(min(math.ceil(LEGIBLE_SIDE_PIXELS / min(height, width)), limit), 1))
 
 
 class AnnotatedOutput:
@@ -44,6 +51,7 @@ class AnnotatedOutput:
 
     Attributes:
         paths: the files that were written, or begun.
+        skipped: number of images that are too large for the format of their files; each is reported on stderr.
         seconds: time for drawing and writing.
 
     Args:
@@ -74,6 +82,7 @@ class AnnotatedOutput:
         self.show_scores = show_scores
         self.upscale = upscale
         self.paths: list[Path] = []
+        self.skipped = 0
         self.seconds = 0.0
         self._depth = MAX_WAITING_IMAGES if background else 0
 
@@ -107,8 +116,12 @@ class AnnotatedOutput:
         if isinstance(target, VideoWriter):
             target.write(annotated)
         else:
-            write_image(target, annotated)
-            self.paths.append(target)
+            try:
+                write_image(target, annotated)
+                self.paths.append(target)
+            except EncodingError as error:
+                self.skipped += 1
+                print(f"{error}; it is skipped", file=sys.stderr)
         self.seconds += time.perf_counter() - started
 
     def draw(self, image: np.ndarray, detections: Detections) -> np.ndarray:

@@ -257,7 +257,7 @@ class FrameRun:
         if stop.received is not None:
             return stop.exit_code
         is_incomplete = self.is_incomplete or any(source.trouble is not None for source in self.sources)
-        return int(self.error is not None or is_incomplete)
+        return int(self.error is not None or is_incomplete or self.output.skipped > 0)
 
     @property
     def total(self) -> int | None:

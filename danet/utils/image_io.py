@@ -39,6 +39,10 @@ _FLOAT_SPANS = 4.0
 """``to_counts`` keeps the median +- 4 spans of the 1st to the 99th percentile, which is the range of ``normalize``."""
 
 
+class EncodingError(UserError):
+    """The format of an image file does not allow this image, for example because it is too large."""
+
+
 class _SilentStderr:
     """Discards what C libraries print on stderr while it is entered: libpng and libjpeg have no log level.
 
@@ -267,7 +271,8 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
         image: ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16.
 
     Raises:
-        UserError: if the suffix is not that of an image format, or the file cannot be written.
+        UserError: if the suffix is not that of an image format, or the file cannot be written; EncodingError if the
+            format does not allow the size of the image.
 
     Example:
         >>> write_image(getfixture("tmp_path") / "a.png", np.zeros((48, 64), np.uint16))
@@ -279,7 +284,7 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     except cv2.error:
         raise UserError(f"{path}: not a name for an image; it must end in .png, .jpg or the like") from None
     if not encoded:
-        raise UserError(
+        raise EncodingError(
             f"{path}: cannot be written; the format {suffix} does not allow {image.shape[1]} x {image.shape[0]} pixels"
         )
     with atomic_path(path) as temporary:

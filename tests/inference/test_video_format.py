@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from danet.data import h264_writer
 from danet.data.frame_sources import open_source
 from danet.data.video_writer import VideoWriter
 from danet.inference import video_format
@@ -82,6 +83,18 @@ def test_rate_that_h264_does_not_have_is_an_error(tmp_path, fps):
     with error, VideoWriter(tmp_path / "a.mp4", fps, "libx264") as writer:
         writer.write(np.zeros((48, 64), np.uint8))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_the_h264_encoder_name_the_video(tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    limit = (
+        r"a\.mp4: the video cannot be written \(H\.264 has at most 16384 pixels in a row or column, got 16400 x 16\)"
+    )
+    for error in (limit, r"a\.mp4: the video cannot be written \(Generic error in an external library\)"):
+        with pytest.raises(UserError, match=error), VideoWriter(tmp_path / "a.mp4", 25, "libx264") as writer:
+            writer.write(np.zeros((16, 16_400), np.uint8))
+        assert list(tmp_path.iterdir()) == []
+        monkeypatch.setattr(h264_writer, "MAX_SIDE_PIXELS", 20_000)  # the encoder itself refuses the size
 
 
 def test_file_that_pyav_cannot_write_is_named(tmp_path):
