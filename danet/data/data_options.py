@@ -40,7 +40,8 @@ class DataSource:
     a YOLO dataset."""
 
     weight: float = 1.0
-    """Average number of times that an epoch shows each image of this dataset: with 0.5, an epoch shows half of them."""
+    """Average number of times that an epoch shows each image of this dataset: with 0.5, an epoch shows half of them.
+    If this is no integer, epochs show the next smaller or larger number of images, so that the average is right."""
 
     class_map: dict[str, str] = field(default_factory=dict)
     """New names of categories; boxes of a category that is renamed to "ignore" become ignore regions."""

@@ -7,6 +7,7 @@ a run sees the same data if it resumes at any step or uses another number of pro
 import functools
 import hashlib
 import itertools
+import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -308,9 +309,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """A batch sampler for ``DetectionDataset``: yields the batches of all epochs as lists of (epoch, index).
 
-    An epoch draws ``round(weight * size)`` images of every source, in a random order that depends only on seed and
-    epoch. Every batch has ``batch`` images: the last incomplete batch of an epoch is left out, and an epoch with fewer
-    images than a batch repeats them. In distributed training, rank r of W takes the images r, r + W, ... of each batch.
+    An epoch draws ``weight * size`` images of every source, in a random order that depends only on seed and epoch. If
+    this is no integer, it is rounded up or down at random, so that the mean over the epochs is right. Every batch has
+    ``batch`` images, and every epoch has the same number of batches: the last incomplete batch of an epoch is left out,
+    and an epoch with fewer images than a batch repeats them. In distributed training, rank r of W takes the images
+    r, r + W, ... of each batch.
 
     Args:
         sizes: number of images of each source.
@@ -322,7 +325,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         start_step: number of batches to skip when a run resumes, counted from the start of epoch 0.
 
     Raises:
-        UserError: if an epoch would have no image, or ``batch`` is not a positive multiple of ``world_size``.
+        UserError: if an epoch would have less than one image, or ``batch`` is not a positive multiple of
+            ``world_size``.
 
     Example:
         >>> list(EpochSampler([4], [1.0], batch=2, epochs=1))
@@ -342,13 +346,15 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         start_step: int = 0,
     ) -> None:
         self.sizes = list(sizes)
-        self.counts = [round(weight * size) for weight, size in zip(weights, sizes, strict=True)]
-        if not sum(self.counts):
+        # Rounded to 9 decimals, because 0.29 * 100 is 28.999999999999996.
+        self.shares = np.array([round(weight * size, 9) for weight, size in zip(weights, sizes, strict=True)])
+        images = math.floor(round(self.shares.sum(), 6))
+        if not images:
             raise UserError("data: all weights are 0, or so small that no image is left")
         if batch < 1 or batch % world_size:
             raise UserError(f"batch must be a positive multiple of the number of processes ({world_size}), got {batch}")
         self.batch = batch
-        self.steps_per_epoch = max(1, sum(self.counts) // batch)
+        self.steps_per_epoch = max(1, images // batch)
         self.total_steps = epochs * self.steps_per_epoch
         self.seed = seed
         self.rank = rank
@@ -375,7 +381,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         total = sum(self.sizes)
         chosen, offset = [], 0
         # Repetitions of an image get other indices, and so another augmentation, see ``DetectionDataset``.
-        for size, count in zip(self.sizes, self.counts, strict=True):
+        for size, count in zip(self.sizes, self._counts(rng), strict=True):
             for repetition in range(-(-count // size)):
                 permutation = rng.permutation(size)[: count - repetition * size]
                 chosen.append(repetition * total + offset + permutation)
@@ -387,6 +393,19 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             rounds = total * int(shuffled.max() // total + 1)
             shuffled = np.concatenate([shuffled + number * rounds for number in range(passes)])
         return shuffled[:needed].reshape(self.steps_per_epoch, self.batch)
+
+    def _counts(self, rng: np.random.Generator) -> list[int]:
+        """Rounds the number of images of each source at random, to one of the two nearest integers.
+
+        All sources use one random number (systematic sampling), so that their sum is rounded in the same way: it never
+        lies below the number of images from which ``steps_per_epoch`` was computed.
+        """
+        whole = np.floor(self.shares)
+        fractions = self.shares - whole
+        if fractions.any():
+            edges = np.floor(np.round(np.cumsum(fractions), 6) + rng.random())
+            whole += np.diff(edges, prepend=0)
+        return whole.astype(int).tolist()
 
 
 def make_loader(

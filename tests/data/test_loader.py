@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,6 +169,32 @@ def test_sampler_weights_are_frequencies():
     assert len(set(halves)) > 1
 
 
+@pytest.mark.parametrize(
+    ("sizes", "weights"),
+    [([20, 2], [1.0, 0.25]), ([3, 2, 5, 1], [0.5, 0.1, 0.3, 0.45]), ([100, 7], [0.29, 0.07]), ([1] * 8, [0.25] * 8)],
+)
+def test_sampler_shows_small_sources_as_often_as_their_weights_say(sizes, weights):
+    epochs = 4000
+    sampler = EpochSampler(sizes, weights, batch=1, epochs=epochs)
+    shares = np.array(sizes) * weights
+    # A batch of one image shows all but the last image, if the sum was rounded up.
+    counts = np.array([sampler._counts(np.random.default_rng([0, epoch])) for epoch in range(epochs)])
+    assert ((counts == np.floor(shares)) | (counts == np.ceil(np.round(shares, 9)))).all()
+    np.testing.assert_allclose(counts.mean(axis=0), shares, atol=0.03)
+    assert counts.sum(axis=1).min() >= sampler.steps_per_epoch == math.floor(round(shares.sum(), 6))
+    source = np.repeat(np.arange(len(sizes)), sizes)
+    images = np.concatenate([sampler.order(epoch)[:, 0] % sum(sizes) for epoch in range(epochs)])
+    assert set(source[images]) == set(range(len(sizes)))
+
+
+def test_sampler_with_fractions_resumes_at_any_step():
+    options = {"batch": 4, "epochs": 5, "seed": 3}
+    whole = list(EpochSampler([9, 2, 3], [1.0, 0.25, 0.5], **options))
+    assert len(whole) == 5 * 2
+    for step in range(11):
+        assert list(EpochSampler([9, 2, 3], [1.0, 0.25, 0.5], **options, start_step=step)) == whole[step:]
+
+
 @pytest.mark.parametrize("size", [3, 10, 16])
 def test_sampler_ranks_share_a_batch_and_resume_at_any_step(size):
     whole = list(EpochSampler([size], [1.0], batch=4, epochs=3))
@@ -184,6 +211,8 @@ def test_sampler_refuses_an_impossible_batch():
         EpochSampler([4], [1.0], batch=3, epochs=1, world_size=2)
     with pytest.raises(UserError, match="no image is left"):
         EpochSampler([4], [0.0], batch=1, epochs=1)
+    with pytest.raises(UserError, match="no image is left"):
+        EpochSampler([4], [0.2], batch=1, epochs=1)
 
 
 def test_fingerprint_depends_on_the_annotations(scenes, mixed):
