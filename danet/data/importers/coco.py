@@ -7,7 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from danet.data.coco_dataset import SHARED_FILE, CocoDataset, ImageRecord, dataset_files, list_splits, load_coco
+from danet.data.coco_dataset import (
+    MAX_PAST_FRAMES,
+    SHARED_FILE,
+    CocoDataset,
+    ImageRecord,
+    dataset_files,
+    list_splits,
+    load_coco,
+)
 from danet.data.coco_files import split_of
 from danet.data.importers.base import ImportFolder, ImportOptions, run_import
 from danet.utils import cli
@@ -97,7 +105,7 @@ def _merge(records: Sequence[ImageRecord], out: ImportFolder) -> list[ImageRecor
 
 
 def _merge_same(entries: Sequence[ImageRecord], out: ImportFolder) -> ImageRecord:
-    """Merges the boxes of several records of one file."""
+    """Merges the boxes and the earlier frames of several records of one file."""
     first, path = entries[0], entries[0].path
     extras = {"video": first.video, "frame": first.frame, "recording": first.recording}
     for key, value in extras.items():
@@ -108,7 +116,12 @@ def _merge_same(entries: Sequence[ImageRecord], out: ImportFolder) -> ImageRecor
     out.repairs.add(MERGED, path.name, len(entries) - 1)
     boxes, ignore = (np.concatenate([getattr(item, key) for item in entries]) for key in ("boxes", "ignore"))
     names = [name for item in entries for name in item.names]
-    return out.record(path, (first.width, first.height), boxes, names, ignore=ignore, place=path.name, **extras)
+    past = tuple(sorted({frame for item in entries for frame in item.past}))
+    if len(past) > MAX_PAST_FRAMES:
+        problem = f"must have at most {MAX_PAST_FRAMES} earlier frames in all of its image entries, got {len(past)}"
+        raise UserError(f"{path.name}: {problem}; leave some out")
+    size = (first.width, first.height)
+    return out.record(path, size, boxes, names, ignore=ignore, place=path.name, past=past, **extras)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

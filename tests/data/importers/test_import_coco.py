@@ -284,3 +284,12 @@ def test_coco_failed_second_import_changes_nothing(tmp_path):
     assert len(load_coco(out).records) == 1
     assert main(["import", "coco", str(tmp_path / "two"), str(out)]) == 0
     assert len(load_coco(out).records) == 2
+
+
+def test_coco_merged_entries_keep_their_earlier_frames(tmp_path):
+    past = [[[0.5, "b.png"]], [[0.1, "c.png"], [0.5, "b.png"]]]
+    files = {"annotations.json": two_entries(past=past), "a.png": None, "b.png": None, "c.png": None}
+    write_set(tmp_path / "in", files)
+    assert main(["import", "coco", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    (item,) = load_coco(tmp_path / "out").records
+    assert [(age, file.name) for age, file in item.past] == [(0.1, "c.png"), (0.5, "b.png")]
