@@ -255,8 +255,9 @@ def _train_options(options: AblateOptions, words: list[str]) -> TrainOptions:
 def _check_outputs(options: AblateOptions) -> None:
     """Raises UserError if a result of the study would replace a dataset."""
     training = cli.parse(TrainOptions, options.train, prog="danet train", presets=PRESETS)
-    paths = [options.val, options.tune, *(getattr(each, "path", each) for each in (*training.data, training.val))]
-    inputs = [file for path in paths if path for file in dataset_files(path)]
+    sources = [options.val, options.tune, *training.data, training.val]
+    paths = [each.path if isinstance(each, DataSource) else each for each in sources if each]
+    inputs = [file for path in paths for file in dataset_files(path)]
     out = Path(options.out)
     cli.check_outputs([options.json, *(out / name for name in (CONFIG, "ablation.md", "ablation.png"))], inputs)
     cli.check_outputs([out / "ablation.json"], inputs)  # --json may be this file: both have the same content

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from danet.data.data_options import DataSource
 from danet.training.options import TrainOptions
 from danet.utils import cli
 from danet.utils.errors import FaultError, UserError
@@ -66,7 +67,7 @@ def check_run_folder(options: TrainOptions) -> None:
         raise UserError(f"{options.out}: holds {names[0]}, which a run replaces; give --overwrite, or another --out")
     if not options.data:
         raise UserError("--data: no training dataset given; give a COCO json or a folder that contains one")
-    datasets = [getattr(each, "path", each) for each in (*options.data, options.val) if each is not None]
+    datasets = [each.path if isinstance(each, DataSource) else each for each in (*options.data, options.val) if each]
     inputs = [file for path in datasets for file in dataset_files(path)]
     inputs += map(Path, options.distill.files().values())
     if options.weights is not None and not options.resume:  # a resumed run does not read them again

@@ -288,7 +288,7 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
             f"{path}: cannot be written; the format {suffix} does not allow {image.shape[1]} x {image.shape[0]} pixels"
         )
     with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+        temporary.write_bytes(data.tobytes())
 
 
 @np.errstate(all="ignore")  # infinite values are clipped
