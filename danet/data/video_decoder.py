@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import deque
 from typing import Any, Protocol
 
 import cv2
@@ -38,7 +39,7 @@ class Decoder(Protocol):
     duration: float
 
     def read(self) -> np.ndarray | None:
-        """Decodes the next frame; None at the end, or if it cannot be decoded."""
+        """Decodes the next frame; None at the end, or if it cannot be decoded. The next call goes on behind it."""
 
     def time(self) -> float:
         """Presentation time of the frame that was read last, in seconds from the start of the video."""
@@ -172,16 +173,26 @@ class PyAVDecoder:
         self.duration = (self._container.duration or 0) / 1e6  # PyAV counts in microseconds
         self.total = stream.frames or round(self.duration * self.fps)
         self._time = 0.0
+        self._stream = stream
+        self._packets = self._container.demux(stream)
+        self._frames: deque[Any] = deque()
         self._start = float(stream.start_time * stream.time_base) if stream.start_time else 0.0
-        self._frames = self._container.decode(stream)
 
     def read(self) -> np.ndarray | None:
-        try:
-            frame = next(self._frames, None)
-        except self._error:  # damaged data
-            return None
-        if frame is None:
-            return None
+        # Decode packet by packet: PyAV's iterator over frames ends at the first error.
+        while not self._frames:
+            try:
+                packet = next(self._packets, None)
+            except self._error:  # a damaged container
+                self._packets = self._container.demux(self._stream)
+                return None
+            if packet is None:
+                return None
+            try:
+                self._frames.extend(packet.decode())
+            except self._error:  # damaged data
+                return None
+        frame = self._frames.popleft()
         self._time = (frame.time or 0.0) - self._start
         return np.ascontiguousarray(np.rot90(to_array(frame), round(getattr(frame, "rotation", 0) / 90)))
 

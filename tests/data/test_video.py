@@ -1,6 +1,7 @@
 import functools
 import http.server
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -80,6 +81,47 @@ def test_video_that_ends_early_gives_its_frames_and_one_line(tmp_path, capfd):
     assert np.array_equal(frames[5].image, original[5])
     (line,) = capfd.readouterr().err.splitlines()
     assert line == f"{path}: ends early: frame {len(frames)} of 30 cannot be decoded"
+
+
+def damage_jpegs(path, numbers, end=None):
+    """Overwrites frames of a Motion JPEG video with zeros, and cuts it at the start of frame ``end``."""
+    content = path.read_bytes()
+    starts = [match.start() for match in re.finditer(b"\xff\xd8\xff", content)] + [len(content)]
+    content = bytearray(content[: None if end is None else starts[end]])
+    for number in numbers:
+        content[starts[number] : starts[number] + 500] = bytes(500)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "end", "trouble"),
+    [
+        ([15], None, "1 of 30 frames cannot be decoded"),
+        ([0, 7, 8, 9, 20], None, "5 of 30 frames cannot be decoded"),
+        ([29], None, "1 of 30 frames cannot be decoded"),
+        ([3, 4], 16, "ends early: frame 16 of 30 cannot be decoded, nor can 2 frames before it"),
+        ([*range(12, 30)], None, "ends early: frame 12 of 30 cannot be decoded"),
+    ],
+)
+def test_frames_behind_damaged_ones_keep_their_numbers_and_times(tmp_path, capfd, damaged, end, trouble):
+    path = make_video(tmp_path / "clip.avi", frames=30, codec="MJPG", noise=True)
+    whole = list(open_source(path))
+    damage_jpegs(path, damaged, end)
+    source = open_source(path)
+    for _ in range(2):  # a file can be read again
+        frames = list(source)
+        assert [frame.index for frame in frames] == [i for i in range(30)[:end] if i not in damaged]
+        for frame in frames:
+            assert frame.time == whole[frame.index].time and np.array_equal(frame.image, whole[frame.index].image)
+        assert source.trouble == trouble
+        assert capfd.readouterr().err.splitlines() == [f"{path}: {trouble}"]
+
+
+def test_video_without_a_decodable_frame_is_refused(tmp_path):
+    path = make_video(tmp_path / "clip.avi", frames=30, codec="MJPG", noise=True)
+    damage_jpegs(path, range(30))
+    with pytest.raises(UserError, match=r"clip\.avi: no frame of this video can be decoded"):
+        open_source(path)
 
 
 def test_damaged_video_prints_no_lines_of_opencv(tmp_path, capfd):
@@ -293,6 +335,18 @@ def test_variable_frame_rate_ends_normally_and_has_its_times(tmp_path, capfd, ti
     assert source.total > len(frames) == len(times_ms) and source.trouble is None
     assert np.allclose([frame.time for frame in frames], (np.array(times_ms) - times_ms[0]) / 1000, atol=0.002)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("times_ms", VARIABLE_TIMES_MS.values(), ids=VARIABLE_TIMES_MS)
+def test_damaged_frames_of_variable_frame_rate_are_counted(tmp_path, times_ms):
+    path = write_matroska(tmp_path / "clip.mkv", noise(len(times_ms)), times_ms, duration_ms=times_ms[-1] + 33)
+    times = [frame.time for frame in open_source(path)]
+    damage_jpegs(path, [12, 13])
+    source = open_source(path)
+    frames = list(source)
+    assert [frame.index for frame in frames] == [i for i in range(len(times)) if i not in (12, 13)]
+    assert [frame.time for frame in frames] == [times[frame.index] for frame in frames]
+    assert source.trouble == f"2 of {len(times)} frames cannot be decoded"
 
 
 def test_matroska_that_breaks_off_is_reported(tmp_path, capfd):

@@ -86,6 +86,35 @@ def test_video_of_more_bits_has_the_values_of_its_frames_with_pyav(tmp_path, cap
     assert capfd.readouterr().err == ""
 
 
+def test_pyav_goes_on_behind_damaged_frames(tmp_path, capfd):
+    av = pytest.importorskip("av")
+    path, frames = tmp_path / "clip.mov", raw_frames(16, count=20)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=30)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape, "gray16be"  # not read by OpenCV
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, format="gray16le").reformat(format="gray16be")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0)]
+    for number in (6, 7, 12):
+        assert content.count(packets[number]) == 1
+        content = content.replace(packets[number], bytes(len(packets[number])))
+    path.write_bytes(content)
+    source = open_source(path)
+    read = list(source)
+    assert [frame.index for frame in read] == [i for i in range(20) if i not in (6, 7, 12)]
+    assert all(np.array_equal(frame.image, frames[frame.index]) for frame in read)
+    assert [round(frame.time * 30) for frame in read] == [frame.index for frame in read]
+    assert (
+        capfd.readouterr().err.splitlines()
+        == [f"{path}: 3 of 20 frames cannot be decoded"]
+        == [f"{path}: {source.trouble}"]
+    )
+
+
 def test_pyav_opens_names_that_are_not_utf_8(tmp_path):
     pytest.importorskip("av")
     path = tmp_path / os.fsdecode(b"caf\xe9.y4m")
