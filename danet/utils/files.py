@@ -78,7 +78,7 @@ def encodable_path(path: str | os.PathLike) -> Iterator[str]:
         >>> with encodable_path("clip.avi") as name:
         ...     name
         'clip.avi'
-        >>> with encodable_path("caf\\udce9.avi") as name:
+        >>> with encodable_path("t\\udce9l\\udce9.avi") as name:
         ...     os.path.basename(name)
         'link.avi'
     """

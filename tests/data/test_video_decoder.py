@@ -117,7 +117,7 @@ def test_pyav_goes_on_behind_damaged_frames(tmp_path, capfd):
 
 def test_pyav_opens_names_that_are_not_utf_8(tmp_path):
     pytest.importorskip("av")
-    path = tmp_path / os.fsdecode(b"caf\xe9.y4m")
+    path = tmp_path / os.fsdecode(b"t\xe9l\xe9.y4m")
     assert len(list(open_source(write_y4m(path, raw_frames(10), "mono", bits=10)))) == 3
 
 
