@@ -131,7 +131,8 @@ def dataset_files(path: str | os.PathLike) -> list[Path]:
         UserError: if a folder has no json, or several that are no splits.
 
     Example:
-        >>> folder = getfixture("tmp_path")
+        >>> folder = getfixture("tmp_path") / "data"
+        >>> folder.mkdir()
         >>> (folder / "train.json").touch()
         >>> [file.name for file in dataset_files(folder)]
         ['train.json']
