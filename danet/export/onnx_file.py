@@ -36,10 +36,11 @@ def export_onnx(
     """Writes a network as an ONNX file for any batch and image size.
 
     ``sdc``, ``dcnv3``, ``dcnv4``, ``deform_conv2d`` and their modules become DeformConv nodes with opset 22 or later
-    (ONNX Runtime 1.25 or newer), and GridSample nodes with lower opsets, for older runtimes.
+    (ONNX Runtime 1.25 or newer), and GridSample nodes with lower opsets, for older runtimes. ``ms_deform_attn`` becomes
+    GridSample nodes; its levels must not be empty. The other operators become the nodes of their references.
 
     Args:
-        network: a module of torch's own operators and of the deformable operators of ``danet.ops``.
+        network: a module of torch's own operators and of the operators of ``danet.ops``.
         images: an example input ``[N, C, H, W]``, see ``EXAMPLE_SHAPE``.
         path: the file to write.
         names: names of the outputs of ``network(images)``.

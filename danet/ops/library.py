@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from danet.ops import onnx_form
+
 CPU_LIBRARY = Path(os.environ.get("DANET_LIBRARY") or Path(__file__).with_name("libdanet.so"))
 """The environment variable DANET_LIBRARY selects another build, such as one with sanitizers."""
 
@@ -108,8 +110,11 @@ def in_forward_mode() -> bool:
 
 
 def runs_compiled(tensor: Tensor) -> bool:
-    """Whether a public function runs its compiled operator on this tensor's device now."""
-    return has_kernel(tensor) and not in_forward_mode()
+    """Whether a public function runs its compiled operator on this tensor's device now.
+
+    It runs as its reference in forward mode, and while it is traced for an ONNX file of standard operators.
+    """
+    return has_kernel(tensor) and not in_forward_mode() and not onnx_form.is_active()
 
 
 @functools.cache  # once

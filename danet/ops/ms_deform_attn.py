@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from danet.ops import library
+from danet.ops import library, onnx_form
 from danet.ops.common import autocast, check_bool, check_shape, check_tensor, compute_dtype, dtype_name, memoize_check
 from danet.ops.sampling import weighted_gather
 
@@ -208,7 +208,7 @@ def _unchecked_reference(
     """`ms_deform_attn_reference` on validated arguments, in the order of the operator's schema.
 
     Every padded level is a table with one row per pixel and head. Every sample is a weighted sum of four rows, those of
-    the pixels around it (see `danet.ops.sampling`).
+    the pixels around it (see `danet.ops.sampling`). For ONNX, grid_sample takes the place of both.
     """
     N, S, M, D = value.shape
     Q, P = locations.shape[1], locations.shape[4]
@@ -216,6 +216,8 @@ def _unchecked_reference(
     weights, locations = weights.to(dtype), locations.to(dtype)
     if softmax:
         weights = weights.flatten(3).softmax(-1).view(weights.shape)
+    if onnx_form.is_active():
+        return onnx_form.sample_levels(value.to(dtype), locations, weights, shapes, starts).to(value.dtype)
     # Begin with a zero that depends on all tensors, so that gradients exist if all levels are empty.
     nothing = sum(each.flatten()[:0].sum() for each in (value.to(dtype), locations, weights))
     out = torch.as_tensor(nothing).expand(N * Q * M, D)

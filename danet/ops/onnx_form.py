@@ -1,7 +1,8 @@
-"""The deformable operators as standard operators of ONNX, for networks that are exported with torch.onnx.export.
+"""The operators as standard operators of ONNX, for networks that are exported with torch.onnx.export.
 
 `sdc` and the operators built on it become GridSample (opset 16 and later), or, within `standard_operators(True)`,
-DeformConv (opset 22). `sizes` and `options` are SdcSizes and SdcOptions of danet/ops/sdc.py, which imports this module.
+DeformConv (opset 22). `ms_deform_attn` becomes GridSample. The others are exported by their references. `sizes` and
+`options` are SdcSizes and SdcOptions of danet/ops/sdc.py, which imports this module.
 """
 
 import contextlib
@@ -64,6 +65,26 @@ def sample_grid(
     if sum_taps:
         return samples.sum(3).reshape(N, C, H_out, W_out)
     return samples.permute(0, 3, 1, 2, 4, 5).reshape(N, K * C, H_out, W_out)
+
+
+def sample_levels(value: Tensor, locations: Tensor, weights: Tensor, shapes: Tensor, starts: Tensor) -> Tensor:
+    """The reference of `ms_deform_attn` by grid_sample, one call per level; the arguments are those of the operator.
+
+    The sizes of the levels may depend on the input. No level may be empty.
+    """
+    N, S, M, D = value.shape
+    Q, P = locations.shape[1], locations.shape[4]
+    grid = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).reshape(-1, N * M, Q, P, 2)
+    weights = weights.permute(3, 0, 2, 1, 4).reshape(-1, N * M, 1, Q, P)
+    levels = []
+    for level, ((H, W), start) in enumerate(zip(shapes.tolist(), starts.tolist(), strict=True)):
+        # Assume that the level lies within value, because torch.export does not know numbers that are in tensors.
+        for size in (H, W, start, S - start - H * W):
+            torch._check(size >= 0)
+        pixels = value.narrow(1, start, H * W).permute(0, 2, 3, 1).reshape(N * M, D, H, W)
+        sampled = F.grid_sample(pixels, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False)
+        levels.append((sampled * weights[level]).sum(-1))
+    return sum(levels[1:], levels[0]).reshape(N, M * D, Q).transpose(1, 2)
 
 
 def deform_conv(
