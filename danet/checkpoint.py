@@ -1,9 +1,10 @@
 """Weights files: safetensors with the model's configuration in the header. Reading one never unpickles anything."""
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,23 +96,31 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     """
     tensors, header = load_tensors(path, FORMAT)
     _check_finite(path, tensors)
-    try:
+    with _naming_what_does_not_fit(path):
         config = parse_config(header["config"])
+    if config.has_extra_channels and header.get("extra_channels") != EXTRA_CHANNELS_VERSION:
+        raise UserError(
+            f"{path}: was trained with another definition of the input channels that model.lags and "
+            "model.local_contrast add; train it again with this version of DANet"
+        )
+    with _naming_what_does_not_fit(path):
         _check_config_fits(config, tensors)
         model = build_model(config)
         model.load_state_dict(_load_compact(model, tensors) if header.get("compact") else tensors)
         metadata = dict(header["metadata"])
+    return model.eval().to(device), metadata
+
+
+@contextlib.contextmanager
+def _naming_what_does_not_fit(path: str | os.PathLike) -> Iterator[None]:
+    """Turns the errors of a file that somebody else may have written into a UserError."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"{path}: weights do not fit this version of DANet ({reason[:MAX_REASON_CHARACTERS]})"
         ) from error
-    if model.config.has_extra_channels and header.get("extra_channels") != EXTRA_CHANNELS_VERSION:
-        raise UserError(
-            f"{path}: was trained with another definition of the input channels that model.lags and "
-            "model.local_contrast add; train it again with this version of DANet"
-        )
-    return model.eval().to(device), metadata
 
 
 def add_metadata(source: str | os.PathLike, path: str | os.PathLike, metadata: dict) -> None:

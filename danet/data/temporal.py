@@ -170,8 +170,8 @@ def local_contrast(image: np.ndarray, span: float) -> np.ndarray:
         span: span of the intensities of ``image``.
 
     Returns:
-        float32 ``[H, W]``, values are below LIMIT_UNITS: the smoothed image minus its mean over DETAIL_PIXELS, divided
-        by four times the standard deviation of this difference over NEIGHBORHOOD_PIXELS.
+        float32 ``[H, W]``, values are below LIMIT_UNITS: the smoothed image minus its mean over DETAIL_PIXELS. It is
+        scaled so that its standard deviation over NEIGHBORHOOD_PIXELS is about DEVIATION_UNITS.
 
     Example:
         >>> image = np.full((64, 96), 100, np.uint8)

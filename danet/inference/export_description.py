@@ -6,7 +6,7 @@ from typing import Any
 
 from danet import __version__
 from danet.checkpoint import parse_config
-from danet.config import ModelConfig
+from danet.config import EXTRA_CHANNELS_VERSION, ModelConfig
 from danet.data.normalize import CLIP_UNITS, MIN_RANGE_COUNTS, PERCENTILES, RANGE_UNITS
 from danet.models.danet import MINIMUM_SIZE
 from danet.utils.errors import UserError
@@ -58,7 +58,11 @@ def describe(
         "images": {"type": "float32", "shape": ["N", config.network_channels, "H", "W"], "minimum_size": minimum_size},
         "boxes": {"type": "float32", "shape": ["N", "P", 4], "meaning": "x0, y0, x1, y1 in pixels of the images"},
         "scores": {"type": "float32", "shape": ["N", "P", len(config.classes)], "meaning": "0 to 1, a class each"},
-        "preprocessing": {**PREPROCESSING, "input_size": None if input_size is None else list(input_size)},
+        "preprocessing": {
+            **PREPROCESSING,
+            **_extra_channels(config),
+            "input_size": None if input_size is None else list(input_size),
+        },
         "thresholds": thresholds,
         "model": dataclasses.asdict(config),
         "training": training,
@@ -114,7 +118,13 @@ def _check(description: Any) -> bool:
         raise ValueError("input_size is not valid")
     if not isinstance(description["training"], dict):
         raise ValueError("training is not valid")
-    return bool({name: preprocessing[name] for name in PREPROCESSING} == PREPROCESSING)
+    known = {**PREPROCESSING, **_extra_channels(config)}
+    return bool({name: preprocessing.get(name) for name in known} == known)
+
+
+def _extra_channels(config: ModelConfig) -> dict[str, int]:
+    """The definition of the channels that are computed beside the image."""
+    return {"extra_channels": EXTRA_CHANNELS_VERSION} if config.has_extra_channels else {}
 
 
 def _is_integer(value: object, low: int, high: int) -> bool:

@@ -11,10 +11,13 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from danet.checkpoint import load_tensors, save_tensors
+from danet.config import EXTRA_CHANNELS_VERSION
 from danet.training.options import MAY_CHANGE_ON_RESUME, TrainOptions
 from danet.utils.errors import UserError
 
 FORMAT = "danet-training-state-1"
+EXTRA_CHANNELS = "extra_channels"
+"""Name in the identity of a run for EXTRA_CHANNELS_VERSION."""
 
 
 @dataclass
@@ -151,6 +154,11 @@ class TrainingState:
         """
         tensors, header = load_tensors(path, FORMAT)
         try:
+            if header["identity"].get(EXTRA_CHANNELS) != identity.get(EXTRA_CHANNELS):
+                raise UserError(
+                    f"{path}: this run has another definition of the input channels that model.lags and "
+                    "model.local_contrast add; start a new run with another --out"
+                )
             for name, value in header["identity"].items():
                 if name in identity and identity[name] != value:
                     raise UserError(
@@ -226,9 +234,13 @@ def _like(parameter: Tensor, value: Tensor, name: str) -> Tensor:
 
 
 def fixed_options(options: TrainOptions) -> dict:
-    """The options that must not change when a run is resumed, as JSON values by dotted names (``model.name``)."""
+    """The options that must not change when a run is resumed, as JSON values by dotted names (``model.name``).
+
+    They include the definition of the further input channels, if the network has any.
+    """
     flat = _flatten(json.loads(json.dumps(dataclasses.asdict(options))))
-    return {key: value for key, value in flat.items() if MAY_CHANGE_ON_RESUME.isdisjoint((key, key.split(".")[0]))}
+    fixed = {key: value for key, value in flat.items() if MAY_CHANGE_ON_RESUME.isdisjoint((key, key.split(".")[0]))}
+    return fixed | ({EXTRA_CHANNELS: EXTRA_CHANNELS_VERSION} if options.model.has_extra_channels else {})
 
 
 def _flatten(values: dict, prefix: str = "") -> dict:

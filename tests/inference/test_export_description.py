@@ -27,6 +27,17 @@ def test_parse_returns_what_describe_wrote():
     assert parse(json.dumps(description()), "a.onnx") == description()
 
 
+def test_parse_refuses_another_definition_of_the_further_channels():
+    config = ModelConfig(lags=[0.5])
+    thresholds = description()["thresholds"]
+    content = describe(config, thresholds=thresholds, input_size=None, minimum_size=32, training={})
+    assert parse(json.dumps(content), "a.onnx") == content
+    for version in (None, 1):
+        content["preprocessing"]["extra_channels"] = version
+        with pytest.raises(UserError, match=r"^a\.onnx: this version of DANet preprocesses images differently"):
+            parse(json.dumps(content), "a.onnx")
+
+
 @pytest.mark.parametrize("name", ["format", "classes", "preprocessing", "thresholds", "model", "training"])
 def test_parse_names_a_missing_part(name):
     with pytest.raises(UserError, match=rf"^a\.onnx: not a file written by danet export \(it has no '{name}'\)$"):

@@ -8,6 +8,7 @@ from scenes import write_scenes
 
 from danet.data.coco_dataset import load_coco, write_coco
 from danet.train import main
+from danet.training import state
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +65,12 @@ def test_training_does_not_warn_if_every_image_has_earlier_frames(scenes, tmp_pa
     assert train(data, tmp_path / "run", "--model.lags", "[0.1]", "--no-plots") == 0
     captured = capsys.readouterr()
     assert "lags" not in captured.out + captured.err
+
+
+def test_resume_refuses_another_definition_of_the_further_channels(scenes, tmp_path, monkeypatch, capsys):
+    data, out = with_past(scenes, "resumed", {1: 0.1, 2: 0.5}), tmp_path / "run"
+    monkeypatch.setattr(state, "EXTRA_CHANNELS_VERSION", 1)
+    assert train(data, out, "--no-plots") == 0
+    monkeypatch.undo()
+    assert main(["--resume", str(out), "--epochs", "2"]) == 2
+    assert "another definition of the input channels" in capsys.readouterr().err
