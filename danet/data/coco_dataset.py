@@ -1,5 +1,6 @@
 """Reads, checks and writes COCO jsons, the format in which danet writes datasets; reads YOLO datasets, too."""
 
+import contextlib
 import os
 import sys
 from collections import Counter
@@ -140,7 +141,12 @@ def dataset_files(path: str | os.PathLike) -> list[Path]:
     path = Path(path)
     if is_yolo(path):
         return [path / name for name in (*CONFIG_FILES, *CLASS_FILES, "obj.data")] if path.is_dir() else [path]
-    return [find_json(path, split) for split in list_splits(path)]
+    files = [find_json(path, split) for split in list_splits(path)]
+    if path.is_dir():
+        # A folder with one json of all images may have others for its splits, which a command can ask for.
+        with contextlib.suppress(UserError):
+            files += find_splits(path).values()
+    return list(dict.fromkeys(files))
 
 
 def write_coco(path: str | os.PathLike, records: Sequence[ImageRecord], categories: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import re
 import sys
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from danet.data.image_folder import IMAGE_SUFFIXES, image_size
@@ -212,9 +213,13 @@ def _is_media(path: Path) -> bool:
 
 
 def _natural_order(path: Path) -> tuple:
-    """A key that sorts paths by their names, and the numbers in these by value: a2.png lies before a10.png."""
-    parts = (re.split(r"([0-9]+)", part) for part in path.with_suffix("").parts)  # every second piece is a number
-    return [[int(piece) if i % 2 else piece for i, piece in enumerate(pieces)] for pieces in parts], path
+    """A key that sorts paths by their names, and the numbers in these by value: a2.png lies before a10.png.
+
+    Only times in seconds since 1970, such as 1700000000.25, have decimal places.
+    """
+    parts = (re.split(r"([0-9]{9,}\.[0-9]+|[0-9]+)", part) for part in path.with_suffix("").parts)
+    # Every second piece is a number.
+    return [[Decimal(piece) if i % 2 else piece for i, piece in enumerate(pieces)] for pieces in parts], path
 
 
 def _open_pattern(pattern: str, max_pixels: int) -> ImageFiles | Video | SourceList:

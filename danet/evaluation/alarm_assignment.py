@@ -120,8 +120,9 @@ def assign_alarms(
     """The videos with the times of the alarms that count, and the alarms that do not.
 
     An alarm does not count if it is from another source, or else of another class, or else in an ignore region of the
-    target's class or of all classes, or else before the first image with a target of its video. The times of the others
-    begin at that image, or at the start of a video without a target.
+    target's class or of all classes, or else before the target: not after the last image without a target in front of
+    the first image with one. The times of the others begin at the first image with a target, or at the start of a video
+    without a target; they are 0 for an alarm between these two images, between which the target has appeared.
 
     An alarm is in an ignore region if its box covers no object, and a part of at least ``threshold`` of it lies in the
     region. The regions are those of the annotated image next to the frame of the alarm. An alarm that states no box
@@ -139,6 +140,7 @@ def assign_alarms(
         The videos by name; and for each kind of LEFT_OUT, the numbers of alarms by source or by class.
     """
     begins = {name: first_target_frame(records, [target]) for name, records in videos.items()}
+    empty = {name: _last_frame_before(records, begins[name]) for name, records in videos.items()}
     times: dict[str, list[float]] = {}
     left_out: dict[str, Counter[str]] = {kind: Counter() for kind in LEFT_OUT}
     for alarm in alarms:
@@ -149,10 +151,10 @@ def assign_alarms(
         elif _is_ignored(alarm, videos[alarm.source], target, threshold, fps):
             left_out["ignore_regions"][alarm.source] += 1
         else:
-            begin = begins[alarm.source] or 0
-            delay = alarm.seconds - begin / fps
+            delay = alarm.seconds - (begins[alarm.source] or 0) / fps
             # The time of a frame in a video may differ a little from its number / fps.
-            if delay < 0 if alarm.frame is None else alarm.frame < begin:
+            frame = alarm.seconds * fps if alarm.frame is None else alarm.frame
+            if frame <= empty[alarm.source]:
                 left_out["before_target"][alarm.source] += 1
             else:
                 times.setdefault(alarm.source, []).append(max(delay, 0.0))
@@ -187,6 +189,12 @@ def first_target_frame(records: Sequence[ImageRecord], classes: Collection[str])
         if any(name in classes and not ignored for name, ignored in zip(record.names, record.ignore, strict=True)):
             return record.frame or 0
     return None
+
+
+def _last_frame_before(records: Sequence[ImageRecord], frame: int | None) -> int:
+    """The last annotated frame of a video before ``frame``; -1 if there is none."""
+    numbers = [record.frame or 0 for record in records]
+    return max((number for number in numbers if frame is not None and number < frame), default=-1)
 
 
 def _is_ignored(alarm: StartedAlarm, records: Sequence[ImageRecord], target: str, threshold: float, fps: float) -> bool:

@@ -70,8 +70,6 @@ def check_run_folder(options: TrainOptions) -> None:
     datasets = [each.path if isinstance(each, DataSource) else each for each in (*options.data, options.val) if each]
     inputs = [file for path in datasets for file in dataset_files(path)]
     inputs += map(Path, options.distill.files().values())
-    if options.weights is not None and not options.resume:  # a resumed run does not read them again
-        inputs.append(Path(options.weights))
     cli.check_outputs([options.json, *(Path(options.out) / name for name in RUN_FILES)], inputs)
 
 

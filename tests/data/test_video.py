@@ -71,6 +71,13 @@ def test_images_of_a_folder_are_in_the_order_of_their_numbers(tmp_path):
     assert [os.path.basename(frame.name) for frame in open_source(tmp_path / "run10")] == ordered
 
 
+def test_images_are_in_the_order_of_their_times(tmp_path):
+    ordered = ["1700000000.123456.png", "1700000000.5.png", "1700000001.25.png"]
+    for name in ordered:
+        cv2.imwrite(str(tmp_path / name), np.zeros((40, 50), np.uint8))
+    assert [path.name for path in open_source(tmp_path).paths] == ordered
+
+
 def test_video_that_ends_early_gives_its_frames_and_one_line(tmp_path, capfd):
     whole = make_video(tmp_path / "whole.avi", frames=30, codec="MJPG", noise=True)
     path = tmp_path / "cut.avi"

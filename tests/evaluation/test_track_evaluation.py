@@ -112,6 +112,16 @@ def test_delay_of_an_alarm_begins_at_the_first_target(tmp_path, capsys):
     assert "alarms left out, before the first annotated target of the video: day 2" in capsys.readouterr().out
 
 
+def test_alarm_between_the_last_image_without_a_target_and_the_first_one_with_it_has_no_delay(tmp_path):
+    frames = [frame_of(tmp_path, "day", 0), frame_of(tmp_path, "day", 30)]
+    frames += [frame_of(tmp_path, "day", frame, [(10, 20, 20, 28)], ["drone"]) for frame in (60, 90)]
+    data, folder = write_dataset(tmp_path, frames)
+    write_alarms(folder, {"file": "day.mp4", "frame": 29, "time": 2.9}, {"file": "day.mp4", "frame": 45, "time": 4.5})
+    code, content = run(data, folder, tmp_path, "--fps", "10")
+    assert code == 0 and content["first_alarms"] == {"day": 0.0}
+    assert content["alarms_left_out"]["before_target"] == {"day": 1}
+
+
 def test_alarm_at_the_frame_of_the_first_target_has_no_delay(tmp_path):
     """The video states the time of the frame a little earlier than frame / fps."""
     frames = frame_of(tmp_path, "day", 0), frame_of(tmp_path, "day", 15, [(10, 20, 20, 28)], ["drone"])
