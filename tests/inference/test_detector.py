@@ -287,11 +287,12 @@ def moving_frames(count: int) -> list[np.ndarray]:
 def test_earlier_frames_change_the_network_input(temporal):
     frames = moving_frames(20)
     tensor = temporal.preprocess([frames[15]] * 3, [{}, {0.1: frames[12]}, {0.1: frames[12], 0.5: frames[0]}])[0]
-    assert tensor.shape == (3, 4, 64, 96)
+    assert tensor.shape == (3, 5, 64, 96)
     assert torch.equal(tensor[0], temporal.preprocess([frames[15]])[0][0])
     assert torch.equal(tensor[:, :2], tensor[:1, :2].expand(3, -1, -1, -1))
-    assert tensor[:, 2].amax((1, 2)).tolist()[0] == 0 and tensor[1, 2].max() > 3 and not tensor[1, 3].any()
-    assert torch.equal(tensor[1, 2], tensor[2, 2]) and tensor[2, 3, 32, 41] > 3
+    assert tensor[:, 2].amax((1, 2)).tolist()[0] == 0 and tensor[1, 2].max() > 1 and not tensor[1, 3].any()
+    assert torch.equal(tensor[1, 2], tensor[2, 2]) and tensor[2, 3, 32, 41] > 1
+    assert torch.equal(tensor[1, 4], tensor[1, 2]) and tensor[2, 4, 32, 41] > 1
     assert len(temporal(frames[15])) == 20
 
 
