@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from danet.data.video_decoder import Decoder, count_packets, open_decoder
+from danet.data.video_decoder import MAX_FAILED_READS, Decoder, count_packets, open_decoder, states_frame_count
 from danet.utils.errors import UserError
 from danet.utils.image_io import MAX_IMAGE_PIXELS, check_size, squeeze_grey
 from danet.utils.urls import mask_url
@@ -20,9 +20,9 @@ RECONNECT_TIMEOUT_S = 30.0
 """How long to wait for a camera or stream that gives no frames."""
 RECONNECT_INTERVAL_S = 0.5
 """Time between two attempts to open it again."""
-MAX_FAILED_READS = 10_000
-"""How many times in succession a file may give no frame before the rest of it counts as undecodable. Behind the end of
-a file, so many attempts take a few milliseconds."""
+MAX_REORDERED_FRAMES = 16
+"""Damage of a file can show in the order and the gaps of so many frames behind a failed read: as many as H.264 and HEVC
+reorder."""
 END_TOLERANCE_FRAMES = 2.5
 """The last frame counts as the end of a file if it lies at most this many frame durations before the stated end."""
 
@@ -33,7 +33,8 @@ class Frame(NamedTuple):
     name: str
     """Path of the image or video, URL of the stream without passwords, or ``camera0`` for camera 0."""
     index: int  # type: ignore[assignment]  # replaces tuple.index, which frames do not need
-    """Frame number in the video, from 0, which also counts frames that cannot be decoded; 0 for an image."""
+    """Frame number in the video, from 0, which also counts frames that cannot be decoded (see FrameNumbering); 0 for an
+    image."""
     image: np.ndarray
     """``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16."""
     time: float | None = None
@@ -41,12 +42,72 @@ class Frame(NamedTuple):
     None for an image."""
 
 
+class FrameNumbering:
+    """Numbers the decoded frames of a video, and counts those that are missing because they cannot be decoded.
+
+    Each frame has the number after that of the frame before it, except for MAX_REORDERED_FRAMES frames behind a failed
+    read. There, the number follows from the time if all frames before were equally far apart: each frame duration since
+    the last frame counts as one frame, so that a pause of the recording there counts as missing frames, too. If they
+    were not, each failed read counts as one missing frame. Numbers behind damage are then approximate, because one
+    failed read can cost several frames.
+
+    Args:
+        fps: frames per second.
+
+    Attributes:
+        number: frame number of the last frame; -1 before the first.
+        time: its time in seconds.
+        longest_gap: longest time in seconds between two frames without a failed read between them.
+
+    Example:
+        >>> numbering = FrameNumbering(fps=10.0)
+        >>> frames = [(0.0, 0), (0.1, 0), (0.5, 1), (0.6, 0)]
+        >>> [numbering.number for time, failed in frames if numbering.advance(time, failed)]
+        [0, 1, 5, 6]
+    """
+
+    def __init__(self, fps: float) -> None:
+        self.number = -1
+        self.time = 0.0
+        self.longest_gap = 0.0
+        self._fps = fps
+        self._is_steady = True
+        self._damaged = 0  # how many of the following frames are behind damage
+        self._missing = 0  # failed reads and left out frames since the last frame
+
+    def advance(self, time: float, failed: int) -> bool:
+        """Goes on to the next decoded frame; False if it must be left out.
+
+        Behind damage, a decoder may return frames in a wrong order. A frame that is not later than the last is left out
+        there.
+
+        Args:
+            time: time of the frame in seconds.
+            failed: number of failed reads since the frame before.
+        """
+        is_first = self.number < 0
+        self._damaged = MAX_REORDERED_FRAMES if failed else max(0, self._damaged - 1)
+        self._missing += failed
+        if self._damaged and not is_first and time <= self.time:
+            self._missing += 1
+            return False
+        step = (time - self.time) * self._fps + is_first  # in frames; 1 if the frame rate is steady and none is missing
+        self._is_steady = self._is_steady and step > 0.5 and (step < 1.5 or is_first or self._damaged > 0)
+        self.number += round(step) if self._damaged and self._is_steady else 1 + self._missing
+        if not self._missing:
+            self.longest_gap = max(self.longest_gap, time - self.time)
+        self.time = time
+        self._missing = 0
+        return True
+
+
 class Video:
     """An iterable of Frames from a video file, a camera or a stream; only a file can be iterated again.
 
-    Frames of a file that cannot be decoded are left out; the others keep their numbers and times. If a camera or stream
-    gives no frame, it is opened again for up to RECONNECT_TIMEOUT_S seconds. Both cases are reported on stderr;
-    ``trouble`` states what is missing at the end.
+    Frames of a file that cannot be decoded, or that come in a wrong order behind damage, are left out. The others keep
+    their times, and their numbers if the frame rate is steady (see FrameNumbering). If a camera or stream gives no
+    frame, it is opened again for up to RECONNECT_TIMEOUT_S seconds. Both cases are reported on stderr; ``trouble``
+    states what is missing at the end.
 
     Args:
         source: path of a file, URL of a file or a stream, or number of a camera.
@@ -106,38 +167,31 @@ class Video:
         yield self.size
 
     def __iter__(self) -> Iterator[Frame]:
-        count, number = 0, 0  # of the frames that were decoded, and of all frames
         decoder, image, failed = (*self._opened, 0) if self._opened else self._reopen()
         self._opened = None
-        started, seconds, longest_gap = time.monotonic(), 0.0, 0.0
+        started = time.monotonic()
         video_start = max(0.0, decoder.container_time() - decoder.time())
-        is_steady, failures = True, 0  # whether frames were equally far apart; failures for which no frame is missing
+        numbering, count = FrameNumbering(self.fps), 0
         try:
             while image is not None:
-                # Find the number of frames missing before this one: from its time, or else one for each failure.
-                # A decoder that reorders frames may fail before it returns the frames in front of the missing one.
-                gap = (decoder.time() - seconds) * self.fps - (count > 0)  # in frames; 0 if none is missing
-                missing = max(0, round(gap)) if is_steady else failed
-                missing = missing if failed else min(missing, failures)
-                failures, number = max(0, failures + failed - missing), number + missing
-                now = time.monotonic() - started if self.live else decoder.time() or number / self.fps
-                if not failed and not missing:
-                    is_steady = is_steady and (abs(gap) < 0.5 or count == 0)
-                    longest_gap = max(longest_gap, now - seconds)
-                seconds = now
-                yield Frame(self.name, number, squeeze_grey(image), seconds)
-                count, number = count + 1, number + 1
-                image, failed = self._read(decoder, number)
+                # A decoder returns 0 if it does not know the time.
+                seconds = decoder.time() or (numbering.number + 1 + failed) / self.fps
+                if numbering.advance(time.monotonic() - started if self.live else seconds, failed):
+                    count += 1
+                    yield Frame(self.name, numbering.number, squeeze_grey(image), numbering.time)
+                image, failed = self._read(decoder, count)
                 if image is None and self.live:
                     decoder.close()
-                    decoder, image = self._reconnect(decoder, number)
+                    decoder, image = self._reconnect(decoder, count)
         finally:
             decoder.close()
         # Compare the time of the last frame with the stated end: the last frame may be shown as long as the longest
         # frame before it.
-        if count < max(number, self.total or 0):
-            tolerance = max(END_TOLERANCE_FRAMES / self.fps, longest_gap)
-            self._report_missing(count, number, is_at_end=seconds + video_start + tolerance >= decoder.duration)
+        following = numbering.number + 1
+        if count < max(following, self.total or 0):
+            tolerance = max(END_TOLERANCE_FRAMES / self.fps, numbering.longest_gap)
+            is_at_end = numbering.time + video_start + tolerance >= decoder.duration
+            self._report_missing(count, following, is_at_end=is_at_end or following >= (self.total or 0))
 
     def _reopen(self) -> tuple[Decoder, np.ndarray | None, int]:
         decoder = open_decoder(self._source, quiet=True)
@@ -145,13 +199,13 @@ class Video:
             raise UserError(f"{self.name}: this video cannot be opened again")
         return decoder, *self._read(decoder, 0)
 
-    def _read(self, decoder: Decoder, number: int) -> tuple[np.ndarray | None, int]:
-        """Decodes the frame ``number`` or a later one: the image, and the number of failures before it.
+    def _read(self, decoder: Decoder, count: int) -> tuple[np.ndarray | None, int]:
+        """Decodes the next frame behind ``count`` decoded ones: the image, and the number of failures before it.
 
         The image is None at the end; for a file, if MAX_FAILED_READS attempts give none.
         """
-        is_last = self.total is not None and number >= self.total
-        for failed in range(MAX_FAILED_READS if self._is_file and not is_last else 1):
+        has_all = self.total is not None and count >= self.total
+        for failed in range(MAX_FAILED_READS if self._is_file and not has_all else 1):
             if (image := decoder.read()) is not None:
                 return image, failed
         return None, 0
@@ -161,22 +215,28 @@ class Video:
 
         The number of frames that a container states is an estimate in Matroska and WebM, and too large if the frame
         rate varies. The file is complete if the last frame is at its stated end and every packet gave a frame (if
-        packets can be counted).
+        packets can be counted), and in MP4 if there are as many frames as it states.
 
         Args:
             count: number of frames that were decoded.
             following: frame number after the last of them.
             is_at_end: whether the last of them is at the stated end.
         """
-        problem = f"ends early: frame {following} of {self.total} cannot be decoded"
+        missing = following - count
         if is_at_end:
-            packets = count_packets(str(self._source)) if "://" not in self.name else None
-            expected = max(packets or 0, following)
+            expected = following
+            if "://" not in self.name:
+                stated = self.total if states_frame_count(str(self._source)) else None
+                expected = max(following, count_packets(str(self._source)) or 0, stated or 0)
             if count >= expected:
                 return
             problem = f"{expected - count} of {expected} frames cannot be decoded"
-        elif count < following:
-            problem += f", nor can {following - count} frames before it"
+        elif missing:
+            frames = "frame" if missing == 1 else "frames"
+            problem = f"ends early at frame {following} of {self.total}; "
+            problem += f"{missing} earlier {frames} cannot be decoded, either"
+        else:
+            problem = f"ends early: frame {following} of {self.total} cannot be decoded"
         self.trouble = problem
         print(f"{self.name}: {problem}", file=sys.stderr)
 

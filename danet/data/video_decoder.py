@@ -3,6 +3,7 @@
 import re
 import sys
 from collections import deque
+from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
@@ -17,6 +18,11 @@ DEFAULT_FPS = 25.0
 """Frames per second of a source that does not state its frame rate."""
 MAX_FPS = 1000.0
 """A higher frame rate is the clock of a container that states none."""
+MAX_FAILED_READS = 1000
+"""How many times in succession a file may give no frame before the rest of it counts as undecodable. Behind the end of
+a file, so many attempts take 10 to 20 milliseconds."""
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+"""Types of the first box of an MP4 or QuickTime file."""
 
 _GRAY16 = b"Y1\x00\x10"
 """FFmpeg's tag of 16-bit little-endian grey, the only format of more than 8 bits that OpenCV returns unchanged."""
@@ -28,8 +34,9 @@ class Decoder(Protocol):
     """Decodes the frames of a video in order.
 
     Attributes:
-        total: number of frames that the container states; 0 if it is unknown, as for a camera. It is exact in MP4 and
-            AVI, and duration times frame rate in other containers.
+        total: number of frames that the container states; 0 if it is unknown, as for a camera. It is exact in MP4
+            (see states_frame_count). In AVI it includes frames that are empty, because nothing changes. In other
+            containers it is duration times frame rate.
         fps: frames per second that the container states, or DEFAULT_FPS.
         duration: seconds that the container states; 0 if it is unknown.
     """
@@ -230,7 +237,9 @@ def _plane(frame: Any, component: Any) -> np.ndarray:
 def count_packets(path: str) -> int | None:
     """Number of frames that are stored in a video file, found without decoding; None if it cannot be determined.
 
-    VP8 is not counted: some of its packets hold no frame that is shown.
+    Damaged frames are counted, but in H.264 and HEVC those at the end of the file may not be: if such a frame is so
+    damaged that OpenCV cannot unpack it, it looks like the end. VP8 is not counted: some of its packets hold no frame
+    that is shown.
 
     Raises:
         Nothing: a file that cannot be opened gives None.
@@ -241,9 +250,26 @@ def count_packets(path: str) -> int | None:
             return None
         if not capture.isOpened() or not capture.set(cv2.CAP_PROP_FORMAT, -1):
             return None
-        count = 0
-        while capture.grab():
-            count += 1
+        count = failed = 0
+        while failed < MAX_FAILED_READS:
+            if capture.grab():
+                count, failed = count + failed + 1, 0
+            else:
+                failed += 1
         return count
     finally:
         capture.release()
+
+
+def states_frame_count(path: str) -> bool:
+    """Whether a video file states exactly how many frames it stores: MP4 and QuickTime do, unless they are fragmented.
+
+    Example:
+        >>> states_frame_count(__file__)
+        False
+    """
+    if not Path(path).is_file():  # a pipe, or a pattern of image files
+        return False
+    with open(path, "rb") as file:
+        start = file.read(1 << 16)
+    return start[4:8] in MP4_BOXES and b"mvex" not in start  # the box of a fragmented file

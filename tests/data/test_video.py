@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -106,7 +107,8 @@ def damage_jpegs(path, numbers, end=None):
         ([15], None, "1 of 30 frames cannot be decoded"),
         ([0, 7, 8, 9, 20], None, "5 of 30 frames cannot be decoded"),
         ([29], None, "1 of 30 frames cannot be decoded"),
-        ([3, 4], 16, "ends early: frame 16 of 30 cannot be decoded, nor can 2 frames before it"),
+        ([3, 4], 16, "ends early at frame 16 of 30; 2 earlier frames cannot be decoded, either"),
+        ([3], 16, "ends early at frame 16 of 30; 1 earlier frame cannot be decoded, either"),
         ([*range(12, 30)], None, "ends early: frame 12 of 30 cannot be decoded"),
     ],
 )
@@ -344,16 +346,120 @@ def test_variable_frame_rate_ends_normally_and_has_its_times(tmp_path, capfd, ti
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("times_ms", VARIABLE_TIMES_MS.values(), ids=VARIABLE_TIMES_MS)
-def test_damaged_frames_of_variable_frame_rate_are_counted(tmp_path, times_ms):
+@pytest.mark.parametrize("name", VARIABLE_TIMES_MS)
+def test_damaged_frames_of_variable_frame_rate_are_counted(tmp_path, name):
+    times_ms = VARIABLE_TIMES_MS[name]
+    damaged = (2, 3) if name == "a pause before the last frame" else (12, 13)  # a pause soon behind damage is missing
     path = write_matroska(tmp_path / "clip.mkv", noise(len(times_ms)), times_ms, duration_ms=times_ms[-1] + 33)
     times = [frame.time for frame in open_source(path)]
-    damage_jpegs(path, [12, 13])
+    damage_jpegs(path, damaged)
     source = open_source(path)
     frames = list(source)
-    assert [frame.index for frame in frames] == [i for i in range(len(times)) if i not in (12, 13)]
+    assert [frame.index for frame in frames] == [i for i in range(len(times)) if i not in damaged]
     assert [frame.time for frame in frames] == [times[frame.index] for frame in frames]
     assert source.trouble == f"2 of {len(times)} frames cannot be decoded"
+
+
+@pytest.mark.parametrize(
+    ("reads", "numbers"),
+    [
+        pytest.param([0, 1, "x", 4, 5], [0, 1, 4, 5], id="one failed read costs two frames"),
+        pytest.param([0, "x", "x", 1, 2, 4, 5], [0, 1, 2, 4, 5], id="a decoder fails before the gap"),
+        pytest.param(["x", 8, 9, 10], [8, 9, 10], id="damage at the start"),
+        pytest.param([0, "x", 1, 5, 2, 3, 6, 7], [0, 1, 5, 6, 7], id="wrong order"),
+        pytest.param([0, 1.7, 2.1, "x", 9, 10.3], [0, 1, 2, 4, 5], id="variable"),
+        pytest.param([0, 1.7, "x", 9, 4, 10, 11], [0, 1, 3, 5, 6], id="variable in wrong order"),
+        pytest.param(["x", 1, 2.2, 2.5, 6, 7], [1, 2, 3, 4, 5], id="variable with damage at the start"),
+        pytest.param([0, "x", *range(2, 18), 90, 91], [0, *range(2, 20)], id="a pause long behind damage"),
+        pytest.param([0, "x", 900, *range(2, 30)], [0, 900, *range(916, 929)], id="damaged time"),
+        pytest.param([0, 2, 1, 1, 90, 91], [0, 1, 2, 3, 4, 5], id="no damage"),
+        pytest.param([40, 41, "x", 43], [0, 1, 3], id="a late start"),
+    ],
+)
+def test_frame_numbering(reads, numbers):
+    """``reads``: the times of decoded frames in frame durations, and x for a failed read."""
+    numbering, failed, got = video.FrameNumbering(fps=30.0), 0, []
+    for read in reads:
+        if read == "x":
+            failed += 1
+            continue
+        if numbering.advance(read / 30.0, failed):
+            got.append(numbering.number)
+            assert numbering.time == read / 30.0
+        failed = 0
+    assert got == numbers
+
+
+def write_h264(path, times_ms, b_frames=2):
+    """An H.264 video of a moving pattern with a keyframe every 10 frames; returns position and size of each packet."""
+    av = pytest.importorskip("av")
+    pattern = cv2.resize(np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8), (128, 96))
+    with av.open(str(path), "w") as container:
+        options = {"g": "10", "bf": str(b_frames), "sc_threshold": "0", "threads": "1"}
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, time_ms in enumerate(times_ms):
+            picture = av.VideoFrame.from_ndarray(np.roll(pattern, 3 * number, axis=1), format="bgr24")
+            picture.pts, picture.time_base = time_ms, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+def overwrite(path, packets, numbers):
+    content = bytearray(path.read_bytes())
+    for position, size in (packets[number] for number in numbers):
+        content[position : position + size] = b"\xff" * size
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+@pytest.mark.parametrize("damaged", [10, 30, 50])
+def test_h264_frames_behind_a_damaged_keyframe_keep_numbers_and_times(tmp_path, capfd, b_frames, damaged):
+    path = tmp_path / "clip.mp4"
+    packets = write_h264(path, range(0, 2400, 40), b_frames)
+    whole = list(open_source(path))
+    assert [frame.index for frame in whole] == list(range(60))
+    overwrite(path, packets, [damaged])
+    source = open_source(path)
+    frames = list(source)
+    assert all(frame.time == whole[frame.index].time for frame in frames)
+    assert np.all(np.diff([frame.index for frame in frames]) > 0) and 50 <= len(frames) < 60
+    for frame in frames:  # those between the damaged keyframe and the next are concealed
+        if not damaged - 3 <= frame.index < damaged + 10:
+            assert np.array_equal(frame.image, whole[frame.index].image)
+    assert source.trouble == f"{60 - len(frames)} of 60 frames cannot be decoded"
+    assert capfd.readouterr().err.splitlines() == [f"{path}: {source.trouble}"]
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_h264_with_variable_frame_rate_is_counted(tmp_path, capfd, b_frames):
+    times_ms = np.cumsum([0, *np.random.default_rng(1).integers(20, 120, 49)]).tolist()
+    packets = write_h264(tmp_path / "clip.mp4", times_ms, b_frames)
+    frames = list(open_source(tmp_path / "clip.mp4"))
+    assert [frame.index for frame in frames] == list(range(50)) and capfd.readouterr().err == ""
+    assert np.allclose([frame.time for frame in frames], np.array(times_ms) / 1000, atol=0.002)
+    overwrite(tmp_path / "clip.mp4", packets, [30])
+    source = open_source(tmp_path / "clip.mp4")
+    damaged = list(source)
+    assert {frame.time for frame in damaged} < {frame.time for frame in frames}
+    assert np.all(np.diff([frame.time for frame in damaged]) > 0)
+    assert source.trouble == f"{50 - len(damaged)} of 50 frames cannot be decoded"
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_damaged_last_packet_of_h264_is_reported(tmp_path, capfd, suffix, b_frames):
+    path = tmp_path / f"clip{suffix}"
+    packets = write_h264(path, range(0, 2000, 40), b_frames)
+    assert len(list(open_source(path))) == 50
+    capfd.readouterr()
+    overwrite(path, packets, [49])
+    source = open_source(path)
+    assert len(list(source)) == 49 and source.trouble == "1 of 50 frames cannot be decoded"
+    assert capfd.readouterr().err.splitlines() == [f"{path}: {source.trouble}"]
 
 
 def test_matroska_that_breaks_off_is_reported(tmp_path, capfd):

@@ -9,7 +9,7 @@ import pytest
 from video_files import write_y4m
 
 from danet.data.frame_sources import open_source
-from danet.data.video_decoder import bits_per_channel, count_packets, open_decoder
+from danet.data.video_decoder import bits_per_channel, count_packets, open_decoder, states_frame_count
 from danet.utils.errors import UserError
 
 
@@ -163,6 +163,43 @@ def test_bits_per_channel_reads_the_tags_of_ffmpeg():
     }
     deep |= {b"\x0a\x0b3Y": 10, b"Y4\0\x10": 16, b"G3\0\x0a": 10, b"P010": 10, b"P216": 16, b"RGB0": 16, b"0BGR": 16}
     assert {tag: bits_per_channel(tag) for tag in deep} == deep
+
+
+def write_h264(path, options):
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "5"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for value in range(0, 200, 10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), value, np.uint8))))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+def test_count_packets_counts_damaged_frames(tmp_path):
+    packets = write_h264(tmp_path / "clip.mp4", {})
+    content = bytearray((tmp_path / "clip.mp4").read_bytes())
+    for position, size in packets[5:8]:
+        content[position : position + size] = b"\xff" * size
+    (tmp_path / "clip.mp4").write_bytes(content)
+    assert count_packets(str(tmp_path / "clip.mp4")) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("clip.mp4", {}, True),
+        ("clip.mov", {"movflags": "faststart"}, True),
+        ("clip.mp4", {"movflags": "frag_keyframe+empty_moov"}, False),
+        ("clip.mp4", {"movflags": "frag_keyframe"}, False),
+        ("clip.mkv", {}, False),
+    ],
+)
+def test_only_mp4_without_fragments_states_its_frame_count(tmp_path, name, options, expected):
+    write_h264(tmp_path / name, options)
+    assert states_frame_count(str(tmp_path / name)) == expected
+    assert not states_frame_count(str(tmp_path / "missing.mp4"))
 
 
 def test_count_packets_counts_the_stored_frames(tmp_path):
