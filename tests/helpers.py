@@ -1,5 +1,7 @@
 """Helpers of several test modules."""
 
+from pathlib import Path
+
 import torch
 
 
@@ -20,3 +22,13 @@ def spread_scores(model: torch.nn.Module) -> torch.nn.Module:
             level[1].weight *= 60
             level[1].bias.fill_(-4.0)
     return model
+
+
+def check_that_lists_need_different_names(run, source: Path, out: Path, capsys) -> None:
+    """Checks that an importer refuses two lists of images that would become the same json."""
+    for name in "ab":
+        (source / name).mkdir()
+        (source / name / "train.txt").write_text(name)
+    assert run(source, "--lists", "a/train.txt", "b/train.txt") == 2
+    assert "--lists: a/train.txt and b/train.txt would both become train.json" in capsys.readouterr().err
+    assert not out.exists()

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from danet.checkpoint import load_tensors
-from danet.data.loader import Batch, DetectionDataset, EpochSampler, collate
+from danet.data.epoch_sampler import EpochSampler
+from danet.data.loader import Batch, DetectionDataset, collate
 from danet.losses import DetectionLoss
 from danet.losses.adcr import ADCR, contrastive_terms
 from danet.losses.region_sampling import Regions, choose_regions, sample_regions

@@ -45,8 +45,8 @@ def choose_regions(batch: Batch, *, target: int, ratio: int) -> Regions:
     Ignored boxes are neither positives nor negatives, and no region is placed on them.
 
     With several processes, the batch is that of all of them: image j of rank r is image r + j * W of W * N images (as
-    ``danet.data.loader.EpochSampler`` distributes them), and the choice equals that of a single process. Random numbers
-    come from torch's generator on rank 0.
+    ``danet.data.epoch_sampler.EpochSampler`` distributes them), and the choice equals that of a single process. Random
+    numbers come from torch's generator on rank 0.
 
     Args:
         batch: the batch of this process, its images as the network sees them.

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from danet.boxes import centres, size
-from danet.data.loader import DetectionDataset, EpochSampler, Sample
+from danet.data.epoch_sampler import EpochSampler
+from danet.data.loader import DetectionDataset, Sample
 from danet.data.normalize import RANGE_UNITS
 from danet.evaluation.plots import COLORS, HEIGHT, STYLE, WIDTH, write_png
 from danet.training.run_folder import LABELS, SAMPLES

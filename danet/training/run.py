@@ -10,7 +10,8 @@ from torch import Tensor
 
 from danet import ops
 from danet.data.coco_dataset import ImageRecord
-from danet.data.loader import MINIMUM_SIZE, DetectionDataset, EpochSampler, collate, default_workers, load_source
+from danet.data.epoch_sampler import EpochSampler
+from danet.data.loader import MINIMUM_SIZE, DetectionDataset, collate, default_workers, load_source
 from danet.data.scales import SizeRange
 from danet.data.temporal import MissingFrames
 from danet.models import DANet, build_model, summary

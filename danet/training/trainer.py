@@ -19,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from danet.checkpoint import save_weights
 from danet.data.batch_loader import LoaderWorkerError
 from danet.data.coco_dataset import ImageRecord
+from danet.data.epoch_sampler import EpochSampler
 from danet.data.image_domain import ImageDomain
-from danet.data.loader import Batch, DetectionDataset, EpochSampler, make_loader
+from danet.data.loader import Batch, DetectionDataset, make_loader
 from danet.losses import DetectionLoss
 from danet.models import DANet
 from danet.training.learning_curves import CurvePictures

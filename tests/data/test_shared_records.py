@@ -46,7 +46,8 @@ WORKERS = """
 import multiprocessing
 import sys
 from pathlib import Path
-from danet.data.loader import DetectionDataset, EpochSampler, make_loader
+from danet.data.epoch_sampler import EpochSampler
+from danet.data.loader import DetectionDataset, make_loader
 
 dataset = DetectionDataset([sys.argv[1]], ["drone"])
 assert len(dataset) == int(sys.argv[2])

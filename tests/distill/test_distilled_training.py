@@ -15,7 +15,8 @@ from scenes import write_scenes
 
 from danet.checkpoint import load_weights, save_weights
 from danet.config import ModelConfig
-from danet.data.loader import DetectionDataset, EpochSampler, collate
+from danet.data.epoch_sampler import EpochSampler
+from danet.data.loader import DetectionDataset, collate
 from danet.data.transforms import Augmentation
 from danet.distill import Distiller, Teacher, route
 from danet.models import build_model

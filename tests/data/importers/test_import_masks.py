@@ -3,6 +3,7 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
+from helpers import check_that_lists_need_different_names
 
 from danet.data.__main__ import main
 from danet.data.coco_dataset import load_coco
@@ -195,12 +196,7 @@ def test_masks_check_the_category(tmp_path, capsys):
 
 def test_masks_lists_need_different_names(tmp_path, capsys):
     source = make(tmp_path / "in")
-    for name in "ab":
-        (source / name).mkdir()
-        (source / name / "train.txt").write_text(name)
-    assert run(source, "--lists", "a/train.txt", "b/train.txt") == 2
-    assert "--lists: a/train.txt and b/train.txt would both become train.json" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    check_that_lists_need_different_names(run, source, tmp_path / "out", capsys)
 
 
 def test_masks_image_named_twice_in_a_list_is_one_record(tmp_path, capsys):
