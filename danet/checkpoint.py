@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from danet.config import EXTRA_CHANNELS_VERSION, ModelConfig
+from danet.config import EXTRA_CHANNELS, EXTRA_CHANNELS_VERSION, ModelConfig
 from danet.models import DANet, build_model
 from danet.models.blocks import MBB
 from danet.utils.errors import FaultError, UserError
@@ -66,7 +66,7 @@ def save_weights(path: str | os.PathLike, model: DANet, metadata: dict | None = 
     """
     header = {"config": dataclasses.asdict(model.config), "metadata": metadata or {}, "compact": compact}
     if model.config.has_extra_channels:
-        header["extra_channels"] = EXTRA_CHANNELS_VERSION
+        header[EXTRA_CHANNELS] = EXTRA_CHANNELS_VERSION
     tensors = model.state_dict()
     if compact:
         for name, module in model.named_modules():
@@ -86,8 +86,8 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
 
     Raises:
         UserError: the file is missing, is not readable, or is not a weights file of this version; its header describes
-            another network than its tensors; a tensor holds NaN or infinite values; or it was trained with another
-            definition of the channels that ``lags`` and ``local_contrast`` add.
+            another network than its tensors; a tensor holds NaN or infinite values; or the network was trained with
+            another definition of the channels that ``lags`` and ``local_contrast`` add.
 
     Example:
         >>> model, metadata = load_weights(SHIPPED)
@@ -98,7 +98,7 @@ def load_weights(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     _check_finite(path, tensors)
     with _naming_what_does_not_fit(path):
         config = parse_config(header["config"])
-    if config.has_extra_channels and header.get("extra_channels") != EXTRA_CHANNELS_VERSION:
+    if config.has_extra_channels and header.get(EXTRA_CHANNELS) != EXTRA_CHANNELS_VERSION:
         raise UserError(
             f"{path}: was trained with another definition of the input channels that model.lags and "
             "model.local_contrast add; train it again with this version of DANet"

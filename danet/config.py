@@ -6,6 +6,8 @@ from typing import Literal
 Assignment = Literal["centre", "atss"]
 """Label assignments of the default head, see ``danet.models.heads.assignment``."""
 
+EXTRA_CHANNELS = "extra_channels"
+"""Name under which files state EXTRA_CHANNELS_VERSION."""
 EXTRA_CHANNELS_VERSION = 2
 """Number of the definition of the channels that ``lags`` and ``local_contrast`` add (``danet.data.temporal``). Weights
 that were trained with another definition would detect wrongly. Increase it with every change of these channels."""

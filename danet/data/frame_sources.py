@@ -215,9 +215,10 @@ def _is_media(path: Path) -> bool:
 def _natural_order(path: Path) -> tuple:
     """A key that sorts paths by their names, and the numbers in these by value: a2.png lies before a10.png.
 
-    Only times in seconds since 1970, such as 1700000000.25, have decimal places.
+    A point is a decimal point only after 9 or 10 digits, as in a time in seconds since 1970 (1700000000.25). Otherwise
+    it separates two numbers: 1.10 comes after 1.9.
     """
-    parts = (re.split(r"([0-9]{9,}\.[0-9]+|[0-9]+)", part) for part in path.with_suffix("").parts)
+    parts = (re.split(r"((?<![0-9])[0-9]{9,10}\.[0-9]+|[0-9]+)", part) for part in path.with_suffix("").parts)
     # Every second piece is a number.
     return [[Decimal(piece) if i % 2 else piece for i, piece in enumerate(pieces)] for pieces in parts], path
 

@@ -82,9 +82,9 @@ def _requested(options: Options) -> list[Path]:
             raise UserError("--folds needs --out, the folder for the jsons, instead of --out_a and --out_b")
         sides = ("train", "val")
         jsons = [Path(options.out, f"fold{fold}_{side}.json") for fold in range(options.folds) for side in sides]
-    others = [*dataset_files(options.source), *([Path(options.json)] if options.json else [])]
-    resolved = [os.path.realpath(path) for path in [*jsons, *others]]
-    if len(set(resolved)) < len(resolved):
+    read = {os.path.realpath(path) for path in dataset_files(options.source)}
+    written = [os.path.realpath(path) for path in (*jsons, options.json) if path]
+    if len(set(written)) < len(written) or not read.isdisjoint(written):
         raise UserError("the output files must differ from each other and from the source")
     for path in jsons:
         check_new_file(path, overwrite=True)

@@ -21,8 +21,8 @@ RECONNECT_TIMEOUT_S = 30.0
 RECONNECT_INTERVAL_S = 0.5
 """Time between two attempts to open it again."""
 MAX_REORDERED_FRAMES = 16
-"""Damage of a file can show in the order and the gaps of so many frames behind a failed read: as many as H.264 and HEVC
-reorder."""
+"""Number of frames after a failed read that may be in a wrong order or have gaps between them: H.264 and HEVC store up
+to this many frames out of order."""
 END_TOLERANCE_FRAMES = 2.5
 """The last frame counts as the end of a file if it lies at most this many frame durations before the stated end."""
 
@@ -45,11 +45,12 @@ class Frame(NamedTuple):
 class FrameNumbering:
     """Numbers the decoded frames of a video, and counts those that are missing because they cannot be decoded.
 
-    Each frame has the number after that of the frame before it, except for MAX_REORDERED_FRAMES frames behind a failed
-    read. There, the number follows from the time if all frames before were equally far apart: each frame duration since
-    the last frame counts as one frame, so that a pause of the recording there counts as missing frames, too. If they
-    were not, each failed read counts as one missing frame. Numbers behind damage are then approximate, because one
-    failed read can cost several frames.
+    Normally, the number increases by 1 with each frame. The MAX_REORDERED_FRAMES frames after a failed read differ:
+
+    - If the frame rate was steady until then, the number is computed from the time of the frame. A pause in the
+      recording at this place therefore also counts as missing frames.
+    - Otherwise, each failed read counts as one missing frame. The numbers after the damage are then approximate,
+      because one failed read can lose several frames.
 
     Args:
         fps: frames per second.
@@ -200,9 +201,10 @@ class Video:
         return decoder, *self._read(decoder, 0)
 
     def _read(self, decoder: Decoder, count: int) -> tuple[np.ndarray | None, int]:
-        """Decodes the next frame behind ``count`` decoded ones: the image, and the number of failures before it.
+        """Decodes the next frame, after ``count`` frames: returns the image, and the number of failed reads before it.
 
-        The image is None at the end; for a file, if MAX_FAILED_READS attempts give none.
+        The image is None at the end. A file that should have more frames is at its end after MAX_FAILED_READS failed
+        reads in succession; all other sources, and a file with all its frames decoded, after one.
         """
         has_all = self.total is not None and count >= self.total
         for failed in range(MAX_FAILED_READS if self._is_file and not has_all else 1):

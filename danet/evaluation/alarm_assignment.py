@@ -119,10 +119,11 @@ def assign_alarms(
 ) -> tuple[list[AlarmedVideo], dict[str, Counter[str]]]:
     """The videos with the times of the alarms that count, and the alarms that do not.
 
-    An alarm does not count if it is from another source, or else of another class, or else in an ignore region of the
-    target's class or of all classes, or else before the target: not after the last image without a target in front of
-    the first image with one. The times of the others begin at the first image with a target, or at the start of a video
-    without a target; they are 0 for an alarm between these two images, between which the target has appeared.
+    An alarm is left out for the first of these reasons that applies: it is from another source; it is of another class;
+    it is in an ignore region of the target's class or of all classes; it is before the target. In a video with a
+    target, the target appears somewhere between two annotated images: the first image with a target, and the one before
+    it. An alarm up to the earlier of the two is before the target. An alarm between the two counts, with time 0. All
+    other times are measured from the first image with a target, or from the start of a video without a target.
 
     An alarm is in an ignore region if its box covers no object, and a part of at least ``threshold`` of it lies in the
     region. The regions are those of the annotated image next to the frame of the alarm. An alarm that states no box

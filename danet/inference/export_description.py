@@ -6,7 +6,7 @@ from typing import Any
 
 from danet import __version__
 from danet.checkpoint import parse_config
-from danet.config import EXTRA_CHANNELS_VERSION, ModelConfig
+from danet.config import EXTRA_CHANNELS, EXTRA_CHANNELS_VERSION, ModelConfig
 from danet.data.normalize import CLIP_UNITS, MIN_RANGE_COUNTS, PERCENTILES, RANGE_UNITS
 from danet.models.danet import MINIMUM_SIZE
 from danet.utils.errors import UserError
@@ -124,7 +124,7 @@ def _check(description: Any) -> bool:
 
 def _extra_channels(config: ModelConfig) -> dict[str, int]:
     """The definition of the channels that are computed beside the image."""
-    return {"extra_channels": EXTRA_CHANNELS_VERSION} if config.has_extra_channels else {}
+    return {EXTRA_CHANNELS: EXTRA_CHANNELS_VERSION} if config.has_extra_channels else {}
 
 
 def _is_integer(value: object, low: int, high: int) -> bool:

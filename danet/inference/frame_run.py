@@ -72,9 +72,9 @@ class FrameRun:
     Args:
         options: of the command.
         prog: the command, such as ``danet detect``.
-        tables: names of the files and folders in the folder beside those of the sources -> whether this run writes
-            them. A folder that holds one of them belongs to an earlier run, whose other tables ``options.overwrite``
-            removes.
+        tables: names of the outputs that list the results of all sources -> whether this run writes them. An output
+            folder that contains one of these names belongs to an earlier run. With ``options.overwrite``, those that
+            this run does not write are removed.
         thresholds: thresholds of the detector; those that are None keep their defaults.
         annotate: class that draws the detections or tracks, with its own options set.
         texts: whether the command writes a text for each source.

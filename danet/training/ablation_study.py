@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from danet.checkpoint import load_weights
-from danet.data.coco_dataset import ImageRecord, dataset_files, load_coco
+from danet.data.coco_dataset import ImageRecord, load_coco
 from danet.data.image_selection import select_images
 from danet.data.loader import DataSource, load_source
 from danet.evaluation.ablate_options import AblateOptions
@@ -27,7 +27,7 @@ from danet.inference.coco_results import read_coco_results
 from danet.models.summary import count_parameters
 from danet.training.options import MAY_CHANGE_ON_RESUME, PRESETS, TrainOptions
 from danet.training.run import train
-from danet.training.run_folder import CONFIG, WEIGHTS
+from danet.training.run_folder import CONFIG, WEIGHTS, input_files
 from danet.utils import cli
 from danet.utils.devices import find_device
 from danet.utils.errors import UserError
@@ -255,9 +255,7 @@ def _train_options(options: AblateOptions, words: list[str]) -> TrainOptions:
 def _check_outputs(options: AblateOptions) -> None:
     """Raises UserError if a result of the study would replace a dataset."""
     training = cli.parse(TrainOptions, options.train, prog="danet train", presets=PRESETS)
-    sources = [options.val, options.tune, *training.data, training.val]
-    paths = [each.path if isinstance(each, DataSource) else each for each in sources if each]
-    inputs = [file for path in paths for file in dataset_files(path)]
+    inputs = input_files([options.val, options.tune, *training.data, training.val])
     out = Path(options.out)
     cli.check_outputs([options.json, *(out / name for name in (CONFIG, "ablation.md", "ablation.png"))], inputs)
     cli.check_outputs([out / "ablation.json"], inputs)  # --json may be this file: both have the same content

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -54,8 +54,6 @@ def check_run_folder(options: TrainOptions) -> None:
         UserError: no data is given; ``options.out`` cannot be written, has no run to resume, or has files not to be
             replaced; a file that the run reads would be replaced or removed.
     """
-    from danet.data.coco_dataset import dataset_files  # loads numpy
-
     check_folder(options.out)
     config = Path(options.out) / CONFIG
     if options.resume and not config.is_file():
@@ -67,10 +65,17 @@ def check_run_folder(options: TrainOptions) -> None:
         raise UserError(f"{options.out}: holds {names[0]}, which a run replaces; give --overwrite, or another --out")
     if not options.data:
         raise UserError("--data: no training dataset given; give a COCO json or a folder that contains one")
-    datasets = [each.path if isinstance(each, DataSource) else each for each in (*options.data, options.val) if each]
-    inputs = [file for path in datasets for file in dataset_files(path)]
+    inputs = input_files([*options.data, options.val])
     inputs += map(Path, options.distill.files().values())
     cli.check_outputs([options.json, *(Path(options.out) / name for name in RUN_FILES)], inputs)
+
+
+def input_files(sources: Iterable[DataSource | str | None]) -> list[Path]:
+    """The files that describe datasets, which no result may replace."""
+    from danet.data.coco_dataset import dataset_files  # loads numpy
+
+    paths = [each.path if isinstance(each, DataSource) else each for each in sources if each]
+    return [file for path in paths for file in dataset_files(path)]
 
 
 def prepare_run_folder(options: TrainOptions) -> None:

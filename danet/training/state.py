@@ -11,13 +11,11 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from danet.checkpoint import load_tensors, save_tensors
-from danet.config import EXTRA_CHANNELS_VERSION
+from danet.config import EXTRA_CHANNELS, EXTRA_CHANNELS_VERSION
 from danet.training.options import MAY_CHANGE_ON_RESUME, TrainOptions
 from danet.utils.errors import UserError
 
 FORMAT = "danet-training-state-1"
-EXTRA_CHANNELS = "extra_channels"
-"""Name in the identity of a run for EXTRA_CHANNELS_VERSION."""
 
 
 @dataclass
@@ -154,17 +152,18 @@ class TrainingState:
         """
         tensors, header = load_tensors(path, FORMAT)
         try:
+            for name, value in header["identity"].items():
+                if name in identity and name != EXTRA_CHANNELS and identity[name] != value:
+                    raise UserError(
+                        f"{path}: this run has {name} {value!r}, got {identity[name]!r}; "
+                        "resume it with its own options, or start a new run with another --out"
+                    )
+            # Older states with such channels lack the name.
             if header["identity"].get(EXTRA_CHANNELS) != identity.get(EXTRA_CHANNELS):
                 raise UserError(
                     f"{path}: this run has another definition of the input channels that model.lags and "
                     "model.local_contrast add; start a new run with another --out"
                 )
-            for name, value in header["identity"].items():
-                if name in identity and identity[name] != value:
-                    raise UserError(
-                        f"{path}: this run has {name} {value!r}, got {identity[name]!r}; "
-                        "resume it with its own options, or start a new run with another --out"
-                    )
             self.progress = Progress.from_json(header["progress"])
             self._restore(tensors)
             self._restore_scaler(header["scaler"])

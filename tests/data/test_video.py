@@ -74,6 +74,7 @@ def test_images_of_a_folder_are_in_the_order_of_their_numbers(tmp_path):
 
 def test_images_are_in_the_order_of_their_times(tmp_path):
     ordered = ["1700000000.123456.png", "1700000000.5.png", "1700000001.25.png"]
+    ordered += ["202401011230.2.png", "202401011230.10.png"]  # a date is no number of seconds
     for name in ordered:
         cv2.imwrite(str(tmp_path / name), np.zeros((40, 50), np.uint8))
     assert [path.name for path in open_source(tmp_path).paths] == ordered

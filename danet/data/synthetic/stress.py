@@ -85,10 +85,11 @@ def make_stress_set(
     planned = (_plan(usable[number], np.random.default_rng([*seed, int(number)]), moving=moving) for number in order)
     chosen = list(itertools.islice((plan for plan in planned if plan is not None), count))
     if len(chosen) < count:
-        needed = " with earlier frames and" if moving else ""
+        needed = " that have earlier frames and" if moving else " that have"
         left_out = " (frames with birds are not used)" if any(FLOCKING & set(record.names) for record in frames) else ""
         raise UserError(
-            f"stress set: {count} frames{needed} with a calm place are needed, the dataset has {len(chosen)}{left_out}"
+            f"stress set: {count} frames{needed} a place where a dim target is visible are needed, the dataset has "
+            f"{len(chosen)}{left_out}"
         )
     folder.mkdir(parents=True)
     with_target, without = [], []
@@ -121,7 +122,7 @@ def _plan(record: ImageRecord, rng: np.random.Generator, *, moving: bool) -> _Pl
     centre = _choose_place(to_grey(image), record.boxes, float(patch.max()), rng)
     if centre is None:
         return None
-    record, shifts = _keep_known_shifts(record)
+    record, shifts = _keep_known_shifts(record, image)
     if moving and not record.past:
         return None
     velocity = np.zeros(2)
@@ -133,11 +134,10 @@ def _plan(record: ImageRecord, rng: np.random.Generator, *, moving: bool) -> _Pl
     return _Plan(record, shifts, patch, box_size, centre, velocity)
 
 
-def _keep_known_shifts(record: ImageRecord) -> tuple[ImageRecord, list[np.ndarray]]:
+def _keep_known_shifts(record: ImageRecord, image: np.ndarray) -> tuple[ImageRecord, list[np.ndarray]]:
     """The record with those earlier frames from which the shift (x, y) of the background is known; and these shifts."""
-    image = read_image(record.path)
-    span = intensity_range(image).span
-    shifts = [background_shift(to_grey(read_image(file)), to_grey(image), span) for _, file in record.past]
+    grey, span = to_grey(image), intensity_range(image).span
+    shifts = [background_shift(to_grey(read_image(file)), grey, span) for _, file in record.past]
     past = tuple(each for each, shift in zip(record.past, shifts, strict=True) if shift is not None)
     return replace(record, past=past), [shift for shift in shifts if shift is not None]
 

@@ -143,7 +143,8 @@ def _check(options: Options) -> tuple[int, int]:
     if options.stress:
         inputs = dataset_files(options.stress)
         cli.check_outputs([options.json], inputs)
-        if any(out.resolve() in file.resolve().parents for file in inputs):
+        used = [*inputs, *(record.path for record in load_coco(str(options.stress)).records)]
+        if any(out.resolve() in file.resolve().parents for file in used):
             raise UserError(f"--stress {options.stress}: lies in the folder that is replaced; give another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not options.overwrite:

@@ -98,17 +98,21 @@ def test_stress_set_depends_only_on_the_seed(frames, tmp_path):
 
 
 def test_stress_set_refuses_too_few_frames(frames, tmp_path):
-    with pytest.raises(UserError, match="5 frames with a calm place are needed, the dataset has 4"):
+    with pytest.raises(
+        UserError, match="5 frames that have a place where a dim target is visible are needed, the dataset has 4"
+    ):
         make_stress_set(frames, tmp_path / "out", 5, [0], moving=False)
     frames[0].past = ()
     with pytest.raises(
-        UserError, match="4 frames with earlier frames and with a calm place are needed, the dataset has 3"
+        UserError,
+        match=r"4 frames that have earlier frames and a place where .* are needed, the dataset has 3",
     ):
         make_stress_set(frames, tmp_path / "out", 4, [0], moving=True)
     for _, file in frames[1].past:
         cv2.imwrite(str(file), np.zeros((64, 64), np.uint8))  # the shift from another size is not known
     with pytest.raises(
-        UserError, match="4 frames with earlier frames and with a calm place are needed, the dataset has 2"
+        UserError,
+        match=r"4 frames that have earlier frames and a place where .* are needed, the dataset has 2",
     ):
         make_stress_set(frames, tmp_path / "out", 4, [0], moving=True)
     assert not (tmp_path / "out").exists()
@@ -121,7 +125,8 @@ def test_stress_set_leaves_out_frames_of_birds(frames, tmp_path):
     used = {cv2.imread(str(record.path), 0).tobytes() for record in made[3:]}
     assert used == {cv2.imread(str(frames[index].path), 0).tobytes() for index in (0, 1, 3)}
     with pytest.raises(
-        UserError, match=r"4 frames with a calm place are needed, the dataset has 3 \(frames with birds are not used\)"
+        UserError,
+        match=r"4 frames that have a place where .* are needed, the dataset has 3 \(frames with birds are not used\)",
     ):
         make_stress_set(frames, tmp_path / "again", 4, [0], moving=False)
 
