@@ -145,7 +145,10 @@ def _check(options: Options) -> tuple[int, int]:
         cli.check_outputs([options.json], inputs)
         used = [*inputs, *(record.path for record in load_coco(str(options.stress)).records)]
         if any(out.resolve() in file.resolve().parents for file in used):
-            raise UserError(f"--stress {options.stress}: lies in the folder that is replaced; give another --out")
+            raise UserError(
+                f"--stress {options.stress}: it or an image of it lies in the folder that is replaced; "
+                "give another --out"
+            )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not options.overwrite:
             raise UserError(f"{out}: exists already; give a new folder or add --overwrite")

@@ -154,3 +154,13 @@ def test_synthesize_keeps_the_frames_of_a_stress_set(frames, tmp_path, capsys):
         assert main([*options, *words]) == 2
         assert message in capsys.readouterr().err
     assert path.read_bytes() == before and not (tmp_path / "out").exists()
+
+
+def test_synthesize_keeps_the_images_that_it_reads(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([str(out), "--images", "2", "--val_images", "0", "--size", "64x64", "--quiet"]) == 0
+    records = load_coco(str(out / "train.json")).records
+    write_coco(tmp_path / "list.json", records, ["drone", "bird", "leaf", "corner", "airplane"])
+    assert main([str(out), "--stress", str(tmp_path / "list.json"), "--images", "1", "--overwrite", "--quiet"]) == 2
+    assert "an image of it lies in the folder that is replaced" in capsys.readouterr().err
+    assert all(record.path.is_file() for record in records)
