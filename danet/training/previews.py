@@ -69,7 +69,9 @@ def sample_sheet(samples: Sequence[Sample], classes: Sequence[str], *, channels:
         >>> sample_sheet([sample], ["drone"]).shape[2]
         3
     """
-    sheet = contact_sheet([_draw(sample, classes, channels) for sample in samples], COLUMNS)
+    # Samples with further channels are wider, so that fewer of them fit side by side.
+    tiles = 1 + len(samples[0].image) - channels
+    sheet = contact_sheet([_draw(sample, classes, channels) for sample in samples], max(1, COLUMNS // tiles))
     entries = [(PALETTE[index % len(PALETTE)], name) for index, name in enumerate(classes[:MAX_CLASSES_SHOWN])]
     ignored = PALETTE[len(classes) % len(PALETTE)]
     return add_legend(sheet, [*entries, (ignored, "ignored in training"), (UNLABELLED_COLOR, "background class")])
