@@ -19,32 +19,27 @@
 #include <cstdint>
 #include <optional>
 
-#include "../common/tensor.h"
+#include "activation.h"
 
 namespace danet {
-
-// A value of a program. has_border: a border of zeros surrounds the image in memory, as TileImage in rep_conv.h describes
-// it, so that a 3x3 convolution on the matrix unit reads it without a copy.
-struct Activation {
-  Tensor tensor;
-  bool has_border = false;
-};
 
 enum Instruction : int64_t { kConvolve, kNarrow, kSafem, kAcfaWeight, kFree };
 constexpr int64_t kNone = -1;
 constexpr ScalarType kDTypes[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double};
 
-// The operators that programs call, from csrc/rep_conv and csrc/safem; see their schemas in library.cpp.
+// The operators that programs call, from csrc/rep_conv and csrc/safem; see their schemas in library.cpp. The torch
+// operators of the same names call them with tensors, and without an arena.
 
-// rep_conv. The result has a border if wants_border is set, the matrix unit computes it, and it is bfloat16 without a
-// conversion. next_weight: the weight of the next instruction, which is loaded into the L2 cache meanwhile; may be null.
+// rep_conv. The result has a border if wants_border is set, the matrix unit computes it, it is bfloat16 without a
+// conversion, and it is not an output. next_weight: the weight of the next instruction, which is loaded into the L2
+// cache meanwhile; may be null.
 Activation convolve(
     const Activation& input, const Tensor& weight, const std::optional<Tensor>& prepared,
     const std::optional<Tensor>& bias, int64_t stride, bool relu, std::optional<ScalarType> out_dtype,
-    bool wants_border, const Tensor* next_weight);
-Tensor safem(
-    const Tensor& input, const Tensor& prepared, const std::optional<Tensor>& up, const std::optional<Tensor>& weight,
-    int64_t groups, double scale);
-Tensor acfa_weight(const Tensor& input, const Tensor& prepared, int64_t groups);
+    bool wants_border, const Tensor* next_weight, const ActivationMemory& memory);
+Activation safem(
+    const Activation& input, const Tensor& prepared, const std::optional<Activation>& up,
+    const std::optional<Activation>& weight, int64_t groups, double scale, const ActivationMemory& memory);
+Activation acfa_weight(const Activation& input, const Tensor& prepared, int64_t groups, const ActivationMemory& memory);
 
 }  // namespace danet

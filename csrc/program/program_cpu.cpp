@@ -26,16 +26,15 @@ class Reader {
     return i == kNone ? std::nullopt : std::optional<Tensor>(tensors_[checked(i, tensors_.size())]);
   }
   const Tensor& tensor() { return tensors_[checked(integer(), tensors_.size())]; }
-  std::optional<Activation>& value() { return values_[checked(integer(), values_.size())]; }
+  size_t value_index() { return checked(integer(), values_.size()); }
   const Activation& activation() {
-    const std::optional<Activation>& value_read = value();
+    const std::optional<Activation>& value_read = values_[value_index()];
     DANET_CHECK(value_read.has_value(), "run_program: an instruction reads a value that does not exist");
     return *value_read;
   }
-  const Tensor& input() { return activation().tensor; }
-  std::optional<Tensor> optional_input() {
+  std::optional<Activation> optional_activation() {
     if (has_more() && code_[position_] == kNone) return ++position_, std::nullopt;
-    return input();
+    return activation();
   }
   double number() { return numbers_[checked(integer(), numbers_.size())]; }
   std::optional<ScalarType> dtype() {
@@ -57,9 +56,12 @@ class Reader {
 };
 
 // Runs the next instruction.
-void run_instruction(Reader& read) {
+void run_instruction(
+    Reader& read, std::vector<std::optional<Activation>>& values, const std::vector<bool>& is_output, Arena& arena) {
   const int64_t instruction = read.integer();
-  std::optional<Activation>& out = read.value();
+  const size_t out_index = read.value_index();
+  std::optional<Activation>& out = values[out_index];
+  const ActivationMemory memory{&arena, is_output[out_index]};
   // NOTE: the arguments are read into variables, because the order of evaluation in a call is not defined.
   switch (instruction) {
     case kConvolve: {
@@ -70,25 +72,28 @@ void run_instruction(Reader& read) {
       const std::optional<ScalarType> dtype = read.dtype();
       const bool wants_border = read.integer() != 0;
       const std::optional<Tensor> next = read.optional_tensor();
-      out = convolve(input, weight, prepared, bias, stride, relu != 0, dtype, wants_border, next ? &*next : nullptr);
+      out = convolve(
+          input, weight, prepared, bias, stride, relu != 0, dtype, wants_border, next ? &*next : nullptr, memory);
       return;
     }
     case kNarrow: {
-      Activation input = read.activation();
+      const Activation& input = read.activation();
       const int64_t first = read.integer(), count = read.integer();
-      out = Activation{torch::stable::narrow(input.tensor, 1, first, count), input.has_border};
+      out = input.channels(first, count);
       return;
     }
     case kSafem: {
-      const Tensor &input = read.input(), &prepared = read.tensor();
-      const std::optional<Tensor> up = read.optional_input(), weight = read.optional_input();
+      const Activation& input = read.activation();
+      const Tensor& prepared = read.tensor();
+      const std::optional<Activation> up = read.optional_activation(), weight = read.optional_activation();
       const int64_t groups = read.integer();
-      out = Activation{safem(input, prepared, up, weight, groups, read.number())};
+      out = safem(input, prepared, up, weight, groups, read.number(), memory);
       return;
     }
     case kAcfaWeight: {
-      const Tensor &input = read.input(), &prepared = read.tensor();
-      out = Activation{acfa_weight(input, prepared, read.integer())};
+      const Activation& input = read.activation();
+      const Tensor& prepared = read.tensor();
+      out = acfa_weight(input, prepared, read.integer(), memory);
       return;
     }
     case kFree: out.reset(); return;
@@ -100,15 +105,21 @@ std::vector<Tensor> run_program(
     const Tensor& image, std::vector<Tensor> tensors, std::vector<int64_t> code, std::vector<double> numbers,
     int64_t num_values, std::vector<int64_t> outputs, bool uses_torch) {
   DANET_CHECK(num_values >= 1 && num_values <= 1 << 20, "run_program: num_values must be from 1 to 2^20");
+  const BorrowedArena arena;  // is destroyed after the values
   std::vector<std::optional<Activation>> values(static_cast<size_t>(num_values));
-  values[0] = Activation{image};
+  values[0] = Activation(image);
+  // The results of these instructions are allocated as tensors, so that they need not be copied at the end.
+  std::vector<bool> is_output(values.size());
+  for (Reader reader(outputs, tensors, numbers, values); reader.has_more();) is_output[reader.value_index()] = true;
   const auto run = [&] {
-    for (Reader reader(code, tensors, numbers, values); reader.has_more();) run_instruction(reader);
+    for (Reader reader(code, tensors, numbers, values); reader.has_more();)
+      run_instruction(reader, values, is_output, arena.get());
   };
   // Operators of torch in a program would use one thread of a team only.
   uses_torch ? run() : ThreadTeam::run(run);
   std::vector<Tensor> results;
-  for (Reader reader(outputs, tensors, numbers, values); reader.has_more();) results.push_back(reader.input());
+  for (Reader reader(outputs, tensors, numbers, values); reader.has_more();)
+    results.push_back(reader.activation().to_tensor());
   return results;
 }
 

@@ -10,8 +10,9 @@
 namespace danet {
 
 // allows_float32_weight: whether weight and bias may be float32 for an input of 16 bits.
-inline RepConvParams check_rep_conv(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu,
+template <typename T>  // Tensor or Activation
+RepConvParams check_rep_conv(
+    const T& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, bool relu,
     bool allows_float32_weight) {
   check_input("rep_conv", input);
   DANET_CHECK(
@@ -24,9 +25,7 @@ inline RepConvParams check_rep_conv(
   const bool has_float32_weight = allows_float32_weight && weight.scalar_type() == ScalarType::Float &&
                                   (type == ScalarType::Half || type == ScalarType::BFloat16);
   DANET_CHECK(has_float32_weight || weight.scalar_type() == type, "rep_conv: weight must have input's dtype");
-  DANET_CHECK(
-      is_here(weight) && weight.get_device_index() == input.get_device_index(),
-      "rep_conv: weight must be on input's device");
+  DANET_CHECK(is_on_device_of(weight, input), "rep_conv: weight must be on input's device");
   DANET_CHECK(weight.size(1) == p.C && weight.size(3) == k, "rep_conv: weight has the wrong shape");
   if (bias) check_like("rep_conv", "bias", *bias, weight, {p.C_out});
   DANET_CHECK(k == 3 || stride == 1, "rep_conv: a weight [C_out, C, 1, 1] needs stride 1");

@@ -158,66 +158,58 @@ void convolve_with_tiles(
   });
 }
 
-Tensor empty_channels_last(
-    int64_t N, int64_t C, int64_t H, int64_t W, ScalarType type, const torch::stable::Device& device) {
-  return torch::stable::empty({N, C, H, W}, type, std::nullopt, device, std::nullopt, MemoryFormat::ChannelsLast);
-}
-
 // Memory for an image [N, C, H, W], channels-last, with a border of zeros as TileImage describes it.
-Tensor empty_with_border(
-    int64_t N, int64_t C, int64_t H, int64_t W, ScalarType type, const torch::stable::Device& device) {
+Activation empty_with_border(const ActivationMemory& memory, int64_t N, int64_t C, int64_t H, int64_t W) {
   // At the end of the image there are a row for the border, and rows that a block may read without using the values.
   const int64_t pitch = W + 1, rows = H + 2 + (kTileOverrun + pitch) / pitch;
-  Tensor memory = empty_channels_last(N, C, rows, pitch, type, device);
-  const size_t pixel_size = size_t(C) * size_t(memory.element_size());
+  Activation image = memory.result({N, C, rows, pitch}, ScalarType::BFloat16);
+  const size_t pixel_size = size_t(C) * sizeof(BFloat16);
   for (int64_t n = 0; n < N; ++n) {
-    char* const image = static_cast<char*>(memory.mutable_data_ptr()) + size_t(n * rows * pitch) * pixel_size;
+    char* const begin = static_cast<char*>(image.mutable_data_ptr()) + size_t(n * rows * pitch) * pixel_size;
     const auto clear = [&](int64_t first, int64_t count) {
-      std::memset(image + size_t(first) * pixel_size, 0, size_t(count) * pixel_size);
+      std::memset(begin + size_t(first) * pixel_size, 0, size_t(count) * pixel_size);
     };
     // Clear the row above the image, the pixel to the left of each row, and the row below with the pixel after it.
     clear(0, pitch);
     for (int64_t y = 1; y <= H; ++y) clear(y * pitch, 1);
     clear((H + 1) * pitch, pitch + 1);
   }
-  Tensor image_rows = torch::stable::narrow(memory, 2, 1, H);
-  return torch::stable::narrow(image_rows, 3, 1, W);
+  image.remove_border(H, W);
+  return image;
 }
 
 // The result of `convolve` on the matrix unit, without conversion.
 Activation convolve_on_matrix_unit(
-    const RepConvParams& p, const Activation& given, const Tensor& prepared, const void* bias, ScalarType type,
-    bool wants_border) {
+    const RepConvParams& p, const Activation& x, const Tensor& prepared, const void* bias, ScalarType type,
+    bool wants_border, const ActivationMemory& memory) {
   // An input without a border may have to be copied: its strides may be those of any tensor.
-  std::optional<Image> dense;
-  if (!given.has_border) dense.emplace(given.tensor);
-  const Tensor& x = given.tensor;
+  std::optional<ActivationImage> dense;
+  if (!x.has_border) dense.emplace(x);
   const TileImage input =
       dense ? TileImage{dense->view, p.W, false}
             : TileImage{{const_cast<void*>(x.const_data_ptr()), x.stride(0), x.stride(3)}, p.W + 1, true};
   // Only images in bfloat16 are read on the matrix unit. With AVX512_BF16, Winograd reads most of them.
-  const bool has_border = wants_border && type == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kAvx512Bf16;
+  const bool has_border =
+      wants_border && !memory.is_output && type == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kAvx512Bf16;
   const int64_t H = p.H_out(), W = p.W_out();
-  const Tensor out = has_border ? empty_with_border(p.N, p.C_out, H, W, type, x.device())
-                                : empty_channels_last(p.N, p.C_out, H, W, type, x.device());
+  const Activation out =
+      has_border ? empty_with_border(memory, p.N, p.C_out, H, W) : memory.result({p.N, p.C_out, H, W}, type);
   const ImageView view{out.mutable_data_ptr(), out.stride(0), p.C_out};
   convolve_with_tiles(p, input, prepared, bias, TileImage{view, has_border ? W + 1 : W, has_border});
-  return {out, has_border};
+  return out;
 }
 
-// The result of convolve_with_torch or of a kernel, in the dtype that the caller wants.
-Tensor converted(const Tensor& t, ScalarType type) {
-  return t.scalar_type() == type ? t
-                                 : torch::stable::contiguous(torch::stable::to(t, type), MemoryFormat::ChannelsLast);
+// An input, the result of convolve_with_torch or of a kernel, in the dtype that is needed.
+Activation converted(const Activation& x, ScalarType type) {
+  return x.scalar_type() == type ? x : to_channels_last(torch::stable::to(x.as_tensor(), type));
 }
 
 }  // namespace
 
 Activation convolve(
-    const Activation& activation, const Tensor& weight, const std::optional<Tensor>& prepared,
+    const Activation& given, const Tensor& weight, const std::optional<Tensor>& prepared,
     const std::optional<Tensor>& bias, int64_t stride, bool relu, std::optional<ScalarType> out_dtype,
-    bool wants_border, const Tensor* next_weight) {
-  const Tensor& given = activation.tensor;
+    bool wants_border, const Tensor* next_weight, const ActivationMemory& memory) {
   RepConvParams p = check_rep_conv(given, weight, bias, stride, relu, /*allows_float32_weight=*/true);
   const ScalarType type = weight.scalar_type(), out_type = out_dtype ? *out_dtype : type;
   const RepConvTypes types{given.scalar_type(), type};
@@ -228,12 +220,12 @@ Activation convolve(
     p.next_bytes = next_weight->numel() * next_weight->element_size();
   }
   // Only the matrix unit reads an input whose dtype differs from the weight's.
-  const Tensor input = method == RepConvMethod::kTiles ? given : converted(given, type);
+  const Activation input = method == RepConvMethod::kTiles ? given : converted(given, type);
   // NOTE: a weight that is not prepared must be laid out in every call. At stride 2 that costs more than Winograd
   // saves.
   const bool is_unprepared = !prepared && stride == 2 && method == RepConvMethod::kWinograd;
   if (is_unprepared || method == RepConvMethod::kTorch)
-    return {converted(convolve_with_torch(input, weight, bias, stride, relu), out_type)};
+    return converted(convolve_with_torch(input.as_tensor(), weight, bias, stride, relu), out_type);
 
   const RepConvKernels& kernels = DANET_KERNELS(rep_conv_kernels, dtype_of(input));
   const Tensor packed = prepared ? *prepared : prepare_rep_conv(weight, stride, given.scalar_type());
@@ -248,21 +240,20 @@ Activation convolve(
                                out_type == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone &&
                                matrix_unit() != MatrixUnit::kEmulated;
   std::optional<Tensor> contiguous_bias;
-  if (bias) contiguous_bias = torch::stable::contiguous(*bias);
+  if (bias) contiguous_bias = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
   const void* b = contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr;
   if (method == RepConvMethod::kTiles) {
-    const Activation out = convolve_on_matrix_unit(p, activation, packed, b, type, wants_border && out_type == type);
-    return {converted(out.tensor, out_type), out.has_border};
+    const bool has_border = wants_border && out_type == type;
+    return converted(convolve_on_matrix_unit(p, given, packed, b, type, has_border, memory), out_type);
   }
-  const Image x(input);
-  const Image out(
-      empty_channels_last(p.N, p.C_out, p.H_out(), p.W_out(), writes_bfloat16 ? out_type : type, input.device()));
+  const ActivationImage x(input);
+  const ActivationImage out(memory.result({p.N, p.C_out, p.H_out(), p.W_out()}, writes_bfloat16 ? out_type : type));
   const float* weights = static_cast<const float*>(packed.const_data_ptr());
   if (method == RepConvMethod::kFewOutputs) {
     parallel_for(p.N * p.H, p.W * p.C * p.C_out, [&](int64_t begin, int64_t end) {
       kernels.few_outputs(p, x.view, weights, b, out.view, begin, end);
     });
-    return {converted(out.tensor, out_type)};
+    return converted(out.tensor, out_type);
   }
   if (method == RepConvMethod::kFewInputs) {
     const auto few_inputs = writes_bfloat16 ? DANET_TILE_KERNELS(rep_conv_tile_kernels).few_inputs : kernels.few_inputs;
@@ -270,7 +261,7 @@ Activation convolve(
       const Scratch scratch(kernels.few_inputs_scratch(p) * int64_t(sizeof(float)));
       few_inputs(p, x.view, weights, b, out.view, begin, end, reinterpret_cast<float*>(scratch.get()));
     });
-    return {converted(out.tensor, out_type)};
+    return converted(out.tensor, out_type);
   }
 
   // Divide the tiles into blocks of nearly equal size. If there are few blocks, balance them over the threads: split
@@ -279,7 +270,7 @@ Activation convolve(
   const WinogradKernels& winograd = kernels.winograd[stride - 1];
   const int64_t tiles = p.N * ((p.H_out() + 3) / 4) * ((p.W_out() + 3) / 4);
   const int64_t threads = torch::stable::get_num_threads();
-  if (tiles == 0) return {converted(out.tensor, out_type)};
+  if (tiles == 0) return converted(out.tensor, out_type);
   const int64_t panels = expected[0];
   int64_t blocks = (tiles + winograd.tiles_per_block(p) - 1) / winograd.tiles_per_block(p), parts = 1;
   if (blocks < 4 * threads) {
@@ -298,15 +289,16 @@ Activation convolve(
           panels * (part + 1) / parts, scratch.get());
     }
   });
-  return {converted(out.tensor, out_type)};
+  return converted(out.tensor, out_type);
 }
 
 Tensor rep_conv(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& prepared, const std::optional<Tensor>& bias,
     int64_t stride, bool relu, bool /* tf32 */, std::optional<ScalarType> out_dtype) {
   return convolve(
-             {input}, weight, prepared, bias, stride, relu, out_dtype, /*wants_border=*/false, /*next_weight=*/nullptr)
-      .tensor;
+             input, weight, prepared, bias, stride, relu, out_dtype, /*wants_border=*/false, /*next_weight=*/nullptr,
+             ActivationMemory{})
+      .to_tensor();
 }
 
 STABLE_TORCH_LIBRARY_IMPL(danet, CPU, library) {

@@ -10,7 +10,8 @@
 
 namespace danet {
 
-inline SafemParams check_safem(const char* op, const Tensor& input, int64_t groups, double scale) {
+template <typename T>  // Tensor or Activation
+SafemParams check_safem(const char* op, const T& input, int64_t groups, double scale) {
   check_input(op, input);
   const SafemParams p{input.size(0), input.size(1), input.size(2), input.size(3), groups, scale};
   // The kernels compute coordinates in float32.
@@ -20,8 +21,8 @@ inline SafemParams check_safem(const char* op, const Tensor& input, int64_t grou
 }
 
 // Checks the arguments with which safem combines two levels; both are given, or neither.
-inline void check_levels(
-    const SafemParams& p, const Tensor& input, const std::optional<Tensor>& up, const std::optional<Tensor>& weight) {
+template <typename T>
+void check_levels(const SafemParams& p, const T& input, const std::optional<T>& up, const std::optional<T>& weight) {
   DANET_CHECK(up.has_value() == weight.has_value(), "safem: up and weight must be given together");
   if (!up) return;
   check_like("safem", "up", *up, input, {p.N, 4 * p.C, (p.H + 1) / 2, (p.W + 1) / 2});

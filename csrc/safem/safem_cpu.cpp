@@ -1,7 +1,10 @@
 // SaFEM on the CPU, as torch calls it: checks, memory, threads. The kernels are in safem_block.h; safem_kernels.cpp
 // compiles them for float32, safem_tiles.cpp for bfloat16.
+#include <algorithm>
 #include <optional>
 #include <vector>
+
+#include <torch/headeronly/util/BFloat16.h>
 
 #include "../common/threads.h"
 #include "../program/program.h"
@@ -10,6 +13,8 @@
 
 namespace danet {
 namespace {
+
+using TorchBFloat16 = torch::headeronly::BFloat16;  // with conversions
 
 // The data of a weight tensor, which must be contiguous float32 on the CPU with `count` elements.
 const float* floats(const char* op, const char* name, const Tensor& t, int64_t count) {
@@ -82,10 +87,34 @@ void for_blocks(const SafemParams& p, const SafemKernels& kernels, int64_t& bloc
   });
 }
 
+// A contiguous copy of a matrix in float32 or bfloat16 as float32, or the matrix itself.
+Activation to_floats(const Activation& matrix, const ActivationMemory& memory) {
+  const int64_t rows = matrix.size(0), columns = matrix.size(1);
+  const bool is_float = matrix.scalar_type() == ScalarType::Float;
+  if (is_float && matrix.stride(1) == 1 && matrix.stride(0) == columns) return matrix;
+  const Activation copy = memory.temporary({rows, columns}, ScalarType::Float);
+  float* to = static_cast<float*>(copy.mutable_data_ptr());
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < columns; ++column) {
+      const int64_t place = row * matrix.stride(0) + column * matrix.stride(1);
+      *to++ = is_float ? static_cast<const float*>(matrix.const_data_ptr())[place]
+                       : float(static_cast<const TorchBFloat16*>(matrix.const_data_ptr())[place]);
+    }
+  return copy;
+}
+
+// As compact_image.
+ActivationImage compact_activation(const Activation& input, const SafemParams& p) {
+  ActivationImage image(input);
+  if (fits_32_bits(sdc_params(p), image.view.pixel_stride)) return image;
+  return ActivationImage(compact_image(input.as_tensor(), sdc_params(p)).tensor);
+}
+
 // The image of pairs, if the kernels need one.
-Tensor make_pairs(const SafemParams& p, const SafemKernels& kernels, const ImageView& input) {
-  const Tensor pairs = torch::stable::empty({kernels.pairs_size(p)}, ScalarType::Int);
-  if (pairs.numel() == 0) return pairs;
+Activation make_pairs(
+    const SafemParams& p, const SafemKernels& kernels, const ImageView& input, const ActivationMemory& memory) {
+  const Activation pairs = memory.temporary({kernels.pairs_size(p)}, ScalarType::Int);
+  if (pairs.size(0) == 0) return pairs;
   uint32_t* const to = static_cast<uint32_t*>(pairs.mutable_data_ptr());
   parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) { kernels.make_pairs(p, input, begin, end, to); });
   return pairs;
@@ -93,27 +122,27 @@ Tensor make_pairs(const SafemParams& p, const SafemKernels& kernels, const Image
 
 }  // namespace
 
-Tensor safem(
-    const Tensor& input, const Tensor& prepared, const std::optional<Tensor>& up, const std::optional<Tensor>& weight,
-    int64_t groups, double scale) {
+Activation safem(
+    const Activation& input, const Tensor& prepared, const std::optional<Activation>& up,
+    const std::optional<Activation>& weight, int64_t groups, double scale, const ActivationMemory& memory) {
   const SafemParams p = check_safem("safem", input, groups, scale);
   const SafemKernels& kernels = kernels_of("safem", input.scalar_type());
   const float* weights = floats("safem", "prepared", prepared, kernels.prepared_size(p));
   check_levels(p, input, up, weight);
-  std::optional<Image> deep;
-  std::optional<Tensor> own_weight;
+  std::optional<ActivationImage> deep;
+  std::optional<Activation> own_weight;
   const float* own = nullptr;
   if (up) {
-    own_weight = torch::stable::to(*weight, ScalarType::Float);
-    own = floats("safem", "weight", *own_weight, p.N * p.C);
+    own_weight = to_floats(*weight, memory);
+    own = static_cast<const float*>(own_weight->const_data_ptr());
     deep.emplace(*up);
   }
-  const Image x(compact_image(input, sdc_params(p))), out(empty_image(input, input.sizes()));
+  const ActivationImage x(compact_activation(input, p)), out(memory.result(input.sizes(), input.scalar_type()));
   const ImageView none{nullptr, 0, 0};
   int64_t blocks;
   if (p.N == 0) return out.tensor;
-  const Tensor pairs_tensor = make_pairs(p, kernels, x.view);
-  const uint32_t* pairs = static_cast<const uint32_t*>(pairs_tensor.const_data_ptr());
+  const Activation pairs_array = make_pairs(p, kernels, x.view, memory);
+  const uint32_t* pairs = static_cast<const uint32_t*>(pairs_array.const_data_ptr());
   for_blocks(p, kernels, blocks, [&](int64_t /* block_index */, int64_t n, int64_t begin, int64_t end, char* scratch) {
     kernels.forward(
         p, x.view, pairs, weights, deep ? deep->view : none, own ? own + n * p.C : nullptr, out.view, n, begin, end,
@@ -126,12 +155,13 @@ namespace {
 
 // Computes the means of z, mean [N, C].
 void compute_means(
-    const SafemParams& p, const SafemKernels& kernels, const Tensor& input, const float* weights, float* mean) {
-  const Image x(compact_image(input, sdc_params(p)));
+    const SafemParams& p, const SafemKernels& kernels, const Activation& input, const float* weights, float* mean,
+    const ActivationMemory& memory) {
+  const ActivationImage x(compact_activation(input, p));
   const Scratch sums(std::max<int64_t>(1, p.N * count_blocks(p, kernels) * p.C) * int64_t(sizeof(float)));
   float* sum = reinterpret_cast<float*>(sums.get());
-  const Tensor pairs_tensor = make_pairs(p, kernels, x.view);
-  const uint32_t* pairs = static_cast<const uint32_t*>(pairs_tensor.const_data_ptr());
+  const Activation pairs_array = make_pairs(p, kernels, x.view, memory);
+  const uint32_t* pairs = static_cast<const uint32_t*>(pairs_array.const_data_ptr());
   int64_t blocks = 0;
   for_blocks(p, kernels, blocks, [&](int64_t block_index, int64_t n, int64_t begin, int64_t end, char* scratch) {
     kernels.sum(p, x.view, pairs, weights, sum + block_index * p.C, n, begin, end, scratch);
@@ -147,23 +177,45 @@ void compute_means(
 
 }  // namespace
 
-Tensor acfa_weight(const Tensor& input, const Tensor& prepared, int64_t groups) {
+Activation acfa_weight(
+    const Activation& input, const Tensor& prepared, int64_t groups, const ActivationMemory& memory) {
   const SafemParams p = check_safem("acfa_weight", input, groups, 1);
   const SafemKernels& kernels = kernels_of("acfa_weight", input.scalar_type());
   const float* weights = floats("acfa_weight", "prepared", prepared, kernels.prepared_size(p));
-  const Tensor result = torch::stable::empty({p.N, p.C}, ScalarType::Float);
-  float* const values = static_cast<float*>(result.mutable_data_ptr());
-  compute_means(p, kernels, input, weights, values);
+  const Activation result = memory.result({p.N, p.C}, input.scalar_type());
+  // The kernels compute in float32, in place.
+  const bool is_converted = input.scalar_type() != ScalarType::Float;
+  const Activation float32 = is_converted ? memory.temporary({p.N, p.C}, ScalarType::Float) : result;
+  float* const values = static_cast<float*>(float32.mutable_data_ptr());
+  compute_means(p, kernels, input, weights, values, memory);
   Scratch scratch(kernels.scratch_size(p, 1));
   for (int64_t n = 0; n < p.N; ++n)
     kernels.channel_weight(p, values + n * p.C, weights, values + n * p.C, scratch.get());
-  return torch::stable::to(result, input.scalar_type());
+  if (is_converted) std::copy_n(values, p.N * p.C, static_cast<TorchBFloat16*>(result.mutable_data_ptr()));
+  return result;
 }
+
+namespace {
+
+Tensor safem_of_tensors(
+    const Tensor& input, const Tensor& prepared, const std::optional<Tensor>& up, const std::optional<Tensor>& weight,
+    int64_t groups, double scale) {
+  const auto activation = [](const std::optional<Tensor>& t) {
+    return t ? std::optional<Activation>(*t) : std::nullopt;
+  };
+  return safem(input, prepared, activation(up), activation(weight), groups, scale, ActivationMemory{}).to_tensor();
+}
+
+Tensor acfa_weight_of_tensors(const Tensor& input, const Tensor& prepared, int64_t groups) {
+  return acfa_weight(input, prepared, groups, ActivationMemory{}).to_tensor();
+}
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(danet, CPU, library) {
   library.impl("prepare_safem", TORCH_BOX(&prepare_safem));
-  library.impl("safem", TORCH_BOX(&safem));
-  library.impl("acfa_weight", TORCH_BOX(&acfa_weight));
+  library.impl("safem", TORCH_BOX(&safem_of_tensors));
+  library.impl("acfa_weight", TORCH_BOX(&acfa_weight_of_tensors));
 }
 
 }  // namespace danet

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +18,7 @@ from danet.ops import info
 
 pytestmark = pytest.mark.skipif(info()["operators"] != "compiled", reason="the operators are not compiled")
 
+SMAPS = Path("/proc/self/smaps")
 CONFIG = ModelConfig(name="danet_nano", classes=["drone", "bird"])
 
 
@@ -108,13 +110,79 @@ def run_without_grad(deployed, images):
         return deployed(images)
 
 
+def test_threads_with_networks_and_images_of_several_sizes(num_threads):
+    num_threads(2)
+    networks = [trained(seed=seed).deploy(dtype=dtype) for seed in range(2) for dtype in dtypes()]
+    images = [torch.randn(shape) for shape in [(1, 1, 64, 96), (1, 1, 160, 128), (2, 1, 33, 71)]]
+    calls = [(deployed, each) for deployed in networks for each in images] * 3
+    expected = [run_without_grad(*call) for call in calls]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda call: run_without_grad(*call), calls))
+    for one, two in zip(results, expected, strict=True):
+        assert all(map(torch.equal, tensors(one), tensors(two)))
+
+
 @torch.no_grad()
-def test_features_of_an_earlier_call_are_not_overwritten():
-    deployed = trained().deploy()
-    first = deployed(torch.randn(1, 1, 64, 64))
-    before = copy.deepcopy(first)
+def test_results_of_an_earlier_call_are_not_overwritten():
+    for dtype in dtypes():
+        deployed = trained().deploy(dtype=dtype)
+        first = deployed(torch.randn(1, 1, 64, 64))
+        before = copy.deepcopy(first)
+        deployed(torch.randn(1, 1, 64, 64))
+        assert all(map(torch.equal, tensors(first), tensors(before)))
+
+
+@pytest.mark.skipif(info()["matrix_unit"] != "AMX", reason="without AMX, torch computes and converts some values")
+@torch.no_grad()
+def test_torch_allocates_only_the_results():
+    deployed = trained(ModelConfig(name="danet_s")).deploy(dtype=torch.bfloat16)
+    deployed(torch.randn(1, 1, 64, 96))
+    images = torch.randn(1, 1, 64, 96, dtype=deployed.input_dtype).contiguous(memory_format=torch.channels_last)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        output = deployed.program(images)
+    calls = {event.key: event.count for event in profiled.key_averages() if event.key.startswith("aten::")}
+    assert calls == {"aten::empty": len(tensors(output))}
+
+
+def arena_bytes():
+    """The memory that is kept for values of programs. No other memory of this process has advice for huge pages."""
+    if not SMAPS.exists():
+        return 0
+    mappings = re.findall(r"^Size: +(\d+) kB$.*?^VmFlags:(.*?)$", SMAPS.read_text(), re.DOTALL | re.MULTILINE)
+    return 1024 * sum(int(size) for size, flags in mappings if " hg" in flags)
+
+
+@torch.no_grad()
+def test_memory_is_constant_and_follows_the_image_size():
+    deployed = trained().deploy(dtype=dtypes()[-1])
+    small, large = torch.randn(1, 1, 64, 64), torch.randn(1, 1, 1024, 1024)
+
+    def arena_bytes_after(images, calls):
+        for _ in range(calls):
+            deployed(images)
+        return arena_bytes()
+
+    # The memory for large images is kept between them, and is given back after many small images.
+    with_large = arena_bytes_after(large, 3)
+    if with_large == 0:
+        pytest.skip("needs Linux with huge pages")
+    assert arena_bytes_after(large, 5) == arena_bytes_after(small, 5) == arena_bytes_after(large, 1) == with_large
+    with_small = arena_bytes_after(small, 16)
+    assert with_small <= with_large - 4 * 2**20
+    assert arena_bytes_after(small, 20) == with_small
+
+
+@torch.no_grad()
+def test_memory_that_is_kept_is_bounded():
+    deployed = trained().deploy(dtype=dtypes()[-1])
     deployed(torch.randn(1, 1, 64, 64))
-    assert all(torch.equal(one, two) for one, two in zip(tensors(first), tensors(before), strict=True))
+    before = arena_bytes()
+    if before == 0:
+        pytest.skip("needs Linux with huge pages")
+    images = torch.randn(1, 1, 2048, 3072)
+    output = deployed(images)
+    assert arena_bytes() <= before + 64 * 2**20
+    assert all(map(torch.equal, tensors(deployed(images)), tensors(output)))
 
 
 @torch.no_grad()
@@ -229,20 +297,3 @@ def test_wrong_image_sizes_have_the_same_error():
     deployed = trained().deploy()
     with pytest.raises(ValueError, match=r"DANet: images must be \[N, 1, H, W\] with H, W >= 32"):
         deployed(torch.zeros(1, 1, 31, 64))
-
-
-@pytest.mark.parametrize(
-    ("code", "text"),
-    [
-        ([0], "the program ends within an instruction"),
-        ([7, 1], "7 is not an instruction"),
-        ([0, 1, 0, 5, -1, -1, 1, 1, -1, 0, -1], "the index 5 is out of range"),
-        ([0, 9, 0, 0, -1, -1, 1, 1, -1, 0, -1], "the index 9 is out of range"),
-        ([1, 1, 2, 0, 1], "an instruction reads a value that does not exist"),
-        ([0, 1, 0, 0, -1, -1, 3, 1, -1, 0, -1], "rep_conv: stride must be 1 or 2"),
-    ],
-)
-def test_malformed_programs_are_refused(code, text):
-    image, weight = torch.zeros(1, 1, 8, 8), torch.zeros(4, 1, 3, 3)
-    with pytest.raises(RuntimeError, match=text):
-        torch.ops.danet.run_program(image, [weight], code, [], 3, [0], False)

@@ -13,7 +13,17 @@ import pytest
 from danet.ops import info
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("sdc", "dcn", "deform_conv", "lcdc", "softmax_gate", "rep_conv", "ms_deform_attn", "fused_safem")
+NAMES = (
+    "sdc",
+    "dcn",
+    "deform_conv",
+    "lcdc",
+    "softmax_gate",
+    "rep_conv",
+    "ms_deform_attn",
+    "fused_safem",
+    "run_program",
+)
 TESTS = [ROOT / f"tests/ops/test_{name}.py" for name in NAMES]
 
 
@@ -32,7 +42,7 @@ def test_ops_on_other_matrix_units(capability, text):
     """The kernels for AMX, with plain C++ in place of its instructions on any processor, and with AVX512_BF16."""
     if capability == "avx512-bf16" and info()["matrix_unit"] != "AMX":
         pytest.skip("this processor has no AVX512_BF16, or this run uses it already")
-    files = [ROOT / f"tests/ops/test_{name}.py" for name in ("rep_conv", "fused_safem")]
+    files = [ROOT / f"tests/ops/test_{name}.py" for name in ("rep_conv", "fused_safem", "run_program")]
     run_tests(capability, "matrix_unit", text, [*files, "-k", "match or precision or dtypes or bfloat16"])
 
 
