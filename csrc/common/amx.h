@@ -222,5 +222,77 @@ class TileBlock {
 
 #endif
 
+// The sizes of a NarrowTileBlock: sums [kNarrowRows, kNarrowColumns]. Its two right operands have kNarrowRightSize values
+// each.
+constexpr int kNarrowRows = 64, kNarrowColumns = 16;
+constexpr int kNarrowRightSize = kTileDepth * kNarrowColumns;
+
+// A block with half as many columns and twice as many rows as a TileBlock. Each left operand is multiplied by two right
+// operands, such as the two bfloat16 values of a float32 weight, so that eight products need six loaded tiles.
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+
+class NarrowTileBlock : private TileBlock {
+ public:
+  using TileBlock::clear;
+
+  // Stores the sums, contiguous.
+  DANET_INLINE void store(float* sums) const {
+    constexpr int kTileSize = 16 * kNarrowColumns;
+    _tile_stored(0, sums, 4 * kNarrowColumns);
+    _tile_stored(1, sums + kTileSize, 4 * kNarrowColumns);
+    _tile_stored(2, sums + 2 * kTileSize, 4 * kNarrowColumns);
+    _tile_stored(3, sums + 3 * kTileSize, 4 * kNarrowColumns);
+  }
+  // Adds left * right[0] + left * right[1] to the sums of all rows, or of the first half of them; the left operand's
+  // other rows are then not read. right: two operands of kNarrowColumns columns, one after the other; see pack_right.
+  DANET_INLINE void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right, bool all_rows) {
+    _tile_loadd(6, right, 64);
+    _tile_loadd(4, left, 2 * stride);
+    _tile_loadd(5, left + 16 * stride, 2 * stride);
+    _tile_loadd(7, right + kNarrowRightSize, 64);
+    // Products of the same sums are not neighbors, because the second one waits for the first one
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 5, 6);
+    _tile_dpbf16ps(0, 4, 7);
+    _tile_dpbf16ps(1, 5, 7);
+    if (!all_rows) return;
+    _tile_loadd(4, left + 32 * stride, 2 * stride);
+    _tile_loadd(5, left + 48 * stride, 2 * stride);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_dpbf16ps(3, 5, 6);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+};
+
+#else
+
+// The same class without AMX. It uses half of the columns of two blocks.
+class NarrowTileBlock {
+ public:
+  DANET_INLINE void clear() {
+    for (TileBlock& half : halves_) half.clear();
+  }
+  void store(float* sums) const {
+    alignas(64) float all[kBlockRows * kBlockColumns];
+    for (const TileBlock& half : halves_) {
+      half.store(all);
+      for (int row = 0; row < kBlockRows; ++row, sums += kNarrowColumns)
+        std::memcpy(sums, all + row * kBlockColumns, kNarrowColumns * sizeof(float));
+    }
+  }
+  void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right, bool all_rows) {
+    for (int i = 0; i < (all_rows ? 2 : 1); ++i, left += kBlockRows * stride) {
+      halves_[i].multiply_add_half<0>(left, stride, right);
+      halves_[i].multiply_add_half<0>(left, stride, right + kNarrowRightSize);
+    }
+  }
+
+ private:
+  TileBlock halves_[2];
+};
+
+#endif
+
 }  // namespace
 }  // namespace danet

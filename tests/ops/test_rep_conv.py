@@ -170,6 +170,76 @@ def test_rep_conv_with_float32_weight_for_half_input(C, C_out, kernel_size, stri
     assert torch.equal(narrow, rep_conv(input, prepared, bias, stride=stride).to(input_dtype))
 
 
+def float32_prediction(shape, C_out, first=0, channels=None):
+    """An input in bfloat16, a view of `channels` channels from `first` on, and a float32 weight and bias."""
+    generator = torch.Generator().manual_seed(sum(shape) + C_out)
+    input = torch.randn(shape, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
+    input = input[:, first:] if channels is None else input[:, first : first + channels]
+    C = input.shape[1]
+    weight = torch.randn(C_out, C, 3, 3, generator=generator) / (9 * C) ** 0.5
+    return input, weight, torch.randn(C_out, generator=generator)
+
+
+@pytest.mark.parametrize("C_out", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize(
+    ("N", "C", "H", "W"),
+    [(1, 64, 1, 1), (2, 64, 7, 1), (2, 3, 1, 30), (3, 40, 6, 31), (1, 64, 2, 33), (1, 300, 5, 66), (1, 64, 50, 20)],
+)
+def test_rep_conv_with_float32_weight_and_few_outputs_matches_float64(N, C, H, W, C_out):
+    """On the matrix unit, the taps of such a layer are columns of the product."""
+    input, weight, bias = float32_prediction((N, C, H, W), C_out)
+    prepared = prepare_rep_conv(weight, input_dtype=torch.bfloat16)
+    for given_bias, relu in ((bias, False), (None, True)):
+        exact = rep_conv_reference(
+            input.double(), weight.double(), None if given_bias is None else bias.double(), relu=relu
+        )
+        out = rep_conv(input, prepared, given_bias, relu=relu)
+        assert out.dtype == torch.float32 and out.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(out.double(), exact, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("C_out", [1, 4])
+@pytest.mark.parametrize("first", [0, 64])
+def test_rep_conv_with_few_outputs_matches_for_views_and_any_number_of_threads(first, C_out):
+    """The layers that predict scores and boxes read different channels of the same image."""
+    input, weight, bias = float32_prediction((2, 128, 45, 70), C_out, first, 64)
+    prepared = prepare_rep_conv(weight, input_dtype=torch.bfloat16)
+    exact = rep_conv_reference(input.double(), weight.double(), bias.double(), relu=False)
+    before = torch.get_num_threads()
+    outs = []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            outs.append(rep_conv(input, prepared, bias, relu=False))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(outs[0].double(), exact, rtol=0, atol=5e-5)
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("C_out", [1, 3, 4])
+def test_rep_conv_with_few_outputs_in_bfloat16_keeps_nonfinite_values_in_their_windows(C_out, value):
+    input, weight, bias = float32_prediction((2, 40, 19, 37), C_out)
+    prepared = prepare_rep_conv(weight, input_dtype=torch.bfloat16)
+    expected = rep_conv(input, prepared, bias, relu=False)
+    for y, x in ((0, 0), (18, 36), (9, 0), (4, 36), (7, 20)):
+        changed = input.clone()
+        changed[0, 5, y, x] = value
+        out = rep_conv(changed, prepared, bias, relu=False)
+        window = torch.zeros(out.shape, dtype=torch.bool)
+        window[0, :, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = True
+        assert not out[window].isfinite().any()
+        assert torch.equal(out[~window], expected[~window])
+
+
+def test_rep_conv_refuses_a_prepared_weight_of_another_layout():
+    input, weight, bias = float32_prediction((1, 64, 9, 9), 4)
+    taps_as_depth = torch.zeros(1, 9 * 64 * 16, dtype=torch.bfloat16)  # as the weight of a layer with 5 outputs
+    with pytest.raises(RuntimeError, match="prepared does not match"):
+        torch.ops.danet.rep_conv(input, weight, taps_as_depth, bias, 1, True, False, None)
+
+
 @pytest.mark.parametrize("C", [1, 7, 16])
 def test_rep_conv_converts_its_result(C):
     """With few input channels, one kernel computes in float32 and writes bfloat16."""
