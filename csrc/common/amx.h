@@ -97,6 +97,11 @@ class TileBlock {
     _tile_stored(2, sums + 16 * kBlockColumns, 4 * kBlockColumns);
     _tile_stored(3, sums + 16 * kBlockColumns + 16, 4 * kBlockColumns);
   }
+  // Stores the first half of the columns.
+  DANET_INLINE void store_half(float* sums) const {
+    _tile_stored(0, sums, 4 * kBlockColumns);
+    _tile_stored(2, sums + 16 * kBlockColumns, 4 * kBlockColumns);
+  }
   // Adds left * right to the sums. left: kBlockRows rows of kTileDepth values, which are `stride` values apart; rows
   // should not cross cache lines. right: a packed operand.
   DANET_INLINE void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right) {
@@ -109,8 +114,26 @@ class TileBlock {
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  // The same for a right operand with the first half of the columns only. The product is added to half kHalf of the
-  // columns of the sums. Steps with alternating halves do not wait for each other; the result is the sum of both halves.
+  // The same, with four calls of work() between the products: the matrix unit and the vector units work at the same
+  // time.
+  template <typename Work>
+  DANET_INLINE void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right, const Work& work) {
+    _tile_loadd(4, left, 2 * stride);
+    _tile_loadd(6, right, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    work();
+    _tile_loadd(7, right + kRightSize / 2, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    work();
+    _tile_loadd(5, left + 16 * stride, 2 * stride);
+    _tile_dpbf16ps(2, 5, 6);
+    work();
+    _tile_dpbf16ps(3, 5, 7);
+    work();
+  }
+  // As the first one, for a right operand with the first half of the columns only. The product is added to half kHalf
+  // of the columns of the sums. Steps with alternating halves do not wait for each other; the result is the sum of
+  // both halves.
   template <int kHalf>
   DANET_INLINE void multiply_add_half(const BFloat16* left, int64_t stride, const BFloat16* right) {
     _tile_loadd(4, left, 2 * stride);
@@ -135,8 +158,14 @@ class TileBlock {
   DANET_INLINE void clear() { std::memset(sums_, 0, sizeof sums_); }
   DANET_INLINE void load(const float* sums) { std::memcpy(sums_, sums, sizeof sums_); }
   DANET_INLINE void store(float* sums) const { std::memcpy(sums, sums_, sizeof sums_); }
+  DANET_INLINE void store_half(float* sums) const { store(sums); }
   DANET_INLINE void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right) {
     multiply_columns<8, 2>(left, stride, right, 0);
+  }
+  template <typename Work>
+  DANET_INLINE void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right, const Work& work) {
+    multiply_add(left, stride, right);
+    for (int i = 0; i < 4; ++i) work();
   }
   template <int kHalf>
   DANET_INLINE void multiply_add_half(const BFloat16* left, int64_t stride, const BFloat16* right) {
@@ -188,8 +217,14 @@ class TileBlock {
   DANET_INLINE void clear() { std::memset(sums_, 0, sizeof sums_); }
   DANET_INLINE void load(const float* sums) { std::memcpy(sums_, sums, sizeof sums_); }
   DANET_INLINE void store(float* sums) const { std::memcpy(sums, sums_, sizeof sums_); }
+  DANET_INLINE void store_half(float* sums) const { store(sums); }
   void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right) {
     multiply_columns<kBlockColumns>(left, stride, right, 0);
+  }
+  template <typename Work>
+  DANET_INLINE void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right, const Work& work) {
+    multiply_add(left, stride, right);
+    for (int i = 0; i < 4; ++i) work();
   }
   template <int kHalf>
   void multiply_add_half(const BFloat16* left, int64_t stride, const BFloat16* right) {

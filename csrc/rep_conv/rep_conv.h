@@ -7,10 +7,11 @@
 // on the matrix unit, or else by torch.
 //
 // In bfloat16 on processors with a matrix unit, the CPU computes this sum directly (rep_conv_tiles.cpp), except for
-// layers with fewer than kFewChannels input or output channels. With AVX512_BF16 in place of a matrix unit, it computes some
-// layers directly (choose_method in rep_conv_cpu.cpp). Otherwise it mostly uses Winograd's algorithm (Lavin and
-// Gray, https://arxiv.org/abs/1509.09308): it computes an output tile of 4x4 pixels from an input tile d of 6x6 pixels
-// (9x9 at stride 2):
+// layers with fewer than kFewChannels input or output channels. There, it also computes the first layer of a network,
+// from float32 to bfloat16, if that has fewer than kFewChannels input channels (rep_conv_stem.h). With AVX512_BF16 in
+// place of a matrix unit, it computes some layers directly (choose_method in rep_conv_cpu.cpp). Otherwise it mostly
+// uses Winograd's algorithm (Lavin and Gray, https://arxiv.org/abs/1509.09308): it computes an output tile of 4x4
+// pixels from an input tile d of 6x6 pixels (9x9 at stride 2):
 //
 //   A^T [ sum_c (G w G^T) * (B^T d B) ] A,   w: the 3x3 weight, *: elementwise
 //
@@ -107,11 +108,14 @@ struct RepConvTileKernels {
   void (*forward)(
       const RepConvParams&, const TileImage& input, const BFloat16* prepared, const void* bias, const TileImage& out,
       int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last, char* scratch);
-  // RepConvKernels::few_inputs for an input and a bias in float32 and a result in bfloat16, with AVX-512's panels. Null
-  // if the unit is emulated.
+  // RepConvKernels::few_inputs for an input, a weight and a bias in float32 and a result in bfloat16. The scratch
+  // memory has few_inputs_scratch bytes. is_first: whether this is the first call with this scratch memory, in which
+  // the kernel keeps the packed weight. panel: RepConvKernels::panel. Values are multiplied as the sums of two
+  // bfloat16 values (rep_conv_stem.h), except with AVX512_BF16.
+  int64_t (*few_inputs_scratch)(const RepConvParams&);
   void (*few_inputs)(
-      const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
-      int64_t end, float* scratch);
+      const RepConvParams&, ImageView input, const float* prepared, int64_t panel, const void* bias, ImageView out,
+      int64_t begin, int64_t end, char* scratch, bool is_first);
 };
 
 DANET_DECLARE_TILE_KERNELS(RepConvTileKernels, rep_conv_tile_kernels)

@@ -199,6 +199,23 @@ Activation convolve_on_matrix_unit(
   return out;
 }
 
+// The convolution for few input channels, from float32 to bfloat16. Blocks of output rows are divided over the threads.
+void convolve_few_inputs(
+    const RepConvParams& p, ImageView input, const float* weights, int64_t panel, const void* bias, ImageView out) {
+  const RepConvTileKernels& kernels = DANET_TILE_KERNELS(rep_conv_tile_kernels);
+  constexpr int64_t kBlocksPerThread = 8, kBlockWork = 16 * kWorkPerThread;
+  const int64_t rows = p.N * p.H_out(), work = rows * p.W_out() * p.C * p.C_out;
+  const int64_t blocks = std::min({rows, kBlocksPerThread * available_threads(), 1 + work / kBlockWork});
+  parallel_items(blocks, [&](const auto& next) {
+    const Scratch scratch(kernels.few_inputs_scratch(p));
+    bool is_first = true;
+    for (int64_t block; (block = next()) >= 0; is_first = false)
+      kernels.few_inputs(
+          p, input, weights, panel, bias, out, rows * block / blocks, rows * (block + 1) / blocks, scratch.get(),
+          is_first);
+  });
+}
+
 // An input, the result of convolve_with_torch or of a kernel, in the dtype that is needed.
 Activation converted(const Activation& x, ScalarType type) {
   return x.scalar_type() == type ? x : to_channels_last(torch::stable::to(x.as_tensor(), type));
@@ -235,10 +252,9 @@ Activation convolve(
           packed.dim() == int64_t(expected.size()) &&
           std::equal(expected.begin(), expected.end(), packed.sizes().begin()),
       "rep_conv: prepared does not match the weight, the stride and the dtype of the input");
-  // With AVX512_BF16, one kernel converts its results itself.
+  // Where there is a matrix unit or AVX512_BF16, one kernel reads float32 and writes bfloat16.
   const bool writes_bfloat16 = method == RepConvMethod::kFewInputs && type == ScalarType::Float &&
-                               out_type == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone &&
-                               matrix_unit() != MatrixUnit::kEmulated;
+                               out_type == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone;
   std::optional<Tensor> contiguous_bias;
   if (bias) contiguous_bias = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
   const void* b = contiguous_bias ? contiguous_bias->const_data_ptr() : nullptr;
@@ -255,11 +271,14 @@ Activation convolve(
     });
     return converted(out.tensor, out_type);
   }
+  if (method == RepConvMethod::kFewInputs && writes_bfloat16) {
+    convolve_few_inputs(p, x.view, weights, kernels.panel, b, out.view);
+    return out.tensor;
+  }
   if (method == RepConvMethod::kFewInputs) {
-    const auto few_inputs = writes_bfloat16 ? DANET_TILE_KERNELS(rep_conv_tile_kernels).few_inputs : kernels.few_inputs;
     parallel_for(p.N * p.H_out(), p.W_out() * p.C * p.C_out, [&](int64_t begin, int64_t end) {
       const Scratch scratch(kernels.few_inputs_scratch(p) * int64_t(sizeof(float)));
-      few_inputs(p, x.view, weights, b, out.view, begin, end, reinterpret_cast<float*>(scratch.get()));
+      kernels.few_inputs(p, x.view, weights, b, out.view, begin, end, reinterpret_cast<float*>(scratch.get()));
     });
     return converted(out.tensor, out_type);
   }

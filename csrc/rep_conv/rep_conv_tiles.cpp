@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "rep_conv_few.h"
+#include "rep_conv_stem.h"
 #include "rep_conv_tap_columns.h"
 
 namespace danet {
@@ -215,14 +216,21 @@ void prepare(const RepConvParams& p, const void* weight, BFloat16* prepared) {
   });
 }
 
-#if defined(__AVX512BF16__)
-constexpr auto kFewInputs = few_inputs<float, BFloat16>;
+// With AVX512_BF16 in place of a matrix unit, products in float32 are faster than those of split values.
+#if defined(__AVX512BF16__) && !defined(__AMX_TILE__)
+int64_t stem_scratch(const RepConvParams& p) { return few_inputs_scratch(p) * int64_t(sizeof(float)); }
+void stem(
+    const RepConvParams& p, ImageView input, const float* prepared, int64_t /* panel_size */, const void* bias,
+    ImageView out, int64_t begin, int64_t end, char* scratch, bool /* is_first */) {
+  few_inputs<float, BFloat16>(p, input, prepared, bias, out, begin, end, reinterpret_cast<float*>(scratch));
+}
 #else
-constexpr std::nullptr_t kFewInputs = nullptr;
+constexpr auto stem_scratch = stem_scratch_size;
+constexpr auto stem = few_inputs_on_tiles;
 #endif
 
-constexpr RepConvTileKernels kKernels = {panels_of,      prepared_size, prepare,   scratch_size,
-                                         reads_directly, forward,       kFewInputs};
+constexpr RepConvTileKernels kKernels = {panels_of,      prepared_size, prepare,      scratch_size,
+                                         reads_directly, forward,       stem_scratch, stem};
 
 }  // namespace
 

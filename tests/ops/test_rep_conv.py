@@ -167,7 +167,14 @@ def test_rep_conv_with_float32_weight_for_half_input(C, C_out, kernel_size, stri
             assert out.dtype == torch.float32
             assert (out.double() - exact).norm() < 3e-5 * exact.norm()
     narrow = rep_conv(input, prepared, bias, stride=stride, out_dtype=input_dtype)
-    assert torch.equal(narrow, rep_conv(input, prepared, bias, stride=stride).to(input_dtype))
+    assert_one_ulp_apart(narrow, rep_conv(input, prepared, bias, stride=stride).to(input_dtype))
+
+
+def assert_one_ulp_apart(actual, expected):
+    """Asserts that values of 16 bits are equal or neighbors, or both nearly zero, NaN or infinite."""
+    ulp = torch.finfo(expected.dtype).eps * expected.float().abs()
+    is_near = (actual.float() - expected.float()).abs() <= ulp + 1e-4
+    assert (is_near | (actual == expected) | (actual.isnan() & expected.isnan())).all()
 
 
 def float32_prediction(shape, C_out, first=0, channels=None):
@@ -242,13 +249,69 @@ def test_rep_conv_refuses_a_prepared_weight_of_another_layout():
 
 @pytest.mark.parametrize("C", [1, 7, 16])
 def test_rep_conv_converts_its_result(C):
-    """With few input channels, one kernel computes in float32 and writes bfloat16."""
+    """With few input channels, a kernel on the matrix unit or for AVX512_BF16 reads float32 and writes bfloat16."""
     input, weight, bias = torch.randn(2, C, 21, 30), torch.randn(24, C, 3, 3), torch.randn(24)
     for dtype in (torch.bfloat16, torch.float16):
         prepared = prepare_rep_conv(weight, stride=2)
         out = rep_conv(input, prepared, bias, stride=2, out_dtype=dtype)
         assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(out, rep_conv(input, prepared, bias, stride=2).to(dtype))
+        assert_one_ulp_apart(out, rep_conv(input, prepared, bias, stride=2).to(dtype))
+
+
+@pytest.mark.parametrize("C", range(1, 8))
+@pytest.mark.parametrize(
+    ("N", "H", "W", "C_out", "sliced"),
+    [
+        (1, 1, 1, 16, False),
+        (3, 2, 2, 32, True),
+        (1, 5, 63, 33, False),
+        (2, 9, 64, 32, True),
+        (1, 4, 65, 16, True),
+        (2, 3, 131, 70, False),
+        (0, 3, 4, 8, False),
+        (1, 40, 33, 7, False),
+    ],
+)
+def test_rep_conv_from_float32_to_bfloat16_is_nearly_exact(N, C, H, W, C_out, sliced):
+    """On the matrix unit, values are the sums of two bfloat16 values, whose products have 17 significant bits."""
+    generator = torch.Generator().manual_seed(C)
+    input = torch.randn(N, C + 2, H, W, generator=generator).contiguous(memory_format=torch.channels_last)[:, 2:] + 3
+    input = input if sliced else input.contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(C_out, C, 3, 3, generator=generator), torch.randn(C_out, generator=generator)
+    for stride in (1, 2):
+        for relu, b in ((True, bias), (False, bias), (False, None)):
+            for each in (weight, prepare_rep_conv(weight, stride=stride)):
+                out = rep_conv(input, each, b, stride=stride, relu=relu, out_dtype=torch.bfloat16)
+                b64 = None if b is None else b.double()
+                exact = rep_conv_reference(input.double(), weight.double(), b64, stride=stride, relu=relu)
+                absolute = rep_conv_reference(input.double().abs(), weight.double().abs(), stride=stride)
+                assert ((out.double() - exact).abs() <= exact.abs() / 256 + 2e-5 * absolute + 1e-6).all()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3.4e38, -1e30])
+@pytest.mark.parametrize(("C", "C_out"), [(1, 32), (3, 16), (1, 7)])
+def test_rep_conv_from_float32_to_bfloat16_with_large_values_matches_float32(C, C_out, value, stride):
+    """A rounded value may be infinite, and infinity minus infinity is NaN: the kernel must not split such values."""
+    generator = torch.Generator().manual_seed(0)
+    # Small, so that 3.4e38 times a sum of them does not overflow: that would depend on the order of the sum.
+    input, weight = torch.randn(1, C, 12, 70, generator=generator), torch.randn(C_out, C, 3, 3, generator=generator)
+    input, weight, bias = input / 100, weight / 100, torch.randn(C_out, generator=generator)
+    weight[0, 0] = 0
+    for row, column in ((0, 0), (5, 33), (11, 69)):
+        large = input.clone()
+        large[0, -1, row, column] = value
+        expected = rep_conv(large, weight, bias, stride=stride)
+        out = rep_conv(large, weight, bias, stride=stride, out_dtype=torch.bfloat16)
+        assert_one_ulp_apart(out, expected.bfloat16())
+    for large_weight in (weight.clone().fill_(value), torch.cat([weight[:-1], weight[-1:] * value])):
+        expected = rep_conv(input, large_weight, bias, stride=stride)
+        out = rep_conv(input, large_weight, bias, stride=stride, out_dtype=torch.bfloat16)
+        assert_one_ulp_apart(out, expected.bfloat16())
+    large_bias = bias.clone()
+    large_bias[1] = value
+    out = rep_conv(input, weight, large_bias, stride=stride, out_dtype=torch.bfloat16)
+    assert_one_ulp_apart(out, rep_conv(input, weight, large_bias, stride=stride).bfloat16())
 
 
 def test_prepared_weight_for_another_input_dtype_is_prepared_again():
