@@ -44,7 +44,8 @@ Isa select_isa() {
 }
 
 #if defined(DANET_HAS_AMX)
-// Whether the processor has AMX for bfloat16. Linux lets a process use the tile registers only after it asked for them.
+// Whether the processor has AMX for bfloat16, and AVX512_FP16 if the kernels for AMX are compiled with it: all processors
+// with AMX have it, but a virtual machine may hide it. Linux lets a process use the tile registers only after it asked for them.
 bool has_amx() {
 #if defined(__linux__)
   constexpr unsigned kBfloat16Bit = 1u << 22, kTileBit = 1u << 24;  // of EDX, leaf 7 of CPUID
@@ -52,6 +53,10 @@ bool has_amx() {
   unsigned eax, ebx, ecx, edx;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
   if ((edx & kBfloat16Bit) == 0 || (edx & kTileBit) == 0) return false;
+#if defined(DANET_HAS_AVX512_FP16)
+  constexpr unsigned kFloat16Bit = 1u << 23;
+  if ((edx & kFloat16Bit) == 0) return false;
+#endif
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;

@@ -130,12 +130,14 @@ DANET_INLINE void transpose_quarters(V a, V b, V c, V d, V (&quarter)[4]) {
   quarter[3] = pick<Second>(third, fourth);
 }
 
-// The sum of all lanes.
+// The sum of all lanes, in pairs of lanes, then of pairs, and so on.
 template <typename A>
 DANET_INLINE A sum_lanes(Vec<A> v) {
-  A sum = v[0];
-  for (int i = 1; i < kLanes<A>; ++i) sum += v[i];
-  return sum;
+  constexpr int L = kLanes<A>;
+  if constexpr (L >= 16) v += pick<Exchanged<8>>(v, v);
+  if constexpr (L >= 8) v += pick<Exchanged<4>>(v, v);
+  if constexpr (L >= 4) v += pick<Exchanged<2>>(v, v);
+  return v[0] + v[1];
 }
 
 }  // namespace

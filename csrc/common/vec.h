@@ -200,6 +200,19 @@ DANET_INLINE void store(Half* p, Vec<float> v) {
 #endif
 }
 
+// Stores two successive vectors.
+template <typename T>
+DANET_INLINE void store_two(T* p, Vec<Compute<T>> first, Vec<Compute<T>> second) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same<T, BFloat16>::value) {  // one conversion and one store of a whole cache line
+    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+    return;
+  }
+#endif
+  store(p, first);
+  store(p + kLanes<Compute<T>>, second);
+}
+
 // Loads or stores the first `count` lanes; load_first sets the others to zero. Memory beyond them is not accessed.
 // NOTE: not inlined, except where the instruction set has masked loads: the inlined loops would be most of the
 // library's size and compile time.
@@ -327,12 +340,21 @@ DANET_INLINE bool any(Mask<A> mask) {
 // max(a, low) and min(a, high); a NaN in a is kept, as in torch.clamp.
 template <typename V, typename B>
 DANET_INLINE V clamp_min(V a, B low) {
+#if defined(__AVX512F__)  // the instruction returns its second operand if one of them is NaN
+  if constexpr (std::is_same<V, Vec<float>>::value) return (V)_mm512_max_ps((__m512)(float(low) - V{}), (__m512)a);
+#endif
   return a < low ? low - V{} : a;
 }
 template <typename V, typename B>
 DANET_INLINE V clamp_max(V a, B high) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same<V, Vec<float>>::value) return (V)_mm512_min_ps((__m512)(float(high) - V{}), (__m512)a);
+#endif
   return a > high ? high - V{} : a;
 }
+// |v|
+DANET_INLINE Vec<float> magnitude(Vec<float> v) { return (Vec<float>)((Bits<float>)v & 0x7fffffffu); }
+DANET_INLINE Vec<double> magnitude(Vec<double> v) { return (Vec<double>)((Bits<double>)v & 0x7fffffffffffffffu); }
 
 // The floor of every lane as an integer and, in `whole`, as a floating-point value; |v| < 2^31.
 template <typename A>
@@ -397,6 +419,27 @@ DANET_INLINE Vec<float> exp_unchecked(Vec<float> v) {
   p = p * r + 4.9999993413e-1f;
   p = p * (r * r) + r + 1.0f;
   return (Vec<float>)((Bits<float>)p + ((Bits<float>)sum << 23));
+}
+// 2^v for v <= 127, with a relative error below 8e-5; 0 for very small v, NaN for NaN.
+DANET_INLINE Vec<float> exp2_fast(Vec<float> v) {
+#if defined(__AVX512F__)
+  const Vec<float> fraction = (Vec<float>)_mm512_reduce_ps((__m512)v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+  const Vec<float> bounded = clamp<float>(v, -150, 127);
+  Vec<float> whole;
+  const IntVec<float> integer = floor<float>(bounded, whole);
+  const Vec<float> fraction = v != v ? v : bounded - whole;
+#endif
+  // A minimax polynomial of the relative error on [0, 1]
+  Vec<float> p = fraction * 7.802452e-2f + 2.2606716e-1f;
+  p = p * fraction + 6.9583353e-1f;
+  p = p * fraction + 9.9992522e-1f;
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_scalef_ps((__m512)p, (__m512)v);  // p * 2^floor(v)
+#else
+  const Bits<float> scaled = (Bits<float>)p + ((Bits<float>)integer << 23);
+  return v < -126.0f ? Vec<float>{} : (Vec<float>)scaled;
+#endif
 }
 // exp of any value: 0 below -87, infinity above 88, NaN for NaN.
 DANET_INLINE Vec<float> exp(Vec<float> v) {

@@ -40,6 +40,13 @@ DANET_HOST_DEVICE SdcParams sdc_params(const SafemParams& p) { return SdcParams(
 
 }  // namespace
 
+// The image of pairs of horizontal neighbours (safem_pairs.h), which some kernels read instead of the image. The values of
+// image n were divided by 2^exponents[n].
+struct PairsView {
+  const uint32_t* data;
+  const int* exponents;
+};
+
 // The contiguous weights before packing: [C, 9], [C], [27G, C], [27G], [2C, C], [2C], [C, 2C], [C].
 struct SafemWeights {
   const float *depthwise, *depthwise_bias, *predictor, *predictor_bias, *expand, *expand_bias, *reduce, *reduce_bias;
@@ -52,21 +59,25 @@ struct SafemKernels {
   int64_t (*prepared_size)(const SafemParams&);
   // Packs the weights for the instruction set.
   void (*prepare)(const SafemParams&, const SafemWeights&, float* prepared);
-  // The size, in elements, of the image that `make_pairs` writes; 0 if the kernels do not need one.
+  // The size, in elements, of the image of pairs; 0 if the kernels do not need one.
   int64_t (*pairs_size)(const SafemParams&);
-  // Writes the image of pairs of horizontal neighbours (safem_pairs.h), rows [begin, end) of all N * H rows.
-  void (*make_pairs)(const SafemParams&, ImageView input, int64_t begin, int64_t end, uint32_t* pairs);
+  // Writes the rows [begin, end) of image n to the image of pairs, divided by 2^exponent. Returns the largest magnitude
+  // of the finite values of these rows.
+  float (*make_pairs)(
+      const SafemParams&, ImageView input, int64_t n, int64_t begin, int64_t end, int exponent, uint32_t* pairs);
+  // The exponent that suits an image with this largest magnitude: 0 for all but very large and very small ones.
+  int (*pair_exponent)(float largest);
   // The largest number of pixels that `forward` and `sum` should get at once.
   int64_t (*block_pixels)(const SafemParams&);
   // The scratch memory for this number of pixels, in bytes.
   int64_t (*scratch_size)(const SafemParams&, int64_t pixels);
   // Computes pixels [begin, end) of image n. up.data may be null; weight [C] belongs to the image.
   void (*forward)(
-      const SafemParams&, ImageView input, const uint32_t* pairs, const float* prepared, ImageView up,
+      const SafemParams&, ImageView input, const PairsView& pairs, const float* prepared, ImageView up,
       const float* weight, ImageView out, int64_t n, int64_t begin, int64_t end, char* scratch);
   // Computes the sum of z over those pixels: sum [C].
   void (*sum)(
-      const SafemParams&, ImageView input, const uint32_t* pairs, const float* prepared, float* sum, int64_t n,
+      const SafemParams&, ImageView input, const PairsView& pairs, const float* prepared, float* sum, int64_t n,
       int64_t begin, int64_t end, char* scratch);
   // Computes acfa_weight, weight [C], from the mean [C] of z. The scratch memory is that of one pixel.
   void (*channel_weight)(const SafemParams&, const float* mean, const float* prepared, float* weight, char* scratch);

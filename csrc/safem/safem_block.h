@@ -31,8 +31,8 @@ template <typename T>
 struct Layer;
 
 // The image that the kernels read, and its sampling:
-//   Source(const SafemParams&, ImageView input, const uint32_t* pairs)   pairs: see SafemKernels::make_pairs
-//   static int64_t pairs_size(p), static void make_pairs(...)   see SafemKernels
+//   Source(const SafemParams&, ImageView input, const PairsView& pairs)
+//   static int64_t pairs_size(p), static float make_pairs(...), static int pair_exponent(largest)   see SafemKernels
 //   static int64_t weight_size(int64_t C)              the size of a prepared depth-wise weight, in floats
 //   static void prepare(const float* weight, int64_t C, float* prepared)
 //   static void prepare_predictor(const float* weight, int64_t columns, int64_t C, float* prepared)
@@ -130,7 +130,7 @@ void apply_ffn(
 
 template <typename T>
 void forward(
-    const SafemParams& p, ImageView input, const uint32_t* pairs, const float* prepared, ImageView up,
+    const SafemParams& p, ImageView input, const PairsView& pairs, const float* prepared, ImageView up,
     const float* weight, ImageView out, int64_t n, int64_t begin, int64_t end, char* scratch) {
   const WeightLayout<T> layout(p);
   const int64_t count = end - begin;
@@ -146,27 +146,30 @@ void forward(
     if (++column == p.W) column = 0, ++row;
     float* exps = rows.exponentials(i - begin);
     const float* logits = rows.predictions + (i - begin) * rows.predicted;
-    const float factor = scale / exponentials(logits, exps, p.C);
+    const float factor = scale / exponentials<float>(logits, exps, p.C, [](F v) __attribute__((always_inline)) {
+                           return Layer<T>::exp(v);
+                         });
     const T* x = input.pixel<T>(n, i);
     T* result = out.pixel<T>(n, i);
-    if (up.data == nullptr) {
-      for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-        store_channels(result + c, load(exps + c) * factor * load_channels(x + c, lanes), lanes);
-      });
-      continue;
+    // Gate this level, or gate the deeper one and add this level times its weights.
+    const T* deep =
+        up.data == nullptr ? x : up.pixel<T>(n, row / 2 * up_W + column / 2) + (row % 2 * 2 + column % 2) * p.C;
+    const auto gated = [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      const F value = load(exps + c) * factor * load_channels(deep + c, lanes);
+      return up.data == nullptr ? value : value + load_channels(weight + c, lanes) * load_channels(x + c, lanes);
+    };
+    int64_t c = 0;
+    for (; c + 2 * L <= p.C; c += 2 * L) store_two(result + c, gated(c, 0), gated(c + L, 0));
+    for (; c < p.C; c += L) {
+      const int lanes = c + L <= p.C ? 0 : int(p.C - c);
+      store_channels(result + c, gated(c, lanes), lanes);
     }
-    // Gate the deeper level, and add this level times its weights.
-    const T* deep = up.pixel<T>(n, row / 2 * up_W + column / 2) + (row % 2 * 2 + column % 2) * p.C;
-    for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-      const F own = load_channels(weight + c, lanes) * load_channels(x + c, lanes);
-      store_channels(result + c, load(exps + c) * factor * load_channels(deep + c, lanes) + own, lanes);
-    });
   }
 }
 
 template <typename T>
 void sum(
-    const SafemParams& p, ImageView input, const uint32_t* pairs, const float* prepared, float* sum, int64_t n,
+    const SafemParams& p, ImageView input, const PairsView& pairs, const float* prepared, float* sum, int64_t n,
     int64_t begin, int64_t end, char* scratch) {
   BlockRows<T> rows(p, end - begin, scratch);
   Source<T>(p, input, pairs).sample(p, WeightLayout<T>(p), prepared, n, begin, end, rows);
@@ -197,8 +200,16 @@ int64_t block_pixels(const SafemParams& p) {
 
 template <typename T>
 constexpr SafemKernels kKernels = {
-    prepared_size<T>, prepare<T>, Source<T>::pairs_size, Source<T>::make_pairs, block_pixels<T>, scratch_size<T>,
-    forward<T>,       sum<T>,     channel_weight<T>};
+    prepared_size<T>,
+    prepare<T>,
+    Source<T>::pairs_size,
+    Source<T>::make_pairs,
+    Source<T>::pair_exponent,
+    block_pixels<T>,
+    scratch_size<T>,
+    forward<T>,
+    sum<T>,
+    channel_weight<T>};
 
 }  // namespace
 }  // namespace danet

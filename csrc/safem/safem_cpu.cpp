@@ -1,6 +1,7 @@
 // SaFEM on the CPU, as torch calls it: checks, memory, threads. The kernels are in safem_block.h; safem_kernels.cpp
 // compiles them for float32, safem_tiles.cpp for bfloat16.
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <vector>
 
@@ -110,15 +111,44 @@ ActivationImage compact_activation(const Activation& input, const SafemParams& p
   return ActivationImage(compact_image(input.as_tensor(), sdc_params(p)).tensor);
 }
 
-// The image of pairs, if the kernels need one.
-Activation make_pairs(
-    const SafemParams& p, const SafemKernels& kernels, const ImageView& input, const ActivationMemory& memory) {
-  const Activation pairs = memory.temporary({kernels.pairs_size(p)}, ScalarType::Int);
-  if (pairs.size(0) == 0) return pairs;
-  uint32_t* const to = static_cast<uint32_t*>(pairs.mutable_data_ptr());
-  parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) { kernels.make_pairs(p, input, begin, end, to); });
-  return pairs;
-}
+// The image of pairs, if the kernels need one, and the exponents of its scales.
+class Pairs {
+ public:
+  Pairs(const SafemParams& p, const SafemKernels& kernels, const ImageView& input, const ActivationMemory& memory)
+      : values_(memory.temporary({kernels.pairs_size(p)}, ScalarType::Int)), exponents_(size_t(p.N)) {
+    const int64_t size = values_.size(0);
+    if (size == 0) return;
+    // The kernels compute the places of samples in bytes as unsigned integers, and the numbers of pixels in float32.
+    DANET_CHECK(
+        size / p.N < int64_t(1) << 30 && (p.H + 4) * (p.W + 3) < int64_t(1) << 24,
+        "safem: the image is too large in bfloat16: ", p.C, " x ", p.H, " x ", p.W);
+    uint32_t* const to = static_cast<uint32_t*>(values_.mutable_data_ptr());
+    std::vector<std::atomic<float>> largest(static_cast<size_t>(p.N));
+    parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end;) {
+        const int64_t n = row / p.H, first = row % p.H, last = std::min(p.H, first + end - row);
+        const float found = kernels.make_pairs(p, input, n, first, last, 0, to);
+        std::atomic<float>& known = largest[size_t(n)];
+        for (float value = known.load(); value < found && !known.compare_exchange_weak(value, found);) continue;
+        row += last - first;
+      }
+    });
+    // Hardly ever, the values do not suit the type of the pairs. Then write them again with a scale.
+    for (int64_t n = 0; n < p.N; ++n) {
+      const int exponent = exponents_[size_t(n)] = kernels.pair_exponent(largest[size_t(n)].load());
+      if (exponent == 0) continue;
+      parallel_for(p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
+        kernels.make_pairs(p, input, n, begin, end, exponent, to);
+      });
+    }
+  }
+
+  PairsView view() const { return {static_cast<const uint32_t*>(values_.const_data_ptr()), exponents_.data()}; }
+
+ private:
+  Activation values_;
+  std::vector<int> exponents_;
+};
 
 }  // namespace
 
@@ -141,12 +171,11 @@ Activation safem(
   const ImageView none{nullptr, 0, 0};
   int64_t blocks;
   if (p.N == 0) return out.tensor;
-  const Activation pairs_array = make_pairs(p, kernels, x.view, memory);
-  const uint32_t* pairs = static_cast<const uint32_t*>(pairs_array.const_data_ptr());
+  const Pairs pairs(p, kernels, x.view, memory);
   for_blocks(p, kernels, blocks, [&](int64_t /* block_index */, int64_t n, int64_t begin, int64_t end, char* scratch) {
     kernels.forward(
-        p, x.view, pairs, weights, deep ? deep->view : none, own ? own + n * p.C : nullptr, out.view, n, begin, end,
-        scratch);
+        p, x.view, pairs.view(), weights, deep ? deep->view : none, own ? own + n * p.C : nullptr, out.view, n, begin,
+        end, scratch);
   });
   return out.tensor;
 }
@@ -160,11 +189,10 @@ void compute_means(
   const ActivationImage x(compact_activation(input, p));
   const Scratch sums(std::max<int64_t>(1, p.N * count_blocks(p, kernels) * p.C) * int64_t(sizeof(float)));
   float* sum = reinterpret_cast<float*>(sums.get());
-  const Activation pairs_array = make_pairs(p, kernels, x.view, memory);
-  const uint32_t* pairs = static_cast<const uint32_t*>(pairs_array.const_data_ptr());
+  const Pairs pairs(p, kernels, x.view, memory);
   int64_t blocks = 0;
   for_blocks(p, kernels, blocks, [&](int64_t block_index, int64_t n, int64_t begin, int64_t end, char* scratch) {
-    kernels.sum(p, x.view, pairs, weights, sum + block_index * p.C, n, begin, end, scratch);
+    kernels.sum(p, x.view, pairs.view(), weights, sum + block_index * p.C, n, begin, end, scratch);
   });
   // Add up the blocks in their order, so that the result does not depend on the threads.
   for (int64_t n = 0; n < p.N; ++n)

@@ -17,6 +17,9 @@ struct Layer<float> {
     pack_panels(weight, columns, C, prepared);
   }
 
+  // exp(x) for |x| < 20
+  static DANET_INLINE F exp(F x) { return exp_unchecked(x); }
+
   // gelu(x) = x * Phi(x), with Phi the cumulative normal distribution. Its tail is approximated to 1e-7 by formula 7.1.26
   // of Abramowitz and Stegun, Handbook of Mathematical Functions.
   static DANET_INLINE F gelu(F x) {
@@ -58,11 +61,12 @@ struct Source<float> {
   CellBounds bounds;
   uint32_t stride;
 
-  Source(const SafemParams& p, ImageView input, const uint32_t* /* pairs */)
+  Source(const SafemParams& p, ImageView input, const PairsView& /* pairs */)
       : input(input), bounds(sdc_params(p), input, 0, p.H), stride(uint32_t(input.pixel_stride)) {}
 
   static int64_t pairs_size(const SafemParams&) { return 0; }
-  static void make_pairs(const SafemParams&, ImageView, int64_t, int64_t, uint32_t*) {}
+  static float make_pairs(const SafemParams&, ImageView, int64_t, int64_t, int64_t, int, uint32_t*) { return 0; }
+  static int pair_exponent(float /* largest */) { return 0; }
 
   static int64_t weight_size(int64_t C) { return kSafemTaps * Layer<float>::padded(C); }
   static void prepare(const float* weight, int64_t C, float* prepared) {

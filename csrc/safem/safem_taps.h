@@ -33,7 +33,7 @@ struct PixelTaps {
   // The weights of the upper and of the lower corners as pairs (left, right), divided by the denominator of the softmax.
   alignas(64) uint32_t upper[kMaxGroups * kSafemTaps][L];
   uint32_t lower[kMaxGroups * kSafemTaps][L];
-  uint32_t cell[kMaxGroups * kSafemTaps][L];  // the element of the top left corner in the image of pairs
+  uint32_t cell[kMaxGroups * kSafemTaps][L];  // the place of the top left corner in the image of pairs, in bytes
 };
 
 // The centers of the windows of L successive pixels, of which the first is pixel i of an image.
@@ -51,11 +51,37 @@ struct Centers {
   }
 };
 
+// A coordinate, clamped to [low, high], as the sum of an integer and of a fraction in [0, 1). NaN gives a fraction of NaN.
+DANET_INLINE F split_coordinate(F v, float low, float high, F& whole) {
+#if defined(__AVX512F__)
+  // The instructions return their second operand if it is NaN. Adding 1.5 * 2^23 rounds to an integer.
+  const F bounded = (F)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)v));
+  constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  whole = (F)_mm512_add_round_ps((__m512)bounded, _mm512_set1_ps(0x1.8p23f), kDown) - 0x1.8p23f;
+  return bounded - whole;
+#else
+  const F bounded = clamp<float>(v, low, high);
+  floor<float>(bounded, whole);
+  return v != v ? v : bounded - whole;
+#endif
+}
+
+// The number of a cell in the image of pairs, from the coordinates of its top left pixel. NaN gives any cell inside.
+DANET_INLINE UIntVec<float> cell_number(F y, F x, const PairImage& image) {
+  const F number = multiply_add<float>(y, broadcast<float>(image.row_pixels), x + image.first_pixel);
+#if defined(__AVX512F__)
+  const __m512i integer = _mm512_cvtps_epu32((__m512)number);  // the largest integer for NaN
+  return (UIntVec<float>)_mm512_min_epu32(integer, _mm512_set1_epi32(int(image.last_cell)));
+#else
+  return __builtin_convertvector(number, UIntVec<float>);
+#endif
+}
+
 // Prepares the taps of group `group` of L pixels into the rows of `taps` from first_tap on. pixel: the index in
-// `predictions` of the first of these pixels.
+// `predictions` of the first of these pixels. If an offset or a logit is NaN, so are the weights.
 DANET_INLINE void prepare_group(
-    const SafemParams& p, const Predictions& predictions, const Centers& centers, int64_t group, int64_t pixel,
-    int64_t first_tap, PixelTaps& taps) {
+    const SafemParams& p, const PairImage& image, const Predictions& predictions, const Centers& centers, int64_t group,
+    int64_t pixel, int64_t first_tap, PixelTaps& taps) {
   const int64_t first = group * kSafemTaps;
   // Compute the softmax over the taps.
   F m[kSafemTaps], largest = predictions.logit(first, pixel);
@@ -65,33 +91,27 @@ DANET_INLINE void prepare_group(
     m[k] = predictions.logit(first + k, pixel);
     largest = m[k] > largest ? m[k] : largest;
   }
+  constexpr float kLog2E = 1.44269504f;
+  const F shift = largest * -kLog2E;
   F denominator{};
-  Mask<float> is_nan{};
 #pragma GCC unroll 9
   for (int64_t k = 0; k < kSafemTaps; ++k) {
-    const F shifted = m[k] - largest;
-    is_nan |= shifted != shifted;
-    m[k] = exp_unchecked(clamp_min(shifted, -87.0f));
+    m[k] = exp2_fast(multiply_add<float>(m[k], broadcast<float>(kLog2E), shift));
     denominator += m[k];
   }
-  const F factor = 1.0f / (is_nan ? broadcast<float>(__builtin_nanf("")) : denominator);
-  // Compute the cells and the weights of their corners. If a coordinate is NaN, so are the weights. Coordinates outside
-  // are clamped to the border of the image of pairs, which is zero.
-  const uint32_t row_stride = uint32_t(PairImage(p).row_stride), pixel_stride = uint32_t(p.C);
+  const F factor = 1.0f / denominator;
+  // Compute the cells and the weights of their corners. Coordinates outside are clamped to the border of the image of
+  // pairs, which is zero.
 #pragma GCC unroll 9
   for (int64_t k = 0; k < kSafemTaps; ++k) {
-    F y = (centers.y + float(k / 3 - 1)) + predictions.offset(first + k, 0, pixel);
-    F x = (centers.x + float(k % 3 - 1)) + predictions.offset(first + k, 1, pixel);
-    const F factor_or_nan = (y != y) | (x != x) ? y + x : factor;
-    y = clamp<float>(y, -2, float(p.H));
-    x = clamp<float>(x, -2, float(p.W));
-    F floor_y, floor_x;
-    const UIntVec<float> row = (UIntVec<float>)floor<float>(y, floor_y) + uint32_t(PairImage::kBorder);
-    const UIntVec<float> column = (UIntVec<float>)floor<float>(x, floor_x) + uint32_t(PairImage::kBorder);
-    F weight[4];
-    bilinear(y - floor_y, x - floor_x, m[k] * factor_or_nan, weight);
-    const U32 upper = pair_bfloat16(weight[0], weight[1]), lower = pair_bfloat16(weight[2], weight[3]);
-    const UIntVec<float> cell = row * row_stride + column * pixel_stride;
+    const F y = (centers.y + float(k / 3 - 1)) + predictions.offset(first + k, 0, pixel);
+    const F x = (centers.x + float(k % 3 - 1)) + predictions.offset(first + k, 1, pixel);
+    F whole_y, whole_x;
+    const F fraction_y = split_coordinate(y, -2, float(p.H), whole_y);
+    const F fraction_x = split_coordinate(x, -2, float(p.W), whole_x);
+    U32 upper, lower;
+    bilinear_pairs(fraction_y, fraction_x, m[k] * factor, upper, lower);
+    const UIntVec<float> cell = cell_number(whole_y, whole_x, image) * uint32_t(p.C * int64_t(sizeof(uint32_t)));
     std::memcpy(taps.upper[first_tap + k], &upper, sizeof upper);
     std::memcpy(taps.lower[first_tap + k], &lower, sizeof lower);
     std::memcpy(taps.cell[first_tap + k], &cell, sizeof cell);
@@ -102,30 +122,32 @@ DANET_INLINE void prepare_group(
 // of pairs. zero_or_nan becomes NaN where a result is not finite.
 DANET_INLINE void gather_group(
     const PixelTaps& taps, int64_t first_tap, int64_t pixel, const uint32_t* pairs, int64_t row_stride,
-    int64_t channels, BFloat16* out, F& zero_or_nan) {
+    int64_t channels, float scale, BFloat16* out, F& zero_or_nan) {
   for_channels<float>(channels, [&](auto block, int64_t c, int count) __attribute__((always_inline)) {
     constexpr int V = decltype(block)::vectors;
     constexpr int kChains = V >= 4 ? 1 : 4 / V;  // independent sums, to hide the latency of additions
-    F total[kChains][V] = {};
+    PairSums sums[kChains][V];
+    // With one register for each of both rows, an address needs no instruction of its own.
+    const char *upper = reinterpret_cast<const char*>(pairs + c),
+               *lower = upper + row_stride * int64_t(sizeof(uint32_t));
 #pragma GCC unroll 9
     for (int64_t k = 0; k < kSafemTaps; ++k) {
-      const uint32_t* corner = pairs + c + taps.cell[first_tap + k][pixel];
+      const size_t cell = taps.cell[first_tap + k][pixel];
 #pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half, corner += row_stride) {
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t* corner = reinterpret_cast<const uint32_t*>((half == 0 ? upper : lower) + cell);
         const U32 weight = (half == 0 ? taps.upper : taps.lower)[first_tap + k][pixel] + U32{};
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
-          F& sum = total[(2 * k + half) % kChains][v];
-          sum = add_pair_products(sum, load_pairs(corner + v * L, count), weight);
-        }
+        for (int v = 0; v < V; ++v)
+          sums[(2 * k + half) % kChains][v].add_products(load_pairs(corner + v * L, count), weight);
       }
     }
     // Add up the chains, and write back.
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      F result = total[0][v];
 #pragma GCC unroll 4
-      for (int chain = 1; chain < kChains; ++chain) result += total[chain][v];
+      for (int chain = 1; chain < kChains; ++chain) sums[0][v].add(sums[chain][v]);
+      const F result = sums[0][v].total() * scale;
       zero_or_nan += result * 0.0f;
       store_channels(out + c + v * L, result, count);
     }
@@ -162,9 +184,10 @@ DANET_INLINE U32 load_side_by_side(const At& at) {
 // because an instruction for pairs takes as long for few lanes as for all.
 template <int kGroups>
 DANET_INLINE void gather_side_by_side(
-    const PixelTaps& taps, int64_t pixel, const uint32_t* pairs, int64_t row_stride, BFloat16* out, F& zero_or_nan) {
+    const PixelTaps& taps, int64_t pixel, const uint32_t* pairs, int64_t row_stride, float scale, BFloat16* out,
+    F& zero_or_nan) {
   constexpr int kChains = 4;
-  F total[kChains] = {};
+  PairSums sums[kChains];
 #pragma GCC unroll 9
   for (int64_t k = 0; k < kSafemTaps; ++k)
 #pragma GCC unroll 2
@@ -173,12 +196,15 @@ DANET_INLINE void gather_side_by_side(
       const U32 weight = side_by_side<kGroups>(
           [&](int g) __attribute__((always_inline)) { return weights[g * kSafemTaps + k][pixel]; });
       const U32 values = load_side_by_side<kGroups>([&](int g) __attribute__((always_inline)) {
-        return pairs + half * row_stride + g * (L / kGroups) + taps.cell[g * kSafemTaps + k][pixel];
+        const uint32_t* const group = pairs + half * row_stride + g * (L / kGroups);
+        return reinterpret_cast<const char*>(group) + taps.cell[g * kSafemTaps + k][pixel];
       });
-      F& sum = total[(2 * k + half) % kChains];
-      sum = add_pair_products(sum, values, weight);
+      sums[(2 * k + half) % kChains].add_products(values, weight);
     }
-  const F result = (total[0] + total[1]) + (total[2] + total[3]);
+  sums[0].add(sums[1]);
+  sums[2].add(sums[3]);
+  sums[0].add(sums[2]);
+  const F result = sums[0].total() * scale;
   zero_or_nan += result * 0.0f;
   store(out, result);
 }
@@ -188,8 +214,9 @@ DANET_INLINE void gather_side_by_side(
 // `predictions` of the first of these pixels. `pairs` is the image's first element. Returns whether all results are finite.
 __attribute__((noinline)) bool sample_pixels(
     const SafemParams& p, const Predictions& predictions, const Centers& centers, int64_t pixel, int64_t count,
-    const uint32_t* pairs, BFloat16* out, int64_t stride) {
-  const int64_t channels = p.C / p.G, row_stride = PairImage(p).row_stride;
+    const uint32_t* pairs, float scale, BFloat16* out, int64_t stride) {
+  const PairImage image(p);
+  const int64_t channels = p.C / p.G, row_stride = image.row_stride;
   // The number of groups that are computed side by side
   int64_t groups = 1;
 #if defined(__AVX512F__)
@@ -199,21 +226,22 @@ __attribute__((noinline)) bool sample_pixels(
   PixelTaps taps;
   F zero_or_nan{};
   for (int64_t g = 0; g < p.G; g += groups) {
-    for (int64_t i = 0; i < groups; ++i) prepare_group(p, predictions, centers, g + i, pixel, i * kSafemTaps, taps);
+    for (int64_t i = 0; i < groups; ++i)
+      prepare_group(p, image, predictions, centers, g + i, pixel, i * kSafemTaps, taps);
     const uint32_t* const from = pairs + g * channels;
     for (int64_t i = 0; i < count; ++i) {
       BFloat16* const to = out + i * stride + g * channels;
 #if defined(__AVX512F__)
       if (groups == 2) {
-        gather_side_by_side<2>(taps, i, from, row_stride, to, zero_or_nan);
+        gather_side_by_side<2>(taps, i, from, row_stride, scale, to, zero_or_nan);
         continue;
       }
       if (groups == 4) {
-        gather_side_by_side<4>(taps, i, from, row_stride, to, zero_or_nan);
+        gather_side_by_side<4>(taps, i, from, row_stride, scale, to, zero_or_nan);
         continue;
       }
 #endif
-      gather_group(taps, 0, i, from, row_stride, channels, to, zero_or_nan);
+      gather_group(taps, 0, i, from, row_stride, channels, scale, to, zero_or_nan);
     }
   }
   return !any<float>(zero_or_nan != zero_or_nan);

@@ -8,15 +8,15 @@ namespace {
 
 // Writes exp(logits - shift) to `exps` and returns the sum. The shift is 0 if all |logits| < 20, else the largest
 // logit. A NaN logit makes the sum NaN.
-template <typename A, typename T>
-DANET_INLINE A exponentials(const T* logits, A* exps, int64_t C) {
+template <typename A, typename T, typename Exp>
+DANET_INLINE A exponentials(const T* logits, A* exps, int64_t C, const Exp& exp_of_small) {
   // One pass without a shift, which also finds out whether a shift is needed
   Mask<A> large{};
   Vec<A> sum{};
   for_vectors_of<A>(C, [&](int64_t c, int count) {
     Vec<A> v = load_channels(logits + c, count);
-    large |= ~((v < A(20)) & (v > A(-20)));
-    v = exp_unchecked(v);
+    large |= ~(magnitude(v) < A(20));
+    v = exp_of_small(v);
     if (count != 0) v = keep_first<A>(v, count);
     store(exps + c, v);
     sum += v;
@@ -37,6 +37,11 @@ DANET_INLINE A exponentials(const T* logits, A* exps, int64_t C) {
     sum += v;
   });
   return sum_lanes<A>(sum);
+}
+
+template <typename A, typename T>
+DANET_INLINE A exponentials(const T* logits, A* exps, int64_t C) {
+  return exponentials<A>(logits, exps, C, [](Vec<A> v) __attribute__((always_inline)) { return exp_unchecked(v); });
 }
 
 }  // namespace

@@ -183,6 +183,27 @@ def test_safem_in_bfloat16_spreads_nan_as_in_float32():
     assert masks[0].any() and torch.equal(*masks)
 
 
+@pytest.mark.parametrize("place", ["input", "depthwise"])
+@pytest.mark.parametrize("exponent", [-100, -20, 6, 20, 100])
+def test_safem_in_bfloat16_beyond_the_range_of_float16(place, exponent):
+    # The values of the image, or only those after the depth-wise convolution, are multiplied by a power of two, and the
+    # weights that follow are divided by it. Then only the range of intermediate values differs.
+    needs_matrix_unit()
+    factor = 2.0**exponent
+    input, weights = make_inputs(1, 32, 12, 17)[0].bfloat16(), [value.bfloat16() for value in make_weights(32, 4)]
+    expected = safem(input, prepare_safem(*weights, groups=4))
+    weights[1] *= factor  # the bias of the depth-wise convolution
+    weights[2] /= factor  # the predictor
+    if place == "input":
+        weights[4] /= factor  # the first layer of the FFN
+        out = safem(input * factor, prepare_safem(*weights, groups=4)) / factor
+    else:
+        weights[0] *= factor
+        out = safem(input, prepare_safem(*weights, groups=4))
+    assert out.isfinite().all()
+    assert relative_error(out, expected.double()) < 0.01
+
+
 def test_safem_accepts_channel_slices():
     weights = prepare_safem(*make_weights(16, 4, torch.float32), groups=4)
     wide = torch.randn(2, 40, 6, 7).contiguous(memory_format=torch.channels_last)
