@@ -299,7 +299,7 @@ Activation convolve(
       blocks = std::min(tiles, (blocks + threads - 1) / threads * threads);
   }
   const int64_t largest = (tiles + blocks - 1) / blocks;
-  torch::stable::parallel_for(0, blocks * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(blocks * parts, kWorkPerThread, [&](int64_t begin, int64_t end) {
     Scratch scratch(winograd.scratch_size(p, largest));
     for (int64_t work_index = begin; work_index < end; ++work_index) {
       int64_t block = work_index / parts, part = work_index % parts;
