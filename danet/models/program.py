@@ -78,10 +78,12 @@ class CpuProgram:
             for block in stage:
                 x = self._block(block, x)
             features.append(x)
-        laterals = zip(network.neck.laterals, features, strict=True)
-        fused = [self._convolve(lateral, feature) for lateral, feature in laterals]
+        # Each lateral convolution directly before the fusion that reads it, while its result is in the cache.
+        laterals = network.neck.laterals
+        fused = [self._convolve(laterals[-1], features[-1])]
         for level in reversed(range(len(network.neck.fusions))):
-            fused[level] = self._acfa(network.neck.fusions[level], fused[level], fused[level + 1])
+            lateral = self._convolve(laterals[level], features[level])
+            fused.insert(0, self._acfa(network.neck.fusions[level], lateral, fused[0]))
         predictions = [self._towers(tower, x) for tower, x in zip(network.head.towers, fused, strict=True)]
         self.outputs = [*features, *(logits for logits, _ in predictions), *(deltas for _, deltas in predictions)]
         self.levels = len(features)
