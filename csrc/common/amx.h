@@ -104,7 +104,16 @@ class TileBlock {
   }
   // Adds left * right to the sums. left: kBlockRows rows of kTileDepth values, which are `stride` values apart; rows
   // should not cross cache lines. right: a packed operand.
-  DANET_INLINE void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right) {
+  // all_rows: otherwise, only the first half of the rows is needed.
+  DANET_INLINE void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right, bool all_rows = true) {
+    if (!all_rows) {
+      _tile_loadd(4, left, 2 * stride);
+      _tile_loadd(6, right, 64);
+      _tile_loadd(7, right + kRightSize / 2, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      return;
+    }
     _tile_loadd(4, left, 2 * stride);
     _tile_loadd(6, right, 64);
     _tile_loadd(7, right + kRightSize / 2, 64);
@@ -159,7 +168,8 @@ class TileBlock {
   DANET_INLINE void load(const float* sums) { std::memcpy(sums_, sums, sizeof sums_); }
   DANET_INLINE void store(float* sums) const { std::memcpy(sums, sums_, sizeof sums_); }
   DANET_INLINE void store_half(float* sums) const { store(sums); }
-  DANET_INLINE void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right) {
+  DANET_INLINE void multiply_add(
+      const BFloat16* left, int64_t stride, const BFloat16* right, bool /* all_rows */ = true) {
     multiply_columns<8, 2>(left, stride, right, 0);
   }
   template <typename Work>
@@ -218,7 +228,7 @@ class TileBlock {
   DANET_INLINE void load(const float* sums) { std::memcpy(sums_, sums, sizeof sums_); }
   DANET_INLINE void store(float* sums) const { std::memcpy(sums, sums_, sizeof sums_); }
   DANET_INLINE void store_half(float* sums) const { store(sums); }
-  void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right) {
+  void multiply_add(const BFloat16* left, int64_t stride, const BFloat16* right, bool /* all_rows */ = true) {
     multiply_columns<kBlockColumns>(left, stride, right, 0);
   }
   template <typename Work>

@@ -73,7 +73,17 @@ struct Epilogue {
   template <bool kWhole>
   DANET_INLINE void write_rows(const float* sums, Out* const* to) const {
 #pragma GCC unroll 4
-    for (int row = 0; row < kRowsAtOnce; ++row, sums += kBlockColumns)
+    for (int row = 0; row < kRowsAtOnce; ++row, sums += kBlockColumns) {
+      if constexpr (kWhole) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v += 2) {
+          const auto value = [&](int i) __attribute__((always_inline)) {
+            return clamp_min(load(sums + i * L) + bias[i], low);
+          };
+          store_two(to[row] + v * L, value(v), value(v + 1));
+        }
+        continue;
+      }
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const int64_t column = v * L;
@@ -85,6 +95,7 @@ struct Epilogue {
         const int lanes = kWhole || column + L <= channels ? 0 : int(channels - column);
         store_channels(to[row] + column, clamp_min(value, low), lanes);
       }
+    }
   }
 };
 
@@ -137,6 +148,7 @@ void multiply_blocks(
           for (int64_t block = first_block; block < end_block; ++block) {
             float* const block_sums = sums + (block - first_block) * kBlockRows * kBlockColumns;
             const int64_t start = left.block_start(block);
+            const bool all_rows = left.pixels - start > kBlockRows / 2;
             is_first ? tiles.clear() : tiles.load(block_sums);
             if (!is_direct) input_copy->complete(start + kBlockRows);
             // Multiply the taps of 32 pixels with the weights of 32 output channels
@@ -145,7 +157,7 @@ void multiply_blocks(
               const BFloat16* pixels = left.first + (left.tap[k] + start * left.stride) * left.step + d * kTileDepth;
               for (int64_t i = 0; i < part_depth; ++i, pixels += kTileDepth, right += kStep) {
                 if (!kHalfPanel)
-                  tiles.multiply_add(pixels, pixel_step, right);
+                  tiles.multiply_add(pixels, pixel_step, right, all_rows);
                 else if ((k + i) % 2 == 0)
                   tiles.multiply_add_half<0>(pixels, pixel_step, right);
                 else
