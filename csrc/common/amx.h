@@ -10,7 +10,9 @@
 // multiplies pairs of bfloat16 values in vector registers.
 //
 // Files named *_tiles.cpp are compiled three times: for AMX, for AVX512_BF16, and in plain C++ for tests on any processor.
-// All compute the same except for subnormal values and the order of summation. isa.cpp selects one of them at run time.
+// All compute the same except for subnormal values and the order of summation, with two exceptions: SaFEM
+// samples and convolves in float16 on AMX and in bfloat16 with AVX512_BF16 (pairs.h), and the first layer is computed in
+// float32 with AVX512_BF16. isa.cpp selects one of them at run time.
 #pragma once
 
 #include "transpose.h"
@@ -140,8 +142,8 @@ class TileBlock {
     _tile_dpbf16ps(3, 5, 7);
     work();
   }
-  // As the first one, for a right operand with the first half of the columns only. The product is added to half kHalf
-  // of the columns of the sums. Steps with alternating halves do not wait for each other; the result is the sum of
+  // Adds left * right to half kHalf of the columns of the sums, for a right operand with the first half of the columns
+  // only. Steps with alternating halves do not wait for each other; the result is the sum of
   // both halves.
   template <int kHalf>
   DANET_INLINE void multiply_add_half(const BFloat16* left, int64_t stride, const BFloat16* right) {

@@ -428,7 +428,7 @@ DANET_INLINE Vec<float> exp2_fast(Vec<float> v) {
   const Vec<float> bounded = clamp<float>(v, -150, 127);
   Vec<float> whole;
   const IntVec<float> integer = floor<float>(bounded, whole);
-  const Vec<float> fraction = v != v ? v : bounded - whole;
+  const Vec<float> fraction = bounded - whole;
 #endif
   // A minimax polynomial of the relative error on [0, 1]
   Vec<float> p = fraction * 7.802452e-2f + 2.2606716e-1f;
@@ -438,7 +438,7 @@ DANET_INLINE Vec<float> exp2_fast(Vec<float> v) {
   return (Vec<float>)_mm512_scalef_ps((__m512)p, (__m512)v);  // p * 2^floor(v)
 #else
   const Bits<float> scaled = (Bits<float>)p + ((Bits<float>)integer << 23);
-  return v < -126.0f ? Vec<float>{} : (Vec<float>)scaled;
+  return v != v ? v : v < -126.0f ? Vec<float>{} : (Vec<float>)scaled;
 #endif
 }
 // exp of any value: 0 below -87, infinity above 88, NaN for NaN.

@@ -1,6 +1,7 @@
 // The values of a program, and of the operators that programs call: images and matrices on the CPU.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <utility>
@@ -38,7 +39,7 @@ class Activation {
   const void* const_data_ptr() const { return data_; }
   void* mutable_data_ptr() const { return data_; }
 
-  // The tensor. Of an array in an arena, a tensor that is valid as long as this activation.
+  // The tensor. For an array in an arena, the tensor is valid only as long as this activation.
   Tensor as_tensor() const {
     if (tensor_) return *tensor_;
     return torch::stable::from_blob(
@@ -89,14 +90,14 @@ class Activation {
   std::array<int64_t, kMaxDims> sizes_{}, strides_{};
   ScalarType type_;
   bool is_cpu_;
-  std::optional<Tensor> tensor_;  // or else
-  Arena::Block block_;
+  std::optional<Tensor> tensor_;  // set if the value is a torch tensor
+  Arena::Block block_;            // set if the value is in an arena
 };
 
 using ActivationImage = ImageOf<Activation>;
 inline Activation to_channels_last(const Activation& image) {
   Activation copy(to_channels_last(image.as_tensor()));
-  copy.block_ = image.block_;  // torch copies no empty image
+  copy.block_ = image.block_;  // torch returns the same memory if the layout already fits, as for an empty image
   return copy;
 }
 

@@ -17,6 +17,14 @@
 
 #include "../common/tensor.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#define DANET_HAS_ADDRESS_SANITIZER 1
+#elif defined(__has_feature)  // clang
+#if __has_feature(address_sanitizer)
+#define DANET_HAS_ADDRESS_SANITIZER 1
+#endif
+#endif
+
 namespace danet {
 
 // Memory in which blocks are allocated and freed in any order, by one thread at a time. Each block gets the lowest
@@ -68,14 +76,16 @@ class Arena {
 
   // Uninitialized memory, aligned to a cache line.
   Block allocate(int64_t bytes) {
-    DANET_CHECK(bytes <= kMaxBlockBytes, "run_program: a value needs ", bytes, " bytes, which is too much");
+    DANET_CHECK(
+        bytes <= kMaxBlockBytes, "run_program: a value needs ", bytes, " bytes, which is too much; use smaller images");
     const int64_t size = (std::max<int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
     // Find the first gap that is large enough.
     int64_t offset = 0;
     auto next = entries_.begin();
     for (; next != entries_.end() && next->offset - offset < size; ++next) offset = next->offset + next->size;
     const bool is_in_region = offset + size <= region_bytes_;
-    const auto entry = entries_.insert(next, Entry{offset, size, region_ + offset, is_in_region, 1});
+    const auto entry =
+        entries_.insert(next, Entry{offset, size, is_in_region ? region_ + offset : nullptr, is_in_region, 1});
     if (!is_in_region) {
       void* memory = nullptr;
       if (posix_memalign(&memory, kAlignment, size_t(size)) != 0) {
@@ -105,9 +115,9 @@ class Arena {
  private:
   static constexpr int64_t kAlignment = 64, kHugePage = 2 << 20, kMaxBlockBytes = int64_t(1) << 46;
   static constexpr int kSmallPrograms = 16;
-#if defined(__SANITIZE_ADDRESS__)
-  static constexpr int64_t kMaxReusedBytes =
-      0;  // a block of its own for every value, so that the sanitizer sees its end
+  // With AddressSanitizer, every value has a block of its own, so that the sanitizer sees its end.
+#if defined(DANET_HAS_ADDRESS_SANITIZER)
+  static constexpr int64_t kMaxReusedBytes = 0;
 #else
   static constexpr int64_t kMaxReusedBytes = 64 << 20;
 #endif

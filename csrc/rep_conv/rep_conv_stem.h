@@ -41,7 +41,7 @@ struct SplitVec {
 };
 
 // Pairs of bfloat16 values, from the upper halves of both.
-DANET_INLINE U32 make_pairs(U32 first, U32 second) { return first >> 16 | (second & 0xffff0000u); }
+DANET_INLINE U32 join_upper_halves(U32 first, U32 second) { return first >> 16 | (second & 0xffff0000u); }
 
 // Whether all values whose magnitudes, shifted left by one bit, are at most `doubled` are below kStemLimit. NaN is not.
 DANET_INLINE bool is_below_limit(U32 doubled) {
@@ -99,7 +99,7 @@ inline bool pack_stem_weight(const StemLayout& layout, const StemWeight& weight,
       for (int64_t column = 0; column < kBlockColumns; column += kLanes<float>) {
         const int64_t o = panel * kBlockColumns + column;
         const auto store_pairs = [&](BFloat16* to, int64_t slot, U32 first, U32 second) {
-          const U32 pairs = make_pairs(first, second);
+          const U32 pairs = join_upper_halves(first, second);
           std::memcpy(to + right_index(depth + slot, column), &pairs, sizeof pairs);
         };
         SplitVec parts[3];
@@ -178,8 +178,9 @@ class StemRows {
         parts[row] = SplitVec(values);
       }
       store_entries(
-          entries_ + (p_.C + i) * kEntrySize, make_pairs(parts[0].high, parts[1].high),
-          make_pairs(parts[2].high, parts[0].low), make_pairs(parts[1].low, parts[2].low), U32{} + kPairOfOnes);
+          entries_ + (p_.C + i) * kEntrySize, join_upper_halves(parts[0].high, parts[1].high),
+          join_upper_halves(parts[2].high, parts[0].low), join_upper_halves(parts[1].low, parts[2].low),
+          U32{} + kPairOfOnes);
     });
     return is_below_limit(doubled);
   }

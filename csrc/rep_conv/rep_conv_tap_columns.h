@@ -153,7 +153,7 @@ void multiply_tap_columns(
   const LeftOperands left = is_direct ? LeftOperands(p, input, n, begin, rows) : LeftOperands(p, padded, copy);
 
   const int64_t depth = channel_tiles(p), steps = products_per_tile(p.C_out) * depth;
-  // The products of the pixels above an output pixel are so many pixels before those of the pixels below it.
+  // The distance, in pixels, from the products of the row above an output pixel to those of the row below it.
   const int64_t delay = (rows_in_columns(p.C_out) - 1) * left.pitch;
   const int64_t lines_per_step = is_direct ? 0 : kNarrowRows / kBlockRows * input_copy->lines_per_step(steps);
   Prefetch ahead(p.next_weight, std::min(p.next_bytes, kPartBytes), blocks * steps);

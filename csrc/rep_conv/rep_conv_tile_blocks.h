@@ -202,10 +202,11 @@ struct LeftOperands {
   }
 };
 
+constexpr int kRowsAtOnce = 4;
+
 // A block whose sums are complete, but not yet written. They are written a few pixels at a time between the steps of the
 // next block, because the matrix unit and the vector units work at the same time. Epilogue: makes results of type
 // Epilogue::Out from sums; its function write writes kRowsAtOnce pixels.
-constexpr int kRowsAtOnce = 4;
 
 template <typename Epilogue>
 struct UnwrittenBlock {

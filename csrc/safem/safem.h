@@ -52,7 +52,8 @@ struct SafemWeights {
   const float *depthwise, *depthwise_bias, *predictor, *predictor_bias, *expand, *expand_bias, *reduce, *reduce_bias;
 };
 
-// The CPU kernels for one dtype of the images. Sums, biases and depthwise weights are float32 for every dtype. In
+// The CPU kernels for one dtype of the images. Biases are float32 for every dtype. For bfloat16, the
+// depthwise weights are also stored as pairs (safem_pairs.h). In
 // `prepared`, the matrices of the 1x1 convolutions have the dtype of the images.
 struct SafemKernels {
   // The size of `prepared` in floats.
@@ -63,10 +64,11 @@ struct SafemKernels {
   int64_t (*pairs_size)(const SafemParams&);
   // Writes the rows [begin, end) of image n to the image of pairs, divided by 2^exponent. Returns the largest magnitude
   // of the finite values of these rows.
-  float (*make_pairs)(
+  float (*write_pair_image)(
       const SafemParams&, ImageView input, int64_t n, int64_t begin, int64_t end, int exponent, uint32_t* pairs);
-  // The exponent that suits an image with this largest magnitude: 0 for all but very large and very small ones.
-  int (*pair_exponent)(float largest);
+  // The exponent of the scale for image n, whose values have this largest magnitude: 0 unless it is very large or very
+  // small.
+  int (*pair_exponent)(const SafemParams&, ImageView input, int64_t n, float largest);
   // The largest number of pixels that `forward` and `sum` should get at once.
   int64_t (*block_pixels)(const SafemParams&);
   // The scratch memory for this number of pixels, in bytes.

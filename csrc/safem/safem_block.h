@@ -1,5 +1,6 @@
 // SaFEM on the CPU (safem.h) for images of the dtype T. A block of pixels goes through all steps while it is in the L2
-// cache, so that intermediate results never reach memory. All sums, the offsets and the softmax are float32.
+// cache, so that intermediate results never reach memory. Offsets, the softmax and the sums of the 1x1 convolutions are float32; in bfloat16, those of
+// the sampling and of the depth-wise convolution may be float16 (pairs.h).
 //
 // The file that includes this one defines two parts for T: Layer<T>, a 1x1 convolution, which multiplies rows of C values
 // of type T by a matrix [columns, C], and Source<T>, which reads the image: the depth-wise convolution and the sampling.
@@ -32,7 +33,7 @@ struct Layer;
 
 // The image that the kernels read, and its sampling:
 //   Source(const SafemParams&, ImageView input, const PairsView& pairs)
-//   static int64_t pairs_size(p), static float make_pairs(...), static int pair_exponent(largest)   see SafemKernels
+//   static int64_t pairs_size(p), static float write_pair_image(...), static int pair_exponent(...)   see SafemKernels
 //   static int64_t weight_size(int64_t C)              the size of a prepared depth-wise weight, in floats
 //   static void prepare(const float* weight, int64_t C, float* prepared)
 //   static void prepare_predictor(const float* weight, int64_t columns, int64_t C, float* prepared)
@@ -203,7 +204,7 @@ constexpr SafemKernels kKernels = {
     prepared_size<T>,
     prepare<T>,
     Source<T>::pairs_size,
-    Source<T>::make_pairs,
+    Source<T>::write_pair_image,
     Source<T>::pair_exponent,
     block_pixels<T>,
     scratch_size<T>,

@@ -124,21 +124,22 @@ class Pairs {
         "safem: the image is too large in bfloat16: ", p.C, " x ", p.H, " x ", p.W);
     uint32_t* const to = static_cast<uint32_t*>(values_.mutable_data_ptr());
     std::vector<std::atomic<float>> largest(static_cast<size_t>(p.N));
+    for (auto& each : largest) each.store(0, std::memory_order_relaxed);
     parallel_for(p.N * p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end;) {
         const int64_t n = row / p.H, first = row % p.H, last = std::min(p.H, first + end - row);
-        const float found = kernels.make_pairs(p, input, n, first, last, 0, to);
+        const float found = kernels.write_pair_image(p, input, n, first, last, 0, to);
         std::atomic<float>& known = largest[size_t(n)];
         for (float value = known.load(); value < found && !known.compare_exchange_weak(value, found);) continue;
         row += last - first;
       }
     });
-    // Hardly ever, the values do not suit the type of the pairs. Then write them again with a scale.
+    // If the values do not fit the range of float16, which is rare, write them again, divided by a power of two.
     for (int64_t n = 0; n < p.N; ++n) {
-      const int exponent = exponents_[size_t(n)] = kernels.pair_exponent(largest[size_t(n)].load());
+      const int exponent = exponents_[size_t(n)] = kernels.pair_exponent(p, input, n, largest[size_t(n)].load());
       if (exponent == 0) continue;
       parallel_for(p.H, p.W * p.C, [&](int64_t begin, int64_t end) {
-        kernels.make_pairs(p, input, n, begin, end, exponent, to);
+        kernels.write_pair_image(p, input, n, begin, end, exponent, to);
       });
     }
   }

@@ -65,8 +65,8 @@ struct Source<float> {
       : input(input), bounds(sdc_params(p), input, 0, p.H), stride(uint32_t(input.pixel_stride)) {}
 
   static int64_t pairs_size(const SafemParams&) { return 0; }
-  static float make_pairs(const SafemParams&, ImageView, int64_t, int64_t, int64_t, int, uint32_t*) { return 0; }
-  static int pair_exponent(float /* largest */) { return 0; }
+  static float write_pair_image(const SafemParams&, ImageView, int64_t, int64_t, int64_t, int, uint32_t*) { return 0; }
+  static int pair_exponent(const SafemParams&, ImageView, int64_t, float) { return 0; }
 
   static int64_t weight_size(int64_t C) { return kSafemTaps * Layer<float>::padded(C); }
   static void prepare(const float* weight, int64_t C, float* prepared) {

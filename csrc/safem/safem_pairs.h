@@ -7,11 +7,13 @@
 // convolution needs two instructions per row of its window. Reading the image itself needs about four times as many
 // instructions, because each of its values must be converted first. The copy is as large as an image in float32.
 //
-// float16 values range from 6e-8 to 65504. An image of very large or very small values is therefore divided by a power
-// of two. Sums that are not finite are computed again from the image itself in float32. The weights and the sums are rounded
-// to the type of the pairs. The error of a sample is then about as large as the rounding error of the result.
+// float16 values range from 6e-8 to 65504. An image of mostly very large or very small values is therefore divided by a
+// power of two. Single values that are still too large become infinite; sums that are not finite are computed again
+// in float32 from the image itself. The weights and the sums are rounded
+// to the type of the pairs. The error of a sample is about as large as the rounding error of the result.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "../common/pairs.h"
@@ -71,7 +73,7 @@ struct PairImage {
 
   explicit PairImage(const SafemParams& p)
       : row_stride((p.W + 3) * p.C), image_stride((p.H + 4) * row_stride), row_pixels(float(p.W + 3)),
-        first_pixel(float(kBorder * (p.W + 3) + kBorder)), last_cell(uint32_t((p.H + 3) * (p.W + 3) - 2)) {}
+        first_pixel(float(kBorder * (p.W + 3) + kBorder)), last_cell(uint32_t((p.H + 3) * (p.W + 3) - 1)) {}
   // The element of the first channel of pixel (y, x).
   int64_t pixel(const SafemParams& p, int64_t y, int64_t x) const {
     return (y + kBorder) * row_stride + (x + kBorder) * p.C;
@@ -80,7 +82,7 @@ struct PairImage {
 
 // Writes the pairs of the rows [begin, end) of image n, divided by 2^exponent, and the border beside, above and below
 // them. Returns the largest magnitude of the finite values.
-float make_pairs(
+float write_pair_image(
     const SafemParams& p, ImageView input, int64_t n, int64_t begin, int64_t end, int exponent, uint32_t* pairs) {
   const PairImage image(p);
   uint32_t* const first = pairs + n * image.image_stride;
@@ -116,39 +118,52 @@ float make_pairs(
   return to_compute(result);
 }
 
-// The depth-wise weights: for each row of the window, two pairs per channel. The first pair of weights belongs to the
-// pixels on the left and in the middle, the second one to those in the middle and on the right, with a zero for the
-// middle. A pair beyond the window must not be read: a NaN there, times zero, would be NaN.
-constexpr int64_t kDepthwisePairs = 6;
-constexpr int64_t padded_channels(int64_t C) { return (C + L - 1) / L * L; }
-
-// The pairs are divided by a power of two, which follows after them; the weights themselves [C, 9] are last.
-constexpr int64_t depthwise_scale(int64_t C) { return kDepthwisePairs * padded_channels(C); }
-constexpr int64_t depthwise_weights(int64_t C) { return depthwise_scale(C) + 1; }
-constexpr int64_t depthwise_size(int64_t C) { return depthwise_weights(C) + kSafemTaps * C; }
-
-void prepare_depthwise(const float* weight, int64_t C, float* prepared) {
-  float largest = 0;
-  for (int64_t i = 0; i < kSafemTaps * C; ++i)
-    if (std::isfinite(weight[i]) && std::abs(weight[i]) > largest) largest = std::abs(weight[i]);
-  const int exponent = pair_exponent(largest);
-  for (int64_t c = 0; c < C; ++c)
-    for (int64_t row = 0; row < 3; ++row) {
-      const auto value = [&](int64_t column) {
-        return uint32_t(round_to_pair_type(std::ldexp(weight[c * kSafemTaps + row * 3 + column], -exponent)));
-      };
-      for (int64_t i = 0; i < 2; ++i) {
-        const uint32_t pair = (i == 0 ? value(0) : 0) | value(1 + i) << 16;
-        std::memcpy(prepared + (2 * row + i) * padded_channels(C) + c, &pair, sizeof pair);
-      }
+// The exponent of the scale of image n, whose values have this largest magnitude: 0 if they fit the type of the pairs.
+// Else the mean exponent of the values decides, not the largest one, which may be a single pixel.
+int pair_exponent(const SafemParams& p, ImageView input, int64_t n, float largest) {
+  if (fits_pair_type(largest)) return 0;
+  int64_t sum = 0, count = 0;
+  for (int64_t i = 0; i < p.H * p.W; ++i)
+    for (int64_t c = 0; c < p.C; ++c) {
+      const float value = to_compute(input.pixel<BFloat16>(n, i)[c]);
+      if (value == 0 || !std::isfinite(value)) continue;
+      sum += std::ilogb(value);
+      ++count;
     }
-  prepared[depthwise_scale(C)] = std::ldexp(1.0f, exponent);
-  std::memcpy(prepared + depthwise_weights(C), weight, size_t(kSafemTaps * C) * sizeof(float));
+  return count == 0 ? 0 : std::clamp(int(sum / count) - 2, -126, 126);
 }
 
-// features [count, stride] = relu(depthwise(x) + bias) of `count` <= kBlockRows successive pixels from pixel `first` of an
-// image on. `pairs` is the image's first element, and `scale` what its values must be
-// multiplied by. Returns whether all sums are finite.
+// The depth-wise weights: for each row of the window, two pairs per channel. The first pair of weights belongs to the
+// pixels on the left and in the middle, the second one to those in the middle and on the right, with a zero for the
+// middle. A pair beyond the window must not be read: a NaN there, times zero, would be NaN. The pairs of a channel are
+// divided by a power of two, its scale. The scales follow after the pairs, then the weights themselves [C, 9].
+constexpr int64_t kDepthwisePairs = 6;
+constexpr int64_t padded_channels(int64_t C) { return (C + L - 1) / L * L; }
+constexpr int64_t depthwise_scales(int64_t C) { return kDepthwisePairs * padded_channels(C); }
+constexpr int64_t depthwise_weights(int64_t C) { return depthwise_scales(C) + padded_channels(C); }
+// The size differs between the types of pairs, so that weights that were prepared for the other one are refused.
+constexpr int64_t depthwise_size(int64_t C) { return depthwise_weights(C) + kSafemTaps * C + DANET_PAIRS_ARE_FLOAT16; }
+
+void prepare_depthwise(const float* weight, int64_t C, float* prepared) {
+  std::memcpy(prepared + depthwise_weights(C), weight, size_t(kSafemTaps * C) * sizeof(float));
+  for (int64_t c = 0; c < C; ++c, weight += kSafemTaps) {
+    float largest = 0;
+    for (int64_t k = 0; k < kSafemTaps; ++k)
+      if (std::isfinite(weight[k])) largest = std::max(largest, std::abs(weight[k]));
+    const int exponent = weight_exponent(largest);
+    prepared[depthwise_scales(C) + c] = std::ldexp(1.0f, exponent);
+    const auto value = [&](int64_t k) { return uint32_t(round_to_pair_type(std::ldexp(weight[k], -exponent))); };
+    for (int64_t row = 0; row < 3; ++row)
+      for (int64_t i = 0; i < 2; ++i) {
+        const uint32_t pair = (i == 0 ? value(3 * row) : 0) | value(3 * row + 1 + i) << 16;
+        std::memcpy(prepared + (2 * row + i) * padded_channels(C) + c, &pair, sizeof pair);
+      }
+  }
+}
+
+// features [count, stride] = relu(depthwise(x) + bias) of `count` <= kBlockRows successive pixels of an image, from pixel
+// `first` on. pairs: the first element of the image. scale: the factor that undoes the scaling of the image. Returns whether
+// all sums are finite.
 inline bool convolve_depthwise(
     const SafemParams& p, const PairImage& image, const uint32_t* pairs, float scale, int64_t first, int64_t count,
     const float* weight, const float* bias, BFloat16* features, int64_t stride) {
@@ -160,13 +175,12 @@ inline bool convolve_depthwise(
   }
   const uint32_t* const weights = reinterpret_cast<const uint32_t*>(weight);
   const int64_t C_pad = padded_channels(p.C);
-  scale *= weight[depthwise_scale(p.C)];
   F zero_or_nan{};
   for_vectors_of<float>(p.C, [&](int64_t c, int lanes) __attribute__((always_inline)) {
     U32 w[kDepthwisePairs];
 #pragma GCC unroll 6
     for (int64_t i = 0; i < kDepthwisePairs; ++i) w[i] = load_pairs(weights + i * C_pad + c, 0);
-    const F b = load(bias + c);
+    const F b = load(bias + c), factor = load(weight + depthwise_scales(p.C) + c) * scale;
     for (int64_t i = 0; i < count; ++i) {
       // Two chains of additions, to hide their latency
       PairSums sums[2];
@@ -178,7 +192,7 @@ inline bool convolve_depthwise(
           sums[k].add_products(load_pairs(pair, lanes), w[2 * row + k]);
         }
       sums[0].add(sums[1]);
-      const F sum = sums[0].total() * scale + b;
+      const F sum = sums[0].sum_halves() * factor + b;
       zero_or_nan += sum * 0.0f;
       store(features + i * stride + c, clamp_min(sum, 0.0f));
     }
@@ -187,7 +201,7 @@ inline bool convolve_depthwise(
 }
 
 // The same in float32 from the image itself, for values that are not finite, or too large for float16.
-__attribute__((noinline)) void convolve_depthwise_again(
+__attribute__((noinline)) void convolve_depthwise_in_float32(
     const SafemParams& p, ImageView input, int64_t n, int64_t first, int64_t count, const float* weight,
     const float* bias, BFloat16* features, int64_t stride) {
   weight += depthwise_weights(p.C);

@@ -51,7 +51,7 @@ struct Centers {
   }
 };
 
-// A coordinate, clamped to [low, high], as the sum of an integer and of a fraction in [0, 1). NaN gives a fraction of NaN.
+// A coordinate, clamped to [low, high], as the sum of an integer and of a fraction in [0, 1]. NaN gives a fraction of NaN.
 DANET_INLINE F split_coordinate(F v, float low, float high, F& whole) {
 #if defined(__AVX512F__)
   // The instructions return their second operand if it is NaN. Adding 1.5 * 2^23 rounds to an integer.
@@ -147,7 +147,7 @@ DANET_INLINE void gather_group(
     for (int v = 0; v < V; ++v) {
 #pragma GCC unroll 4
       for (int chain = 1; chain < kChains; ++chain) sums[0][v].add(sums[chain][v]);
-      const F result = sums[0][v].total() * scale;
+      const F result = sums[0][v].sum_halves() * scale;
       zero_or_nan += result * 0.0f;
       store_channels(out + c + v * L, result, count);
     }
@@ -204,7 +204,7 @@ DANET_INLINE void gather_side_by_side(
   sums[0].add(sums[1]);
   sums[2].add(sums[3]);
   sums[0].add(sums[2]);
-  const F result = sums[0].total() * scale;
+  const F result = sums[0].sum_halves() * scale;
   zero_or_nan += result * 0.0f;
   store(out, result);
 }

@@ -101,11 +101,13 @@ struct Source<BFloat16> {
   Source(const SafemParams&, ImageView input, const PairsView& pairs) : input(input), pairs(pairs) {}
 
   static int64_t pairs_size(const SafemParams& p) { return p.N * PairImage(p).image_stride; }
-  static float make_pairs(
+  static float write_pair_image(
       const SafemParams& p, ImageView input, int64_t n, int64_t begin, int64_t end, int exponent, uint32_t* pairs) {
-    return danet::make_pairs(p, input, n, begin, end, exponent, pairs);
+    return danet::write_pair_image(p, input, n, begin, end, exponent, pairs);
   }
-  static int pair_exponent(float largest) { return danet::pair_exponent(largest); }
+  static int pair_exponent(const SafemParams& p, ImageView input, int64_t n, float largest) {
+    return danet::pair_exponent(p, input, n, largest);
+  }
 
   static int64_t weight_size(int64_t C) { return depthwise_size(C); }
   static void prepare(const float* weight, int64_t C, float* prepared) { prepare_depthwise(weight, C, prepared); }
@@ -136,14 +138,14 @@ struct Source<BFloat16> {
       BFloat16* const out = rows.features + (first - begin) * rows.C;
       const float *depthwise = prepared + layout.depthwise, *depthwise_bias = prepared + layout.depthwise_bias;
       if (!convolve_depthwise(p, image, first_pair, scale, first, count, depthwise, depthwise_bias, out, rows.C))
-        convolve_depthwise_again(p, input, n, first, count, depthwise, depthwise_bias, out, rows.C);
+        convolve_depthwise_in_float32(p, input, n, first, count, depthwise, depthwise_bias, out, rows.C);
       predict(p, prepared + layout.predictor, out, rows.C, values);
       // Sample with SDC.
       for (int64_t i = 0; i < count; i += L) {
         const int64_t pixels = count - i < L ? count - i : L;
         const bool is_finite = sample_pixels(
             p, predictions, Centers(p, first + i), i, pixels, first_pair, scale, out + i * rows.C, rows.C);
-        if (!is_finite) sample_again(p, predictions, n, first + i, i, pixels, out + i * rows.C, rows.C);
+        if (!is_finite) sample_in_float32(p, predictions, n, first + i, i, pixels, out + i * rows.C, rows.C);
       }
     }
   }
@@ -171,7 +173,7 @@ struct Source<BFloat16> {
 
   // Computes those groups again whose results are not finite, as in sdc: a sum may have overflowed, or a corner of weight
   // zero is not finite.
-  void sample_again(
+  void sample_in_float32(
       const SafemParams& p, const Predictions& predictions, int64_t n, int64_t first, int64_t pixel, int64_t count,
       BFloat16* out, int64_t stride) const {
     const SdcParams sdc = sdc_params(p);

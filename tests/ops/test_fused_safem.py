@@ -183,25 +183,62 @@ def test_safem_in_bfloat16_spreads_nan_as_in_float32():
     assert masks[0].any() and torch.equal(*masks)
 
 
-@pytest.mark.parametrize("place", ["input", "depthwise"])
-@pytest.mark.parametrize("exponent", [-100, -20, 6, 20, 100])
+@pytest.mark.parametrize(
+    ("place", "exponent"),
+    [(place, exponent) for place in ("input", "depthwise") for exponent in (-100, -20, -9, -8, -7, 6, 20, 100)]
+    + [("both", exponent) for exponent in (-20, -9, -8, -7, 6, 20)],
+)
 def test_safem_in_bfloat16_beyond_the_range_of_float16(place, exponent):
-    # The values of the image, or only those after the depth-wise convolution, are multiplied by a power of two, and the
-    # weights that follow are divided by it. Then only the range of intermediate values differs.
+    # The values of one of three images, or only those after the depth-wise convolution, are multiplied by a power of
+    # two, and the weights that follow are divided by it. Then only the range of intermediate values differs. Small
+    # values would lose precision without a scale. Large ones would become infinite and be computed in float32.
     needs_matrix_unit()
     factor = 2.0**exponent
-    input, weights = make_inputs(1, 32, 12, 17)[0].bfloat16(), [value.bfloat16() for value in make_weights(32, 4)]
-    expected = safem(input, prepare_safem(*weights, groups=4))
-    weights[1] *= factor  # the bias of the depth-wise convolution
-    weights[2] /= factor  # the predictor
-    if place == "input":
-        weights[4] /= factor  # the first layer of the FFN
-        out = safem(input * factor, prepare_safem(*weights, groups=4)) / factor
-    else:
+    input, weights = make_inputs(3, 32, 12, 17)[0].bfloat16(), [value.bfloat16() for value in make_weights(32, 4)]
+    expected = safem(input, prepare_safem(*weights, groups=4))[1]
+    after = factor**2 if place == "both" else factor
+    weights[1] *= after  # the bias of the depth-wise convolution
+    weights[2] /= after  # the predictor
+    if place != "input":
         weights[0] *= factor
-        out = safem(input, prepare_safem(*weights, groups=4))
+    if place != "depthwise":
+        weights[4] /= factor  # the first layer of the FFN
+        input[1] *= factor
+    out = safem(input, prepare_safem(*weights, groups=4))[1]
+    out = out if place == "depthwise" else out / factor
     assert out.isfinite().all()
     assert relative_error(out, expected.double()) < 0.01
+
+
+@pytest.mark.parametrize("value", [3e3, 1e5, 1e9, 1e30])
+def test_safem_in_bfloat16_large_pixel_stays_local(value):
+    needs_matrix_unit()
+    weights = [each.bfloat16() for each in make_weights(32, 4)]
+    input = make_inputs(1, 32, 24, 34)[0].bfloat16()
+    input[0, 3, 2, 2] = value
+    exact = safem(input.float(), prepare_safem(*(each.float() for each in weights), groups=4))[..., 14:, 14:]
+    out = safem(input, prepare_safem(*weights, groups=4))[..., 14:, 14:]
+    assert relative_error(out, exact.double()) < 0.01
+
+
+def test_safem_in_bfloat16_computes_overflowing_sums_in_float32():
+    # All values and weights fit float16, but not the sums of the depth-wise convolution.
+    needs_matrix_unit()
+    weights = [each.bfloat16() for each in make_weights(32, 4)]
+    input = make_inputs(1, 32, 12, 17)[0].bfloat16().clamp(-7, 7) * 2**8
+    weights[0], weights[1], weights[2] = weights[0] * 2**9, weights[1] * 2**17, weights[2] / 2**17
+    weights[4] /= 2**8
+    exact = safem(input.float(), prepare_safem(*(each.float() for each in weights), groups=4))
+    out = safem(input, prepare_safem(*weights, groups=4))
+    assert relative_error(out, exact.double()) < 0.01
+
+
+def test_safem_in_bfloat16_with_nan_logits():
+    needs_matrix_unit()
+    input = torch.randn(1, 16, 9, 9).bfloat16()
+    tensors = [each.bfloat16() for each in make_weights(16, 4)]
+    tensors[3][2 * 9 * 4 + 4] = torch.nan  # the bias of one logit of the first group
+    assert safem(input, prepare_safem(*tensors, groups=4)).isnan().all()
 
 
 def test_safem_accepts_channel_slices():
