@@ -46,16 +46,16 @@ STABLE_TORCH_LIBRARY(danet, library) {
   // grad_output [N, C, H, W] -> the gradients of input and logits
   library.def("softmax_gate_backward(Tensor grad_output, Tensor input, Tensor logits) -> (Tensor, Tensor)");
   // input [N, C, H, W], weight [C_out, C, 3, 3] or [C_out, C, 1, 1], prepared: prepare_rep_conv(weight), bias [C_out]
-  // -> [N, C_out, ceil(H / stride), ceil(W / stride)] of out_dtype, by default weight's dtype; forward only. On the CPU,
-  // weight and bias may be float32 for an input of 16 bits. tf32: CUDA kernels may round float32 to TF32
+  // -> [N, C_out, ceil(H / stride), ceil(W / stride)] of out_dtype, by default weight's dtype; forward only. On the
+  // CPU, weight and bias may be float32 for an input of 16 bits. tf32: CUDA kernels may round float32 to TF32
   library.def(
       "rep_conv(Tensor input, Tensor weight, Tensor? prepared, Tensor? bias, int stride, bool relu, bool tf32, "
       "ScalarType? out_dtype=None) -> Tensor");
-  // weight as above -> packed weights for inputs of input_dtype, by default weight's dtype; their type and layout depend
-  // on the other arguments and on the instruction set and may change between versions
+  // weight as above -> packed weights for inputs of input_dtype, by default weight's dtype; their type and layout
+  // depend on the other arguments and on the instruction set and may change between versions
   library.def("prepare_rep_conv(Tensor weight, int stride, ScalarType? input_dtype=None) -> Tensor");
-  // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32, or bfloat16 with
-  // AMX or AVX512_BF16 -> packed weights for images of that dtype; their layout depends on the instruction set and
+  // depthwise [C, 3, 3], predictor [27*G, C], expand [2*C, C], reduce [C, 2*C] and their biases, float32, or bfloat16
+  // with AMX or AVX512_BF16 -> packed weights for images of that dtype; their layout depends on the instruction set and
   // may change between versions
   library.def(
       "prepare_safem(Tensor depthwise, Tensor depthwise_bias, Tensor predictor, Tensor predictor_bias, Tensor expand, "
@@ -68,8 +68,8 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def(
       "run_program(Tensor image, Tensor[] tensors, int[] code, float[] numbers, int num_values, int[] outputs, "
       "bool uses_torch) -> Tensor[]");
-  // value [N, S, M, D], sampling_locations [N, Q, M, L, P, 2], attention_weights [N, Q, M, L, P] (both of value's dtype or
-  // float32), spatial_shapes [L, 2] and level_start_index [L] (int64) -> [N, Q, M*D]
+  // value [N, S, M, D], sampling_locations [N, Q, M, L, P, 2], attention_weights [N, Q, M, L, P] (both of value's dtype
+  // or float32), spatial_shapes [L, 2] and level_start_index [L] (int64) -> [N, Q, M*D]
   library.def(
       "ms_deform_attn(Tensor value, Tensor sampling_locations, Tensor attention_weights, Tensor spatial_shapes, "
       "Tensor level_start_index, bool softmax) -> Tensor");

@@ -1,18 +1,19 @@
-// Matrix products in bfloat16 with float32 sums on AMX (Advanced Matrix Extensions), the matrix unit of Intel processors
-// from Sapphire Rapids on (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18).
+// Matrix products in bfloat16 with float32 sums on AMX (Advanced Matrix Extensions), the matrix unit of Intel
+// processors from Sapphire Rapids on (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter
+// 18).
 //
 // AMX has eight tile registers of 16 rows of 64 bytes. One instruction, TDPBF16PS, multiplies a tile of 16 x 32 values
 // by a tile of 32 x 16 values and adds the products to a tile of 16 x 16 float32 sums. TileBlock uses four tiles for
 // sums, two for the left and two for the right operand: four products need four loaded tiles. A load takes about 8
 // cycles and a product 16, so that the loads do not limit the speed.
 //
-// Processors without AMX may have AVX512_BF16 (AMD from Zen 4 on, Intel from Cooper Lake on), whose instruction VDPBF16PS
-// multiplies pairs of bfloat16 values in vector registers.
+// Processors without AMX may have AVX512_BF16 (AMD from Zen 4 on, Intel from Cooper Lake on), whose instruction
+// VDPBF16PS multiplies pairs of bfloat16 values in vector registers.
 //
-// Files named *_tiles.cpp are compiled three times: for AMX, for AVX512_BF16, and in plain C++ for tests on any processor.
-// All compute the same except for subnormal values and the order of summation, with two exceptions: SaFEM
-// samples and convolves in float16 on AMX and in bfloat16 with AVX512_BF16 (pairs.h), and the first layer is computed in
-// float32 with AVX512_BF16. isa.cpp selects one of them at run time.
+// Files named *_tiles.cpp are compiled three times: for AMX, for AVX512_BF16, and in plain C++ for tests on any
+// processor. All compute the same except for subnormal values and the order of summation, with two exceptions: SaFEM
+// samples and convolves in float16 on AMX and in bfloat16 with AVX512_BF16 (pairs.h), and the first layer is computed
+// in float32 with AVX512_BF16. isa.cpp selects one of them at run time.
 #pragma once
 
 #include "transpose.h"
@@ -26,14 +27,14 @@ constexpr int kBlockRows = 32, kBlockColumns = 32, kTileDepth = 32;
 // Values of one packed right operand; see pack_right.
 constexpr int kRightSize = kTileDepth * kBlockColumns;
 
-// The index, in a packed right operand, of its value [depth, column]: two tiles of 16 columns, in which the values of two
-// successive depths are neighbours, because TDPBF16PS multiplies pairs.
+// The index, in a packed right operand, of its value [depth, column]: two tiles of 16 columns, in which the values of
+// two successive depths are neighbours, because TDPBF16PS multiplies pairs.
 constexpr int64_t right_index(int64_t depth, int64_t column) {
   return column / 16 * (kRightSize / 2) + depth / 2 * 32 + column % 16 * 2 + depth % 2;
 }
 
-// Packs value(depth, column) as a right operand of `columns` columns: kBlockColumns, or half of them, which take half of
-// the memory.
+// Packs value(depth, column) as a right operand of `columns` columns: kBlockColumns, or half of them, which take half
+// of the memory.
 template <typename Value>
 void pack_right(BFloat16* right, const Value& value, int64_t columns = kBlockColumns) {
   for (int64_t depth = 0; depth < kTileDepth; ++depth)
@@ -269,8 +270,8 @@ class TileBlock {
 
 #endif
 
-// The sizes of a NarrowTileBlock: sums [kNarrowRows, kNarrowColumns]. Its two right operands have kNarrowRightSize values
-// each.
+// The sizes of a NarrowTileBlock: sums [kNarrowRows, kNarrowColumns]. Its two right operands have kNarrowRightSize
+// values each.
 constexpr int kNarrowRows = 64, kNarrowColumns = 16;
 constexpr int kNarrowRightSize = kTileDepth * kNarrowColumns;
 

@@ -44,8 +44,9 @@ Isa select_isa() {
 }
 
 #if defined(DANET_HAS_AMX)
-// Whether the processor has AMX for bfloat16, and AVX512_FP16 if the kernels for AMX are compiled with it. Without it, as
-// in a virtual machine that hides it, the kernels for AVX512_BF16 are used. Linux lets a process use the tile registers only after it asked for them.
+// Whether the processor has AMX for bfloat16, and AVX512_FP16 if the kernels for AMX are compiled with it. Without it,
+// as in a virtual machine that hides it, the kernels for AVX512_BF16 are used. Linux lets a process use the tile
+// registers only after it asked for them.
 bool has_amx() {
 #if defined(__linux__)
   constexpr unsigned kBfloat16Bit = 1u << 22, kTileBit = 1u << 24;  // of EDX, leaf 7 of CPUID

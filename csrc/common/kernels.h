@@ -38,14 +38,16 @@ Isa isa();
 // Whether the processor has the instructions AVX512_BF16, and isa() is AVX-512.
 bool has_avx512_bf16();
 
-// What computes products of bfloat16 (amx.h) in addition to the instruction set: the matrix unit AMX if the processor and
-// the operating system support it, else AVX512_BF16 if the processor has it, else nothing. DANET_CPU_CAPABILITY=avx512-bf16
-// selects AVX512_BF16 on processors with AMX, too; default, avx2 and avx512 switch both off. kEmulated is a slow
-// replacement in plain C++ for tests on any processor; DANET_CPU_CAPABILITY=amx-emulated selects it.
+// What computes products of bfloat16 (amx.h) in addition to the instruction set: the matrix unit AMX if the processor
+// and the operating system support it, else AVX512_BF16 if the processor has it, else nothing.
+// DANET_CPU_CAPABILITY=avx512-bf16 selects AVX512_BF16 on processors with AMX, too; default, avx2 and avx512 switch
+// both off. kEmulated is a slow replacement in plain C++ for tests on any processor; DANET_CPU_CAPABILITY=amx-emulated
+// selects it.
 enum class MatrixUnit { kNone, kAmx, kEmulated, kAvx512Bf16 };
 MatrixUnit matrix_unit();
 // Whether the matrix unit multiplies bfloat16 faster than the vector units multiply float32. AVX512_BF16 does on AMD
-// processors; Intel processors start one VDPBF16PS every two cycles, but two multiply-adds of float32 vectors per cycle.
+// processors; Intel processors start one VDPBF16PS every two cycles, but two multiply-adds of float32 vectors per
+// cycle.
 bool is_bfloat16_fast();
 
 // DANET_DECLARE_KERNELS declares `const Table& name(DType)` for every instruction set; DANET_KERNELS calls the one to

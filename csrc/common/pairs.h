@@ -1,9 +1,9 @@
 // Pairs of 16-bit floating-point values: every 32-bit lane of a vector holds one value in its low half and one in its
 // high half. One instruction multiplies two such vectors and adds the products of both halves to sums.
 //
-// The values are float16 on processors with AMX: these have AVX512_FP16, and start two such instructions per cycle. They
-// are bfloat16 on processors that have AVX512_BF16 only. Intel processors start one VDPBF16PS every two cycles, but
-// AMD processors one per cycle. The plain version for tests computes in float16 as well.
+// The values are float16 on processors with AMX: these have AVX512_FP16, and start two such instructions per cycle.
+// They are bfloat16 on processors that have AVX512_BF16 only. Intel processors start one VDPBF16PS every two cycles,
+// but AMD processors one per cycle. The plain version for tests computes in float16 as well.
 #pragma once
 
 #include <algorithm>

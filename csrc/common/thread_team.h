@@ -1,6 +1,6 @@
 // A team of threads that serves several parallel loops in succession. Starting a parallel loop of torch takes about ten
-// microseconds; a network of small layers has a hundred of them per image. A team is started once, and then hands over a
-// loop in less than a microsecond, because its threads wait actively.
+// microseconds; a network of small layers has a hundred of them per image. A team is started once, and then hands over
+// a loop in less than a microsecond, because its threads wait actively.
 #pragma once
 
 #include <pthread.h>
@@ -51,7 +51,8 @@ class ThreadTeam {
     call_ += kCall;
     state_.store(call_ | uint64_t(threads - 1));
     call_started_.notify();
-    // A loop in the body of this loop must not become a call of the team, whose threads are busy: torch runs it serially.
+    // A loop in the body of this loop must not become a call of the team, whose threads are busy: torch runs it
+    // serially.
     ThreadTeam* const team = std::exchange(current(), nullptr);
     execute(0);
     current() = team;
@@ -67,8 +68,8 @@ class ThreadTeam {
   static constexpr int64_t kMaxThreads = 64;  // less than kCall
   static constexpr uint64_t kCall = 256, kEnd = ~uint64_t(0);
 
-  // A place where threads wait for a change of an atomic variable: first actively, for about a tenth of a millisecond on
-  // processors with AMX, which is longer than most waits, and then asleep. On a busy machine, the thread that
+  // A place where threads wait for a change of an atomic variable: first actively, for about a tenth of a millisecond
+  // on processors with AMX, which is longer than most waits, and then asleep. On a busy machine, the thread that
   // is waited for may need this core, and a thread that has slept gets its core back sooner than one that has waited
   // actively.
   class WaitingPlace {

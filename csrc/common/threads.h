@@ -12,9 +12,9 @@
 
 namespace danet {
 
-// Scratch memory of the calling thread, aligned to a cache line, until the end of the scope. A thread reuses two buffers
-// (up to 16 MiB each) across calls: they stay in the cache, the system need not provide new pages, and the heap does not
-// fragment.
+// Scratch memory of the calling thread, aligned to a cache line, until the end of the scope. A thread reuses two
+// buffers (up to 16 MiB each) across calls: they stay in the cache, the system need not provide new pages, and the heap
+// does not fragment.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) {
@@ -105,9 +105,10 @@ class SharedRange {
   alignas(64) std::atomic<uint64_t> bounds_{0};  // first << 32 | last
 };
 
-// Calls run(next) on every thread of torch or of the team; next() returns items of [0, count), each of them once, and -1 at the end.
-// Every thread begins with a range of its own, so that successive operators find their data in its cache, and then takes
-// items from the ranges of the other threads: cores differ in speed when other programs run on them.
+// Calls run(next) on every thread of torch or of the team; next() returns items of [0, count), each of them once, and
+// -1 at the end. Every thread begins with a range of its own, so that successive operators find their data in its
+// cache, and then takes items from the ranges of the other threads: cores differ in speed when other programs run on
+// them.
 template <typename Run>
 void parallel_items(int64_t count, const Run& run) {
   DANET_CHECK(count < int64_t(1) << 32, "too many blocks of work");  // a SharedRange has 32 bits for each bound

@@ -21,13 +21,13 @@ struct DeformConvKernels {
   void (*pack)(const float* weight, int64_t C_out, int64_t C, int64_t K, float* packed, int64_t begin, int64_t end);
   int64_t (*panels)(int64_t C_out);
   // Computes the pixels [begin, end) of image n of out. packed: the packed weights of all weight groups, one after the
-  // other; [K, C] if depth-wise. bias may be null. samples: scratch memory for (end - begin) * K * C values; with several
-  // groups for (end - begin) * K * (C + C / groups) values; depth-wise for K * C values.
+  // other; [K, C] if depth-wise. bias may be null. samples: scratch memory for (end - begin) * K * C values; with
+  // several groups for (end - begin) * K * (C + C / groups) values; depth-wise for K * C values.
   void (*dense)(
       const SdcParams&, int64_t C_out, int64_t groups, ImageView input, ImageView offset, ImageView mask,
       const float* packed, const float* bias, ImageView out, int64_t n, int64_t begin, int64_t end, float* samples);
-  // The same for one weight group. Reads the weight [C_out, C, K] in place: for few pixels, packing it takes longer than
-  // transposing the samples. samples: scratch memory for few_pixels_scratch(C_out, depth, end - begin) values.
+  // The same for one weight group. Reads the weight [C_out, C, K] in place: for few pixels, packing it takes longer
+  // than transposing the samples. samples: scratch memory for few_pixels_scratch(C_out, depth, end - begin) values.
   int64_t (*few_pixels_scratch)(int64_t C_out, int64_t depth, int64_t pixels);
   void (*few_pixels)(
       const SdcParams&, int64_t C_out, ImageView input, ImageView offset, ImageView mask, const float* weight,

@@ -19,8 +19,8 @@ constexpr int64_t kMinPixels = 48, kMaxPixels = 96;
 // pixels, but reading the weight in place is slower for every block of pixels.
 constexpr double kFewPixels = 0.5;
 
-// The number of pixels per block, a multiple of 16. All threads get the same number of blocks if there are few. A weight
-// in place is larger than all samples, and every block reads it: then the blocks are as large as possible.
+// The number of pixels per block, a multiple of 16. All threads get the same number of blocks if there are few. A
+// weight in place is larger than all samples, and every block reads it: then the blocks are as large as possible.
 int64_t block_pixels(int64_t N, int64_t pixels, int64_t row_size, bool is_packed) {
   const int64_t most =
       is_packed ? std::max(kMinPixels, std::min(kMaxPixels, kSampleBytes / (4 * row_size))) : kMaxPixels;

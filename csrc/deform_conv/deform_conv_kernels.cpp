@@ -98,8 +98,8 @@ void multiply_samples(
     const float* samples, int64_t count, int64_t depth, const float* packed, int64_t C_out, const float* bias,
     const ImageView& out, int64_t n, int64_t begin, int64_t first_channel) {
   constexpr int L = kLanes<float>;
-  // A part of a panel of the weight stays in the first-level cache for all pixels. The first part adds the bias, and every
-  // further one the sum of the previous parts.
+  // A part of a panel of the weight stays in the first-level cache for all pixels. The first part adds the bias, and
+  // every further one the sum of the previous parts.
   for_parts(depth, [&](int64_t part, int64_t part_depth) __attribute__((always_inline)) {
     for (int64_t panel = 0; panel < panel_count(C_out); ++panel) {
       const int64_t o = panel * kPanel, channels = C_out - o;

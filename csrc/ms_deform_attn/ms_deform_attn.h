@@ -7,13 +7,14 @@
 //
 //   0 <= n < N, 0 <= q < Q, 0 <= m < M, 0 <= d < D
 //
-// Locations are (x, y); 0 and 1 are the outer edges of a level. a is the attention weight, or the softmax of the weights
-// over the L * P points of a query and head. Level l is the H_l * W_l pixels of value that begin at pixel start_l, row by
-// row; it may be empty.
+// Locations are (x, y); 0 and 1 are the outer edges of a level. a is the attention weight, or the softmax of the
+// weights over the L * P points of a query and head. Level l is the H_l * W_l pixels of value that begin at pixel
+// start_l, row by row; it may be empty.
 //
-// value_l[Y, X] is interpolated bilinearly between four pixels, the corners of its cell, and is zero outside the level. A
-// sample with Y <= -1, Y >= H_l, X <= -1 or X >= W_l is zero, and so are all its gradients, as in the authors' kernel. A
-// sample with a NaN coordinate is NaN in the forward pass and zero in the backward pass, unless its level is empty.
+// value_l[Y, X] is interpolated bilinearly between four pixels, the corners of its cell, and is zero outside the level.
+// A sample with Y <= -1, Y >= H_l, X <= -1 or X >= W_l is zero, and so are all its gradients, as in the authors'
+// kernel. A sample with a NaN coordinate is NaN in the forward pass and zero in the backward pass, unless its level is
+// empty.
 //
 // A tap is one point of one level: tap j = l * P + p. Interpolation, gather and scatter are those of SDC (csrc/sdc).
 //

@@ -1,5 +1,5 @@
-// The backward pass of multi-scale deformable attention (ms_deform_attn.h) on CUDA devices. It sums grad_value with atomic
-// additions or, if deterministic, in a fixed order.
+// The backward pass of multi-scale deformable attention (ms_deform_attn.h) on CUDA devices. It sums grad_value with
+// atomic additions or, if deterministic, in a fixed order.
 #pragma once
 
 #include "../sdc/sdc_backward.cuh"
@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kThreads, 5) ms_backward_kernel(
 constexpr int kPixelsPerWarp = 64;
 
 // Computes grad_value without atomics, with the same bits in every run. A warp owns a range of pixels of one head, and
-// adds all contributions to it in the order of levels, queries and points. Each lane locates one tap; then the lanes share
-// the channels of every tap that touches the range.
+// adds all contributions to it in the order of levels, queries and points. Each lane locates one tap; then the lanes
+// share the channels of every tap that touches the range.
 template <typename T, typename S>
 __global__ void __launch_bounds__(32, 16) ms_backward_in_order(
     MsInputs in, ImageView grad_output /* [N, Q, M*D] */,

@@ -1,5 +1,5 @@
-// The backward pass of multi-scale deformable attention (ms_deform_attn.h) on the CPU. For the gradients of locations and
-// weights, it computes the dot products of grad_output with the corners of each tap. For the gradient of value, it
+// The backward pass of multi-scale deformable attention (ms_deform_attn.h) on the CPU. For the gradients of locations
+// and weights, it computes the dot products of grad_output with the corners of each tap. For the gradient of value, it
 // scatters grad_output to the same corners.
 #pragma once
 
@@ -46,8 +46,8 @@ __attribute__((noinline)) void level_dots(
         for (auto& dots : taps.dot) dots[j] = 0;
 }
 
-// Computes the gradients of the locations [K, 2] and weights [K] of one query and head from taps.dot. `inside` tells that
-// all cells lie inside their levels.
+// Computes the gradients of the locations [K, 2] and weights [K] of one query and head from taps.dot. `inside` tells
+// that all cells lie inside their levels.
 template <typename A, typename S>
 DANET_INLINE void write_level_gradients(
     const MsDeformAttnParams& p, MsTapTable<A>& taps, bool inside, S* grad_locations, S* grad_weights) {
@@ -84,8 +84,8 @@ DANET_INLINE void write_level_gradients(
   }
 }
 
-// Adds weight * grad_output to the corners of every tap that lie in the band. grad_head points to the head's channels in
-// the first pixel of grad_value.
+// Adds weight * grad_output to the corners of every tap that lie in the band. grad_head points to the head's channels
+// in the first pixel of grad_value.
 template <typename T, typename A>
 __attribute__((noinline)) void scatter_levels(
     const MsDeformAttnParams& p, const MsTapTable<A>& taps, const MsLevel* levels, const T* grad_output, A* grad_head,
@@ -168,8 +168,8 @@ void backward_head(
       write_level_gradients(
           p, taps, inside, grad_locations.pixel<S>(n, q) + m * taps.K * 2, grad_weights.pixel<S>(n, q) + m * taps.K);
     }
-    // Add to grad_value. Take the bounds-checked path if a moved cell would add 0 * Inf = NaN to a pixel that the sample
-    // does not use.
+    // Add to grad_value. Take the bounds-checked path if a moved cell would add 0 * Inf = NaN to a pixel that the
+    // sample does not use.
     if (inside || (all_finite(grad, p.D) && all_finite(taps.m, taps.K))) {
       scatter_levels(p, taps, levels, grad, grad_head, grad_value.pixel_stride, band, bands);
     } else {

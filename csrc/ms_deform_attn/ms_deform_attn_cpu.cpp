@@ -49,8 +49,8 @@ Tensor ms_deform_attn(
   return out.tensor;
 }
 
-// The number of bands into which the rows of every level are divided, so that each thread gets about the same work. Each
-// band of a head prepares all taps of the head again, which takes about a third of the time (measured on AVX2).
+// The number of bands into which the rows of every level are divided, so that each thread gets about the same work.
+// Each band of a head prepares all taps of the head again, which takes about a third of the time (measured on AVX2).
 int64_t choose_bands(int64_t heads, int64_t threads) {
   int64_t best = 1;
   double best_time = std::numeric_limits<double>::max();

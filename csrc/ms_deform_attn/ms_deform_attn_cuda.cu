@@ -1,5 +1,5 @@
-// Multi-scale deformable attention on CUDA devices, as torch calls it: choice of the kernel, launch, memory. The kernels
-// are in ms_deform_attn_forward.cuh and ms_deform_attn_backward.cuh.
+// Multi-scale deformable attention on CUDA devices, as torch calls it: choice of the kernel, launch, memory. The
+// kernels are in ms_deform_attn_forward.cuh and ms_deform_attn_backward.cuh.
 #include "../common/device.h"
 #include "ms_deform_attn_backward.cuh"
 #include "ms_deform_attn_torch.h"
@@ -14,8 +14,8 @@ int64_t shared_bytes(const MsDeformAttnParams& p, int items) {
   return p.L * int64_t(sizeof(MsLevel)) + items * (taps + int64_t(sizeof(SoftmaxFactors<A>)));
 }
 
-// The number of items per block: fewer if a block's taps exceed the shared memory, or if there are too few blocks for the
-// multiprocessors.
+// The number of items per block: fewer if a block's taps exceed the shared memory, or if there are too few blocks for
+// the multiprocessors.
 template <typename A>
 int choose_items(const MsDeformAttnParams& p, int64_t num_items) {
   int items = 32;
@@ -54,8 +54,8 @@ bool heads_fit_packets(const MsInputs& in, std::initializer_list<ImageView> view
 }
 
 // Calls body(s, index, packet_size). They carry the template arguments of the kernels: the dtype of locations and
-// weights, the index type, and the number of channels per packet. Common cases get kernels with 32-bit indices and packets
-// of 16 bytes (not for float64).
+// weights, the index type, and the number of channels per packet. Common cases get kernels with 32-bit indices and
+// packets of 16 bytes (not for float64).
 template <typename T, typename Body>
 void dispatch_points(const MsCall& call, bool packets_fit, const Body& body) {
   const MsDeformAttnParams& p = call.in.p;

@@ -1,5 +1,5 @@
-// The forward pass of multi-scale deformable attention (ms_deform_attn.h) on CUDA devices. Each thread block prepares the
-// taps of its items (ms_deform_attn_taps.cuh), then gathers and sums their channels.
+// The forward pass of multi-scale deformable attention (ms_deform_attn.h) on CUDA devices. Each thread block prepares
+// the taps of its items (ms_deform_attn_taps.cuh), then gathers and sums their channels.
 #pragma once
 
 #include "ms_deform_attn_taps.cuh"
@@ -20,9 +20,9 @@ GPU_DEVICE MsCell pack_cell(const MsLevel& level, const Sample<A>& sample) {
   return {top_left, inside | uint32_t(level.W) << 4};
 }
 
-// Computes out [num_items, D]. Each thread computes packets (16 bytes) of channels, one after the other: for a packet, it
-// reads up to 4 * L * P packets of value and writes one packet of out. kPacketSize is the number of channels of a packet.
-// Corners outside a level are not read. Shared memory holds, per item, L * P taps of 24 bytes (float).
+// Computes out [num_items, D]. Each thread computes packets (16 bytes) of channels, one after the other: for a packet,
+// it reads up to 4 * L * P packets of value and writes one packet of out. kPacketSize is the number of channels of a
+// packet. Corners outside a level are not read. Shared memory holds, per item, L * P taps of 24 bytes (float).
 // Not yet measured on a GPU.
 template <typename T, typename S, typename Index, int kPacketSize>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 6 : 8)

@@ -1,5 +1,6 @@
-// The forward pass of multi-scale deformable attention (ms_deform_attn.h) on the CPU. It prepares the taps of a query and
-// head (ms_deform_attn_taps.h), then gathers whole vectors of channels from the four corners of each tap, and sums them.
+// The forward pass of multi-scale deformable attention (ms_deform_attn.h) on the CPU. It prepares the taps of a query
+// and head (ms_deform_attn_taps.h), then gathers whole vectors of channels from the four corners of each tap, and sums
+// them.
 #pragma once
 
 #include "../sdc/sdc_forward.h"
@@ -76,8 +77,8 @@ void forward_queries(
     fill_weights(p, taps, weights.pixel<S>(n, q) + m * taps.K);
     const bool inside = fill_cells</*kBackward=*/false, /*kMove=*/true>(taps, location);
     gather_levels(p, taps, levels, head, value.pixel_stride, to);
-    // A cell that was moved reads pixels that the sample does not use, with weight 0. If such a pixel is not finite, 0 *
-    // Inf = NaN: compute the result again, with bounds checks.
+    // A cell that was moved reads pixels that the sample does not use, with weight 0. If such a pixel is not finite, 0
+    // * Inf = NaN: compute the result again, with bounds checks.
     if (!inside && any_nan(to, p.D)) gather_levels_checked(p, taps, levels, location, head, value.pixel_stride, to);
   });
 }

@@ -41,7 +41,8 @@ struct MsItem {
   }
 };
 
-// Locates the sample of one tap, in pixels of its level. Samples at -1 and below, or at the size and above, are outside.
+// Locates the sample of one tap, in pixels of its level. Samples at -1 and below, or at the size and above, are
+// outside.
 template <typename A, typename S>
 GPU_DEVICE Sample<A> locate_point(const MsLevel& level, const S* __restrict__ location) {
   const A x = gpu::to_compute(location[0]) * A(level.W) - A(0.5),
@@ -66,8 +67,8 @@ GPU_DEVICE void prepare_points(
     const MsInputs& in, MsLevel* levels, SoftmaxFactors<A>* factors, Index first, int count, const Store& store) {
   const int K = int(in.p.L * in.p.P), P = int(in.p.P);
   for (int l = int(threadIdx.x); l < int(in.p.L); l += kThreads) levels[l] = read_level(in, l);
-  // Compute the denominator of the softmax, one item per thread. The maximum skips NaN logits; exp carries them into the
-  // sum.
+  // Compute the denominator of the softmax, one item per thread. The maximum skips NaN logits; exp carries them into
+  // the sum.
   if (in.p.softmax)
     for (int item = int(threadIdx.x); item < count; item += kThreads) {
       const MsItem<Index> output(in.p, first + item);

@@ -1,5 +1,6 @@
 // Prepares the taps of one query and head for the CPU kernels of multi-scale deformable attention (ms_deform_attn.h):
-// the softmax, the cell that each tap samples, and the weights of the cell's corners. Each vector lane prepares one tap.
+// the softmax, the cell that each tap samples, and the weights of the cell's corners. Each vector lane prepares one
+// tap.
 //
 // In the templates of this folder, T is the dtype of value, S that of locations and weights (T or the compute dtype),
 // and A = Compute<T> is the type of the arithmetic.

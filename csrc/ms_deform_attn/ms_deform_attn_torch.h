@@ -1,5 +1,5 @@
-// Multi-scale deformable attention as torch calls it, on every device: checks of the arguments and views of the tensors.
-// ms_deform_attn_cpu.cpp and ms_deform_attn_cuda.cu use it.
+// Multi-scale deformable attention as torch calls it, on every device: checks of the arguments and views of the
+// tensors. ms_deform_attn_cpu.cpp and ms_deform_attn_cuda.cu use it.
 #pragma once
 
 #include <tuple>

@@ -2,8 +2,8 @@
 // in between. A call from Python costs 10 to 15 microseconds, and a small network has about sixty.
 //
 // A program is a list of integers. It computes with numbered values: value 0 is the image, and each instruction writes
-// one value. Tensors that do not change, such as weights, are taken by their index from a list, and numbers from another
-// one. danet/models/program.py writes programs. The instructions, with their arguments:
+// one value. Tensors that do not change, such as weights, are taken by their index from a list, and numbers from
+// another one. danet/models/program.py writes programs. The instructions, with their arguments:
 //
 //   kConvolve    out, in, weight, prepared, bias, stride, relu, out_dtype, wants_border, next_weight    rep_conv
 //   kNarrow      out, in, first channel, number of channels

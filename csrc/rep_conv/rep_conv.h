@@ -31,11 +31,11 @@ struct RepConvParams {
   bool relu;
   int64_t stride;
   int64_t kernel_size = 3;  // or 1
-  // On the matrix unit: the weight is float32, and each of its values is multiplied as the sum of two bfloat16 values, of
-  // which one may be zero, so that an infinite input gives NaN. Bias and result are float32.
+  // On the matrix unit: the weight is float32, and each of its values is multiplied as the sum of two bfloat16 values,
+  // of which one may be zero, so that an infinite input gives NaN. Bias and result are float32.
   bool has_float32_weight = false;
-  // On the matrix unit: memory that is needed after this call, such as the next layer's weight. The kernel loads up to a
-  // part of it into the L2 cache meanwhile. May be null.
+  // On the matrix unit: memory that is needed after this call, such as the next layer's weight. The kernel loads up to
+  // a part of it into the L2 cache meanwhile. May be null.
   const void* next_weight = nullptr;
   int64_t next_bytes = 0;
 
@@ -73,8 +73,8 @@ struct RepConvKernels {
       int64_t end);
   // The size of the scratch memory of few_inputs, in values.
   int64_t (*few_inputs_scratch)(const RepConvParams&);
-  // For fewer than kFewChannels input channels, any stride: a matrix product whose rows are the windows. prepared: panels
-  // [ceil(C_out / panel), 9 * C, panel]. Computes the output rows n * H_out + y in [begin, end).
+  // For fewer than kFewChannels input channels, any stride: a matrix product whose rows are the windows. prepared:
+  // panels [ceil(C_out / panel), 9 * C, panel]. Computes the output rows n * H_out + y in [begin, end).
   void (*few_inputs)(
       const RepConvParams&, ImageView input, const float* prepared, const void* bias, ImageView out, int64_t begin,
       int64_t end, float* scratch);
@@ -86,8 +86,8 @@ DANET_DECLARE_KERNELS(RepConvKernels, rep_conv_kernels)
 constexpr int64_t kTileOverrun = 32;
 
 // An image as the kernels on the matrix unit read or write it: its rows are row_pixels pixels apart. has_border: zeros
-// surround the image, a row above and below it, and one pixel between successive rows (row_pixels = W + 1), which is the
-// right neighbor of one row and the left neighbor of the next.
+// surround the image, a row above and below it, and one pixel between successive rows (row_pixels = W + 1), which is
+// the right neighbor of one row and the left neighbor of the next.
 struct TileImage : ImageView {
   int64_t row_pixels;
   bool has_border;

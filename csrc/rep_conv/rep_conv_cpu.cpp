@@ -19,10 +19,10 @@ struct RepConvTypes {
   ScalarType input, weight;
 };
 
-// Whether a 3x3 layer in bfloat16 is computed as in float32, and only reads and writes bfloat16, although the processor has
-// AVX512_BF16. VDPBF16PS does at most twice as many multiplications per cycle as float32. Winograd's algorithm needs a
-// quarter of them at stride 1, and a little more than half at stride 2. Moreover, a TileBlock has 32 depths and 32
-// columns, of which layers with few channels use a part, and a float32 weight takes two columns.
+// Whether a 3x3 layer in bfloat16 is computed as in float32, and only reads and writes bfloat16, although the processor
+// has AVX512_BF16. VDPBF16PS does at most twice as many multiplications per cycle as float32. Winograd's algorithm
+// needs a quarter of them at stride 1, and a little more than half at stride 2. Moreover, a TileBlock has 32 depths and
+// 32 columns, of which layers with few channels use a part, and a float32 weight takes two columns.
 constexpr int64_t kTileChannels = 32;  // kTileDepth and kBlockColumns in amx.h
 bool is_float32_faster(RepConvTypes types, const RepConvParams& p) {
   if (matrix_unit() != MatrixUnit::kAvx512Bf16 || p.kernel_size == 1) return false;
@@ -30,10 +30,11 @@ bool is_float32_faster(RepConvTypes types, const RepConvParams& p) {
 }
 
 // Chooses the algorithm. The kernels for a matrix unit, or for AVX512_BF16, compute bfloat16 layers with at least
-// kFewChannels input and output channels, unless float32 is faster; layers with fewer channels are computed as in float32.
-// Under the same conditions, they compute layers at stride 1 with a float32 weight for an input in bfloat16. Of the rest, torch's convolution
-// (oneDNN) computes float64, 1x1 kernels, bfloat16 if only oneDNN has kernels for it, and layers with few output channels
-// at stride 2. Winograd computes layers with enough channels to amortize its transforms.
+// kFewChannels input and output channels, unless float32 is faster; layers with fewer channels are computed as in
+// float32. Under the same conditions, they compute layers at stride 1 with a float32 weight for an input in bfloat16.
+// Of the rest, torch's convolution (oneDNN) computes float64, 1x1 kernels, bfloat16 if only oneDNN has kernels for it,
+// and layers with few output channels at stride 2. Winograd computes layers with enough channels to amortize its
+// transforms.
 RepConvMethod choose_method(RepConvTypes types, const RepConvParams& p) {
   const bool has_tiles =
       types.input == ScalarType::BFloat16 && matrix_unit() != MatrixUnit::kNone && !is_float32_faster(types, p);

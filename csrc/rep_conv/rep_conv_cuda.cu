@@ -17,7 +17,8 @@ using Tile64x32Unaligned = GemmTile<2, 2, 2, 2, 64, 4>;  // for copies of less t
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Calls body(tile) with the largest tile that gives every multiprocessor at least two blocks, or Tile64x64 if none
-// does. Up to 32 output channels always use Tile64x32. A split weight (RepConvGemm::split_out) needs a tile of 64 pixels.
+// does. Up to 32 output channels always use Tile64x32. A split weight (RepConvGemm::split_out) needs a tile of 64
+// pixels.
 template <typename Body>
 void with_tile(int64_t pixels, int64_t C_out, bool is_split, Body body) {
   const int64_t min_blocks = 2 * gpu::multiprocessor_count();
@@ -30,7 +31,8 @@ void with_tile(int64_t pixels, int64_t C_out, bool is_split, Body body) {
 
 // Launches rep_conv_gemm. If there are few tiles, splits K so that more multiprocessors get a block. Every split has at
 // least four K blocks. The splits of a tile are a cluster if the device has clusters. There, up to three blocks for two
-// multiprocessors are predicted to take less time than fewer, longer blocks; elsewhere, more splits would write more partial sums.
+// multiprocessors are predicted to take less time than fewer, longer blocks; elsewhere, more splits would write more
+// partial sums.
 template <typename T, bool kTensorCores, typename Tile, int kBytes>
 void launch_gemm(RepConvGemm<T> p, const Tensor& out, gpu::Stream stream) {
   const int64_t tiles = ceil_div(p.pixels, Tile::BLOCK_M) * ceil_div(p.C_out, Tile::BLOCK_N);
@@ -86,8 +88,8 @@ void dispatch_kernel(const RepConvGemm<T>& p, bool tf32, const Tensor& out, gpu:
   }
 }
 
-// Whether the offsets in the input and the weight, and the indices of output pixels fit the 32-bit integers of our kernels.
-// The offset of a window that ends after the input is less than four times as large as the input.
+// Whether the offsets in the input and the weight, and the indices of output pixels fit the 32-bit integers of our
+// kernels. The offset of a window that ends after the input is less than four times as large as the input.
 bool has_small_indices(const RepConvParams& p, const Tensor& input) {
   constexpr int64_t kLimit = 1 << 29;
   int64_t last = 0;
@@ -161,8 +163,8 @@ Tensor run_implicit_gemm(
   return out;
 }
 
-// The rows of the GEMM's right operand, [C_out, 3, 3, C] or [C_out, C] in memory. For a float32 weight and an input of a
-// half type, they are `prepared`: two rows for each channel, see RepConvGemm::split_out.
+// The rows of the GEMM's right operand, [C_out, 3, 3, C] or [C_out, C] in memory. For a float32 weight and an input of
+// a half type, they are `prepared`: two rows for each channel, see RepConvGemm::split_out.
 Tensor weight_rows_of(
     const RepConvParams& p, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& prepared) {
   if (weight.scalar_type() == input.scalar_type()) return torch::stable::contiguous(weight, MemoryFormat::ChannelsLast);

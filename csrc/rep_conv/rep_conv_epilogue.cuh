@@ -1,5 +1,5 @@
-// The end of the implicit GEMM of rep_conv (rep_conv_gemm.cuh): the sum over the splits of K, bias, ReLU, and the results
-// in global memory.
+// The end of the implicit GEMM of rep_conv (rep_conv_gemm.cuh): the sum over the splits of K, bias, ReLU, and the
+// results in global memory.
 #pragma once
 
 #include "rep_conv_loader.cuh"
@@ -29,8 +29,8 @@ GPU_DEVICE T add_bias_relu(Compute<T> sum, Compute<T> bias, bool relu) {
   return gpu::from_compute<T>(relu && value < 0 ? Compute<T>(0) : value);  // keeps NaN
 }
 
-// Writes the results of a float32 weight (RepConvGemm::split_out) for one pixel, from the sums of kCount successive rows of
-// the split weight, of which `valid` exist.
+// Writes the results of a float32 weight (RepConvGemm::split_out) for one pixel, from the sums of kCount successive
+// rows of the split weight, of which `valid` exist.
 template <typename T, int kCount>
 GPU_DEVICE void write_split(
     const RepConvGemm<T>& p, int64_t pixel, int row, const Compute<T> (&sums)[kCount], int valid) {
@@ -42,8 +42,8 @@ GPU_DEVICE void write_split(
   write_row(p.split_out + pixel * (p.C_out / 2) + row / 2, values, valid / 2, p.C_out / 2);
 }
 
-// In a cluster, a thread adds up the splits of K for packets of 16 bytes of sums, which all have the same channels of the
-// tile: these channels, and their bias.
+// In a cluster, a thread adds up the splits of K for packets of 16 bytes of sums, which all have the same channels of
+// the tile: these channels, and their bias.
 template <typename T, typename Tile>
 struct ReducedChannels {
   static constexpr int kPacket = 16 / int(sizeof(Compute<T>)), kPackets = Tile::BLOCK_N / kPacket;
@@ -57,8 +57,8 @@ struct ReducedChannels {
   }
 };
 
-// Adds up the sums of all blocks of the cluster, in the order of the splits of K, adds the bias, applies ReLU and writes
-// the outputs. Each block does so for a part of the tile.
+// Adds up the sums of all blocks of the cluster, in the order of the splits of K, adds the bias, applies ReLU and
+// writes the outputs. Each block does so for a part of the tile.
 template <typename T, typename Tile>
 GPU_DEVICE void reduce_in_cluster(
     const RepConvGemm<T>& p, typename Tile::template PartialSums<T>& mine,
@@ -80,8 +80,8 @@ GPU_DEVICE void reduce_in_cluster(
     }
   gpu::cluster_arrive();
   gpu::cluster_wait();
-  // Load the parts of all splits before the first addition, so that the loads do not wait for each other. Packets that do
-  // not exist are replaced by the last one.
+  // Load the parts of all splits before the first addition, so that the loads do not wait for each other. Packets that
+  // do not exist are replaced by the last one.
   constexpr int kSteps = (Tile::BLOCK_M * kPackets + 2 * Tile::kNumThreads - 1) / (2 * Tile::kNumThreads);
   constexpr int kLastPacket = Tile::BLOCK_M * kPackets - 1;
   const int first = split_idx * Tile::kNumThreads + int(threadIdx.x), step = p.num_splits * Tile::kNumThreads;

@@ -8,8 +8,9 @@
 //
 // Roofline, computed for C = C_out = 256, 16x20 pixels and float16 on an H200 (790 TFLOP/s, 4.3 TB/s):
 //   Batch size 1: The tensor cores compute 0.38 GFLOP in 0.5 us. Device memory moves 1.5 MB in 0.35 us. Both take less
-//   time than a launch. Latency is the bottleneck, so K is split over the multiprocessors. From sm_90 on, the splits of a
-//   tile are the blocks of a cluster, which add up their sums through distributed shared memory: one launch less.
+//   time than a launch. Latency is the bottleneck, so K is split over the multiprocessors. From sm_90 on, the splits of
+//   a tile are the blocks of a cluster, which add up their sums through distributed shared memory: one launch
+//   less.
 //   Batch size 32: The tensor cores compute 12 GFLOP in 15 us. Device memory moves 11.7 MB in 2.7 us. The tensor cores
 //   are the bottleneck. mma.sync reaches at most about 60 % of their peak rate on sm_90, and all of it on sm_80 to
 //   sm_89. We expect 45 % of the peak rate on sm_90, and 70 % on sm_80 to sm_89.
@@ -124,7 +125,8 @@ __global__ void __launch_bounds__(Tile::kNumThreads) rep_conv_gemm(RepConvGemm<T
   }
   __syncthreads();
   Loader loader(p, windows, block_n, begin);
-  // The launch before this one may still be running: it may write the input, and read the memory that becomes the output.
+  // The launch before this one may still be running: it may write the input, and read the memory that becomes the
+  // output.
   gpu::wait_for_previous_launch();
   gpu::start_next_launch();
 #pragma unroll 1

@@ -16,21 +16,21 @@ struct RepConvGemm {
   const T* weight;  // [C_out, taps, C]
   const T* bias;    // [C_out] or null
   T* out;           // [batch, H_out, W_out, C_out]
-  // [num_splits, batch, H_out, W_out, C_out]: sums over parts of K; null if num_splits is 1, and if the blocks of a cluster
-  // are the splits of a tile
+  // [num_splits, batch, H_out, W_out, C_out]: sums over parts of K; null if num_splits is 1, and if the blocks of a
+  // cluster are the splits of a tile
   Compute<T>* partial;
   // The kernels compute offsets in the input and in the weight in 32 bits; see has_small_indices in rep_conv_cuda.cu.
   int image_stride, pixel_stride;
   int64_t pixels;                                              // batch * H_out * W_out
   int C, C_out, H, W, H_out, W_out, stride, taps, num_splits;  // taps: 9, or 1 for a 1x1 kernel
   bool relu;
-  // For a float32 weight and an input of a half type, each channel of the weight is the sum of two rows of `weight`: its
-  // values rounded to T, and the rounding errors. The result is float32, [batch, H_out, W_out, C_out / 2], and so is the
-  // bias, [C_out / 2]. split_out is null if the weight has the type T. Only tiles of 64 pixels support this.
+  // For a float32 weight and an input of a half type, each channel of the weight is the sum of two rows of `weight`:
+  // its values rounded to T, and the rounding errors. The result is float32, [batch, H_out, W_out, C_out / 2], and so
+  // is the bias, [C_out / 2]. split_out is null if the weight has the type T. Only tiles of 64 pixels support this.
   const float* split_bias;
   float* split_out;
-  // Division of indices by the pixels of an output image, the pixels of an output row, the input channels, and the blocks
-  // of output channels
+  // Division of indices by the pixels of an output image, the pixels of an output row, the input channels, and the
+  // blocks of output channels
   gpu::Divisor by_image, by_row, by_channels, by_channel_blocks;
   // Division of the block index: by the splits if they are the blocks of a cluster, else by the tiles
   gpu::Divisor by_splits;
@@ -65,8 +65,8 @@ struct GemmTile {
 };
 
 // The 3x3 input window of an output pixel: the offset of its first tap (which may be outside the input), and a bit mask
-// of the taps inside the input. Bit 3 * i + j is the tap in row i and column j of the window. The only tap of a 1x1 kernel
-// is tap 0.
+// of the taps inside the input. Bit 3 * i + j is the tap in row i and column j of the window. The only tap of a 1x1
+// kernel is tap 0.
 struct InputWindow {
   int offset;
   unsigned valid_taps;

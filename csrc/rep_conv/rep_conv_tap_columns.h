@@ -7,9 +7,9 @@
 //   P[o, i, j][y, x] = sum_c weight[o, c, i, j] * input[c, y, x]
 //   out[o, y, x] = bias[o] + sum_{i, j} P[o, i, j][y - 1 + i, x - 1 + j]
 //
-// One output channel has nine columns, and every pixel is multiplied once instead of nine times. For more channels, nine
-// columns each would not fit into a tile of 16 columns. Then only the taps of a row are columns, the sum over the rows i
-// is a part of the product, and every pixel is multiplied three times.
+// One output channel has nine columns, and every pixel is multiplied once instead of nine times. For more channels,
+// nine columns each would not fit into a tile of 16 columns. Then only the taps of a row are columns, the sum over the
+// rows i is a part of the product, and every pixel is multiplied three times.
 //
 // A float32 weight is the sum of two bfloat16 values. The products with both are added to the same column.
 #pragma once

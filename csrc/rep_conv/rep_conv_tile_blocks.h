@@ -49,9 +49,9 @@ struct PaddedInput {
   }
 };
 
-// Copies the input rows that a block of output rows reads, with zeros around them and channels padded with zeros. The rows
-// are copied in their order, a few cache lines at a time between the products of the first panel, because the matrix unit
-// and the vector units work at the same time.
+// Copies the input rows that a block of output rows reads, with zeros around them and channels padded with zeros. The
+// rows are copied in their order, a few cache lines at a time between the products of the first panel, because the
+// matrix unit and the vector units work at the same time.
 class InputCopy {
  public:
   InputCopy(
@@ -144,8 +144,9 @@ class InputCopy {
 
 static_assert(kTileOverrun >= kBlockRows, "a block may read behind the border of the last image");
 
-// Whether the input is read directly: it needs a border of zeros for a 3x3 kernel, and channels in whole tiles. Without a
-// border, the last block must not read behind the image: it is moved back, so the image must have at least kBlockRows pixels.
+// Whether the input is read directly: it needs a border of zeros for a 3x3 kernel, and channels in whole tiles. Without
+// a border, the last block must not read behind the image: it is moved back, so the image must have at least kBlockRows
+// pixels.
 bool reads_directly(const RepConvParams& p, const TileImage& input) {
   if (p.stride != 1 || p.C % kTileDepth != 0) return false;
   return input.has_border || (p.kernel_size == 1 && input.row_pixels == p.W && p.H * p.W >= kBlockRows);
@@ -154,8 +155,8 @@ bool reads_directly(const RepConvParams& p, const TileImage& input) {
 // A call of a kernel loads at most this much of the memory that the next call needs.
 constexpr int64_t kPartBytes = 36 << 10;
 
-// Loads memory into the L2 cache during `steps` steps. The weights of a network do not stay in the cache from one image to
-// the next.
+// Loads memory into the L2 cache during `steps` steps. The weights of a network do not stay in the cache from one image
+// to the next.
 class Prefetch {
  public:
   Prefetch() = default;
@@ -204,8 +205,8 @@ struct LeftOperands {
 
 constexpr int kRowsAtOnce = 4;
 
-// A block whose sums are complete, but not yet written. They are written a few pixels at a time between the steps of the
-// next block, because the matrix unit and the vector units work at the same time. Epilogue: makes results of type
+// A block whose sums are complete, but not yet written. They are written a few pixels at a time between the steps of
+// the next block, because the matrix unit and the vector units work at the same time. Epilogue: makes results of type
 // Epilogue::Out from sums; its function write writes kRowsAtOnce pixels.
 
 template <typename Epilogue>

@@ -1,13 +1,15 @@
-// rep_conv in bfloat16 on the matrix unit, or with AVX512_BF16 in its place: a direct convolution whose operands come straight from the image.
+// rep_conv in bfloat16 on the matrix unit, or with AVX512_BF16 in its place: a direct convolution whose operands come
+// straight from the image.
 //
 // The kernel reads an image with zeros around it, and channels padded to whole tiles. For every tap, successive output
-// pixels read successive pixels of this image, also across the ends of rows. A tile is therefore loaded directly from the
-// image, and no im2col matrix is written. The disadvantage: each output row is computed with one additional pixel at its
-// end, which is not stored. An input without such a border is copied into the L2 cache, a block of rows at a time; a 1x1
-// kernel needs no border.
+// pixels read successive pixels of this image, also across the ends of rows. A tile is therefore loaded directly from
+// the image, and no im2col matrix is written. The disadvantage: each output row is computed with one additional pixel
+// at its end, which is not stored. An input without such a border is copied into the L2 cache, a block of rows at a
+// time; a 1x1 kernel needs no border.
 //
-// At stride 2, the even input rows are copied to one part of the buffer and the odd ones to another. Each tap reads only
-// one part. The pixels for successive output pixels are then two pixels apart in that part, also across the ends of rows.
+// At stride 2, the even input rows are copied to one part of the buffer and the odd ones to another. Each tap reads
+// only one part. The pixels for successive output pixels are then two pixels apart in that part, also across the ends
+// of rows.
 #include <algorithm>
 #include <optional>
 
@@ -19,8 +21,8 @@ namespace danet {
 namespace {
 
 // The columns of a panel of weights: a block, or half of one for float32 weights if that is enough for all output
-// channels. A float32 weight takes two columns. The first half of the panel holds it rounded to bfloat16, the second half
-// the rounding error.
+// channels. A float32 weight takes two columns. The first half of the panel holds it rounded to bfloat16, the second
+// half the rounding error.
 bool has_half_panel(const RepConvParams& p) { return p.has_float32_weight && p.C_out <= kBlockColumns / 4; }
 int64_t panel_columns(const RepConvParams& p) { return has_half_panel(p) ? kBlockColumns / 2 : kBlockColumns; }
 int64_t panel_channels(const RepConvParams& p) {
@@ -132,7 +134,8 @@ void multiply_blocks(
           first_block + kBlocksPerWeightPart < blocks ? first_block + kBlocksPerWeightPart : blocks;
       const BFloat16* weight = prepared + panel * p.taps() * depth * kStep;
       // Take the weights in parts that fit into the first-level cache. Between the parts, the sums of the blocks are
-      // kept in memory. While a part is used, load the next one, or at the end the first part of the next layer's weight.
+      // kept in memory. While a part is used, load the next one, or at the end the first part of the next layer's
+      // weight.
       for (int64_t d = 0; d < depth; d += kDepthPerPart) {
         const int64_t part_depth = depth - d < kDepthPerPart ? depth - d : kDepthPerPart;
         const int64_t taps = taps_per_part(p, part_depth);

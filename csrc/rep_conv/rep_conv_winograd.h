@@ -130,8 +130,8 @@ int64_t scratch_size(const RepConvParams& p, int64_t tiles) {
   return 4 * (zeros_size(p) + planes + 12 * weight_plane_stride(p.C)) + tiles * int64_t(sizeof(WinogradTile));
 }
 
-// The rows of the transformed weights that are computed together. At stride 1, rows 1 and 2 share subexpressions, and so
-// do rows 3 and 4.
+// The rows of the transformed weights that are computed together. At stride 1, rows 1 and 2 share subexpressions, and
+// so do rows 3 and 4.
 constexpr int kPairs[3][2] = {{0, 5}, {1, 2}, {3, 4}};
 
 // Transforms one panel of weights [9][C][kPanel] to two rows of G w G^T: transformed[12][C][kPanel], planes

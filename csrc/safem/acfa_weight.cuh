@@ -1,6 +1,6 @@
-// acfa_weight, the channel weights of ACFA's deeper level (safem.h), on CUDA devices, for float16 and bfloat16. One kernel
-// sums the samples over the pixels of each block; a second one adds up the blocks of an image, and computes its weights.
-// Not yet measured on a GPU.
+// acfa_weight, the channel weights of ACFA's deeper level (safem.h), on CUDA devices, for float16 and bfloat16. One
+// kernel sums the samples over the pixels of each block; a second one adds up the blocks of an image, and computes its
+// weights. Not yet measured on a GPU.
 #pragma once
 
 #include "safem_pass.cuh"

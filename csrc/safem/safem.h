@@ -11,8 +11,8 @@
 // up[n, c, y, x] is channel ((y % 2) * 2 + x % 2) * C + c of pixel (y / 2, x / 2) of a feature map of half the size:
 // the output of a 2x2 transposed convolution of stride 2 before its pixels are moved to their places. w_g of SDC is
 // folded into expand, and batch norms into the convolutions before them. acfa_weight is the channel weight w_d of ACFA
-// (equation 4): sigmoid(reduce gelu(expand mean + expand_bias) + reduce_bias), where mean is that of z over the pixels of
-// an image.
+// (equation 4): sigmoid(reduce gelu(expand mean + expand_bias) + reduce_bias), where mean is that of z over the pixels
+// of an image.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +40,8 @@ DANET_HOST_DEVICE SdcParams sdc_params(const SafemParams& p) { return SdcParams(
 
 }  // namespace
 
-// The image of pairs of horizontal neighbours (safem_pairs.h), which some kernels read instead of the image. The values of
-// image n were divided by 2^exponents[n].
+// The image of pairs of horizontal neighbours (safem_pairs.h), which some kernels read instead of the image. The values
+// of image n were divided by 2^exponents[n].
 struct PairsView {
   const uint32_t* data;
   const int* exponents;

@@ -1,10 +1,10 @@
 // SaFEM on the CPU (safem.h) for images of the dtype T. A block of pixels goes through all steps while it is in the L2
-// cache, so that intermediate results never reach memory. Offsets, the softmax and the sums of the 1x1 convolutions are float32; in bfloat16, those of
-// the sampling and of the depth-wise convolution may be float16 (pairs.h).
+// cache, so that intermediate results never reach memory. Offsets, the softmax and the sums of the 1x1 convolutions are
+// float32; in bfloat16, those of the sampling and of the depth-wise convolution may be float16 (pairs.h).
 //
-// The file that includes this one defines two parts for T: Layer<T>, a 1x1 convolution, which multiplies rows of C values
-// of type T by a matrix [columns, C], and Source<T>, which reads the image: the depth-wise convolution and the sampling.
-// Both choose the layout of their weights.
+// The file that includes this one defines two parts for T: Layer<T>, a 1x1 convolution, which multiplies rows of C
+// values of type T by a matrix [columns, C], and Source<T>, which reads the image: the depth-wise convolution and the
+// sampling. Both choose the layout of their weights.
 #pragma once
 
 #include "../sdc/sdc_forward.h"
@@ -23,8 +23,9 @@ constexpr int L = kLanes<float>;
 //   static constexpr bool kReadsPadding                whether `apply` reads values between C and padded(C)
 //   static int64_t weight_size(int64_t columns, int64_t C)   the size of a prepared weight, in floats
 //   static void prepare(const float* weight, int64_t columns, int64_t C, float* prepared)
-//   static void apply(const T* rows, int64_t count, int64_t stride, const float* prepared, const float* bias, int64_t C,
-//                     int64_t columns, Out* out, int64_t out_stride, activation)
+//   static void apply(
+//       const T* rows, int64_t count, int64_t stride, const float* prepared, const float* bias, int64_t C,
+//       int64_t columns, Out* out, int64_t out_stride, activation)
 //   static F gelu(F x)                                 the activation, as exact as T needs it
 // `apply` computes out = activation(weight * row + bias) for `count` rows; `stride` and `out_stride` are the distances
 // between successive rows, in values. bias has padded(columns) values, and so has each row of `out`.
@@ -37,7 +38,7 @@ struct Layer;
 //   static int64_t weight_size(int64_t C)              the size of a prepared depth-wise weight, in floats
 //   static void prepare(const float* weight, int64_t C, float* prepared)
 //   static void prepare_predictor(const float* weight, int64_t columns, int64_t C, float* prepared)
-//   static int64_t prediction_columns(p)               the length of a row of BlockRows::predictions that `sample` needs
+//   static int64_t prediction_columns(p)               the row length of BlockRows::predictions for `sample`
 //   static int64_t sample_scratch_size(p)              the size of BlockRows::sample_scratch, in bytes
 //   void sample(p, layout, prepared, n, begin, end, rows)   rows.features = z of the pixels [begin, end) of image n
 template <typename T>

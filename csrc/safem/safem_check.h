@@ -1,5 +1,5 @@
-// Checks the arguments of a call of SaFEM on any device, and returns its sizes. The kernels rely on these checks for memory
-// safety.
+// Checks the arguments of a call of SaFEM on any device, and returns its sizes. The kernels rely on these checks for
+// memory safety.
 #pragma once
 
 #include <optional>

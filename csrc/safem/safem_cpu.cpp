@@ -63,8 +63,8 @@ Tensor prepare_safem(
   return prepared;
 }
 
-// The number of blocks into which the pixels of an image are divided. It does not depend on the number of threads, so that
-// sums over blocks do not either.
+// The number of blocks into which the pixels of an image are divided. It does not depend on the number of threads, so
+// that sums over blocks do not either.
 int64_t count_blocks(const SafemParams& p, const SafemKernels& kernels) {
   constexpr int64_t kSmallBlock = 32;  // for images with few pixels; the rows of a block on the matrix unit
   const int64_t P = p.H * p.W, most = kernels.block_pixels(p), size = P < 8 * most ? kSmallBlock : most;
@@ -72,8 +72,8 @@ int64_t count_blocks(const SafemParams& p, const SafemKernels& kernels) {
   return blocks > 1 && blocks % 2 == 1 ? blocks + 1 : blocks;  // even, for two threads
 }
 
-// Splits each image into blocks of pixels of about the same size. Calls body(block_index, n, begin, end, scratch) for every block: pixels
-// [begin, end) of image n. Before the first call, sets `blocks` to the number of blocks per image.
+// Splits each image into blocks of pixels of about the same size. Calls body(block_index, n, begin, end, scratch) for
+// every block: pixels [begin, end) of image n. Before the first call, sets `blocks` to the number of blocks per image.
 template <typename Body>
 void for_blocks(const SafemParams& p, const SafemKernels& kernels, int64_t& blocks, const Body& body) {
   const int64_t P = p.H * p.W;

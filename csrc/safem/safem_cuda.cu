@@ -1,5 +1,5 @@
-// SaFEM and acfa_weight on CUDA devices, as torch calls them: choice of the tiles and clusters, launches. The kernels are
-// in safem_pass.cuh and acfa_weight.cuh.
+// SaFEM and acfa_weight on CUDA devices, as torch calls them: choice of the tiles and clusters, launches. The kernels
+// are in safem_pass.cuh and acfa_weight.cuh.
 #include "../common/device.h"
 #include "acfa_weight.cuh"
 #include "safem_check.h"

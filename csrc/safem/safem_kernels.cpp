@@ -20,8 +20,8 @@ struct Layer<float> {
   // exp(x) for |x| < 20
   static DANET_INLINE F exp(F x) { return exp_unchecked(x); }
 
-  // gelu(x) = x * Phi(x), with Phi the cumulative normal distribution. Its tail is approximated to 1e-7 by formula 7.1.26
-  // of Abramowitz and Stegun, Handbook of Mathematical Functions.
+  // gelu(x) = x * Phi(x), with Phi the cumulative normal distribution. Its tail is approximated to 1e-7 by formula
+  // 7.1.26 of Abramowitz and Stegun, Handbook of Mathematical Functions.
   static DANET_INLINE F gelu(F x) {
     const F z = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
     F tail = t * 0.5307027145f - 0.7265760135f;

@@ -1,16 +1,16 @@
 // The 1x1 convolutions of SaFEM on CUDA devices: products of a few rows in shared memory (one for each pixel of a tile)
 // with a weight in global memory, on the tensor cores.
 //
-// The weight is packed as MMA fragments: the 16 bytes that a lane needs are contiguous, and so are those of a warp. Each
-// weight is therefore loaded once per block, directly into registers. danet/ops/fused_safem.py packs it: with N rows
-// rounded up to 16, K columns rounded up to 32, and zeros as padding,
+// The weight is packed as MMA fragments: the 16 bytes that a lane needs are contiguous, and so are those of a warp.
+// Each weight is therefore loaded once per block, directly into registers. danet/ops/fused_safem.py packs it: with N
+// rows rounded up to 16, K columns rounded up to 32, and zeros as padding,
 //
 //   packed[chunk, n, k_block, t, j, u, e] = weight[16 * chunk + 4 * t + 2 * n + j, 32 * k_block + 8 * u + e],
 //   n, j < 2,   t, u < 4,   e < 8
 //
 // t and j make a lane's four output channels contiguous: an MMA gives it columns 2 t and 2 t + 1 of every 8, with t =
-// lane % 4. u and e order K so that a lane's operands for two MMAs are contiguous, in the weight and in the rows alike: a
-// sum does not depend on the order of its terms.
+// lane % 4. u and e order K so that a lane's operands for two MMAs are contiguous, in the weight and in the rows alike:
+// a sum does not depend on the order of its terms.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -100,8 +100,8 @@ GPU_DEVICE void multiply_rows(
   }
 }
 
-// gelu(x) = x * Phi(x), with Phi the cumulative normal distribution. Its tail is approximated to 1e-7 by formula 7.1.26 of
-// Abramowitz and Stegun, Handbook of Mathematical Functions.
+// gelu(x) = x * Phi(x), with Phi the cumulative normal distribution. Its tail is approximated to 1e-7 by formula 7.1.26
+// of Abramowitz and Stegun, Handbook of Mathematical Functions.
 GPU_DEVICE float gelu(float x) {
   const float z = fabsf(x) * 0.70710678f, t = gpu::fast_reciprocal(1.0f + 0.3275911f * z);
   float tail = t * 0.5307027145f - 0.7265760135f;

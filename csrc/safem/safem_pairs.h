@@ -1,6 +1,6 @@
-// How SaFEM reads an image in bfloat16: from a copy, called the image of pairs. Each 32-bit element of it holds two values
-// of one channel: that of a pixel and that of its right neighbour. Around the image there is a border of zeros, which
-// the samples outside of the image read, so that no tap needs a check of its position.
+// How SaFEM reads an image in bfloat16: from a copy, called the image of pairs. Each 32-bit element of it holds two
+// values of one channel: that of a pixel and that of its right neighbour. Around the image there is a border of zeros,
+// which the samples outside of the image read, so that no tap needs a check of its position.
 //
 // One instruction multiplies a vector of pairs by pairs of weights and adds the products to sums (pairs.h). Both upper
 // corners of a bilinear sample are then one load and one instruction, and so are the lower ones. The depth-wise
@@ -61,13 +61,13 @@ DANET_INLINE U16 larger_finite(U16 largest, U16 bits) {
 #endif
 }
 
-// The image of pairs, which has rows -2 to H + 1 and columns -2 to W. The 2x2 pixels around a sample (its cell) start in
-// rows -2 to H and columns -2 to W, because prepare_group (safem_taps.h) clamps the coordinates.
+// The image of pairs, which has rows -2 to H + 1 and columns -2 to W. The 2x2 pixels around a sample (its cell) start
+// in rows -2 to H and columns -2 to W, because prepare_group (safem_taps.h) clamps the coordinates.
 struct PairImage {
   static constexpr int64_t kBorder = 2;
   int64_t row_stride, image_stride;  // in elements
-  // Numbers of pixels in the order of memory, exact in float32 up to 2^24: the pixels of a row, pixel (0, 0), and the last
-  // pixel that is the top left one of a cell.
+  // Numbers of pixels in the order of memory, exact in float32 up to 2^24: the pixels of a row, pixel (0, 0), and the
+  // last pixel that is the top left one of a cell.
   float row_pixels, first_pixel;
   uint32_t last_cell;
 
@@ -161,9 +161,9 @@ void prepare_depthwise(const float* weight, int64_t C, float* prepared) {
   }
 }
 
-// features [count, stride] = relu(depthwise(x) + bias) of `count` <= kBlockRows successive pixels of an image, from pixel
-// `first` on. pairs: the first element of the image. scale: the factor that undoes the scaling of the image. Returns whether
-// all sums are finite.
+// features [count, stride] = relu(depthwise(x) + bias) of `count` <= kBlockRows successive pixels of an image, from
+// pixel `first` on. pairs: the first element of the image. scale: the factor that undoes the scaling of the image.
+// Returns whether all sums are finite.
 inline bool convolve_depthwise(
     const SafemParams& p, const PairImage& image, const uint32_t* pairs, float scale, int64_t first, int64_t count,
     const float* weight, const float* bias, BFloat16* features, int64_t stride) {

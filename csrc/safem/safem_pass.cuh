@@ -1,11 +1,11 @@
-// SaFEM (safem.h) on CUDA devices, for float16 and bfloat16: one kernel takes a tile of pixels through all steps. Between
-// the steps, the values of the tile stay in shared memory.
+// SaFEM (safem.h) on CUDA devices, for float16 and bfloat16: one kernel takes a tile of pixels through all steps.
+// Between the steps, the values of the tile stay in shared memory.
 //
 // A tile is 16 or 32 successive pixels of an image. The blocks of a thread block cluster share a tile, because a small
-// image has too few tiles to fill the device, and because one multiprocessor would take too long to load the large weights
-// of many channels. In the steps that treat pixels separately, each block computes its share of the pixels; in a 1x1
-// convolution, its share of the output channels for all pixels. Results that all blocks need next are written to the
-// shared memory of each of them.
+// image has too few tiles to fill the device, and because one multiprocessor would take too long to load the large
+// weights of many channels. In the steps that treat pixels separately, each block computes its share of the pixels; in
+// a 1x1 convolution, its share of the output channels for all pixels. Results that all blocks need next are written to
+// the shared memory of each of them.
 //
 //   step                            divided by   written to                          bytes of shared memory
 //   depth-wise convolution, ReLU    pixels       features, in all blocks             2 per pixel and channel
@@ -159,7 +159,8 @@ GPU_DEVICE void convolve_depthwise(const SafemCall<T>& p, const SafemTile& tile,
   }
 }
 
-// Prepares the taps of this block's pixels from their predicted offsets and mask, one item (a group of a pixel) per thread.
+// Prepares the taps of this block's pixels from their predicted offsets and mask, one item (a group of a pixel) per
+// thread.
 template <typename T>
 GPU_DEVICE void prepare_own_taps(
     const SafemCall<T>& p, const SafemTile& tile, const float* predicted, CornerWeights<float>* corner_weights,
@@ -212,8 +213,8 @@ GPU_DEVICE void sample_own_pixels(
   }
 }
 
-// The first steps, up to z: calls write(own, c, values) for z of each packet of channels of this block's pixels. When it
-// returns, other blocks may still read the first region of this block's shared memory, but no longer the second one.
+// The first steps, up to z: calls write(own, c, values) for z of each packet of channels of this block's pixels. When
+// it returns, other blocks may still read the first region of this block's shared memory, but no longer the second one.
 template <typename T, int kMmaM, typename Write>
 GPU_DEVICE void compute_samples(
     const SafemCall<T>& p, const SafemTile& tile, unsigned char* shared, const Write& write) {

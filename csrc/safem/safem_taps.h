@@ -30,7 +30,8 @@ struct Predictions {
 // The prepared taps of L pixels, of up to kMaxGroups groups. Each row holds one tap of all pixels.
 struct PixelTaps {
   static constexpr int kMaxGroups = 4;
-  // The weights of the upper and of the lower corners as pairs (left, right), divided by the denominator of the softmax.
+  // The weights of the upper and of the lower corners as pairs (left, right), divided by the denominator of the
+  // softmax.
   alignas(64) uint32_t upper[kMaxGroups * kSafemTaps][L];
   uint32_t lower[kMaxGroups * kSafemTaps][L];
   uint32_t cell[kMaxGroups * kSafemTaps][L];  // the place of the top left corner in the image of pairs, in bytes
@@ -51,7 +52,8 @@ struct Centers {
   }
 };
 
-// A coordinate, clamped to [low, high], as the sum of an integer and of a fraction in [0, 1]. NaN gives a fraction of NaN.
+// A coordinate, clamped to [low, high], as the sum of an integer and of a fraction in [0, 1]. NaN gives a fraction of
+// NaN.
 DANET_INLINE F split_coordinate(F v, float low, float high, F& whole) {
 #if defined(__AVX512F__)
   // The instructions return their second operand if it is NaN. Adding 1.5 * 2^23 rounds to an integer.
@@ -118,8 +120,8 @@ DANET_INLINE void prepare_group(
   }
 }
 
-// Sums the nine taps of one group of one pixel: out [channels]. `pairs` points to the group's first channel in the image
-// of pairs. zero_or_nan becomes NaN where a result is not finite.
+// Sums the nine taps of one group of one pixel: out [channels]. `pairs` points to the group's first channel in the
+// image of pairs. zero_or_nan becomes NaN where a result is not finite.
 DANET_INLINE void gather_group(
     const PixelTaps& taps, int64_t first_tap, int64_t pixel, const uint32_t* pairs, int64_t row_stride,
     int64_t channels, float scale, BFloat16* out, F& zero_or_nan) {
@@ -211,7 +213,8 @@ DANET_INLINE void gather_side_by_side(
 #endif
 
 // Samples `count` <= L pixels: out [count, stride], of which the first p.C values are written. pixel: the index in
-// `predictions` of the first of these pixels. `pairs` is the image's first element. Returns whether all results are finite.
+// `predictions` of the first of these pixels. `pairs` is the image's first element. Returns whether all results are
+// finite.
 __attribute__((noinline)) bool sample_pixels(
     const SafemParams& p, const Predictions& predictions, const Centers& centers, int64_t pixel, int64_t count,
     const uint32_t* pairs, float scale, BFloat16* out, int64_t stride) {

@@ -31,8 +31,8 @@ struct Layer<BFloat16> {
   // exp(x) for |x| < 20
   static DANET_INLINE F exp(F x) { return exp2_fast(x * 1.44269504f); }
 
-  // gelu(x) = x * Phi(x) = max(x, 0) - g(|x|), with Phi the cumulative normal distribution and g(u) = u * (1 - Phi(u)). g(u)
-  // is u times a minimax polynomial up to u = 4, and almost zero beyond. The error is below 1.4e-4, less than the
+  // gelu(x) = x * Phi(x) = max(x, 0) - g(|x|), with Phi the cumulative normal distribution and g(u) = u * (1 - Phi(u)).
+  // g(u) is u times a minimax polynomial up to u = 4, and almost zero beyond. The error is below 1.4e-4, less than the
   // rounding error of results from 0.125 on. The exact form takes twice as long.
   static DANET_INLINE F gelu(F x) {
     const F u = clamp_max(magnitude(x), 4.0f);
@@ -171,8 +171,8 @@ struct Source<BFloat16> {
     }
   }
 
-  // Computes those groups again whose results are not finite, as in sdc: a sum may have overflowed, or a corner of weight
-  // zero is not finite.
+  // Computes those groups again whose results are not finite, as in sdc: a sum may have overflowed, or a corner of
+  // weight zero is not finite.
   void sample_in_float32(
       const SafemParams& p, const Predictions& predictions, int64_t n, int64_t first, int64_t pixel, int64_t count,
       BFloat16* out, int64_t stride) const {

@@ -18,7 +18,8 @@ inline SdcOptions sdc_options(const Tensor& input DANET_SDC_PARAMETERS) {
   return options;
 }
 
-// The parameters of a call of sdc, dcnv3 or deform_im2col (layout), whose shapes, dtypes and devices are checked as well.
+// The parameters of a call of sdc, dcnv3 or deform_im2col (layout), whose shapes, dtypes and devices are checked as
+// well.
 template <SdcLayout layout>
 SdcParams check_call(const Tensor& input, const Tensor& offset, const Tensor& mask DANET_SDC_PARAMETERS) {
   const char* op = layout == SdcLayout::kSdc ? "sdc" : layout == SdcLayout::kDcnv3 ? "dcnv3" : "deform_im2col";

@@ -33,8 +33,8 @@ struct WeightsInRegisters {
 };
 #endif
 
-// Adds the four corners of a cell, times their weights, to `total`; weight_of(corner) returns a weight in all lanes. The
-// kChains sums are independent, to hide the latency of additions; their total is the result.
+// Adds the four corners of a cell, times their weights, to `total`; weight_of(corner) returns a weight in all lanes.
+// The kChains sums are independent, to hide the latency of additions; their total is the result.
 template <typename A, int kChains, int V, typename T, typename WeightOf>
 DANET_INLINE void add_corners(
     Vec<A> (&total)[kChains][V], const CornerPointers<const T>& from, int64_t cell, const WeightOf& weight_of,
@@ -149,8 +149,9 @@ __attribute__((noinline)) bool gather_samples(
   return !any<A>(zero_or_nan != zero_or_nan);
 }
 
-// Computes out [group_channels] of the one group in `source`, with a bounds check of every corner, and with weights that
-// are divided by the denominator of the softmax before the sum. This slow path is correct for all cells and values.
+// Computes out [group_channels] of the one group in `source`, with a bounds check of every corner, and with weights
+// that are divided by the denominator of the softmax before the sum. This slow path is correct for all cells and
+// values.
 template <typename T, typename A, typename S>
 __attribute__((noinline)) void sum_taps_checked(
     const SdcParams& p, TapTable<A>& taps, const TapInputs<A, S>& source, const CellBounds& bounds,

@@ -1,6 +1,6 @@
 // The operators that torch calls, on every device: sdc, dcnv3, dcnv4, deform_im2col and their backward operators. They
-// check the arguments and prepare the views of offset and mask; run_forward and run_backward, defined in the source of a
-// device, do the rest.
+// check the arguments and prepare the views of offset and mask; run_forward and run_backward, defined in the source of
+// a device, do the rest.
 #pragma once
 
 #include <tuple>
