@@ -1,6 +1,7 @@
 // The CPU kernels of deform_conv2d (deform_conv.h).
 #include "../common/matrix.h"
 #include "../common/transpose.h"
+#include "../common/vec_math.h"
 #include "../sdc/sdc_forward.h"
 #include "deform_conv.h"
 

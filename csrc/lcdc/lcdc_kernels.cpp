@@ -1,6 +1,7 @@
 // The CPU kernels of LCDC, one pixel at a time. The channels of a pixel are copied into a zero-padded row, so that a
 // vector of channels can be loaded at the offset of any tap without bounds checks. Backward copies d in the same way.
 #include "../common/lanes.h"
+#include "../common/vec_math.h"
 #include "lcdc.h"
 
 namespace danet {

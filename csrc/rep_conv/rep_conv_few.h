@@ -4,6 +4,7 @@
 
 #include "../common/lanes.h"
 #include "../common/matrix.h"
+#include "../common/vec_math.h"
 #include "rep_conv.h"
 
 namespace danet {

@@ -18,6 +18,7 @@
 
 #include "../common/amx.h"
 #include "../common/matrix.h"
+#include "../common/vec_math.h"
 #include "rep_conv.h"
 
 namespace danet {

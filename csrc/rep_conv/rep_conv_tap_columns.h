@@ -18,6 +18,7 @@
 #include <optional>
 
 #include "../common/lanes.h"
+#include "../common/vec_math.h"
 #include "rep_conv_tile_blocks.h"
 
 namespace danet {

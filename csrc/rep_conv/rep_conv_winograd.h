@@ -11,6 +11,7 @@
 #pragma once
 
 #include "../common/matrix.h"
+#include "../common/vec_math.h"
 #include "rep_conv.h"
 
 namespace danet {

@@ -22,29 +22,24 @@
 namespace danet {
 namespace {
 
-// Loads the first `count` elements of a vector, or all of them if count is 0.
-DANET_INLINE U32 load_pairs(const uint32_t* p, int count) {
-  if (count == 0) return bits_as<U32>(p);
+// Loads the bits of the first `count` elements of a vector V of 16-bit or 32-bit integers, or of all if count is 0.
+template <typename V, typename E>
+DANET_INLINE V load_bits(const E* p, int count) {
+  static_assert(sizeof(V) == L * sizeof(E), "the vector must have as many lanes as a vector of floats");
+  if (count == 0) return bits_as<V>(p);
 #if defined(__AVX512F__)
-  return (U32)_mm512_maskz_loadu_epi32(__mmask16((1u << count) - 1), p);
+  const __mmask16 first = __mmask16((1u << count) - 1);
+  if constexpr (sizeof(E) == 4)
+    return (V)_mm512_maskz_loadu_epi32(first, p);
+  else
+    return (V)_mm256_maskz_loadu_epi16(first, p);
 #else
-  U32 v{};
+  V v{};
   std::memcpy(&v, p, size_t(count) * sizeof *p);
   return v;
 #endif
 }
-
-// Loads the bits of the first `count` values, or of a whole vector if count is 0.
-DANET_INLINE U16 load_bits(const BFloat16* p, int count) {
-  if (count == 0) return bits_as<U16>(p);
-#if defined(__AVX512F__)
-  return (U16)_mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p);
-#else
-  U16 v{};
-  std::memcpy(&v, p, size_t(count) * sizeof *p);
-  return v;
-#endif
-}
+DANET_INLINE U32 load_pairs(const uint32_t* p, int count) { return load_bits<U32>(p, count); }
 DANET_INLINE void store_pairs(uint32_t* p, U32 v, int count) {
   std::memcpy(p, &v, count == 0 ? sizeof v : size_t(count) * sizeof *p);
 }
@@ -103,7 +98,7 @@ float write_pair_image(
         const BFloat16* pixel = x < p.W ? input.pixel<BFloat16>(n, y * p.W + x) + c : nullptr;
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
-          const U16 bits = pixel == nullptr ? U16{} : load_bits(pixel + v * L, count);
+          const U16 bits = pixel == nullptr ? U16{} : load_bits<U16>(pixel + v * L, count);
           largest = larger_finite(largest, bits);
           const U16 right = bfloat16_to_pair_type(bits, factor);
           store_pairs(pair + v * L, join_halves(left[v], right), count);

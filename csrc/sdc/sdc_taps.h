@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../common/lanes.h"
+#include "../common/vec_math.h"
 #include "sdc.h"
 
 namespace danet {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/lanes.h"
+#include "../common/vec_math.h"
 
 namespace danet {
 namespace {
