@@ -56,7 +56,8 @@ kernels: $(KERNELS)  ## build what changed in csrc/
 PYTEST = $(RUN) -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 
 SANITIZED := build/cmake-sanitize/libdanet.so
-SANITIZE_TESTS ?= sdc dcn lcdc rep_conv softmax_gate fused_safem ms_deform_attn deform_conv run_program
+SANITIZE_TESTS ?= sdc dcn lcdc rep_conv softmax_gate fused_safem ms_deform_attn deform_conv run_program \
+  detail_channels
 # The operators with kernels for the matrix unit; with avx512-bf16 and amx-emulated, the others run the same code as
 # without it.
 TILE_TESTS := rep_conv fused_safem run_program

@@ -68,6 +68,11 @@ STABLE_TORCH_LIBRARY(danet, library) {
   library.def(
       "run_program(Tensor image, Tensor[] tensors, int[] code, float[] numbers, int num_values, int[] outputs, "
       "bool uses_torch) -> Tensor[]");
+  // image and past [H, W], uint8 or uint16 (past may be empty), smoothing [odd] -> [E, H, W], float32: details of the
+  // image with with_image, of its difference to each past, and with several of them what these share; on the CPU
+  library.def(
+      "detail_channels(Tensor image, Tensor[] past, float[] smoothing, int detail_size, int neighborhood_size, "
+      "float units, float limit, float min_deviation, bool with_image) -> Tensor");
   // value [N, S, M, D], sampling_locations [N, Q, M, L, P, 2], attention_weights [N, Q, M, L, P] (both of value's dtype
   // or float32), spatial_shapes [L, 2] and level_start_index [L] (int64) -> [N, Q, M*D]
   library.def(

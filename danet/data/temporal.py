@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+import torch
+
+from danet.ops import library
 
 T = TypeVar("T")
 
@@ -29,6 +32,8 @@ CUT_FRACTION = 0.12
 SMOOTHING_PIXELS = 0.7
 """Standard deviation of the Gaussian that smooths a difference. It divides white noise by 2.3, and the contrast of a
 target with a core of 3 pixels by 1.4."""
+SMOOTHING = cv2.getGaussianKernel(2 * math.ceil(4 * SMOOTHING_PIXELS) + 1, SMOOTHING_PIXELS).ravel().tolist()
+"""The weights of this Gaussian along an axis."""
 DETAIL_PIXELS = 9
 """Side of the square whose mean is subtracted: clouds, their drift, and a change of the sensor's offset vary over more
 pixels than a distant target covers."""
@@ -185,7 +190,7 @@ def local_contrast(image: np.ndarray, span: float) -> np.ndarray:
 def _normalize_details(values: np.ndarray, span: float) -> np.ndarray:
     """Removes what is larger than DETAIL_PIXELS, and divides by the local deviation of the rest."""
     size = DETAIL_PIXELS, DETAIL_PIXELS
-    details: np.ndarray = cv2.GaussianBlur(values, (0, 0), SMOOTHING_PIXELS)
+    details: np.ndarray = cv2.GaussianBlur(values, (len(SMOOTHING), len(SMOOTHING)), SMOOTHING_PIXELS)
     background: np.ndarray = cv2.blur(values, size, borderType=cv2.BORDER_REFLECT_101)
     details -= background
     size = NEIGHBORHOOD_PIXELS, NEIGHBORHOOD_PIXELS
@@ -249,6 +254,27 @@ def extra_channels(
         (4, 64, 96)
     """
     grey = to_grey(image)
+    if library.WHY_NOT is not None:
+        return _extra_channels_reference(grey, past, span, with_local_contrast=with_local_contrast)
+    channels = library.call(
+        "detail_channels",
+        _to_tensor(grey),
+        [torch.empty(0) if each is None else _to_tensor(each) for each in past],
+        SMOOTHING,
+        DETAIL_PIXELS,
+        NEIGHBORHOOD_PIXELS,
+        DEVIATION_UNITS,
+        LIMIT_UNITS,
+        MIN_DEVIATION_SPANS * span,
+        with_local_contrast,
+    )
+    return channels.numpy()
+
+
+def _extra_channels_reference(
+    grey: np.ndarray, past: Sequence[np.ndarray | None], span: float, *, with_local_contrast: bool
+) -> np.ndarray:
+    """``extra_channels`` without compiled operators."""
     differences = [None if each is None else temporal_difference(grey, each, span) for each in past]
     if len(past) > 1:
         known = [each for each in differences if each is not None]
@@ -256,6 +282,13 @@ def extra_channels(
     channels = [local_contrast(grey, span)] if with_local_contrast else []
     channels += [np.zeros(grey.shape, np.float32) if each is None else each for each in differences]
     return np.stack(channels) if channels else np.empty((0, *grey.shape), np.float32)
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """A tensor of the pixels. They are copied only if their layout needs it, or if they are read-only: torch warns of
+    read-only arrays."""
+    image = np.ascontiguousarray(image)
+    return torch.from_numpy(image if image.flags.writeable else image.copy())
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ NAMES = (
     "ms_deform_attn",
     "fused_safem",
     "run_program",
+    "detail_channels",
 )
 TESTS = [ROOT / f"tests/ops/test_{name}.py" for name in NAMES]
 
