@@ -24,7 +24,7 @@ import torch
 
 import danet
 from danet.data.coco_dataset import ImageRecord, load_coco
-from danet.data.synthetic.stress import SIZE_PIXELS, TARGET
+from danet.data.synthetic.stress import BOX_RATIO, SIZE_PIXELS, TARGET
 from danet.detections import Detections
 from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, flatten, match
 from danet.inference.predict import predict
@@ -34,7 +34,7 @@ FALSE_ALARMS_PER_IMAGE = 0.01
 MINIMUM_SCORE = 0.01
 CRITERION = CRITERIA["iou30"]
 SIZE_EDGES = (SIZE_PIXELS[0], 5.0, 7.0, 2 * SIZE_PIXELS[1])
-"""Edges of the size ranges in pixels of sqrt(box area)."""
+"""Edges of the ranges of the visible size in pixels; boxes are BOX_RATIO times as large."""
 
 
 def recall(records: Sequence[ImageRecord], predictions: Sequence[Detections], label: int | None) -> dict:
@@ -63,7 +63,8 @@ def recall(records: Sequence[ImageRecord], predictions: Sequence[Detections], la
 
 
 def _sizes(boxes: np.ndarray) -> np.ndarray:
-    return np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    """Visible sizes in pixels, ``[M]``, of the targets in boxes ``[M, 4]``."""
+    return np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])) / BOX_RATIO
 
 
 def main() -> None:
