@@ -128,7 +128,7 @@ DATA ?=
 real: $(KERNELS)  ## train and evaluate on real frames (docs/results.md): make real DATA=FOLDER with svanstrom-ir/ and sirst/
 	@[ -d "$(DATA)/svanstrom-ir" ] && [ -d "$(DATA)/sirst" ] \
 	  || { echo "make real DATA=FOLDER: the folder must hold svanstrom-ir/ and sirst/"; exit 2; }
-	@echo "== 1/5  import of the Svanstrom videos; a tenth of the training recordings is kept for tuning"
+	@echo "== 1/5  import of the Svanstrom videos; a fifth of the training recordings, with 8 % of the frames, is kept for tuning"
 	@$(MAKE) $(REAL)/tune.json $(REAL)/val.json $(REAL)/sirst/val.json
 	@echo "== 2/5  training danet_s on crops, then on whole frames; about an hour on two cores"
 	@$(RUN) -m danet.train --preset svanstrom --data $(REAL)/fit.json --out $(REAL)/crops --overwrite

@@ -39,7 +39,7 @@ def intensity_range(image: np.ndarray) -> IntensityRange:
     return IntensityRange(median, max(high - low, MIN_RANGE_COUNTS))
 
 
-def normalize(image: np.ndarray, channels: int = 1, frame: IntensityRange | None = None) -> np.ndarray:
+def normalize(image: np.ndarray, channels: int = 1, intensities: IntensityRange | None = None) -> np.ndarray:
     """Scales an image robustly: ``(image - median) * RANGE_UNITS / span``, clipped to +-CLIP_UNITS.
 
     Median and span are percentiles of the image, so that a 14-bit sensor and an 8-bit video look the same to the
@@ -48,7 +48,7 @@ def normalize(image: np.ndarray, channels: int = 1, frame: IntensityRange | None
     Args:
         image: ``[H, W]`` or ``[H, W, 3]`` (BGR), uint8 or uint16.
         channels: channels of the result, 1 or 3.
-        frame: the intensity range to use instead of the image's own. A crop needs that of its whole frame: a crop of
+        intensities: the range to use instead of the image's own. A crop needs that of its whole frame: a crop of
             empty sky would otherwise be stretched to full contrast.
 
     Returns:
@@ -64,7 +64,7 @@ def normalize(image: np.ndarray, channels: int = 1, frame: IntensityRange | None
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     elif channels == 3 and image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
-    median, span = frame or intensity_range(image)
+    median, span = intensities or intensity_range(image)
     counts = np.arange(256, dtype=np.float32) if image.dtype == np.uint8 else image.astype(np.float32)
     scaled: np.ndarray = (counts - np.float32(median)) * np.float32(RANGE_UNITS / span)
     np.clip(scaled, -CLIP_UNITS, CLIP_UNITS, out=scaled)

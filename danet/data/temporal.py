@@ -30,7 +30,7 @@ MIN_SHIFT_PIXELS = 0.1
 CUT_FRACTION = 0.12
 """Two frames whose median absolute difference exceeds this fraction of the intensity span show different scenes."""
 SMOOTHING_PIXELS = 0.7
-"""Standard deviation of the Gaussian that smooths a difference. It divides white noise by 2.3, and the contrast of a
+"""Standard deviation of the Gaussian that smooths a difference. It divides white noise by 2.4, and the contrast of a
 target with a core of 3 pixels by 1.4."""
 SMOOTHING = cv2.getGaussianKernel(2 * math.ceil(4 * SMOOTHING_PIXELS) + 1, SMOOTHING_PIXELS).ravel().tolist()
 """The weights of this Gaussian along an axis."""

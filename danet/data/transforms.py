@@ -58,7 +58,7 @@ def augment(
     Returns:
         The image, of ``options.crop`` pixels and the dtype of the input, and its boxes. A box whose centre is outside
         the crop is dropped, unless it is an ignore region that overlaps the crop. The remaining boxes are clipped to
-        the crop.
+        the crop. Earlier frames (``past``) are left out.
 
     Example:
         >>> boxes = np.array([[10, 10, 22, 18]], np.float32)
@@ -145,7 +145,10 @@ def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def warp_and_crop(frame: AnnotatedImage, rng: np.random.Generator, options: Augmentation) -> AnnotatedImage:
-    """Second half of ``augment``: scales, flips, rotates and crops the frame in one resampling."""
+    """Second half of ``augment``: scales, flips, rotates and crops the frame in one resampling.
+
+    The result has no earlier frames (``past``): what the network needs of them is in ``extra``.
+    """
     height, width = frame.image.shape[:2]
     size = options.crop or (height, width)
     scale = math.exp(rng.uniform(*np.log(options.scale)))
@@ -209,7 +212,7 @@ def _photometric_distortion(
     image = frame.image.astype(np.float32)
     past = [each.astype(np.float32) for _, each in frame.past]
     images = [image, *past]
-    scale = span(frame.image)
+    intensity_span = span(frame.image)
 
     for box, ignored in zip(frame.boxes, frame.ignore, strict=True):
         if rng.random() < options.target_contrast and not ignored:
@@ -233,7 +236,7 @@ def _photometric_distortion(
             each *= np.float32(gain)
             each += np.float32((1.0 - gain) * centre)
     if options.shading:
-        field = shading(image.shape[:2], rng, rng.uniform(0, options.shading) * scale)
+        field = shading(image.shape[:2], rng, rng.uniform(0, options.shading) * intensity_span)
         for each in images:
             each += _per_channel(field, each)
     if rng.random() < options.blur:
@@ -241,7 +244,7 @@ def _photometric_distortion(
         for each in images:
             cv2.GaussianBlur(each, (0, 0), sigma, dst=each)
     if options.noise and rng.random() < 0.5:
-        sigma = rng.uniform(0, options.noise) * scale
+        sigma = rng.uniform(0, options.noise) * intensity_span
         for each in images:
             each += _per_channel(sensor_noise(image.shape[:2], rng, sigma), each)
 
@@ -376,10 +379,10 @@ def _paste_into_past(
     velocity = speed * np.array([math.cos(direction), math.sin(direction)])
     grey = patch if patch.ndim == 2 else patch.mean(axis=2)
     moved = []
-    for lag, image in past:
+    for age, image in past:
         image = image.copy()
-        add_patch(image, grey, np.rint(np.array(place) - lag * velocity).astype(int).tolist())
-        moved.append((lag, image))
+        add_patch(image, grey, np.rint(np.array(place) - age * velocity).astype(int).tolist())
+        moved.append((age, image))
     return tuple(moved)
 
 

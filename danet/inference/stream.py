@@ -28,8 +28,9 @@ PREFETCHED_BATCHES = 2
 
 MAX_GROUP_BATCHES = 16
 MAX_GROUP_PIXELS = 1 << 20
-"""Where the network takes all cores, groups of so many batches are read and computed, or of fewer if they have so many
-pixels. With many threads, groups are larger, so that each thread can compute a batch."""
+"""Where the network takes all cores, batches are read and computed in groups. A group ends after MAX_GROUP_BATCHES
+batches or MAX_GROUP_PIXELS pixels, whichever comes first. With many threads both limits are higher, so that each thread
+can compute a batch."""
 
 
 class FrameTracker(Protocol):
@@ -155,8 +156,8 @@ class DetectionStream:
             GroupPrefetcher(batches, is_full=is_full) as groups,
             SingleThreadedCalls() if is_parallel else contextlib.nullcontext() as calls,
         ):
-            # Start the networks of a group before the results of the group before it are handled, so that they run
-            # while the caller handles these. A group that is too small for all threads is computed in the order of its
+            # Start the networks of the next group first, then yield the results of the previous group: the caller's
+            # work and the networks overlap. A group that is too small for all threads is computed in the order of its
             # batches, each in all threads.
             remaining = iter(groups)
             started: list[tuple[list[Frame], Future]] = []

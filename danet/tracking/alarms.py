@@ -232,7 +232,7 @@ class Alarms:
         return (
             sum(watched.hits) >= options.hits
             and (options.classes is None or track.name in options.classes)
-            and track.path_length >= options.displacement
+            and track.displacement >= options.displacement
         )
 
     def _find_zone(self, track: Track) -> str | None:

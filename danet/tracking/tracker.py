@@ -364,7 +364,7 @@ class Tracker:
                     hits=target.hits,
                     age=self._clock - target.first_seen,
                     trail=tuple(map(tuple, target.trail.tolist())),
-                    path_length=float(np.hypot(*(mean[:2] - target.origin))),
+                    displacement=float(np.hypot(*(mean[:2] - target.origin))),
                     earlier=earlier,
                     width_error=float(np.sqrt(self._states.covariance[index, 2, 2])),
                 )

@@ -39,7 +39,8 @@ class TrackerOptions:
     """Number of detections before a target is reported."""
 
     max_gap: float = 1.0
-    """Seconds without a detection after which a target ends."""
+    """Seconds without a detection after which a target ends, at least three frame intervals. It ends earlier if its
+    evidence reaches 0."""
 
     coast: float = 0.2
     """Seconds without a detection during which a target is reported at its predicted place."""

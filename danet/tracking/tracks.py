@@ -54,7 +54,7 @@ class Track:
     """Seconds since its first detection."""
     trail: tuple[tuple[float, float], ...] = ()
     """Its last centres (x, y) in pixels of this frame, the oldest first."""
-    path_length: float = 0.0
+    displacement: float = 0.0
     """Distance in pixels between its first and its present centre, relative to the scene: the motion of the camera is
     not part of it."""
 

@@ -26,7 +26,7 @@ def test_normalize_does_not_amplify_the_noise_of_an_empty_sky():
 
 def test_normalize_scales_a_crop_by_its_frame(image):
     crop = image[10:40, 20:60]
-    assert np.array_equal(normalize(crop, frame=intensity_range(image)), normalize(image)[:, 10:40, 20:60])
+    assert np.array_equal(normalize(crop, intensities=intensity_range(image)), normalize(image)[:, 10:40, 20:60])
     assert not np.array_equal(normalize(crop), normalize(image)[:, 10:40, 20:60])
 
 

@@ -13,10 +13,10 @@ from danet.utils.errors import UserError
 FPS = 30
 
 
-def track(number=1, centre=(50.0, 40.0), *, score=0.8, name="drone", detected=True, path_length=0.0):
+def track(number=1, centre=(50.0, 40.0), *, score=0.8, name="drone", detected=True, displacement=0.0):
     x, y = centre
     box = (x - 3.0, y - 2.0, x + 3.0, y + 2.0)
-    return Track(number, box, score, 0, name, (0.0, 0.0), detected, 5, 0.5, path_length=path_length)
+    return Track(number, box, score, 0, name, (0.0, 0.0), detected, 5, 0.5, displacement=displacement)
 
 
 def run(alarms, frames):
@@ -91,7 +91,7 @@ def test_predicted_boxes_do_not_count():
     [
         ({"score": 0.7}, track(score=0.6), track(score=0.75)),
         ({"classes": ["drone"]}, track(name="bird"), track()),
-        ({"displacement": 20.0}, track(path_length=19.0), track(path_length=21.0)),
+        ({"displacement": 20.0}, track(displacement=19.0), track(displacement=21.0)),
     ],
 )
 def test_conditions(options, quiet, loud):

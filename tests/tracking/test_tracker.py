@@ -134,7 +134,7 @@ def test_known_motion_of_the_camera_is_taken_out():
         tracks = tracker.update(detections([place + shift]), seconds=index / FPS, motion=motion)
     assert tracks.ids == [1] and tracks[0].hits == 40
     assert tracks[0].velocity == pytest.approx((30.0, 0.0), abs=3)
-    assert tracks[0].path_length == pytest.approx(39.0, abs=2)
+    assert tracks[0].displacement == pytest.approx(39.0, abs=2)
     assert np.ptp(np.array(tracks[0].trail)[:, 1]) < 1e-6, "the trail moves with the picture"
 
 

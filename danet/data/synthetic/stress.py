@@ -1,9 +1,9 @@
 """A stress set: tiny dim targets in real frames, before dark sky and beside clouds (our decision).
 
 Detectors miss such targets most often. In each frame, one target is added to the pixels at a place that is dark, or
-structured, or random. In the earlier frames of the frame (``ImageRecord.past``), the target is where it was then; those
-from which the motion of the camera is not known, as before a cut, are left out. The same frames without a target are in
-the set as well: every detection in them is a false alarm.
+structured, or random. In the earlier frames of the frame (``ImageRecord.past``), the target is where it was then. An
+earlier frame is left out if the motion of the camera since then is not known, as after a cut. The same frames without a
+target are in the set as well: every detection in them is a false alarm.
 """
 
 import itertools
@@ -191,8 +191,8 @@ def _make_patch(rng: np.random.Generator, counts: float) -> tuple[np.ndarray, np
 def _choose_place(grey: np.ndarray, boxes: np.ndarray, contrast: float, rng: np.random.Generator) -> np.ndarray | None:
     """Chooses the centre (x, y) of a target: the middle of a pixel, away from all boxes.
 
-    Targets fly in the sky, not in the trees. A place is used only if the contrast of the target is at least
-    MIN_VISIBILITY times the standard deviation around it. None if no candidate is such a place.
+    A place is used only if the contrast of the target is at least MIN_VISIBILITY times the standard deviation around
+    it, which leaves out most places in trees. None if no candidate is such a place.
     """
     kind = PLACES[rng.integers(len(PLACES))]
     height, width = grey.shape
