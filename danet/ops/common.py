@@ -111,9 +111,17 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
 
 
 def number(value: Any) -> Any:
-    """A NumPy scalar or a 0-d tensor as a Python number; every other value as it is."""
+    """A NumPy scalar or a 0-d tensor as a Python number; every other value as it is.
+
+    TypeError if the tensor requires a gradient, which would be lost.
+    """
     if isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            "options such as offset_scale are constants without a gradient, got a tensor that requires one; multiply "
+            "the offset by the tensor instead, or pass value.detach()"
+        )
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
@@ -143,13 +151,23 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def is_autocast(input: Any) -> bool:
+    """Whether autocast is on for the device of `input`."""
+    device = input.device.type if isinstance(input, Tensor) else "cpu"
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
+
+
+def to_float32(value: Any) -> Any:
+    """A tensor of a half type as float32; every other value as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
+
+
 def autocast(*tensors: Any) -> tuple[Any, ...]:
     """Cast the tensors to autocast's dtype if autocast is on, as for a convolution; float64 tensors stay."""
-    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
-    if not known or not torch.is_autocast_enabled(device):
+    if not is_autocast(tensors[0]):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu")
     return tuple(
         value.to(dtype) if isinstance(value, Tensor) and value.dtype in FLOATING[1:] else value for value in tensors
     )

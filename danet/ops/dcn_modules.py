@@ -44,7 +44,16 @@ class _Deformable(nn.Module):
         remove_center = flag(name, "remove_center", remove_center)
         if remove_center and integer(name, "kernel_size", kernel_size, minimum=1) % 2 == 0:
             raise ValueError(f"{name}: remove_center needs an odd kernel_size, got {kernel_size}")
-        self.channels, self.group, self.remove_center = channels, group, remove_center
+        if stride != 1 or 2 * pad != dilation * (kernel_size - 1):
+            raise ValueError(
+                f"{name}: offsets are predicted for every pixel of the input, so that the result must have its size: "
+                f"stride must be 1 and 2 * pad equal to dilation * (kernel_size - 1) = {dilation * (kernel_size - 1)}, "
+                f"got stride {stride} and pad {pad}"
+            )
+        # The originals have these attributes, too.
+        self.channels, self.group, self.group_channels = channels, group, channels // group
+        self.kernel_size, self.stride, self.pad, self.dilation = kernel_size, stride, pad, dilation
+        self.offset_scale, self.remove_center = offset_scale, remove_center
         self.center_feature_scale = center_feature_scale
         self.taps = group * (kernel_size**2 - self.remove_center)
         sides = (kernel_size, kernel_size, stride, stride, pad, pad, dilation, dilation)
@@ -69,7 +78,8 @@ class DCNv3(_Deformable):
 
     Args:
         channels: C, of input and output.
-        kernel_size, stride, pad, dilation: of the square window.
+        kernel_size, stride, pad, dilation: of the square window. The result must have the size of the input: stride is
+            1, and 2 * pad = dilation * (kernel_size - 1).
         dw_kernel_size: side of the depth-wise convolution that predicts offsets and mask; None: kernel_size.
         group: number of groups of channels, must divide channels.
         offset_scale: see `dcnv3`.
@@ -79,7 +89,7 @@ class DCNv3(_Deformable):
         remove_center: leave out the middle tap.
 
     Shape:
-        [N, H, W, C] -> [N, H_out, W_out, C].
+        [N, H, W, C] -> [N, H, W, C].
 
     Raises:
         TypeError, ValueError: if an argument is not of its kind or out of range.
@@ -118,6 +128,7 @@ class DCNv3(_Deformable):
             else nn.Sequential(nn.BatchNorm2d(channels), _Permute())
         )
         side = kernel_size if dw_kernel_size is None else dw_kernel_size
+        self.dw_kernel_size = side
         self.dw_conv = nn.Sequential(
             nn.Conv2d(channels, channels, side, padding=(side - 1) // 2, groups=channels),
             norm,
@@ -127,6 +138,10 @@ class DCNv3(_Deformable):
         self.mask = nn.Linear(channels, self.taps)
         self.input_proj = nn.Linear(channels, channels)
         self.output_proj = nn.Linear(channels, channels)
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        """Sets the initial values again, as InternImage does after it has initialized all layers of a network."""
         _initialize([self.offset, self.mask], [self.input_proj, self.output_proj])
 
     def forward(self, input: Tensor) -> Tensor:
@@ -141,7 +156,8 @@ class DCNv4(_Deformable):
 
     Args:
         channels: C, of input and output.
-        kernel_size, stride, pad, dilation: of the square window.
+        kernel_size, stride, pad, dilation: of the square window. The result must have the size of the input: stride is
+            1, and 2 * pad = dilation * (kernel_size - 1).
         group: number of groups of channels, must divide channels.
         offset_scale: see `dcnv3`.
         dw_kernel_size: side of a depth-wise convolution before offsets and mask are predicted; None: no such layer.
@@ -152,7 +168,7 @@ class DCNv4(_Deformable):
         further: other arguments of the original, which have no effect.
 
     Shape:
-        input [N, H*W, C] and shape (H, W) -> [N, H_out*W_out, C]. Without shape, H = W.
+        input [N, H*W, C] and shape (H, W) -> [N, H*W, C]. Without shape, H = W.
 
     Raises:
         TypeError, ValueError: if an argument is not of its kind or out of range.
@@ -182,6 +198,7 @@ class DCNv4(_Deformable):
     ) -> None:
         window = (kernel_size, stride, pad, dilation)
         super().__init__("DCNv4", channels, *window, group, offset_scale, center_feature_scale, remove_center)
+        self.dw_kernel_size, self.without_pointwise = dw_kernel_size, without_pointwise
         self.offset_mask_dw = (
             None
             if dw_kernel_size is None
@@ -191,6 +208,10 @@ class DCNv4(_Deformable):
         self.offset_mask = nn.Linear(channels, -(-3 * self.taps // 8) * 8)
         self.value_proj = None if without_pointwise else nn.Linear(channels, channels)
         self.output_proj = None if without_pointwise else nn.Linear(channels, channels, bias=output_bias)
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        """Sets the initial values again."""
         _initialize([self.offset_mask], [m for m in (self.value_proj, self.output_proj) if m is not None])
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:

@@ -20,12 +20,13 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from danet.ops import library, onnx_form
 from danet.ops.common import (
-    autocast,
     check_image,
     check_like_input,
     check_shape,
     compute_dtype,
+    is_autocast,
     memoize_check,
+    to_float32,
 )
 from danet.ops.sdc import (
     MAX_ELEMENTS,
@@ -65,7 +66,8 @@ def deform_conv2d(
         mask: [N, G*K, H_out, W_out] of input's dtype, the weights of the taps; None: all are 1.
 
     Returns:
-        [N, C_out, H_out, W_out] in the memory format channels-last.
+        [N, C_out, H_out, W_out] in the memory format channels-last. Under autocast the operator computes in float32 and
+        returns input's dtype, as in torchvision.
 
     Raises:
         TypeError: if a tensor argument is not a dense tensor of a supported dtype, if dtypes differ, or if an option
@@ -84,7 +86,13 @@ def deform_conv2d(
     if has_torch_function(tensors):  # torch.fx, and subclasses of Tensor
         given: Any = {"stride": stride, "padding": padding, "dilation": dilation, "mask": mask}
         return handle_torch_function(deform_conv2d, tensors, input, offset, weight, bias, **given)
-    input, offset, weight, bias, mask = autocast(*tensors)
+    if is_autocast(input):
+        # As in torchvision: autocast's dtype has too few bits for a position in an image.
+        with torch.autocast(input.device.type, enabled=False):
+            widened = (to_float32(each) for each in tensors)
+            wide_input, wide_offset, wide_weight, wide_bias, wide_mask = widened
+            given = {"stride": stride, "padding": padding, "dilation": dilation, "mask": wide_mask}
+            return deform_conv2d(wide_input, wide_offset, wide_weight, wide_bias, **given).to(input.dtype)
     sizes, options = check_deform_conv(input, offset, weight, bias, mask, stride, padding, dilation)
     if onnx_form.is_active() and onnx_form.uses_deform_conv():
         shape = (sizes.N, weight.shape[0], sizes.H_out, sizes.W_out)
@@ -181,8 +189,10 @@ def _multiply(samples: Tensor, weight: Tensor, bias: Tensor | None, sizes: SdcSi
     groups, pixels = C // C_group, sizes.N * sizes.H_out * sizes.W_out
     rows = samples.permute(0, 2, 3, 1).reshape(pixels, K * C)
     if C_group == 1 and C_out == C:
-        out = (rows.view(pixels, K, C) * weight.reshape(C, K).T).sum(1)
-        out = out if bias is None else out + bias
+        # Half types would round every product before the sum.
+        dtype = compute_dtype(rows.dtype)
+        out = (rows.view(pixels, K, C).to(dtype) * weight.reshape(C, K).T.to(dtype)).sum(1)
+        out = (out if bias is None else out + bias.to(dtype)).to(rows.dtype)
     elif groups == 1:
         matrix = weight.permute(2, 3, 1, 0).reshape(K * C, C_out)
         out = rows @ matrix if bias is None else torch.addmm(bias, rows, matrix)
@@ -259,7 +269,9 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple:
         samples = torch.ops.danet.deform_im2col(input, offset, mask, *ctx.options)
         samples = samples.permute(0, 2, 3, 1).reshape(-1, K * C)
         if is_depthwise:
-            grad_weight = (samples.view(-1, K, C) * rows.unsqueeze(1)).sum(0).T.reshape(weight.shape)
+            dtype = compute_dtype(rows.dtype)
+            products = samples.view(-1, K, C).to(dtype) * rows.unsqueeze(1).to(dtype)
+            grad_weight = products.sum(0).T.reshape(weight.shape).to(weight.dtype)
         else:
             columns = _by_weight_group(samples, K, groups)
             products = torch.bmm(_by_weight_group(rows, 1, groups).transpose(1, 2), columns)

@@ -78,7 +78,7 @@ def prepare_safem(
 ) -> PreparedSafem:
     """Check the weights of a SaFEM and pack them for the fused kernel, once before many calls.
 
-    The shapes are those of `PreparedSafem`. The tensors are detached.
+    The shapes are those of `PreparedSafem`. The tensors are copied: later changes of them have no effect.
 
     Raises:
         TypeError: if an argument is not a dense tensor of a supported dtype, if dtypes differ, or if groups is not an
@@ -110,7 +110,7 @@ def prepare_safem(
     for name, (value, symbols, shape) in shapes.items():
         check_like_input("safem", name, value, depthwise)
         check_shape("safem", name, value, symbols, shape)
-    tensors = [value.detach() for value, _, _ in shapes.values()]
+    tensors = [value.detach().clone() for value, _, _ in shapes.values()]
     packed = None
     if library.has_kernel(depthwise) and depthwise.is_cpu and depthwise.dtype in _fused_dtypes():
         packed = torch.ops.danet.prepare_safem(*(value.contiguous() for value in tensors), G)

@@ -66,6 +66,9 @@ The CPU kernels index elements and need C * (H + 4) * (W + 4) < MAX_ELEMENTS; th
 larger images. The batch size has no limit.
 """
 
+MAX_SIDE = 2**24
+"""Limit of height and width: float32 coordinates have 24 bits, and would select wrong pixels of a longer side."""
+
 
 class SdcSizes(NamedTuple):
     """The sizes of one call: input [N, C, H, W], G groups of channels, K taps, output [N, C, H_out, W_out]."""
@@ -145,6 +148,8 @@ class SdcOptions:
     def sizes(self, op: str, shape: Sequence[int]) -> SdcSizes:
         """The sizes of a call with an input of this shape [N, C, H, W]; ValueError if the options do not fit it."""
         N, C, H, W = shape
+        if max(H, W) > MAX_SIDE:
+            raise ValueError(f"{op}: input must have at most 2^24 rows and columns, got {H} x {W}")
         if C % self.groups != 0:
             raise ValueError(f"{op}: groups must divide C = {C}, got {self.groups}")
         K = self.kernel_size[0] * self.kernel_size[1] - int(self.remove_center)

@@ -352,3 +352,22 @@ def test_dcn_modules_compute_the_formula(remove_center):
     assert_close(v4(input.flatten(1, 2), shape=(6, 7)).unflatten(1, (6, 7)), expected)
     with pytest.raises(ValueError, match=r"DCNv4: input must have H \* W = 6 \* 6 pixels, got 42; pass shape"):
         v4(input.flatten(1, 2))
+
+
+@pytest.mark.parametrize("module", [DCNv3, DCNv4])
+def test_modules_have_the_attributes_and_the_reset_of_the_originals(module):
+    """InternImage initializes all Linear layers of a network, and then calls _reset_parameters of every DCNv3."""
+    layer = module(32, kernel_size=5, pad=2, group=4, offset_scale=2.0)
+    assert (layer.kernel_size, layer.stride, layer.pad, layer.dilation) == (5, 1, 2, 1)
+    assert (layer.channels, layer.group, layer.group_channels, layer.offset_scale) == (32, 4, 8, 2.0)
+    predictor = layer.offset if module is DCNv3 else layer.offset_mask
+    torch.nn.init.ones_(predictor.weight)
+    layer._reset_parameters()
+    assert not predictor.weight.any()
+
+
+@pytest.mark.parametrize("module", [DCNv3, DCNv4])
+@pytest.mark.parametrize("window", [{"stride": 2}, {"pad": 0}, {"kernel_size": 5}, {"kernel_size": 2}])
+def test_modules_refuse_windows_whose_result_has_another_size(module, window):
+    with pytest.raises(ValueError, match="the result must have its size: stride must be 1 and 2 \\* pad equal to"):
+        module(16, group=4, **window)

@@ -241,6 +241,18 @@ def test_safem_in_bfloat16_with_nan_logits():
     assert safem(input, prepare_safem(*tensors, groups=4)).isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prepare_safem_copies_the_weights(dtype):
+    tensors = [value.to(dtype) for value in make_weights(8, 2)]
+    weights, input = prepare_safem(*tensors, groups=2), torch.randn(1, 8, 6, 7, dtype=dtype)
+    expected = safem(input, weights)
+    for value in tensors:
+        value.mul_(-2)
+    torch.testing.assert_close(safem(input, weights), expected, rtol=0, atol=0)
+    with_gradient = safem(input.clone().requires_grad_(), weights)  # in steps, from the unpacked tensors
+    torch.testing.assert_close(with_gradient, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_safem_accepts_channel_slices():
     weights = prepare_safem(*make_weights(16, 4, torch.float32), groups=4)
     wide = torch.randn(2, 40, 6, 7).contiguous(memory_format=torch.channels_last)

@@ -45,8 +45,9 @@ class Subject:
 SDC = {"small": ((2, 4, 5, 6), (2, 36, 5, 6), (2, 18, 5, 6)), "rows": ((1, 64, 9, 40), (1, 36, 9, 40), (1, 18, 9, 40))}
 WINDOW = (3, 3, 1, 1, 1, 1, 1, 1, 2, 2, 1.0)
 LEVELS = torch.tensor([[4, 3], [2, 5]]), torch.tensor([0, 12])
-# The matrix products of torch depend on the number of threads.
-PRODUCTS = ("threads",)
+# The matrix products of torch depend on the number of threads. Under autocast, deform_conv2d computes in float32
+# (test_deform_conv2d_under_autocast_computes_in_float32_like_torchvision).
+PRODUCTS = ("threads", "autocast")
 
 
 def convolution(function):

@@ -93,6 +93,17 @@ ERRORS = [
         "sdc: the dilated window must fit into the padded input; "
         "the output would have the size [H_out, W_out] = [-18, -18]",
     ),
+    (
+        {"offset_scale": torch.tensor(1.5, requires_grad=True)},
+        TypeError,
+        "options such as offset_scale are constants without a gradient, got a tensor that requires one; multiply the "
+        "offset by the tensor instead, or pass value.detach()",
+    ),
+    (
+        {"input": torch.zeros(1).expand(2, 8, 1, 2**24 + 1)},
+        ValueError,
+        f"sdc: input must have at most 2^24 rows and columns, got 1 x {2**24 + 1}",
+    ),
     ({"offset_scale": "1"}, TypeError, "sdc: offset_scale must be a number, got '1'"),
     ({"offset_scale": math.nan}, ValueError, "sdc: offset_scale must be finite, got nan"),
     ({"softmax": 1}, TypeError, "sdc: softmax must be True or False, got 1"),
