@@ -310,7 +310,7 @@ def test_gradient_penalty(op):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("op", CALLS)
+@pytest.mark.parametrize("op", [op for op in CALLS if op != "deform_conv2d"])  # it computes in float32, see its tests
 def test_autocast(op, dtype):
     arguments = tensors(op)
     with torch.autocast("cpu", dtype=dtype):
