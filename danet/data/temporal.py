@@ -11,13 +11,13 @@ Images are ``[H, W]``, uint8 or uint16, of one size.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
-import torch
 
-from danet.ops import library
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -253,6 +253,10 @@ def extra_channels(
         >>> extra_channels(np.zeros((64, 96), np.uint8), [None, None], 64.0, with_local_contrast=True).shape
         (4, 64, 96)
     """
+    import torch  # here, because the importers use this module, and their --help must appear at once
+
+    from danet.ops import library
+
     grey = to_grey(image)
     if library.WHY_NOT is not None:
         return _extra_channels_reference(grey, past, span, with_local_contrast=with_local_contrast)
@@ -284,9 +288,11 @@ def _extra_channels_reference(
     return np.stack(channels) if channels else np.empty((0, *grey.shape), np.float32)
 
 
-def _to_tensor(image: np.ndarray) -> torch.Tensor:
+def _to_tensor(image: np.ndarray) -> "torch.Tensor":
     """A tensor of the pixels. They are copied only if their layout needs it, or if they are read-only: torch warns of
     read-only arrays."""
+    import torch
+
     image = np.ascontiguousarray(image)
     return torch.from_numpy(image if image.flags.writeable else image.copy())
 
