@@ -14,8 +14,10 @@ from danet.utils.errors import UserError
 from danet.utils.image_io import MAX_IMAGE_PIXELS, check_size, squeeze_grey
 from danet.utils.urls import mask_url
 
-RECORDED_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-"""A URL that ends so is a recording and not a camera, even if its length is unknown."""
+RECORDED_SUFFIXES = frozenset(
+    {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mxf", ".webm", ".wmv", ".y4m"}
+)
+"""A URL that ends so is a recording, even if its length is unknown. Cameras send .ts and .h264, too."""
 RECONNECT_TIMEOUT_S = 30.0
 """How long to wait for a camera or stream that gives no frames."""
 RECONNECT_INTERVAL_S = 0.5

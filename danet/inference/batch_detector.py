@@ -21,6 +21,7 @@ from danet.models import DANet
 from danet.ops.common import dtype_name
 from danet.utils.errors import UserError
 
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
 DEFAULT_SCORE = 0.5
 """Score threshold of weights that ``danet calibrate`` has not calibrated."""
 
@@ -53,7 +54,7 @@ class BatchDetector:
         polarity: Polarity | Literal["auto"] = "auto",
         classes: Sequence[str] | None = None,
         metadata: dict | None = None,
-        dtype: torch.dtype | Literal["auto"] = "auto",
+        dtype: torch.dtype | str = "auto",
         deploy: bool = True,
     ) -> None:
         self.metadata = metadata or {}
@@ -66,6 +67,7 @@ class BatchDetector:
                 raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
         if max_detections < 1:
             raise ValueError(f"Detector: max_detections must be at least 1, got {max_detections}")
+        network_dtype = _parse_dtype(dtype)
         if polarity not in ("auto", "white", "black"):
             raise ValueError(f"Detector: polarity must be auto, white or black, got {polarity!r}")
         try:
@@ -74,9 +76,9 @@ class BatchDetector:
         except ValueError as error:
             raise ValueError(f"Detector: {error}") from None
         self.model: Network = (
-            copy.deepcopy(model).eval().to(torch.float32 if dtype == "auto" else dtype)
+            copy.deepcopy(model).eval().to(torch.float32 if network_dtype == "auto" else network_dtype)
             if not deploy and isinstance(model, DANet)
-            else model.deploy(dtype=dtype)
+            else model.deploy(dtype=network_dtype)
         )
         self.device, self.dtype = model.device, self.model.dtype
         self.dtype_reason: str = getattr(self.model, "dtype_reason", "")
@@ -270,3 +272,13 @@ class _TileOutput(NamedTuple):
     """What the network detected in the tiles of each image."""
 
     detections: list[Detections]
+
+
+def _parse_dtype(dtype: torch.dtype | str) -> torch.dtype | Literal["auto"]:
+    """The dtype that a name of DTYPE_NAMES stands for; "auto" and a torch.dtype as they are."""
+    if dtype == "auto":
+        return "auto"
+    parsed = getattr(torch, dtype) if isinstance(dtype, str) and dtype in DTYPE_NAMES else dtype
+    if not isinstance(parsed, torch.dtype):
+        raise ValueError(f"Detector: dtype must be auto, {', '.join(DTYPE_NAMES)} or a torch.dtype, got {dtype!r}")
+    return parsed

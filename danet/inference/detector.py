@@ -48,8 +48,9 @@ class Detector(BatchDetector):
             images are then used as they are.
         classes: names of the classes to report, or "all"; by default those that the metadata names as supported.
         metadata: what the weights file stores beside the weights.
-        dtype: dtype of the network: torch.float32, torch.bfloat16, torch.float16, or "auto", which chooses between
-            float32 and bfloat16, see ``DANet.deploy``. With ``deploy=False`` and for ONNX files, "auto" is float32.
+        dtype: dtype of the network: torch.float32, torch.bfloat16, torch.float16, their names, or "auto", which chooses
+            between float32 and bfloat16, see ``DANet.deploy``. With ``deploy=False`` and for ONNX files, "auto" is
+            float32.
         deploy: False runs a copy of the DANet that is not fused, for comparison.
 
     Attributes:

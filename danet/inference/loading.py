@@ -65,7 +65,7 @@ def _load_onnx(path: str | os.PathLike, device: str | torch.device, **options: A
 
     if torch.device(device).type != "cpu":
         raise UserError(f"{path}: an ONNX file runs only on the CPU, got device {device}")
-    if options.get("dtype", "auto") not in ("auto", torch.float32):
+    if options.get("dtype", "auto") not in ("auto", "float32", torch.float32):
         raise UserError(f"{path}: an ONNX file computes in float32, got {options['dtype']}")
     if not options.get("deploy", True):
         raise UserError(f"{path}: an ONNX file holds only the fused network; use the .safetensors file instead")

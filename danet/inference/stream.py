@@ -70,7 +70,7 @@ class DetectionStream:
             frames between only around the targets. 1 searches every frame completely.
 
     Raises:
-        ValueError: ``tile_every`` is less than 1.
+        ValueError: ``batch`` or ``tile_every`` is less than 1.
 
     Example:
         >>> import danet, numpy, tempfile
@@ -84,6 +84,8 @@ class DetectionStream:
     """
 
     def __init__(self, detector: FrameDetector, *, batch: int = 1, tile_every: int = DEFAULT_TILE_EVERY) -> None:
+        if batch < 1:
+            raise ValueError(f"DetectionStream: batch must be at least 1, got {batch}")
         if tile_every < 1:
             raise ValueError(f"DetectionStream: tile_every must be at least 1, got {tile_every}")
         self.detector = detector

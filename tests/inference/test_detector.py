@@ -51,6 +51,13 @@ def test_load_restores_the_saved_weights_and_metadata(detector, tmp_path):
     assert_same(loaded(image), Detector(model, score_threshold=0.0, max_detections=20)(image))
 
 
+def test_dtype_may_be_a_name(model):
+    assert Detector(model, dtype="float32").dtype == torch.float32
+    for wrong in ("float64", "half", 32):
+        with pytest.raises(ValueError, match="dtype must be auto, float32, bfloat16, float16 or a"):
+            Detector(model, dtype=wrong)
+
+
 def test_batch_agrees_with_single_calls(detector):
     images = [frame(64, 96, seed) for seed in range(3)]
     for together, image in zip(detector.batch(images), images, strict=True):

@@ -240,6 +240,8 @@ def test_video_is_searched_completely_every_few_frames(tmp_path):
     ]
     with pytest.raises(ValueError, match="tile_every must be at least 1, got 0"):
         run.stream(clip, tile_every=0)
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        run.stream(clip, batch=0)
 
 
 def test_tracker_follows_between_complete_searches(tmp_path):
