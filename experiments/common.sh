@@ -15,7 +15,7 @@ NANO=(--preset svanstrom --model.name danet_nano --epochs 2 --lr 0.001 --augment
   --augmentation.copy_paste 0.25 --augmentation.paste_scale 0.7 1.3 --augmentation.paste_contrast 1 1
   --augmentation.polarity 0.05)
 
-import_svanstrom() {  # training, tuning (a tenth of the training frames or less) and validation frames
+import_svanstrom() {  # training frames, tuning frames (of a fifth of the training recordings) and validation frames
   [[ -f $SVANSTROM/tune.json ]] && return
   $DANET data import svanstrom "$DATA/svanstrom-ir" "$SVANSTROM" --split train "${THINNING[@]}"
   $DANET data import svanstrom "$DATA/svanstrom-ir" "$SVANSTROM" --split val --stride 3

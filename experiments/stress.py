@@ -14,7 +14,6 @@ IR_DRONE_043 of the Svanström videos, a bird without a label flies near the dro
 """
 
 import argparse
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +27,14 @@ from danet.data.synthetic.stress import BOX_RATIO, SIZE_PIXELS, TARGET
 from danet.detections import Detections
 from danet.evaluation.matching import CRITERIA, FALSE_ALARM, HIT, flatten, match
 from danet.inference.predict import predict
+from danet.utils.errors import UserError
 from danet.utils.files import write_json
 
 FALSE_ALARMS_PER_IMAGE = 0.01
 MINIMUM_SCORE = 0.01
 CRITERION = CRITERIA["iou30"]
-SIZE_EDGES = (SIZE_PIXELS[0], 5.0, 7.0, 2 * SIZE_PIXELS[1])
-"""Edges of the ranges of the visible size in pixels; boxes are BOX_RATIO times as large."""
+SIZE_RANGES = {"3-5 px": (0.0, 5.0), "5-7 px": (5.0, 7.0), "7-10 px": (7.0, np.inf)}
+"""Ranges of the visible size in pixels; boxes are BOX_RATIO times as large."""
 
 
 def recall(records: Sequence[ImageRecord], predictions: Sequence[Detections], label: int | None) -> dict:
@@ -52,13 +52,15 @@ def recall(records: Sequence[ImageRecord], predictions: Sequence[Detections], la
     threshold = float(alarms[allowed]) if len(alarms) > allowed else MINIMUM_SCORE
     hits = matches.truth[(matches.outcome == HIT) & (data.scores > threshold)]
     targets = data.truths[~data.crowd]
+    if _sizes(targets).min() < 0.99 * SIZE_PIXELS[0]:
+        raise UserError("the boxes are smaller than those of the present stress set; make the set again")
     found_targets = data.truths[hits]
     by_size = {}
-    for low, high in itertools.pairwise(SIZE_EDGES):
+    for name, (low, high) in SIZE_RANGES.items():
         total, found_count = (
             int(((sizes >= low) & (sizes < high)).sum()) for sizes in (_sizes(targets), _sizes(found_targets))
         )
-        by_size[f"{low:g}-{high:g} px"] = [found_count, total]
+        by_size[name] = [found_count, total]
     return {"recall": len(hits) / len(targets), "threshold": threshold, "found of": by_size}
 
 
@@ -96,7 +98,12 @@ def main() -> None:
                 rows.append(row)
                 values = [f"{key} {row[key]['recall']:.3f}" for key in ("any class", "drone")]
                 print(f"{name:<20}{motion:<8}{past:<16}{values[0]:<18}{values[1]:<14}{row['any class']['found of']}")
-    facts = {"false_alarms_per_image": FALSE_ALARMS_PER_IMAGE, "criterion": "iou30", "left_out": options.leave_out}
+    facts = {
+        "false_alarms_per_image": FALSE_ALARMS_PER_IMAGE,
+        "criterion": "iou30",
+        "box_ratio": BOX_RATIO,
+        "left_out": options.leave_out,
+    }
     write_json(options.result, facts | {"rows": rows})
 
 

@@ -1,8 +1,8 @@
 // Input channels that show the small details of an image, or of its difference to an earlier frame, in units of their
 // local deviation. With values v = image - past (or v = image without an earlier frame):
 //
-//   d = (v smoothed by a small separable filter) - (mean of v over a square of detail_size pixels)
-//   s = sqrt(mean of d^2 over a square of neighborhood_size pixels)
+//   d = (v smoothed by a small separable filter) - (mean of v over a square with sides of detail_size pixels)
+//   s = sqrt(mean of d^2 over a square with sides of neighborhood_size pixels)
 //   result = units * d / (s + min_deviation + |d| * units / limit)
 //
 // At the border, images continue mirrored about their outermost pixels, which are not repeated.
@@ -19,7 +19,7 @@ constexpr int64_t kMaxDetailSize = 255;  // of all filters and squares, in pixel
 struct DetailParams {
   int64_t H, W;
   const float* smoothing;                                        // [2 * smoothing_radius + 1], symmetric
-  int64_t smoothing_radius, detail_radius, neighborhood_radius;  // a square has 2 * radius + 1 pixels
+  int64_t smoothing_radius, detail_radius, neighborhood_radius;  // the sides of a square have 2 * radius + 1 pixels
   float units, limit, min_deviation;
 };
 

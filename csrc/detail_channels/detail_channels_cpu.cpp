@@ -7,14 +7,16 @@
 namespace danet {
 namespace {
 
+constexpr int64_t kMaxSide = 1 << 20;
+
 int64_t radius_of(int64_t size, const char* name) {
   DANET_CHECK(
       size >= 1 && size <= kMaxDetailSize && size % 2 == 1, "detail_channels: ", name, " must be odd, from 1 to ",
-      kMaxDetailSize);
+      kMaxDetailSize, ", got ", size);
   return size / 2;
 }
 
-// Rows of a result are computed from up to this many rows, in elementary operations per pixel (DetailRows).
+// Elementary operations per pixel and channel, for the division into threads.
 constexpr int64_t kCostPerPixel = 8;
 
 Tensor detail_channels(
@@ -26,7 +28,11 @@ Tensor detail_channels(
           image.numel() > 0,
       "detail_channels: image must be [H, W], uint8 or uint16, on the CPU");
   const int64_t H = image.size(0), W = image.size(1), lags = int64_t(past.size());
-  DANET_CHECK(H <= 1 << 20 && W <= 1 << 20, "detail_channels: image is too large");
+  DANET_CHECK(
+      H <= kMaxSide && W <= kMaxSide, "detail_channels: image must have at most ", kMaxSide, " rows and columns, got ",
+      H, " x ", W);
+  DANET_CHECK(
+      units > 0 && limit > 0 && min_deviation > 0, "detail_channels: units, limit and min_deviation must be positive");
   const std::vector<float> weights(smoothing.begin(), smoothing.end());
   const DetailParams p{
       H,
@@ -58,30 +64,34 @@ Tensor detail_channels(
     if (frames[size_t(i)].numel() > 0) known.push_back(data + (first + i) * H * W);
 
   const DetailKernels& kernels = DANET_KERNELS(detail_channels_kernels, DType::kFloat);
-  parallel_for(H, W * (channels + 1) * kCostPerPixel, [&](int64_t begin, int64_t end) {
-    Scratch scratch(kernels.scratch_size(p));
-    const auto compute = [&](const void* frame, float* channel) {
-      const void* const image_data = pixels.const_data_ptr();
-      if (is_uint8)
-        kernels.of_uint8(
-            p, static_cast<const uint8_t*>(image_data), static_cast<const uint8_t*>(frame), channel, begin, end,
-            scratch.get());
-      else
-        kernels.of_uint16(
-            p, static_cast<const uint16_t*>(image_data), static_cast<const uint16_t*>(frame), channel, begin, end,
-            scratch.get());
-    };
-    const auto clear = [&](float* channel) { std::fill(channel + begin * W, channel + end * W, 0.0f); };
-    if (with_image) compute(nullptr, data);
-    for (int64_t i = 0; i < lags; ++i) {
-      float* const channel = data + (first + i) * H * W;
-      frames[size_t(i)].numel() > 0 ? compute(frames[size_t(i)].const_data_ptr(), channel) : clear(channel);
-    }
-    if (lags <= 1) return;
-    float* const shared = data + (channels - 1) * H * W;
-    if (known.empty()) return clear(shared);
-    kernels.common(known.data(), int64_t(known.size()), shared, begin * W, end * W);
-  });
+  // Every thread computes more rows above and below its own. Divide the image into blocks of twice as many rows at least.
+  const int64_t halo = p.neighborhood_radius + std::max(p.detail_radius, p.smoothing_radius), rows = 4 * halo + 1;
+  parallel_for(
+      (H + rows - 1) / rows, rows * W * channels * kCostPerPixel, [&](int64_t first_block, int64_t last_block) {
+        const int64_t begin = first_block * rows, end = std::min(last_block * rows, H);
+        Scratch scratch(kernels.scratch_size(p));
+        const auto compute = [&](const void* frame, float* channel) {
+          const void* const image_data = pixels.const_data_ptr();
+          if (is_uint8)
+            kernels.of_uint8(
+                p, static_cast<const uint8_t*>(image_data), static_cast<const uint8_t*>(frame), channel, begin, end,
+                scratch.get());
+          else
+            kernels.of_uint16(
+                p, static_cast<const uint16_t*>(image_data), static_cast<const uint16_t*>(frame), channel, begin, end,
+                scratch.get());
+        };
+        const auto clear = [&](float* channel) { std::fill(channel + begin * W, channel + end * W, 0.0f); };
+        if (with_image) compute(nullptr, data);
+        for (int64_t i = 0; i < lags; ++i) {
+          float* const channel = data + (first + i) * H * W;
+          frames[size_t(i)].numel() > 0 ? compute(frames[size_t(i)].const_data_ptr(), channel) : clear(channel);
+        }
+        if (lags <= 1) return;
+        float* const shared = data + (channels - 1) * H * W;
+        if (known.empty()) return clear(shared);
+        kernels.common(known.data(), int64_t(known.size()), shared, begin * W, end * W);
+      });
   return out;
 }
 

@@ -1,6 +1,6 @@
 // The CPU kernels of detail_channels. A row of the result needs a few rows above and below it, which are kept in two
-// rings: rows of v, and rows of d (see detail_channels.h). Every pass over a row reads vectors of neighbouring columns. Everything
-// that a row needs stays in the L1 and L2 caches, whereas whole images between the passes would not.
+// rings: rows of v, and rows of d (see detail_channels.h). Every pass over a row reads vectors of adjacent columns.
+// Everything that a row needs stays in the L1 and L2 caches, whereas whole images between the passes would not.
 #include "detail_channels.h"
 
 #include "../common/vec_math.h"
@@ -30,8 +30,8 @@ struct DetailMemory {
     const int64_t filter_radius = radius_of_filters(p);
     const int64_t largest = filter_radius > p.neighborhood_radius ? filter_radius : p.neighborhood_radius;
     margin = (largest + L - 1) / L * L;
-    // Sums over rows write up to kSumsAtOnce vectors beyond the last column; box_sums reads a vector and twice the radius
-    // beyond it.
+    // Sums over rows write up to kSumsAtOnce vectors beyond the last column; box_sums reads a vector and twice the
+    // radius beyond it.
     pitch = margin + (p.W + 2 * largest + L - 1) / L * L + kSumsAtOnce * L;
     value_rows = 2 * filter_radius + 1;
     detail_rows = 2 * p.neighborhood_radius + 1;
@@ -62,8 +62,8 @@ inline void extend(float* row, int64_t W, int64_t radius) {
   }
 }
 
-// Replaces row[x] by the sum of row[x - radius] to row[x + radius], for x in [0, W); other elements change, too. The
-// row has been extended by `radius`.
+// Writes to result[x] the sum of row[x - radius] to row[x + radius], for x in [0, W). Overwrites the row, which has been
+// extended by `radius`.
 inline void box_sums(float* row, int64_t W, int64_t radius, float* result) {
   // Add windows whose widths are powers of two: those of the binary digits of the width. Each doubling reads only
   // elements to the right, which have not been doubled yet.

@@ -17,7 +17,9 @@ from danet.utils.urls import mask_url
 RECORDED_SUFFIXES = frozenset(
     {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mxf", ".webm", ".wmv", ".y4m"}
 )
-"""A URL that ends so is a recording, even if its length is unknown. Cameras send .ts and .h264, too."""
+"""A URL of FILE_SCHEMES that ends so is a recording, even if its length is unknown. Cameras send .ts and .h264, too."""
+FILE_SCHEMES = frozenset({"http", "https", "ftp", "file"})
+"""Schemes of URLs of files. Cameras with other schemes, as in rtsp://camera/video.mp4, are live."""
 RECONNECT_TIMEOUT_S = 30.0
 """How long to wait for a camera or stream that gives no frames."""
 RECONNECT_INTERVAL_S = 0.5
@@ -122,7 +124,7 @@ class Video:
         fps: frames per second; DEFAULT_FPS if it is unknown.
         size: (width, height) of its frames in pixels.
         live: whether the source is a camera or stream, whose frames are lost if they are not read in time. The URL of a
-            file is not live: it states its length, or ends in a suffix of RECORDED_SUFFIXES.
+            file is not live: it states its length, or has a scheme of FILE_SCHEMES and a suffix of RECORDED_SUFFIXES.
         trouble: why frames are missing; None if none are.
 
     Raises:
@@ -148,8 +150,7 @@ class Video:
             raise UserError(f"{self.name}: no frame of this video can be decoded")
         self.size: tuple[int, int] = first.shape[1::-1]
         check_size(self.name, self.size, max_pixels)
-        is_recorded = not is_camera and Path(_url_path(str(source))).suffix.lower() in RECORDED_SUFFIXES
-        self.live = (is_camera or is_url) and self.total is None and not is_recorded
+        self.live = is_camera or (is_url and self.total is None and not _is_recording(str(source)))
         self.fps = decoder.fps
         self._opened: tuple[Decoder, np.ndarray] | None = (decoder, first)
         if self._is_file:  # of a folder with hundreds of videos only one is open at a time
@@ -261,6 +262,12 @@ class Video:
         self.trouble = f"connection lost after {last}"
         print(f"{self.name}: {self.trouble}", file=sys.stderr)
         return decoder, None
+
+
+def _is_recording(url: str) -> bool:
+    """Whether the scheme and the suffix of a URL show that it is a file."""
+    is_file = url.partition("://")[0].lower() in FILE_SCHEMES
+    return is_file and Path(_url_path(url)).suffix.lower() in RECORDED_SUFFIXES
 
 
 def _url_path(url: str) -> str:

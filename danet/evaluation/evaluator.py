@@ -23,7 +23,7 @@ from danet.evaluation.plots import PLOTS, write_png
 from danet.inference.coco_results import to_coco_results
 from danet.inference.detector import Detector
 from danet.inference.input_size import parse_size_option, parse_tile_option
-from danet.inference.loading import choose_device, is_onnx, load, parse_dtype
+from danet.inference.loading import choose_device, is_onnx, load
 from danet.inference.local_contrast_detector import LocalContrastDetector
 from danet.inference.onnx_adapter import OnnxAdapter, count_onnx_parameters, is_foreign
 from danet.inference.predict import Speed
@@ -261,7 +261,7 @@ class Evaluator:
                     f"--polarity {options.polarity}: applies to networks of danet, but {weights} is another"
                 )
             return OnnxAdapter(weights, options.onnx, class_names=options.class_names, **limits)
-        limits |= {"dtype": parse_dtype(options.dtype), "deploy": options.deploy, "classes": "all"}
+        limits |= {"dtype": options.dtype, "deploy": options.deploy, "classes": "all"}
         limits |= {"polarity": options.polarity, "tile": tile, "overlap": options.overlap}
         return load(weights, self.device, **limits)
 

@@ -67,7 +67,7 @@ class BatchDetector:
                 raise ValueError(f"Detector: {name} must lie between 0 and 1, got {value}")
         if max_detections < 1:
             raise ValueError(f"Detector: max_detections must be at least 1, got {max_detections}")
-        network_dtype = _parse_dtype(dtype)
+        network_dtype = parse_dtype(dtype)
         if polarity not in ("auto", "white", "black"):
             raise ValueError(f"Detector: polarity must be auto, white or black, got {polarity!r}")
         try:
@@ -274,8 +274,13 @@ class _TileOutput(NamedTuple):
     detections: list[Detections]
 
 
-def _parse_dtype(dtype: torch.dtype | str) -> torch.dtype | Literal["auto"]:
-    """The dtype that a name of DTYPE_NAMES stands for; "auto" and a torch.dtype as they are."""
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype | Literal["auto"]:
+    """The dtype that a name of DTYPE_NAMES stands for; "auto" and a torch.dtype as they are.
+
+    Example:
+        >>> parse_dtype("bfloat16"), parse_dtype("auto")
+        (torch.bfloat16, 'auto')
+    """
     if dtype == "auto":
         return "auto"
     parsed = getattr(torch, dtype) if isinstance(dtype, str) and dtype in DTYPE_NAMES else dtype

@@ -19,7 +19,7 @@ from danet.inference.detector import Detector
 from danet.inference.frame_options import FrameOptions
 from danet.inference.input_size import parse_size_option, parse_tile_option
 from danet.inference.live_preview import LivePreview
-from danet.inference.loading import choose_device, parse_dtype
+from danet.inference.loading import choose_device
 from danet.inference.shared_images import is_shared
 from danet.inference.shared_sources import SharedSources
 from danet.inference.stream import DetectionStream, FrameTracker
@@ -332,7 +332,7 @@ def load_detector(options: DetectorOptions, thresholds: dict[str, Any]) -> Detec
         overlap=options.overlap,
         polarity=options.polarity,
         classes=options.classes,
-        dtype=parse_dtype(options.dtype),
+        dtype=options.dtype,
         deploy=options.deploy,
     )
     detector.notify = lambda level, line: None if options.quiet else print(line)

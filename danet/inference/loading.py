@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from danet.checkpoint import SHIPPED, load_weights
+from danet.inference.batch_detector import parse_dtype
 from danet.inference.detector import Detector
 from danet.utils.devices import find_device
 from danet.utils.errors import UserError
@@ -45,16 +46,6 @@ def choose_device(name: str, weights: str | os.PathLike | None = None) -> str:
     return "cpu" if name == "auto" and is_onnx(weights or "") else str(find_device(name))
 
 
-def parse_dtype(name: str) -> torch.dtype | Literal["auto"]:
-    """The value of the option ``--dtype`` for ``load``.
-
-    Example:
-        >>> parse_dtype("bfloat16"), parse_dtype("auto")
-        (torch.bfloat16, 'auto')
-    """
-    return "auto" if name == "auto" else getattr(torch, name)
-
-
 def _load_onnx(path: str | os.PathLike, device: str | torch.device, **options: Any) -> Detector:
     """Loads an ONNX file of ``danet export``; thresholds and input size default to those stored in the file.
 
@@ -65,7 +56,7 @@ def _load_onnx(path: str | os.PathLike, device: str | torch.device, **options: A
 
     if torch.device(device).type != "cpu":
         raise UserError(f"{path}: an ONNX file runs only on the CPU, got device {device}")
-    if options.get("dtype", "auto") not in ("auto", "float32", torch.float32):
+    if parse_dtype(options.get("dtype", "auto")) not in ("auto", torch.float32):
         raise UserError(f"{path}: an ONNX file computes in float32, got {options['dtype']}")
     if not options.get("deploy", True):
         raise UserError(f"{path}: an ONNX file holds only the fused network; use the .safetensors file instead")

@@ -1,8 +1,8 @@
 """Operators of DANet (https://doi.org/10.1145/3581783.3612146), usable in any network. They need only torch.
 
 Every operator has a public function, which runs compiled kernels, and a reference in plain PyTorch with the same
-signature (`<name>_reference`), which runs anywhere and supports derivatives of any order, one at a time: not with
-`vectorize=True` of `torch.autograd.functional`, but with `torch.func.hessian`.
+signature (`<name>_reference`), which runs anywhere and supports derivatives of any order.
+`torch.func.hessian` works; `torch.autograd.functional.hessian` works only without `vectorize=True`.
 
 Example:
     >>> import torch

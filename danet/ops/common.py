@@ -94,7 +94,7 @@ def check_bool(op: str, name: str, value: Any) -> None:
 
 def flag(op: str, name: str, value: Any) -> bool:
     """`value` as a bool; TypeError unless it is True, False, 1 or 0, which callers of the original operators pass."""
-    given = number(value)
+    given = number(op, name, value)
     if not isinstance(given, int) or given not in (0, 1):
         raise TypeError(f"{op}: {name} must be True, False, 1 or 0, got {value!r}")
     return bool(given)
@@ -110,7 +110,7 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
     return number
 
 
-def number(value: Any) -> Any:
+def number(op: str, name: str, value: Any) -> Any:
     """A NumPy scalar or a 0-d tensor as a Python number; every other value as it is.
 
     TypeError if the tensor requires a gradient, which would be lost.
@@ -119,8 +119,8 @@ def number(value: Any) -> Any:
         return value
     if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
         raise TypeError(
-            "options such as offset_scale are constants without a gradient, got a tensor that requires one; multiply "
-            "the offset by the tensor instead, or pass value.detach()"
+            f"{op}: {name} is a constant without a gradient, got a tensor that requires one; multiply the offset by "
+            "the tensor instead, or pass value.detach()"
         )
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
@@ -151,9 +151,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def device_type(input: Any) -> str:
+    """The type of the device of a tensor; "cpu" for other values, which a later check refuses."""
+    return input.device.type if isinstance(input, Tensor) else "cpu"
+
+
 def is_autocast(input: Any) -> bool:
     """Whether autocast is on for the device of `input`."""
-    device = input.device.type if isinstance(input, Tensor) else "cpu"
+    device = device_type(input)
     known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
     return known and torch.is_autocast_enabled(device)
 
@@ -167,7 +172,7 @@ def autocast(*tensors: Any) -> tuple[Any, ...]:
     """Cast the tensors to autocast's dtype if autocast is on, as for a convolution; float64 tensors stay."""
     if not is_autocast(tensors[0]):
         return tensors
-    dtype = torch.get_autocast_dtype(tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu")
+    dtype = torch.get_autocast_dtype(device_type(tensors[0]))
     return tuple(
         value.to(dtype) if isinstance(value, Tensor) and value.dtype in FLOATING[1:] else value for value in tensors
     )

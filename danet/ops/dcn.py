@@ -287,7 +287,13 @@ def _options(
         raise TypeError(
             f"{op}: softmax must be given once, got {flags[0]} by position and {softmax!r} by name; pass it by name"
         )
-    return group, *pairs, number(offset_scale), *(flags or (softmax,)), flag(op, "remove_center", remove_center)
+    return (
+        group,
+        *pairs,
+        number(op, "offset_scale", offset_scale),
+        *(flags or (softmax,)),
+        flag(op, "remove_center", remove_center),
+    )
 
 
 def _dcnv3(

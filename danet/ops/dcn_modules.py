@@ -37,23 +37,30 @@ class _Deformable(nn.Module):
         offset_scale: float,
         center_feature_scale: bool,
         remove_center: bool,
+        dw_kernel_size: int | None,
     ) -> None:
         super().__init__()
         if integer(name, "channels", channels, minimum=1) % integer(name, "group", group, minimum=1) != 0:
             raise ValueError(f"{name}: group must divide channels = {channels}, got {group}")
+        kernel_size, stride = (
+            integer(name, "kernel_size", kernel_size, minimum=1),
+            integer(name, "stride", stride, minimum=1),
+        )
+        pad, dilation = integer(name, "pad", pad, minimum=0), integer(name, "dilation", dilation, minimum=1)
         remove_center = flag(name, "remove_center", remove_center)
-        if remove_center and integer(name, "kernel_size", kernel_size, minimum=1) % 2 == 0:
+        if remove_center and kernel_size % 2 == 0:
             raise ValueError(f"{name}: remove_center needs an odd kernel_size, got {kernel_size}")
         if stride != 1 or 2 * pad != dilation * (kernel_size - 1):
             raise ValueError(
-                f"{name}: offsets are predicted for every pixel of the input, so that the result must have its size: "
-                f"stride must be 1 and 2 * pad equal to dilation * (kernel_size - 1) = {dilation * (kernel_size - 1)}, "
-                f"got stride {stride} and pad {pad}"
+                f"{name}: the result must have the size of the input: stride must be 1 and 2 * pad must equal "
+                f"dilation * (kernel_size - 1) = {dilation * (kernel_size - 1)}, got stride {stride} and pad {pad}"
             )
+        if dw_kernel_size is not None and integer(name, "dw_kernel_size", dw_kernel_size, minimum=1) % 2 == 0:
+            raise ValueError(f"{name}: dw_kernel_size must be odd, got {dw_kernel_size}")
         # The originals have these attributes, too.
         self.channels, self.group, self.group_channels = channels, group, channels // group
         self.kernel_size, self.stride, self.pad, self.dilation = kernel_size, stride, pad, dilation
-        self.offset_scale, self.remove_center = offset_scale, remove_center
+        self.offset_scale, self.remove_center, self.dw_kernel_size = offset_scale, remove_center, dw_kernel_size
         self.center_feature_scale = center_feature_scale
         self.taps = group * (kernel_size**2 - self.remove_center)
         sides = (kernel_size, kernel_size, stride, stride, pad, pad, dilation, dilation)
@@ -117,7 +124,8 @@ class DCNv3(_Deformable):
         remove_center: bool = False,
     ) -> None:
         window = (kernel_size, stride, pad, dilation)
-        super().__init__("DCNv3", channels, *window, group, offset_scale, center_feature_scale, remove_center)
+        side = kernel_size if dw_kernel_size is None else dw_kernel_size
+        super().__init__("DCNv3", channels, *window, group, offset_scale, center_feature_scale, remove_center, side)
         if act_layer not in ACTIVATIONS:
             raise ValueError(f"DCNv3: act_layer must be one of {', '.join(ACTIVATIONS)}, got {act_layer!r}")
         if norm_layer not in ("LN", "BN"):
@@ -127,8 +135,6 @@ class DCNv3(_Deformable):
             if norm_layer == "LN"
             else nn.Sequential(nn.BatchNorm2d(channels), _Permute())
         )
-        side = kernel_size if dw_kernel_size is None else dw_kernel_size
-        self.dw_kernel_size = side
         self.dw_conv = nn.Sequential(
             nn.Conv2d(channels, channels, side, padding=(side - 1) // 2, groups=channels),
             norm,
@@ -197,8 +203,9 @@ class DCNv4(_Deformable):
         **further: Any,
     ) -> None:
         window = (kernel_size, stride, pad, dilation)
-        super().__init__("DCNv4", channels, *window, group, offset_scale, center_feature_scale, remove_center)
-        self.dw_kernel_size, self.without_pointwise = dw_kernel_size, without_pointwise
+        scales = (offset_scale, center_feature_scale)
+        super().__init__("DCNv4", channels, *window, group, *scales, remove_center, dw_kernel_size)
+        self.without_pointwise = without_pointwise
         self.offset_mask_dw = (
             None
             if dw_kernel_size is None

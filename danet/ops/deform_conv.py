@@ -24,6 +24,7 @@ from danet.ops.common import (
     check_like_input,
     check_shape,
     compute_dtype,
+    device_type,
     is_autocast,
     memoize_check,
     to_float32,
@@ -67,7 +68,7 @@ def deform_conv2d(
 
     Returns:
         [N, C_out, H_out, W_out] in the memory format channels-last. Under autocast the operator computes in float32 and
-        returns input's dtype, as in torchvision.
+        returns input's dtype, as in torchvision; float16, bfloat16 and float32 arguments may then be mixed.
 
     Raises:
         TypeError: if a tensor argument is not a dense tensor of a supported dtype, if dtypes differ, or if an option
@@ -88,7 +89,7 @@ def deform_conv2d(
         return handle_torch_function(deform_conv2d, tensors, input, offset, weight, bias, **given)
     if is_autocast(input):
         # As in torchvision: autocast's dtype has too few bits for a position in an image.
-        with torch.autocast(input.device.type, enabled=False):
+        with torch.autocast(device_type(input), enabled=False):
             widened = (to_float32(each) for each in tensors)
             wide_input, wide_offset, wide_weight, wide_bias, wide_mask = widened
             given = {"stride": stride, "padding": padding, "dilation": dilation, "mask": wide_mask}
@@ -189,10 +190,15 @@ def _multiply(samples: Tensor, weight: Tensor, bias: Tensor | None, sizes: SdcSi
     groups, pixels = C // C_group, sizes.N * sizes.H_out * sizes.W_out
     rows = samples.permute(0, 2, 3, 1).reshape(pixels, K * C)
     if C_group == 1 and C_out == C:
-        # Half types would round every product before the sum.
-        dtype = compute_dtype(rows.dtype)
-        out = (rows.view(pixels, K, C).to(dtype) * weight.reshape(C, K).T.to(dtype)).sum(1)
-        out = (out if bias is None else out + bias.to(dtype)).to(rows.dtype)
+        taps, factors = rows.view(pixels, K, C), weight.reshape(C, K).T
+        if rows.dtype == compute_dtype(rows.dtype):
+            out = (taps * factors).sum(1)
+        else:
+            # Half types would round every product before the sum. One tap after the other needs less memory.
+            out = taps[:, 0].float() * factors[0].float()
+            for k in range(1, K):
+                out = out + taps[:, k].float() * factors[k].float()
+        out = (out if bias is None else out + bias).to(rows.dtype)
     elif groups == 1:
         matrix = weight.permute(2, 3, 1, 0).reshape(K * C, C_out)
         out = rows @ matrix if bias is None else torch.addmm(bias, rows, matrix)
@@ -235,6 +241,12 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple:
+    # A backward pass within autocast would compute the matrix products in another dtype than the samples.
+    with torch.autocast(grad_output.device.type, enabled=False):
+        return _gradients(ctx, grad_output)
+
+
+def _gradients(ctx: Any, grad_output: Tensor) -> tuple:
     input, offset, mask, weight, bias = ctx.saved_tensors
     nones = (None,) * len(ctx.options)
     if library.in_forward_mode():
@@ -269,9 +281,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple:
         samples = torch.ops.danet.deform_im2col(input, offset, mask, *ctx.options)
         samples = samples.permute(0, 2, 3, 1).reshape(-1, K * C)
         if is_depthwise:
-            dtype = compute_dtype(rows.dtype)
-            products = samples.view(-1, K, C).to(dtype) * rows.unsqueeze(1).to(dtype)
-            grad_weight = products.sum(0).T.reshape(weight.shape).to(weight.dtype)
+            grad_weight = (samples.view(-1, K, C) * rows.unsqueeze(1)).sum(0).T.reshape(weight.shape)
         else:
             columns = _by_weight_group(samples, K, groups)
             products = torch.bmm(_by_weight_group(rows, 1, groups).transpose(1, 2), columns)

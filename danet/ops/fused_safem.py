@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from danet.ops import library
-from danet.ops.common import check_image, check_like_input, check_shape, check_tensor, integer
+from danet.ops.common import check_image, check_like_input, check_shape, check_tensor, integer, is_autocast
 from danet.ops.rep_conv import rep_conv
 from danet.ops.sdc import MAX_ELEMENTS, sdc, sdc_reference
 from danet.ops.softmax_gate import softmax_gate, softmax_gate_reference
@@ -266,7 +266,7 @@ def _fused_dtypes() -> tuple[torch.dtype, ...]:
 
 def _has_fused_kernel(input: Tensor, weights: PreparedSafem, *others: Tensor | None) -> bool:
     """Whether the fused kernel takes this call: packed weights, no gradients, no autocast, within its limit."""
-    if weights.packed is None or (not input.is_meta and torch.is_autocast_enabled(input.device.type)):
+    if weights.packed is None or (not input.is_meta and is_autocast(input)):
         return False
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *others)):
         return False

@@ -67,7 +67,8 @@ larger images. The batch size has no limit.
 """
 
 MAX_SIDE = 2**24
-"""Limit of height and width: float32 coordinates have 24 bits, and would select wrong pixels of a longer side."""
+"""Limit of height and width, for all dtypes: float32 coordinates have 24 bits, and would select wrong pixels of a
+longer side."""
 
 
 class SdcSizes(NamedTuple):
@@ -227,7 +228,16 @@ def sdc(
         }
         return handle_torch_function(sdc, (input, offset, mask), input, offset, mask, **given, **more)
     input, offset, mask = autocast(input, offset, mask)
-    arguments = groups, kernel_size, stride, padding, dilation, number(offset_scale), softmax, remove_center
+    arguments = (
+        groups,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        number("sdc", "offset_scale", offset_scale),
+        softmax,
+        remove_center,
+    )
     sizes, options = check_sdc(input, offset, mask, *arguments)
     return run("sdc", unchecked_reference, (input, offset, mask), sizes, options)
 
@@ -258,7 +268,16 @@ def sdc_reference(
         >>> torch.allclose(sdc(*tensors), sdc_reference(*tensors), atol=1e-5)
         True
     """
-    arguments = groups, kernel_size, stride, padding, dilation, number(offset_scale), softmax, remove_center
+    arguments = (
+        groups,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        number("sdc", "offset_scale", offset_scale),
+        softmax,
+        remove_center,
+    )
     sizes, options = check_sdc(input, offset, mask, *arguments)
     return unchecked_reference(input, offset, mask, sizes, options)
 

@@ -271,6 +271,21 @@ def web_server(tmp_path):
     server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("url", "is_recording"),
+    [
+        ("http://host/a.gif", True),
+        ("https://host/folder/a.MP4?token=1", True),
+        ("file:///folder/a.mpg", True),
+        ("rtsp://camera/video.mp4", False),
+        ("http://camera/stream.ts", False),
+        ("http://camera/video.mjpg", False),
+    ],
+)
+def test_scheme_and_suffix_tell_recordings_from_cameras(url, is_recording):
+    assert video._is_recording(url) == is_recording
+
+
 @pytest.mark.parametrize("name, codec", [("clip.mp4", "mp4v"), ("clip.avi", "MJPG"), ("clip.mkv", "FFV1")])
 def test_video_by_url_ends_with_its_last_frame(tmp_path, web_server, name, codec):
     make_video(tmp_path / name, codec=codec)

@@ -369,5 +369,16 @@ def test_modules_have_the_attributes_and_the_reset_of_the_originals(module):
 @pytest.mark.parametrize("module", [DCNv3, DCNv4])
 @pytest.mark.parametrize("window", [{"stride": 2}, {"pad": 0}, {"kernel_size": 5}, {"kernel_size": 2}])
 def test_modules_refuse_windows_whose_result_has_another_size(module, window):
-    with pytest.raises(ValueError, match="the result must have its size: stride must be 1 and 2 \\* pad equal to"):
+    with pytest.raises(ValueError, match="the result must have the size of the input: stride must be 1 and 2"):
         module(16, group=4, **window)
+
+
+@pytest.mark.parametrize("module", [DCNv3, DCNv4])
+def test_modules_check_their_window(module):
+    name = module.__name__
+    with pytest.raises(TypeError, match=f"{name}: kernel_size must be an integer, got"):
+        module(16, kernel_size=(3, 3), group=4)
+    with pytest.raises(ValueError, match=f"{name}: dilation must be >= 1, got 0"):
+        module(16, dilation=0, pad=0, group=4)
+    with pytest.raises(ValueError, match=f"{name}: dw_kernel_size must be odd, got 4"):
+        module(16, dw_kernel_size=4, group=4)

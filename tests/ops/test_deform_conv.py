@@ -221,7 +221,7 @@ def test_deform_conv2d_half_dtypes_and_autocast(groups, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_deform_conv2d_under_autocast_computes_in_float32_like_torchvision(dtype):
+def test_deform_conv2d_under_autocast_computes_in_float32(dtype):
     tensors, options = draw(2, 8, 8, 6, 7, groups=2, padding=1)
     rounded = [t.to(dtype) for t in tensors]
     wide = [t.float() for t in rounded]
@@ -229,7 +229,11 @@ def test_deform_conv2d_under_autocast_computes_in_float32_like_torchvision(dtype
     with torch.autocast("cpu", dtype=torch.bfloat16):
         # The offset may have another dtype than the input, as a layer outside of autocast predicts it.
         out = deform_conv2d(rounded[0], wide[1], *rounded[2:4], **options, mask=rounded[4])
-    assert out.dtype == dtype
+        with pytest.raises(TypeError, match="deform_conv2d: input must be a tensor, got list"):
+            deform_conv2d([1], wide[1], *rounded[2:4], **options)
+        leaf = wide[1].clone().requires_grad_()
+        deform_conv2d(rounded[0], leaf, *rounded[2:4], **options, mask=rounded[4]).sum().backward()
+    assert out.dtype == dtype and leaf.grad.dtype == torch.float32 and leaf.grad.any()
     assert_close(out, expected, rtol=0, atol=0)
 
 
@@ -244,10 +248,12 @@ def test_deform_conv2d_depth_wise_sums_half_dtypes_in_float32(dtype):
     wide = [t.detach().double().requires_grad_() for t in (input, weight)]
     expected = torch.nn.functional.conv2d(*wide, groups=4)
     assert_close(out.double(), expected, rtol=1e-2, atol=1e-2)
+    grad = torch.randn(out.shape).to(dtype)
+    out.backward(grad)
+    expected.backward(grad.double())
+    assert_close(input.grad.double(), wide[0].grad, rtol=2e-2, atol=5e-2)
+    assert_close(weight.grad.double(), wide[1].grad, rtol=1e-2, atol=1.0)  # sums of 196 products of about 100
     # Products beyond the range of float16 that cancel each other
-    out.sum().backward()
-    expected.sum().backward()
-    assert_close(weight.grad.double(), wide[1].grad, rtol=1e-2, atol=0)
     large = torch.full((1, 4, 16, 16), 300.0, dtype=dtype)
     taps = torch.tensor([[300.0, -300, 0], [0, 0, 0], [0, 0, 0]]).expand(4, 1, 3, 3).to(dtype)
     assert not deform_conv2d(large, offset, taps).any()

@@ -49,8 +49,10 @@ def test_extra_channels_equals_its_reference(size, dtype):
         np.testing.assert_allclose(channels, expected, rtol=0, atol=3e-4)
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
-    image, *past = (torch.from_numpy(frame) for frame in frames_of((200, 320), np.uint8))
+@pytest.mark.parametrize("size", [(200, 320), (12, 320), (3, 4000)])
+def test_results_do_not_depend_on_the_number_of_threads(size):
+    image, *past = (torch.from_numpy(frame) for frame in frames_of(size, np.uint16))
+    past[1] = torch.empty(0)
     threads = torch.get_num_threads()
     try:
         results = []
@@ -117,7 +119,9 @@ def test_extra_channels_takes_any_layout_and_read_only_frames(recwarn):
         ({"smoothing": []}, "must be odd"),
         ({"smoothing": [0.5, 0.5]}, "must be odd"),
         ({"detail_size": 4}, "detail_size must be odd"),
-        ({"neighborhood_size": 257}, "neighborhood_size must be odd, from 1 to 255"),
+        ({"neighborhood_size": 257}, "neighborhood_size must be odd, from 1 to 255, got 257"),
+        ({"limit": 0.0}, "must be positive"),
+        ({"min_deviation": float("nan")}, "must be positive"),
     ],
 )
 def test_wrong_arguments_are_refused(changes, message):

@@ -46,7 +46,7 @@ SDC = {"small": ((2, 4, 5, 6), (2, 36, 5, 6), (2, 18, 5, 6)), "rows": ((1, 64, 9
 WINDOW = (3, 3, 1, 1, 1, 1, 1, 1, 2, 2, 1.0)
 LEVELS = torch.tensor([[4, 3], [2, 5]]), torch.tensor([0, 12])
 # The matrix products of torch depend on the number of threads. Under autocast, deform_conv2d computes in float32
-# (test_deform_conv2d_under_autocast_computes_in_float32_like_torchvision).
+# (test_deform_conv2d_under_autocast_computes_in_float32).
 PRODUCTS = ("threads", "autocast")
 
 

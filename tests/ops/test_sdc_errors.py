@@ -96,8 +96,8 @@ ERRORS = [
     (
         {"offset_scale": torch.tensor(1.5, requires_grad=True)},
         TypeError,
-        "options such as offset_scale are constants without a gradient, got a tensor that requires one; multiply the "
-        "offset by the tensor instead, or pass value.detach()",
+        "sdc: offset_scale is a constant without a gradient, got a tensor that requires one; multiply the offset by "
+        "the tensor instead, or pass value.detach()",
     ),
     (
         {"input": torch.zeros(1).expand(2, 8, 1, 2**24 + 1)},
